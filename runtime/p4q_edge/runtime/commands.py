@@ -1,0 +1,54 @@
+"""What a subcommand of `p4q-edge` is, and what all subcommands share.
+
+A subcommand is a module with one object `COMMAND`. The modules of the runtime are listed in `RUNTIME_COMMANDS`; those
+of the toolkit come from the entry-point group `p4q_edge.commands`. Nothing here imports more than the standard
+library, so that `p4q-edge --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Schema number of every document that `--json` writes to stdout."""
+
+RUNTIME_COMMANDS: Mapping[str, str] = {
+    "build": "p4q_edge.runtime.command.build:COMMAND",
+    "classify": "p4q_edge.runtime.command.classify:COMMAND",
+    "inspect": "p4q_edge.runtime.command.inspect:COMMAND",
+    "selftest": "p4q_edge.runtime.command.selftest:COMMAND",
+    "bench": "p4q_edge.runtime.bench:COMMAND",
+    "doctor": "p4q_edge.runtime.doctor:COMMAND",
+    "head": "p4q_edge.runtime.command.head:COMMAND",
+}
+"""Where each subcommand of the runtime lives, as `module:object`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One subcommand: its name, its line in `--help`, its options and what it does.
+
+    `add_arguments` gets the subcommand's own parser. The flags `--json`, `-q`, `-v` and `--force` are added by the
+    CLI to every subcommand: `args.json`, `args.quiet`, `args.verbose` and `args.force` always exist.
+    `run` returns the exit code, or raises a `P4QEdgeError`, whose `exit_code` the CLI returns.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def write_result(args: argparse.Namespace, *, document: Mapping[str, Any], text: str) -> None:
+    """Write the result of a subcommand to stdout: `document` as JSON if `--json` was given, else `text`.
+
+    The document gets the key `schema_version` if it has none.
+    """
+    if args.json:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text.rstrip("\n") + "\n")
