@@ -1,0 +1,105 @@
+"""Symmetric affine quantization: the only place that defines scale, range and rounding.
+
+``q = clamp(round_half_even(x / scale), quant_min, quant_max)`` and ``x' = q * scale``, zero point 0, as the ONNX
+operators QuantizeLinear and DequantizeLinear compute it. TensorRT multiplies by the reciprocal of the scale, so
+single integers may differ there by one step.
+
+Source: ONNX operator specification, QuantizeLinear-19; range convention of P4Q Edge: weights [-127, 127],
+activations [-128, 127] at 8 bits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SMALLEST_NORMAL_FP16 = 2.0**-14
+"""Scales below it are FP16 subnormals and lose precision in a TensorRT graph with FP16 scales."""
+
+SMALLEST_SCALE = 2.0**-24
+"""A channel that is always zero still needs a positive scale."""
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor: shape ``()``."""
+
+
+@dataclass(frozen=True)
+class PerAxis:
+    """One scale for each index of `axis`: shape ``(x.shape[axis],)``."""
+
+    axis: int
+
+
+Granularity = PerTensor | PerAxis
+
+
+def activation_range(bits: int) -> tuple[int, int]:
+    """Integer range of a `bits`-bit activation: the whole two's complement range, [-128, 127] at 8 bits."""
+    _check_bits(bits)
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def weight_range(bits: int) -> tuple[int, int]:
+    """Integer range of a `bits`-bit weight: symmetric, [-127, 127] at 8 bits."""
+    _check_bits(bits)
+    return -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1
+
+
+def representable_scale(scale: Tensor) -> Tensor:
+    """Round a scale to a value that FP16 holds exactly, where FP16 has full precision.
+
+    Args:
+        scale: float32, any shape, non-negative.
+
+    Returns:
+        float32 of the same shape, positive. Scales of at least 2**-14 are rounded to FP16, so that the FP16 graph,
+        the FP32 graph and the fake-quantized module share one grid; smaller ones stay float32 (the exporter
+        writes those layers with float32 scales).
+    """
+    scale = scale.float().clamp(min=SMALLEST_SCALE)
+    rounded = scale.half().float()
+    return torch.where((scale >= SMALLEST_NORMAL_FP16) & torch.isfinite(rounded), rounded, scale)
+
+
+def scale_for(amax: Tensor, quant_max: int) -> Tensor:
+    """Scale whose integer range just covers [-amax, amax]; same shape as `amax`, float32, positive."""
+    return representable_scale(amax / quant_max)
+
+
+def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Integers (kept in x's float dtype) nearest to ``x / scale``, ties to even, clamped to the range.
+
+    Args:
+        x: float, any shape.
+        scale: positive, broadcastable to `x` (see `scale_shape`).
+    """
+    return torch.clamp(torch.round(x / scale), quant_min, quant_max)
+
+
+def dequantize(q: Tensor, scale: Tensor) -> Tensor:
+    """Real values ``q * scale``."""
+    return q * scale
+
+
+def broadcast_scale(scale: Tensor, rank: int, granularity: Granularity) -> Tensor:
+    """View a scale of shape ``()`` or ``(channels,)`` so that it broadcasts to a tensor of `rank` dimensions."""
+    if isinstance(granularity, PerTensor):
+        return scale
+    shape = [1] * rank
+    shape[granularity.axis] = -1
+    return scale.view(shape)
+
+
+def amax_of(x: Tensor, granularity: Granularity) -> Tensor:
+    """Largest absolute value of `x`, shape ``()`` or ``(channels,)``."""
+    if isinstance(granularity, PerTensor):
+        return x.abs().amax()
+    others = [d for d in range(x.ndim) if d != granularity.axis % x.ndim]
+    return x.abs().amax(dim=others)
+
+
+def _check_bits(bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits must be between 2 and 8 (integers travel in int8), got {bits}")

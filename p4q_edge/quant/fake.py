@@ -1,0 +1,44 @@
+"""Fake quantization with straight-through gradients."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from p4q_edge.quant import affine
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad: Tensor) -> Tensor:
+        return grad[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged.
+
+    Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, arXiv:1308.3432.
+    """
+    result: Tensor = _RoundSTE.apply(x)
+    return result
+
+
+def fake_quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """``dequantize(quantize(x))`` with gradient 1 inside the integer range and 0 outside.
+
+    Forward values equal `affine.quantize` followed by `affine.dequantize` bit for bit. The gradient with respect
+    to `scale` is that of LSQ when `scale` requires one: ``round(x/s) - x/s`` inside, the bound outside.
+
+    Args:
+        x: float, any shape.
+        scale: positive, broadcastable to `x`.
+
+    Source: LSQ, Esser et al., arXiv:1902.08153, eq. (1) to (3).
+    """
+    if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
+        return affine.dequantize(affine.quantize(x, scale, quant_min, quant_max), scale)
+    q = torch.clamp(round_ste(x / scale), quant_min, quant_max)
+    return affine.dequantize(q, scale)

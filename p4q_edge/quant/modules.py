@@ -1,0 +1,265 @@
+"""Quantizable modules, the rule that swaps them in, and the phase they run in."""
+
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from p4q_edge.quant import affine
+from p4q_edge.quant.fake import fake_quantize
+from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, weight_scale
+from p4q_edge.quant.scheme import QuantScheme
+
+
+class Phase(enum.Enum):
+    """What a quantizable module does with its input."""
+
+    FLOAT = "float"
+    RANGING = "ranging"
+    CALIBRATING = "calibrating"
+    QUANTIZED = "quantized"
+
+
+class QuantLinear(nn.Module):
+    """A linear layer that runs in float, observes its input, or runs fake-quantized.
+
+    Attributes:
+        weight: ``(out_features, in_features)`` float32.
+        bias: ``(out_features,)`` or None.
+        weight_scale: ``(out_features,)`` float32 buffer.
+        input_scale: ``()`` float32 buffer; 0 until calibrated.
+        dynamic: while the layer itself is learned, scales follow the weight and the batch at each step;
+            `freeze` ends that.
+    """
+
+    weight_scale: Tensor
+    input_scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, scheme: QuantScheme) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone().float())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone().float())
+        self.scheme = scheme
+        self.phase = Phase.FLOAT
+        self.dynamic = False
+        self.register_buffer("weight_scale", torch.ones(weight.shape[0]))
+        self.register_buffer("input_scale", torch.zeros(()))
+        self.channel_range = ChannelRange()
+        self.histogram: MagnitudeHistogram | None = None
+        self._restored: Tensor | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: QuantScheme) -> "QuantLinear":
+        """Take over weight and bias of a linear layer."""
+        return cls(linear.weight, linear.bias, scheme)
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.input_scale > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features) -> (..., out_features)``."""
+        if self.phase is Phase.QUANTIZED:
+            return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        if self.phase is Phase.RANGING:
+            self.channel_range.observe(x)
+        elif self.phase is Phase.CALIBRATING:
+            if self.histogram is None:
+                self.histogram = MagnitudeHistogram(self.channel_range.amax)
+            self.histogram.observe(x)
+        return F.linear(x, self.weight, self.bias)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """The input on its integer grid, as real values."""
+        quant_min, quant_max = affine.activation_range(self.scheme.activation_bits)
+        if self.dynamic:
+            scale = affine.scale_for(affine.amax_of(x.detach(), affine.PerTensor()), quant_max)
+        elif self.calibrated:
+            scale = self.input_scale
+        else:
+            raise RuntimeError("this linear has no input scale yet; calibrate the model before Phase.QUANTIZED")
+        return fake_quantize(x, scale, quant_min, quant_max)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight on its integer grid, as real values, ``(out_features, in_features)``."""
+        if self._restored is not None and not self.dynamic:
+            return self._restored
+        quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
+        scale = self._follow_weight() if self.dynamic else self.weight_scale
+        restored = fake_quantize(self.weight, scale[:, None], quant_min, quant_max)
+        if not self.weight.requires_grad:
+            self._restored = restored
+        return restored
+
+    def integer_weight(self) -> Tensor:
+        """int8 ``(out_features, in_features)``: what the exported graph stores."""
+        quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
+        q = affine.quantize(self.weight.detach(), self.weight_scale[:, None], quant_min, quant_max)
+        return q.to(torch.int8)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Replace the weight; the scale is found again by the caller or by `scale_weight`."""
+        self.weight.data = weight.detach().clone()
+        self._restored = None
+
+    def scale_weight(self) -> None:
+        """Choose the scale of each output channel from the present weight."""
+        self.weight_scale = weight_scale(
+            self.weight.detach(),
+            bits=self.scheme.weight_bits,
+            observer=self.scheme.weight_observer,
+            percentile=self.scheme.percentile,
+        )
+        self._restored = None
+
+    def scale_input(self) -> None:
+        """Choose the input scale from the histogram that calibration filled."""
+        if self.histogram is None:
+            raise RuntimeError("this linear saw no calibration batch; was it reached by the forward pass?")
+        _, quant_max = affine.activation_range(self.scheme.activation_bits)
+        clip = self.histogram.clip(self.scheme.observer, quant_max=quant_max, percentile=self.scheme.percentile)
+        self.input_scale = affine.scale_for(clip, quant_max)
+
+    def forget_observations(self) -> None:
+        """Drop ranges and histogram, before a new calibration."""
+        self.channel_range = ChannelRange()
+        self.histogram = None
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
+        self._restored = None
+
+    def _follow_weight(self) -> Tensor:
+        _, quant_max = affine.weight_range(self.scheme.weight_bits)
+        return affine.scale_for(affine.amax_of(self.weight.detach(), affine.PerAxis(0)), quant_max)
+
+
+class Attention(nn.Module):
+    """Batch-first multi-head self-attention with one QKV linear, in place of ``nn.MultiheadAttention``.
+
+    The factor ``1/sqrt(head_size)`` is folded into the query rows of the QKV linear, which leaves the integer grid
+    of a per-channel quantized weight unchanged.
+    """
+
+    def __init__(self, in_proj: QuantLinear, out_proj: QuantLinear, num_heads: int) -> None:
+        super().__init__()
+        self.in_proj = in_proj
+        self.out_proj = out_proj
+        self.num_heads = num_heads
+
+    @classmethod
+    def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
+        """Take over the weights of a self-attention whose query, key and value share one width."""
+        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError("expected an nn.MultiheadAttention with one in_proj_weight and no bias_k or zero_attn")
+        width = attention.embed_dim
+        factor = torch.ones(3 * width)
+        factor[:width] = (width // attention.num_heads) ** -0.5
+        weight = attention.in_proj_weight.detach() * factor[:, None]
+        bias = None if attention.in_proj_bias is None else attention.in_proj_bias.detach() * factor
+        out = attention.out_proj
+        return cls(QuantLinear(weight, bias, scheme), QuantLinear.from_linear(out, scheme), attention.num_heads)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """Self-attention over ``(N, L, D)``; takes the keywords with which open_clip calls the torch module.
+
+        Raises:
+            ValueError: key or value differ from the query, or attention weights are asked for.
+        """
+        if need_weights or (key is not None and key is not query) or (value is not None and value is not query):
+            raise ValueError("Attention computes self-attention only: key and value must be the query itself")
+        q, k, v = self.project(query)
+        return self.attend(q, k, v, attn_mask), None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of ``(N, L, D)``, each ``(N, heads, L, D / heads)``; the query is already scaled."""
+        n, length, width = x.shape
+        q, k, v = self.in_proj(x).split(width, dim=-1)
+        shape = (n, length, self.num_heads, width // self.num_heads)
+        return q.view(shape).transpose(1, 2), k.view(shape).transpose(1, 2), v.view(shape).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
+        scores = q @ k.transpose(-2, -1)  # (N, heads, L, L)
+        if attn_mask is not None:
+            scores = scores + attn_mask
+        mixed = scores.softmax(dim=-1) @ v  # (N, heads, L, head_size)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
+    """All quantizable linears of a model by dotted path, in order of definition."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+
+
+def quantize_modules(model: nn.Module, scheme: QuantScheme, *, cross_attention: frozenset[str]) -> list[str]:
+    """Swap every linear and self-attention of `model` for its quantizable form, in place.
+
+    Modules are chosen by type, not by the names of one architecture. Attention modules named in
+    `cross_attention`, and paths that the scheme keeps in float, are left alone.
+
+    Returns:
+        Paths of the linears and attentions that stay in high precision.
+    """
+    kept: list[str] = []
+    for path, module in list(model.named_modules()):
+        if any(path == k or path.startswith(k + ".") for k in kept):
+            continue
+        if not isinstance(module, nn.MultiheadAttention | nn.Linear):
+            continue
+        fits = isinstance(module, nn.Linear) or (path not in cross_attention and module.in_proj_weight is not None)
+        if scheme.keeps_float(path) or not fits:
+            kept.append(path)
+        elif isinstance(module, nn.Linear) and not _inside_attention(model, path):
+            replace_module(model, path, QuantLinear.from_linear(module, scheme))
+        elif isinstance(module, nn.MultiheadAttention):
+            replace_module(model, path, Attention.from_multihead(module, scheme))
+    return kept
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` in the place of the module at the dotted path."""
+    parent_path, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent_path), name, new)
+
+
+def set_phase(model: nn.Module, phase: Phase) -> None:
+    """Put every quantizable linear of the model into one phase."""
+    for linear in quant_linears(model).values():
+        linear.phase = phase
+
+
+@contextmanager
+def running_in(model: nn.Module, phase: Phase) -> Iterator[None]:
+    """Run the model in a phase for the length of a ``with`` block, then restore each linear's own."""
+    before = {name: linear.phase for name, linear in quant_linears(model).items()}
+    set_phase(model, phase)
+    try:
+        yield
+    finally:
+        for name, linear in quant_linears(model).items():
+            linear.phase = before[name]
+
+
+def _inside_attention(model: nn.Module, path: str) -> bool:
+    parent, _, _ = path.rpartition(".")
+    return isinstance(model.get_submodule(parent), Attention | nn.MultiheadAttention)

@@ -1,0 +1,123 @@
+"""Observers: from seen values to a clip range.
+
+Activations are seen in two passes: the first finds the largest absolute value of each channel (which the folds need
+too), the second fills a histogram of absolute values within that known bound. Memory does not grow with the data.
+"""
+
+import torch
+from torch import Tensor
+
+from p4q_edge.quant import affine
+from p4q_edge.quant.scheme import ObserverName
+
+HISTOGRAM_BINS = 4096
+MSE_CANDIDATES = 100
+SMALLEST_CLIP = 0.2
+"""The MSE search never clips below this share of the maximum."""
+
+
+class ChannelRange:
+    """Running minimum and maximum of each channel (last dimension) of an activation."""
+
+    def __init__(self) -> None:
+        self.minimum: Tensor | None = None
+        self.maximum: Tensor | None = None
+
+    def observe(self, x: Tensor) -> None:
+        """See a batch of shape ``(..., channels)``."""
+        flat = x.detach().reshape(-1, x.shape[-1])
+        low, high = flat.amin(0), flat.amax(0)
+        self.minimum = low if self.minimum is None else torch.minimum(self.minimum, low)
+        self.maximum = high if self.maximum is None else torch.maximum(self.maximum, high)
+
+    def require(self) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum, each ``(channels,)``.
+
+        Raises:
+            RuntimeError: nothing was observed.
+        """
+        if self.minimum is None or self.maximum is None:
+            raise RuntimeError("no batch was observed; run the calibration images through the model first")
+        return self.minimum, self.maximum
+
+    @property
+    def amax(self) -> Tensor:
+        """Largest absolute value over all channels, shape ``()``."""
+        low, high = self.require()
+        return torch.maximum(low.abs().amax(), high.abs().amax())
+
+
+class MagnitudeHistogram:
+    """Histogram of absolute values in ``[0, amax]``, and the clip range that it suggests."""
+
+    def __init__(self, amax: Tensor) -> None:
+        self.amax = float(amax.clamp(min=affine.SMALLEST_SCALE))
+        self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
+        self.mean_sum: Tensor | None = None
+        self.rows = 0
+
+    def observe(self, x: Tensor) -> None:
+        """See a batch of shape ``(..., channels)``."""
+        flat = x.detach().reshape(-1, x.shape[-1])
+        self.counts += torch.histc(flat.abs().float(), HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
+        total = flat.double().sum(0)
+        self.mean_sum = total if self.mean_sum is None else self.mean_sum + total
+        self.rows += flat.shape[0]
+
+    @property
+    def channel_mean(self) -> Tensor:
+        """Mean of each channel, float32 ``(channels,)``."""
+        if self.mean_sum is None:
+            raise RuntimeError("no batch was observed; run the calibration images through the model first")
+        return (self.mean_sum / self.rows).float()
+
+    def clip(self, observer: ObserverName, *, quant_max: int, percentile: float) -> Tensor:
+        """Clip range, shape ``()``: the maximum, a percentile, or the least mean squared error.
+
+        Source: OMSE, Choukroun et al., arXiv:1902.06822, for the last.
+        """
+        if observer == "minmax":
+            return torch.tensor(self.amax)
+        centres = (torch.arange(HISTOGRAM_BINS, dtype=torch.float64) + 0.5) * (self.amax / HISTOGRAM_BINS)
+        if observer == "percentile":
+            share = self.counts.cumsum(0) / self.counts.sum()
+            index = int(torch.searchsorted(share, torch.tensor(percentile / 100.0, dtype=torch.float64)))
+            return centres[min(index, HISTOGRAM_BINS - 1)].float()
+        return _least_error_clip(centres, self.counts, self.amax, quant_max)
+
+
+def _least_error_clip(centres: Tensor, counts: Tensor, amax: float, quant_max: int) -> Tensor:
+    candidates = amax * torch.linspace(SMALLEST_CLIP, 1.0, MSE_CANDIDATES, dtype=torch.float64)
+    scale = (candidates / quant_max)[:, None]
+    restored = torch.clamp(torch.round(centres / scale), max=quant_max) * scale
+    errors = ((restored - centres).square() * counts).sum(1)
+    return candidates[errors.argmin()].float()
+
+
+def weight_scale(weight: Tensor, *, bits: int, observer: ObserverName, percentile: float = 99.99) -> Tensor:
+    """Scale of each output channel of a weight.
+
+    Args:
+        weight: ``(out_features, in_features)`` float32.
+
+    Returns:
+        ``(out_features,)`` float32, positive.
+    """
+    quant_min, quant_max = affine.weight_range(bits)
+    amax = affine.amax_of(weight, affine.PerAxis(0))
+    if observer == "minmax":
+        return affine.scale_for(amax, quant_max)
+    if observer == "percentile":
+        clip = torch.quantile(weight.abs().float(), percentile / 100.0, dim=1)
+        return affine.scale_for(clip, quant_max)
+    best_scale = affine.scale_for(amax, quant_max)
+    best_error = torch.full_like(amax, torch.inf)
+    for share in torch.linspace(1.0, 0.5, 41).tolist():
+        scale = affine.scale_for(amax * share, quant_max)
+        column = scale[:, None]
+        restored = affine.dequantize(affine.quantize(weight, column, quant_min, quant_max), column)
+        error = (restored - weight).square().sum(1)
+        better = error < best_error
+        best_scale = torch.where(better, scale, best_scale)
+        best_error = torch.where(better, error, best_error)
+    return best_scale

@@ -1,0 +1,64 @@
+"""QuantScheme: what is quantized, to how many bits, and how ranges are found."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from p4q_edge.quant import affine
+
+ObserverName = Literal["minmax", "percentile", "mse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantScheme:
+    """Signed symmetric quantization of linears: weights per output channel, activations per tensor.
+
+    Attributes:
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        observer: how the clip range of an activation is chosen: its maximum, a percentile of its absolute values,
+            or the range with the least mean squared quantization error (OMSE).
+        percentile: used by the percentile observer, in percent.
+        weight_observer: the same choice for weights, per output channel.
+        fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
+        fold_value: equalize the channels between attention values and the output projection (exact fold).
+        fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.
+        bias_correction: absorb the mean output error of each quantized linear into its bias.
+        keep_float: glob patterns of module paths that stay in high precision.
+
+    Source: P4Q, arXiv:2409.17634, section 3; RepQ-ViT, arXiv:2212.08254 (reparameterized LayerNorm ranges), here as
+    an exact fold onto symmetric per-tensor ranges.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    observer: ObserverName = "mse"
+    percentile: float = 99.99
+    weight_observer: ObserverName = "mse"
+    fold_norm: bool = True
+    fold_value: bool = True
+    fold_strength: float = 1.0
+    bias_correction: bool = False
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        affine.weight_range(self.weight_bits)
+        affine.activation_range(self.activation_bits)
+        if not 50.0 < self.percentile <= 100.0:
+            raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
+        if not 0.0 <= self.fold_strength <= 1.0:
+            raise ValueError(f"fold_strength must be in [0, 1], got {self.fold_strength}")
+
+    @property
+    def execution(self) -> Literal["executed", "carried"]:
+        """Whether integer kernels run at these widths, or 8-bit kernels carry the narrower grid."""
+        return "executed" if self.weight_bits == 8 and self.activation_bits == 8 else "carried"
+
+    @property
+    def label(self) -> str:
+        """Short name such as ``W8A8``."""
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
+    def keeps_float(self, module_path: str) -> bool:
+        """Whether the module at this dotted path stays in high precision."""
+        return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
