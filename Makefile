@@ -1,0 +1,48 @@
+# `make demo` shows the whole path on real images; `make test` runs the tests; `make check` adds ruff and mypy.
+# All share .venv, which is made anew when a requirement or a pinned version changes.
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Keyed by content, not by time: a checkout gives every file a new time.
+REQUIREMENTS := pyproject.toml runtime/pyproject.toml tools/constraints.txt tools/setup_venv.sh
+INSTALLED := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) | cksum | cut -d' ' -f1)
+
+# Extra arguments for pytest: make test PYTEST_ARGS="tests/runtime -k card"
+PYTEST_ARGS ?=
+
+.PHONY: help demo test check format venv clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    learn, export, build, validate and classify with the built-in demo recipe'
+	@echo 'make test    run the tests'
+	@echo 'make check   ruff, mypy and the tests'
+	@echo 'make format  let ruff format and mend the code'
+	@echo 'make clean   remove build/ and the caches, keep $(VENV)'
+
+$(INSTALLED): $(REQUIREMENTS)
+	tools/setup_venv.sh $(VENV)
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+venv: $(INSTALLED)
+
+demo: venv
+	$(BIN)/p4q-edge build --engine build/demo.onnx
+	$(BIN)/p4q-edge validate build/demo.onnx --report build/demo.report.json
+	$(BIN)/p4q-edge classify build/demo.onnx build/demo/images
+
+test: venv
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: venv
+	VENV=$(VENV) tools/check.sh $(PYTEST_ARGS)
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
