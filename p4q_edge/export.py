@@ -1,0 +1,121 @@
+"""Export a folded classifier as Q/DQ ONNX: one graph with FP16 and one with FP32 remainder, one set of weights."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from p4q_edge.graph.base import run_passes
+from p4q_edge.graph.drop_expand import DropExpand
+from p4q_edge.graph.fragments import StoreWeightsAsFp16, split_shared
+from p4q_edge.graph.insert_qdq import InsertQdq
+from p4q_edge.graph.linear_to_matmul import LinearToMatMul
+from p4q_edge.graph.name_nodes import NameNodes
+from p4q_edge.graph.parity import compare, run_in_onnxruntime
+from p4q_edge.graph.quantization import LinearQuantization
+from p4q_edge.graph.to_fp16 import ToFp16
+from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
+from p4q_edge.quant.modules import Phase, quant_linears, running_in
+from p4q_edge.runtime.errors import QualityGateError
+
+logger = logging.getLogger(__name__)
+
+LEAST_COSINE = 0.999
+"""Below it a graph computes something else; rounding alone stays above 0.9995."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedGraphs:
+    """What the bundle stores of an exported classifier.
+
+    Attributes:
+        fp16, fp32: ModelProto bytes without the shared initializers.
+        weights: ModelProto bytes with nothing but these; `fp16 + weights` and `fp32 + weights` are complete.
+        parity: least cosine of each output and top-1 agreement with the fake-quantized module, keyed
+            ``<graph>.<measure>`` with graph in fp32, fp32_unoptimized, fp16.
+    """
+
+    fp16: bytes
+    fp32: bytes
+    weights: bytes
+    parity: dict[str, float]
+
+
+def linear_quantizations(model: nn.Module) -> dict[str, LinearQuantization]:
+    """Return the integers and scales of each quantized linear by module path."""
+    found = {}
+    for path, linear in quant_linears(model).items():
+        found[path] = LinearQuantization(
+            weight=linear.integer_weight().cpu().numpy(),
+            weight_scale=linear.weight_scale.detach().cpu().numpy(),
+            weight_bits=linear.scheme.weight_bits,
+            input_scale=float(linear.input_scale),
+            input_bits=linear.scheme.activation_bits,
+        )
+    return found
+
+
+def build_graphs(
+    traced: ir.Model, linears: Mapping[str, LinearQuantization]
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
+    model = run_passes(traced, [DropExpand(), LinearToMatMul(), InsertQdq(linears)])
+    half = run_passes(model.clone(), [ToFp16(), NameNodes()])
+    single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
+    return _to_proto(half), _to_proto(single)
+
+
+def _to_proto(model: ir.Model) -> onnx.ModelProto:
+    proto = ir.to_proto(model)
+    # Every reader infers them again, and they would describe initializers that the fragment holds.
+    del proto.graph.value_info[:]
+    return proto
+
+
+def reference_outputs(model: nn.Module, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Return the outputs of the fake-quantized `model` by name."""
+    with torch.inference_mode(), running_in(model, Phase.QUANTIZED):
+        outputs = model(torch.from_numpy(images))
+    return {name: output.float().numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
+
+
+def export_classifier(
+    model: nn.Module, images: NDArray[np.uint8], *, least_cosine: float = LEAST_COSINE
+) -> ExportedGraphs:
+    """Export a calibrated classifier and compare it with itself in ONNX Runtime.
+
+    Args:
+        model: uint8 (N, 3, H, W) -> (logits, embedding, features), its linears `QuantLinear`.
+        images: uint8 (N, 3, H, W) to compare on.
+        least_cosine: the gate for every output of every graph.
+
+    Raises:
+        QualityGateError: a graph differs from the fake-quantized module.
+    """
+    with running_in(model, Phase.FLOAT):
+        traced = trace_float_graph(model, images.shape[2:])
+    graphs, weights = split_shared(build_graphs(traced, linear_quantizations(model)))
+    fp16, fp32 = graphs
+    reference = reference_outputs(model, images)
+    parity: dict[str, float] = {}
+    for name, graph, optimized in (("fp32", fp32, True), ("fp32_unoptimized", fp32, False), ("fp16", fp16, True)):
+        found = compare(reference, run_in_onnxruntime(graph + weights, images, optimized=optimized))
+        parity.update({f"{name}.{measure}": value for measure, value in found.items()})
+    check_parity(parity, least_cosine)
+    return ExportedGraphs(fp16=fp16, fp32=fp32, weights=weights, parity=parity)
+
+
+def check_parity(parity: Mapping[str, float], least_cosine: float) -> None:
+    """Raise QualityGateError when a cosine is below `least_cosine` or NaN."""
+    for name, value in parity.items():
+        if ".cosine_" in name and not value >= least_cosine:
+            raise QualityGateError(
+                f"parity {name} is {value:.6f}, expected at least {least_cosine}: the exported graph does not compute "
+                "what the fake-quantized model computes. Calibrate again, or export with --verbose and report it."
+            )

@@ -1,0 +1,48 @@
+"""What one quantized linear layer brings to the graph."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p4q_edge.quant import affine
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearQuantization:
+    """The integers and scales of one linear layer; symmetric, zero point 0.
+
+    Attributes:
+        weight: int8 (out, in).
+        weight_scale: float32 (out,), positive.
+        weight_bits: 2 to 8; the integers lie in `affine.weight_range`.
+        input_scale: positive, for the whole input tensor.
+        input_bits: 2 to 8; below 8 the graph clips the input to `affine.activation_range`.
+
+    Raises:
+        ValueError: an array of another type or shape, or values outside these ranges.
+    """
+
+    weight: NDArray[np.int8]
+    weight_scale: NDArray[np.float32]
+    weight_bits: int
+    input_scale: float
+    input_bits: int
+
+    def __post_init__(self) -> None:
+        _check(self.weight.dtype == np.int8 and self.weight.ndim == 2, "weight is int8 (out, in)", self.weight)
+        scale = self.weight_scale
+        _check(scale.shape == self.weight.shape[:1], "weight_scale is (out,)", scale)
+        _check(bool(np.all(np.isfinite(scale) & (scale > 0))), "weight_scale is positive and finite", scale)
+        low, high = affine.weight_range(self.weight_bits)
+        inside = low <= int(self.weight.min()) and int(self.weight.max()) <= high
+        _check(inside, f"weight lies in [{low}, {high}]", self.weight)
+        affine.activation_range(self.input_bits)
+        if not (np.isfinite(self.input_scale) and self.input_scale > 0):
+            raise ValueError(f"expected: input_scale is positive and finite; got {self.input_scale}")
+
+
+def _check(holds: bool, expected: str, array: NDArray[Any]) -> None:
+    if not holds:
+        raise ValueError(f"expected: {expected}; got {array.dtype} {array.shape}, {array.min()} to {array.max()}")
