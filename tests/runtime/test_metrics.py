@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from p4q_edge.runtime import metrics
 
 LOGITS = hnp.arrays(
@@ -177,6 +178,29 @@ def test_expected_calibration_error_of_a_calibrated_set_is_zero() -> None:
     confidence = np.full(10, 0.7)
     correct = np.arange(10) < 7
     assert metrics.expected_calibration_error(metrics.reliability_bins(confidence, correct)) == pytest.approx(0)
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 80), elements=st.floats(0, 1)), st.integers(0, 9))
+@settings(max_examples=30)
+def test_calibration_error_lies_in_its_interval(confidence: np.ndarray, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    correct = generator.random(confidence.size) < confidence
+    estimate = metrics.calibration_error(confidence, correct, generator=generator)
+    bins = metrics.reliability_bins(confidence, correct)
+    assert estimate.value == metrics.expected_calibration_error(bins)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high
+
+
+def test_calibration_interval_agrees_with_resampled_images() -> None:
+    generator = np.random.default_rng(0)
+    confidence = generator.beta(5, 2, size=500)
+    correct = generator.random(500) < confidence**2
+    estimate = metrics.calibration_error(confidence, correct, generator=generator)
+    errors = []
+    for _ in range(400):
+        rows = generator.integers(0, 500, 500)
+        errors.append(metrics.expected_calibration_error(metrics.reliability_bins(confidence[rows], correct[rows])))
+    np.testing.assert_allclose((estimate.low, estimate.high), np.quantile(errors, [0.025, 0.975]), atol=0.01)
 
 
 def test_confidence_outside_the_unit_interval_is_refused() -> None:

@@ -240,7 +240,7 @@ def reliability_bins(confidence: Floats, correct: Bools, bins: int = RELIABILITY
     if bins < 1 or (values.size and (values.min() < 0 or values.max() > 1)):
         raise ValueError(f"expected bins >= 1 and confidences in [0, 1], got {bins} bins")
     edges = np.linspace(0.0, 1.0, bins + 1)
-    index = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
+    index = _bin_index(values, bins)
     counts = np.bincount(index, minlength=bins)
     safe = np.maximum(counts, 1)
     mean_confidence = np.bincount(index, weights=values, minlength=bins) / safe
@@ -266,6 +266,25 @@ def expected_calibration_error(bins: tuple[ReliabilityBin, ...]) -> float:
     if total == 0:
         raise ValueError("expected at least one image in the bins")
     return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / total
+
+
+def calibration_error(confidence: Floats, correct: Bools, *, generator: np.random.Generator) -> Estimate:
+    """Return the expected calibration error of (n,) confidences with a bootstrap interval.
+
+    Images are resampled as counts of (bin, correct) cells, with the mean confidence of each cell kept.
+    """
+    _same_length(confidence, correct)
+    value = expected_calibration_error(reliability_bins(confidence, correct))
+    index = _bin_index(np.asarray(confidence, dtype=np.float64), RELIABILITY_BINS)
+    cell = 2 * index + np.asarray(correct, dtype=np.int64)
+    counts = np.bincount(cell, minlength=2 * RELIABILITY_BINS)
+    means = np.bincount(cell, weights=confidence, minlength=counts.size) / np.maximum(counts, 1)
+    n = int(cell.size)
+    draws = generator.multinomial(n, counts / n, size=BOOTSTRAP_ROUNDS)
+    gap = draws * (np.tile([0.0, 1.0], RELIABILITY_BINS) - means)
+    errors = np.abs(gap[:, ::2] + gap[:, 1::2]).sum(axis=1) / n
+    low, high = _percentiles(errors)
+    return Estimate(value=value, n=n, low=min(low, value), high=max(high, value), method="bootstrap")
 
 
 def fit_temperature(logits: Floats, labels: Integers, *, low: float = 1e-3, high: float = 1e3) -> float:
@@ -296,6 +315,11 @@ def fit_temperature(logits: Floats, labels: Integers, *, low: float = 1e-3, high
         else:
             right = middle
     return math.exp(-(left + right) / 2)
+
+
+def _bin_index(values: npt.NDArray[np.float64], bins: int) -> npt.NDArray[np.int64]:
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1).astype(np.int64)
 
 
 def _percentiles(draws: npt.NDArray[np.float64]) -> tuple[float, float]:
