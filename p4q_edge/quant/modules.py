@@ -33,6 +33,7 @@ class QuantLinear(nn.Module):
         input_scale: ``()`` float32 buffer; 0 until calibrated.
         dynamic: while the layer itself is learned, scales follow the weight and the batch at each step;
             `freeze` ends that.
+        float_prefix: leading tokens, ``x[..., :float_prefix, :]``, that are neither observed nor quantized.
     """
 
     weight_scale: Tensor
@@ -45,6 +46,7 @@ class QuantLinear(nn.Module):
         self.scheme = scheme
         self.phase = Phase.FLOAT
         self.dynamic = False
+        self.float_prefix = 0
         self.register_buffer("weight_scale", torch.ones(weight.shape[0]))
         self.register_buffer("input_scale", torch.zeros(()))
         self.channel_range = ChannelRange()
@@ -73,15 +75,21 @@ class QuantLinear(nn.Module):
         if self.phase is Phase.QUANTIZED:
             return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
         if self.phase is Phase.RANGING:
-            self.channel_range.observe(x)
+            self.channel_range.observe(x[..., self.float_prefix :, :] if self.float_prefix else x)
         elif self.phase is Phase.CALIBRATING:
             if self.histogram is None:
                 self.histogram = MagnitudeHistogram(self.channel_range.amax)
-            self.histogram.observe(x)
+            self.histogram.observe(x[..., self.float_prefix :, :] if self.float_prefix else x)
         return F.linear(x, self.weight, self.bias)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input on its integer grid, as real values."""
+        if self.float_prefix:
+            split = self.float_prefix
+            return torch.cat([x[..., :split, :], self._on_grid(x[..., split:, :])], dim=-2)
+        return self._on_grid(x)
+
+    def _on_grid(self, x: Tensor) -> Tensor:
         quant_min, quant_max = affine.activation_range(self.scheme.activation_bits)
         if self.dynamic:
             scale = affine.scale_for(affine.amax_of(x.detach(), affine.PerTensor()), quant_max)

@@ -1,0 +1,245 @@
+"""The recipe: every choice of a run, in one TOML file.
+
+Each section is a frozen record; its defaults are written here once. A key that no section knows is an error which
+names the nearest one.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from p4q_edge.quant.scheme import ObserverName, QuantScheme
+from p4q_edge.runtime.errors import UsageError
+
+DEMO_DATA = "demo:digits"
+"""Name of the built-in data set: the handwritten digits of scikit-learn."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections."""
+
+
+class ModelSection(Section, frozen=True, kw_only=True):
+    """[model]: which CLIP.
+
+    Attributes:
+        name: a name of open_clip, ``hf-hub:org/repo``, ``local-dir:path`` or ``demo``.
+        pretrained: tag or checkpoint path, for plain names.
+        quick_gelu: overrides the activation that the tag records.
+        license: overrides the licence string found with the weights.
+    """
+
+    name: str
+    pretrained: str = ""
+    quick_gelu: bool | None = None
+    license: str = ""
+
+
+class DataSection(Section, frozen=True, kw_only=True):
+    """[data]: labelled images and the words for their classes.
+
+    Attributes:
+        train: folder of class folders, ``.csv``/``.tsv`` (path,label), ``.npz``, ``.tar``
+            (webdataset) or ``demo:digits``.
+        test: the same; empty: all images of `train` that are not learned from.
+        class_names: names in label order, or a ``.txt``/``.json`` file; empty: the folders' names.
+        templates: prompts with ``{}``, or a ``.txt`` file with one a line.
+        class_prompts: a ``.json`` file of prompts for each class, in place of templates.
+        shots: labelled images of each class that are learned from; 0 takes all.
+        test_limit: at most so many test images, drawn with the seed; 0 takes all.
+    """
+
+    train: str
+    test: str = ""
+    class_names: tuple[str, ...] | str = ()
+    templates: tuple[str, ...] | str = ("a photo of a {}.",)
+    class_prompts: str = ""
+    shots: int = 16
+    test_limit: int = 0
+
+
+class QuantizationSection(Section, frozen=True, kw_only=True):
+    """[quantization]: see `QuantScheme`; `text` fake-quantizes the text tower too (the paper's track)."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    adapter_bits: int = 8
+    observer: ObserverName = "mse"
+    percentile: float = 99.99
+    weight_observer: ObserverName = "mse"
+    fold_norm: bool = True
+    fold_value: bool = True
+    fold_strength: float = 1.0
+    bias_correction: bool = False
+    keep_float: tuple[str, ...] = ()
+    text: bool = False
+
+    def scheme(self) -> QuantScheme:
+        """The scheme of the image tower (and of the text tower where it is quantized)."""
+        values = {field: getattr(self, field) for field in QuantScheme.__dataclass_fields__}
+        return QuantScheme(**values)
+
+    def adapter_scheme(self) -> QuantScheme:
+        """The scheme of the adapter: plain maxima, as its weights move while it is learned."""
+        return QuantScheme(
+            weight_bits=self.adapter_bits,
+            activation_bits=self.adapter_bits,
+            observer="minmax",
+            weight_observer="minmax",
+            fold_norm=False,
+            fold_value=False,
+        )
+
+
+class LearnSection(Section, frozen=True, kw_only=True):
+    """[learn]: prompts, adapter, losses and schedule.
+
+    Attributes:
+        prompts: learn context vectors; false keeps the templates' embeddings.
+        adapter: learn the adapter.
+        distillation: weight of the KL divergence from the float teacher; 0 turns it off.
+        kl_temperature: temperature of that divergence.
+        context_init: words whose embeddings start the context; empty: random.
+        num_context_tokens: context length M; 0 follows `context_init`.
+        residual_ratio: share of the adapter, 0 to 1.
+        learn_ratio: learn that share too.
+        zero_init: the adapter starts at zero output.
+        prompt_pull: weight of the pull of learned class embeddings to the hand-written ones (KgCoOp).
+        feature_loss: weight of one minus the cosine between the student's and the teacher's image embedding.
+        label_smoothing: of the cross-entropy, 0 to 1.
+        epochs: passes over the cached features.
+        batch_size: features in a step.
+        context_rate: learning rate of the context.
+        adapter_rate: learning rate of the adapter.
+        weight_decay: of both (AdamW).
+        views: cached views of each image; the first is the image itself, the others are augmented.
+        flip: whether augmented views may be mirrored.
+    """
+
+    prompts: bool = True
+    adapter: bool = True
+    distillation: float = 0.0
+    kl_temperature: float = 1.0
+    context_init: str = "a photo of a"
+    num_context_tokens: int = 0
+    residual_ratio: float = 0.2
+    learn_ratio: bool = False
+    zero_init: bool = True
+    prompt_pull: float = 0.0
+    feature_loss: float = 0.0
+    label_smoothing: float = 0.0
+    epochs: int = 100
+    batch_size: int = 256
+    context_rate: float = 2e-3
+    adapter_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    views: int = 1
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.residual_ratio < 1.0:
+            raise ValueError(f"residual_ratio must be between 0 and 1, got {self.residual_ratio}")
+        for name in ("epochs", "batch_size", "views"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.context_init and self.num_context_tokens < 1:
+            raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
+
+
+class ExportSection(Section, frozen=True, kw_only=True):
+    """[export]: how many golden samples travel in the bundle."""
+
+    golden_samples: int = 6
+
+
+class Recipe(Section, frozen=True, kw_only=True):
+    """A whole run. `seed` fixes few-shot sampling, initialization, augmentation and batch order."""
+
+    schema_version: Literal[1] = 1
+    seed: int = 0
+    model: ModelSection
+    data: DataSection
+    quantization: QuantizationSection = QuantizationSection()
+    learn: LearnSection = LearnSection()
+    export: ExportSection = ExportSection()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe; paths in it are relative to its folder.
+
+    Raises:
+        UsageError: missing file, broken TOML, unknown key, wrong type or value.
+    """
+    if not path.is_file():
+        raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return anchor(parse_recipe(document, source=str(path)), path.parent)
+
+
+def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
+    """Check a parsed document.
+
+    Raises:
+        UsageError: unknown key (with the nearest known one), wrong type or value.
+    """
+    _check_keys(document, Recipe, prefix="", source=source)
+    try:
+        return msgspec.convert(document, Recipe)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"{source}: {error}") from error
+
+
+def anchor(recipe: Recipe, folder: Path) -> Recipe:
+    """Make the recipe's relative paths absolute, seen from `folder`."""
+
+    def absolute(value: str) -> str:
+        if not value or value.startswith("demo:") or Path(value).is_absolute():
+            return value
+        return str((folder / value).resolve())
+
+    data = recipe.data
+    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in ("train", "test", "class_prompts")}
+    for name in ("class_names", "templates"):
+        value = getattr(data, name)
+        changes[name] = absolute(value) if isinstance(value, str) else value
+    model = recipe.model
+    if model.name.startswith("local-dir:"):
+        model = msgspec.structs.replace(model, name="local-dir:" + absolute(model.name.removeprefix("local-dir:")))
+    elif model.pretrained.endswith((".pt", ".pth", ".bin", ".safetensors")):
+        model = msgspec.structs.replace(model, pretrained=absolute(model.pretrained))
+    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, **changes), model=model)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML text; reading it back gives the same recipe."""
+    document: dict[str, Any] = msgspec.to_builtins(recipe)
+    lines = [f"{key} = {_toml_value(value)}" for key, value in document.items() if not isinstance(value, dict)]
+    for name, section in document.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {_toml_value(value)}" for key, value in section.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    # JSON's spelling of strings, numbers and booleans is also TOML's.
+    return msgspec.json.encode(value).decode()
+
+
+def _check_keys(document: dict[str, Any], section: type[Section], *, prefix: str, source: str) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in document.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{source}: unknown key {prefix + key!r}; did you mean {prefix + near!r}?")
+        kind = known[key]
+        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict):
+            _check_keys(value, kind, prefix=f"{prefix}{key}.", source=source)
