@@ -1,7 +1,59 @@
-"""Settings shared by all test folders."""
+"""What all tests share: no network, no colours, the same random examples in every run, GPU tests counted."""
 
-from hypothesis import settings
+from __future__ import annotations
 
-# The machine that runs the tests may be loaded; no test result depends on time.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+import os
+import socket
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Set before any library is imported: nothing is fetched while tests run.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["NO_COLOR"] = "1"
+
+# A failing example must fail everywhere, and a busy machine must fail nothing.
+hypothesis.settings.register_profile("p4q", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("p4q")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")
+
+
+def _has_gpu() -> bool:
+    return any(Path(device).exists() for device in _GPU_DEVICES)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if _has_gpu():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "gpu" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests need a CUDA device and did not run.")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that connects to another machine; what it starts as a process is its own affair."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            assert isinstance(address, tuple)
+            assert address[0] in ("127.0.0.1", "::1", "localhost"), f"a test connects to {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)

@@ -6,6 +6,7 @@ imports one into its own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import subprocess
@@ -103,6 +104,9 @@ def _pycuda() -> dict[str, Any]:
 def _tensorrt() -> dict[str, Any]:
     # Before a device has been counted, TensorRT's runtime returns an object that later ends the process.
     _cuda()
+    with contextlib.suppress(ImportError):
+        # The CUDA runtime can refuse a driver that is too old for it, although the driver itself works.
+        _cuda_bindings()
     import tensorrt
 
     tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))

@@ -1,0 +1,335 @@
+"""The command line: what it loads, its exit codes, and what it writes where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+
+from p4q_edge.runtime import cli
+from p4q_edge.runtime.commands import RUNTIME_COMMANDS, Command, write_result
+from p4q_edge.runtime.errors import (
+    ArtifactError,
+    EnvironmentNotAbleError,
+    InputError,
+    P4QEdgeError,
+    QualityGateError,
+)
+
+HEAVY = ("numpy", "PIL", "safetensors", "msgspec", "onnxruntime", "onnx", "torch", "torchvision", "open_clip", "timm")
+REPORT_HEAVY = f"""
+import sys
+loaded = sorted(set(sys.modules) & set({HEAVY!r}))
+sys.stderr.write("loaded: " + " ".join(loaded))
+"""
+
+
+def loaded_by(*arguments: str, first: str = "") -> str:
+    """Run the command line in a fresh interpreter and return which heavy libraries it has imported."""
+    code = f"{first}\nfrom p4q_edge.runtime.cli import main\ntry:\n    main({list(arguments)!r})\n"
+    code += "except SystemExit:\n    pass\n" + REPORT_HEAVY
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return child.stderr.rpartition("loaded: ")[2]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("--version",), ("no-such",), ("doctor", "--help")])
+def test_starts_without_any_heavy_library(arguments: tuple[str, ...]) -> None:
+    assert loaded_by(*arguments) == ""
+
+
+def test_the_import_guard_can_fail() -> None:
+    assert "numpy" in loaded_by("--help", first="import numpy").split()
+
+
+def test_importing_the_runtime_loads_no_heavy_library() -> None:
+    code = "import p4q_edge.runtime" + REPORT_HEAVY
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stderr == "loaded: "
+
+
+@pytest.fixture
+def subcommand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let `p4q-edge trial` run the given function."""
+
+    def install(run: Callable[[argparse.Namespace], int]) -> None:
+        module = types.ModuleType("trial_module")
+        module.COMMAND = Command(name="trial", help="try it", add_arguments=_add_path, run=run)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "trial_module", module)
+        monkeypatch.setattr(cli, "RUNTIME_COMMANDS", {"trial": "trial_module:COMMAND"})
+
+    def _add_path(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("path", nargs="?")
+
+    return install
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (P4QEdgeError("it failed"), 1),
+        (InputError("no such image"), 2),
+        (EnvironmentNotAbleError("no device"), 3),
+        (ArtifactError("not this card"), 4),
+        (QualityGateError("below the gate"), 5),
+    ],
+)
+def test_an_error_is_one_line_and_its_exit_code(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], error: P4QEdgeError, code: int
+) -> None:
+    subcommand(raising(error))
+    assert cli.main(["trial"]) == code
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_an_error_with_json_is_one_document(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    subcommand(raising(InputError("no such\nimage")))
+    assert cli.main(["trial", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "schema_version": 1,
+        "error": {"type": "InputError", "message": "no such image", "exit_code": 2},
+    }
+    assert err == "error: no such image\n"
+
+
+def test_interrupted(subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    subcommand(raising(KeyboardInterrupt()))
+    assert cli.main(["trial", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"] == {"type": "Interrupted", "message": "interrupted", "exit_code": 130}
+    assert err == "error: interrupted\n"
+
+
+def test_an_unforeseen_error_is_one_line_too(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    subcommand(raising(ZeroDivisionError("by zero")))
+    assert cli.main(["trial"]) == 1
+    expected = "error: ZeroDivisionError: by zero (add -vv for the traceback)\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.parametrize("flags", [["-vv"], ["-v", "-v"], ["-v", "--verbose"]])
+def test_the_traceback_is_shown_on_request(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    subcommand(raising(ZeroDivisionError("by zero")))
+    assert cli.main(["trial", *flags]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("error: ZeroDivisionError: by zero\n")
+
+
+def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
+    code = "import sys; from p4q_edge.runtime.cli import main; sys.exit(main(['--help']))"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    errors = child.stderr.read()
+    child.stderr.close()
+    assert child.wait() == 1
+    assert errors == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tryal"], "error: there is no subcommand 'tryal'. Run: p4q-edge --help\n"),
+        (["doctr"], "error: there is no subcommand 'doctr' (nearest: doctor). Run: p4q-edge --help\n"),
+        (["--json"], "error: a subcommand must come first, not --json. Run: p4q-edge --help\n"),
+        (["trial", "--no"], "error: unrecognized arguments: --no. Run: p4q-edge trial --help\n"),
+        (["trial", "--js"], "error: unrecognized arguments: --js. Run: p4q-edge trial --help\n"),
+        (
+            ["trial", "--quiet=5"],
+            "error: argument -q/--quiet: ignored explicit argument '5'. Run: p4q-edge trial --help\n",
+        ),
+    ],
+)
+def test_wrong_usage(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    subcommand(lambda args: 0)
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == line
+
+
+def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: p4q-edge SUBCOMMAND")
+
+
+def test_help_names_every_subcommand_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in [*RUNTIME_COMMANDS, *cli.TOOLKIT_HELP]:
+        assert f"\n  {name} " in out
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert f"{code} " in out
+
+
+@pytest.mark.parametrize("name", RUNTIME_COMMANDS)
+def test_a_subcommand_of_the_runtime_is_what_help_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli.load_command(name)
+    assert (command.name, command.help) == (name, cli.RUNTIME_HELP[name])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: p4q-edge {name} " in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def version(name: str) -> str:
+        if name == "p4q-edge":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "p4q-edge-runtime 1.2.3\np4q-edge not installed\n"
+
+
+@pytest.fixture
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Let the toolkit have these subcommands: name to `module:object`."""
+
+    def install(commands: dict[str, str]) -> None:
+        points = [EntryPoint(name, value, cli.ENTRY_POINT_GROUP) for name, value in commands.items()]
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda **wanted: EntryPoints(points).select(**wanted))
+
+    return install
+
+
+@pytest.mark.parametrize("name", cli.TOOLKIT_HELP)
+def test_without_the_toolkit_its_subcommands_say_how_to_install_it(
+    entry_points: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    entry_points({})
+    assert cli.main([name, "--anything", "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["exit_code"] == 3
+    assert err == (
+        f"error: p4q-edge {name} needs the toolkit (Python 3.11 or newer, torch), which is not installed here. "
+        "Run, in a checkout of P4Q Edge: pip install ./runtime .\n"
+    )
+
+
+def test_a_toolkit_without_its_libraries_says_which(
+    entry_points: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    entry_points({"learn": "torch:COMMAND"})
+    assert cli.main(["learn"]) == 3
+    assert capsys.readouterr().err.startswith("error: p4q-edge learn needs torch, which is not installed here.")
+
+
+def test_a_missing_module_of_our_own_is_a_bug_not_an_environment(
+    entry_points: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry_points({"learn": "p4q_edge.no_such:COMMAND"})
+    assert cli.main(["learn"]) == 1
+    assert capsys.readouterr().err.startswith("error: ModuleNotFoundError: No module named 'p4q_edge.no_such'")
+
+
+def test_an_entry_point_must_name_a_command(
+    entry_points: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry_points({"learn": "json:dumps"})
+    assert cli.main(["learn"]) == 1
+    assert "the subcommand learn must be a Command, not function" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "working\nwarning: careful\n"),
+        (["-q"], "warning: careful\n"),
+        (["-v"], "detail\nworking\nwarning: careful\n"),
+    ],
+)
+def test_messages_go_to_stderr_as_far_as_they_are_wanted(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        messages = logging.getLogger("p4q_edge.trial")
+        messages.debug("detail")
+        messages.info("working")
+        messages.warning("careful")
+        write_result(args, document={"answer": 42}, text="the answer is 42")
+        return 0
+
+    subcommand(run)
+    assert cli.main(["trial", *flags]) == 0
+    assert capsys.readouterr() == ("the answer is 42\n", expected)
+    assert cli.main(["trial", "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "answer": 42}
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], False), (["-v"], True)])
+def test_warnings_of_libraries_are_shown_with_v(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str], shown: bool
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.captureWarnings(False)
+            logging.captureWarnings(True)
+            warnings.warn("old spelling", FutureWarning, stacklevel=1)
+        return 0
+
+    subcommand(run)
+    assert cli.main(["trial", *flags]) == 0
+    assert ("old spelling" in capsys.readouterr().err) is shown
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours_only_where_wanted(
+    subcommand: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    coloured: bool,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    subcommand(raising(InputError("no")))
+    assert cli.main(["trial"]) == 2
+    assert capsys.readouterr().err == ("\033[31merror:\033[0m no\n" if coloured else "error: no\n")
+
+
+def test_flags_after_a_double_dash_are_paths(
+    subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise InputError(args.path)
+
+    subcommand(run)
+    assert cli.main(["trial", "--", "--json"]) == 2
+    assert capsys.readouterr() == ("", "error: --json\n")

@@ -1,0 +1,337 @@
+"""The doctor: findings, the command that mends each, and its exit code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p4q_edge.runtime import cli, doctor
+from p4q_edge.runtime.doctor import Environment, Finding, able_backends, examine
+from p4q_edge.runtime.host import Host, PowerMode
+from p4q_edge.runtime.probe import Probe
+
+GIB = 1 << 30
+ABSENT = Probe(problem="ModuleNotFoundError: No module named 'it'")
+DRIVER = Probe(
+    facts={
+        "cuda": "12.6",
+        "devices": [{"name": "Orin", "compute_capability": "8.7", "memory_bytes": 8 * GIB}],
+    }
+)
+PC = Host(
+    system="Linux",
+    architecture="x86_64",
+    python=(3, 12, 1),
+    virtual_environment=True,
+    system_site_packages=False,
+    l4t=None,
+    jetpack=None,
+    board=None,
+    cpu_features=frozenset({"avx2", "avx512_vnni"}),
+    memory_bytes=16 * GIB,
+    available_bytes=12 * GIB,
+    free_swap_bytes=0,
+    power_mode=None,
+    tensorrt_pythons=(),
+)
+JETSON = replace(
+    PC,
+    architecture="aarch64",
+    python=(3, 10, 12),
+    l4t="36.4.3",
+    jetpack=6,
+    board="Orin Nano",
+    system_site_packages=True,
+    cpu_features=frozenset({"asimd", "asimddp"}),
+    power_mode=PowerMode(name="MAXN_SUPER", unlimited_id=2),
+    tensorrt_pythons=("3.10",),
+)
+WORKING = {
+    "cuda": DRIVER,
+    "cuda-bindings": Probe(facts={"version": "12.9.10", "device_count": 1}),
+    "pycuda": ABSENT,
+    "tensorrt": Probe(facts={"version": "10.3.0"}),
+    "onnxruntime": Probe(facts={"version": "1.23.2", "providers": ["CPUExecutionProvider"]}),
+}
+
+
+def environment(host: Host = JETSON, **probes: Probe) -> Environment:
+    named = {name.replace("_", "-"): result for name, result in probes.items()}
+    return Environment(host=host, probes={**WORKING, **named}, versions={"p4q-edge": None})
+
+
+def finding(subject: str, seen: Environment, **options: Any) -> Finding:
+    (found,) = (item for item in examine(seen, **options) if item.subject == subject)
+    return found
+
+
+def test_a_jetson_in_order() -> None:
+    findings = examine(environment())
+    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": True}
+    assert {item.status for item in findings} == {"ok", "note"}
+    messages = {item.subject: item.message for item in findings if item.subject != "Memory"}
+    assert messages == {
+        "Python": "3.10.12; enough for the runtime, the toolkit needs 3.11",
+        "Platform": "Orin Nano, Linux aarch64, L4T 36.4.3, JetPack 6",
+        "Environment": "a virtual environment that sees the system's packages",
+        "CPU": "INT8 dot products: asimddp",
+        "Power mode": "MAXN_SUPER",
+        "ONNX Runtime": "1.23.2 with CPUExecutionProvider",
+        "CUDA driver": "driver for CUDA 12.6: Orin (sm_87, 8.0 GiB)",
+        "CUDA from Python": "cuda-bindings 12.9.10",
+        "TensorRT": "10.3.0",
+        "Toolkit": "not installed; learning and export need it, a device does not",
+    }
+
+
+def test_what_is_not_in_order_names_a_command() -> None:
+    broken = replace(
+        JETSON,
+        system_site_packages=False,
+        available_bytes=0,
+        jetpack=5,
+        power_mode=PowerMode(name="15W", unlimited_id=2),
+    )
+    findings = examine(Environment(host=broken, probes=dict.fromkeys(WORKING, ABSENT)))
+    assert able_backends(findings) == {"onnxruntime": False, "tensorrt": False}
+    for item in findings:
+        assert item.fix or item.status == "ok", item
+        assert item.needed_by or item.status != "missing", item
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "message", "fix"),
+    [
+        (replace(PC, virtual_environment=False), "ok", "the system's Python, no virtual environment", ""),
+        (PC, "ok", "a virtual environment that hides the system's packages", ""),
+        (
+            replace(JETSON, system_site_packages=False),
+            "warning",
+            "a virtual environment that hides the system's packages, where JetPack keeps TensorRT",
+            "python3.10 -m venv --system-site-packages .venv-device",
+        ),
+        (
+            replace(JETSON, system_site_packages=False, tensorrt_pythons=()),
+            "warning",
+            "a virtual environment that hides the system's packages, where JetPack keeps TensorRT",
+            "python3 -m venv --system-site-packages .venv-device",
+        ),
+    ],
+)
+def test_virtual_environment(host: Host, status: str, message: str, fix: str) -> None:
+    found = finding("Environment", environment(host))
+    assert (found.status, found.message, found.fix) == (status, message, fix)
+
+
+def test_an_old_jetpack_cannot_run_tensorrt() -> None:
+    findings = examine(environment(replace(JETSON, l4t="35.5.0", jetpack=5)))
+    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": False}
+
+
+def test_a_desktop_is_not_a_jetson() -> None:
+    assert finding("Platform", environment(PC)).message == "Linux x86_64, not a Jetson"
+
+
+@pytest.mark.parametrize(
+    ("features", "status", "message"),
+    [
+        (frozenset(), "note", "this system does not list the features of its CPU"),
+        ({"avx2"}, "note", "no INT8 dot products (VNNI, dotprod): INT8 gains less on this CPU"),
+        ({"avx2", "avx_vnni"}, "ok", "INT8 dot products: avx_vnni"),
+    ],
+)
+def test_cpu(features: set[str], status: str, message: str) -> None:
+    found = finding("CPU", environment(replace(PC, cpu_features=frozenset(features))))
+    assert (found.status, found.message) == (status, message)
+
+
+def memory(host: Host, *, bundle_bytes: int, **probes: Probe) -> list[Finding]:
+    findings = examine(environment(host, **probes), bundle_bytes=bundle_bytes)
+    return [item for item in findings if item.subject == "Memory"]
+
+
+def test_memory_is_compared_with_the_predicted_peak() -> None:
+    small = replace(JETSON, available_bytes=GIB, free_swap_bytes=GIB)
+    onnxruntime, tensorrt = memory(small, bundle_bytes=128 << 20)
+    assert onnxruntime.status == "ok"
+    assert tensorrt.status == "warning"
+    assert tensorrt.message == (
+        "1.0 GiB free and 1.0 GiB of swap; building a bundle of 134 MB for tensorrt takes about 3.0 GiB (an estimate)"
+    )
+    assert tensorrt.fix.startswith("sudo fallocate -l 1G /swapfile && ")
+
+
+def test_memory_for_tensorrt_only_where_it_can_build() -> None:
+    (only,) = memory(JETSON, bundle_bytes=1 << 20, tensorrt=ABSENT)
+    assert "for onnxruntime" in only.message
+
+
+def test_memory_unknown() -> None:
+    (only,) = memory(replace(PC, available_bytes=None), bundle_bytes=1)
+    assert (only.status, only.message) == ("note", "this system does not tell its free memory")
+
+
+@pytest.mark.parametrize(("number", "fix"), [(2, "sudo nvpmodel -m 2"), (None, "sudo nvpmodel -m ID")])
+def test_a_limited_power_mode(number: int | None, fix: str) -> None:
+    limited = replace(JETSON, power_mode=PowerMode(name="15W", unlimited_id=number))
+    found = finding("Power mode", environment(limited))
+    assert found.status == "warning"
+    assert found.message == "15W: latencies are those of this mode, not of the module"
+    assert found.fix == f"{fix} && sudo jetson_clocks"
+
+
+def test_onnxruntime_missing() -> None:
+    found = finding("ONNX Runtime", environment(onnxruntime=ABSENT))
+    assert (found.status, found.fix) == ("missing", "pip install --upgrade onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("host", "fix"),
+    [
+        (PC, "sudo apt install nvidia-driver  # on Ubuntu: sudo ubuntu-drivers install"),
+        (JETSON, "sudo apt install nvidia-jetpack && sudo reboot"),
+    ],
+)
+def test_without_a_driver_the_driver_is_what_to_install(host: Host, fix: str) -> None:
+    seen = environment(host, cuda=ABSENT, cuda_bindings=ABSENT)
+    assert finding("CUDA driver", seen).fix == fix
+    assert finding("CUDA from Python", seen).fix == fix
+
+
+def test_pycuda_is_the_second_choice() -> None:
+    found = finding("CUDA from Python", environment(cuda_bindings=ABSENT, pycuda=Probe(facts={"version": "2026.1"})))
+    assert found.status == "ok"
+    assert found.message.startswith("pycuda 2026.1; cuda-bindings cannot be used: ")
+
+
+def test_cuda_bindings_have_the_major_version_of_the_driver() -> None:
+    found = finding("CUDA from Python", environment(cuda_bindings=ABSENT))
+    assert (found.status, found.fix) == ("missing", "pip install 'cuda-bindings==12.*'")
+
+
+NEW_ENVIRONMENT = "python3.10 -m venv --system-site-packages .venv-device"
+
+
+@pytest.mark.parametrize(
+    ("host", "driver", "message", "fix"),
+    [
+        (
+            replace(JETSON, python=(3, 12, 1)),
+            DRIVER,
+            "installed for the system's Python 3.10; this is Python 3.12",
+            NEW_ENVIRONMENT,
+        ),
+        (
+            replace(JETSON, system_site_packages=False),
+            DRIVER,
+            "installed for the system's Python, which this virtual environment hides",
+            NEW_ENVIRONMENT,
+        ),
+        (
+            replace(JETSON, tensorrt_pythons=()),
+            DRIVER,
+            f"cannot be used: {ABSENT.problem}",
+            "sudo apt install nvidia-jetpack python3-libnvinfer",
+        ),
+        (PC, DRIVER, f"cannot be used: {ABSENT.problem}", "pip install tensorrt-cu12"),
+        (
+            PC,
+            ABSENT,
+            f"cannot be used: {ABSENT.problem}",
+            "p4q-edge build BUNDLE --engine out.onnx  # the CPU engine needs no TensorRT",
+        ),
+    ],
+)
+def test_tensorrt_missing(host: Host, driver: Probe, message: str, fix: str) -> None:
+    found = finding("TensorRT", environment(host, tensorrt=ABSENT, cuda=driver))
+    assert (found.status, found.message, found.fix) == ("missing", message, fix)
+
+
+def test_versions_of_the_toolkit() -> None:
+    versions = {"p4q-edge": "0.1.0", "torch": "2.15.0", "timm": None}
+    seen = Environment(host=PC, probes=WORKING, versions=versions)
+    assert finding("Toolkit", seen).message == "p4q-edge 0.1.0, torch 2.15.0"
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(doctor, "run_probe", lambda name: ABSENT)
+    seen = doctor.read_environment(root=tmp_path)
+    assert set(seen.versions.values()) == {None}
+    assert seen.host.l4t is None
+
+
+def run(monkeypatch: pytest.MonkeyPatch, seen: Environment, *arguments: str) -> int:
+    monkeypatch.setattr(doctor, "read_environment", lambda: seen)
+    return cli.main(["doctor", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "code"),
+    [
+        ((), (), 0),
+        (("tensorrt",), (), 0),
+        (("tensorrt",), ("--backend", "onnxruntime"), 0),
+        (("tensorrt",), ("--backend", "tensorrt"), 3),
+        (("cuda-bindings",), ("--backend", "tensorrt"), 3),
+        (("onnxruntime",), ("--backend", "onnxruntime"), 3),
+        (("onnxruntime", "tensorrt"), (), 3),
+    ],
+)
+def test_exit_code(
+    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], arguments: tuple[str, ...], code: int
+) -> None:
+    seen = Environment(host=JETSON, probes={**WORKING, **dict.fromkeys(missing, ABSENT)})
+    assert run(monkeypatch, seen, *arguments) == code
+
+
+def test_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, environment(tensorrt=ABSENT, onnxruntime=ABSENT)) == 3
+    out, err = capsys.readouterr()
+    assert "\nmissing  ONNX Runtime: cannot be used: " in out
+    assert "\n         run: pip install --upgrade onnxruntime\n" in out
+    assert out.endswith("not able onnxruntime\nnot able tensorrt\n")
+    assert err == (
+        "error: onnxruntime and tensorrt cannot run here; mend what is missing above, then run this again.\n"
+    )
+
+
+def test_json_is_one_document_even_when_a_backend_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, environment(tensorrt=ABSENT), "--json", "--backend", "tensorrt") == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1
+    assert document["backends"] == {"onnxruntime": True, "tensorrt": False}
+    assert {frozenset(item) for item in document["findings"]} == {
+        frozenset({"subject", "status", "message", "fix", "needed_by"})
+    }
+
+
+def test_the_bundle_gives_the_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "model.p4q"
+    bundle.write_bytes(bytes(5_000_000))
+    assert run(monkeypatch, environment(), "--bundle", str(bundle)) == 0
+    assert "building a bundle of 5 MB for tensorrt" in capsys.readouterr().out
+
+
+def test_a_bundle_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, environment(), "--bundle", "no.p4q") == 2
+    expected = "error: no.p4q is not a file. Name a bundle (model.p4q), or leave --bundle out.\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json", "--backend", "onnxruntime"]) == 0
+    subjects = {item["subject"] for item in json.loads(capsys.readouterr().out)["findings"]}
+    assert {"Python", "CPU", "TensorRT", "Toolkit"} <= subjects
