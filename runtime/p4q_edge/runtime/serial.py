@@ -1,0 +1,127 @@
+"""JSON and safetensors from strangers: bounded before anything is allocated, typed, no pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 32
+MAX_TENSORS = 256
+MAX_HEADER_BYTES = 8 << 20
+
+_T = TypeVar("_T")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "|u1", "I8": "|i1", "I32": "<i4", "I64": "<i8"}
+
+
+class _Versioned(msgspec.Struct, frozen=True, kw_only=True):
+    schema_version: int
+
+
+def encode_json(value: object) -> bytes:
+    """Return `value` as indented JSON with sorted keys: the same value always gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
+
+
+def decode_json(data: bytes, struct: type[_T], *, source: str) -> _T:
+    """Return `data` as a `struct`; unknown keys, wrong types and deep nesting are errors.
+
+    Raises:
+        CorruptArtifactError: not JSON, too large, too deep, or not of this structure.
+        ArtifactError: a schema number that this version does not know.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise CorruptArtifactError(
+            f"{source} has {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are read. Get the file again."
+        )
+    depth = json_depth(data)
+    if depth > MAX_JSON_DEPTH:
+        raise CorruptArtifactError(
+            f"{source} nests JSON {depth} deep; at most {MAX_JSON_DEPTH} is read. Get the file again."
+        )
+    try:
+        if "schema_version" in getattr(struct, "__struct_fields__", ()):
+            _check_schema(msgspec.json.decode(data, type=_Versioned).schema_version, source=source)
+        return msgspec.json.decode(data, type=struct)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise CorruptArtifactError(
+            f"{source} is not what this version writes: {error}. Get the file again, or build it again."
+        ) from error
+
+
+def _check_schema(version: int, *, source: str) -> None:
+    if version != 1:
+        raise ArtifactError(f"{source} has schema {version}; this version reads schema 1. Upgrade p4q-edge-runtime.")
+
+
+def json_depth(data: bytes) -> int:
+    """Return how deep objects and arrays are nested in a JSON text; brackets inside strings do not count."""
+    depth = deepest = 0
+    for bracket in _STRING.sub(b"", data).translate(None, delete=_NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def save_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file; the same contents always give the same bytes.
+
+    The library keeps the metadata in a hash map, whose order changes from run to run, so the header is
+    written again with sorted keys.
+    """
+    # numpy and safetensors are imported here so that `--help` needs neither.
+    import numpy as np
+    from safetensors.numpy import save
+
+    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, dict(metadata))
+    header_bytes = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + header_bytes]), sort_keys=True, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + header_bytes :]
+
+
+def load_tensors(data: bytes, *, source: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file; the arrays are read-only views of `data`.
+
+    Raises:
+        CorruptArtifactError: not safetensors, too many tensors, an unexpected dtype, or a header too large.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
+
+    header_bytes = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or header_bytes > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise CorruptArtifactError(f"{source} is not a safetensors file: its header is cut off. Get it again.")
+    header = data[8 : 8 + header_bytes]
+    if json_depth(header) > MAX_JSON_DEPTH:
+        raise CorruptArtifactError(f"{source} has a safetensors header nested too deep. Get it again.")
+    try:
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
+        metadata = json.loads(header).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CorruptArtifactError(f"{source} is not a safetensors file: {error}. Get it again.") from error
+    if len(entries) > MAX_TENSORS:
+        raise CorruptArtifactError(
+            f"{source} has {len(entries)} tensors; at most {MAX_TENSORS} are read. Get it again."
+        )
+    arrays = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise CorruptArtifactError(
+                f"{source}: tensor {name!r} has dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}. "
+                "Write it again with a dtype of this list."
+            )
+        array = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        arrays[name] = array
+    return arrays, metadata
