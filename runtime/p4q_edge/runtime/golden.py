@@ -1,0 +1,171 @@
+"""Golden samples: a few images and what the reference computes on them, to prove that an engine computes it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
+from p4q_edge.runtime.serial import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.engines import Engine
+
+MIN_COSINE = 0.999
+"""Gate between an engine's embeddings and those of the fake-quantized reference."""
+TOP1_MARGIN = 0.01
+"""Top-1 may differ where the reference's two best classes are closer than this, as a difference of cosines."""
+MAX_DRIFT = 1e-6
+"""Embeddings on the machine that built the engine; kernels there are deterministic, so only a change moves them."""
+MAX_SAMPLES = 64
+
+_IMAGE = "image"
+_FLOATS = ("features", "embedding", "logits", "float_embedding", "float_logits")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Golden:
+    """Images and reference results; n is the number of images.
+
+    Attributes:
+        image: (n, 3, H, W) uint8, RGB, already resized.
+        features: (n, dim) float32 of the fake-quantized reference, before the adapter.
+        embedding: (n, dim) float32 likewise, after the adapter, L2-normalized.
+        logits: (n, classes) float32 likewise.
+        float_embedding: (n, dim) float32 of the full-precision model.
+        float_logits: (n, classes) float32 of the full-precision model.
+    """
+
+    image: np.ndarray
+    features: np.ndarray
+    embedding: np.ndarray
+    logits: np.ndarray
+    float_embedding: np.ndarray
+    float_logits: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """Return the samples as safetensors."""
+        names = (_IMAGE, *_FLOATS)
+        return save_tensors({name: getattr(self, name) for name in names}, {"format": "p4q-edge golden 1"})
+
+
+class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a comparison of an engine with golden samples found.
+
+    Attributes:
+        samples: number of images compared.
+        cosine_min: smallest cosine of embeddings, engine against fake-quantized reference.
+        top1_agreement: share of images with the same best class.
+        top1_flips: images whose best class differs although the reference's margin is clear.
+        logit_difference: largest absolute difference of logits.
+        float_top1_agreement: share of images with the best class of the full-precision model.
+        drift: largest absolute difference of embeddings to those at build time; None on another machine.
+    """
+
+    samples: int
+    cosine_min: float
+    top1_agreement: float
+    top1_flips: int
+    logit_difference: float
+    float_top1_agreement: float
+    drift: float | None = None
+
+    def problem(self) -> str | None:
+        """Return in words what is wrong, or None if the engine computes what the reference computes."""
+        if not self.cosine_min >= MIN_COSINE:
+            return f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {MIN_COSINE}"
+        if self.top1_flips:
+            return f"{self.top1_flips} of {self.samples} golden images get another class than in the reference"
+        if self.drift is not None and not self.drift <= MAX_DRIFT:
+            return (
+                f"embeddings moved by {self.drift:.2e} since the engine was built on this machine; "
+                f"at most {MAX_DRIFT:.0e} is expected"
+            )
+        return None
+
+
+def read_golden(data: bytes, *, source: str) -> Golden:
+    """Return golden samples from safetensors.
+
+    Raises:
+        CorruptArtifactError: a tensor is missing or has an unexpected shape or dtype.
+    """
+    tensors, _ = load_tensors(data, source=source)
+    absent = [name for name in (_IMAGE, *_FLOATS) if name not in tensors]
+    if absent:
+        raise CorruptArtifactError(f"{source} lacks the tensors {', '.join(absent)}. Export the bundle again.")
+    image = tensors[_IMAGE]
+    samples = len(image) if image.ndim == 4 else 0
+    shapes_agree = image.ndim == 4 and image.shape[1] == 3 and image.dtype == np.uint8 and image.size > 0
+    for name in _FLOATS:
+        tensor = tensors[name]
+        shapes_agree &= tensor.ndim == 2 and len(tensor) == samples and tensor.dtype == np.float32
+        shapes_agree &= tensor.size > 0 and bool(np.isfinite(tensor).all())
+    if not shapes_agree or not 0 < samples <= MAX_SAMPLES:
+        raise CorruptArtifactError(
+            f"{source}: expected up to {MAX_SAMPLES} uint8 images (n, 3, H, W) and finite float32 results (n, m); "
+            f"got { ({name: tensor.shape for name, tensor in tensors.items()}) }. Export the bundle again."
+        )
+    return Golden(**{name: tensors[name] for name in (_IMAGE, *_FLOATS)})
+
+
+def run_golden(engine: Engine, golden: Golden) -> dict[str, np.ndarray]:
+    """Return all outputs of an engine on the golden images, one image at a time."""
+    rows = [engine.run(golden.image[index : index + 1], None) for index in range(len(golden.image))]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def compare(
+    outputs: dict[str, np.ndarray],
+    golden: Golden,
+    *,
+    logit_scale: float,
+    recorded: np.ndarray | None = None,
+) -> GoldenResult:
+    """Compare an engine's outputs with the reference, and with its own of build time.
+
+    Args:
+        outputs: `embedding` (n, dim) and `logits` (n, classes) of the engine.
+        golden: the samples.
+        logit_scale: factor between cosines and logits.
+        recorded: (n, dim) embeddings of the engine when it was built on this machine, or None.
+    """
+    embedding, logits = outputs["embedding"], outputs["logits"]
+    if embedding.shape != golden.embedding.shape or logits.shape != golden.logits.shape:
+        raise CorruptArtifactError(
+            f"the engine gives embeddings {embedding.shape} and logits {logits.shape}; its golden samples have "
+            f"{golden.embedding.shape} and {golden.logits.shape}. Build the engine again from its bundle."
+        )
+    best, reference_best = logits.argmax(axis=1), golden.logits.argmax(axis=1)
+    two_best = np.sort(golden.logits, axis=1)[:, -2:]
+    clear = (two_best[:, -1] - two_best[:, 0] > TOP1_MARGIN * logit_scale) | (golden.logits.shape[1] == 1)
+    drift = None if recorded is None else float(np.abs(embedding - recorded).max())
+    return GoldenResult(
+        samples=len(embedding),
+        cosine_min=float(cosine(embedding, golden.embedding).min()),
+        top1_agreement=float((best == reference_best).mean()),
+        top1_flips=int(((best != reference_best) & clear).sum()),
+        logit_difference=float(np.abs(logits - golden.logits).max()),
+        float_top1_agreement=float((best == golden.float_logits.argmax(axis=1)).mean()),
+        drift=drift,
+    )
+
+
+def require(result: GoldenResult, *, engine: str) -> None:
+    """Raise `QualityGateError` if the comparison failed."""
+    problem = result.problem()
+    if problem is not None:
+        raise QualityGateError(
+            f"{engine} computes wrong values here: {problem}. Build it again on this machine with `p4q-edge build`."
+        )
+
+
+def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the cosine of each row of two (n, dim) arrays as (n,) float64; NaN where a row is zero."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        return np.asarray((left * right).sum(axis=1) / norms)
