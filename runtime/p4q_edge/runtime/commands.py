@@ -1,8 +1,8 @@
 """What a subcommand of `p4q-edge` is, and what all subcommands share.
 
-A subcommand is a module with one object `COMMAND`. The modules of the runtime are listed in `RUNTIME_COMMANDS`; those
-of the toolkit come from the entry-point group `p4q_edge.commands`. Nothing here imports more than the standard
-library, so that `p4q-edge --help` stays fast.
+A subcommand is a module with one object `COMMAND`. The modules of the runtime are listed in
+`RUNTIME_COMMANDS`; those of the toolkit come from the entry-point group `p4q_edge.commands`. Nothing here
+imports more than the standard library, so that `p4q-edge --help` stays fast.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ RUNTIME_COMMANDS: Mapping[str, str] = {
 class Command:
     """One subcommand: its name, its line in `--help`, its options and what it does.
 
-    `add_arguments` gets the subcommand's own parser. The flags `--json`, `-q`, `-v` and `--force` are added by the
-    CLI to every subcommand: `args.json`, `args.quiet`, `args.verbose` and `args.force` always exist.
+    `add_arguments` gets the subcommand's own parser. The flags `--json`, `-q`, `-v` and `--force` are added by
+    the CLI to every subcommand: `args.json`, `args.quiet`, `args.verbose` and `args.force` always exist.
     `run` returns the exit code, or raises a `P4QEdgeError`, whose `exit_code` the CLI returns.
     """
 

@@ -1,0 +1,158 @@
+"""From a bundle to an engine for this machine, with its card. Needs no torch and no onnx."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from p4q_edge.runtime import golden as golden_samples
+from p4q_edge.runtime.bundle import GOLDEN, Bundle, read_bundle
+from p4q_edge.runtime.card import BackendName, Card, card_path, write_card
+from p4q_edge.runtime.engines.onnxruntime import CpuProfile, OnnxRuntimeEngine, fingerprint
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.files import atomic_write, refuse_existing, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+logger = logging.getLogger(__name__)
+
+BACKEND_OF_SUFFIX: dict[str, BackendName] = {
+    ".onnx": "onnxruntime",
+    ".plan": "tensorrt",
+    ".engine": "tensorrt",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        cpu_profile: `exact` (8-bit weights) or `fast` (7-bit weights, for x86 without VNNI); ONNX Runtime.
+        threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
+        tensorrt: options of the TensorRT builder, by name.
+    """
+
+    cpu_profile: CpuProfile = "exact"
+    threads: int | None = None
+    tensorrt: dict[str, Any] | None = None
+
+
+def backend_of(engine: str | Path, backend: BackendName | None = None) -> BackendName:
+    """Return the backend that an engine's suffix names, unless one is given.
+
+    Raises:
+        UsageError: the suffix names none.
+    """
+    if backend is not None:
+        return backend
+    suffix = Path(engine).suffix.lower()
+    if suffix not in BACKEND_OF_SUFFIX:
+        raise UsageError(
+            f"the suffix of {engine} names no backend; expected .onnx (ONNX Runtime, CPU) or .plan/.engine "
+            "(TensorRT). Name the engine so, or add --backend."
+        )
+    return BACKEND_OF_SUFFIX[suffix]
+
+
+def build_engine(
+    bundle: str | Path,
+    engine: str | Path,
+    *,
+    backend: BackendName | None = None,
+    force: bool = False,
+    options: BuildOptions = BuildOptions(),
+) -> Card:
+    """Build an engine from a bundle, prove it on the golden samples, and write it with its card.
+
+    Args:
+        bundle: the bundle's file.
+        engine: the engine to make; its suffix names the backend.
+        backend: overrides the suffix.
+        force: replace an existing engine and card.
+        options: how to build.
+
+    Raises:
+        UsageError: the suffix names no backend, or the engine exists and `force` is false.
+        CorruptArtifactError: the bundle is damaged.
+        EnvironmentNotAbleError: the backend is not installed.
+        QualityGateError: the engine does not compute what the reference computes; nothing is written.
+    """
+    engine = Path(engine)
+    chosen = backend_of(engine, backend)
+    for path in (engine, card_path(engine)):
+        refuse_existing(path, force=force)
+    opened = read_bundle(bundle)
+    if chosen == "tensorrt":
+        return _build_tensorrt(opened, engine, force=force, options=options)
+    return _build_onnxruntime(opened, engine, force=force, options=options)
+
+
+def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
+    model = bundle.model("fp32")
+    loaded = OnnxRuntimeEngine(model, profile=options.cpu_profile, threads=options.threads, name=str(engine))
+    golden = bundle.golden()
+    outputs = golden_samples.run_golden(loaded, golden)
+    loaded.close()
+    head = bundle.head()
+    result = golden_samples.compare(outputs, golden, logit_scale=head.logit_scale)
+    golden_samples.require(result, engine=str(engine))
+    logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
+    card = msgspec.structs.replace(
+        describe(bundle, backend="onnxruntime", built_with=dict(fingerprint())),
+        engine_sha256=sha256_bytes(model),
+        engine_size_bytes=len(model),
+        options={"cpu_profile": options.cpu_profile},
+        measured=measured(outputs["embedding"], result),
+    )
+    atomic_write(engine, model, force=force)
+    write_card(engine, card, force=force)
+    return card
+
+
+def _build_tensorrt(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            f"TensorRT is not installed, and {engine} needs it. On a Jetson use the system's Python packages "
+            "(python3 -m venv --system-site-packages); on x86 run: pip install tensorrt. For a CPU engine name "
+            f"{engine.with_suffix('.onnx')} instead."
+        ) from error
+    from p4q_edge.runtime.engines.tensorrt_builder import build_plan
+
+    card: Card = build_plan(bundle.model("fp16"), bundle, engine, options)
+    return card
+
+
+def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]) -> Card:
+    """Return the part of a card that the bundle decides; digest and size of the engine are filled in later."""
+    manifest, head = bundle.manifest, bundle.head()
+    return Card(
+        backend=backend,
+        engine_sha256="",
+        engine_size_bytes=0,
+        bundle_sha256=sha256_file(bundle.path),
+        built_by=f"p4q-edge-runtime {version('p4q-edge-runtime')}",
+        built_with=built_with,
+        model=manifest.model,
+        precision=msgspec.structs.replace(manifest.precision, remainder="fp32" if backend == "onnxruntime" else "fp16"),
+        class_names=manifest.class_names,
+        preprocess=bundle.preprocess(),
+        embedding_dim=manifest.embedding_dim,
+        logit_scale=head.logit_scale,
+        calibration=head.calibration,
+        golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
+    )
+
+
+def measured(embedding: np.ndarray, result: golden_samples.GoldenResult) -> dict[str, Any]:
+    """Return what a card records of the golden samples: embeddings (n, dim) and the comparison."""
+    return {"embedding": embedding.tolist(), "golden": msgspec.structs.asdict(result)}

@@ -1,0 +1,97 @@
+"""Prove with the golden samples that an engine computes, on this machine, what its reference computes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from p4q_edge.runtime.card import Card, read_card
+from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
+from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
+from p4q_edge.runtime.files import atomic_write, sha256_bytes
+from p4q_edge.runtime.golden import GoldenResult, compare, require, run_golden
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "P4Q_EDGE_CACHE"
+
+
+def selftest(engine: str | Path, *, device: str = "auto", threads: int | None = None) -> GoldenResult:
+    """Run the golden samples of an engine's card through the engine and compare.
+
+    Returns:
+        The comparison, which may have failed: see `GoldenResult.problem`.
+
+    Raises:
+        CorruptArtifactError: the engine is not the one of its card.
+    """
+    card = read_card(engine)
+    loaded = load_engine(engine, card, device=device, threads=threads)
+    try:
+        return check_golden(loaded, card)
+    finally:
+        loaded.close()
+
+
+def check_golden(engine: Engine, card: Card) -> GoldenResult:
+    """Compare a loaded engine with the golden samples of its card.
+
+    On the machine that built the engine, its outputs must also be those recorded then.
+    """
+    golden = card.golden_samples()
+    built_here = fingerprint(card).items() <= card.built_with.items()
+    recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
+    return compare(run_golden(engine, golden), golden, logit_scale=card.logit_scale, recorded=recorded)
+
+
+def ensure_golden(engine: Engine, card: Card, *, name: str) -> None:
+    """Check an engine once a machine: the result is kept by engine, card, library versions and processor.
+
+    Raises:
+        QualityGateError: the engine computes wrong values here.
+    """
+    proof = _cache_folder() / "golden" / f"{_key(card)}.json"
+    if proof.is_file():
+        return
+    result = check_golden(engine, card)
+    require(result, engine=name)
+    try:
+        atomic_write(proof, msgspec.json.encode(result), force=True)
+    except UsageError as error:
+        logger.info("the golden samples are checked again at the next start: %s", error)
+
+
+def _key(card: Card) -> str:
+    parts = {"card": msgspec.json.encode(card, order="sorted").decode(), "here": fingerprint(card)}
+    return sha256_bytes(msgspec.json.encode(parts, order="sorted"))
+
+
+def _recorded(card: Card, *, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        recorded = np.asarray(card.measured.get("embedding"), dtype=np.float32)
+    except (TypeError, ValueError):
+        recorded = np.empty(0, np.float32)
+    if recorded.shape != shape:
+        raise CorruptArtifactError(
+            f"the card records embeddings of shape {recorded.shape}; its golden samples have {shape}. "
+            "Build the engine again."
+        )
+    return recorded
+
+
+def _cache_folder() -> Path:
+    """Return where this user's caches lie: `P4Q_EDGE_CACHE`, or the platform's folder for caches."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "p4q-edge"
