@@ -74,4 +74,4 @@ class Adapter(nn.Module):
 def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     bound = float(columns) ** -0.5  # nn.Linear's default, with an explicit generator
     uniform = torch.rand(rows, columns, generator=generator) * 2 - 1
-    return uniform * bound
+    return torch.mul(uniform, bound)

@@ -24,6 +24,7 @@ class Checkpoint:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     saved_at: float = 0.0
+    pending: bytes | None = None
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Parameters with a gradient, by name."""
@@ -31,17 +32,27 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, state: Checkpoint, *, key: str, epoch: int, final: bool) -> None:
-    """Save after a whole epoch; skipped when the last save was moments ago, unless it is the last epoch."""
-    if not final and time.monotonic() - state.saved_at < SECONDS_BETWEEN_SAVES:
-        return
+    """Take a snapshot after a whole epoch.
+
+    It is written at once when it is the last or when the last write is a while ago; else it stays pending for
+    `flush_checkpoint`.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in state.learned().items():
         tensors[f"weight.{name}"] = parameter.detach().clone()
         for moment, value in state.optimizer.state[parameter].items():
             tensors[f"{moment}.{name}"] = value.detach().clone()
     metadata = {"key": key, "epoch": str(epoch), "rates": json.dumps(state.schedule.get_last_lr())}
-    atomic_write(path, save(tensors, metadata), force=True)
-    state.saved_at = time.monotonic()
+    state.pending = save(tensors, metadata)
+    if final or time.monotonic() - state.saved_at >= SECONDS_BETWEEN_SAVES:
+        flush_checkpoint(path, state)
+
+
+def flush_checkpoint(path: Path, state: Checkpoint) -> None:
+    """Write the snapshot that is pending, if any."""
+    if state.pending is not None:
+        atomic_write(path, state.pending, force=True)
+        state.pending, state.saved_at = None, time.monotonic()
 
 
 def load_checkpoint(path: Path, state: Checkpoint, *, key: str) -> int:
@@ -77,6 +88,6 @@ def load_checkpoint(path: Path, state: Checkpoint, *, key: str) -> int:
 
 def _move_schedule(state: Checkpoint, epoch: int, rates: list[float]) -> None:
     state.schedule.last_epoch = epoch
-    state.schedule._last_lr = rates
+    state.schedule._last_lr = [*rates]
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

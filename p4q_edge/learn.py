@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.adapter import Adapter
-from p4q_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from p4q_edge.checkpoint import Checkpoint, flush_checkpoint, load_checkpoint, save_checkpoint
 from p4q_edge.losses import contrastive_loss, cosine_loss, distillation_loss
 from p4q_edge.prompts import PromptLearner
 from p4q_edge.quant.scheme import QuantScheme
@@ -163,7 +163,9 @@ def _run_epochs(
                 save_checkpoint(run.checkpoint, state, key=run.key, epoch=done, final=done == section.epochs)
             run.progress(done, loss)
     except KeyboardInterrupt:
-        # An interrupt inside an epoch leaves half of its steps in the weights: the last whole epoch is on disk.
+        # The weights hold half an epoch by now; the pending snapshot is of the last whole one.
+        if run.checkpoint:
+            flush_checkpoint(run.checkpoint, state)
         logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, section.epochs)
         raise
 

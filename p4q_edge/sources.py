@@ -46,7 +46,8 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
     readers |= dict.fromkeys(TABLE_DELIMITERS, _read_table)
     if path.suffix not in readers:
         raise UsageError(
-            f"{key}: {source} has suffix {path.suffix!r}; expected a folder, {', '.join(sorted(readers))} or {DEMO_DATA}"
+            f"{key}: {source} has suffix {path.suffix!r}; "
+            f"expected a folder, {', '.join(sorted(readers))} or {DEMO_DATA}"
         )
     return readers[path.suffix](path)
 
@@ -197,9 +198,7 @@ def _read_tar(path: Path) -> ImageSet:
                 elif suffix == "cls":
                     labels[key] = int(data)
                 elif Path(member.name).name == "classnames.txt":
-                    class_names = tuple(
-                        data.decode().split("\n")[:-1] if data.endswith(b"\n") else data.decode().split("\n")
-                    )
+                    class_names = tuple(data.decode().splitlines())
     except (tarfile.TarError, ValueError) as error:
         raise InputError(f"{path} is not a webdataset tar of KEY.jpg and KEY.cls: {error}") from error
     keys = sorted(blobs)
