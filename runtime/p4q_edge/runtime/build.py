@@ -13,10 +13,11 @@ import msgspec
 
 from p4q_edge.runtime import golden as golden_samples
 from p4q_edge.runtime.bundle import GOLDEN, Bundle, read_bundle
-from p4q_edge.runtime.card import BackendName, Card, card_path, write_card
-from p4q_edge.runtime.engines.onnxruntime import CpuProfile, OnnxRuntimeEngine, fingerprint
+from p4q_edge.runtime.card import Card, card_path, write_card
+from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.files import atomic_write, refuse_existing, sha256_bytes, sha256_file
+from p4q_edge.runtime.options import BackendName, CpuProfile
 
 if TYPE_CHECKING:
     import numpy as np

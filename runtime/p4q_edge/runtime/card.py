@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -14,10 +14,9 @@ from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.files import atomic_write, read_bounded, sha256_file
 from p4q_edge.runtime.golden import Golden, read_golden
 from p4q_edge.runtime.heads import Calibration
+from p4q_edge.runtime.options import BackendName
 from p4q_edge.runtime.preprocess import PreprocessSpec
 from p4q_edge.runtime.serial import MAX_JSON_BYTES, decode_json, encode_json
-
-BackendName = Literal["onnxruntime", "tensorrt"]
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,7 +16,8 @@ from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.heads import Head, load_head
 from p4q_edge.runtime.images import ColorOrder, ImageLike, load_image
-from p4q_edge.runtime.preprocess import Fast, draft_size, preprocess
+from p4q_edge.runtime.options import Fast
+from p4q_edge.runtime.preprocess import draft_size, preprocess
 from p4q_edge.runtime.proof import ensure_golden
 from p4q_edge.runtime.results import Prediction, Ranking, probabilities
 from p4q_edge.runtime.sources import batched, expand, is_single, mapped_ahead, source_of

@@ -158,9 +158,12 @@ def require(result: GoldenResult, *, engine: str) -> None:
     """Raise `QualityGateError` if the comparison failed."""
     problem = result.problem()
     if problem is not None:
-        raise QualityGateError(
-            f"{engine} computes wrong values here: {problem}. Build it again on this machine with `p4q-edge build`."
-        )
+        raise QualityGateError(wrong_values(engine, problem))
+
+
+def wrong_values(engine: str, problem: str) -> str:
+    """Return the message of a failed comparison."""
+    return f"{engine} computes wrong values here: {problem}. Build it again on this machine with `p4q-edge build`."
 
 
 def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:

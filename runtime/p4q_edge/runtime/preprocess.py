@@ -15,16 +15,13 @@ import msgspec
 from PIL import Image, ImageOps
 
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.options import Fast
 
 if TYPE_CHECKING:
     import numpy as np
 
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "longest", "squash"]
-Fast = Literal["reducing_gap", "draft"]
-"""`reducing_gap`: shrink by an integer factor before the filter is applied. `draft`: also let the JPEG decoder
-skip detail that is not needed. Both act on large pictures only."""
-
 MAX_SIDE = 4096
 # A long thin picture is enlarged along its long side before it is cropped; this bounds the memory for it.
 MAX_RESIZED_PIXELS = 1 << 26

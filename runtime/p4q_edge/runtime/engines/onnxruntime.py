@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,10 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
     UsageError,
 )
+from p4q_edge.runtime.options import CpuProfile
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.card import Card
-
-CpuProfile = Literal["exact", "fast"]
 
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
