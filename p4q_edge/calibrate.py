@@ -1,8 +1,10 @@
 """Stage `calibrate`: the image encoder with channel folds, weight scales and input scales."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from p4q_edge.quant.folds import correct_biases, fold_channels
 from p4q_edge.quant.modules import Phase, quant_linears, quantize_modules, running_in, set_phase
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.tensor_file import read_metadata, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,30 @@ class CalibratedEncoder:
     kept_float: tuple[str, ...]
     folded: tuple[str, ...]
     images: int
+
+    def save(self, path: Path, *, key: str) -> None:
+        """Write weights, scales and what is needed to build the same modules again."""
+        facts = {"kept_float": self.kept_float, "folded": self.folded, "images": self.images}
+        write_tensors(path, self.encoder.state_dict(), key=key, metadata={"calibration": json.dumps(facts)})
+
+
+def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key: str) -> CalibratedEncoder | None:
+    """A calibrated encoder from its file, or None when there is none that was made from the same things."""
+    tensors = read_tensors(path, key=key)
+    if tensors is None:
+        return None
+    facts = json.loads(read_metadata(path)["calibration"])
+    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    quantize_modules(encoder, scheme, cross_attention=frozenset(facts["kept_float"]))
+    for name, linear in quant_linears(encoder).items():
+        if f"{name}.bias" in tensors and linear.bias is None:  # a fold gave it one
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features))
+    encoder.load_state_dict(tensors)
+    encoder.requires_grad_(False)
+    set_phase(encoder, Phase.QUANTIZED)
+    return CalibratedEncoder(
+        encoder=encoder, kept_float=tuple(facts["kept_float"]), folded=tuple(facts["folded"]), images=facts["images"]
+    )
 
 
 def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -> CalibratedEncoder:

@@ -1,0 +1,256 @@
+"""The stages in order, each from files to files, each skipped when what it depends on is unchanged.
+
+A run folder holds the resolved recipe, the calibrated encoder with its cached features, the learning checkpoint and
+what was learned. Each file carries the digest of everything that made it.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from p4q_edge.calibrate import CalibratedEncoder, calibrate_encoder, restore_encoder
+from p4q_edge.data import Split, augment, pixels
+from p4q_edge.fold import FoldedClassifier
+from p4q_edge.image_encoder import encode_batches
+from p4q_edge.learn import CachedFeatures, LearningRun, Student, learn, make_student
+from p4q_edge.load import LoadedModel, load_model, to_batch
+from p4q_edge.prompts import PromptLearner, initial_context, template_embeddings
+from p4q_edge.quantized_text import calibrate_text
+from p4q_edge.recipe import Recipe, to_toml
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.files import atomic_write
+from p4q_edge.sources import read_class_prompts, read_split, read_words
+from p4q_edge.tensor_file import read_tensors, write_tensors
+from p4q_edge.text_tower import TextTower
+
+logger = logging.getLogger(__name__)
+
+CODE_VERSION = "1"
+"""Raised with any change of meaning of a stage's files, so that older ones are made again."""
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Where the stages of one run keep their results."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
+
+    @property
+    def encoder(self) -> Path:
+        return self.folder / "calibrated.safetensors"
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "learning.safetensors"
+
+    @property
+    def learned(self) -> Path:
+        return self.folder / "learned.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a recipe names, opened: the float model, the images, the words."""
+
+    recipe: Recipe
+    model: LoadedModel
+    split: Split
+    templates: tuple[str, ...]
+    class_prompts: dict[str, tuple[str, ...]]
+    train_digests: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.split.train.class_names
+
+    def key(self, *parts: object) -> str:
+        """Digest of the model, the images learned from and any further parts."""
+        content = [CODE_VERSION, self.model.info.weights_sha256, msgspec.to_builtins(self.model.preprocess)]
+        content += [self.train_digests, self.split.train.labels.tolist(), self.recipe.seed, *parts]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """After `calibrate`: the quantized encoder and what both towers say about the labelled images."""
+
+    source: Source
+    calibrated: CalibratedEncoder
+    features: CachedFeatures
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """After `learn` and `fold`."""
+
+    prepared: Prepared
+    student: Student
+    classifier: FoldedClassifier
+    key: str
+
+
+def open_source(recipe: Recipe) -> Source:
+    """Stage `load`, and the data of a recipe."""
+    model = open_model(recipe)
+    split = read_split(recipe.data, seed=recipe.seed)
+    return Source(
+        recipe=recipe,
+        model=model,
+        split=split,
+        templates=read_words(recipe.data.templates, key="data.templates"),
+        class_prompts=read_class_prompts(recipe.data.class_prompts),
+        train_digests=tuple(split.train.digests()),
+    )
+
+
+def open_model(recipe: Recipe) -> LoadedModel:
+    """The model that a recipe names; ``demo`` is the one that is shipped."""
+    section = recipe.model
+    if section.name == "demo":
+        from p4q_edge.demo import MODEL_DIR
+
+        if section.pretrained:
+            raise UsageError("model 'demo' brings its own weights; remove model.pretrained")
+        return load_model(f"local-dir:{MODEL_DIR}")
+    return load_model(section.name, section.pretrained, quick_gelu=section.quick_gelu, licence=section.license)
+
+
+def prepare(source: Source, files: RunFiles) -> Prepared:
+    """Stage `calibrate`: quantize the encoder, cache the features of both towers."""
+    section, learn_section = source.recipe.quantization, source.recipe.learn
+    scheme = section.scheme()
+    atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
+    key = source.key("calibrate", msgspec.to_builtins(section), learn_section.views, learn_section.flip)
+    stored = read_tensors(files.features, key=key)
+    calibrated = restore_encoder(files.encoder, source.model, scheme, key=key) if stored is not None else None
+    if calibrated is not None and stored is not None:
+        logger.info("calibrate: unchanged, taken from %s", files.folder)
+        return Prepared(source=source, calibrated=calibrated, features=CachedFeatures(**stored), key=key)
+    images = pixels(source.split.train, source.model.preprocess)
+    logger.info("calibrate: %d images, %s", len(images), scheme.label)
+    calibrated = calibrate_encoder(source.model, images, scheme)
+    features = cache_features(source, calibrated.encoder, images)
+    calibrated.save(files.encoder, key=key)
+    tensors = {"student": features.student, "teacher": features.teacher, "labels": features.labels}
+    write_tensors(files.features, tensors, key=key)
+    return Prepared(source=source, calibrated=calibrated, features=features, key=key)
+
+
+def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
+    """Features of all views of the labelled images, by the quantized and by the float encoder."""
+    section = source.recipe.learn
+    generator = torch.Generator().manual_seed(source.recipe.seed)
+    views = [images]
+    views += [augment(images, generator=generator, flip=section.flip) for _ in range(section.views - 1)]
+    student, teacher = [], []
+    for view in views:
+        batches = [to_batch(chunk, source.model.preprocess) for chunk in torch.split(view, BATCH_SIZE)]
+        student.append(encode_batches(encoder, batches))
+        teacher.append(nn.functional.normalize(encode_batches(source.model.clip.visual, batches), dim=-1))  # type: ignore[arg-type]
+    labels = torch.from_numpy(source.split.train.labels)
+    return CachedFeatures(student=torch.stack(student), teacher=torch.stack(teacher), labels=labels)
+
+
+def hand_written_embeddings(source: Source) -> Tensor:
+    """Class embeddings of the recipe's templates by the float text tower, ``(classes, dim)`` normalized."""
+    return template_embeddings(
+        source.model.clip.encode_text,  # type: ignore[arg-type]
+        source.model.tokenizer,
+        source.class_names,
+        templates=source.templates,
+        class_prompts=source.class_prompts,
+    )
+
+
+def new_student(source: Source) -> tuple[Student, TextTower | None]:
+    """The student of a recipe before its first step, and the text tower its prompts run through."""
+    recipe = source.recipe
+    generator = torch.Generator().manual_seed(recipe.seed)
+    prompts = tower = None
+    if recipe.learn.prompts:
+        tower = TextTower(source.model.clip, recipe.quantization.scheme())
+        context = initial_context(
+            tower,
+            source.model.tokenizer,
+            words=recipe.learn.context_init,
+            num_tokens=recipe.learn.num_context_tokens,
+            generator=generator,
+        )
+        prompts = PromptLearner(tower, source.model.tokenizer, source.class_names, context=context)
+    student = make_student(
+        prompts=prompts,
+        hand_written=hand_written_embeddings(source),
+        logit_scale=source.model.logit_scale,
+        section=recipe.learn,
+        adapter_scheme=recipe.quantization.adapter_scheme(),
+        generator=generator,
+    )
+    return student, tower
+
+
+def learn_stage(
+    prepared: Prepared, files: RunFiles | None, *, progress: Callable[[int, float], None] | None = None
+) -> Learned:
+    """Stages `learn` and `fold`. Without `files` nothing is stored."""
+    recipe = prepared.source.recipe
+    student, tower = new_student(prepared.source)
+    words = [prepared.source.class_names, prepared.source.templates, prepared.source.class_prompts]
+    key = prepared.source.key("learn", prepared.key, words, msgspec.to_builtins(recipe.learn))
+    if tower is not None and recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    stored = read_tensors(files.learned, key=key) if files else None
+    if stored is not None:
+        logger.info("learn: unchanged, taken from %s", files.learned if files else "")
+        restore_student(student, stored)
+        text = stored["text_embedding"]
+    else:
+        run = LearningRun(checkpoint=files.checkpoint if files else None, key=key)
+        if progress is not None:
+            run = LearningRun(checkpoint=run.checkpoint, key=key, progress=progress)
+        learn(student, prepared.features, recipe.learn, seed=recipe.seed, run=run)
+        if tower is not None and recipe.quantization.text:
+            calibrate_text(tower, student.prompts)
+        with torch.no_grad():
+            text = student.text_embedding()
+        if files:
+            write_tensors(files.learned, {**student.state_dict(), "text_embedding": text}, key=key)
+    return Learned(prepared=prepared, student=student, classifier=fold(prepared, student, text), key=key)
+
+
+def restore_student(student: Student, stored: dict[str, Tensor]) -> None:
+    """Put stored weights and scales into a student and end its learning."""
+    student.load_state_dict({name: value for name, value in stored.items() if name != "text_embedding"})
+    student.requires_grad_(False)
+    if student.adapter is not None:
+        student.adapter.set_dynamic(False)
+
+
+def fold(prepared: Prepared, student: Student, text_embedding: Tensor) -> FoldedClassifier:
+    """Stage `fold`: encoder, adapter and constant class embeddings as one module."""
+    model = prepared.source.model
+    return FoldedClassifier(
+        prepared.calibrated.encoder,
+        student.adapter,
+        text_embedding,
+        logit_scale=model.logit_scale,
+        logit_bias=model.logit_bias,
+        preprocess=model.preprocess,
+    )

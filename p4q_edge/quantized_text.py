@@ -1,0 +1,33 @@
+"""The paper's second track: a fake-quantized text tower, with gradients through it to the context."""
+
+import torch
+
+from p4q_edge.calibrate import fix_scales
+from p4q_edge.prompts import PromptLearner
+from p4q_edge.quant.modules import Phase, quant_linears, running_in, set_phase
+from p4q_edge.text_tower import TextTower
+
+
+@torch.no_grad()
+def calibrate_text(tower: TextTower, prompts: PromptLearner | None) -> None:
+    """Fix the scales of the text tower on the prompts in use, and run it quantized from now on.
+
+    Each prompt is cut at its own end, so that padding is never observed; the start token is left out by the tower
+    itself. Called before learning and again after it, as the context moves the ranges.
+
+    Source: P4Q, arXiv:2409.17634, section 3.1, with the exclusions that its release lacks.
+    """
+    if prompts is None:
+        return
+    for linear in quant_linears(tower).values():
+        linear.forget_observations()
+    whole = prompts.prompts()
+    for phase in (Phase.RANGING, Phase.CALIBRATING):
+        with running_in(tower, phase):
+            for text, end in zip(whole, prompts.end, strict=True):
+                length = int(end) + 1 if tower.causal else len(text)
+                tower(text[None, :length], end[None])
+    fix_scales(tower)
+    set_phase(tower, Phase.QUANTIZED)
+    # The start token is exempt from quantization, which a shared prefix without it could not tell apart.
+    prompts.share_prefix = False
