@@ -28,7 +28,7 @@ ColorOrder = Literal["rgb", "bgr"]
 ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray"]
 
 # Vector formats are left out: Pillow hands EPS to an external interpreter.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_FILE_BYTES = 512 << 20
 # Pillow's own warning threshold: 256 MiB of RGB.
