@@ -71,17 +71,22 @@ def atomic_write(
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
-            if callable(data):
-                data(stream)
-            else:
-                stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        try:
+            _write_synced(temporary, data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
             f"cannot write {path}: {error.strerror}. Name a file in a folder that you may write to."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, data: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
+    with path.open("xb") as stream:
+        if callable(data):
+            data(stream)
+        else:
+            stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
