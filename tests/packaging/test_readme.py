@@ -1,0 +1,107 @@
+"""What the READMEs say can be typed: links, make targets, subcommands and their options exist, Python compiles."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p4q_edge.runtime import cli
+from p4q_edge.runtime.commands import Command
+
+DOCUMENTS = ("README.md", "runtime/README.md", "CONTRIBUTING.md")
+MAX_LINES = 150
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a language; a fence without a language both opens and closes."""
+    parts = re.split(r"(?m)^```(.*)\n", text)
+    # text, language, code, "" (the closing fence), text, ...
+    return [code for named, code in zip(parts[1::4], parts[2::4], strict=True) if named == language]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command in a code block without language, and of each `p4q-edge ...` in prose."""
+    lines = [line for block in blocks(text, "") for line in block.splitlines()]
+    lines += [span.replace("\n", " ") for span in re.findall(r"(?<!`)`(p4q-edge [^`]+)`(?!`)", text)]
+    for line in lines:
+        if re.match(r"(p4q-edge|make|pip|python3) ", line):
+            yield shlex.split(line, comments=True)
+
+
+def parsers(name: str) -> argparse.ArgumentParser:
+    return cli.build_parser(cli.load_command(name))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(repository: Path, document: str) -> None:
+    path = repository / document
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_can_be_typed(repository: Path, document: str) -> None:
+    makefile = (repository / "Makefile").read_text()
+    found = list(commands((repository / document).read_text()))
+    assert found
+    for words in found:
+        if words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert all(re.search(rf"(?m)^{target}:", makefile) for target in targets), words
+        elif words[0] == "p4q-edge":
+            options = {option for action in parsers(words[1])._actions for option in action.option_strings}
+            assert {word.partition("=")[0] for word in words[2:] if word.startswith("-") and word != "-"} <= options, (
+                words
+            )
+
+
+def test_the_check_of_commands_can_fail() -> None:
+    assert blocks("```python\na\n```\nb\n```\nc\n```\n", "") == ["c\n"]
+    found = list(commands("```\nmake nothing  # a comment\np4q-edge doctor --no\n```\nand `p4q-edge head`"))
+    assert found == [["make", "nothing"], ["p4q-edge", "doctor", "--no"], ["p4q-edge", "head"]]
+
+
+@pytest.mark.parametrize("document", ["README.md", "runtime/README.md"])
+def test_python_examples_use_what_exists(repository: Path, document: str) -> None:
+    from p4q_edge import runtime
+
+    examples = blocks((repository / document).read_text(), "python")
+    assert examples
+    for example in examples:
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module == "p4q_edge.runtime"
+                assert all(hasattr(runtime, alias.name) for alias in node.names)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "classifier":
+                assert hasattr(runtime.ZeroShotClassifier, node.attr), node.attr
+
+
+def test_the_recipe_of_the_readme_is_one(repository: Path) -> None:
+    from p4q_edge.recipe import parse_recipe
+
+    (example,) = blocks((repository / "README.md").read_text(), "toml")
+    assert parse_recipe(tomllib.loads(example), source="README.md").data.shots == 16
+
+
+def test_the_two_commands_come_first(repository: Path) -> None:
+    text = (repository / "README.md").read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert [line.split("#")[0].split() for line in blocks(text, "")[0].splitlines()] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+
+
+@pytest.mark.parametrize("name", cli.TOOLKIT_HELP)
+def test_a_subcommand_of_the_toolkit_is_what_help_says(name: str) -> None:
+    command = cli.load_command(name)
+    assert isinstance(command, Command)
+    assert (command.name, command.help) == (name, cli.TOOLKIT_HELP[name])
