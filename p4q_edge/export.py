@@ -19,6 +19,7 @@ from p4q_edge.graph.linear_to_matmul import LinearToMatMul
 from p4q_edge.graph.name_nodes import NameNodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.quantization import LinearQuantization
+from p4q_edge.graph.rescale_small_weights import RescaleSmallWeights
 from p4q_edge.graph.to_fp16 import ToFp16
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
 from p4q_edge.quant.modules import Phase, quant_linears, running_in
@@ -66,7 +67,7 @@ def build_graphs(
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
     model = run_passes(traced, [DropExpand(), LinearToMatMul(), InsertQdq(linears)])
-    half = run_passes(model.clone(), [ToFp16(), NameNodes()])
+    half = run_passes(model.clone(), [RescaleSmallWeights(), ToFp16(), NameNodes()])
     single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)
 
