@@ -26,8 +26,18 @@ def round_ste(x: Tensor) -> Tensor:
     return result
 
 
+def clamp_ste(x: Tensor, low: int, high: int) -> Tensor:
+    """Clamp whose gradient is 1 on the bounds too.
+
+    torch.clamp has gradient 0 there, which would never move the largest weight of a channel, as its scale puts it
+    exactly on the bound.
+    """
+    inside = (x >= low) & (x <= high)
+    return torch.where(inside, x, torch.clamp(x, low, high).detach())
+
+
 def fake_quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    """``dequantize(quantize(x))`` with gradient 1 inside the integer range and 0 outside.
+    """``dequantize(quantize(x))`` with gradient 1 inside the integer range, bounds included, and 0 outside.
 
     Forward values equal `affine.quantize` followed by `affine.dequantize` bit for bit. The gradient with respect
     to `scale` is that of LSQ when `scale` requires one: ``round(x/s) - x/s`` inside, the bound outside.
@@ -40,5 +50,4 @@ def fake_quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> T
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
         return affine.dequantize(affine.quantize(x, scale, quant_min, quant_max), scale)
-    q = torch.clamp(round_ste(x / scale), quant_min, quant_max)
-    return affine.dequantize(q, scale)
+    return affine.dequantize(clamp_ste(round_ste(x / scale), quant_min, quant_max), scale)

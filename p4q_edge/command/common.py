@@ -1,0 +1,81 @@
+"""What the toolkit's subcommands share: which recipe, which run folder, progress on stderr."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from p4q_edge.recipe import Recipe, read_recipe
+from p4q_edge.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RECIPE = Path("p4q.toml")
+SECONDS_BETWEEN_LINES = 10.0
+"""Where stderr is no terminal a progress bar would fill a log; a line now and then does not."""
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --recipe and --seed."""
+    parser.add_argument("--recipe", type=Path, help=f"recipe (TOML); without it {DEFAULT_RECIPE} here, else the demo's")
+    parser.add_argument("--seed", type=int, help="overrides the recipe's seed")
+
+
+def choose_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that was named, or ``p4q.toml`` in the current folder, or the built-in demo."""
+    if args.recipe is not None:
+        recipe = read_recipe(args.recipe)
+    elif DEFAULT_RECIPE.is_file():
+        logger.info("using %s", DEFAULT_RECIPE)
+        recipe = read_recipe(DEFAULT_RECIPE)
+    else:
+        recipe = demo_recipe()
+        logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
+    seed = getattr(args, "seed", None)
+    return recipe if seed is None else msgspec.structs.replace(recipe, seed=seed)
+
+
+def demo_recipe() -> Recipe:
+    """The built-in demo: printed glyphs to real handwriting."""
+    from p4q_edge.demo import MODEL_DIR
+
+    return read_recipe(MODEL_DIR.parent / "recipe.toml")
+
+
+def run_recipe_of(folder: Path) -> Recipe:
+    """The resolved recipe that a run folder holds.
+
+    Raises:
+        UsageError: the folder is no run folder.
+    """
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        raise UsageError(f"{folder} is no run folder (it has no recipe.toml); `p4q-edge learn -o {folder}` makes one")
+    return read_recipe(path)
+
+
+@contextmanager
+def epoch_progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar over epochs on stderr; yields the function to call after each."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc="learn",
+        unit="epoch",
+        disable=quiet,
+        file=sys.stderr,
+        mininterval=0.1 if terminal else SECONDS_BETWEEN_LINES,
+        leave=terminal,
+    ) as bar:
+
+        def advance(epoch: int, loss: float) -> None:
+            bar.update(epoch - bar.n)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+        yield advance
