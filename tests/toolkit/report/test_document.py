@@ -1,0 +1,141 @@
+"""The report as JSON, Markdown and HTML text: complete, stable, and safe with hostile names."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from p4q_edge.report import document, html, words
+from p4q_edge.report.markdown import render_markdown
+from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
+from p4q_edge.runtime.metrics import Estimate
+
+
+def test_json_reads_back_and_is_stable(report: Any) -> None:
+    data = document.encode(report)
+    assert document.decode(data, source="x") == report
+    assert document.encode(document.decode(data, source="x")) == data
+    parsed = msgspec.json.decode(data)
+    assert (parsed["schema_version"], parsed["kind"]) == (1, "p4q-edge report")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "of schema 2; expected 'p4q-edge report' of schema 1. Write it again"),
+        ({"kind": "shopping list"}, "is 'shopping list' of schema 1; expected"),
+        ({"built": 3}, "is not a report that this version reads: .*built"),
+    ],
+)
+def test_another_document_is_refused(report: Any, change: dict[str, Any], message: str) -> None:
+    parsed = msgspec.json.decode(document.encode(report))
+    with pytest.raises(CorruptArtifactError, match=message):
+        document.decode(msgspec.json.encode({**parsed, **change}), source="r.json")
+
+
+def test_broken_and_missing_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with pytest.raises(InputError, match=r"cannot read the report .*`p4q-edge validate ENGINE` writes one"):
+        document.read_report(path)
+    path.write_bytes(b"{")
+    with pytest.raises(CorruptArtifactError, match="Write it again: p4q-edge validate ENGINE"):
+        document.read_report(path)
+
+
+def test_only_our_own_files_count_as_reports(report: Any, tmp_path: Path) -> None:
+    written = {
+        "r.json": document.encode(report).decode(),
+        "r.html": html.render_html(report),
+        "r.md": render_markdown(report),
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert document.is_report(tmp_path / name), name
+    for name in ("other.json", "other.html", "list.json"):
+        (tmp_path / name).write_text("[1]" if name == "list.json" else '{"a": 1}')
+        assert not document.is_report(tmp_path / name), name
+
+
+def test_baseline_rows_carry_mean_spread_and_interval() -> None:
+    row = document.baseline("P4Q", [0.8, 0.9], n=1000)
+    assert row.mean == pytest.approx(0.85)
+    assert row.std == pytest.approx(np.std([0.8, 0.9], ddof=1))
+    assert row.low < row.mean < row.high
+    assert document.baseline("once", [1.0], n=10).std is None
+    with pytest.raises(ValueError, match=r"at least one share in \[0, 1\]"):
+        document.baseline("percent by mistake", [83.0], n=10)
+
+
+def test_every_figure_of_the_chain_stands_in_the_page_and_in_the_text(report: Any) -> None:
+    page, text = html.render_html(report), render_markdown(report)
+    for stage in report.chain.stages:
+        for output in (page, text):
+            assert words.percent(stage.top1.value) in output
+            assert words.interval(stage.top1) in output
+    for hop in report.chain.hops:
+        assert words.cosine(hop.cosine.p1) in page
+    assert "p4q-edge validate build/demo.onnx --max-top1-drop 1.0" in page
+    assert "p4q-edge validate build/demo.onnx --max-top1-drop 1.0" in text
+    assert "W8A8 executed" in page
+    assert "other processes used 1.00 of 2 cores" in page
+    assert "other processes used 1.00 of 2 cores" in text
+
+
+def test_the_page_holds_everything_itself(report: Any) -> None:
+    thumbnails = html.make_thumbnails(np.zeros((400, 3, 8, 8), np.uint8), report.chain.changed("float", "engine"))
+    page = html.render_html(report, thumbnails=thumbnails)
+    assert page.count("data:image/png;base64,") == len(thumbnails) > 0
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
+    assert "<script" not in page
+    assert "@import" not in page
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_page_is_the_same_every_time(report: Any) -> None:
+    assert html.render_html(report) == html.render_html(report)
+
+
+def test_hostile_names_are_text(report: Any) -> None:
+    names = ("<script>alert(1)</script>", "$x_{$", 'a"b', "c|d", "日本", "&amp;", "'", "x" * 200)
+    page_report = replace(report, chain=replace(report.chain, class_names=names), title="<b>|title|</b>")
+    page = html.render_html(page_report)
+    assert "<script" not in page
+    assert "<b>|title|" not in page
+    assert render_markdown(page_report).startswith("<!-- p4q-edge report -->\n\n# <b>\\|title\\|</b>")
+
+
+def test_thumbnails_are_few_and_keep_their_index() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 200, 100), dtype=np.uint8)
+    made = html.make_thumbnails(images, tuple(range(5, 60)))
+    assert list(made) == list(range(5, 5 + html.MAX_THUMBNAILS))
+
+
+def test_html_without_the_extra_says_what_to_install(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(EnvironmentNotAbleError, match=r"needs jinja2, .*pip install 'p4q-edge\[report\]'"):
+        html.render_html(report)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (words.percent(0.83123), "83.12 %"),
+        (words.cosine(0.9998449), "0.99984"),
+        (words.p_value(0.0004), "p < 0.001"),
+        (words.p_value(0.0432), "p = 0.043"),
+        (words.megabytes(351_000_000), "351.00 MB"),
+        (words.megabytes(1_500), "1.5 kB"),
+        (words.milliseconds(3.214), "3.21 ms"),
+        (words.milliseconds(321.4), "321 ms"),
+        (words.share(Estimate(value=0.5, n=4, low=0.15, high=0.85, method="wilson")), "50.00 % [15.00, 85.00], n = 4"),
+        (words.points(Estimate(value=-0.01, n=4, low=-0.02, high=0.0, method="bootstrap")), "-1.00 [-2.00, +0.00]"),
+    ],
+)
+def test_figures_are_written_with_unit_and_interval(written: str, expected: str) -> None:
+    assert written == expected
