@@ -41,7 +41,17 @@ class Environment:
 
     def install(self, *arguments: str) -> None:
         """Install with the pip of the running interpreter, so that the environment needs none."""
-        command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.python),
+            "install",
+            "--quiet",
+            "--no-compile",
+            *arguments,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 FRAMEWORKS = ("torch", "torchvision", "open_clip", "timm", "onnx")
 
@@ -65,3 +67,28 @@ def test_a_recipe_needs_the_toolkit(runtime_environment: Any) -> None:
     assert done.returncode == 3
     assert done.stderr.startswith("error: building from a recipe needs the toolkit, which is not installed. Run: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_bundle_is_built_checked_and_used(runtime_environment: Any, repository: Path, tmp_path: Path) -> None:
+    bundle, engine = repository / "tests/runtime/data/tiny.p4q", tmp_path / "tiny.onnx"
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(image)
+    built = json.loads(runtime_environment.check("p4q-edge", "build", str(bundle), "--engine", str(engine), "--json"))
+    assert built["backend"] == "onnxruntime"
+    runtime_environment.check("p4q-edge", "selftest", str(engine))
+    answer = json.loads(runtime_environment.check("p4q-edge", "classify", str(engine), str(image), "--json"))
+    assert answer["schema_version"] == 1
+    assert "label" in json.dumps(answer)
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_runtime_pass_on_the_oldest_python(
+    runtime_environment: Any, repository: Path, tmp_path: Path
+) -> None:
+    constraints = str(repository / "tools/constraints.txt")
+    runtime_environment.install("--constraint", constraints, "pytest", "hypothesis")
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(repository), "-c", str(repository / "pyproject.toml"))
+    done = runtime_environment.run(
+        "python", "-m", "pytest", *options, "--basetemp", str(tmp_path / "inner"), str(repository / "tests/runtime")
+    )
+    assert done.returncode == 0, done.stdout[-5000:]

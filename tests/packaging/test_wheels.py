@@ -82,8 +82,16 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("order", [(RUNTIME, TOOLKIT), (TOOLKIT, RUNTIME)])
-@pytest.mark.parametrize("editable", [(), (RUNTIME,), (TOOLKIT,), (RUNTIME, TOOLKIT)])
+@pytest.mark.parametrize(
+    ("order", "editable"),
+    [
+        ((RUNTIME, TOOLKIT), ()),
+        ((TOOLKIT, RUNTIME), ()),
+        ((TOOLKIT, RUNTIME), (RUNTIME,)),
+        ((RUNTIME, TOOLKIT), (TOOLKIT,)),
+        ((RUNTIME, TOOLKIT), (RUNTIME, TOOLKIT)),
+    ],
+)
 def test_both_distributions_share_the_namespace(
     sharing_environment: Any, wheels: dict[str, Path], repository: Path, order: Any, editable: Any
 ) -> None:
