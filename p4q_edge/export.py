@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from p4q_edge.graph.base import run_passes
+from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
 from p4q_edge.graph.fragments import StoreWeightsAsFp16, split_shared
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
+from p4q_edge.graph.lint import check_lint, lint
 from p4q_edge.graph.name_nodes import NameNodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.quantization import LinearQuantization
@@ -66,7 +68,7 @@ def build_graphs(
     traced: ir.Model, linears: Mapping[str, LinearQuantization]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
-    model = run_passes(traced, [DropExpand(), LinearToMatMul(), InsertQdq(linears)])
+    model = run_passes(traced, [DropExpand(), ClassTokenByPad(), LinearToMatMul(), InsertQdq(linears)])
     half = run_passes(model.clone(), [RescaleSmallWeights(), ToFp16(), NameNodes()])
     single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)
@@ -97,11 +99,13 @@ def export_classifier(
         least_cosine: the gate for every output of every graph.
 
     Raises:
-        QualityGateError: a graph differs from the fake-quantized module.
+        QualityGateError: a graph breaks a lint rule, or differs from the fake-quantized module.
     """
     with running_in(model, Phase.FLOAT):
         traced = trace_float_graph(model, images.shape[2:])
-    graphs, weights = split_shared(build_graphs(traced, linear_quantizations(model)))
+    protos = build_graphs(traced, linear_quantizations(model))
+    check_lint(finding for proto in protos for finding in lint(proto))
+    graphs, weights = split_shared(protos)
     fp16, fp32 = graphs
     reference = reference_outputs(model, images)
     parity: dict[str, float] = {}

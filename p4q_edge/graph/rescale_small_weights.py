@@ -34,7 +34,8 @@ class RescaleSmallWeights(GraphPass):
 def lift(scale: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the powers of two, at least 1, that bring every element of `scale` to 2**-14 or more."""
     _, exponent = np.frexp(scale)  # scale = m * 2**exponent, m in [0.5, 1)
-    return np.ldexp(np.float32(1), np.maximum(-13 - exponent, 0)).astype(np.float32)
+    powers: NDArray[np.float32] = np.ldexp(np.float32(1), np.maximum(-13 - exponent, 0)).astype(np.float32)
+    return powers
 
 
 def _is_small_weight(node: ir.Node) -> bool:
