@@ -1,1 +1,1 @@
-"""The report of a validation: one document, written as JSON, as Markdown, or as one HTML file without links."""
+"""The report of a validation as one HTML file that fetches nothing."""

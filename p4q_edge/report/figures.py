@@ -17,8 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from p4q_edge.report.document import Baseline, SpeedRow
 from p4q_edge.runtime.chain import ChainReport, StageReport
+from p4q_edge.runtime.report.document import Baseline, SpeedRow
 
 BLUE, ORANGE, GREEN, PURPLE = SERIES = ("#3b82d6", "#cf6a17", "#2c9a5e", "#a06cd5")
 _INK = "#010203"

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from p4q_edge.report import words
-from p4q_edge.report.document import KIND, Report
 from p4q_edge.runtime.chain import ChainReport
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.report import words
+from p4q_edge.runtime.report.document import KIND, Report
 
 MAX_THUMBNAILS = 24
 _THUMBNAIL_PIXELS = 96

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.report import document
 from p4q_edge.runtime import chain, timing
+from p4q_edge.runtime.report import document
 
 CLASSES = tuple(f"digit {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven"))
 

@@ -10,10 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.report import document, html, words
-from p4q_edge.report.markdown import render_markdown
+from p4q_edge.report import html
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.metrics import Estimate
+from p4q_edge.runtime.report import document, words
+from p4q_edge.runtime.report.markdown import render_markdown
 
 
 def test_json_reads_back_and_is_stable(report: Any) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from p4q_edge.report.document import Baseline
 from p4q_edge.runtime.chain import GateResult
 from p4q_edge.runtime.metrics import Estimate
+from p4q_edge.runtime.report.document import Baseline
 
 
 def percent(value: float) -> str:

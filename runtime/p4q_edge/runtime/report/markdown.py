@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from p4q_edge.report import words
-from p4q_edge.report.document import KIND, Baseline, Report, SpeedRow
 from p4q_edge.runtime.chain import ChainReport
+from p4q_edge.runtime.report import words
+from p4q_edge.runtime.report.document import KIND, Baseline, Report, SpeedRow
 
 
 def render_markdown(report: Report) -> str:
