@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p4q_edge.runtime import golden as golden_samples
-from p4q_edge.runtime.bundle import GOLDEN, Bundle, read_bundle
-from p4q_edge.runtime.card import Card, card_path, write_card
+from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, read_bundle
+from p4q_edge.runtime.card import Card, Part, card_path, write_card
 from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.files import atomic_write, refuse_existing, sha256_bytes, sha256_file
@@ -110,6 +110,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         describe(bundle, backend="onnxruntime", built_with=dict(fingerprint())),
         engine_sha256=sha256_bytes(model),
         engine_size_bytes=len(model),
+        parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)),
         options={"cpu_profile": options.cpu_profile},
         measured=measured(outputs["embedding"], result),
     )
@@ -152,6 +153,11 @@ def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]
         calibration=head.calibration,
         golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
     )
+
+
+def _part(bundle: Bundle, name: str) -> Part:
+    member = bundle.manifest.members[name]
+    return Part(name=name, size_bytes=member.size_bytes, sha256=member.sha256)
 
 
 def measured(embedding: np.ndarray, result: golden_samples.GoldenResult) -> dict[str, Any]:

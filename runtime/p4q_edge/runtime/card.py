@@ -11,12 +11,20 @@ import msgspec
 
 from p4q_edge.runtime.bundle import ModelInfo, Precision
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
-from p4q_edge.runtime.files import atomic_write, read_bounded, sha256_file
+from p4q_edge.runtime.files import atomic_write, read_bounded, sha256_bytes, sha256_file
 from p4q_edge.runtime.golden import Golden, read_golden
 from p4q_edge.runtime.heads import Calibration
 from p4q_edge.runtime.options import BackendName
 from p4q_edge.runtime.preprocess import PreprocessSpec
 from p4q_edge.runtime.serial import MAX_JSON_BYTES, decode_json, encode_json
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A member of the bundle whose bytes are a part of the engine."""
+
+    name: str
+    size_bytes: int
+    sha256: str
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,6 +35,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         engine_sha256: digest of the engine; the runtime refuses any other file.
         engine_size_bytes: size of the engine.
         bundle_sha256: digest of the bundle that the engine was built from.
+        parts: members of the bundle whose bytes, in this order, are the engine; empty where a builder changed them.
         built_by: program and version that built it.
         built_with: versions and machine, e.g. `{"onnxruntime": "1.23.2", "cpu": "..."}`.
         model: the CLIP model.
@@ -47,6 +56,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     engine_sha256: str
     engine_size_bytes: int
     bundle_sha256: str
+    parts: tuple[Part, ...] = ()
     built_by: str
     built_with: dict[str, str]
     model: ModelInfo
@@ -119,3 +129,25 @@ def verify_engine(engine: str | Path, card: Card) -> None:
             f"{engine} is not the engine that {card_path(engine)} describes: their digests differ. Copy both files "
             f"together, or build again: p4q-edge build model.p4q --engine {engine} --force"
         )
+
+
+def verify_parts(engine: str | Path, card: Card) -> None:
+    """Check that an engine consists of the members of its bundle, whatever digest the card states for the whole.
+
+    Raises:
+        CorruptArtifactError: a part differs from the member that it was made of.
+    """
+    if not card.parts:
+        return
+    with Path(engine).open("rb") as stream:
+        for part in card.parts:
+            if sha256_bytes(stream.read(part.size_bytes)) != part.sha256:
+                raise CorruptArtifactError(
+                    f"{engine}: the part {part.name} differs from the bundle that the engine was built from. "
+                    f"Build it again: p4q-edge build model.p4q --engine {engine} --force"
+                )
+        if stream.read(1):
+            raise CorruptArtifactError(
+                f"{engine} is longer than the parts that its card lists. Build it again: "
+                f"p4q-edge build model.p4q --engine {engine} --force"
+            )

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.card import Card, read_card
+from p4q_edge.runtime.card import Card, read_card, verify_parts
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.files import atomic_write, sha256_bytes
@@ -28,11 +28,12 @@ def selftest(engine: str | Path, *, device: str = "auto", threads: int | None = 
         The comparison, which may have failed: see `GoldenResult.problem`.
 
     Raises:
-        CorruptArtifactError: the engine is not the one of its card.
+        CorruptArtifactError: the engine is not the one of its card, or its weights are not those of its bundle.
     """
     card = read_card(engine)
     loaded = load_engine(engine, card, device=device, threads=threads)
     try:
+        verify_parts(engine, card)
         return check_golden(loaded, card)
     finally:
         loaded.close()
@@ -55,7 +56,7 @@ def ensure_golden(engine: Engine, card: Card, *, name: str) -> None:
     Raises:
         QualityGateError: the engine computes wrong values here.
     """
-    proof = _cache_folder() / "golden" / f"{_key(card)}.json"
+    proof = cache_folder() / "golden" / f"{_key(card)}.json"
     if proof.is_file():
         return
     result = check_golden(engine, card)
@@ -84,7 +85,7 @@ def _recorded(card: Card, *, shape: tuple[int, ...]) -> np.ndarray:
     return recorded
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return where this user's caches lie: `P4Q_EDGE_CACHE`, or the platform's folder for caches."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
