@@ -1,0 +1,211 @@
+"""A bundle is deterministic, verified before it is used, and refused when it is anything else."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from p4q_edge.runtime import bundle as bundles
+from p4q_edge.runtime.bundle import Bundle, read_bundle, write_bundle
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
+from p4q_edge.runtime.serial import encode_json
+
+
+def members_of(bundle: Bundle) -> dict[str, bytes]:
+    return {name: bundle.read(name) for name in bundle.manifest.members}
+
+
+def write_zip(path: Path, members: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_the_same_contents_give_the_same_bytes(tiny_bundle: Path, tmp_path: Path) -> None:
+    source = read_bundle(tiny_bundle)
+    on_disk = tmp_path / "weights"
+    on_disk.write_bytes(source.read(bundles.WEIGHTS))
+    members: dict[str, bytes | Path] = {**members_of(source)}
+    write_bundle(tmp_path / "a.p4q", source.manifest, members)
+    members[bundles.WEIGHTS] = on_disk
+    write_bundle(tmp_path / "b.p4q", source.manifest, dict(reversed(members.items())))
+    assert (tmp_path / "a.p4q").read_bytes() == (tmp_path / "b.p4q").read_bytes() == tiny_bundle.read_bytes()
+
+
+def test_a_bundle_gives_its_parts(tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    assert bundle.manifest.class_names == ("circle", "square", "triangle")
+    assert bundle.preprocess().size == (8, 8)
+    assert bundle.head().class_names == bundle.manifest.class_names
+    assert bundle.golden().image.shape == (4, 3, 8, 8)
+    assert bundle.model("fp16") == bundle.read("graph.fp16.onnx") + bundle.read("weights.onnx")
+    assert bundle.model("fp32") == bundle.read("graph.fp32.onnx") + bundle.read("weights.onnx")
+    assert len(bundle.sha256()) == 64
+
+
+def test_optional_members_are_kept_and_absent_ones_reported(rebundle: Callable[..., Path]) -> None:
+    bundle = read_bundle(rebundle({bundles.REFERENCE: b"{}"}))
+    assert bundle.read(bundles.REFERENCE) == b"{}"
+    with pytest.raises(CorruptArtifactError, match=r"has no member other\.json"):
+        bundle.read("other.json")
+
+
+def test_an_existing_bundle_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    source = read_bundle(tiny_bundle)
+    path = tmp_path / "a.p4q"
+    path.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="exists already"):
+        write_bundle(path, source.manifest, members_of(source))
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "manifest.json", ".hidden", ""])
+def test_a_member_needs_a_plain_name_and_none_may_lack(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    source = read_bundle(tiny_bundle)
+    with pytest.raises(ValueError, match="cannot have"):
+        write_bundle(tmp_path / "a.p4q", source.manifest, {**members_of(source), name: b""})
+    with pytest.raises(ValueError, match=r"needs the members \['graph.fp16.onnx'"):
+        write_bundle(tmp_path / "a.p4q", source.manifest, {})
+
+
+def test_any_changed_byte_of_a_member_is_found(tiny_bundle: Path, tmp_path: Path) -> None:
+    data = tiny_bundle.read_bytes()
+    bundle = read_bundle(tiny_bundle)
+    path = tmp_path / "changed.p4q"
+    for name in bundle.manifest.members:
+        start = data.index(bundle.read(name))
+        for offset in (start, start + bundle.manifest.members[name].size_bytes // 2):
+            path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+            with pytest.raises(CorruptArtifactError, match=r"changed\.p4q"):
+                read_bundle(path)
+
+
+def test_a_member_whose_checksum_was_adapted_is_found(tiny_bundle: Path, tmp_path: Path) -> None:
+    source = read_bundle(tiny_bundle)
+    changed = bytearray(source.read(bundles.WEIGHTS))
+    changed[100] ^= 1
+    path = tmp_path / "changed.p4q"
+    write_zip(
+        path, {**members_of(source), "manifest.json": encode_json(source.manifest), "weights.onnx": bytes(changed)}
+    )
+    with pytest.raises(CorruptArtifactError, match=r"the bytes of weights\.onnx differ from the digest"):
+        read_bundle(path)
+
+
+def test_a_member_changed_after_opening_is_found(rebundle: Callable[..., Path]) -> None:
+    path = rebundle()
+    bundle = read_bundle(path)
+    rebundle({bundles.WEIGHTS: b"other"})
+    with pytest.raises(CorruptArtifactError, match="differ from the digest"):
+        bundle.read(bundles.WEIGHTS)
+
+
+def test_a_missing_bundle_names_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.p4q does not exist\. Name a bundle"):
+        read_bundle(tmp_path / "absent.p4q")
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"not a zip" * 100])
+def test_other_files_are_not_bundles(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.p4q"
+    path.write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match=r"is not an intact bundle: .*Copy or export it again"):
+        read_bundle(path)
+
+
+def test_a_zip_with_paths_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "slip.p4q"
+    write_zip(path, {**all_members(tiny_bundle), "../../etc/evil": b"x"})
+    with pytest.raises(CorruptArtifactError, match=r"member name '../../etc/evil' is not a plain file name"):
+        read_bundle(path)
+    assert not (tmp_path.parent.parent / "etc").exists()
+
+
+def test_a_compressed_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.p4q"
+    write_zip(path, {"manifest.json": b" " * 100_000_000}, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(CorruptArtifactError, match="members claim more bytes than the file has|is compressed"):
+        read_bundle(path)
+
+
+def test_a_zip_with_false_sizes_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    data = bytearray(tiny_bundle.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 20 : entry + 28] = b"\xff\xff\xff\x7f" * 2
+    path = tmp_path / "false.p4q"
+    path.write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match="members claim more bytes than the file has"):
+        read_bundle(path)
+
+
+def test_a_small_compressed_member_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "compressed.p4q"
+    write_zip(path, all_members(tiny_bundle), compression=zipfile.ZIP_DEFLATED)
+    path.write_bytes(path.read_bytes() + b"\0" * 50_000)
+    with pytest.raises(CorruptArtifactError, match="compressed|not an intact bundle"):
+        read_bundle(path)
+
+
+def test_many_members_twins_and_none_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.p4q"
+    write_zip(path, {f"m{index}": b"" for index in range(100)})
+    with pytest.raises(CorruptArtifactError, match="it has 100 members; at most 64"):
+        read_bundle(path)
+    write_zip(path, {"other.json": b""})
+    with pytest.raises(CorruptArtifactError, match=r"it has no manifest\.json"):
+        read_bundle(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", b"1")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("manifest.json", b"2")
+    with pytest.raises(CorruptArtifactError, match="two members have one name"):
+        read_bundle(path)
+
+
+def test_a_large_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.p4q"
+    write_zip(path, {"manifest.json": b" " * ((16 << 20) + 1)})
+    with pytest.raises(CorruptArtifactError, match=r"member manifest\.json claims 16777217 bytes"):
+        read_bundle(path)
+
+
+def test_the_manifest_must_list_exactly_the_members(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.p4q"
+    members = all_members(tiny_bundle)
+    write_zip(path, {**members, "extra.json": b"{}"})
+    with pytest.raises(CorruptArtifactError, match=r"extra\.json differ in name or size from manifest\.json"):
+        read_bundle(path)
+    del members["head.safetensors"]
+    write_zip(path, members)
+    with pytest.raises(CorruptArtifactError, match=r"lacks head\.safetensors"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("schema_version", 2, "has schema 2; this version reads schema 1"),
+        ("surprise", 1, "unknown field `surprise`"),
+        ("class_names", "a", "Expected `array`"),
+    ],
+)
+def test_other_manifests_are_refused(
+    tiny_bundle: Path, tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    members = all_members(tiny_bundle)
+    manifest = msgspec.json.decode(members["manifest.json"])
+    members["manifest.json"] = msgspec.json.encode({**manifest, field: value})
+    path = tmp_path / "a.p4q"
+    write_zip(path, members)
+    with pytest.raises(ArtifactError, match=message):
+        read_bundle(path)
+
+
+def all_members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
