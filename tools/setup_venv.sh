@@ -31,5 +31,10 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   echo "Making $venv with $("$python" --version)" >&2
   "$python" -m venv --clear "$venv"
 fi
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt \
-  --editable ./runtime --editable '.[dev]'
+install() {
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt "$@"
+}
+
+# The build backend first: an isolated build would fetch whatever version is newest, past the pinned one.
+install hatchling editables
+install --no-build-isolation --editable ./runtime --editable '.[dev]'
