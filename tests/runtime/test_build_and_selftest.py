@@ -189,11 +189,11 @@ def test_the_check_at_loading_runs_once_a_machine(tiny_engine: Path, monkeypatch
     engine = load_engine(tiny_engine, card)
     runs = []
     check = proof.check_golden
-    monkeypatch.setattr(proof, "check_golden", lambda *args: runs.append(1) or check(*args))
+    monkeypatch.setattr(proof, "check_golden", lambda *args, **kwargs: runs.append(1) or check(*args, **kwargs))
     ensure_golden(engine, card, name="x")
     ensure_golden(engine, card, name="x")
     assert len(runs) == 1
-    monkeypatch.setattr(proof, "fingerprint", lambda card: {"cpu": "another"})
+    monkeypatch.setattr(proof, "fingerprint", lambda card, device: {"cpu": "another"})
     ensure_golden(engine, card, name="x")
     assert len(runs) == 2
     engine.close()

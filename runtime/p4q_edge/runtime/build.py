@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p4q_edge.runtime import golden as golden_samples
-from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, read_bundle
+from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Precision, read_bundle
 from p4q_edge.runtime.card import Card, Part, card_path, write_card
 from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
@@ -22,6 +22,8 @@ from p4q_edge.runtime.options import BackendName, CpuProfile
 if TYPE_CHECKING:
     import numpy as np
 
+    from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+
 logger = logging.getLogger(__name__)
 
 BACKEND_OF_SUFFIX: dict[str, BackendName] = {
@@ -29,6 +31,8 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
 }
+FP16 = Precision(weight_bits=16, activation_bits=16, execution="executed", remainder="fp16", quantized_linears=0)
+"""Precision of a TensorRT engine for which FP16 turned out to be better than INT8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +42,12 @@ class BuildOptions:
     Attributes:
         cpu_profile: `exact` (8-bit weights) or `fast` (7-bit weights, for x86 without VNNI); ONNX Runtime.
         threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
-        tensorrt: options of the TensorRT builder, by name.
+        tensorrt: options of the TensorRT builder; None takes its defaults.
     """
 
     cpu_profile: CpuProfile = "exact"
     threads: int | None = None
-    tensorrt: dict[str, Any] | None = None
+    tensorrt: TensorRTOptions | None = None
 
 
 def backend_of(engine: str | Path, backend: BackendName | None = None) -> BackendName:
@@ -129,8 +133,28 @@ def _build_tensorrt(bundle: Bundle, engine: Path, *, force: bool, options: Build
             f"{engine.with_suffix('.onnx')} instead."
         ) from error
     from p4q_edge.runtime.engines.tensorrt_builder import build_plan
+    from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
 
-    card: Card = build_plan(bundle.model("fp16"), bundle, engine, options)
+    plan = build_plan(
+        bundle.model("fp16"),
+        engine=engine,
+        options=options.tensorrt or TensorRTOptions(),
+        golden=bundle.read(GOLDEN),
+        force=force,
+    )
+    card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
+    result = golden_samples.compare(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale)
+    card = msgspec.structs.replace(
+        card,
+        engine_sha256=plan.sha256,
+        engine_size_bytes=plan.size_bytes,
+        precision=card.precision if plan.choice.kept == "int8" else FP16,
+        options=asdict(options.tensorrt or TensorRTOptions()),
+        golden=base64.b64encode(plan.golden.to_bytes()).decode("ascii"),
+        measured=measured(plan.outputs["embedding"], result),
+        inspection=dict(plan.inspection),
+    )
+    write_card(engine, card, force=force)
     return card
 
 

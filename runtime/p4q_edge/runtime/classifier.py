@@ -94,7 +94,7 @@ class ZeroShotClassifier:
         self._process = os.getpid()
         self._engine: Engine = load_engine(engine, self.card, device=device, threads=options.threads)
         if options.check == "first":
-            ensure_golden(self._engine, self.card, name=str(engine))
+            ensure_golden(self._engine, self.card, name=str(engine), device=device)
 
     @property
     def heads(self) -> tuple[str, ...]:

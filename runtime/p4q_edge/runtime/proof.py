@@ -14,7 +14,7 @@ from p4q_edge.runtime.card import Card, read_card, verify_parts
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.files import atomic_write, sha256_bytes
-from p4q_edge.runtime.golden import GoldenResult, compare, require, run_golden
+from p4q_edge.runtime.golden import MAX_DRIFT, GoldenResult, compare, require, run_golden
 
 logger = logging.getLogger(__name__)
 
@@ -34,32 +34,33 @@ def selftest(engine: str | Path, *, device: str = "auto", threads: int | None = 
     loaded = load_engine(engine, card, device=device, threads=threads)
     try:
         verify_parts(engine, card)
-        return check_golden(loaded, card)
+        return check_golden(loaded, card, device=device)
     finally:
         loaded.close()
 
 
-def check_golden(engine: Engine, card: Card) -> GoldenResult:
+def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenResult:
     """Compare a loaded engine with the golden samples of its card.
 
     On the machine that built the engine, its outputs must also be those recorded then.
     """
     golden = card.golden_samples()
-    built_here = fingerprint(card).items() <= card.built_with.items()
+    built_here = fingerprint(card, device=device).items() <= card.built_with.items()
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
-    return compare(run_golden(engine, golden), golden, logit_scale=card.logit_scale, recorded=recorded)
+    result = compare(run_golden(engine, golden), golden, logit_scale=card.logit_scale, recorded=recorded)
+    return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend])
 
 
-def ensure_golden(engine: Engine, card: Card, *, name: str) -> None:
+def ensure_golden(engine: Engine, card: Card, *, name: str, device: str = "auto") -> None:
     """Check an engine once a machine: the result is kept by engine, card, library versions and processor.
 
     Raises:
         QualityGateError: the engine computes wrong values here.
     """
-    proof = cache_folder() / "golden" / f"{_key(card)}.json"
+    proof = cache_folder() / "golden" / f"{_key(card, device=device)}.json"
     if proof.is_file():
         return
-    result = check_golden(engine, card)
+    result = check_golden(engine, card, device=device)
     require(result, engine=name)
     try:
         atomic_write(proof, msgspec.json.encode(result), force=True)
@@ -67,8 +68,8 @@ def ensure_golden(engine: Engine, card: Card, *, name: str) -> None:
         logger.info("the golden samples are checked again at the next start: %s", error)
 
 
-def _key(card: Card) -> str:
-    parts = {"card": msgspec.json.encode(card, order="sorted").decode(), "here": fingerprint(card)}
+def _key(card: Card, *, device: str) -> str:
+    parts = {"card": msgspec.json.encode(card, order="sorted").decode(), "here": fingerprint(card, device=device)}
     return sha256_bytes(msgspec.json.encode(parts, order="sorted"))
 
 

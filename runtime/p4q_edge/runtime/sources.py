@@ -26,19 +26,21 @@ def is_single(images: object) -> bool:
     return isinstance(images, (str, os.PathLike)) and not _is_many(images)
 
 
-def expand(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
+def expand(images: object) -> Iterator[ImageLike]:
     """Yield single images: the files of a folder (recursively, sorted) or of a glob, or the items of an iterable.
 
     Raises:
         InputError: a folder or glob without images.
+        TypeError: neither an image nor an iterable of images.
     """
     if isinstance(images, (str, os.PathLike)) and _is_many(images):
         yield from _files(images)
     elif is_single(images):
         yield images  # type: ignore[misc]
     else:
-        many: Iterable[ImageLike] = images  # type: ignore[assignment]
-        for item in many:
+        if not isinstance(images, Iterable):
+            raise TypeError(f"expected a path, bytes, a PIL image or a NumPy array; got {type(images).__name__}")
+        for item in images:
             yield from expand(item)
 
 

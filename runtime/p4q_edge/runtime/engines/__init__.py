@@ -46,24 +46,23 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
         UsageError: the device does not fit the engine.
         EnvironmentNotAbleError: the library that runs it is not installed.
     """
-    verify_engine(path, card)
     if card.backend == "tensorrt":
         from p4q_edge.runtime.engines.tensorrt import TensorRTEngine
 
-        engine: Engine = TensorRTEngine(path, card, device=device)
-        return engine
+        return TensorRTEngine(path, card, device=device)
     from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, require_cpu
 
     require_cpu(device, engine=str(path))
+    verify_engine(path, card)
     return OnnxRuntimeEngine.from_card(Path(path), card, threads=threads)
 
 
-def fingerprint(card: Card) -> dict[str, str]:
+def fingerprint(card: Card, *, device: str = "auto") -> dict[str, str]:
     """Return what decides the values that the engine of a card computes here: library versions and processor."""
     if card.backend == "tensorrt":
         from p4q_edge.runtime.engines import tensorrt
 
-        return dict(tensorrt.fingerprint())
+        return dict(tensorrt.fingerprint(device))
     from p4q_edge.runtime.engines import onnxruntime
 
     return dict(onnxruntime.fingerprint())
