@@ -1,0 +1,354 @@
+"""Classification: every kind of input, batching, heads, thresholds, threads and forks."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+import p4q_edge.runtime
+from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier, cli, results
+from p4q_edge.runtime import bundle as bundles
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import read_card, write_card
+from p4q_edge.runtime.errors import ArtifactError, InputError, QualityGateError, UsageError
+from p4q_edge.runtime.heads import Calibration, Head
+from p4q_edge.runtime.preprocess import preprocess
+from p4q_edge.runtime.results import Prediction, Ranking, probabilities
+
+
+@pytest.fixture
+def classifier(tiny_engine: Path) -> Iterator[ZeroShotClassifier]:
+    with ZeroShotClassifier(tiny_engine) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eleven pictures, two of them in a subfolder, and a text file."""
+    generator = np.random.default_rng(5)
+    root = tmp_path / "pictures"
+    (root / "sub").mkdir(parents=True)
+    for index in range(11):
+        pixels = generator.integers(0, 256, (12 + index, 20, 3), dtype=np.uint8)
+        parent = root / "sub" if index in (3, 7) else root
+        Image.fromarray(pixels).save(parent / f"{index:02}.png")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def head_of(bundle: Path, **changes: object) -> Head:
+    return dataclasses.replace(read_bundle(bundle).head(), **changes)  # type: ignore[arg-type]
+
+
+def test_all_kinds_of_one_image_agree(classifier: ZeroShotClassifier, photo: Path, picture: Image.Image) -> None:
+    expected = classifier.classify(picture)
+    assert isinstance(expected, Prediction)
+    array = np.asarray(picture)
+    for image in (str(photo), photo, photo.read_bytes(), array):
+        prediction = classifier.classify(image)
+        assert isinstance(prediction, Prediction)
+        assert prediction.topk == expected.topk
+    bgr = classifier.classify(np.ascontiguousarray(array[:, :, ::-1]), color="bgr")
+    assert isinstance(bgr, Prediction)
+    assert bgr.topk == expected.topk
+    other = classifier.classify(np.ascontiguousarray(array[:, :, ::-1]))
+    assert isinstance(other, Prediction)
+    assert other.topk != expected.topk
+
+
+def test_a_prediction_is_that_of_the_engine(classifier: ZeroShotClassifier, photo: Path, picture: Image.Image) -> None:
+    prediction = classifier.classify(photo)
+    assert isinstance(prediction, Prediction)
+    pixels = preprocess(picture, classifier.card.preprocess)[np.newaxis]
+    logits = classifier._engine.run(pixels, ("logits",))["logits"][0].astype(np.float64)
+    scores = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-scores)
+    assert prediction.index == order[0]
+    assert prediction.label == classifier.class_names[order[0]]
+    assert [label for label, _ in prediction.topk] == [classifier.class_names[index] for index in order]
+    np.testing.assert_allclose([score for _, score in prediction.topk], scores[order], rtol=1e-9)
+    assert prediction.source == str(photo)
+    assert prediction.known
+    assert sum(score for _, score in prediction.topk) == pytest.approx(1.0)
+
+
+def test_golden_images_get_the_classes_of_the_reference(classifier: ZeroShotClassifier) -> None:
+    golden = classifier.card.golden_samples()
+    arrays = [image.transpose(1, 2, 0) for image in golden.image]
+    predictions = classifier.classify(arrays)
+    assert isinstance(predictions, list)
+    assert [prediction.index for prediction in predictions] == golden.logits.argmax(axis=1).tolist()
+    np.testing.assert_allclose(classifier.embed(arrays), golden.embedding, atol=1e-5)
+
+
+def test_many_images_from_lists_generators_folders_and_globs_agree(
+    classifier: ZeroShotClassifier, folder: Path
+) -> None:
+    files = sorted(str(path) for path in folder.rglob("*.png"))
+    singly = [classifier.classify(path) for path in files]
+    together = classifier.classify(files)
+    assert isinstance(together, list)
+    # Not exactly equal: kernels for one row and for several round differently.
+    for one, of_many in zip(singly, together, strict=True):
+        assert isinstance(one, Prediction)
+        assert one.label == of_many.label
+        assert one.score == pytest.approx(of_many.score, abs=1e-5)
+    assert classifier.classify(path for path in files) == together
+    assert classifier.classify(folder) == together
+    assert classifier.classify(str(folder / "**" / "*.png")) == together
+    assert classifier.classify([str(folder)]) == together
+    assert [prediction.source for prediction in singly if isinstance(prediction, Prediction)] == files
+    assert classifier.embed(folder).shape == (11, 16)
+    np.testing.assert_allclose(np.linalg.norm(classifier.embed(folder), axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "decode_threads"), [(1, 1), (3, 2), (64, 4)])
+def test_batches_and_decoding_threads_do_not_change_answers(
+    tiny_engine: Path, folder: Path, batch_size: int, decode_threads: int
+) -> None:
+    options = RuntimeOptions(batch_size=batch_size, decode_threads=decode_threads)
+    with ZeroShotClassifier(tiny_engine) as one, ZeroShotClassifier(tiny_engine, options=options) as other:
+        np.testing.assert_allclose(one.embed(folder), other.embed(folder), atol=1e-6)
+        assert [item.label for item in one.iterate(folder)] == [item.label for item in other.iterate(folder)]
+
+
+def test_images_are_decoded_only_a_little_ahead(tiny_engine: Path, picture: Image.Image) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Image.Image]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield picture
+
+    with ZeroShotClassifier(tiny_engine, options=RuntimeOptions(batch_size=4)) as classifier:
+        predictions = classifier.iterate(endless())
+        next(predictions)
+        assert taken <= 14
+        predictions.close()  # type: ignore[attr-defined]
+
+
+def test_nothing_in_gives_nothing_out(classifier: ZeroShotClassifier) -> None:
+    assert classifier.classify([]) == []
+    assert classifier.embed([]).shape == (0, 16)
+
+
+def test_calls_have_the_shape_of_other_pipelines(classifier: ZeroShotClassifier, photo: Path) -> None:
+    one = classifier(photo, top_k=2)
+    many = classifier([photo], top_k=2)
+    assert many == [one]
+    assert [set(entry) for entry in one] == [{"label", "score"}] * 2
+    assert json.loads(json.dumps(one)) == one
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 50])
+def test_top_k_is_bounded_by_the_classes(classifier: ZeroShotClassifier, photo: Path, top_k: int) -> None:
+    prediction = classifier.classify(photo, top_k=top_k)
+    assert isinstance(prediction, Prediction)
+    assert len(prediction.topk) == min(3, top_k)
+
+
+def test_images_that_cannot_be_used_are_named(classifier: ZeroShotClassifier, photo: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photo.read_bytes()[:200])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"broken\.png cannot be decoded as .* Save it again"):
+        classifier.classify([photo, broken])
+    with pytest.raises(InputError, match=r"absent\.png does not exist"):
+        classifier.classify(tmp_path / "absent.png")
+    with pytest.raises(InputError, match="empty holds no images; expected files ending in"):
+        classifier.classify(empty)
+    with pytest.raises(InputError, match=r"\*\.tif holds no images"):
+        classifier.classify(str(tmp_path / "*.tif"))
+    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or a NumPy array; got int"):
+        classifier.classify([3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold must be between 0 and 1, got 1\.5"),
+        ({"threshold": float("nan")}, "threshold must be between 0 and 1, got nan"),
+    ],
+)
+def test_wrong_arguments_are_refused(tiny_engine: Path, arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ZeroShotClassifier(tiny_engine, **arguments)  # type: ignore[arg-type]
+
+
+def test_wrong_options_are_refused(classifier: ZeroShotClassifier, photo: Path) -> None:
+    with pytest.raises(UsageError, match="must be at least 1"):
+        RuntimeOptions(batch_size=0)
+    with pytest.raises(UsageError, match="top_k must be at least 1, got 0"):
+        classifier.classify(photo, top_k=0)
+
+
+def test_heads_are_swapped_over_one_engine(
+    tiny_engine: Path, tiny_bundle: Path, tmp_path: Path, photo: Path, folder: Path
+) -> None:
+    same, renamed = tmp_path / "same.safetensors", tmp_path / "renamed.safetensors"
+    same.write_bytes(read_bundle(tiny_bundle).read(bundles.HEAD))
+    renamed.write_bytes(head_of(tiny_bundle, class_names=("x", "y", "z")).to_bytes())
+    with ZeroShotClassifier(tiny_engine) as folded, ZeroShotClassifier(tiny_engine, heads=[same, renamed]) as other:
+        assert other.heads == ("built-in", "same", "renamed")
+        assert other.active_head == "same"
+        cosines = (folded.embed(folder) * other.embed(folder)).sum(axis=1)
+        assert cosines.min() > 1 - 1e-3
+        expected = folded.classify(photo)
+        got = other.classify(photo)
+        assert isinstance(expected, Prediction)
+        assert isinstance(got, Prediction)
+        np.testing.assert_allclose([s for _, s in got.topk], [s for _, s in expected.topk], atol=1e-4)
+        other.use_head("renamed")
+        assert other.class_names == ("x", "y", "z")
+        answer = other.classify(photo)
+        assert isinstance(answer, Prediction)
+        assert answer.label == "xyz"[expected.index]
+        other.use_head("built-in")
+        assert other.classify(photo) == expected
+        with pytest.raises(UsageError, match="no head is named 'q'; there are built-in, same, renamed"):
+            other.use_head("q")
+
+
+def test_heads_are_given_by_name_or_in_one_file(tiny_engine: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(head_of(tiny_bundle).to_bytes())
+    assert ZeroShotClassifier(tiny_engine, heads=path).active_head == "one"
+    assert ZeroShotClassifier(tiny_engine, heads={"night": head_of(tiny_bundle)}).active_head == "night"
+    (tmp_path / "b").mkdir()
+    twin = tmp_path / "b" / "one.safetensors"
+    twin.write_bytes(path.read_bytes())
+    with pytest.raises(UsageError, match="two heads have one file name"):
+        ZeroShotClassifier(tiny_engine, heads=[path, twin])
+    with pytest.raises(UsageError, match="a head cannot be named 'built-in'"):
+        ZeroShotClassifier(tiny_engine, heads={"built-in": head_of(tiny_bundle)})
+
+
+def test_a_head_of_another_model_is_refused(tiny_engine: Path, tiny_bundle: Path) -> None:
+    with pytest.raises(ArtifactError, match="head a was made for another checkpoint"):
+        ZeroShotClassifier(tiny_engine, heads={"a": head_of(tiny_bundle, weights_sha256="f" * 64)})
+
+
+def test_thresholds_reject(tiny_engine: Path, tiny_bundle: Path, photo: Path) -> None:
+    with ZeroShotClassifier(tiny_engine) as classifier:
+        plain = classifier.classify(photo)
+    assert isinstance(plain, Prediction)
+    assert plain.known
+    with ZeroShotClassifier(tiny_engine, threshold=1.0) as strict:
+        rejected = strict.classify(photo)
+    assert isinstance(rejected, Prediction)
+    assert (rejected.known, rejected.accepted, rejected.topk) == (False, (), plain.topk)
+    calibration = Calibration(threshold=0.0, class_thresholds={plain.label: 1.0})
+    head = head_of(tiny_bundle, calibration=calibration)
+    with ZeroShotClassifier(tiny_engine, heads={"fitted": head}) as fitted:
+        assert not fitted.classify(photo).known  # type: ignore[union-attr]
+    with ZeroShotClassifier(tiny_engine, heads={"fitted": head}, threshold=0.1) as loose:
+        assert loose.classify(photo).known  # type: ignore[union-attr]
+
+
+def test_the_calibration_of_the_card_applies_to_the_folded_head(tiny_engine: Path, photo: Path) -> None:
+    with ZeroShotClassifier(tiny_engine) as plain:
+        sharp = plain.classify(photo)
+    card = msgspec.structs.replace(read_card(tiny_engine), calibration=Calibration(temperature=50.0, threshold=0.9))
+    write_card(tiny_engine, card, force=True)
+    with ZeroShotClassifier(tiny_engine) as warm:
+        soft = warm.classify(photo)
+    assert isinstance(sharp, Prediction)
+    assert isinstance(soft, Prediction)
+    assert soft.label == sharp.label
+    assert soft.score < sharp.score
+    assert not soft.known
+
+
+def test_probabilities() -> None:
+    logits = np.float32([[1, 2, 3], [1000, 0, -1000]])
+    soft = probabilities(logits, Calibration(temperature=2.0))
+    np.testing.assert_allclose(soft[0], np.exp([0.5, 1, 1.5]) / np.exp([0.5, 1, 1.5]).sum())
+    np.testing.assert_allclose(soft[1], [1, 0, 0], atol=1e-12)
+    several = probabilities(logits, Calibration(activation="sigmoid"))
+    np.testing.assert_allclose(several[0], 1 / (1 + np.exp([-1.0, -2, -3])))
+    np.testing.assert_allclose(several[1], [1, 0.5, 0])
+
+
+def test_a_multi_label_answer_lists_all_accepted_classes() -> None:
+    calibration = Calibration(activation="sigmoid", threshold=0.5, class_thresholds={"b": 0.95})
+    ranking = Ranking(class_names=("a", "b", "c", "d"), calibration=calibration, threshold=None, top_k=4)
+    answer = ranking.predict(np.array([0.6, 0.9, 0.7, 0.1]), source=None)
+    assert (answer.label, answer.known, answer.accepted) == ("b", False, ("c", "a"))
+
+
+def test_threads_share_one_classifier(classifier: ZeroShotClassifier, folder: Path) -> None:
+    files = sorted(str(path) for path in folder.rglob("*.png"))
+    expected = {path: classifier.classify(path) for path in files}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(classifier.classify, files * 20))
+    assert answers == [expected[path] for path in files * 20]
+
+
+def _classify_in_child(classifier: ZeroShotClassifier, image: Image.Image, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    try:
+        classifier.classify(image)
+    except UsageError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_is_detected_and_explained(classifier: ZeroShotClassifier, picture: Image.Image) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_classify_in_child, args=(classifier, picture, answers))
+    child.start()
+    message = answers.get(timeout=60)
+    child.join()
+    assert f"was loaded in process {os.getpid()} and is used in its fork {child.pid}" in message
+    assert "start processes with 'spawn'" in message
+
+
+def test_the_golden_check_can_be_left_out(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise QualityGateError("wrong values")
+
+    monkeypatch.setattr("p4q_edge.runtime.classifier.ensure_golden", refuse)
+    with pytest.raises(QualityGateError):
+        ZeroShotClassifier(tiny_engine)
+    ZeroShotClassifier(tiny_engine, options=RuntimeOptions(check="never")).close()
+
+
+def test_command_classify(
+    tiny_engine: Path, folder: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["classify", str(tiny_engine), str(photo), str(folder), "--top-k", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1
+    assert len(document["predictions"]) == 12
+    assert document["predictions"][0]["source"] == str(photo)
+    assert len(document["predictions"][0]["topk"]) == 2
+    assert cli.main(["classify", str(tiny_engine), str(photo), "--threshold", "1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{photo}: unknown? ")
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BytesIO(photo.read_bytes())}))
+    assert cli.main(["classify", str(tiny_engine), "-"]) == 0
+    assert capsys.readouterr().out.startswith("-: ")
+
+
+def test_public_names_are_those_listed() -> None:
+    assert p4q_edge.runtime.__all__ == sorted(p4q_edge.runtime.__all__)
+    for name in p4q_edge.runtime.__all__:
+        assert getattr(p4q_edge.runtime, name).__name__ == name
+    assert set(p4q_edge.runtime.__all__) <= set(dir(p4q_edge.runtime))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        p4q_edge.runtime.nothing  # noqa: B018
+    assert results.Prediction is p4q_edge.runtime.Prediction
