@@ -22,6 +22,8 @@ from p4q_edge.graph.name_nodes import NameNodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.quantization import LinearQuantization
 from p4q_edge.graph.rescale_small_weights import RescaleSmallWeights
+from p4q_edge.graph.select_token_early import SelectTokenEarly
+from p4q_edge.graph.sequence_first import SequenceFirst
 from p4q_edge.graph.to_fp16 import ToFp16
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
 from p4q_edge.quant.modules import Phase, quant_linears, running_in
@@ -68,8 +70,10 @@ def build_graphs(
     traced: ir.Model, linears: Mapping[str, LinearQuantization]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
-    model = run_passes(traced, [DropExpand(), ClassTokenByPad(), LinearToMatMul(), InsertQdq(linears)])
-    half = run_passes(model.clone(), [RescaleSmallWeights(), ToFp16(), NameNodes()])
+    model = run_passes(
+        traced, [DropExpand(), ClassTokenByPad(), LinearToMatMul(), InsertQdq(linears), SelectTokenEarly()]
+    )
+    half = run_passes(model.clone(), [RescaleSmallWeights(), SequenceFirst(), ToFp16(), NameNodes()])
     single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)
 

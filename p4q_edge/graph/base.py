@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
 
 from p4q_edge.runtime.errors import P4QEdgeError
 
@@ -49,9 +50,10 @@ class GraphPass(ABC):
 
 
 def run_passes(model: ir.Model, passes: Sequence[GraphPass]) -> ir.Model:
-    """Run `passes` in order on `model` and return it."""
+    """Run `passes` in order on `model`, drop what nothing reads any more, and return it."""
     for graph_pass in passes:
         graph_pass(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
     return model
 
 

@@ -9,6 +9,8 @@ import onnx_ir.passes.common as ir_passes
 import torch
 from torch import nn
 
+from p4q_edge.graph.attention_operator import scaled_dot_product_attention
+
 logger = logging.getLogger(__name__)
 
 OPSET = 20
@@ -47,6 +49,9 @@ def trace_float_graph(model: nn.Module, image_size: Sequence[int]) -> ir.Model:
                 input_names=["image"],
                 output_names=list(OUTPUTS),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+                custom_translation_table={
+                    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention
+                },
                 verbose=False,
             )
     finally:

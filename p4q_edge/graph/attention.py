@@ -1,0 +1,101 @@
+"""Find the attentions of a traced graph."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from p4q_edge.graph.edit import constant, nodes_of, only_user, read
+
+_HEADS_FIRST = (0, 2, 1, 3)  # (N, L, heads, size) -> (N, heads, L, size)
+_KEYS = (0, 2, 3, 1)  # (N, L, heads, size) -> (N, heads, size, L)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """One softmax attention over a joint query-key-value tensor.
+
+    Attributes:
+        source: (N, L, 3 * heads * head_size), queries, keys, values.
+        split: the node that takes it apart.
+        query_scale: constant factor on the queries, None when it is folded into their weights.
+        result: (N, L, heads * head_size).
+        tokens, heads, head_size: L and the two parts of the width.
+    """
+
+    source: ir.Value
+    split: ir.Node
+    query_scale: ir.Value | None
+    result: ir.Value
+    tokens: int
+    heads: int
+    head_size: int
+
+
+def find_attentions(graph: ir.Graph) -> list[Attention]:
+    """Return the attentions whose query, key and value are the thirds of one tensor, in order."""
+    found = [_match(softmax) for softmax in nodes_of(graph, "Softmax")]
+    return [attention for attention in found if attention is not None]
+
+
+def _match(softmax: ir.Node) -> Attention | None:
+    scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+    if scores is None or mixed is None or scores.op_type != "MatMul" or mixed.op_type != "MatMul":
+        return None
+    query, scale = _unscaled(read(scores, 0))
+    parts = [
+        _third(query, _HEADS_FIRST),
+        _third(read(scores, 1), _KEYS),
+        _third(read(mixed, 1), _HEADS_FIRST),
+    ]
+    result = _joined(mixed.outputs[0])
+    if result is None or any(part is None for part in parts):
+        return None
+    outputs = [part[0] for part in parts if part is not None]
+    shapes = {part[1] for part in parts if part is not None}
+    split = outputs[0].producer()
+    if split is None or list(split.outputs) != outputs or len(shapes) != 1:
+        return None
+    ((tokens, heads, head_size),) = shapes
+    return Attention(
+        source=read(split, 0),
+        split=split,
+        query_scale=scale,
+        result=result,
+        tokens=tokens,
+        heads=heads,
+        head_size=head_size,
+    )
+
+
+def _unscaled(query: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    node = query.producer()
+    if node is None or node.op_type != "Mul":
+        return query, None
+    factor = constant(read(node, 1))
+    return (read(node, 0), read(node, 1)) if factor is not None and factor.size == 1 else (query, None)
+
+
+def _third(value: ir.Value, permutation: tuple[int, ...]) -> tuple[ir.Value, tuple[int, int, int]] | None:
+    """Return the output of a Split in three that `value` is a view of, and (L, heads, head_size)."""
+    node, total = value.producer(), (0, 1, 2, 3)
+    while node is not None and node.op_type == "Transpose":
+        step = tuple(node.attributes.get_ints("perm", (3, 2, 1, 0)))
+        total = tuple(step[axis] for axis in total)  # type: ignore[assignment]
+        value = read(node, 0)
+        node = value.producer()
+    if node is None or node.op_type != "Reshape" or total != permutation:
+        return None
+    shape = constant(read(node, 1))
+    split = read(node, 0).producer()
+    if shape is None or shape.size != 4 or split is None or split.op_type != "Split" or len(split.outputs) != 3:
+        return None
+    return read(node, 0), (int(shape[1]), int(shape[2]), int(shape[3]))
+
+
+def _joined(mixed: ir.Value) -> ir.Value | None:
+    transpose = only_user(mixed)
+    if transpose is None or transpose.op_type != "Transpose":
+        return None
+    reshape = only_user(transpose.outputs[0])
+    heads_last = tuple(transpose.attributes.get_ints("perm", ())) == _HEADS_FIRST
+    return reshape.outputs[0] if heads_last and reshape is not None and reshape.op_type == "Reshape" else None
