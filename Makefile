@@ -31,8 +31,9 @@ venv: $(INSTALLED)
 
 demo: venv
 	$(BIN)/p4q-edge build --engine build/demo.onnx
-	$(BIN)/p4q-edge validate build/demo.onnx --report build/demo.report.json
-	$(BIN)/p4q-edge classify build/demo.onnx build/demo/images
+	$(BIN)/p4q-edge validate build/demo.onnx
+	@$(BIN)/python tools/demo_images.py build/demo.p4q build/demo.images
+	$(BIN)/p4q-edge classify build/demo.onnx build/demo.images --top-k 2
 
 test: venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

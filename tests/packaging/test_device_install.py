@@ -43,7 +43,7 @@ def test_the_command_starts(runtime_environment: Any) -> None:
     assert "p4q-edge not installed" in runtime_environment.check("p4q-edge", "--version")
 
 
-@pytest.mark.parametrize("arguments", [("learn",), ("export", "run/"), ("validate", "out.onnx")])
+@pytest.mark.parametrize("arguments", [("learn",), ("export", "run/"), ("models", "--search", "siglip")])
 def test_subcommands_of_the_toolkit_say_how_to_install_it(runtime_environment: Any, arguments: tuple[str, ...]) -> None:
     done = runtime_environment.run("p4q-edge", *arguments)
     assert done.returncode == 3
