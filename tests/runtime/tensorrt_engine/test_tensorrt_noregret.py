@@ -1,0 +1,133 @@
+"""INT8 or FP16: the gates, the choice, and the table that shows both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p4q_edge.runtime.engines.tensorrt_noregret import Choice, Row, choose, gate_problem, table
+from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.golden import Golden
+
+RATIOS = st.floats(0.2, 5.0)
+
+
+def row(precision: str, *, size: int = 100, problem: str | None = None) -> Row:
+    return Row(
+        precision=precision,
+        n=50,
+        p50_ms=4.9,
+        p90_ms=5.1,
+        size_bytes=size,
+        samples=4,
+        cosine_min=0.9995,
+        float_cosine_min=0.998,
+        float_top1_agreement=1.0,
+        problem=problem,
+    )
+
+
+def ratio(low: float, value: float, high: float) -> dict[str, Any]:
+    return {"low": low, "value": value, "high": high, "n": 50}
+
+
+def golden(*, reference_cosine: float) -> Golden:
+    """Two samples whose reference has this cosine to the full-precision model."""
+    exact = np.array([[1, 0], [1, 0]], np.float32)
+    turned = np.array([[reference_cosine, np.sqrt(1 - reference_cosine**2)]] * 2, np.float32)
+    image = np.zeros((2, 3, 2, 2), np.uint8)
+    return Golden(
+        image=image, features=turned, embedding=turned, logits=turned, float_embedding=exact, float_logits=exact
+    )
+
+
+def test_int8_must_reproduce_the_reference() -> None:
+    samples = golden(reference_cosine=0.9)
+    measured = {"precision": "int8", "cosine_min": 0.9995, "float_cosine_min": 0.1}
+    assert gate_problem(measured, samples, min_cosine=0.999) is None
+    assert gate_problem({**measured, "cosine_min": 0.99}, samples, min_cosine=0.999) == (
+        "embeddings reach a cosine of 0.99000 to the reference; expected 0.999"
+    )
+
+
+def test_fp16_must_be_as_near_to_the_float_model_as_the_reference_is() -> None:
+    samples = golden(reference_cosine=0.9)
+    measured = {"precision": "fp16", "cosine_min": 0.1, "float_cosine_min": 0.95}
+    assert gate_problem(measured, samples, min_cosine=0.999) is None
+    assert gate_problem({**measured, "float_cosine_min": 0.89}, samples, min_cosine=0.999) == (
+        "embeddings reach a cosine of 0.89000 to the full-precision model; expected 0.89900, as the reference"
+    )
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_nan_never_passes(precision: str) -> None:
+    measured = {"precision": precision, "cosine_min": float("nan"), "float_cosine_min": float("nan")}
+    assert "cosine of nan" in str(gate_problem(measured, golden(reference_cosine=0.9), min_cosine=-1))
+
+
+def test_int8_is_kept_where_it_is_faster_beyond_the_noise() -> None:
+    rows = {"int8": row("int8"), "fp16": row("fp16")}
+    assert choose(rows, ratio(1.1, 1.15, 1.2), prefer="speed") == Choice(
+        kept="int8", reason="INT8 is 1.15x as fast as FP16 [1.10, 1.20], n = 50: faster"
+    )
+    assert choose(rows, ratio(0.99, 1.02, 1.05), prefer="speed") == Choice(
+        kept="fp16", reason="INT8 is 1.02x as fast as FP16 [0.99, 1.05], n = 50: not faster"
+    )
+
+
+def test_size_is_preferred_on_request() -> None:
+    rows = {"int8": row("int8", size=90), "fp16": row("fp16", size=170)}
+    choice = choose(rows, ratio(0.8, 0.9, 1.0), prefer="size")
+    assert choice.kept == "int8"
+    assert choice.reason.startswith("the smaller plan, as asked for; INT8 is 0.90x")
+
+
+def test_the_only_accurate_plan_is_kept_and_the_reason_names_the_other() -> None:
+    rows = {"int8": row("int8", problem="cosine 0.5"), "fp16": row("fp16")}
+    assert choose(rows, ratio(2, 2, 2), prefer="speed") == Choice(kept="fp16", reason="int8 fails its gate: cosine 0.5")
+    assert choose({"int8": row("int8")}, None, prefer="speed").reason == "the only plan that was asked for"
+
+
+def test_without_an_accurate_plan_nothing_is_kept() -> None:
+    rows = {"int8": row("int8", problem="cosine 0.5"), "fp16": row("fp16", problem="cosine 0.6")}
+    with pytest.raises(
+        QualityGateError,
+        match=r"no plan computes what the reference computes \(int8: cosine 0\.5; fp16: cosine 0\.6\)\. Nothing was",
+    ):
+        choose(rows, ratio(1, 1, 1), prefer="speed")
+
+
+def test_two_plans_without_a_ratio_are_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="need a ratio"):
+        choose({"int8": row("int8"), "fp16": row("fp16")}, None, prefer="speed")
+
+
+@given(st.tuples(RATIOS, RATIOS, RATIOS).map(sorted), st.booleans(), st.booleans(), st.sampled_from(["speed", "size"]))
+def test_a_plan_that_fails_is_never_kept_and_slow_int8_only_for_size(
+    bounds: list[float], int8_fails: bool, fp16_fails: bool, prefer: Any
+) -> None:
+    rows = {
+        "int8": row("int8", size=1, problem="bad" if int8_fails else None),
+        "fp16": row("fp16", size=2, problem="bad" if fp16_fails else None),
+    }
+    if int8_fails and fp16_fails:
+        with pytest.raises(QualityGateError):
+            choose(rows, ratio(*bounds), prefer=prefer)
+        return
+    kept = choose(rows, ratio(*bounds), prefer=prefer).kept
+    assert rows[kept].problem is None
+    if kept == "int8" and not fp16_fails and prefer == "speed":
+        assert bounds[0] > 1
+
+
+def test_the_table_has_both_rows_and_the_choice() -> None:
+    rows = {"int8": row("int8", size=91_000_000), "fp16": row("fp16", size=175_000_000)}
+    lines = table(rows, Choice(kept="fp16", reason="not faster")).splitlines()
+    assert lines[0].split()[:3] == ["plan", "p50", "ms"]
+    assert lines[1].split()[:5] == ["int8", "4.90", "5.10", "50", "91.0"]
+    assert lines[2].split()[:5] == ["fp16", "4.90", "5.10", "50", "175.0"]
+    assert lines[3] == "kept fp16: not faster"
