@@ -18,13 +18,18 @@ class Attention:
         source: (N, L, 3 * heads * head_size), queries, keys, values.
         split: the node that takes it apart.
         query_scale: constant factor on the queries, None when it is folded into their weights.
-        result: (N, L, heads * head_size).
+        token: the one token whose query is asked, None when all are.
+        scores, mixed: the products of query and key, and of the softmax and the values.
+        result: (N, L, heads * head_size), or (N, heads * head_size) with one token.
         tokens, heads, head_size: L and the two parts of the width.
     """
 
     source: ir.Value
     split: ir.Node
     query_scale: ir.Value | None
+    token: int | None
+    scores: ir.Node
+    mixed: ir.Node
     result: ir.Value
     tokens: int
     heads: int
@@ -41,13 +46,14 @@ def _match(softmax: ir.Node) -> Attention | None:
     scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
     if scores is None or mixed is None or scores.op_type != "MatMul" or mixed.op_type != "MatMul":
         return None
-    query, scale = _unscaled(read(scores, 0))
+    query, token = _all_tokens(read(scores, 0))
+    query, scale = _unscaled(query)
     parts = [
         _third(query, _HEADS_FIRST),
         _third(read(scores, 1), _KEYS),
         _third(read(mixed, 1), _HEADS_FIRST),
     ]
-    result = _joined(mixed.outputs[0])
+    result = _joined(mixed.outputs[0], one_token=token is not None)
     if result is None or any(part is None for part in parts):
         return None
     outputs = [part[0] for part in parts if part is not None]
@@ -60,11 +66,22 @@ def _match(softmax: ir.Node) -> Attention | None:
         source=read(split, 0),
         split=split,
         query_scale=scale,
+        token=token,
+        scores=scores,
+        mixed=mixed,
         result=result,
         tokens=tokens,
         heads=heads,
         head_size=head_size,
     )
+
+
+def _all_tokens(query: ir.Value) -> tuple[ir.Value, int | None]:
+    node = query.producer()
+    if node is None or node.op_type != "Slice":
+        return query, None
+    start = constant(read(node, 1))
+    return (read(node, 0), int(start[0])) if start is not None else (query, None)
 
 
 def _unscaled(query: ir.Value) -> tuple[ir.Value, ir.Value | None]:
@@ -92,10 +109,10 @@ def _third(value: ir.Value, permutation: tuple[int, ...]) -> tuple[ir.Value, tup
     return read(node, 0), (int(shape[1]), int(shape[2]), int(shape[3]))
 
 
-def _joined(mixed: ir.Value) -> ir.Value | None:
-    transpose = only_user(mixed)
-    if transpose is None or transpose.op_type != "Transpose":
-        return None
-    reshape = only_user(transpose.outputs[0])
-    heads_last = tuple(transpose.attributes.get_ints("perm", ())) == _HEADS_FIRST
-    return reshape.outputs[0] if heads_last and reshape is not None and reshape.op_type == "Reshape" else None
+def _joined(mixed: ir.Value, *, one_token: bool) -> ir.Value | None:
+    """Return the (N, L, D) that the heads are joined to; with one token they lie side by side already."""
+    node = only_user(mixed)
+    if node is not None and node.op_type == "Transpose" and not one_token:
+        heads_last = tuple(node.attributes.get_ints("perm", ())) == _HEADS_FIRST
+        node = only_user(node.outputs[0]) if heads_last else None
+    return node.outputs[0] if node is not None and node.op_type == "Reshape" else None

@@ -24,10 +24,15 @@ def write_tokens_first(graph: ir.Graph, attention: Attention) -> None:
     value = writer.reshape(writer.transpose(value, (1, 2, 0, 3), "value"), (-1, tokens, size), "value_rows")
     if attention.query_scale is not None:
         query = writer.add("Mul", (query, attention.query_scale), "scaled_query")
+    if attention.token is not None:
+        query = writer.row(query, attention.token)
     weights = writer.add("Softmax", (writer.add("MatMul", (query, key), "scores"),), "softmax", axis=-1)
     mixed = writer.add("MatMul", (weights, value), "mixed")
-    rows = writer.transpose(mixed, (1, 0, 2), "mixed_rows")
-    joined = writer.reshape(rows, (tokens, -1, attention.heads * size), "joined")
+    width = attention.heads * size
+    if attention.token is None:
+        joined = writer.reshape(writer.transpose(mixed, (1, 0, 2), "mixed_rows"), (tokens, -1, width), "joined")
+    else:
+        joined = writer.reshape(mixed, (-1, width), "joined")
     joined.shape = attention.result.shape
     attention.result.replace_all_uses_with(joined)
 
@@ -55,6 +60,13 @@ class _Writer:
 
     def transpose(self, value: ir.Value, permutation: Sequence[int], name: str) -> ir.Value:
         return self.add("Transpose", (value,), name, perm=tuple(permutation))
+
+    def row(self, value: ir.Value, index: int) -> ir.Value:
+        bounds = [
+            add_constant(self.graph, f"{self.prefix}.row.{name}", np.array([bound], np.int64))
+            for name, bound in (("start", index), ("end", index + 1), ("axis", 1))
+        ]
+        return self.add("Slice", (value, *bounds), "query_row")
 
     def split(self, value: ir.Value) -> Sequence[ir.Value]:
         node = ir.node("Split", (value,), {"axis": 2, "num_outputs": 3}, num_outputs=3, name=f"{self.prefix}.split")

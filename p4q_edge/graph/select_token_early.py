@@ -6,16 +6,26 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
+from p4q_edge.graph.attention import Attention, find_attentions
 from p4q_edge.graph.base import GraphPass
-from p4q_edge.graph.edit import constant, name_of, nodes_of, only_user, read
+from p4q_edge.graph.edit import (
+    add_constant,
+    constant,
+    name_of,
+    nodes_of,
+    only_user,
+    operation,
+    read,
+    replace_node,
+)
 from p4q_edge.graph.token_rows import data_inputs, is_token_wise
 
 
 class SelectTokenEarly(GraphPass):
     """Move the Gather of one token up through everything that treats tokens one by one.
 
-    Behind the last attention only the class token is read, so its output projection, its two MLP linears and
-    the final norm need one row instead of all. The numbers are the same.
+    Behind the last attention only the class token is read, so its query, its output projection, its two MLP
+    linears and the final norm need one row instead of all. The numbers are the same.
     """
 
     def apply(self, model: ir.Model) -> bool:
@@ -24,6 +34,13 @@ class SelectTokenEarly(GraphPass):
         while _move_all(model.graph):
             ir_passes.RemoveUnusedNodesPass()(model)
             modified = True
+        for attention in find_attentions(model.graph):
+            gather = only_user(attention.result)
+            if attention.token is None and gather is not None and _selects_token(gather):
+                _select_query(model.graph, attention, gather)
+                modified = True
+        if modified:
+            ir_passes.RemoveUnusedNodesPass()(model)
         return modified
 
     def ensures(self, model: ir.Model) -> Iterable[str]:
@@ -73,6 +90,28 @@ class _Selector:
         output.shape = ir.Shape([dim for axis, dim in enumerate(value.shape) if axis != 1]) if value.shape else None
         self.graph.insert_before(self.gather, node)
         return output
+
+
+def _select_query(graph: ir.Graph, attention: Attention, gather: ir.Node) -> None:
+    """Ask for the one token that `gather` reads; the heads of one row need no transposition."""
+    index = constant(read(gather, 1))
+    assert index is not None  # _selects_token saw a constant
+    prefix, query = name_of(attention.result), read(attention.scores, 0)
+    bounds = [
+        add_constant(graph, f"{prefix}.{end}", np.array([bound], np.int64))
+        for end, bound in (("query_start", index), ("query_end", index + 1), ("query_axis", 2))
+    ]
+    one = operation("Slice", (query, *bounds), f"{prefix}.query", query)
+    one.outputs[0].shape = None
+    one.metadata_props.update(attention.scores.metadata_props)
+    graph.insert_before(attention.scores, one)
+    attention.scores.replace_input_with(0, one.outputs[0])
+    width = add_constant(graph, f"{prefix}.joined_shape", np.array([-1, attention.heads * attention.head_size], np.int64))
+    mixed = attention.mixed.outputs[0]
+    for node in (attention.scores, *(user for user in attention.scores.outputs[0].consumers()), attention.mixed):
+        node.outputs[0].shape = None
+    joined = operation("Reshape", (mixed, width), f"{prefix}.joined", gather.outputs[0])
+    replace_node(graph, gather, [joined])
 
 
 def _selects_token(gather: ir.Node) -> bool:

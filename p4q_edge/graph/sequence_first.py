@@ -37,6 +37,7 @@ class SequenceFirst(GraphPass):
 
     def ensures(self, model: ir.Model) -> Iterable[str]:
         for attention in find_attentions(model.graph):
+            # One without transpositions is not matched any more.
             yield f"the attention behind {attention.source.name} still has the batch first"
 
 
