@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from p4q_edge.runtime.chain import ChainReport
+from p4q_edge.runtime.chain import ChainReport, Images
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.report import words
 from p4q_edge.runtime.report.document import KIND, Report
@@ -56,8 +56,8 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
     )
 
 
-def make_thumbnails(images: npt.NDArray[np.uint8], indices: Sequence[int]) -> dict[int, str]:
-    """Return a data URI for each index; images are uint8 (n, 3, H, W), RGB."""
+def make_thumbnails(images: Images, indices: Sequence[int]) -> dict[int, str]:
+    """Return a data URI for each index, up to 24; slices of `images` are uint8 (n, 3, H, W), RGB."""
     return {index: _data_uri(images[index : index + 1][0]) for index in indices[:MAX_THUMBNAILS]}
 
 

@@ -55,11 +55,12 @@ class Gates:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainOptions:
-    """How a chain is run: images a batch, seed of the bootstrap, limits."""
+    """How a chain is run: images a batch, seed of the bootstrap, limits, and what the log calls it."""
 
     batch_size: int = 64
     seed: int = 0
     gates: Gates = Gates()
+    label: str = "images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ def validate_chain(
         outputs[name] = run_stage(stage, images, name=name, options=options, classes=len(class_names))
         seconds = time.perf_counter() - started
         report = _stage_report(name, outputs[name]["logits"], truth, generator=generator, seconds=seconds)
-        logger.info("%-10s top-1 %.2f %% (n = %d, %.1f s)", name, 100 * report.top1.value, report.n, seconds)
+        logger.info("%s: %-10s top-1 %.2f %%, n = %d", options.label, name, 100 * report.top1.value, report.n)
         reports.append(report)
     hops = tuple(
         _hop(first, second, outputs=outputs, labels=truth, generator=generator)

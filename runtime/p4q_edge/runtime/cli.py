@@ -33,6 +33,7 @@ RUNTIME_HELP: Mapping[str, str] = {
     "classify": "name what images show",
     "inspect": "show what is in a bundle, an engine or its card",
     "selftest": "run the golden samples through an engine and compare",
+    "validate": "compare PyTorch, ONNX and engine on real images",
     "bench": "measure latency, throughput and memory of an engine",
     "doctor": "check this machine and say how to mend it",
     "head": "list, add or swap the classes of an engine",
@@ -41,7 +42,8 @@ TOOLKIT_HELP: Mapping[str, str] = {
     "calibrate": "measure activation ranges on images",
     "learn": "learn prompts and a low-bit adapter from a few images a class",
     "export": "write the bundle model.p4q",
-    "validate": "compare PyTorch, ONNX and engine on real images",
+    "reproduce": "repeat a validation from its report and compare",
+    "report": "write a report as HTML or Markdown",
     "models": "list the open_clip models that can be used",
 }
 """The lines of `--help`, written here so that it loads no subcommand; a test compares the two."""

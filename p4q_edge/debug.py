@@ -1,0 +1,258 @@
+"""Where an engine parts from its reference: the inputs and outputs of every linear, layer by layer.
+
+Two graphs are compared operator by operator without optimization, where equal files give equal numbers; then the
+engine as it runs, with its fused integer kernels, against the plain graph; then the plain graph against PyTorch.
+The first comparison that finds a difference is the answer.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from p4q_edge.quant.modules import Phase, quant_linears, running_in
+from p4q_edge.runtime import metrics
+from p4q_edge.runtime.card import Card
+from p4q_edge.runtime.engines.onnxruntime import session_options
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.report.document import DebugReport, LayerFinding
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGES = 16
+MAX_PROPOSALS = 8
+# Equal operators in equal order on equal numbers: what is left is the order of a sum inside one kernel.
+SAME_RUNTIME = 1e-4
+# Integer kernels, and 7-bit weights, round values apart by a step now and then; a fault is far above.
+OTHER_KERNELS = 0.05
+ENCODER = "encoder."
+_WEIGHT = ".weight_int8"
+_SEVERITY_ERROR = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearNode:
+    """One linear of an exported graph.
+
+    Attributes:
+        path: module path.
+        operator: name of its MatMul.
+        input: name of the tensor before it is quantized.
+        output: name of the product, before the bias is added.
+    """
+
+    path: str
+    operator: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerValues:
+    """Input and output of each linear on the same images: module path to (…, features)."""
+
+    inputs: Mapping[str, NDArray[np.floating]]
+    outputs: Mapping[str, NDArray[np.floating]]
+
+
+def linear_nodes(model: onnx.ModelProto) -> list[LinearNode]:
+    """Return the quantized linears of an exported graph, in the order in which they run."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    found = []
+    for node in model.graph.node:
+        weight = producers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
+            continue
+        source = node.input[0]
+        while source in producers and producers[source].op_type in ("DequantizeLinear", "QuantizeLinear", "Clip"):
+            source = producers[source].input[0]
+        path = weight.input[0].removesuffix(_WEIGHT)
+        found.append(LinearNode(path=path, operator=node.name, input=source, output=node.output[0]))
+    return found
+
+
+def run_graph(
+    model: onnx.ModelProto, images: NDArray[np.uint8], options: "onnxruntime.SessionOptions | None" = None
+) -> LayerValues:
+    """Return what each linear of a graph reads and gives; without options, nothing is fused or reordered."""
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SEVERITY_ERROR
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    nodes = linear_nodes(model)
+    names = list(dict.fromkeys([*(n.input for n in nodes), *(n.output for n in nodes)]))
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    known = {value.name for value in (*opened.graph.input, *opened.graph.output)}
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = dict(zip(names, session.run(names, {"image": images}), strict=True))
+    return LayerValues(
+        inputs={node.path: values[node.input] for node in nodes},
+        outputs={node.path: values[node.output] for node in nodes},
+    )
+
+
+def run_module(model: nn.Module, images: NDArray[np.uint8]) -> LayerValues:
+    """Return what each quantized linear of the fake-quantized module reads and gives, without its bias."""
+    inputs: dict[str, NDArray[np.floating]] = {}
+    outputs: dict[str, NDArray[np.floating]] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+            bias = module.bias
+            inputs[path] = arguments[0].numpy()
+            outputs[path] = (result if not isinstance(bias, torch.Tensor) else result - bias).numpy()
+
+        return hook
+
+    handles = [linear.register_forward_hook(keep(path)) for path, linear in quant_linears(model).items()]
+    try:
+        with torch.inference_mode(), running_in(model, Phase.QUANTIZED):
+            model(torch.from_numpy(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return LayerValues(inputs=inputs, outputs=outputs)
+
+
+def compare_layers(reference: LayerValues, candidate: LayerValues, order: Sequence[str]) -> tuple[LayerFinding, ...]:
+    """Return the relative error of input and output of each linear that both have, in `order`."""
+    return tuple(
+        LayerFinding(
+            layer=path,
+            error_in=relative_error(reference.inputs[path], candidate.inputs[path]),
+            error_out=relative_error(reference.outputs[path], candidate.outputs[path]),
+        )
+        for path in order
+        if path in reference.outputs and path in candidate.outputs
+    )
+
+
+def relative_error(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> float:
+    """Return the L2 norm of the difference over that of the reference; infinite for other sizes and for NaN.
+
+    The worst output channel counts, so that one wrong channel of many is seen.
+    """
+    if reference.size != candidate.size:
+        return float("inf")
+    a = np.asarray(reference, np.float64).reshape(-1, reference.shape[-1])
+    b = np.asarray(candidate, np.float64).reshape(a.shape)
+    if not np.isfinite(b).all():
+        return float("inf")
+    scale = np.linalg.norm(a, axis=0)
+    # A channel that is nearly silent has a large relative error for no fault.
+    floor = np.linalg.norm(a) / np.sqrt(a.shape[1]) / 10
+    return float((np.linalg.norm(a - b, axis=0) / np.maximum(np.maximum(scale, floor), 1e-30)).max())
+
+
+def first_difference(layers: Sequence[LayerFinding], tolerance: float) -> LayerFinding | None:
+    """Return the first linear whose output is off."""
+    return next((layer for layer in layers if not layer.error_out <= tolerance), None)
+
+
+def find_difference(
+    engine: Path, card: Card, images: NDArray[np.uint8], *, graph: bytes | None, module: nn.Module | None
+) -> DebugReport:
+    """Name the first linear where an engine and its reference part.
+
+    Args:
+        engine: the engine; an ONNX one.
+        card: its card.
+        images: uint8 (n, 3, H, W); the first 16 are used.
+        graph: the bundle's graph with FP32 remainder, or None.
+        module: the folded classifier, or None without PyTorch stages.
+
+    Raises:
+        EnvironmentNotAbleError: the engine is a TensorRT plan.
+        UsageError: there is neither bundle nor PyTorch reference.
+    """
+    if card.backend != "onnxruntime":
+        raise EnvironmentNotAbleError(
+            f"--debug looks into .onnx engines; the layers of {engine} were fused when it was built. Build the same "
+            f"bundle for the CPU and debug that: p4q-edge build model.p4q --engine {engine.with_suffix('.onnx')}"
+        )
+    if graph is None and module is None:
+        raise UsageError(f"--debug needs the bundle beside {engine}, or a run folder with --reference; neither is here")
+    built = onnx.load_model_from_string(engine.read_bytes())
+    nodes = {node.path: node for node in linear_nodes(built)}
+    batch = images[:MAX_IMAGES]
+    fast = card.options.get("cpu_profile") == "fast"
+    plain = run_graph(built, batch)
+    steps: list[tuple[str, LayerValues, LayerValues, float]] = []
+    if graph is not None:
+        exported = run_graph(onnx.load_model_from_string(graph), batch)
+        steps.append(("the bundle's graph", exported, plain, OTHER_KERNELS if fast else SAME_RUNTIME))
+    kernels = run_graph(built, batch, session_options("fast" if fast else "exact"))
+    steps.append(("its own graph without fused kernels", plain, kernels, OTHER_KERNELS))
+    if module is not None:
+        steps.append(("the fake-quantized PyTorch model", run_module(module, batch), plain, OTHER_KERNELS))
+    findings = [(name, limit, compare_layers(a, b, tuple(nodes))) for name, a, b, limit in steps]
+    parted = [step for step in findings if first_difference(step[2], step[1]) is not None]
+    name, limit, layers = parted[0] if parted else findings[0]
+    first = first_difference(layers, limit)
+    logger.info("compared %d linears on %d images with %s", len(layers), len(batch), name)
+    return DebugReport(
+        reference=name,
+        tolerance=limit,
+        first=None if first is None else first.layer,
+        operator=None if first is None else nodes[first.layer].operator,
+        layers=layers,
+        keep_float=sensitive_linears(module, batch) if module is not None else added_error(layers, limit),
+    )
+
+
+def added_error(layers: Sequence[LayerFinding], tolerance: float) -> tuple[str, ...]:
+    """Return the linears that add the most error to what they read, worst first, as `keep_float` takes them."""
+    added = {layer.layer: _added(layer) for layer in layers}
+    worst = sorted((path for path in added if added[path] > tolerance), key=lambda path: -added[path])
+    return _as_keep_float(worst)
+
+
+def sensitive_linears(module: nn.Module, images: NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return the linears whose quantization costs most, worst first, as `keep_float` takes them.
+
+    Each linear alone is put back into float; what counts is how far the class probabilities of the whole model
+    come closer to the float model's, not an error of tensors.
+    """
+    batch = torch.from_numpy(images)
+
+    def logits() -> NDArray[np.floating]:
+        result: NDArray[np.floating] = module(batch)[0].numpy()
+        return result
+
+    with torch.inference_mode():
+        with running_in(module, Phase.FLOAT):
+            reference = logits()
+        with running_in(module, Phase.QUANTIZED):
+            everything = _divergence(reference, logits())
+            gains = {}
+            for path, linear in quant_linears(module).items():
+                linear.phase = Phase.FLOAT
+                gains[path] = everything - _divergence(reference, logits())
+                linear.phase = Phase.QUANTIZED
+    # A tenth of the whole loss: below it a linear in FP16 costs speed and buys nothing.
+    worst = sorted((path for path in gains if gains[path] > everything / 10), key=lambda path: -gains[path])
+    return _as_keep_float(worst)
+
+
+def _divergence(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> float:
+    return float(metrics.kl_divergence(reference=reference, candidate=candidate).mean())
+
+
+def _added(layer: LayerFinding) -> float:
+    return float(np.sqrt(max(0.0, layer.error_out**2 - layer.error_in**2)))
+
+
+def _as_keep_float(paths: Sequence[str]) -> tuple[str, ...]:
+    """Return paths as the recipe's `quantization.keep_float` counts them: from the encoder, attention as one."""
+    inside = (path.removeprefix(ENCODER) for path in paths if path.startswith(ENCODER))
+    joined = (path.removesuffix(".in_proj").removesuffix(".out_proj") for path in inside)
+    return tuple(dict.fromkeys(joined))[:MAX_PROPOSALS]

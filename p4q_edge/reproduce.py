@@ -1,0 +1,131 @@
+"""`p4q-edge reproduce`: run a validation again from its report, and compare every figure."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from p4q_edge.runtime.chain import ChainReport
+from p4q_edge.runtime.cli import build_parser
+from p4q_edge.runtime.command import validate as device
+from p4q_edge.runtime.commands import Command, write_result
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, P4QEdgeError, QualityGateError
+from p4q_edge.runtime.report.document import Report, read_report
+from p4q_edge.runtime.report.summary import columns
+from p4q_edge.validate import run_request
+
+logger = logging.getLogger(__name__)
+
+# The same files on the same machine and versions give the same numbers; the report rounds nothing.
+SAME_MACHINE = 1e-9
+# Other processors and versions sum in another order: some integers round apart, some images near a border change.
+OTHER_COSINE = 1e-3
+OTHER_SHARE = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of both runs; `limit` is how far they may lie apart."""
+
+    name: str
+    before: float
+    now: float
+    limit: float
+
+    @property
+    def same(self) -> bool:
+        """Whether both runs agree."""
+        return abs(self.now - self.before) <= self.limit
+
+
+def repeat(report: Report, *, source: str) -> Report:
+    """Run the command of a report again; nothing is written.
+
+    Raises:
+        CorruptArtifactError: the report names no command of `validate`.
+        ArtifactError: the engine, the images or the recipe are others than then.
+    """
+    words = report.provenance.command
+    if not words or words[0] != "validate":
+        raise CorruptArtifactError(f"{source} names no `validate` command to repeat. Write it again: p4q-edge validate")
+    args = build_parser(device.COMMAND).parse_args(list(words[1:]))
+    again = run_request(device.request_of(args)).report
+    then, now = report.provenance.digests, again.provenance.digests
+    changed = [name for name in then if name != "card" and then[name] != now.get(name)]
+    if changed:
+        raise ArtifactError(
+            f"{source} cannot be repeated: {', '.join(changed)} changed since it was written. Restore them, or write a "
+            f"new report: p4q-edge {' '.join(words)}"
+        )
+    return again
+
+
+def compare(before: Report, now: Report) -> tuple[Figure, ...]:
+    """Return every figure that both reports have, with how far it may move."""
+    alike = (
+        before.provenance.machine == now.provenance.machine and before.provenance.versions == now.provenance.versions
+    )
+    figures: list[Figure] = []
+    for title, a, b in (("", before.chain, now.chain), ("golden ", before.golden, now.golden)):
+        if (a is None) != (b is None):
+            raise P4QEdgeError(
+                f"only one of both runs has {title or 'labelled '}images; repeat with the same --data and --reference"
+            )
+        if a is not None and b is not None:
+            figures += _figures(a, b, title=title, alike=alike)
+    return tuple(figures)
+
+
+def _figures(before: ChainReport, now: ChainReport, *, title: str, alike: bool) -> Iterator[Figure]:
+    # One image always may change where another machine sums in another order.
+    share = SAME_MACHINE if alike else max(OTHER_SHARE, 1.0 / before.n)
+    cosine = SAME_MACHINE if alike else OTHER_COSINE
+    stages = {stage.name: stage for stage in now.stages}
+    for stage in before.stages:
+        if stage.name in stages:
+            a, b = stage.top1.value, stages[stage.name].top1.value
+            yield Figure(name=f"{title}top-1 {stage.name}", before=a, now=b, limit=share)
+    hops = {(hop.reference, hop.candidate): hop for hop in now.hops}
+    for hop in before.hops:
+        other = hops.get((hop.reference, hop.candidate))
+        if other is not None:
+            name = f"{title}cosine {hop.reference} to {hop.candidate}"
+            yield Figure(name=name, before=hop.cosine.mean, now=other.cosine.mean, limit=cosine)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("report", type=Path, help="report.json that `p4q-edge validate` wrote")
+
+
+def _run(args: argparse.Namespace) -> int:
+    before = read_report(args.report)
+    figures = compare(before, repeat(before, source=str(args.report)))
+    different = [figure for figure in figures if not figure.same]
+    rows = [(f.name, f"{f.before:.6f}", f"{f.now:.6f}", "same" if f.same else "DIFFERS") for f in figures]
+    document = {
+        "report": str(args.report),
+        "same": not different,
+        "figures": [{**msgspec.to_builtins(figure), "same": figure.same} for figure in figures],
+    }
+    write_result(args, document=document, text="\n".join(columns(("figure", "then", "now", ""), rows)))
+    if not different:
+        return 0
+    # Not raised: the document was written, and an error would add a second one.
+    logger.error(
+        "%d of %d figures of %s differ. Compare versions and machine in the report.",
+        len(different),
+        len(figures),
+        args.report,
+    )
+    return QualityGateError.exit_code
+
+
+COMMAND = Command(
+    name="reproduce",
+    help="repeat a validation from its report and compare",
+    add_arguments=_add_arguments,
+    run=_run,
+)
