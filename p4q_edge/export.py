@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from p4q_edge.graph.align_classes import AlignClasses
 from p4q_edge.graph.base import run_passes
 from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
@@ -73,7 +74,7 @@ def build_graphs(
     model = run_passes(
         traced, [DropExpand(), ClassTokenByPad(), LinearToMatMul(), InsertQdq(linears), SelectTokenEarly()]
     )
-    half = run_passes(model.clone(), [RescaleSmallWeights(), SequenceFirst(), ToFp16(), NameNodes()])
+    half = run_passes(model.clone(), [RescaleSmallWeights(), SequenceFirst(), AlignClasses(), ToFp16(), NameNodes()])
     single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)
 

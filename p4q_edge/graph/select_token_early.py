@@ -106,11 +106,13 @@ def _select_query(graph: ir.Graph, attention: Attention, gather: ir.Node) -> Non
     one.metadata_props.update(attention.scores.metadata_props)
     graph.insert_before(attention.scores, one)
     attention.scores.replace_input_with(0, one.outputs[0])
-    width = add_constant(graph, f"{prefix}.joined_shape", np.array([-1, attention.heads * attention.head_size], np.int64))
+    width = add_constant(
+        graph, f"{prefix}.joined_shape", np.array([-1, attention.heads * attention.head_size], np.int64)
+    )
     mixed = attention.mixed.outputs[0]
     for node in (attention.scores, *(user for user in attention.scores.outputs[0].consumers()), attention.mixed):
         node.outputs[0].shape = None
-    joined = operation("Reshape", (mixed, width), f"{prefix}.joined", gather.outputs[0])
+    joined = operation("Reshape", (mixed, joined_shape), f"{prefix}.joined", gather.outputs[0])
     replace_node(graph, gather, [joined])
 
 
