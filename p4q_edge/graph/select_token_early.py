@@ -106,9 +106,8 @@ def _select_query(graph: ir.Graph, attention: Attention, gather: ir.Node) -> Non
     one.metadata_props.update(attention.scores.metadata_props)
     graph.insert_before(attention.scores, one)
     attention.scores.replace_input_with(0, one.outputs[0])
-    width = add_constant(
-        graph, f"{prefix}.joined_shape", np.array([-1, attention.heads * attention.head_size], np.int64)
-    )
+    shape = np.array([-1, attention.heads * attention.head_size], np.int64)
+    joined_shape = add_constant(graph, f"{prefix}.joined_shape", shape)
     mixed = attention.mixed.outputs[0]
     for node in (attention.scores, *(user for user in attention.scores.outputs[0].consumers()), attention.mixed):
         node.outputs[0].shape = None
