@@ -1,0 +1,174 @@
+"""NVIDIA's own Python bindings, without NVIDIA's libraries: fetched once into the user's cache, imported over stubs.
+
+Nothing of them is kept in the repository. Where a wheel cannot be had the tests skip and say so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BINDINGS = {
+    "10.3.0": "tensorrt-cu12-bindings==10.3.0",
+    "10.13.3.9": "tensorrt-cu12-bindings==10.13.3.9",
+    "10.16.1.11": "tensorrt-cu13-bindings==10.16.1.11",
+    "11.4.0.106": "tensorrt-cu13-bindings==11.4.0.106",
+}
+CUDA_BINDINGS = ("cuda-bindings==12.9.10", "cuda-bindings==13.5.0")
+PYCUDA = "pycuda==2026.1"
+# The platform tags of these wheels; pip matches each exactly.
+PLATFORMS = ("manylinux_2_17_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64", "manylinux_2_31_x86_64")
+LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")
+FETCH_S = 240
+
+# Imports the bindings over the stubs and describes every class: its members, and the text of each.
+DESCRIBE = """
+import ctypes, json, sys
+folder, major = sys.argv[1], sys.argv[2]
+for library in sys.argv[3:]:
+    ctypes.CDLL(f"{folder}/{library}.so.{major}", ctypes.RTLD_GLOBAL)
+import tensorrt_bindings as trt
+def describe(kind):
+    return {name: (getattr(kind, name).__doc__ or "") for name in dir(kind)}
+classes = {name: describe(kind) for name, kind in vars(trt.tensorrt).items() if isinstance(kind, type)}
+refused = ""
+try:
+    trt.Builder(trt.Logger())
+except TypeError as error:
+    refused = str(error)
+json.dump({"version": trt.__version__, "classes": classes, "refused": refused}, sys.stdout)
+"""
+
+
+def cache_folder() -> Path:
+    """The user's cache, never the checkout."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "p4q-edge" / "contract"
+
+
+def fetch(requirement: str, *options: str) -> Path:
+    """Return a downloaded distribution, from the cache if it is there; skip the test if it cannot be had."""
+    folder = cache_folder() / requirement.replace("==", "-")
+    found = list(folder.glob("*.whl")) + list(folder.glob("*.tar.gz"))
+    if not found:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *options]
+        try:
+            done = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=FETCH_S, check=False)
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        except subprocess.TimeoutExpired:
+            reason = f"no answer in {FETCH_S} s"
+        found = list(folder.glob("*.whl")) + list(folder.glob("*.tar.gz"))
+        if not found:
+            pytest.skip(f"contract: pip cannot fetch {requirement}: {reason}")
+    return found[0]
+
+
+def unpacked(requirement: str) -> Path:
+    """Return the folder of an unpacked wheel."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    tags = [f"--platform={platform}" for platform in PLATFORMS]
+    wheel = fetch(requirement, "--only-binary=:all:", "--implementation=cp", f"--python-version={version}", *tags)
+    folder = wheel.parent / "unpacked"
+    if not folder.is_dir():
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder.with_suffix(".part"))
+        folder.with_suffix(".part").replace(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with stub libraries of both major versions."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("contract: no C compiler for the stub libraries")
+    folder = tmp_path_factory.mktemp("stubs")
+    for library in LIBRARIES:
+        for major in ("10", "11"):
+            name = f"{library}.so.{major}"
+            source = str(Path(__file__).with_name("stubs.c"))
+            command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), source]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder
+
+
+Describe = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def describe(stubs: Path) -> Describe:
+    """Return what the real bindings of a version offer: their classes, members and the text of each."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def describe(version: str) -> dict[str, Any]:
+        if version not in known:
+            folder = unpacked(BINDINGS[version])
+            arguments = [str(stubs), version.split(".")[0], *LIBRARIES]
+            known[version] = json.loads(run_python(DESCRIBE, *arguments, path=folder))
+        return known[version]
+
+    return describe
+
+
+@pytest.fixture(params=list(BINDINGS))
+def bindings(request: pytest.FixtureRequest, describe: Describe) -> dict[str, Any]:
+    """The real bindings, every version in turn."""
+    return describe(request.param)
+
+
+@pytest.fixture(params=CUDA_BINDINGS)
+def cuda_bindings_folder(request: pytest.FixtureRequest) -> Path:
+    """The real cuda.bindings, every version in turn."""
+    return unpacked(request.param)
+
+
+@pytest.fixture(scope="session")
+def pycuda_archive() -> Path:
+    """The sources of pycuda, which has no wheels."""
+    # pip prepares metadata even for a download; in this environment it takes seconds, in one of its own a minute.
+    return fetch(PYCUDA, "--no-binary=pycuda", "--no-build-isolation")
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., str]:
+    """Run a program in a fresh interpreter with a folder in front of its path; returns its stdout."""
+    return run_python
+
+
+def run_python(program: str, *arguments: str, path: Path, environment: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the stdout of a program; its stderr is in the error if it fails."""
+    known = {**os.environ, "PYTHONPATH": str(path), **dict(environment)}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=known, check=False, timeout=FETCH_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def doubles(repository: Path) -> ModuleType:
+    """The doubles that the runtime's tests use."""
+    source = repository / "tests" / "runtime" / "tensorrt_engine" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("tensorrt_doubles", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def surface(doubles: ModuleType) -> dict[str, Any]:
+    """The part of TensorRT that our code uses."""
+    surface: dict[str, Any] = json.loads(doubles.SURFACE.read_text(encoding="utf-8"))
+    return surface
