@@ -13,6 +13,7 @@ from PIL import Image
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime.build import build_engine
 from p4q_edge.runtime.card import card_path, read_card, write_card
+from p4q_edge.runtime.engines.onnxruntime import optimized_path
 from p4q_edge.runtime.files import sha256_file
 
 TINY = Path(__file__).parent / "data" / "tiny.p4q"
@@ -45,6 +46,7 @@ def tiny_engine(_built: Path, tmp_path: Path) -> Path:
     engine = tmp_path / "tiny.onnx"
     engine.write_bytes(_built.read_bytes())
     card_path(engine).write_bytes(card_path(_built).read_bytes())
+    optimized_path(engine).write_bytes(optimized_path(_built).read_bytes())
     return engine
 
 
@@ -65,10 +67,10 @@ def rebundle(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def resign() -> Callable[[Path], None]:
-    """Make the card of a changed engine state the changed digest."""
+    """Make the card of a changed engine state the changed digest, and no optimized copy of the engine it was."""
 
     def sign(engine: Path) -> None:
-        card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine))
+        card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine), optimized=None)
         write_card(engine, card, force=True)
 
     return sign

@@ -16,7 +16,7 @@ from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime.bundle import read_bundle
 from p4q_edge.runtime.card import Card, card_path, read_card, verify_engine, write_card
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, session_options
+from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_path, session_options
 from p4q_edge.runtime.errors import (
     ArtifactError,
     CorruptArtifactError,
@@ -57,7 +57,8 @@ def test_the_engine_is_a_complete_model_and_the_card_describes_it(tiny_bundle: P
     assert card.bundle_sha256 == bundle.sha256()
     assert card.built_with["cpu"] == machine.cpu()
     assert card.measured["golden"]["cosine_min"] > 0.9999
-    assert sorted(path.name for path in engine.parent.iterdir()) == ["out.onnx", "out.onnx.json"]
+    names = sorted(path.name for path in engine.parent.iterdir())
+    assert names == ["out.onnx", "out.onnx.json", "out.onnx.optimized"]
 
 
 def test_building_twice_gives_the_same_files(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -298,15 +299,85 @@ def test_threads_must_be_positive(tiny_engine: Path) -> None:
         selftest(tiny_engine, threads=0)
 
 
-def test_x86_without_vnni_is_told_not_to_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "flags", "expected"),
+    [
+        ("x86_64", "avx avx2 fma", True),
+        ("AMD64", "avx2 avx512f avx512_vnni", False),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("aarch64", "asimd asimddp", False),
+        ("x86_64", None, True),
+    ],
+)
+def test_x86_without_vnni_is_told_not_to_saturate(
+    architecture: str, flags: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"processor : 0\nmodel name : Some CPU\nflags : {flags}\n\nprocessor : 1\nflags : none\n")
+    monkeypatch.setattr(machine, "CPU_INFO", info)
+    monkeypatch.setattr(machine, "_cpu_info", machine._cpu_info.__wrapped__)
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    assert machine.saturates() is expected
+    if flags is not None:
+        assert machine.cpu().startswith(f"{architecture}; Some CPU; a")
     key = "session.x64quantprecision"
-    monkeypatch.setattr(machine, "is_x86", lambda: True)
-    assert session_options("exact").get_session_config_entry(key) == "1"
+    if expected:
+        assert session_options("exact").get_session_config_entry(key) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=key):
+            session_options("exact").get_session_config_entry(key)
     with pytest.raises(RuntimeError, match=key):
         session_options("fast").get_session_config_entry(key)
-    monkeypatch.setattr(machine, "is_x86", lambda: False)
-    with pytest.raises(RuntimeError, match=key):
-        session_options("exact").get_session_config_entry(key)
+
+
+def test_an_engine_for_unsigned_kernels_computes_the_same(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "saturates", lambda: True)
+    card = build_engine(tiny_bundle, tmp_path / "out.onnx")
+    assert card.measured["golden"]["cosine_min"] > 0.9999
+
+
+def test_without_onnx_the_fast_profile_says_what_to_install(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(EnvironmentNotAbleError, match="--cpu-profile fast needs the package onnx .* pip install onnx"):
+        build_engine(tiny_bundle, tmp_path / "out.onnx", options=BuildOptions(cpu_profile="fast"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_says_what_runs(tiny_engine: Path) -> None:
+    inspection = read_card(tiny_engine).inspection
+    assert inspection["integer_products"] == 2
+    assert inspection["kernels"]["MatMulIntegerToFloat"] == 2
+    assert inspection["float_products"] == 3
+
+
+def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    load = OnnxRuntimeEngine.__init__
+    monkeypatch.setattr(
+        OnnxRuntimeEngine,
+        "__init__",
+        lambda self, model, **options: loaded.append(model.name) or load(self, model, **options),
+    )
+    assert selftest(tiny_engine).drift == 0.0
+    card = read_card(tiny_engine)
+    write_card(tiny_engine, msgspec.structs.replace(card, built_with={**card.built_with, "cpu": "other"}), force=True)
+    assert selftest(tiny_engine).drift is None
+    write_card(tiny_engine, card, force=True)
+    optimized_path(tiny_engine).unlink()
+    assert selftest(tiny_engine).drift == 0.0
+    assert loaded == ["tiny.onnx.optimized", "tiny.onnx", "tiny.onnx"]
+
+
+def test_another_optimized_copy_is_refused(tiny_engine: Path) -> None:
+    copy = optimized_path(tiny_engine)
+    copy.write_bytes(copy.read_bytes() + b"\x12\x01x")
+    with pytest.raises(CorruptArtifactError, match=r"tiny\.onnx\.optimized is not the copy that the card of"):
+        selftest(tiny_engine)
 
 
 def test_the_engine_checks_its_input_and_its_state(tiny_engine: Path) -> None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p4q_edge.runtime import golden as golden_samples
-from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Precision, read_bundle
+from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Member, Precision, read_bundle
 from p4q_edge.runtime.card import Card, Part, card_path, write_card
-from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint
+from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint, optimized_path
+from p4q_edge.runtime.engines.onnxruntime_builder import inspect_kernels, optimized_model
+from p4q_edge.runtime.engines.onnxruntime_models import seven_bit_weights
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.files import atomic_write, refuse_existing, sha256_bytes, sha256_file
 from p4q_edge.runtime.options import BackendName, CpuProfile
@@ -101,24 +103,34 @@ def build_engine(
 
 
 def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
-    model = bundle.model("fp32")
-    loaded = OnnxRuntimeEngine(model, profile=options.cpu_profile, threads=options.threads, name=str(engine))
+    model, parts = bundle.model("fp32"), tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS))
+    if options.cpu_profile == "fast":
+        model, parts = seven_bit_weights(model), ()
+    optimized = optimized_model(model, options.cpu_profile, name=str(engine))
     golden = bundle.golden()
+    loaded = OnnxRuntimeEngine(
+        optimized, profile=options.cpu_profile, threads=options.threads, optimized=True, name=str(engine)
+    )
     outputs = golden_samples.run_golden(loaded, golden)
     loaded.close()
-    head = bundle.head()
-    result = golden_samples.compare(outputs, golden, logit_scale=head.logit_scale)
+    result = golden_samples.compare(outputs, golden, logit_scale=bundle.head().logit_scale)
     golden_samples.require(result, engine=str(engine))
     logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
     card = msgspec.structs.replace(
         describe(bundle, backend="onnxruntime", built_with=dict(fingerprint())),
         engine_sha256=sha256_bytes(model),
         engine_size_bytes=len(model),
-        parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)),
+        parts=parts,
         options={"cpu_profile": options.cpu_profile},
+        optimized=Member(size_bytes=len(optimized), sha256=sha256_bytes(optimized)),
         measured=measured(outputs["embedding"], result),
+        inspection=inspect_kernels(optimized, options.cpu_profile, golden.image[:1]),
     )
+    if options.cpu_profile == "fast":
+        card = msgspec.structs.replace(card, precision=msgspec.structs.replace(card.precision, weight_bits=7))
     atomic_write(engine, model, force=force)
+    # A copy without its engine is a leftover, so that it is replaced in any case.
+    atomic_write(optimized_path(engine), optimized, force=True)
     write_card(engine, card, force=force)
     return card
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.bundle import ModelInfo, Precision
+from p4q_edge.runtime.bundle import Member, ModelInfo, Precision
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.files import atomic_write, read_bounded, sha256_bytes, sha256_file
 from p4q_edge.runtime.golden import Golden, read_golden
@@ -46,6 +46,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         logit_scale: factor between cosines and logits.
         calibration: from logits of the folded head to probabilities.
         options: build options.
+        optimized: the copy beside the engine that loads faster where `built_with` fits; None if there is none.
         golden: golden samples (safetensors, base64).
         measured: what the engine gave on them when it was built: `embedding` (n rows of dim numbers), `result`.
         inspection: what was read from the built engine, e.g. kernels by name.
@@ -67,6 +68,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     logit_scale: float
     calibration: Calibration = Calibration()
     options: dict[str, Any] = {}
+    optimized: Member | None = None
     golden: str
     measured: dict[str, Any] = {}
     inspection: dict[str, Any] = {}

@@ -16,9 +16,9 @@ _KERNEL_FLAGS = frozenset(
         "asimd", "asimddp", "i8mm", "bf16", "fphp", "asimdhp", "sve", "sve2",
     }
 )  # fmt: skip
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
-@functools.cache
 def cpu() -> str:
     """Return the processor's architecture, name and kernel-relevant instruction sets in one line."""
     name, flags = _cpu_info()
@@ -31,6 +31,12 @@ def is_x86() -> bool:
     return platform.machine().lower() in X86
 
 
+def saturates() -> bool:
+    """Return whether 8-bit products may be added in 16 bits here: x86 without VNNI, as far as is known."""
+    return is_x86() and not _VNNI & _cpu_info()[1]
+
+
+@functools.cache
 def _cpu_info() -> tuple[str, frozenset[str]]:
     """Return name and flags of the first processor that Linux lists; empty on other systems."""
     if not CPU_INFO.is_file():

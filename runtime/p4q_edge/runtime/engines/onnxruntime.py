@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,13 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
     UsageError,
 )
+from p4q_edge.runtime.files import sha256_file
 from p4q_edge.runtime.options import CpuProfile
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.card import Card
+
+logger = logging.getLogger(__name__)
 
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
@@ -28,7 +32,13 @@ class OnnxRuntimeEngine:
     """An ONNX model in a CPU session; `run` may be called from several threads at once."""
 
     def __init__(
-        self, model: Path | bytes, *, profile: CpuProfile = "exact", threads: int | None = None, name: str = ""
+        self,
+        model: Path | bytes,
+        *,
+        profile: CpuProfile = "exact",
+        threads: int | None = None,
+        optimized: bool = False,
+        name: str = "",
     ) -> None:
         """Load a model.
 
@@ -36,6 +46,7 @@ class OnnxRuntimeEngine:
             model: the model's file or bytes.
             profile: `exact` makes x86 processors without VNNI add without saturation.
             threads: threads of one run; None lets ONNX Runtime take one a physical core.
+            optimized: the model was rewritten for this processor before, and is loaded as it is.
             name: what errors call the model.
 
         Raises:
@@ -43,24 +54,39 @@ class OnnxRuntimeEngine:
             CorruptArtifactError: it is not an ONNX model.
             IncompatibleEngineError: this version of ONNX Runtime cannot run it.
         """
-        runtime = import_onnxruntime()
+        import_onnxruntime()
         self._name = name or str(model)
-        self._errors = _session_errors()
+        self._errors = session_errors()
         source = model if isinstance(model, bytes) else str(model)
+        options = session_options(profile, threads=threads, optimized=optimized)
         try:
-            self._session: Any = runtime.InferenceSession(
-                source, session_options(profile, threads=threads), providers=["CPUExecutionProvider"]
-            )
+            self._session: Any = open_session(source, options)
         except self._errors as error:
-            raise self._load_error(error) from error
+            raise load_error(error, name=self._name) from error
         self._outputs = tuple(output.name for output in self._session.get_outputs())
         self._shape = self._input_shape()
 
     @classmethod
     def from_card(cls, path: Path, card: Card, *, threads: int | None = None) -> OnnxRuntimeEngine:
-        """Load the engine of a card."""
+        """Load the engine of a card, from its optimized copy where that was made by this library on this processor.
+
+        Raises:
+            CorruptArtifactError: the optimized copy is not the one of the card.
+        """
         profile: CpuProfile = "fast" if card.options.get("cpu_profile") == "fast" else "exact"
-        return cls(path, profile=profile, threads=threads, name=str(path))
+        copy = optimized_path(path)
+        made_here = fingerprint().items() <= card.built_with.items()
+        if card.optimized is None or not made_here:
+            return cls(path, profile=profile, threads=threads, name=str(path))
+        if not copy.is_file():
+            logger.info("%s is missing; loading %s takes longer without it", copy, path)
+            return cls(path, profile=profile, threads=threads, name=str(path))
+        if sha256_file(copy) != card.optimized.sha256:
+            raise CorruptArtifactError(
+                f"{copy} is not the copy that the card of {path} describes. Delete it, or build again: "
+                f"p4q-edge build model.p4q --engine {path} --force"
+            )
+        return cls(copy, profile=profile, threads=threads, optimized=True, name=str(path))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -102,29 +128,47 @@ class OnnxRuntimeEngine:
             )
         return (shape[0] if isinstance(shape[0], int) else -1, 3, shape[2], shape[3])
 
-    def _load_error(self, error: Exception) -> P4QEdgeError:
-        if type(error).__name__ in ("NotImplemented", "InvalidGraph", "Fail"):
-            return IncompatibleEngineError(
-                f"ONNX Runtime {import_onnxruntime().__version__} cannot run {self._name}: {_one_line(error)}. "
-                "Upgrade it: pip install --upgrade onnxruntime"
-            )
-        return CorruptArtifactError(
-            f"ONNX Runtime cannot read {self._name}: {_one_line(error)}. Build it again with `p4q-edge build`."
+
+def open_session(model: str | bytes, options: Any) -> Any:
+    """Return an inference session of ONNX Runtime on the CPU."""
+    # The fusion would turn a product of two dimensions (the class token's) into a Gemm, for which there is no integer
+    # kernel with float output: its weights would be dequantized in every run.
+    return import_onnxruntime().InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+    )
+
+
+def load_error(error: Exception, *, name: str) -> P4QEdgeError:
+    """Return what an exception of ONNX Runtime while it loads the model `name` means."""
+    if type(error).__name__ in ("NotImplemented", "InvalidGraph", "Fail"):
+        return IncompatibleEngineError(
+            f"ONNX Runtime {import_onnxruntime().__version__} cannot run {name}: {_one_line(error)}. "
+            "Upgrade it: pip install --upgrade onnxruntime"
         )
+    return CorruptArtifactError(
+        f"ONNX Runtime cannot read {name}: {_one_line(error)}. Build it again with `p4q-edge build`."
+    )
 
 
-def session_options(profile: CpuProfile, *, threads: int | None = None) -> Any:
-    """Return ONNX Runtime's session options for a CPU profile."""
+def optimized_path(engine: Path) -> Path:
+    """Return where the optimized copy of an engine lies: `out.onnx` -> `out.onnx.optimized`."""
+    return engine.with_name(engine.name + ".optimized")
+
+
+def session_options(profile: CpuProfile, *, threads: int | None = None, optimized: bool = False) -> Any:
+    """Return ONNX Runtime's session options for a CPU profile; an optimized model is loaded as it is."""
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.inter_op_num_threads = 1
+    if optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}. Leave it out to use every core.")
         options.intra_op_num_threads = threads
-    if profile == "exact" and machine.is_x86():
-        # Without it, the 8-bit kernels of x86 processors without VNNI add pairs in 16 bits, and saturate.
+    if profile == "exact" and machine.saturates():
+        # Makes the weights unsigned, whose kernels do not saturate. Where VNNI is, it would only halve the speed.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
@@ -159,7 +203,7 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _session_errors() -> tuple[type[Exception], ...]:
+def session_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions of ONNX Runtime, which have no common class but Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

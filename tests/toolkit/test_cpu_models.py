@@ -1,0 +1,80 @@
+"""Variants of a Q/DQ model for a CPU: what `onnx` is needed for while an engine is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from p4q_edge.runtime.build import BuildOptions, build_engine
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.engines.onnxruntime_models import float_weights, seven_bit_weights
+from p4q_edge.runtime.errors import ArtifactError
+from p4q_edge.runtime.golden import cosine
+from p4q_edge.runtime.proof import selftest
+
+
+@pytest.fixture
+def bundle(repository: Path) -> Path:
+    return repository / "tests" / "runtime" / "data" / "tiny.p4q"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+def dequantized(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the integers and the real values of each weight of a model."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
+            integers = tensors[node.input[0]]
+            weights[node.input[0]] = integers, integers.astype(np.float64) * tensors[node.input[1]]
+    return weights
+
+
+def test_seven_bit_weights_lie_on_the_finest_grid_that_fits(bundle: Path) -> None:
+    model = read_bundle(bundle).model("fp32")
+    before = dequantized(onnx.ModelProto.FromString(model))
+    changed = onnx.ModelProto.FromString(seven_bit_weights(model))
+    onnx.checker.check_model(changed, full_check=True)
+    after = dequantized(changed)
+    assert before.keys() == after.keys()
+    assert len(after) == 2
+    for name, (integers, values) in after.items():
+        assert np.abs(integers.astype(int)).max(axis=0).tolist() == [63] * integers.shape[1]
+        step = np.abs(before[name][1]).max(axis=0) / 63
+        assert (np.abs(values - before[name][1]) <= step / 2 * (1 + 1e-5)).all()
+
+
+def test_a_model_without_integers_has_no_fast_profile(bundle: Path) -> None:
+    plain = float_weights(read_bundle(bundle).model("fp32"))
+    with pytest.raises(ArtifactError, match="has no int8 weights, so that it has no fast profile"):
+        seven_bit_weights(plain)
+
+
+def test_the_fast_profile_is_built_and_proves_itself(bundle: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "out.onnx"
+    card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="fast"))
+    assert (card.precision.weight_bits, card.parts, card.options) == (7, (), {"cpu_profile": "fast"})
+    assert card.inspection["integer_products"] == 2
+    assert selftest(engine).problem() is None
+    assert selftest(engine).drift == 0.0
+
+
+def test_float_weights_compute_with_the_quantized_weights_and_full_activations(bundle: Path) -> None:
+    opened = read_bundle(bundle)
+    golden = opened.golden()
+    plain = onnx.ModelProto.FromString(float_weights(opened.model("fp32")))
+    onnx.checker.check_model(plain, full_check=True)
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in plain.graph.node}
+    assert not [t.name for t in plain.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    names = [output.name for output in plain.graph.output]
+    outputs = dict(zip(names, ReferenceEvaluator(plain).run(None, {"image": golden.image}), strict=True))
+    assert cosine(outputs["embedding"], golden.float_embedding).min() > 0.9995
