@@ -94,13 +94,35 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("contract: no C compiler for the stub libraries")
     folder = tmp_path_factory.mktemp("stubs")
-    for library in LIBRARIES:
-        for major in ("10", "11"):
-            name = f"{library}.so.{major}"
-            source = str(Path(__file__).with_name("stubs.c"))
-            command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), source]
-            subprocess.run(command, check=True, capture_output=True, text=True)
+    for major in ("10", "11"):
+        _compile(compiler, "stubs.c", folder, major=major)
     return folder
+
+
+def _compile(compiler: str, source: str, folder: Path, *, major: str) -> None:
+    """Compile one source under the file names of all three TensorRT libraries."""
+    for library in LIBRARIES:
+        name = f"{library}.so.{major}"
+        target = ["-o", str(folder / name), str(Path(__file__).with_name(source))]
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", *target]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def real_builder(repository: Path) -> Callable[..., str]:
+    """Run a program in which `tensorrt` is NVIDIA's own parser and builder (TensorRT-RTX), which need no GPU."""
+    toolchain = _module("compile_check_toolchain", repository / "tools" / "compile_check" / "toolchain.py")
+    try:
+        environment = toolchain.find_toolchain().environment()
+    except toolchain.ToolchainError as error:
+        pytest.skip(f"contract: {error}")
+    alias = "import sys, tensorrt_bindings\nsys.modules['tensorrt'] = tensorrt_bindings\n"
+
+    def run(program: str, *arguments: str) -> str:
+        bindings = Path(environment["PYTHONPATH"])
+        return run_python(alias + program, *arguments, path=bindings, environment=list(environment.items()))
+
+    return run
 
 
 Describe = Callable[[str], dict[str, Any]]
@@ -158,11 +180,17 @@ def run_python(program: str, *arguments: str, path: Path, environment: Sequence[
 @pytest.fixture(scope="session")
 def doubles(repository: Path) -> ModuleType:
     """The doubles that the runtime's tests use."""
-    source = repository / "tests" / "runtime" / "tensorrt_engine" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tensorrt_doubles", source)
+    return _module("tensorrt_doubles", repository / "tests" / "runtime" / "tensorrt_engine" / "conftest.py")
+
+
+def _module(name: str, source: Path) -> ModuleType:
+    """Import a file that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while it is imported.
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

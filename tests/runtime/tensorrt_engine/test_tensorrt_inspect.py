@@ -91,6 +91,25 @@ def test_types_are_found_in_every_spelling(tensor: dict[str, str], expected: str
     assert datatype(tensor) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs", "gemms"),
+    [
+        ("__myl_CastMulFc_myl0_5", ["Int8", "Half"], {"fp16": 1}),
+        ("__myl_FcAdd_myl0_5", ["Int8"], {"int8": 1}),
+        ("__myl_FcAddAdd_myl0_9", ["Half", "Half"], {"fp16": 1}),
+        ("__myl_MulAdd_myl0_9", ["Half", "Half"], {}),
+    ],
+)
+def test_a_product_in_a_generated_kernel_counts_with_its_widest_input(
+    name: str, inputs: list[str], gemms: dict[str, int]
+) -> None:
+    tensors = [{"Dimensions": [1, 8], "Datatype": kind} for kind in inputs]
+    layer = {"Name": name, "LayerType": "runtime_fusion", "Inputs": tensors, "Outputs": tensors[:1]}
+    found = summarize_inspection({"Layers": [layer], "I/O Tensors": []})
+    assert found["gemms"] == gemms
+    assert found["runtime_fusions"] == len(gemms)
+
+
 def test_an_engine_that_only_names_its_layers_is_counted_and_marked() -> None:
     found = summarize_inspection({"Layers": ["a", "b + c"], "Bindings": ["image"]})
     assert (found["detailed"], found["kernels"], found["gemms"], found["gemm_share"]) == (False, 2, {}, {})

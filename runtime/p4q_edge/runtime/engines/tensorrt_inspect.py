@@ -18,6 +18,9 @@ from p4q_edge.runtime.errors import P4QEdgeError
 # Myelin's bookkeeping between kernels; none of these starts work on the GPU.
 _PSEUDO_LAYERS = frozenset({"signal", "wait", "shape_call", "shapehostcopy", "no-op", "noop"})
 _GEMM_TYPES = ("gemm", "matrixmultiply", "fullyconnected")
+# A product that is compiled into a kernel of its own together with its neighbours; `Fc` in its name tells it.
+_FUSION_TYPE = "runtime_fusion"
+_WIDTHS = ("unknown", "int4", "int8", "fp8", "bf16", "fp16", "fp32")
 _CONVOLUTION_TYPES = ("correlation", "convolution", "caskconvolution", "caskconvactpool")
 # The first that occurs in a description decides: `Int8` must be found before `Float`, and `Half` never with it.
 _DATATYPES = (
@@ -62,8 +65,9 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `dialect` (`10` or `11`), `detailed` (false where the engine names its layers only), `kernels` (number of layers
         that run on the GPU), `pseudo_layers`, `kinds` (number by layer type), `gemms` (number by the precision of the
-        operands), `gemm_share` (the same by multiply-accumulates; a dynamic batch counts as one), `fused_attention`,
-        `convolutions` (by precision), `reformats`, and `io` (name to type of inputs and outputs).
+        operands), `gemm_share` (the same by multiply-accumulates; a dynamic batch counts as one), `runtime_fusions`
+        (how many of the products are generated kernels instead of library ones: in INT8 a sign of a bad graph),
+        `fused_attention`, `convolutions` (by precision), `reformats`, and `io` (type of each input and output).
     """
     layers = list(information.get("Layers", []))
     detailed = all(isinstance(layer, dict) for layer in layers)
@@ -84,6 +88,7 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
         "kinds": dict(sorted(kinds.items())),
         "gemms": _counted(map(_precision, gemms)),
         "gemm_share": {name: round(count / total, 4) for name, count in sorted(operations.items())} if total else {},
+        "runtime_fusions": sum(_type(layer) == _FUSION_TYPE for layer in gemms),
         "fused_attention": len(attention),
         "convolutions": _counted(_precision(layer) for layer in work if _is_convolution(layer)),
         "reformats": sum(_type(layer) == "reformat" for layer in work),
@@ -114,8 +119,10 @@ def _is_attention(layer: Mapping[str, Any]) -> bool:
 def _is_gemm(layer: Mapping[str, Any]) -> bool:
     if _is_attention(layer) or _is_convolution(layer):
         return False
-    kind = _type(layer)
-    return kind in _GEMM_TYPES or "gemm" in kind or "gemm" in str(layer.get("Name", "")).lower()
+    kind, name = _type(layer), str(layer.get("Name", ""))
+    if kind == _FUSION_TYPE:
+        return "Fc" in name or "gemm" in name.lower()
+    return kind in _GEMM_TYPES or "gemm" in kind or "gemm" in name.lower()
 
 
 def _is_convolution(layer: Mapping[str, Any]) -> bool:
@@ -123,9 +130,14 @@ def _is_convolution(layer: Mapping[str, Any]) -> bool:
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
-    """Return the type of the first operand: what the multiplication runs in."""
-    inputs = layer.get("Inputs") or [{}]
-    return datatype(inputs[0])
+    """Return the type of the first operand, in which the multiplication runs.
+
+    A generated kernel may widen an operand itself, so there the widest input counts.
+    """
+    types = [datatype(tensor) for tensor in layer.get("Inputs") or [{}]]
+    if _type(layer) == _FUSION_TYPE:
+        return max(types, key=lambda name: _WIDTHS.index(name) if name in _WIDTHS else 0)
+    return types[0]
 
 
 def _multiply_accumulates(layer: Mapping[str, Any]) -> int:
