@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import pickle  # noqa: TID251  (only its error class: torch raises it when it refuses a checkpoint)
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,15 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
             # a tag trained with QuickGELU on a config without it is mended above, by force_quick_gelu
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             clip = open_clip.create_model(
-                name, pretrained or None, force_quick_gelu=force_quick_gelu, precision="fp32", device="cpu"
+                name,
+                pretrained or None,
+                force_quick_gelu=force_quick_gelu,
+                precision="fp32",
+                device="cpu",
+                require_pretrained=True,
             )
             tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, KeyError, ValueError, FileNotFoundError, OSError) as error:
+    except (RuntimeError, KeyError, ValueError, OSError, AssertionError, pickle.UnpicklingError) as error:
         raise InputError(
             f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "
             "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"

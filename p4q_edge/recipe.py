@@ -72,7 +72,8 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     weight_observer: ObserverName = "mse"
     fold_norm: bool = True
     fold_value: bool = True
-    fold_strength: float = 1.0
+    fold_strength: float = 0.5
+    headroom: float = 1.15
     bias_correction: bool = False
     keep_float: tuple[str, ...] = ()
     text: bool = False
@@ -89,6 +90,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
             activation_bits=self.adapter_bits,
             observer="minmax",
             weight_observer="minmax",
+            headroom=1.0,
             fold_norm=False,
             fold_value=False,
         )
@@ -230,8 +232,8 @@ def to_toml(recipe: Recipe) -> str:
 def _toml_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    # JSON's spelling of strings, numbers and booleans is also TOML's.
-    return msgspec.json.encode(value).decode()
+    # JSON's spelling of strings, numbers and booleans is also TOML's, but for DEL, which JSON leaves unescaped.
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
 def _check_keys(document: dict[str, Any], section: type[Section], *, prefix: str, source: str) -> None:

@@ -137,7 +137,7 @@ class QuantLinear(nn.Module):
             raise RuntimeError("this linear saw no calibration batch; was it reached by the forward pass?")
         _, quant_max = affine.activation_range(self.scheme.activation_bits)
         clip = self.histogram.clip(self.scheme.observer, quant_max=quant_max, percentile=self.scheme.percentile)
-        self.input_scale = affine.scale_for(clip, quant_max)
+        self.input_scale = affine.scale_for(clip * self.scheme.headroom, quant_max)
 
     def forget_observations(self) -> None:
         """Drop ranges and histogram, before a new calibration."""

@@ -53,23 +53,10 @@ class MagnitudeHistogram:
     def __init__(self, amax: Tensor) -> None:
         self.amax = float(amax.clamp(min=affine.SMALLEST_SCALE))
         self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
-        self.mean_sum: Tensor | None = None
-        self.rows = 0
 
     def observe(self, x: Tensor) -> None:
         """See a batch of shape ``(..., channels)``."""
-        flat = x.detach().reshape(-1, x.shape[-1])
-        self.counts += torch.histc(flat.abs().float(), HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
-        total = flat.double().sum(0)
-        self.mean_sum = total if self.mean_sum is None else self.mean_sum + total
-        self.rows += flat.shape[0]
-
-    @property
-    def channel_mean(self) -> Tensor:
-        """Mean of each channel, float32 ``(channels,)``."""
-        if self.mean_sum is None:
-            raise RuntimeError("no batch was observed; run the calibration images through the model first")
-        return (self.mean_sum / self.rows).float()
+        self.counts += torch.histc(x.detach().abs().float(), HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
 
     def clip(self, observer: ObserverName, *, quant_max: int, percentile: float) -> Tensor:
         """Clip range, shape ``()``: the maximum, a percentile, or the least mean squared error.

@@ -23,6 +23,8 @@ class QuantScheme:
         fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
         fold_value: equalize the channels between attention values and the output projection (exact fold).
         fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.
+        headroom: factor on every activation's clip range; images that were not seen in calibration exceed the
+            ranges of those that were, the more so the fewer those are and the stronger the fold.
         bias_correction: absorb the mean output error of each quantized linear into its bias.
         keep_float: glob patterns of module paths that stay in high precision.
 
@@ -37,7 +39,8 @@ class QuantScheme:
     weight_observer: ObserverName = "mse"
     fold_norm: bool = True
     fold_value: bool = True
-    fold_strength: float = 1.0
+    fold_strength: float = 0.5
+    headroom: float = 1.15
     bias_correction: bool = False
     keep_float: tuple[str, ...] = ()
 
@@ -46,6 +49,8 @@ class QuantScheme:
         affine.activation_range(self.activation_bits)
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
+        if not 1.0 <= self.headroom <= 4.0:
+            raise ValueError(f"headroom must be in [1, 4], got {self.headroom}")
         if not 0.0 <= self.fold_strength <= 1.0:
             raise ValueError(f"fold_strength must be in [0, 1], got {self.fold_strength}")
 
