@@ -231,7 +231,7 @@ def test_heads_are_given_by_name_or_in_one_file(tiny_engine: Path, tiny_bundle: 
     (tmp_path / "b").mkdir()
     twin = tmp_path / "b" / "one.safetensors"
     twin.write_bytes(path.read_bytes())
-    with pytest.raises(UsageError, match="two heads have one file name"):
+    with pytest.raises(UsageError, match="two heads are named 'one'"):
         ZeroShotClassifier(tiny_engine, heads=[path, twin])
     with pytest.raises(UsageError, match="a head cannot be named 'built-in'"):
         ZeroShotClassifier(tiny_engine, heads={"built-in": head_of(tiny_bundle)})

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from p4q_edge.runtime import video
 from p4q_edge.runtime.card import Card, read_card
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.head_store import BUILT_IN, open_head, require_fit, stored_heads
 from p4q_edge.runtime.heads import Head, load_head
 from p4q_edge.runtime.images import ColorOrder, ImageLike, load_image
 from p4q_edge.runtime.options import Fast
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
 
 Images = ImageLike | Iterable[ImageLike]
-BUILT_IN = "built-in"
-"""Name of the head that is folded into the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ class ZeroShotClassifier:
 
         Args:
             engine: the engine's file; its card lies beside it.
-            heads: further heads: files (named by their stem), or heads by name. The first becomes the active one.
+            heads: heads beside those stored with the engine: names of these, files (named by their stem), or heads by
+                name. The first becomes the active one.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             threshold: least score of a known answer; None takes the thresholds fitted for the head.
             options: how the machine is used.
@@ -89,8 +90,8 @@ class ZeroShotClassifier:
             raise UsageError(f"threshold must be between 0 and 1, got {threshold}. Leave it out for the fitted one.")
         self._path, self._threshold, self._options = Path(engine), threshold, options
         self.card: Card = read_card(engine)
-        self._heads: dict[str, Head | None] = {BUILT_IN: None, **_load_heads(heads, self.card)}
-        self._active = next((name for name in self._heads if name != BUILT_IN), BUILT_IN)
+        loaded, self._active = _load_heads(heads, self._path, self.card)
+        self._heads: dict[str, Head | None] = {BUILT_IN: None, **loaded}
         self._process = os.getpid()
         self._engine: Engine = load_engine(engine, self.card, device=device, threads=options.threads)
         if options.check == "first":
@@ -161,6 +162,32 @@ class ZeroShotClassifier:
             for source, scores in zip(sources, probabilities(logits, ranking.calibration), strict=True):
                 yield ranking.predict(scores, source=source)
 
+    def stream(
+        self, source: Images | int, *, top_k: int = 5, max_fps: float | None = None, color: ColorOrder = "rgb"
+    ) -> Iterator[tuple[ImageLike, Prediction]]:
+        """Yield each image or frame with its prediction, one at a time: the shortest way from picture to answer.
+
+        Args:
+            source: a camera number, a video file or an `rtsp://` address (these need OpenCV, and give BGR arrays), or
+                anything that `classify` takes.
+            top_k: number of classes in each answer.
+            max_fps: most images a second. Of a camera or network stream always the newest frame is taken.
+            color: channel order of arrays that are not frames of a video.
+
+        Raises:
+            EnvironmentNotAbleError: OpenCV is needed and not installed.
+            InputError: the source cannot be opened or read.
+        """
+        if max_fps is not None and not max_fps > 0:
+            raise UsageError(f"max_fps must be positive, got {max_fps}. Leave it out for no limit.")
+        if video.is_video(source):
+            color = "bgr"
+            images: Iterator[ImageLike] = video.frames(source, max_fps=max_fps)  # type: ignore[arg-type]
+        else:
+            images = video.paced(expand(source), max_fps=max_fps)
+        for image in images:
+            yield image, next(self.iterate(image, top_k=top_k, color=color))
+
     def embed(self, images: Images, *, color: ColorOrder = "rgb") -> np.ndarray:
         """Return the embeddings of the active head, (n, dim) float32, L2-normalized; n = 1 for one image."""
         head = self._heads[self._active]
@@ -216,18 +243,33 @@ class ZeroShotClassifier:
         return head.apply(self._engine.run(batch, ("features",))["features"])
 
 
-def _load_heads(heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, card: Card) -> dict[str, Head]:
+def _load_heads(
+    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, engine: Path, card: Card
+) -> tuple[dict[str, Head], str]:
+    """Return the heads stored with the engine and those given, and the name of the one that is active at first."""
+    loaded = {name: load_head(path) for name, path in stored_heads(engine).items()}
+    given = _given_heads(heads, stored=loaded)
+    for name, head in {**loaded, **given}.items():
+        require_fit(head, card, name=name)
+    return {**loaded, **given}, next(iter(given), BUILT_IN)
+
+
+def _given_heads(
+    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, *, stored: Mapping[str, Head]
+) -> dict[str, Head]:
     if heads is None:
         return {}
     if isinstance(heads, Mapping):
-        loaded = dict(heads)
+        given = dict(heads)
     else:
-        paths = [heads] if isinstance(heads, (str, Path)) else list(heads)
-        loaded = {Path(path).stem: load_head(path) for path in paths}
-        if len(loaded) != len(paths):
-            raise UsageError("two heads have one file name; rename one of them.")
-    if BUILT_IN in loaded:
+        names = [heads] if isinstance(heads, (str, Path)) else list(heads)
+        given = {}
+        for name in names:
+            # A plain name is that of a stored head; anything else is a file.
+            key = str(name) if str(name) in stored else Path(name).stem
+            if key in given:
+                raise UsageError(f"two heads are named {key!r}; rename one of the files.")
+            given[key] = stored[key] if str(name) in stored else open_head(name)
+    if BUILT_IN in given:
         raise UsageError(f"a head cannot be named {BUILT_IN!r}, the name of the engine's own. Rename it.")
-    for name, head in loaded.items():
-        head.require_fit(name=name, embedding_dim=card.embedding_dim, weights_sha256=card.model.weights_sha256)
-    return loaded
+    return given

@@ -21,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, help="least score of a known answer (default: as fitted for the head)"
     )
-    parser.add_argument("--head", type=Path, help="head (.safetensors) to use instead of the engine's own")
+    parser.add_argument("--head", help="head to use instead of the built-in one: a name, or a file (.safetensors)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
     parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster, not exactly")

@@ -1,0 +1,149 @@
+"""Frames of cameras, video files and network streams, through OpenCV (an optional extra)."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
+LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://")
+
+_FRAME_WAIT_S = 10.0
+
+
+def is_video(source: object) -> bool:
+    """Return whether a source is a camera number, a video file or a network stream."""
+    if isinstance(source, int):
+        return True
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return is_live(source) or Path(source).suffix.lower() in SUFFIXES
+
+
+def is_live(source: object) -> bool:
+    """Return whether frames of a source come at their own pace, so that late ones must be dropped."""
+    return isinstance(source, int) or (isinstance(source, str) and source.startswith(LIVE_SCHEMES))
+
+
+def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None) -> Iterator[np.ndarray]:
+    """Yield the frames of a source as (H, W, 3) uint8, BGR.
+
+    A file gives its frames in order, or as many a second of the film as `max_fps` says. A camera or network stream
+    gives the newest frame whenever one is asked for, and drops those in between.
+
+    Raises:
+        EnvironmentNotAbleError: OpenCV is not installed.
+        InputError: the source cannot be opened, or a live one stops.
+    """
+    cv2 = _import_cv2()
+    if isinstance(source, (str, os.PathLike)) and not is_live(source) and not Path(source).is_file():
+        raise InputError(f"{os.fspath(source)} does not exist. Check the path of the video.")
+    capture = cv2.VideoCapture(source if isinstance(source, int) else os.fspath(source))
+    if not capture.isOpened():
+        capture.release()
+        raise InputError(
+            f"OpenCV cannot open {source!r}. Check the camera number, the address or the format of the video."
+        )
+    if is_live(source):
+        yield from _newest(capture, source=str(source), max_fps=max_fps)
+        return
+    try:
+        yield from _sampled(capture, max_fps=max_fps, film_fps=float(capture.get(cv2.CAP_PROP_FPS)))
+    finally:
+        capture.release()
+
+
+def paced(items: Iterable[Any], *, max_fps: float | None) -> Iterator[Any]:
+    """Yield items, at most `max_fps` a second."""
+    next_time = -math.inf
+    for item in items:
+        if max_fps is not None:
+            time.sleep(max(0.0, next_time - time.monotonic()))
+            next_time = time.monotonic() + 1.0 / max_fps
+        yield item
+
+
+def _sampled(capture: Any, *, max_fps: float | None, film_fps: float) -> Iterator[np.ndarray]:
+    # OpenCV reports 0 or nothing where the file does not say.
+    step = film_fps / max_fps if max_fps and film_fps > max_fps else 1.0
+    index, wanted = 0, 0.0
+    while capture.grab():
+        if index >= wanted:
+            found, frame = capture.retrieve()
+            if found:
+                yield frame
+            wanted += step
+        index += 1
+
+
+def _newest(capture: Any, *, source: str, max_fps: float | None) -> Iterator[np.ndarray]:
+    slot = _Slot(capture)
+    slot.start()
+    try:
+        yield from paced(slot.frames(), max_fps=max_fps)
+        raise InputError(f"{source} gives no more frames. Check the camera or the network.")
+    finally:
+        slot.stop()
+
+
+class _Slot(threading.Thread):
+    """A thread that reads a live source, keeps its newest frame, and releases the source when it ends.
+
+    Nobody waits for it: a read may block for as long as the network likes.
+    """
+
+    def __init__(self, capture: Any) -> None:
+        super().__init__(name="p4q-edge-video", daemon=True)
+        self._capture = capture
+        self._changed = threading.Condition()
+        self._frame: np.ndarray | None = None
+        self._ended = False
+
+    def run(self) -> None:
+        found = True
+        while found and not self._ended:
+            found, frame = self._capture.read()
+            with self._changed:
+                self._frame = frame if found else self._frame
+                self._ended = self._ended or not found
+                self._changed.notify()
+        self._capture.release()
+
+    def take(self) -> np.ndarray | None:
+        """Return the newest frame that was not taken yet, or None when the source ended or stalls."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self._ended, timeout=_FRAME_WAIT_S)
+            frame, self._frame = self._frame, None
+            return frame
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Yield the newest frame whenever one is asked for, until the source ends or stalls."""
+        while (frame := self.take()) is not None:
+            yield frame
+
+    def stop(self) -> None:
+        """Let the thread end after the read that is under way."""
+        with self._changed:
+            self._ended = True
+
+
+def _import_cv2() -> Any:
+    # Imported here: it is an optional extra of 86 MiB.
+    try:
+        import cv2
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            "cameras and videos need OpenCV, which is not installed. Use JetPack's (python3-opencv), or run: "
+            "pip install 'p4q-edge-runtime[opencv]'"
+        ) from error
+    return cv2

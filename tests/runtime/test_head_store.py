@@ -1,0 +1,138 @@
+"""Heads stored with an engine, and `p4q-edge head`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from p4q_edge.runtime import ZeroShotClassifier, cli, head_store
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.classifier import Prediction
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, UsageError
+from p4q_edge.runtime.head_store import add_head, find_head, heads_folder, stored_heads
+
+
+@pytest.fixture
+def night(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A head with other names for the same classes."""
+    head = dataclasses.replace(read_bundle(tiny_bundle).head(), class_names=("moon", "star", "comet"))
+    path = tmp_path / "night.safetensors"
+    path.write_bytes(head.to_bytes())
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_stored_head_is_found_by_its_name(tiny_engine: Path, night: Path, photo: Path) -> None:
+    assert add_head(tiny_engine, night) == "night"
+    with ZeroShotClassifier(tiny_engine) as classifier:
+        assert (classifier.heads, classifier.active_head) == (("built-in", "night"), "built-in")
+        classifier.use_head("night")
+        prediction = classifier.classify(photo)
+        assert isinstance(prediction, Prediction)
+        assert prediction.label in ("moon", "star", "comet")
+    with ZeroShotClassifier(tiny_engine, heads="night") as classifier:
+        assert classifier.active_head == "night"
+        assert classifier.classify(photo) == prediction
+
+
+def test_the_head_of_a_bundle_can_be_added(tiny_engine: Path, tiny_bundle: Path) -> None:
+    assert add_head(tiny_engine, tiny_bundle, name="day.2") == "day.2"
+    assert find_head(tiny_engine, "day.2").class_names == ("circle", "square", "triangle")
+
+
+def test_a_head_is_replaced_only_with_force(tiny_engine: Path, night: Path) -> None:
+    add_head(tiny_engine, night)
+    with pytest.raises(UsageError, match=r"night\.safetensors exists already; add --force"):
+        add_head(tiny_engine, night)
+    add_head(tiny_engine, night, force=True)
+
+
+@pytest.mark.parametrize("name", ["../night", "a/b", "", ".hidden", "built-in", "x" * 65])
+def test_a_name_is_no_path(tiny_engine: Path, night: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a head; expected up to 64 letters"):
+        add_head(tiny_engine, night, name=name)
+    assert not heads_folder(tiny_engine).exists()
+
+
+def test_a_head_of_another_model_is_not_added(tiny_engine: Path, tiny_bundle: Path, night: Path) -> None:
+    other = dataclasses.replace(read_bundle(tiny_bundle).head(), weights_sha256="f" * 64)
+    night.write_bytes(other.to_bytes())
+    with pytest.raises(ArtifactError, match="made for another checkpoint"):
+        add_head(tiny_engine, night)
+    assert stored_heads(tiny_engine) == {}
+
+
+def test_a_damaged_stored_head_is_named(tiny_engine: Path, night: Path) -> None:
+    add_head(tiny_engine, night)
+    stored_heads(tiny_engine)["night"].write_bytes(b"damaged")
+    with pytest.raises(CorruptArtifactError, match=r"tiny\.onnx\.heads/night\.safetensors is not a safetensors file"):
+        ZeroShotClassifier(tiny_engine)
+
+
+def test_the_number_of_heads_is_bounded(tiny_engine: Path, night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_head(tiny_engine, night, name="a")
+    add_head(tiny_engine, night, name="b")
+    monkeypatch.setattr(head_store, "MAX_HEADS", 1)
+    with pytest.raises(UsageError, match="holds 2 heads; at most 1 are used"):
+        stored_heads(tiny_engine)
+
+
+def test_commands(
+    tiny_engine: Path, tiny_bundle: Path, night: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "head", "add", tiny_engine, night)[0] == 0
+    code, out, _ = run(capsys, "head", "list", tiny_engine, "--json")
+    assert code == 0
+    assert [head["name"] for head in json.loads(out)["heads"]] == ["built-in", "night"]
+    assert "night  3 classes: moon, star, comet" in run(capsys, "head", "list", tiny_engine)[1]
+    written = tmp_path / "out.safetensors"
+    assert run(capsys, "head", "export", tiny_engine, "--name", "night", "-o", written)[0] == 0
+    assert written.read_bytes() == night.read_bytes()
+    assert run(capsys, "head", "export", tiny_bundle, "-o", written)[0] == 2
+    assert run(capsys, "head", "export", tiny_bundle, "-o", written, "--force")[0] == 0
+    assert written.read_bytes() == read_bundle(tiny_bundle).read("head.safetensors")
+    code, out, _ = run(capsys, "classify", tiny_engine, photo, "--head", "night", "--top-k", "1")
+    assert code == 0
+    assert any(label in out for label in ("moon", "star", "comet"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{engine}", "-o", "a.safetensors"], "the built-in head is part of"),
+        (["{engine}", "--name", "q", "-o", "a.safetensors"], "has no head 'q'; it has built-in"),
+        (["{engine}", "-o", "a.bin"], "must end in .safetensors"),
+        (["{bundle}", "--name", "q", "-o", "a.safetensors"], "a bundle has one head"),
+    ],
+)
+def test_wrong_exports(
+    tiny_engine: Path, tiny_bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [argument.format(engine=tiny_engine, bundle=tiny_bundle) for argument in arguments]
+    code, _, err = run(capsys, "head", "export", *filled)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["add", "a.onnx"], "expected `head add ENGINE HEAD`"),
+        (["list", "a.onnx", "b.safetensors"], "expected `head add ENGINE HEAD`"),
+        (["list", "a.onnx", "-o", "b.safetensors"], "--output belongs to `p4q-edge head export"),
+        (["export", "a.onnx"], "--output belongs to `p4q-edge head export"),
+        (["list", "a.onnx", "--name", "b"], "--name has no effect"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "head", *arguments)
+    assert code == 2
+    assert message in err
