@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p4q_edge.runtime import golden as golden_samples
+from p4q_edge.runtime import machine
 from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Member, Precision, read_bundle
 from p4q_edge.runtime.card import Card, Part, card_path, write_card
 from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint, optimized_path
@@ -136,14 +137,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
 
 
 def _build_tensorrt(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
-    try:
-        import tensorrt  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentNotAbleError(
-            f"TensorRT is not installed, and {engine} needs it. On a Jetson use the system's Python packages "
-            "(python3 -m venv --system-site-packages); on x86 run: pip install tensorrt. For a CPU engine name "
-            f"{engine.with_suffix('.onnx')} instead."
-        ) from error
+    _require_tensorrt(engine)
     from p4q_edge.runtime.engines.tensorrt_builder import build_plan
     from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
 
@@ -168,6 +162,44 @@ def _build_tensorrt(bundle: Bundle, engine: Path, *, force: bool, options: Build
     )
     write_card(engine, card, force=force)
     return card
+
+
+def _require_tensorrt(engine: Path) -> None:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            f"TensorRT is not installed, and {engine} needs it. On a Jetson use the system's Python packages "
+            "(python3 -m venv --system-site-packages); on x86 run: pip install tensorrt. For a CPU engine name "
+            f"{engine.with_suffix('.onnx')} instead."
+        ) from error
+
+
+def describe_build(
+    bundle: str | Path, engine: str | Path, *, backend: BackendName | None = None, options: BuildOptions
+) -> dict[str, Any]:
+    """Return what `build_engine` would do here, without doing it: the document of `--dry-run`.
+
+    Raises:
+        UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError: as `build_engine`.
+    """
+    engine, opened = Path(engine), read_bundle(bundle)
+    if backend_of(engine, backend) == "tensorrt":
+        _require_tensorrt(engine)
+        from p4q_edge.runtime.engines import tensorrt_builder
+        from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+
+        size = len(opened.model("fp16"))
+        return tensorrt_builder.describe_build(size, engine=engine, options=options.tensorrt or TensorRTOptions())
+    return {
+        "engine": str(engine),
+        "exists": engine.exists(),
+        "backend": "onnxruntime",
+        "cpu_profile": options.cpu_profile,
+        "model_bytes": len(opened.model("fp32")),
+        "unsigned_kernels": options.cpu_profile == "exact" and machine.saturates(),
+        **fingerprint(),
+    }
 
 
 def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]) -> Card:

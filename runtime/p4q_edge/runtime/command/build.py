@@ -5,13 +5,52 @@ from __future__ import annotations
 import argparse
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from p4q_edge.runtime.commands import Command, write_result
-from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.options import BackendName, CpuProfile
 
+if TYPE_CHECKING:
+    from p4q_edge.runtime.build import BuildOptions
+
 RECIPE_ENTRY_POINT = "build-recipe"
+
+
+# Options of the TensorRT builder: flag, field of `TensorRTOptions`, and how argparse reads it. All default to None, so
+# that a flag which was given is told from one that was not; the defaults stand in the dataclass alone.
+_TENSORRT_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (
+        "--precision",
+        "precision",
+        {"choices": ("auto", "int8", "fp16"), "help": "auto (default) builds both and keeps the better"},
+    ),
+    ("--prefer", "prefer", {"choices": ("speed", "size"), "help": "what auto means by better (default: speed)"}),
+    ("--min-batch", "min_batch", {"type": int, "help": "smallest batch (default: 1)"}),
+    ("--opt-batch", "opt_batch", {"type": int, "help": "batch that is tuned for (default: 1)"}),
+    ("--max-batch", "max_batch", {"type": int, "help": "largest batch (default: 8)"}),
+    ("--min-cosine", "min_cosine", {"type": float, "help": "accuracy gate (default: 0.999)"}),
+    ("--workspace-mib", "workspace_mib", {"type": int, "help": "scratch memory of the builder in MiB"}),
+    ("--optimization-level", "optimization_level", {"type": int, "help": "0 builds fastest, 5 searches longest"}),
+    ("--no-timing-cache", "timing_cache", {"action": "store_false", "help": "keep no kernel times beside the engine"}),
+    ("--typing", "typing", {"choices": ("auto", "strong", "weak"), "help": "strong typing, or weak below 10.12"}),
+    (
+        "--version-compatible",
+        "version_compatible",
+        {"action": "store_true", "help": "make a plan that newer TensorRT versions load"},
+    ),
+    (
+        "--hardware-compatibility",
+        "hardware_compatibility",
+        {"choices": ("none", "ampere_plus", "same_compute_capability"), "help": "make a plan for more desktop GPUs"},
+    ),
+    ("--gpu", "device", {"type": int, "metavar": "N", "help": "index of the GPU (default: 0)"}),
+    (
+        "--cuda-backend",
+        "cuda_backend",
+        {"choices": ("auto", "cuda-bindings", "pycuda"), "help": "library that reaches CUDA (default: auto)"},
+    ),
+)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,33 +58,63 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", type=Path, required=True, help="engine to write: .onnx (CPU) or .plan/.engine (TensorRT)"
     )
-    parser.add_argument("--recipe", type=Path, help="recipe to run instead of a bundle (toolkit)")
     parser.add_argument("--backend", choices=get_args(BackendName), help="overrides the suffix of --engine")
-    parser.add_argument(
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built, and build nothing")
+    recipe = parser.add_argument_group("from a recipe (toolkit)")
+    recipe.add_argument("--recipe", type=Path, help="recipe to run instead of a bundle")
+    recipe.add_argument("--seed", type=int, help="overrides the recipe's seed")
+    recipe.add_argument("--print-config", action="store_true", help="write the resolved recipe, and build nothing")
+    cpu = parser.add_argument_group("ONNX Runtime")
+    cpu.add_argument(
         "--cpu-profile",
         choices=get_args(CpuProfile),
         default="exact",
         help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI (default: %(default)s)",
     )
+    tensorrt = parser.add_argument_group("TensorRT")
+    for flag, field, keywords in _TENSORRT_FLAGS:
+        tensorrt.add_argument(flag, dest=field, default=None, **keywords)
+
+
+def build_options(args: argparse.Namespace) -> BuildOptions:
+    """Return the build options that the arguments of `p4q-edge build` ask for.
+
+    Raises:
+        UsageError: an option of another backend than the engine's was given, or a value is out of range.
+    """
+    from p4q_edge.runtime.build import BuildOptions, backend_of
+
+    given = {field: getattr(args, field) for _, field, _ in _TENSORRT_FLAGS if getattr(args, field) is not None}
+    if backend_of(args.engine, args.backend) == "tensorrt":
+        from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+
+        if args.cpu_profile != "exact":
+            raise UsageError(f"--cpu-profile has no effect on {args.engine}, a TensorRT engine. Leave it out.")
+        return BuildOptions(tensorrt=TensorRTOptions(**given))
+    if given:
+        flags = ", ".join(flag for flag, field, _ in _TENSORRT_FLAGS if field in given)
+        raise UsageError(f"{flags} has no effect on {args.engine}, an ONNX Runtime engine. Leave it out.")
+    return BuildOptions(cpu_profile=args.cpu_profile)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from p4q_edge.runtime.build import BuildOptions, backend_of, build_engine
-    from p4q_edge.runtime.errors import UsageError
-
-    backend_of(args.engine, args.backend)
+    options = build_options(args)
     if args.bundle is None:
+        if args.dry_run:
+            raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
         return _recipe_command().run(args)
-    if args.recipe is not None:
-        raise UsageError("a bundle and --recipe were both given. Name one of them.")
-    card = build_engine(
-        args.bundle,
-        args.engine,
-        backend=args.backend,
-        force=args.force,
-        options=BuildOptions(cpu_profile=args.cpu_profile),
-    )
-    golden = card.measured.get("golden", {})
+    if args.recipe is not None or args.seed is not None or args.print_config:
+        raise UsageError("a bundle and an option for recipes were both given. Leave out one of them.")
+    if args.dry_run:
+        return _describe(args, options)
+    return _build(args, options)
+
+
+def _build(args: argparse.Namespace, options: BuildOptions) -> int:
+    from p4q_edge.runtime.build import build_engine
+
+    card = build_engine(args.bundle, args.engine, backend=args.backend, force=args.force, options=options)
+    golden = card.measured["golden"]
     document = {
         "engine": str(args.engine),
         "card": f"{args.engine}.json",
@@ -54,10 +123,19 @@ def _run(args: argparse.Namespace) -> int:
         "engine_sha256": card.engine_sha256,
         "golden": golden,
     }
-    text = f"{args.engine}  {card.backend}, {card.engine_size_bytes / 1e6:.1f} MB"
-    if golden:
-        text += f", cosine to the reference {golden['cosine_min']:.6f} (n = {golden['samples']})"
+    text = (
+        f"{args.engine}  {card.backend}, {card.engine_size_bytes / 1e6:.1f} MB, "
+        f"cosine to the reference {golden['cosine_min']:.6f} (n = {golden['samples']})"
+    )
     write_result(args, document=document, text=text)
+    return 0
+
+
+def _describe(args: argparse.Namespace, options: BuildOptions) -> int:
+    from p4q_edge.runtime.build import describe_build
+
+    document = describe_build(args.bundle, args.engine, backend=args.backend, options=options)
+    write_result(args, document=document, text="\n".join(f"{key}  {value}" for key, value in document.items()))
     return 0
 
 
