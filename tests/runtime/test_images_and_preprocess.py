@@ -1,0 +1,193 @@
+"""Images of every mode, damaged ones, and the geometry of preprocessing; parity with open_clip is tested elsewhere."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from p4q_edge.runtime import images as image_files
+from p4q_edge.runtime import preprocess as geometry
+from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images import load_image
+from p4q_edge.runtime.preprocess import PreprocessSpec, draft_size, preprocess, resized_size
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def spec_of(size: tuple[int, int] = (8, 8), **changes: object) -> PreprocessSpec:
+    return PreprocessSpec(size=size, mean=MEAN, std=STD, **changes)  # type: ignore[arg-type]
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def test_the_exif_orientation_is_applied_only_when_asked_for(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture, "JPEG", exif=exif)
+    assert load_image(data).size == (40, 30)
+    assert load_image(data, orient=True).size == (30, 40)
+
+
+def test_a_draft_decodes_less_of_a_large_jpeg() -> None:
+    data = encoded(Image.new("RGB", (640, 480), (200, 30, 90)), "JPEG")
+    spec = spec_of((32, 32))
+    small = load_image(data, draft=draft_size(spec))
+    assert small.size == (160, 120)
+    fast = preprocess(small, spec, fast="draft").astype(int)
+    exact = preprocess(load_image(data), spec).astype(int)
+    assert np.abs(fast - exact).max() <= 2
+
+
+def test_a_reducing_gap_stays_near_the_exact_result() -> None:
+    waves = np.sin(np.arange(600)[:, None] / 31 + np.arange(800)[None, :] / 17)
+    pixels = np.repeat((127 + 100 * waves).astype(np.uint8)[:, :, None], 3, axis=2)
+    image = Image.fromarray(pixels)
+    exact = preprocess(image, spec_of((64, 64))).astype(int)
+    fast = preprocess(image, spec_of((64, 64)), fast="reducing_gap").astype(int)
+    assert 0 < np.abs(fast - exact).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr", "HSV", "I;16", "I"])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_every_mode_becomes_three_channels(mode: str, resize_mode: str) -> None:
+    if mode in ("I;16", "I"):
+        values = np.arange(30 * 20).reshape(20, 30) * 100
+        image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    else:
+        image = Image.new("RGB", (30, 20), (250, 120, 10)).convert("L" if mode == "LA" else "RGB").convert(mode)
+    assert image.mode == mode
+    pixels = preprocess(image, spec_of(resize_mode=resize_mode))
+    assert pixels.shape == (3, 8, 8)
+    assert pixels.dtype == np.uint8
+    assert pixels.max() > 0
+
+
+def test_padding_has_the_fill_color() -> None:
+    pixels = preprocess(Image.new("RGB", (20, 10), (255, 0, 0)), spec_of(resize_mode="longest", fill_color=77))
+    assert (pixels[:, :2] == 77).all()
+    assert (pixels[0, 2:6] == 255).all()
+    assert (pixels[:, 6:] == 77).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(np.full((4, 4), 0.5, np.float32)), "mode F cannot be converted to RGB: its values have no"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "mode I cannot be converted to RGB: its values exceed"),
+        (Image.fromarray(np.full((4, 4), -1, np.int32)), "its values exceed 16 bits"),
+        (Image.new("La", (4, 4)), "mode La cannot be converted to RGB"),
+        (Image.new("RGB", (1, 40_000)), "a picture of 1 x 40000 is too elongated"),
+    ],
+)
+def test_images_without_a_meaning_are_refused(image: Image.Image, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        preprocess(image, spec_of((64, 64)))
+
+
+def test_a_side_never_becomes_zero() -> None:
+    with pytest.raises(InputError, match="it would be resized to 0 x 8"):
+        resized_size((1000, 1), spec_of(resize_mode="longest"))
+
+
+@pytest.mark.parametrize(
+    "values", [{"size": (0, 8)}, {"size": (8, 5000)}, {"std": (0.0, 1.0, 1.0)}, {"fill_color": 256}]
+)
+def test_wrong_specs_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        PreprocessSpec(**{"size": (8, 8), "mean": MEAN, "std": STD, **values})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"got \(4, 4, 3\) of float32\. Convert it"),
+        (np.zeros((4, 4, 4), np.uint8), r"got \(4, 4, 4\) of uint8"),
+        (np.zeros((3, 4, 4), np.uint8), r"got \(3, 4, 4\) of uint8"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\) of uint8"),
+    ],
+)
+def test_other_arrays_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_image(array)
+
+
+def test_other_objects_are_a_type_error() -> None:
+    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or a NumPy array; got int"):
+        load_image(3)  # type: ignore[arg-type]
+
+
+def test_a_grey_array_is_an_image() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.testing.assert_array_equal(preprocess(load_image(grey, color="bgr"), spec_of()), np.stack([grey] * 3))
+
+
+def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    with pytest.raises(InputError, match=r"a\.png does not exist\. Check the path"):
+        load_image(path)
+    path.mkdir()
+    with pytest.raises(InputError, match=r"a\.png is a folder, not an image"):
+        load_image(path)
+    with pytest.raises(InputError, match="image of 5 bytes cannot be decoded as JPEG/PNG/WEBP"):
+        load_image(b"hello")
+    data = encoded(picture, "PNG")
+    with pytest.raises(InputError, match="Save it again as JPEG or PNG"):
+        load_image(data[: len(data) // 2])
+    big = tmp_path / "big.png"
+    big.write_bytes(data)
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 10)
+    with pytest.raises(InputError, match=r"big\.png is larger than 10 bytes"):
+        load_image(big)
+
+
+def test_postscript_is_never_interpreted() -> None:
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_decompression_bombs_are_refused_before_they_are_decoded(side: int) -> None:
+    data = encoded(Image.new("1", (side, side)), "PNG")
+    assert len(data) < 100_000
+    for action in ("error", "ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            with pytest.raises(InputError, match="at most 89478485 are decoded|decompression bomb"):
+                load_image(data)
+
+
+def test_large_pil_images_and_arrays_are_refused(monkeypatch: pytest.MonkeyPatch, picture: Image.Image) -> None:
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 100)
+    with pytest.raises(InputError, match="the PIL image has 40 x 30 pixels; at most 100"):
+        load_image(picture)
+    with pytest.raises(InputError, match="the array has 40 x 30 pixels"):
+        load_image(np.asarray(picture))
+
+
+def test_a_truncated_pil_image_is_refused(picture: Image.Image) -> None:
+    data = encoded(picture, "JPEG")
+    with pytest.raises(InputError, match="the PIL image cannot be decoded: .* Open it again"):
+        load_image(Image.open(io.BytesIO(data[: len(data) // 2])))
+
+
+def test_too_little_memory_is_an_input_error(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    data = encoded(picture, "PNG")
+    monkeypatch.setattr(image_files.Image, "open", full)
+    with pytest.raises(InputError, match="does not fit into memory"):
+        load_image(data)
+
+
+def test_bounds_are_named() -> None:
+    assert geometry.MAX_RESIZED_PIXELS * 3 <= 256 << 20
