@@ -1,0 +1,81 @@
+"""A toy classifier, calibrated and folded, and its exported graphs."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from p4q_edge.adapter import Adapter
+from p4q_edge.calibrate import calibrate_encoder
+from p4q_edge.export import ExportedGraphs, export_classifier
+from p4q_edge.fold import FoldedClassifier
+from p4q_edge.load import LoadedModel
+from p4q_edge.quant.scheme import QuantScheme
+
+CLASSES = 5
+
+
+@pytest.fixture
+def fold_toy(toy_clip: LoadedModel, toy_pixels: Tensor) -> Callable[[QuantScheme], FoldedClassifier]:
+    """Makes a calibrated toy classifier of a scheme."""
+
+    def fold(scheme: QuantScheme) -> FoldedClassifier:
+        encoder = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
+        generator = torch.Generator().manual_seed(0)
+        adapter = Adapter(32, scheme, ratio=0.2, learn_ratio=False, zero_init=False, generator=generator)
+        with torch.no_grad():
+            adapter.freeze(torch.randn(64, 32, generator=generator))
+        return FoldedClassifier(
+            encoder,
+            adapter,
+            torch.randn(CLASSES, 32, generator=generator),
+            logit_scale=20.0,
+            logit_bias=None,
+            preprocess=toy_clip.preprocess,
+        )
+
+    return fold
+
+
+@pytest.fixture
+def images(toy_pixels: Tensor) -> NDArray[np.uint8]:
+    """uint8 (24, 3, 16, 16)."""
+    array: NDArray[np.uint8] = toy_pixels.numpy()
+    return array
+
+
+@pytest.fixture(scope="session")
+def exported_once() -> list[tuple[ExportedGraphs, FoldedClassifier]]:
+    """Keeps the one export that the tests read."""
+    return []
+
+
+@pytest.fixture
+def toy_graphs(
+    exported_once: list[tuple[ExportedGraphs, FoldedClassifier]],
+    fold_toy: Callable[[QuantScheme], FoldedClassifier],
+    images: NDArray[np.uint8],
+) -> tuple[ExportedGraphs, FoldedClassifier]:
+    """The toy at 8 bits, exported; not to be changed."""
+    if not exported_once:
+        model = fold_toy(QuantScheme())
+        exported_once.append((export_classifier(model, images), model))
+    return exported_once[0]
+
+
+@pytest.fixture
+def fp16_model(toy_graphs: tuple[ExportedGraphs, FoldedClassifier]) -> onnx.ModelProto:
+    """The complete graph with FP16 remainder."""
+    graphs, _ = toy_graphs
+    return onnx.load_from_string(graphs.fp16 + graphs.weights)
+
+
+@pytest.fixture
+def fp32_model(toy_graphs: tuple[ExportedGraphs, FoldedClassifier]) -> onnx.ModelProto:
+    """The complete graph with FP32 remainder."""
+    graphs, _ = toy_graphs
+    return onnx.load_from_string(graphs.fp32 + graphs.weights)

@@ -1,0 +1,89 @@
+"""Export an open_clip architecture with random weights: kernels depend on shapes, not on what was learned.
+
+usage: python tools/compile_check/random_classifier.py ARCHITECTURE FOLDER [--classes N]
+
+ARCHITECTURE is a model name of open_clip, or `demo` for the shape of the shipped model. Writes fp16.onnx and
+fp32.onnx into FOLDER.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from p4q_edge.adapter import Adapter
+from p4q_edge.calibrate import calibrate_encoder
+from p4q_edge.export import export_classifier
+from p4q_edge.fold import FoldedClassifier
+from p4q_edge.load import LoadedModel
+from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.bundle import ModelInfo
+from p4q_edge.runtime.preprocess import PreprocessSpec
+
+IMAGES = 2
+DEMO: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+}
+
+
+def random_classifier(architecture: str, *, classes: int, scheme: QuantScheme) -> tuple[FoldedClassifier, Any]:
+    """Return a calibrated classifier with seeded random weights, and uint8 images (2, 3, H, W) as NumPy array."""
+    torch.manual_seed(0)
+    config = DEMO if architecture == "demo" else open_clip.get_model_config(architecture)
+    if config is None:
+        raise SystemExit(f"open_clip has no model {architecture}; `p4q-edge models` lists them")
+    # The smallest text tower: it is not exported.
+    text = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
+    clip = open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=config["vision_cfg"],
+        text_cfg=text,
+        quick_gelu=config.get("quick_gelu", False),
+    )
+    clip.eval().requires_grad_(False)
+    size = clip.visual.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    spec = PreprocessSpec(size=(height, width), mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    info = ModelInfo(name=architecture, pretrained="", family="", license="", weights_sha256="0" * 64)
+    model = LoadedModel(
+        clip=clip,
+        tokenizer=open_clip.SimpleTokenizer(),
+        preprocess=spec,
+        info=info,
+        logit_scale=100.0,
+        logit_bias=None,
+    )
+    images = torch.randint(0, 256, (IMAGES, 3, height, width), dtype=torch.uint8)
+    encoder = calibrate_encoder(model, images, scheme).encoder
+    dim = config["embed_dim"]
+    generator = torch.Generator().manual_seed(0)
+    adapter = Adapter(dim, scheme, ratio=0.2, learn_ratio=True, zero_init=False, generator=generator)
+    with torch.no_grad():
+        adapter.freeze(encoder((images.float() / 255 - 0.45) / 0.27))
+    folded = FoldedClassifier(
+        encoder, adapter, torch.randn(classes, dim), logit_scale=100.0, logit_bias=None, preprocess=spec
+    )
+    return folded, images.numpy()
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="random_classifier", description=__doc__.splitlines()[0])
+    parser.add_argument("architecture")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--classes", type=int, default=100)
+    arguments = parser.parse_args()
+    # Minima and maxima: random weights have no outliers, and histograms cost time.
+    scheme = QuantScheme(observer="minmax", weight_observer="minmax")
+    model, images = random_classifier(arguments.architecture, classes=arguments.classes, scheme=scheme)
+    graphs = export_classifier(model, images)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    (arguments.folder / "fp16.onnx").write_bytes(graphs.fp16 + graphs.weights)
+    (arguments.folder / "fp32.onnx").write_bytes(graphs.fp32 + graphs.weights)
+
+
+if __name__ == "__main__":
+    main()
