@@ -146,6 +146,6 @@ def check_parity(parity: Mapping[str, float], least_cosine: float) -> None:
     for name, value in parity.items():
         if ".cosine_" in name and not value >= least_cosine:
             raise QualityGateError(
-                f"parity {name} is {value:.6f}, expected at least {least_cosine:.4g}: the exported graph does not "
-                "compute what the fake-quantized model computes. Calibrate again, or export with --verbose and report it."
+                f"parity {name} is {value:.6f}, expected at least {least_cosine:.4g}: the exported graph "
+                "does not compute what the fake-quantized model computes. Calibrate again, or report it with this line."
             )

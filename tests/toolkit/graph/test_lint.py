@@ -1,0 +1,195 @@
+"""Each lint rule, on the exported toy with exactly one thing broken."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from p4q_edge.graph.lint import RULES, Finding, check_lint, lint
+from p4q_edge.runtime.errors import QualityGateError
+
+Model = onnx.ModelProto
+LINEAR = "encoder.trunk.transformer.resblocks.0.mlp.c_fc"
+
+
+def node_named(model: Model, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def set_constant(model: Model, name: str, array: np.ndarray) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+
+def constant_of(model: Model, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+
+
+def newer_opset(model: Model) -> None:
+    model.opset_import[0].version = 21
+
+
+def newer_ir(model: Model) -> None:
+    model.ir_version = 11
+
+
+def shape_of_the_image(model: Model) -> None:
+    model.graph.node.append(helper.make_node("Shape", ["image"], ["batch"], name="extra"))
+
+
+def foreign_operator(model: Model) -> None:
+    model.graph.node.append(helper.make_node("Shape", ["logits"], ["sizes"], name="extra"))
+
+
+def unsigned_zero_point(model: Model) -> None:
+    quantize = node_named(model, f"{LINEAR}/QuantizeLinear")
+    set_constant(model, quantize.input[2], np.array(0, np.uint8))
+    restore = node_named(model, f"{LINEAR}/DequantizeLinear")
+    set_constant(model, restore.input[2], np.array(0, np.uint8))
+
+
+def shifted_zero_point(model: Model) -> None:
+    set_constant(model, node_named(model, f"{LINEAR}/QuantizeLinear").input[2], np.array(3, np.int8))
+
+
+def shared_zero_point(model: Model) -> None:
+    restore = node_named(model, f"{LINEAR}/DequantizeLinear")
+    restore.input[2] = node_named(model, f"{LINEAR}/QuantizeLinear").input[2]
+
+
+def absent_zero_point(model: Model) -> None:
+    del node_named(model, f"{LINEAR}/DequantizeLinear").input[2]
+
+
+def negative_scale(model: Model) -> None:
+    name = node_named(model, f"{LINEAR}/QuantizeLinear").input[1]
+    set_constant(model, name, -constant_of(model, name))
+
+
+def subnormal_scale(model: Model) -> None:
+    set_constant(model, node_named(model, f"{LINEAR}/QuantizeLinear").input[1], np.array(3e-5, np.float16))
+
+
+def scale_per_channel(model: Model) -> None:
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        node = node_named(model, f"{LINEAR}/{kind}")
+        model.graph.initializer.append(numpy_helper.from_array(np.full(64, 0.1, np.float16), f"many_{kind}"))
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(64, np.int8), f"zeros_{kind}"))
+        node.input[1], node.input[2] = f"many_{kind}", f"zeros_{kind}"
+        node.attribute.append(helper.make_attribute("axis", 2))
+
+
+def scales_along_the_inputs(model: Model) -> None:
+    restore = node_named(model, f"{LINEAR}/DequantizeLinear_2")
+    weight = constant_of(model, restore.input[0])
+    set_constant(model, restore.input[1], np.full(weight.shape[0], 0.1, np.float16))
+    set_constant(model, restore.input[2], np.zeros(weight.shape[0], np.int8))
+    restore.attribute[0].i = 0
+
+
+def quantized_constant(model: Model) -> None:
+    restore = node_named(model, f"{LINEAR}/DequantizeLinear_2")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 256), np.float16), "float_weight"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float16), "one_scale"))
+    for name in ("zero_q", "zero_dq"):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), name))
+    quantize = helper.make_node("QuantizeLinear", ["float_weight", "one_scale", "zero_q"], ["w8"], name="extra")
+    model.graph.node.insert(0, quantize)
+    restore.input[:] = ["w8", "one_scale", "zero_dq"]
+
+
+def integers_used_directly(model: Model) -> None:
+    integers = node_named(model, f"{LINEAR}/QuantizeLinear").output[0]
+    model.graph.node.append(helper.make_node("Cast", [integers], ["raw"], name="extra", to=TensorProto.FLOAT))
+
+
+def quantized_residual(model: Model) -> None:
+    restored = node_named(model, f"{LINEAR}/DequantizeLinear").output[0]
+    model.graph.node.append(helper.make_node("Add", [restored, restored], ["twice"], name="extra"))
+
+
+def quantized_softmax(model: Model) -> None:
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    product = next(node for node in model.graph.node if softmax.output[0] in node.input)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1 / 127, np.float16), "p_scale"))
+    for name in ("p_zero", "p_zero_dq"):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), name))
+    position = list(model.graph.node).index(product)
+    pair = [
+        helper.make_node("QuantizeLinear", [softmax.output[0], "p_scale", "p_zero"], ["p8"], name="extra_q"),
+        helper.make_node("DequantizeLinear", ["p8", "p_scale", "p_zero_dq"], ["p"], name="extra"),
+    ]
+    for node in reversed(pair):
+        model.graph.node.insert(position, node)
+    product = node_named(model, product.name)
+    product.input[0] = "p"
+
+
+def norm_in_parts(model: Model) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "last"))
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["embedding", "last"], ["row_mean"], name="m"),
+            helper.make_node("Add", ["row_mean", "row_mean"], ["padded"], name="a"),
+            helper.make_node("Sqrt", ["padded"], ["deviation"], name="extra"),
+        ]
+    )
+
+
+def float_product(model: Model) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((32, 4), np.float32), "wide"))
+    model.graph.node.append(helper.make_node("MatMul", ["embedding", "wide"], ["wide_logits"], name="extra"))
+
+
+BROKEN: list[tuple[Callable[[Model], None], str, str]] = [
+    (newer_opset, "opset", ""),
+    (newer_ir, "opset", ""),
+    (shape_of_the_image, "uint8-input", "extra"),
+    (foreign_operator, "operators", "extra"),
+    (unsigned_zero_point, "zero-point", f"{LINEAR}/QuantizeLinear"),
+    (shifted_zero_point, "zero-point", f"{LINEAR}/QuantizeLinear"),
+    (shared_zero_point, "zero-point", f"{LINEAR}/DequantizeLinear"),
+    (absent_zero_point, "zero-point", f"{LINEAR}/DequantizeLinear"),
+    (negative_scale, "scale", f"{LINEAR}/QuantizeLinear"),
+    (subnormal_scale, "scale", f"{LINEAR}/QuantizeLinear"),
+    (scale_per_channel, "activation-per-tensor", f"{LINEAR}/QuantizeLinear"),
+    (scales_along_the_inputs, "weight-axis", f"{LINEAR}/DequantizeLinear_2"),
+    (quantized_constant, "weight-axis", "extra"),
+    (integers_used_directly, "pairs", f"{LINEAR}/QuantizeLinear"),
+    (quantized_residual, "placement", f"{LINEAR}/DequantizeLinear"),
+    (quantized_softmax, "placement", "extra"),
+    (norm_in_parts, "layer-norm", "extra"),
+    (float_product, "fp16-remainder", "extra"),
+]
+
+
+def test_exported_graphs_are_clean(fp16_model: Model, fp32_model: Model) -> None:
+    assert lint(fp16_model) == []
+    assert lint(fp32_model) == []
+
+
+@pytest.mark.parametrize(("break_it", "rule", "node"), BROKEN, ids=[f.__name__ for f, _, _ in BROKEN])
+def test_each_mistake_is_found_and_named(
+    fp16_model: Model, break_it: Callable[[Model], None], rule: str, node: str
+) -> None:
+    break_it(fp16_model)
+    found = {(finding.rule, finding.node) for finding in lint(fp16_model)}
+    assert (rule, node) in found
+
+
+def test_every_rule_has_a_mistake_that_breaks_it() -> None:
+    assert {rule for _, rule, _ in BROKEN} == set(RULES)
+
+
+def test_quantized_attention_passes_when_asked_for(fp16_model: Model) -> None:
+    quantized_softmax(fp16_model)
+    assert lint(fp16_model, quantized_attention=True) == []
+
+
+def test_a_finding_stops_the_export_and_names_node_and_rule() -> None:
+    findings = [Finding(rule="scale", node="x/QuantizeLinear", message="expected positive finite scales")] * 3
+    with pytest.raises(QualityGateError, match=r"lint: scale at x/QuantizeLinear: expected positive .*and 2 more"):
+        check_lint(findings)
+    check_lint([])
