@@ -12,6 +12,9 @@ INSTALLED := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) | cksum | cut -d' ' 
 # Extra arguments for pytest: make test PYTEST_ARGS="tests/runtime -k card"
 PYTEST_ARGS ?=
 
+# A file of tests stays on one worker, which makes its fixtures once; threads of torch would fight for the same cores.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 .PHONY: help demo test check format venv clean
 .DEFAULT_GOAL := help
 
@@ -36,10 +39,10 @@ demo: venv
 	$(BIN)/p4q-edge classify build/demo.onnx build/demo.images --top-k 2
 
 test: venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 check: venv
-	VENV=$(VENV) tools/check.sh $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 VENV=$(VENV) tools/check.sh $(PARALLEL) $(PYTEST_ARGS)
 
 format: venv
 	$(BIN)/ruff format .
