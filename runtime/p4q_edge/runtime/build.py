@@ -25,6 +25,7 @@ from p4q_edge.runtime.options import BackendName, CpuProfile
 if TYPE_CHECKING:
     import numpy as np
 
+    from p4q_edge.runtime.engines.tensorrt_child import ShowProgress
     from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def build_engine(
     backend: BackendName | None = None,
     force: bool = False,
     options: BuildOptions = BuildOptions(),
+    progress: ShowProgress | None = None,
 ) -> Card:
     """Build an engine from a bundle, prove it on the golden samples, and write it with its card.
 
@@ -86,6 +88,7 @@ def build_engine(
         backend: overrides the suffix.
         force: replace an existing engine and card.
         options: how to build.
+        progress: is shown how far a TensorRT build is; other builds take seconds.
 
     Raises:
         UsageError: the suffix names no backend, or the engine exists and `force` is false.
@@ -99,7 +102,7 @@ def build_engine(
         refuse_existing(path, force=force)
     opened = read_bundle(bundle)
     if chosen == "tensorrt":
-        return _build_tensorrt(opened, engine, force=force, options=options)
+        return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     return _build_onnxruntime(opened, engine, force=force, options=options)
 
 
@@ -136,7 +139,9 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
     return card
 
 
-def _build_tensorrt(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
+def _build_tensorrt(
+    bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions, progress: ShowProgress | None
+) -> Card:
     _require_tensorrt(engine)
     from p4q_edge.runtime.engines.tensorrt_builder import build_plan
     from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
@@ -147,6 +152,7 @@ def _build_tensorrt(bundle: Bundle, engine: Path, *, force: bool, options: Build
         options=options.tensorrt or TensorRTOptions(),
         golden=bundle.read(GOLDEN),
         force=force,
+        progress=progress,
     )
     card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
     result = golden_samples.compare(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale)

@@ -58,7 +58,7 @@ def test_a_killed_child_means_too_little_memory(death: str) -> None:
     with pytest.raises(
         EnvironmentNotAbleError,
         match=rf"INT8 plan: the builder was killed by the system, as happens when memory runs out \({MEMORY}\)\. "
-        "Give a smaller --workspace or --batch, close the desktop",
+        "Give a smaller --workspace-mib or --max-batch, close the desktop",
     ):
         run_worker({}, task="INT8 plan", command=_child(death), memory=lambda: MEMORY)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -113,7 +115,17 @@ def _run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace, options: BuildOptions) -> int:
     from p4q_edge.runtime.build import build_engine
 
-    card = build_engine(args.bundle, args.engine, backend=args.backend, force=args.force, options=options)
+    if options.tensorrt is not None and not args.quiet:
+        # Minutes on a Jetson, so it shows how far it is.
+        from p4q_edge.runtime.engines.tensorrt_progress import ProgressLine
+
+        progress = ProgressLine(sys.stderr)
+    else:
+        progress = None
+    with progress or nullcontext():
+        card = build_engine(
+            args.bundle, args.engine, backend=args.backend, force=args.force, options=options, progress=progress
+        )
     golden = card.measured["golden"]
     document = {
         "engine": str(args.engine),

@@ -186,7 +186,7 @@ class TensorRTEngine:
         if last < self._io.min_batch:
             raise InputError(
                 f"{self._name} takes batches of {self._io.min_batch} to {self._io.max_batch} images, got "
-                f"{len(image)}. Give more images, or build with --batch 1,{self._io.min_batch},{self._io.max_batch}."
+                f"{len(image)}. Give more images, or build with a smaller --min-batch."
             )
         return names
 

@@ -122,8 +122,9 @@ def _error(
         return error
     if code in _KILLED:
         return errors.EnvironmentNotAbleError(
-            f"{task}: the builder was killed by the system, as happens when memory runs out ({memory()}). Give a "
-            "smaller --workspace or --batch, close the desktop and other programs, or add swap; then build again."
+            f"{task}: the builder was killed by the system, as happens when memory runs out ({memory()}). "
+            "Give a smaller --workspace-mib or --max-batch, close the desktop and other programs, or add swap; then "
+            "build again."
         )
     tail = " | ".join(said) or "it said nothing"
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -182,14 +182,16 @@ def _add_profile(builder: Any, network: Any, config: Any, options: TensorRTOptio
         if options.batches != (batch, batch, batch):
             raise UsageError(
                 f"the model has a fixed batch of {batch}, and batches {options.batches} were asked for. "
-                f"Give --batch {batch},{batch},{batch}."
+                f"Give {batch} to each of --min-batch, --opt-batch and --max-batch."
             )
         return
     profile = builder.create_optimization_profile()
     smallest, tuned, largest = ((size, *sample) for size in options.batches)
     profile.set_shape(tensor.name, smallest, tuned, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise P4QEdgeError(f"TensorRT refuses the batches {options.batches}. Choose others with --batch.")
+        raise P4QEdgeError(
+            f"TensorRT refuses the batches {options.batches}. Choose others with --min-batch, --opt-batch, --max-batch."
+        )
 
 
 def use_timing_cache(config: Any, path: Path | None) -> str:

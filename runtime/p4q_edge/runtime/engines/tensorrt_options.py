@@ -60,7 +60,8 @@ class TensorRTOptions:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 "expected 1 <= min batch <= opt batch <= max batch, got "
-                f"{self.min_batch}, {self.opt_batch} and {self.max_batch}. Give --batch MIN,OPT,MAX in this order."
+                f"{self.min_batch}, {self.opt_batch} and {self.max_batch}. "
+                "Change --min-batch, --opt-batch or --max-batch."
             )
         if not 0 <= self.optimization_level <= 5:
             raise UsageError(f"expected an optimization level of 0 to 5, got {self.optimization_level}.")

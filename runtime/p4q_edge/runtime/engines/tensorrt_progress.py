@@ -133,6 +133,12 @@ class ProgressLine:
             self._stream.write(f"{progress.task}: {progress.fraction:.0%} {progress.phase}\n")
         self._stream.flush()
 
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End the bar's line."""
         if self._terminal and self._task:

@@ -112,7 +112,7 @@ class Session:
             if self._context is None:
                 raise P4QEdgeError(
                     f"TensorRT cannot make an execution context: {problems(log)}. Free GPU memory, or build with a "
-                    "smaller --batch."
+                    "smaller --max-batch."
                 )
             sizes = {INPUT: io.max_batch * int(np.prod(io.sample))}
             sizes |= {

@@ -201,8 +201,8 @@ def _failure(trt: Any, log: Any, workspace: int | None) -> str:
     out_of_memory = "memory" in reasons.lower()
     limit = f"{workspace >> 20} MiB" if workspace else "TensorRT's default"
     advice = (
-        f"The GPU ran out of memory with a workspace of {limit}: close other programs, or give a smaller --workspace "
-        "or --batch."
+        f"The GPU ran out of memory with a workspace of {limit}: close other programs, or give a smaller "
+        "--workspace-mib or --max-batch."
         if out_of_memory
         else "Try --optimization-level 2, and report this with the messages if it stays."
     )

@@ -1,0 +1,117 @@
+"""From bundle to classified picture with TensorRT, by the commands a user types; CUDA and TensorRT are doubles."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import read_card
+from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.engines import tensorrt_builder, tensorrt_noregret
+from p4q_edge.runtime.engines.tensorrt_progress import Progress
+from p4q_edge.runtime.engines.tensorrt_worker import serve
+from p4q_edge.runtime.timing import Rounds
+
+
+@pytest.fixture
+def device(installed: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A Jetson whose TensorRT computes what the golden samples of the tiny bundle say."""
+    golden = read_bundle(tiny_bundle).golden()
+    known = {picture.tobytes(): index for index, picture in enumerate(golden.image)}
+
+    def answer(image: np.ndarray) -> dict[str, np.ndarray]:
+        rows = [known.get(picture.tobytes(), 0) for picture in image]
+        return {name: getattr(golden, name)[rows] for name in ("logits", "embedding", "features")}
+
+    installed.compute = answer
+    side = golden.image.shape[2:]
+    installed.input_shape = (-1, 3, *side)
+    installed.io = {
+        "image": ("UINT8", (-1, 3, *side)),
+        **{name: ("FLOAT", (-1, getattr(golden, name).shape[1])) for name in ("logits", "embedding", "features")},
+    }
+
+    def run(request: dict[str, Any], *, task: str, progress: Any = None) -> dict[str, Any]:
+        events = io.StringIO()
+        code = serve(io.StringIO(json.dumps(request) + "\n"), events, cancelled=lambda: False)
+        found = [json.loads(line) for line in events.getvalue().splitlines()]
+        assert code == 0, found
+        for event in found[:-1]:
+            if progress is not None:
+                progress(Progress(task=task, phase=event["phase"], fraction=event["fraction"]))
+        return {name: value for name, value in found[-1].items() if name != "event"}
+
+    original = tensorrt_builder.build_plan
+    monkeypatch.setattr(
+        tensorrt_builder, "build_plan", lambda *args, **kwargs: original(*args, **{"run": run, **kwargs})
+    )
+    monkeypatch.setattr(tensorrt_noregret, "ROUNDS", Rounds(warmup=1, minimum=5, maximum=5, seconds=0))
+    return installed
+
+
+def test_build_selftest_and_classify(device: Any, tiny_bundle: Path, tmp_path: Path, picture: Any, capsys: Any) -> None:
+    engine = tmp_path / "out.plan"
+    assert main(["build", str(tiny_bundle), "--engine", str(engine), "--max-batch", "4", "--json"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["backend"] == "tensorrt"
+    assert "INT8 plan: " in said.err
+    rows = {line.split()[0] for line in said.err.splitlines() if " n=4" in line}
+    assert rows == {"int8", "fp16"}
+    assert "kept " in said.err
+    card = read_card(engine)
+    assert card.built_with["tensorrt"] == device.trt.__version__
+    assert card.built_with["typing"] == "strong"
+    assert set(card.inspection["rows"]) == {"int8", "fp16"}
+    assert card.options["max_batch"] == 4
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(("out", "timing"))) == [
+        ".cache",
+        ".json",
+        ".plan",
+    ]
+    assert main(["selftest", str(engine)]) == 0
+    image = tmp_path / "a.png"
+    picture.save(image)
+    assert main(["classify", str(engine), str(image)]) == 0
+    assert device.cuda.leaks == {}
+
+
+def test_a_plan_that_was_changed_or_built_elsewhere_is_refused_with_exit_code_4(
+    device: Any, tiny_bundle: Path, tmp_path: Path, capsys: Any
+) -> None:
+    engine = tmp_path / "out.plan"
+    assert main(["build", str(tiny_bundle), "--engine", str(engine), "-q"]) == 0
+    device.trt.__version__ = "10.99.0"
+    assert main(["selftest", str(engine)]) == 4
+    assert "this device has TensorRT 10.99.0" in capsys.readouterr().err
+    engine.write_bytes(b"changed")
+    assert main(["selftest", str(engine)]) == 4
+
+
+def test_the_dry_run_builds_nothing(device: Any, tiny_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["build", str(tiny_bundle), "--engine", str(tmp_path / "out.plan"), "--dry-run", "--json"]
+    assert main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plans"] == ["int8", "fp16"]
+    assert not (tmp_path / "out.plan").exists()
+
+
+def test_ctrl_c_exits_with_130_and_leaves_no_file(
+    device: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    original = tensorrt_builder.build_plan
+    monkeypatch.setattr(
+        tensorrt_builder, "build_plan", lambda *args, **kwargs: original(*args, **{**kwargs, "run": interrupted})
+    )
+    folder = tmp_path / "build"
+    assert main(["build", str(tiny_bundle), "--engine", str(folder / "out.plan")]) == 130
+    assert list(folder.iterdir()) == []
