@@ -23,7 +23,7 @@ RUNTIME_COMMANDS: Mapping[str, str] = {
     "inspect": "p4q_edge.runtime.command.inspect:COMMAND",
     "selftest": "p4q_edge.runtime.command.selftest:COMMAND",
     "validate": "p4q_edge.runtime.command.validate:COMMAND",
-    "bench": "p4q_edge.runtime.bench:COMMAND",
+    "bench": "p4q_edge.runtime.command.bench:COMMAND",
     "doctor": "p4q_edge.runtime.doctor:COMMAND",
     "head": "p4q_edge.runtime.command.head:COMMAND",
 }

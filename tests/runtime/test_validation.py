@@ -1,0 +1,234 @@
+"""`validate` as a device runs it: the bundle's graph and the golden samples are the reference, PyTorch is absent."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from p4q_edge.runtime import labelled, provenance, validation
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import read_card, write_card
+from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.files import sha256_file
+from p4q_edge.runtime.preprocess import PreprocessSpec
+from p4q_edge.runtime.report.document import read_report
+
+
+@pytest.fixture(autouse=True)
+def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p4q_edge.runtime.command.validate.entry_points", lambda **_: [])
+
+
+@pytest.fixture
+def engine(tiny_engine: Path, tiny_bundle: Path) -> Path:
+    """The tiny engine with its bundle beside it."""
+    tiny_engine.with_suffix(".p4q").write_bytes(tiny_bundle.read_bytes())
+    return tiny_engine
+
+
+@pytest.fixture
+def photos(engine: Path, tmp_path: Path) -> Path:
+    """The golden images as PNG files, in folders named by the class that the reference gives them."""
+    card = read_card(engine)
+    golden = card.golden_samples()
+    for index, image in enumerate(golden.image):
+        folder = tmp_path / "photos" / card.class_names[golden.logits[index].argmax()]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def test_golden_samples_alone_prove_the_engine(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(engine)]) == 0
+    out = capsys.readouterr().out
+    assert "passed: tiny.onnx" in out
+    assert "not checked: accuracy: no labelled images; name some with --data" in out
+    report = read_report(engine.with_name("tiny.report.json"))
+    assert report.chain is None
+    assert report.golden is not None
+    assert [stage.name for stage in report.golden.stages] == ["float", "fake_quant", "onnx", "engine"]
+    assert report.golden.hop("onnx", "engine").cosine.min > 0.9999
+    assert report.provenance.digests["bundle"] == sha256_file(engine.with_suffix(".p4q"))
+    assert report.provenance.command == ("validate", str(engine))
+
+
+def test_labelled_folders_give_accuracy(engine: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(engine), "--data", str(photos), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1
+    assert document["passed"] is True
+    assert [stage["name"] for stage in document["chain"]["stages"]] == ["onnx", "engine"]
+    # The photographs are the golden images, labelled by the reference.
+    assert document["chain"]["stages"][-1]["top1"]["value"] == 1.0
+    assert document["reports"] == [str(engine.with_name("tiny.report.json"))]
+
+
+def double(engine: Path, name: str) -> None:
+    """Double one float32 initializer of an engine, and let its card say that this is how it was built."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_model_from_string(engine.read_bytes())
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    values = onnx.numpy_helper.to_array(tensor) * np.float32(2)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    engine.write_bytes(model.SerializeToString())
+    card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine), parts=(), optimized=None)
+    write_card(engine, card, force=True)
+
+
+def test_a_doubled_scale_fails_with_exit_5(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_model_from_string(engine.read_bytes())
+    scale = next(t.name for t in model.graph.initializer if t.name.endswith(".weight_scale"))
+    double(engine, scale)
+    assert main(["validate", str(engine)]) == 5
+    captured = capsys.readouterr()
+    assert "FAILED: tiny.onnx" in captured.out
+    assert "cosine (p1), fake_quant to engine" in captured.err
+    assert "p4q-edge validate" in captured.err
+    assert not read_report(engine.with_name("tiny.report.json")).passed
+
+
+def test_an_engine_of_another_bundle_is_refused(
+    engine: Path, rebundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = rebundle(seed=12345)
+    assert main(["validate", str(engine), "--reference", str(other)]) == 4
+    assert "was not built from" in capsys.readouterr().err
+
+
+def test_without_a_bundle_the_card_is_the_reference(tiny_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(tiny_engine)]) == 0
+    assert "not checked: the ONNX graph: no bundle beside" in capsys.readouterr().out
+
+
+def test_an_older_report_is_replaced_and_another_file_is_not(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, foreign = tmp_path / "r.md", tmp_path / "notes.md"
+    foreign.write_text("my notes")
+    assert main(["validate", str(engine), "--report", str(own)]) == 0
+    assert main(["validate", str(engine), "--report", str(own)]) == 0
+    assert own.read_text().startswith("<!-- p4q-edge report -->")
+    assert main(["validate", str(engine), "--report", str(foreign)]) == 2
+    assert "exists and is no report; add --force" in capsys.readouterr().err
+    assert foreign.read_text() == "my notes"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--report", "r.html"], 2, "expected a file ending in .json, .md (.html needs the toolkit)"),
+        (["--max-top1-drop", "1"], 2, "--max-top1-drop compares with the full-precision model"),
+        (["--debug"], 3, "--debug, recipes and run folders need the toolkit"),
+        (["--reference", "p4q.toml"], 3, "the golden samples of the bundle are the reference"),
+        (["--data", "nowhere"], 2, "--data nowhere is no folder"),
+        (["--batch", "0"], 2, "--batch at least 1"),
+        (["--limit", "-1"], 2, "--limit must be at least 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    engine: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", str(engine), *arguments, "-q"]) == code
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not engine.with_name("tiny.report.json").exists()
+
+
+SPEC = PreprocessSpec(
+    size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize_mode="shortest", fill_color=0
+)
+
+
+def folders(root: Path, **counts: int) -> Path:
+    generator = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def test_folders_are_matched_by_name(tmp_path: Path) -> None:
+    images = labelled.read_class_folders(folders(tmp_path, owl=2, cat=1), class_names=("cat", "dog", "owl"), spec=SPEC)
+    assert images.labels.tolist() == [0, 2, 2]
+    assert images.pixels[slice(0, 2)].shape == (2, 3, 8, 8)
+    assert images.source.startswith("3 images of")
+
+
+def test_images_that_were_learned_from_are_left_out(tmp_path: Path) -> None:
+    root = folders(tmp_path, cat=2, dog=2)
+    learned = frozenset({sha256_file(root / "cat" / "0.png")})
+    images = labelled.read_class_folders(root, class_names=("cat", "dog"), spec=SPEC, learned=learned)
+    assert (images.labels.tolist(), images.left_out) == ([0, 1, 1], 1)
+    everything = frozenset(sha256_file(path) for path in root.rglob("*.png"))
+    with pytest.raises(InputError, match="all 4 images of .* accuracy on them means nothing"):
+        labelled.read_class_folders(root, class_names=("cat", "dog"), spec=SPEC, learned=everything)
+
+
+def test_unknown_names_are_taken_in_order_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert labelled.match_classes(["a", "b"], ["cat", "dog"], source="x") == (0, 1)
+    assert "classes are taken in order: 'a' is 'cat'" in caplog.text
+
+
+@pytest.mark.parametrize("found", [["cat", "cow"], ["a", "b", "c"], ["a"]])
+def test_classes_that_do_not_fit_are_refused(found: list[str]) -> None:
+    with pytest.raises(InputError, match="which the engine does not know"):
+        labelled.match_classes(found, ["cat", "dog"], source="x")
+
+
+def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no folder"):
+        labelled.read_class_folders(tmp_path / "x", class_names=("cat",), spec=SPEC)
+    with pytest.raises(InputError, match="has no class folders"):
+        labelled.read_class_folders(tmp_path, class_names=("cat",), spec=SPEC)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match="has no images"):
+        labelled.read_class_folders(tmp_path, class_names=("cat",), spec=SPEC)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_pixels_are_decoded_once_if_they_fit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "MAX_CACHED_BYTES", limit)
+    read: list[int] = []
+
+    def decode(index: int) -> np.ndarray:
+        read.append(index)
+        return np.full((3, 2, 2), index, np.uint8)
+
+    pixels = labelled.Pixels(decode, 5, (3, 2, 2))
+    for _ in range(2):
+        assert pixels[slice(1, 3)][:, 0, 0, 0].tolist() == [1, 2]
+    assert read == ([1, 2] if limit > 1 else [1, 2, 1, 2])
+
+
+def test_a_drawn_subset_keeps_images_with_their_labels() -> None:
+    pixels = labelled.Pixels(lambda index: np.full((3, 2, 2), index, np.uint8), 50, (3, 2, 2))
+    images = labelled.LabelledImages(pixels=pixels, labels=np.arange(50), digest="d", source="50 images")
+    rows = labelled.draw(50, 10, seed=1)
+    assert rows.tolist() == labelled.draw(50, 10, seed=1).tolist() != labelled.draw(50, 10, seed=2).tolist()
+    part = labelled.subset(images, rows)
+    assert part.pixels[slice(0, 10)][:, 0, 0, 0].tolist() == part.labels.tolist() == rows.tolist()
+    assert part.source == "10 of 50 images"
+    assert part.digest != "d"
+    assert labelled.subset(images, labelled.draw(50, 0, seed=1)) is images
+
+
+def test_provenance_names_versions_machine_and_commit(tmp_path: Path) -> None:
+    assert {"python", "numpy", "p4q-edge-runtime"} <= provenance.versions().keys()
+    assert provenance.this_machine()["cores"].isdigit()
+    assert provenance.git_commit(tmp_path) == ""
+    assert provenance.now().endswith("+00:00")
+
+
+def test_learned_digests_come_from_the_manifest(rebundle: Callable[..., Path]) -> None:
+    bundle = read_bundle(rebundle(data_index={"learned": [{"name": "a", "label": 0, "sha256": "ff"}]}))
+    assert validation.learned_digests(bundle) == {"ff"}
+    assert validation.learned_digests(None) == frozenset()
