@@ -271,3 +271,29 @@ def test_a_fixed_batch_needs_no_profile(real_builder: Any, tmp_path: Path) -> No
 def test_level_and_workspace_are_accepted_by_the_real_configuration(real_builder: Any, tmp_path: Path) -> None:
     outcome = build(real_builder, tmp_path, Encoder().model(), optimization_level=5, workspace_mib=64)
     assert outcome["size"] > 0
+
+
+def test_the_graph_of_debug_with_every_linear_opened_builds(real_builder: Any, tmp_path: Path) -> None:
+    """`validate --debug` builds the graph with the linears' inputs and outputs as outputs, of FP16."""
+    debug = pytest.importorskip("p4q_edge.debug_tensorrt", reason="the toolkit is not installed")
+    opened = debug.with_linear_outputs(onnx.load_model_from_string(Encoder().model()))
+    assert len(opened.graph.output) == 1 + 2 * 4
+    outcome = build(real_builder, tmp_path, opened.SerializeToString())
+    assert outcome["typing"] == "strong"
+    assert inspected(outcome)["gemms"]["int8"] >= 3
+
+
+POLYGRAPHY = """
+from polygraphy.backend.trt import CreateConfig, NetworkFromOnnxBytes, Profile
+builder, network, parser = NetworkFromOnnxBytes(open(sys.argv[1], "rb").read(), strongly_typed=True)()
+profile = Profile().add("image", (1, 3, 32, 32), (4, 3, 32, 32), (4, 3, 32, 32))
+config = CreateConfig(profiles=[profile])(builder, network)
+print(network.num_layers > 10, config.num_optimization_profiles, network.get_input(0).name)
+"""
+
+
+def test_polygraphy_takes_our_arguments_on_the_real_parser(real_builder: Any, tmp_path: Path) -> None:
+    """Up to the build itself, whose printed summary crashes in this pairing of bindings and compiler."""
+    pytest.importorskip("polygraphy", reason="polygraphy is not installed")
+    (tmp_path / "model.onnx").write_bytes(Encoder().model())
+    assert real_builder(POLYGRAPHY, str(tmp_path / "model.onnx")).splitlines()[-1] == "True 1 image"
