@@ -15,6 +15,7 @@ from p4q_edge.graph.align_classes import AlignClasses
 from p4q_edge.graph.base import run_passes
 from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
+from p4q_edge.graph.fold_constants import FoldConstants
 from p4q_edge.graph.fragments import StoreWeightsAsFp16, split_shared
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
@@ -27,6 +28,7 @@ from p4q_edge.graph.select_token_early import SelectTokenEarly
 from p4q_edge.graph.sequence_first import SequenceFirst
 from p4q_edge.graph.to_fp16 import ToFp16
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
+from p4q_edge.graph.unbind_to_split import UnbindToSplit
 from p4q_edge.quant.modules import Phase, quant_linears, running_in
 from p4q_edge.runtime.errors import QualityGateError
 
@@ -79,9 +81,16 @@ def build_graphs(
     traced: ir.Model, linears: Mapping[str, LinearQuantization]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
-    model = run_passes(
-        traced, [DropExpand(), ClassTokenByPad(), LinearToMatMul(), InsertQdq(linears), SelectTokenEarly()]
-    )
+    passes = [
+        LinearToMatMul(),
+        DropExpand(),
+        UnbindToSplit(),
+        ClassTokenByPad(),
+        InsertQdq(linears),
+        FoldConstants(),
+        SelectTokenEarly(),
+    ]
+    model = run_passes(traced, passes)
     half = run_passes(model.clone(), [RescaleSmallWeights(), SequenceFirst(), AlignClasses(), ToFp16(), NameNodes()])
     single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)

@@ -43,8 +43,11 @@ class GraphPass(ABC):
         """
         name = type(self).__name__
         _refuse(f"{name} cannot run", self.requires(model))
+        outputs = [value.name for value in model.graph.outputs]
         modified = self.apply(model)
         _refuse(f"{name} broke its promise", self.ensures(model))
+        found = [value.name for value in model.graph.outputs]
+        _refuse(f"{name} renamed outputs", [f"expected {outputs}, got {found}"] if found != outputs else [])
         logger.debug("%s: %s", name, "changed" if modified else "nothing to do")
         return modified
 

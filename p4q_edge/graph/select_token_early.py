@@ -53,7 +53,10 @@ def _move_all(graph: ir.Graph) -> bool:
     movable = [node for node in nodes_of(graph, "Gather") if _selects_token(node) and _can_move(read(node, 0))]
     for gather in movable:
         selected = _Selector(graph, gather).select(read(gather, 0))
-        gather.outputs[0].replace_all_uses_with(selected, replace_graph_outputs=True)
+        output = gather.outputs[0]
+        if output.is_graph_output():
+            output.name, selected.name = f"{name_of(output)}.gathered", output.name
+        output.replace_all_uses_with(selected, replace_graph_outputs=True)
     return bool(movable)
 
 
