@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -59,10 +60,30 @@ def test_fewer_kernels_than_model_optimizer(compiled: Compile) -> None:
     assert compiled("ViT-B-32").document["entries"] < MODEL_OPTIMIZER_ENTRIES
 
 
+OTHERS = {
+    "ViT-B-16": {"Int8": 51, "Half": 1},
+    "ViT-B-16-SigLIP": {"Int8": 54, "Half": 1},  # the pool's query is constant and folded
+}
+
+
+@pytest.mark.skipif(not os.environ.get("P4Q_COMPILE_ALL"), reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50")
+@pytest.mark.parametrize("architecture", [*OTHERS, "RN50"])
+def test_other_architectures(compiled: Compile, repository: Path, architecture: str) -> None:
+    document = compiled(architecture).document
+    assert document["warnings"] == []
+    assert document["uint8_kernels"] == 1
+    assert document["products"] == OTHERS.get(architecture, document["products"])
+    assert document["runtime_fusions"] == 0 or architecture == "RN50"
+    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+
+
 @every_vit
 def test_kernels_are_the_recorded_ones(compiled: Compile, repository: Path, architecture: str) -> None:
+    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+
+
+def _compare_with_recorded(found: str, repository: Path, architecture: str) -> None:
     recorded = (repository / "tests" / "golden" / "kernels" / f"{architecture}.txt").read_text()
-    found = compiled(architecture).text
     difference = "\n".join(difflib.unified_diff(recorded.splitlines(), found.splitlines(), "recorded", "found", n=1))
     assert found == recorded, (
         f"fusion of {architecture} changed; if it is meant to, run "

@@ -16,12 +16,14 @@ from p4q_edge.graph.attention import find_attentions
 from p4q_edge.graph.base import GraphPass, GraphPassError, run_passes
 from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
+from p4q_edge.graph.fold_constants import FoldConstants
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
 from p4q_edge.graph.quantization import LinearQuantization
 from p4q_edge.graph.rescale_small_weights import lift
 from p4q_edge.graph.select_token_early import SelectTokenEarly
 from p4q_edge.graph.sequence_first import SequenceFirst
+from p4q_edge.graph.unbind_to_split import UnbindToSplit
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 GENERATOR = np.random.default_rng(0)
@@ -121,6 +123,71 @@ def test_an_expand_that_gives_the_shape_stays() -> None:
     )
     assert not DropExpand()(model)
     assert count(model)["Expand"] == 1
+
+
+def test_a_constant_query_is_not_repeated_for_each_image() -> None:
+    model = model_of(
+        """g (float[n,4,6] keys) => (float[n,1,6] y) {
+            size = Shape<start=0, end=1>(keys)
+            goal = Concat<axis=0>(size, one, four)
+            query = Expand(latent, goal)
+            asked = MatMul(query, w)
+            y = MatMul(asked, keys)
+        }""",
+        one=np.array([1], np.int64),
+        four=np.array([4], np.int64),
+        latent=floats(1, 1, 4),
+        w=floats(4, 4),
+    )
+    keys = floats(3, 4, 6)
+    before = run(model, keys=keys)
+    run_passes(model, [DropExpand(), FoldConstants()])
+    assert count(model) == {"MatMul": 1}
+    np.testing.assert_allclose(run(model, keys=keys), before, rtol=1e-6, atol=1e-6)
+
+
+def test_restored_weights_are_not_folded() -> None:
+    model, linears = two_linears()
+    run_passes(model, [InsertQdq(linears)])
+    assert not FoldConstants()(model)
+
+
+def test_timm_unbind_becomes_split() -> None:
+    views = "".join(
+        f"""
+            s{k} = Slice(turned, i{k}, i{k + 1}, i0)
+            p{k} = Squeeze(s{k}, i0)"""
+        for k in range(3)
+    )
+    model = model_of(
+        f"""g (float[n,5,24] qkv) => (float[n,2,5,4] y) {{
+            five = Reshape(qkv, shape)
+            turned = Transpose<perm=[2,0,3,1,4]>(five){views}
+            pq = Sub(p0, p1)
+            y = Mul(pq, p2)
+        }}""",
+        shape=np.array([-1, 5, 3, 2, 4], np.int64),
+        **{f"i{k}": np.array([k], np.int64) for k in range(4)},
+    )
+    qkv = floats(3, 5, 24)
+    before = run(model, qkv=qkv)
+    run_passes(model, [UnbindToSplit()])
+    assert count(model) == {"Split": 1, "Reshape": 3, "Transpose": 3, "Sub": 1, "Mul": 1}
+    np.testing.assert_array_equal(run(model, qkv=qkv), before)
+
+
+class Renaming(GraphPass):
+    """Loses the name of an output."""
+
+    def apply(self, model: ir.Model) -> bool:
+        model.graph.outputs[0].name = "z"
+        return True
+
+
+def test_a_pass_that_renames_an_output_is_stopped() -> None:
+    model = model_of("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
+    with pytest.raises(GraphPassError, match=r"Renaming renamed outputs: expected \['y'\], got \['z'\]"):
+        Renaming()(model)
 
 
 def test_gemm_becomes_matmul_and_add() -> None:
