@@ -146,6 +146,7 @@ def test_the_base_of_the_damaged_heads_is_intact(head: Head) -> None:
         (changed(tensors={"extra": np.zeros(1)}), "unknown tensors extra|dtype F64"),
         (changed(tensors={"extra": np.zeros(1, np.float32)}), "unknown tensors extra"),
         (changed(tensors={"text_embedding": np.ones((3, DIM), np.float32)}), "must have length 1"),
+        (changed(tensors={"text_embedding": np.full((3, DIM), 1e30, np.float32)}), "must have length 1"),
         (changed(tensors={"text_embedding": np.full((3, DIM), np.nan, np.float32)}), "must be finite"),
         (changed(tensors={"text_embedding": np.ones((2, DIM), np.float32)}), r"must be finite float \(3, None\)"),
         (changed(tensors={"adapter.down.weight": np.ones((2, 5), np.float32)}), "adapter.down.weight must be"),

@@ -167,7 +167,8 @@ def _head(tensors: dict[str, np.ndarray], metadata: dict[str, str], *, source: s
     text = _matrix(tensors, _TEXT, shape=(len(names), None))
     if not names or len(set(names)) != len(names):
         raise ValueError("class names must be distinct, and at least one")
-    if not np.allclose(np.linalg.norm(text, axis=1), 1.0, atol=_UNIT_NORM_TOLERANCE):
+    # In float64, where the square of no float32 overflows.
+    if not np.allclose(np.linalg.norm(text.astype(np.float64), axis=1), 1.0, atol=_UNIT_NORM_TOLERANCE):
         raise ValueError(f"rows of {_TEXT} must have length 1")
     calibration = decode_json(
         metadata.get("calibration", "{}").encode(), Calibration, source=f"calibration of {source}"
