@@ -219,16 +219,12 @@ class ZeroShotClassifier:
             source, array = prepare(images)  # type: ignore[arg-type]
             yield [source], array[np.newaxis]
             return
-        size = self._batch_size()
+        size = options.batch_size
         prepared = mapped_ahead(
             prepare, expand(images), threads=options.decode_threads, ahead=2 * size + options.decode_threads
         )
         for batch in batched(prepared, size):
             yield [source for source, _ in batch], np.stack([array for _, array in batch])
-
-    def _batch_size(self) -> int:
-        fixed = self._engine.input_shape[0]
-        return self._options.batch_size if fixed < 0 else fixed
 
     def _run(self, batch: np.ndarray, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (n, classes) and embeddings (n, dim) of images (n, 3, H, W) uint8."""

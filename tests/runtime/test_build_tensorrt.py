@@ -1,0 +1,187 @@
+"""From a built plan to its card, with the TensorRT builder replaced: what the builder does is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from p4q_edge.runtime import BuildOptions, build_engine, cli, engines, proof
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import Card, read_card
+from p4q_edge.runtime.engines import load_engine, tensorrt, tensorrt_builder
+from p4q_edge.runtime.engines.tensorrt_builder import PlanResult
+from p4q_edge.runtime.engines.tensorrt_noregret import Choice
+from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+from p4q_edge.runtime.files import sha256_file
+from p4q_edge.runtime.golden import Golden, read_golden
+
+MACHINE = {"tensorrt": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "platform": "linux aarch64"}
+
+
+def outputs_of(golden: Golden) -> dict[str, np.ndarray]:
+    return {"logits": golden.logits, "embedding": golden.embedding, "features": golden.features}
+
+
+class Builder:
+    """Stands for `build_plan`: writes a file as plan and keeps what it was asked for."""
+
+    def __init__(self, kept: str) -> None:
+        self.kept = kept
+        self.asked: dict[str, Any] = {}
+
+    def __call__(
+        self, model: bytes, *, engine: Path, options: TensorRTOptions, golden: bytes, force: bool, progress: object
+    ) -> PlanResult:
+        self.asked = {"model": model, "options": options, "force": force}
+        engine.write_bytes(b"plan")
+        samples = read_golden(golden, source="x")
+        return PlanResult(
+            plan=engine,
+            sha256=sha256_file(engine),
+            size_bytes=4,
+            built_with={**MACHINE, "driver": "x"},
+            inspection={"kernels": {"int8": 3}},
+            rows={},
+            choice=Choice(kept=self.kept, reason="faster"),
+            golden=samples,
+            outputs=outputs_of(samples),
+        )
+
+
+@pytest.fixture
+def with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+
+
+@pytest.mark.usefixtures("with_tensorrt")
+@pytest.mark.parametrize(("kept", "bits"), [("int8", 8), ("fp16", 16)])
+def test_the_card_says_which_plan_was_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str, bits: int
+) -> None:
+    builder = Builder(kept)
+    monkeypatch.setattr(tensorrt_builder, "build_plan", builder)
+    options = TensorRTOptions(max_batch=4)
+    card = build_engine(tiny_bundle, tmp_path / "out.plan", options=BuildOptions(tensorrt=options))
+    assert builder.asked == {"model": read_bundle(tiny_bundle).model("fp16"), "options": options, "force": False}
+    assert card == read_card(tmp_path / "out.plan")
+    assert (card.backend, card.precision.weight_bits, card.precision.remainder) == ("tensorrt", bits, "fp16")
+    assert card.options["max_batch"] == 4
+    assert card.measured["golden"]["samples"] == 4
+    assert card.inspection == {"kernels": {"int8": 3}}
+    assert (card.parts, card.optimized) == ((), None)
+
+
+class Plan:
+    """Stands for `TensorRTEngine`: answers with the golden outputs, moved a little."""
+
+    moved = 0.0
+
+    def __init__(self, path: Path, card: Card, *, device: str) -> None:
+        self._golden = card.golden_samples()
+        self.device = device
+
+    def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        row = int(np.flatnonzero((self._golden.image == image).all(axis=(1, 2, 3)))[0])
+        return {name: value[row : row + 1] + np.float32(self.moved) for name, value in outputs_of(self._golden).items()}
+
+    def close(self) -> None:
+        pass
+
+
+def fingerprint(device: str) -> Mapping[str, str]:
+    return {**MACHINE, "gpu": "Orin" if device == "auto" else device}
+
+
+@pytest.mark.usefixtures("with_tensorrt")
+def test_a_plan_is_loaded_and_proved_like_any_engine(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_builder, "build_plan", Builder("int8"))
+    monkeypatch.setattr(tensorrt, "TensorRTEngine", Plan)
+    monkeypatch.setattr(tensorrt, "fingerprint", fingerprint)
+    engine = tmp_path / "out.plan"
+    card = build_engine(tiny_bundle, engine)
+    assert load_engine(engine, card, device="cuda:1").device == "cuda:1"  # type: ignore[attr-defined]
+    assert engines.fingerprint(card, device="other")["gpu"] == "other"
+    assert proof.selftest(engine).drift == 0.0
+    assert proof.selftest(engine, device="other").drift is None
+    monkeypatch.setattr(Plan, "moved", 5e-4)
+    assert proof.selftest(engine).problem() is None
+    monkeypatch.setattr(Plan, "moved", 3e-3)
+    assert "embeddings moved by 3.00e-03" in str(proof.selftest(engine).problem())
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.usefixtures("with_tensorrt")
+def test_every_option_of_the_command_reaches_the_builder(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builder = Builder("int8")
+    monkeypatch.setattr(tensorrt_builder, "build_plan", builder)
+    values: dict[str, Any] = {
+        "min_batch": 2,
+        "opt_batch": 3,
+        "max_batch": 4,
+        "precision": "int8",
+        "prefer": "size",
+        "min_cosine": 0.99,
+        "workspace_mib": 64,
+        "optimization_level": 1,
+        "typing": "weak",
+        "hardware_compatibility": "ampere_plus",
+        "cuda_backend": "pycuda",
+    }
+    flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
+    switches = ["--no-timing-cache", "--version-compatible", "--gpu", 1]
+    code, _, _ = run(capsys, "build", tiny_bundle, "--engine", tmp_path / "out.plan", *flags, *switches)
+    assert code == 0
+    expected = TensorRTOptions(**values, timing_cache=False, version_compatible=True, device=1)
+    assert builder.asked["options"] == expected
+    defaults = TensorRTOptions()
+    assert [name for name in defaults.__dataclass_fields__ if getattr(expected, name) == getattr(defaults, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "o.onnx", "--precision", "int8", "--gpu", "0"], "--precision, --gpu has no effect on o.onnx"),
+        (["--engine", "o.plan", "--cpu-profile", "fast"], "--cpu-profile has no effect on o.plan"),
+        (["--engine", "o.onnx", "--seed", "1"], "a bundle and an option for recipes were both given"),
+        (["--engine", "o.plan", "--max-batch", "0"], "expected 1 <= min batch <= opt batch <= max batch"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    tiny_bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "build", tiny_bundle, *arguments)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.usefixtures("with_tensorrt")
+def test_a_dry_run_builds_nothing(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "build", tiny_bundle, "--engine", tmp_path / "out.onnx", "--dry-run", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert (document["backend"], document["exists"]) == ("onnxruntime", False)
+    assert document["model_bytes"] == len(read_bundle(tiny_bundle).model("fp32"))
+    monkeypatch.setattr(tensorrt_builder, "describe_build", lambda size, *, engine, options: {"model_bytes": size})
+    code, out, _ = run(capsys, "build", tiny_bundle, "--engine", tmp_path / "out.plan", "--dry-run")
+    assert code == 0
+    assert out == f"model_bytes  {len(read_bundle(tiny_bundle).model('fp16'))}\n"
+    assert list(tmp_path.iterdir()) == []
+    assert run(capsys, "build", "--engine", tmp_path / "out.onnx", "--dry-run")[0] == 2
