@@ -179,12 +179,12 @@ def find_difference(
         module: the folded classifier, or None without PyTorch stages.
 
     Raises:
-        EnvironmentNotAbleError: the engine is a TensorRT plan.
+        EnvironmentNotAbleError: the engine is a TensorRT plan, which `p4q_edge.debug_tensorrt` looks into.
         UsageError: there is neither bundle nor PyTorch reference.
     """
     if card.backend != "onnxruntime":
         raise EnvironmentNotAbleError(
-            f"--debug looks into .onnx engines; the layers of {engine} were fused when it was built. Build the same "
+            f"--debug of {engine} needs the bundle that it was built from; name it with --reference, or build the same "
             f"bundle for the CPU and debug that: p4q-edge build model.p4q --engine {engine.with_suffix('.onnx')}"
         )
     if graph is None and module is None:

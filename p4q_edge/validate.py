@@ -5,6 +5,7 @@ The comparison itself is `p4q_edge.runtime.chain`, which a device has as well.
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from p4q_edge.runtime.chain import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.command import validate as device
 from p4q_edge.runtime.commands import Command
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
-from p4q_edge.runtime.files import sha256_bytes
+from p4q_edge.runtime.files import atomic_write, sha256_bytes
 from p4q_edge.runtime.labelled import LabelledImages, Pixels, digest_of, match_classes
 from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
 from p4q_edge.runtime.report.document import Baseline, DebugReport
@@ -175,6 +176,11 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
         ) from error
 
 
+def write_baselines(folder: Path, rows: Sequence[Baseline]) -> None:
+    """Keep a comparison of methods in a run folder, where `validate` finds it."""
+    atomic_write(folder / BASELINES, msgspec.json.encode(tuple(rows)), force=True)
+
+
 def page(outcome: Outcome) -> bytes:
     """Return the report as HTML with thumbnails of the images that changed their answer."""
     chain, images = outcome.report.chain, outcome.images
@@ -203,6 +209,10 @@ def _debug(request: Request, card: Card, found: TorchReference | None, reference
     bundle = _bundle_of(request)
     golden = card.golden_samples().image
     images = golden if reference.images is None else reference.images.pixels[slice(0, MAX_IMAGES)]
+    if card.backend == "tensorrt" and bundle is not None:
+        from p4q_edge.debug_tensorrt import compare_with_onnxruntime
+
+        return compare_with_onnxruntime(bundle.model("fp16"), images)
     return find_difference(
         request.engine,
         card,

@@ -1,0 +1,191 @@
+"""`validate`, `reproduce`, `report` and `bench --against` on the demo in small: the whole chain from PyTorch on."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from p4q_edge.bench_candidates import fp32, without_quantization
+from p4q_edge.runtime.card import read_card
+from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.report.document import baseline, encode, read_report
+from p4q_edge.validate import write_baselines
+
+
+@pytest.fixture
+def report(engine: Path) -> Path:
+    """The report of an engine that was validated."""
+    assert main(["validate", str(engine), "-q"]) == 0
+    return engine.with_name("demo.report.json")
+
+
+def test_the_whole_chain_agrees(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_baselines(engine.with_suffix(".run"), [baseline("P4Q", [0.8, 0.9], n=120, precision="W8A8 executed")])
+    page = engine.with_name("demo.html")
+    assert main(["validate", str(engine), "--max-top1-drop", "20", "--report", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "P4Q W8A8 executed" in out
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.chain is not None
+    assert report.chain.n == 120
+    assert [stage.name for stage in report.chain.stages] == ["float", "fake_quant", "onnx", "engine"]
+    assert report.chain.hop("fake_quant", "engine").cosine.p1 > 0.999
+    assert report.chain.stage("engine").top1.value > 0.5
+    assert any(gate.name == "top-1 drop, float to engine" for gate in report.chain.gates)
+    assert report.baselines[0].mean == pytest.approx(0.85)
+    assert {"recipe", "images learned from", "engine", "weights"} <= report.provenance.digests.keys()
+    assert page.read_text().count("<svg") == 5
+
+
+def test_an_impossible_limit_fails_with_exit_5(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(engine), "--max-top1-drop", "-100", "-q"]) == 5
+    assert "top-1 drop, float to engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        "encoder.trunk.transformer.resblocks.2.mlp.c_fc.weight_scale",
+        "encoder.trunk.transformer.resblocks.1.attn.in_proj.weight_scale",
+        "encoder.trunk.transformer.resblocks.0.mlp.c_proj.input_scale",
+        "adapter.down.weight_scale",
+    ],
+)
+def test_debug_names_the_layer_with_the_doubled_scale(
+    engine: Path, double: Callable[[Path, str], None], scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    double(engine, scale)
+    assert main(["validate", str(engine), "--limit", "40", "--debug", "-q"]) == 5
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.debug is not None
+    assert report.debug.first == scale.rpartition(".")[0]
+    assert report.debug.reference == "the bundle's graph"
+    assert report.debug.operator is not None
+    assert f"{report.debug.first} parts from the bundle's graph. Build it again" in capsys.readouterr().err
+
+
+def test_debug_of_a_sound_engine_names_no_layer_but_the_costly_linears(engine: Path) -> None:
+    assert main(["validate", str(engine), "--limit", "40", "--debug", "-q"]) == 0
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.debug is not None
+    assert report.debug.first is None
+    assert len(report.debug.layers) == 19
+    assert max(layer.error_out for layer in report.debug.layers) < 1e-4
+    assert all(not name.startswith("encoder.") for name in report.debug.keep_float)
+
+
+def test_the_bundle_alone_is_a_reference_too(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = engine.with_suffix(".p4q")
+    engine.with_suffix(".run").rename(engine.with_name("elsewhere"))
+    arguments = [
+        "validate",
+        str(engine),
+        "--reference",
+        str(bundle),
+        "--data",
+        "demo:digits",
+        "--limit",
+        "50",
+        "--json",
+    ]
+    assert main([*arguments, "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in document["chain"]["stages"]] == ["onnx", "engine"]
+    assert any("40 images that the model was learned from" in line for line in document["not_checked"])
+    assert any("no run folder" in line for line in document["not_checked"])
+
+
+def test_a_run_folder_and_a_recipe_can_be_named(engine: Path) -> None:
+    run = engine.with_name("elsewhere")
+    engine.with_suffix(".run").rename(run)
+    assert main(["validate", str(engine), "--reference", str(run), "--limit", "30", "-q"]) == 0
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.chain is not None
+    assert "float" in report.chain.predictions
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "message"),
+    [("x.txt", 2, "expected a bundle (.p4q), a recipe (.toml) or a run folder"), ("empty", 2, "is no run folder")],
+)
+def test_another_kind_of_reference_is_refused(
+    engine: Path, reference: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (engine.parent / "empty").mkdir()
+    named = engine.parent / reference
+    assert main(["validate", str(engine), "--reference", str(named), "-q"]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_report_is_reproduced(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = report.read_bytes()
+    assert main(["reproduce", str(report), "--json", "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["same"] is True
+    assert len(document["figures"]) == 20
+    assert report.read_bytes() == before
+
+
+def test_another_figure_is_noticed(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(report.read_text())
+    document["chain"]["stages"][3]["top1"]["value"] += 0.05
+    report.write_text(json.dumps(document))
+    assert main(["reproduce", str(report), "-q"]) == 5
+    captured = capsys.readouterr()
+    assert "top-1 engine" in next(line for line in captured.out.splitlines() if "DIFFERS" in line)
+    assert "1 of 20 figures" in captured.err
+
+
+def test_changed_inputs_cannot_be_reproduced(
+    report: Path, engine: Path, double: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    double(engine, "adapter.down.weight_scale")
+    assert main(["reproduce", str(report), "-q"]) == 4
+    assert "cannot be repeated: engine changed" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing_cannot_be_reproduced(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = read_report(report)
+    report.write_bytes(encode(replace(loaded, provenance=replace(loaded.provenance, command=()))))
+    assert main(["reproduce", str(report), "-q"]) == 4
+    assert "names no `validate` command" in capsys.readouterr().err
+
+
+def test_a_device_report_becomes_a_page(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(report)]) == 0
+    assert report.with_suffix(".html").read_text().startswith("<!DOCTYPE html>")
+    assert main(["report", str(report)]) == 2
+    assert main(["report", str(report), "-o", "x.pdf"]) == 2
+    assert "expected a file ending in .html or .md" in capsys.readouterr().err
+
+
+def test_bench_compares_with_full_precision_and_pytorch(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(engine), "--against", "fp32", "--against", "torch", "--threads", "1", "--seconds", "0"]
+    assert main([*arguments, "--warm-up", "0", "--energy-seconds", "0", "--json", "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    names = {row["name"] for row in document["rows"]}
+    assert names == {"W8A8 executed", "ONNX Runtime FP32", "PyTorch FP32"}
+    assert set(document["agreement"].values()) == {1.0}
+    assert document["predictions"] is None
+
+
+def test_the_float_graph_has_no_quantization_and_the_same_answers(engine: Path) -> None:
+    model = without_quantization(onnx.load_model_from_string(engine.read_bytes()))
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
+    golden = read_card(engine).golden_samples()
+    outputs = fp32(engine, threads=1).run(golden.image)
+    assert (np.asarray(outputs["logits"]).argmax(axis=1) == golden.logits.argmax(axis=1)).all()
+
+
+def test_models_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--search", "ViT-B-32-quickgelu", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert (row["name"], row["input"], row["dim"], row["family"]) == ("ViT-B-32-quickgelu", 224, 512, "vit")
+    assert row["image_parameters"] == 87_849_216
+    assert "openai" in row["tags"]
+    assert main(["models", "--search", "no such model"]) == 2
+    assert "no open_clip model or tag contains" in capsys.readouterr().err
