@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from p4q_edge.runtime.engines import tensorrt_builder
 from p4q_edge.runtime.engines.tensorrt_builder import build_plan, describe_build
 from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
@@ -74,14 +75,15 @@ class FakeWorker:
 
 
 def _build(tmp_path: Path, golden: Golden, worker: FakeWorker, *, force: bool = False, **options: Any) -> Any:
-    return build_plan(
-        b"model",
-        engine=tmp_path / "build" / "out.plan",
-        options=TensorRTOptions(**options),
-        golden=golden.to_bytes(),
-        force=force,
-        run=worker,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorrt_builder, "run_worker", worker)
+        return build_plan(
+            b"model",
+            engine=tmp_path / "build" / "out.plan",
+            options=TensorRTOptions(**options),
+            golden=golden.to_bytes(),
+            force=force,
+        )
 
 
 def _files(tmp_path: Path) -> list[str]:
@@ -164,7 +166,9 @@ def test_an_existing_engine_is_kept_without_force_and_replaced_with_it(tmp_path:
     assert engine.read_bytes() == b"the int8 plan"
 
 
-def test_an_engine_that_appears_during_the_build_is_not_replaced(tmp_path: Path, golden: Golden) -> None:
+def test_an_engine_that_appears_during_the_build_is_not_replaced(
+    tmp_path: Path, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = tmp_path / "build" / "out.plan"
     worker = FakeWorker(golden)
 
@@ -174,8 +178,9 @@ def test_an_engine_that_appears_during_the_build_is_not_replaced(tmp_path: Path,
             engine.write_bytes(b"of another build")
         return answer
 
+    monkeypatch.setattr(tensorrt_builder, "run_worker", run)
     with pytest.raises(UsageError, match="exists already"):
-        build_plan(b"model", engine=engine, options=TensorRTOptions(), golden=golden.to_bytes(), run=run)
+        build_plan(b"model", engine=engine, options=TensorRTOptions(), golden=golden.to_bytes())
     assert engine.read_bytes() == b"of another build"
 
 

@@ -47,10 +47,7 @@ def device(installed: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
                 progress(Progress(task=task, phase=event["phase"], fraction=event["fraction"]))
         return {name: value for name, value in found[-1].items() if name != "event"}
 
-    original = tensorrt_builder.build_plan
-    monkeypatch.setattr(
-        tensorrt_builder, "build_plan", lambda *args, **kwargs: original(*args, **{"run": run, **kwargs})
-    )
+    monkeypatch.setattr(tensorrt_builder, "run_worker", run)
     monkeypatch.setattr(tensorrt_noregret, "ROUNDS", Rounds(warmup=1, minimum=5, maximum=5, seconds=0))
     return installed
 
@@ -108,10 +105,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file(
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    original = tensorrt_builder.build_plan
-    monkeypatch.setattr(
-        tensorrt_builder, "build_plan", lambda *args, **kwargs: original(*args, **{**kwargs, "run": interrupted})
-    )
+    monkeypatch.setattr(tensorrt_builder, "run_worker", interrupted)
     folder = tmp_path / "build"
     assert main(["build", str(tiny_bundle), "--engine", str(folder / "out.plan")]) == 130
     assert list(folder.iterdir()) == []

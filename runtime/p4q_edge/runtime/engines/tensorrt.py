@@ -73,18 +73,18 @@ class TensorRTEngine:
                 f"build again: p4q-edge build MODEL.p4q --engine {path} --force"
             )
         host_code = card.built_with.get("version_compatible") == "true"
-        self._open(trt, cuda, plan, name=str(path), host_code=host_code, sessions=sessions, graphs=graphs)
+        self._load(trt, cuda, plan, name=str(path), host_code=host_code)
+        self._serve(sessions=sessions, graphs=graphs)
 
     @classmethod
     def from_plan(cls, trt: Any, cuda: Cuda, plan: bytes, *, name: str) -> TensorRTEngine:
         """Load a plan that this machine built a moment ago, before it has a card."""
         engine = cls.__new__(cls)
-        engine._open(trt, cuda, plan, name=name, host_code=True, sessions=1, graphs=True)
+        engine._load(trt, cuda, plan, name=name, host_code=True)
+        engine._serve(sessions=1, graphs=True)
         return engine
 
-    def _open(
-        self, trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool, sessions: int, graphs: bool
-    ) -> None:
+    def _load(self, trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool) -> None:
         self._name, self._cuda = name, cuda
         self._log = make_logger(trt)
         with cuda.current():
@@ -99,8 +99,10 @@ class TensorRTEngine:
                     f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
                 )
             self._io = read_io(trt, self._engine, name=name)
+
+    def _serve(self, *, sessions: int, graphs: bool) -> None:
         self._pool = SessionPool(
-            lambda: Session(cuda, self._engine, self._io, self._log, graphs=graphs), limit=sessions
+            lambda: Session(self._cuda, self._engine, self._io, self._log, graphs=graphs), limit=sessions
         )
         # Threads start at the first `submit`; an engine that is only called directly never has any.
         self._executor = ThreadPoolExecutor(max_workers=sessions, thread_name_prefix="p4q-engine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from p4q_edge.runtime.serial import load_tensors
 
 logger = logging.getLogger(__name__)
 
-RunWorker = Callable[..., dict[str, Any]]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlanResult:
@@ -39,7 +37,6 @@ class PlanResult:
         size_bytes: its size.
         built_with: versions, GPU, platform and how it was built.
         inspection: what the plan runs, of `summarize_inspection`, and under `rows` and `choice` what was measured.
-        rows: the measured plans by precision.
         choice: which was kept, and why.
         golden: the samples that the kept plan is checked with when it is loaded. For INT8 they are the bundle's. FP16
             does not quantize activations and differs from that reference for the better, so it is checked against
@@ -52,7 +49,6 @@ class PlanResult:
     size_bytes: int
     built_with: Mapping[str, str]
     inspection: Mapping[str, Any]
-    rows: Mapping[str, Row]
     choice: Choice
     golden: Golden
     outputs: Mapping[str, Any]
@@ -66,20 +62,11 @@ def build_plan(
     golden: bytes,
     force: bool = False,
     progress: ShowProgress | None = None,
-    run: RunWorker = run_worker,
 ) -> PlanResult:
     """Build INT8 and FP16 plans (or the one asked for), measure both here, and keep the better as `engine`.
 
-    Nothing is left behind but the engine and, beside it, the timing cache; nothing at all after Ctrl-C or an error.
-
-    Args:
-        model: the complete ONNX model with FP16 remainder.
-        engine: the plan to make.
-        options: how to build.
-        golden: golden samples (safetensors) that the plans are measured with and gated by.
-        force: replace an existing engine.
-        progress: is shown how far the build is.
-        run: runs a worker; tests give another.
+    `model` is the complete ONNX model with FP16 remainder, `golden` the samples (safetensors) that gate the plans.
+    Only the engine and, beside it, the timing cache stay; nothing is left of a build that fails or is interrupted.
 
     Raises:
         UsageError: the engine exists and `force` is false, or the options do not fit this device.
@@ -96,43 +83,27 @@ def build_plan(
         (folder / "model.onnx").write_bytes(model)
         (folder / "golden.safetensors").write_bytes(golden)
         built = {
-            flavour: _build(folder, flavour, engine=engine, options=options, progress=progress, run=run)
+            flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
             for flavour in options.flavours
         }
-        measured = run(
-            {
-                "action": "measure",
-                "options": asdict(options),
-                "plans": {flavour: str(folder / f"{flavour}.plan") for flavour in built},
-                "golden": str(folder / "golden.safetensors"),
-            },
-            task="measuring",
-        )
-        rows = {
-            flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.min_cosine))
-            for flavour, row in measured["rows"].items()
-        }
-        choice = choose(rows, measured["ratio"], prefer=options.prefer)
+        rows, ratio = _measure(folder, tuple(built), samples, options=options)
+        choice = choose(rows, ratio, prefer=options.prefer)
         logger.info("%s", table(rows, choice))
-        outputs, _ = load_tensors(
-            (folder / f"{choice.kept}.safetensors").read_bytes(), source="the outputs of the plan"
-        )
+        outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
         refuse_existing(engine, force=force)
         (folder / f"{choice.kept}.plan").replace(engine)
-    kept = built[choice.kept]
     return PlanResult(
         plan=engine,
         sha256=sha256_file(engine),
         size_bytes=engine.stat().st_size,
-        built_with=kept["built_with"],
+        built_with=built[choice.kept]["built_with"],
         inspection={
-            **kept["inspection"],
+            **built[choice.kept]["inspection"],
             "rows": {flavour: asdict(row) for flavour, row in rows.items()},
             "choice": asdict(choice),
-            "ratio": measured["ratio"],
+            "ratio": ratio,
             "build_seconds": {flavour: result["seconds"] for flavour, result in built.items()},
         },
-        rows=rows,
         choice=choice,
         golden=samples if choice.kept == "int8" else _as_reference(samples, outputs),
         outputs=outputs,
@@ -140,14 +111,9 @@ def build_plan(
 
 
 def _build(
-    folder: Path,
-    flavour: str,
-    *,
-    engine: Path,
-    options: TensorRTOptions,
-    progress: ShowProgress | None,
-    run: RunWorker,
+    folder: Path, flavour: str, *, engine: Path, options: TensorRTOptions, progress: ShowProgress | None
 ) -> dict[str, Any]:
+    """Return the worker's result for one plan, which then lies in `folder`."""
     request = {
         "action": "build",
         "options": asdict(options),
@@ -156,7 +122,25 @@ def _build(
         "plan": str(folder / f"{flavour}.plan"),
         "engine": str(engine),
     }
-    return run(request, task=f"{flavour.upper()} plan", progress=progress)
+    return run_worker(request, task=f"{flavour.upper()} plan", progress=progress)
+
+
+def _measure(
+    folder: Path, flavours: tuple[str, ...], samples: Golden, *, options: TensorRTOptions
+) -> tuple[dict[str, Row], dict[str, Any] | None]:
+    """Return the measured plans by precision, and how much faster INT8 is where both were built."""
+    request = {
+        "action": "measure",
+        "options": asdict(options),
+        "plans": {flavour: str(folder / f"{flavour}.plan") for flavour in flavours},
+        "golden": str(folder / "golden.safetensors"),
+    }
+    measured = run_worker(request, task="measuring")
+    rows = {
+        flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.min_cosine))
+        for flavour, row in measured["rows"].items()
+    }
+    return rows, measured["ratio"]
 
 
 def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
