@@ -97,13 +97,7 @@ def build_plan(
         sha256=sha256_file(engine),
         size_bytes=engine.stat().st_size,
         built_with=built[choice.kept]["built_with"],
-        inspection={
-            **built[choice.kept]["inspection"],
-            "rows": {flavour: asdict(row) for flavour, row in rows.items()},
-            "choice": asdict(choice),
-            "ratio": ratio,
-            "build_seconds": {flavour: result["seconds"] for flavour, result in built.items()},
-        },
+        inspection=_inspection(built, rows, ratio, choice),
         choice=choice,
         golden=samples if choice.kept == "int8" else _as_reference(samples, outputs),
         outputs=outputs,
@@ -141,6 +135,19 @@ def _measure(
         for flavour, row in measured["rows"].items()
     }
     return rows, measured["ratio"]
+
+
+def _inspection(
+    built: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Row], ratio: Mapping[str, Any] | None, choice: Choice
+) -> dict[str, Any]:
+    """Return what the card records of the kept plan's kernels and of the measurement that chose it."""
+    return {
+        **built[choice.kept]["inspection"],
+        "rows": {flavour: asdict(row) for flavour, row in rows.items()},
+        "choice": asdict(choice),
+        "ratio": ratio,
+        "build_seconds": {flavour: result["seconds"] for flavour, result in built.items()},
+    }
 
 
 def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
