@@ -125,11 +125,12 @@ def test_wrong_exports(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["add", "a.onnx"], "expected `head add ENGINE HEAD`"),
-        (["list", "a.onnx", "b.safetensors"], "expected `head add ENGINE HEAD`"),
-        (["list", "a.onnx", "-o", "b.safetensors"], "--output belongs to `p4q-edge head export"),
-        (["export", "a.onnx"], "--output belongs to `p4q-edge head export"),
-        (["list", "a.onnx", "--name", "b"], "--name has no effect"),
+        (["add", "a.onnx"], "source is missing; expected `head add ENGINE HEAD`"),
+        (["list", "a.onnx", "b.safetensors"], "source has no effect on list"),
+        (["list", "a.onnx", "-o", "b.safetensors"], "output has no effect on list"),
+        (["export", "a.onnx"], "output is missing; expected"),
+        (["list", "a.onnx", "--name", "b"], "name has no effect on list"),
+        (["add", "a.onnx", "b.safetensors", "--per-class"], "per-class has no effect on add"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

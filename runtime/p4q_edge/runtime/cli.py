@@ -36,7 +36,7 @@ RUNTIME_HELP: Mapping[str, str] = {
     "validate": "compare PyTorch, ONNX and engine on real images",
     "bench": "measure latency, throughput and memory of an engine",
     "doctor": "check this machine and say how to mend it",
-    "head": "list, add or export the class sets of an engine",
+    "head": "list, add, export or calibrate the class sets of an engine",
 }
 TOOLKIT_HELP: Mapping[str, str] = {
     "calibrate": "measure activation ranges on images",
