@@ -232,3 +232,23 @@ def test_learned_digests_come_from_the_manifest(rebundle: Callable[..., Path]) -
     bundle = read_bundle(rebundle(data_index={"learned": [{"name": "a", "label": 0, "sha256": "ff"}]}))
     assert validation.learned_digests(bundle) == {"ff"}
     assert validation.learned_digests(None) == frozenset()
+
+
+def test_measurements_stand_in_the_report(engine: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = engine.with_name("bench.json")
+    assert main(["bench", str(engine), "--seconds", "0", "--energy-seconds", "0", "-o", str(bench), "-q"]) == 0
+    arguments = ["validate", str(engine), "--data", str(photos), "-q"]
+    assert main([*arguments, "--bench", str(bench)]) == 0
+    report = read_report(engine.with_name("tiny.report.json"))
+    assert [row.scope for row in report.speed] == ["engine", "end to end"]
+    assert report.chain is not None
+    assert report.speed[0].top1 == report.chain.stage("engine").top1
+    assert report.speed[1].top1 is None
+    document = json.loads(bench.read_text())
+    bench.write_text(json.dumps({**document, "engine_sha256": "0" * 64}))
+    assert main([*arguments, "--bench", str(bench)]) == 2
+    assert "measures another engine" in capsys.readouterr().err
+    bench.write_text("{}")
+    assert main([*arguments, "--bench", str(bench)]) == 4
+    assert "is no document of `p4q-edge bench`" in capsys.readouterr().err
+    assert main([*arguments, "--bench", "missing.json"]) == 2

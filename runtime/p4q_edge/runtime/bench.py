@@ -30,13 +30,18 @@ from p4q_edge.runtime.power import PowerSensor, find_sensors, open_nvml
 from p4q_edge.runtime.preprocess import preprocess
 from p4q_edge.runtime.report.document import SpeedRow
 from p4q_edge.runtime.results import probabilities
-from p4q_edge.runtime.timing import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime.timing import (
+    ENGINE_SCOPE,
+    WHOLE_SCOPE,
+    Rounds,
+    measure_interleaved,
+    paired_ratio,
+    summarize,
+)
 from p4q_edge.runtime.watch import SystemProbe, Watcher, WatchRecord
 
 logger = logging.getLogger(__name__)
 
-ENGINE_SCOPE = "engine"
-WHOLE_SCOPE = "end to end"
 # A photograph of a small camera; decoding and resizing it is a large part of the time on a CPU.
 PHOTO_SIZE = (640, 480)
 MAX_KEPT_TIMES = 500

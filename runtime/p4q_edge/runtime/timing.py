@@ -9,6 +9,10 @@ import numpy.typing as npt
 
 from p4q_edge.runtime.metrics import BOOTSTRAP_ROUNDS, CONFIDENCE, Estimate
 
+ENGINE_SCOPE = "engine"
+"""Timed from a uint8 array to outputs."""
+WHOLE_SCOPE = "end to end"
+"""Timed from an encoded photograph to labels."""
 NANOSECONDS_PER_MS = 1e6
 
 

@@ -37,6 +37,7 @@ from p4q_edge.runtime.files import atomic_write, sha256_bytes, sha256_file
 from p4q_edge.runtime.labelled import LabelledImages, draw, read_class_folders, subset
 from p4q_edge.runtime.report.document import Baseline, Built, DebugReport, Provenance, Report, encode, is_report
 from p4q_edge.runtime.report.markdown import render_markdown
+from p4q_edge.runtime.report.speed import read_bench, with_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Request:
         data: labelled images; None takes those of the reference.
         limit: at most so many images, drawn with the seed; 0 takes all.
         max_top1_drop: percentage points, see `Gates`.
+        bench: a document of `p4q-edge bench` on this engine, to show beside the accuracy.
         command: the arguments after `p4q-edge`.
     """
 
@@ -65,6 +67,7 @@ class Request:
     max_top1_drop: float | None = None
     device: str = "auto"
     threads: int | None = None
+    bench: Path | None = None
     command: tuple[str, ...] = ()
 
 
@@ -184,6 +187,7 @@ def validate(request: Request, *, reference: Reference | None = None, debug: Deb
     """
     reference = reference or Reference()
     target = open_target(request)
+    speed = () if request.bench is None else read_bench(request.bench, engine_sha256=target.card.engine_sha256)
     try:
         images = _images(request, target, reference)
         if request.max_top1_drop is not None and (images is None or FLOAT not in reference.stages):
@@ -208,6 +212,7 @@ def validate(request: Request, *, reference: Reference | None = None, debug: Deb
         chain=chain,
         golden=golden,
         baselines=reference.baselines,
+        speed=with_accuracy(speed, chain),
         debug=debug,
         not_checked=_not_checked(target, reference, images),
         provenance=_provenance(request, target, reference, images),

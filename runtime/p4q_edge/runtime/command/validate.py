@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also write .html, .md or .json (may be repeated); ENGINE-stem.report.json is always written",
     )
+    parser.add_argument("--bench", type=Path, help="show this document of `p4q-edge bench ENGINE -o FILE` as well")
     parser.add_argument("--limit", type=int, default=0, help="at most so many images, drawn with the seed")
     parser.add_argument("--batch", type=int, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --limit (default: %(default)s)")
@@ -71,6 +72,7 @@ def request_of(args: argparse.Namespace) -> Request:
         max_top1_drop=args.max_top1_drop,
         device=args.device,
         threads=args.threads,
+        bench=args.bench,
         command=command_line(args),
     )
 
