@@ -129,14 +129,19 @@ Describe = Callable[[str], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def describe(stubs: Path) -> Describe:
+def describe_arguments(stubs: Path) -> Callable[[str], tuple[Path, list[str]]]:
+    """Return the folder of the bindings of a version, and what a program needs to import them over the stubs."""
+    return lambda version: (unpacked(BINDINGS[version]), [str(stubs), version.split(".")[0], *LIBRARIES])
+
+
+@pytest.fixture(scope="session")
+def describe(describe_arguments: Callable[[str], tuple[Path, list[str]]]) -> Describe:
     """Return what the real bindings of a version offer: their classes, members and the text of each."""
     known: dict[str, dict[str, Any]] = {}
 
     def describe(version: str) -> dict[str, Any]:
         if version not in known:
-            folder = unpacked(BINDINGS[version])
-            arguments = [str(stubs), version.split(".")[0], *LIBRARIES]
+            folder, arguments = describe_arguments(version)
             known[version] = json.loads(run_python(DESCRIBE, *arguments, path=folder))
         return known[version]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 # Names that a removed member of TensorRT shares with fields of ours.
@@ -75,6 +77,37 @@ def test_calls_of_the_double_would_bind_to_the_real_methods(bindings: dict[str, 
 
 def test_weights_are_made_of_an_array(bindings: dict[str, Any]) -> None:
     assert re.search(r"Weights, a: (numpy|Annotated|collections|typing)", bindings["classes"]["Weights"]["__init__"])
+
+
+WEIGHTS = """
+import ctypes, json, sys
+import numpy as np
+folder, major = sys.argv[1], sys.argv[2]
+for library in sys.argv[3:]:
+    ctypes.CDLL(f"{folder}/{library}.so.{major}", ctypes.RTLD_GLOBAL)
+import tensorrt_bindings as trt
+from p4q_edge.runtime.engines.tensorrt_network import read_weights
+right = []
+for dtype in (np.int8, np.float16, np.float32):
+    array = np.arange(1, 7).astype(dtype)
+    weights = trt.Weights(array)
+    given = weights.numpy()
+    read = read_weights(given)
+    right.append([weights.size == 6, given.ctypes.data == array.ctypes.data, read.dtype == dtype,
+                  np.array_equal(read, array), np.array_equal(given, array)])
+print(json.dumps(right))
+"""
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106"])
+def test_weights_are_read_as_they_are_although_older_bindings_misread_numpy_2(
+    version: str, describe_arguments: Callable[[str], tuple[Path, list[str]]], python: Callable[..., str]
+) -> None:
+    folder, arguments = describe_arguments(version)
+    found = json.loads(python(WEIGHTS, *arguments, path=folder))
+    assert [row[:4] for row in found] == [[True] * 4] * 3
+    misread = _key(version) < (10, 16) and np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+    assert [row[4] for row in found] == [not misread] * 3
 
 
 def test_the_sources_name_nothing_outside_the_surface(repository: Path, surface: dict[str, Any]) -> None:

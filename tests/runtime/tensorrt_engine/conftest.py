@@ -231,8 +231,11 @@ class ILayer:
 class IConstantLayer(ILayer):
     @property
     def weights(self) -> np.ndarray:
-        array: np.ndarray = self._known["array"]
-        return array.reshape(-1)
+        flat: np.ndarray = self._known["array"].reshape(-1)
+        if _key(TensorRTDouble.last.trt.__version__) < (10, 16):
+            # What the older bindings really give under NumPy 2; tests/compiler/contract shows it.
+            return np.lib.stride_tricks.as_strided(flat, strides=(0,))
+        return flat
 
     @property
     def shape(self) -> tuple[int, ...]:

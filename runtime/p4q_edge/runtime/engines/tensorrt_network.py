@@ -129,7 +129,16 @@ def _dequantized(trt: Any, layer: Any, source: Any, producers: dict[str, Any]) -
 
 def _constant(trt: Any, layer: Any) -> npt.NDArray[Any]:
     layer.__class__ = trt.IConstantLayer
-    return np.array(layer.weights).reshape(tuple(layer.shape))
+    return read_weights(layer.weights).reshape(tuple(layer.shape))
+
+
+def read_weights(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a flat copy of an array that the bindings made of TensorRT's weights.
+
+    Bindings up to 10.13 at least were made for NumPy 1. Under NumPy 2 their arrays have the right address, type and
+    size, but strides of 0: every element reads as the first. Weights lie one after the other, so the strides are known.
+    """
+    return np.lib.stride_tricks.as_strided(values, shape=(values.size,), strides=(values.itemsize,)).copy()
 
 
 def make_config(
