@@ -5,6 +5,7 @@ colours. The series colours have a contrast of at least 3 to 1 on both backgroun
 """
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -135,7 +136,7 @@ def reliability(stages: Sequence[StageReport]) -> str:
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color="#8a8f98", linestyle=":", linewidth=1)
-        for stage, color in zip(stages, SERIES, strict=False):
+        for stage, color in zip(stages, itertools.cycle(SERIES), strict=False):
             filled = [b for b in stage.reliability if b.count]
             axes.plot(
                 [100 * b.confidence for b in filled],
@@ -179,14 +180,14 @@ def latency_distribution(rows: Sequence[SpeedRow]) -> str:
     """Return the cumulative share of runs over time for each row."""
 
     def paint(axes: Axes) -> None:
-        for row, color in zip(rows, SERIES, strict=False):
+        for row, color in zip(rows, itertools.cycle(SERIES), strict=False):
             times = np.sort(np.array(row.times_ms))
             axes.step(
                 times, 100 * np.arange(1, times.size + 1) / times.size, where="post", color=color, label=_row_name(row)
             )
         axes.set(xlabel="ms for a batch", ylabel="runs, %", ylim=(0, 101))
         axes.grid(visible=True)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best", fontsize=8)
 
     return draw(paint, title="Latency distribution", height_in=3.0)
 
@@ -196,7 +197,7 @@ def pareto(rows: Sequence[SpeedRow], *, over: str) -> str:
     points = [(row, _abscissa(row, over)) for row in rows if row.top1 is not None]
 
     def paint(axes: Axes) -> None:
-        for (row, x), color in zip(points, SERIES * len(points), strict=False):
+        for (row, x), color in zip(points, itertools.cycle(SERIES), strict=False):
             if row.top1 is None or x is None:
                 continue
             y, low, high = 100 * row.top1.value, 100 * row.top1.low, 100 * row.top1.high

@@ -46,7 +46,8 @@ class Built:
 
     Attributes:
         execution: `executed` or `carried`.
-        int8_share: share of the matrix products' operations that run in INT8, read from the engine; None: not read.
+        int8_share: share of the matrix products in INT8, attention included, read from the engine: of operations in
+            TensorRT, of calls in ONNX Runtime; None: not read.
         kernels: layer kinds of the built engine and how often each occurs.
     """
 
