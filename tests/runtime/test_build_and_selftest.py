@@ -373,6 +373,13 @@ def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monke
     assert loaded == ["tiny.onnx.optimized", "tiny.onnx", "tiny.onnx"]
 
 
+def test_a_card_with_another_profile_is_refused(tiny_engine: Path) -> None:
+    card = read_card(tiny_engine)
+    write_card(tiny_engine, msgspec.structs.replace(card, options={"kept_profile": "best"}), force=True)
+    with pytest.raises(CorruptArtifactError, match="names the CPU profile 'best'; expected exact, fast, float"):
+        selftest(tiny_engine)
+
+
 def test_another_optimized_copy_is_refused(tiny_engine: Path) -> None:
     copy = optimized_path(tiny_engine)
     copy.write_bytes(copy.read_bytes() + b"\x12\x01x")

@@ -48,7 +48,6 @@ class Builder:
             size_bytes=4,
             built_with={**MACHINE, "driver": "x"},
             inspection={"kernels": {"int8": 3}},
-            rows={},
             choice=Choice(kept=self.kept, reason="faster"),
             golden=samples,
             outputs=outputs_of(samples),

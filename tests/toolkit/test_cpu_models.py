@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from onnx.reference import ReferenceEvaluator
 
 from p4q_edge.runtime.build import BuildOptions, build_engine
 from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.engines import onnxruntime_builder
 from p4q_edge.runtime.engines.onnxruntime_models import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.runtime.golden import cosine
 from p4q_edge.runtime.proof import selftest
+from p4q_edge.runtime.timing import Rounds
 
 
 @pytest.fixture
@@ -62,7 +65,11 @@ def test_a_model_without_integers_has_no_fast_profile(bundle: Path) -> None:
 def test_the_fast_profile_is_built_and_proves_itself(bundle: Path, tmp_path: Path) -> None:
     engine = tmp_path / "out.onnx"
     card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="fast"))
-    assert (card.precision.weight_bits, card.parts, card.options) == (7, (), {"cpu_profile": "fast"})
+    assert (card.precision.weight_bits, card.parts, card.options) == (
+        7,
+        (),
+        {"cpu_profile": "fast", "kept_profile": "fast"},
+    )
     assert card.inspection["integer_products"] == 2
     assert selftest(engine).problem() is None
     assert selftest(engine).drift == 0.0
@@ -78,3 +85,28 @@ def test_float_weights_compute_with_the_quantized_weights_and_full_activations(b
     names = [output.name for output in plain.graph.output]
     outputs = dict(zip(names, ReferenceEvaluator(plain).run(None, {"image": golden.image}), strict=True))
     assert cosine(outputs["embedding"], golden.float_embedding).min() > 0.9995
+
+
+@pytest.mark.parametrize(("slow", "kept", "bits"), [("exact", "float", 32), ("float", "exact", 8)])
+def test_auto_keeps_what_is_faster_here_and_the_card_says_so(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, kept: str, bits: int
+) -> None:
+    def measured(candidates: Mapping[str, Callable[[], object]], rounds: Rounds) -> dict[str, np.ndarray]:
+        for run in candidates.values():
+            run()
+        return {name: np.full(rounds.minimum, 2.0 if name == slow else 1.0) for name in candidates}
+
+    monkeypatch.setattr(onnxruntime_builder, "measure_interleaved", measured)
+    engine = tmp_path / "out.onnx"
+    card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="auto"))
+    assert card.options == {"cpu_profile": "auto", "kept_profile": kept}
+    assert card.precision.weight_bits == bits
+    assert set(card.inspection["rows"]) == {"exact", "float"}
+    assert card.inspection["integer_products"] == (2 if kept == "exact" else 0)
+    assert selftest(engine).problem() is None
+
+
+def test_the_float_profile_quantizes_nothing(bundle: Path, tmp_path: Path) -> None:
+    card = build_engine(bundle, tmp_path / "out.onnx", options=BuildOptions(cpu_profile="float"))
+    assert (card.precision.weight_bits, card.precision.quantized_linears, card.parts) == (32, 0, ())
+    assert card.inspection["integer_products"] == 0

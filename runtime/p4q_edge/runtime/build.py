@@ -15,12 +15,11 @@ from p4q_edge.runtime import golden as golden_samples
 from p4q_edge.runtime import machine
 from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Member, Precision, read_bundle
 from p4q_edge.runtime.card import Card, Part, card_path, write_card
-from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, fingerprint, optimized_path
-from p4q_edge.runtime.engines.onnxruntime_builder import inspect_kernels, optimized_model
-from p4q_edge.runtime.engines.onnxruntime_models import seven_bit_weights
+from p4q_edge.runtime.engines.onnxruntime import fingerprint, optimized_path
+from p4q_edge.runtime.engines.onnxruntime_builder import cpu_model, inspect_kernels
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.files import atomic_write, refuse_existing, sha256_bytes, sha256_file
-from p4q_edge.runtime.options import BackendName, CpuProfile
+from p4q_edge.runtime.options import BackendName, CpuChoice, CpuProfile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +34,8 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
 }
+FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
+"""Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
 FP16 = Precision(weight_bits=16, activation_bits=16, execution="executed", remainder="fp16", quantized_linears=0)
 """Precision of a TensorRT engine for which FP16 turned out to be better than INT8."""
 
@@ -44,12 +45,13 @@ class BuildOptions:
     """How an engine is built.
 
     Attributes:
-        cpu_profile: `exact` (8-bit weights) or `fast` (7-bit weights, for x86 without VNNI); ONNX Runtime.
+        cpu_profile: `exact` (8-bit weights), `fast` (7-bit weights, for x86 without VNNI), `float` (FP32), or `auto`
+            (the faster of `exact` and `float`, as measured here); ONNX Runtime.
         threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
         tensorrt: options of the TensorRT builder; None takes its defaults.
     """
 
-    cpu_profile: CpuProfile = "exact"
+    cpu_profile: CpuChoice = "exact"
     threads: int | None = None
     tensorrt: TensorRTOptions | None = None
 
@@ -107,36 +109,40 @@ def build_engine(
 
 
 def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
-    model, parts = bundle.model("fp32"), tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS))
-    if options.cpu_profile == "fast":
-        model, parts = seven_bit_weights(model), ()
-    optimized = optimized_model(model, options.cpu_profile, name=str(engine))
     golden = bundle.golden()
-    loaded = OnnxRuntimeEngine(
-        optimized, profile=options.cpu_profile, threads=options.threads, optimized=True, name=str(engine)
+    built, rows = cpu_model(
+        bundle.model("fp32"), options.cpu_profile, image=golden.image[:1], threads=options.threads, name=str(engine)
     )
+    loaded = built.load(threads=options.threads, name=str(engine))
     outputs = golden_samples.run_golden(loaded, golden)
     loaded.close()
     result = golden_samples.compare(outputs, golden, logit_scale=bundle.head().logit_scale)
     golden_samples.require(result, engine=str(engine))
     logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
+    card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
+    unchanged = built.profile == "exact"
     card = msgspec.structs.replace(
-        describe(bundle, backend="onnxruntime", built_with=dict(fingerprint())),
-        engine_sha256=sha256_bytes(model),
-        engine_size_bytes=len(model),
-        parts=parts,
-        options={"cpu_profile": options.cpu_profile},
-        optimized=Member(size_bytes=len(optimized), sha256=sha256_bytes(optimized)),
+        card,
+        engine_sha256=sha256_bytes(built.model),
+        engine_size_bytes=len(built.model),
+        parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
+        precision=_cpu_precision(card.precision, built.profile),
+        options={"cpu_profile": options.cpu_profile, "kept_profile": built.profile},
+        optimized=Member(size_bytes=len(built.optimized), sha256=sha256_bytes(built.optimized)),
         measured=measured(outputs["embedding"], result),
-        inspection=inspect_kernels(optimized, options.cpu_profile, golden.image[:1]),
+        inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
     )
-    if options.cpu_profile == "fast":
-        card = msgspec.structs.replace(card, precision=msgspec.structs.replace(card.precision, weight_bits=7))
-    atomic_write(engine, model, force=force)
+    atomic_write(engine, built.model, force=force)
     # A copy without its engine is a leftover, so that it is replaced in any case.
-    atomic_write(optimized_path(engine), optimized, force=True)
+    atomic_write(optimized_path(engine), built.optimized, force=True)
     write_card(engine, card, force=force)
     return card
+
+
+def _cpu_precision(precision: Precision, profile: CpuProfile) -> Precision:
+    if profile == "fast":
+        return msgspec.structs.replace(precision, weight_bits=7)
+    return FP32 if profile == "float" else precision
 
 
 def _build_tensorrt(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from p4q_edge.runtime.commands import Command, write_result
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
-from p4q_edge.runtime.options import BackendName, CpuProfile
+from p4q_edge.runtime.options import BackendName, CpuChoice
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.build import BuildOptions
@@ -69,9 +69,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     cpu = parser.add_argument_group("ONNX Runtime")
     cpu.add_argument(
         "--cpu-profile",
-        choices=get_args(CpuProfile),
+        choices=get_args(CpuChoice),
         default="exact",
-        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI (default: %(default)s)",
+        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the faster of exact "
+        "and float, measured here (default: %(default)s)",
     )
     tensorrt = parser.add_argument_group("TensorRT")
     for flag, field, keywords in _TENSORRT_FLAGS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -73,7 +73,13 @@ class OnnxRuntimeEngine:
         Raises:
             CorruptArtifactError: the optimized copy is not the one of the card.
         """
-        profile: CpuProfile = "fast" if card.options.get("cpu_profile") == "fast" else "exact"
+        kept = card.options.get("kept_profile")
+        if kept not in get_args(CpuProfile):
+            raise CorruptArtifactError(
+                f"the card of {path} names the CPU profile {kept!r}; expected {', '.join(get_args(CpuProfile))}. "
+                f"Build again: p4q-edge build model.p4q --engine {path} --force"
+            )
+        profile: CpuProfile = kept  # type: ignore[assignment]
         copy = optimized_path(path)
         made_here = fingerprint().items() <= card.built_with.items()
         if card.optimized is None or not made_here:

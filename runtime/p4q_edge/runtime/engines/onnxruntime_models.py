@@ -58,7 +58,7 @@ def float_weights(model: bytes) -> bytes:
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
     """
-    onnx = _import_onnx("an FP32 engine")
+    onnx = _import_onnx("--cpu-profile float or auto")
     graph = onnx.ModelProto.FromString(model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     renamed: dict[str, str] = {}
