@@ -5,7 +5,6 @@ The comparison itself is `p4q_edge.runtime.chain`, which a device has as well.
 
 import argparse
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +19,14 @@ from p4q_edge.fold import FoldedClassifier, run_folded
 from p4q_edge.pipeline import Learned, RunFiles, learn_stage, open_source, prepare
 from p4q_edge.quant.modules import Phase
 from p4q_edge.recipe import read_recipe, to_toml
-from p4q_edge.report.html import make_thumbnails, render_html
+from p4q_edge.report.html import make_thumbnails, render_html, require_libraries
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime.card import Card, read_card
 from p4q_edge.runtime.chain import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.command import validate as device
 from p4q_edge.runtime.commands import Command
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
-from p4q_edge.runtime.files import atomic_write, sha256_bytes
+from p4q_edge.runtime.files import sha256_bytes
 from p4q_edge.runtime.labelled import LabelledImages, Pixels, digest_of, match_classes
 from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
 from p4q_edge.runtime.report.document import Baseline, DebugReport
@@ -176,11 +175,6 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
         ) from error
 
 
-def write_baselines(folder: Path, rows: Sequence[Baseline]) -> None:
-    """Keep a comparison of methods in a run folder, where `validate` finds it."""
-    atomic_write(folder / BASELINES, msgspec.json.encode(tuple(rows)), force=True)
-
-
 def page(outcome: Outcome) -> bytes:
     """Return the report as HTML with thumbnails of the images that changed their answer."""
     chain, images = outcome.report.chain, outcome.images
@@ -231,6 +225,8 @@ def _bundle_of(request: Request) -> bundles.Bundle | None:
 def _run(args: argparse.Namespace) -> int:
     paths = tuple(dict.fromkeys((default_report(args.engine), *args.report)))
     check_report_paths(paths, ALL_RENDERERS, force=args.force)
+    if any(path.suffix == ".html" for path in paths):
+        require_libraries()
     outcome = run_request(device.request_of(args), debug=args.debug)
     write_reports(outcome, paths, ALL_RENDERERS)
     return device.finish(args, outcome.report, paths)

@@ -1,6 +1,7 @@
 """The report as one HTML file: style, pictures and thumbnails are inside, nothing is fetched."""
 
 import base64
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,16 +29,12 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
     Raises:
         EnvironmentNotAbleError: jinja2 or matplotlib is not installed.
     """
-    try:
-        # Only this format needs them; JSON and Markdown are written without the extra.
-        import jinja2
+    require_libraries()
+    # Only this format needs them; JSON and Markdown are written without the extra.
+    import jinja2
 
-        from p4q_edge.report import figures
-    except ModuleNotFoundError as error:
-        raise EnvironmentNotAbleError(
-            f"an HTML report needs {error.name}, which is not installed. Run: pip install 'p4q-edge[report]', or name "
-            "a .json or .md file"
-        ) from error
+    from p4q_edge.report import figures
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("p4q_edge.report", "."),
         autoescape=True,
@@ -54,6 +51,18 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
         changes=_changes(report.chain),
         max_thumbnails=MAX_THUMBNAILS,
     )
+
+
+def require_libraries() -> None:
+    """Raise `EnvironmentNotAbleError` unless everything that the page needs can be imported."""
+    for name in ("jinja2", "matplotlib"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise EnvironmentNotAbleError(
+                f"an HTML report needs {name}, which is not installed. Run: pip install 'p4q-edge[report]', or name a "
+                ".json or .md file"
+            ) from error
 
 
 def make_thumbnails(images: Images, indices: Sequence[int]) -> dict[int, str]:
