@@ -331,6 +331,10 @@ def test_x86_without_vnni_is_told_not_to_saturate(
         session_options("fast").get_session_config_entry(key)
 
 
+def test_waiting_threads_leave_their_cores_to_others() -> None:
+    assert session_options("exact").get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_an_engine_for_unsigned_kernels_computes_the_same(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

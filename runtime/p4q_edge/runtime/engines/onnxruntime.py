@@ -167,6 +167,9 @@ def session_options(profile: CpuProfile, *, threads: int | None = None, optimize
     options = runtime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.inter_op_num_threads = 1
+    # Threads that wait for work would keep their cores busy: they take them from the decoding of the next images, and
+    # on a machine that others use as well every run waits for the slowest thread.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
