@@ -318,6 +318,15 @@ def test_a_fork_is_detected_and_explained(classifier: ZeroShotClassifier, pictur
     assert "start processes with 'spawn'" in message
 
 
+def test_another_process_number_means_a_fork(
+    classifier: ZeroShotClassifier, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded_in = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with pytest.raises(UsageError, match=f"was loaded in process {loaded_in} and is used in its fork 7"):
+        classifier.classify(picture)
+
+
 def test_the_golden_check_can_be_left_out(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise QualityGateError("wrong values")

@@ -56,11 +56,8 @@ def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None
         )
     if is_live(source):
         yield from _newest(capture, source=str(source), max_fps=max_fps)
-        return
-    try:
+    else:
         yield from _sampled(capture, max_fps=max_fps, film_fps=float(capture.get(cv2.CAP_PROP_FPS)))
-    finally:
-        capture.release()
 
 
 def paced(items: Iterable[Any], *, max_fps: float | None) -> Iterator[Any]:
@@ -77,13 +74,16 @@ def _sampled(capture: Any, *, max_fps: float | None, film_fps: float) -> Iterato
     # OpenCV reports 0 or nothing where the file does not say.
     step = film_fps / max_fps if max_fps and film_fps > max_fps else 1.0
     index, wanted = 0, 0.0
-    while capture.grab():
-        if index >= wanted:
-            found, frame = capture.retrieve()
-            if found:
-                yield frame
-            wanted += step
-        index += 1
+    try:
+        while capture.grab():
+            if index >= wanted:
+                found, frame = capture.retrieve()
+                if found:
+                    yield frame
+                wanted += step
+            index += 1
+    finally:
+        capture.release()
 
 
 def _newest(capture: Any, *, source: str, max_fps: float | None) -> Iterator[np.ndarray]:
