@@ -23,6 +23,7 @@ from p4q_edge.graph.lint import check_lint, lint
 from p4q_edge.graph.name_nodes import NameNodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.quantization import LinearQuantization
+from p4q_edge.graph.quantize_attention import QuantizeAttention, measure_attentions
 from p4q_edge.graph.rescale_small_weights import RescaleSmallWeights
 from p4q_edge.graph.select_token_early import SelectTokenEarly
 from p4q_edge.graph.sequence_first import SequenceFirst
@@ -78,9 +79,12 @@ def linear_quantizations(model: nn.Module) -> dict[str, LinearQuantization]:
 
 
 def build_graphs(
-    traced: ir.Model, linears: Mapping[str, LinearQuantization]
+    traced: ir.Model, linears: Mapping[str, LinearQuantization], attention_images: NDArray[np.uint8] | None = None
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
+    """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed.
+
+    With `attention_images`, the attention products are quantized to the ranges that these images show.
+    """
     passes = [
         LinearToMatMul(),
         DropExpand(),
@@ -91,8 +95,12 @@ def build_graphs(
         SelectTokenEarly(),
     ]
     model = run_passes(traced, passes)
-    half = run_passes(model.clone(), [RescaleSmallWeights(), SequenceFirst(), AlignClasses(), ToFp16(), NameNodes()])
-    single = run_passes(model, [StoreWeightsAsFp16(), NameNodes()])
+    products = []
+    if attention_images is not None:
+        products.append(QuantizeAttention(measure_attentions(model, attention_images)))
+    layout = [RescaleSmallWeights(), SequenceFirst(), AlignClasses()]
+    half = run_passes(model.clone(), [*layout, *products, ToFp16(), NameNodes()])
+    single = run_passes(model, [*products, StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)
 
 
@@ -120,7 +128,11 @@ def default_gate(input_bits: int) -> float:
 
 
 def export_classifier(
-    model: nn.Module, images: NDArray[np.uint8], *, least_cosine: float | None = None
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    least_cosine: float | None = None,
+    attention_images: NDArray[np.uint8] | None = None,
 ) -> ExportedGraphs:
     """Export a calibrated classifier and compare it with itself in ONNX Runtime.
 
@@ -128,6 +140,8 @@ def export_classifier(
         model: uint8 (N, 3, H, W) -> (logits, embedding, features), its linears `QuantLinear`.
         images: uint8 (N, 3, H, W) to compare on.
         least_cosine: the gate for every output of every graph; `default_gate` of the narrowest input.
+        attention_images: uint8 (M, 3, H, W); quantize the attention products as well, to the ranges of these images.
+            The module does not, so that its difference is part of the parity, and the gate is ten times wider.
 
     Raises:
         QualityGateError: a graph breaks a lint rule, or differs from the fake-quantized module.
@@ -135,8 +149,9 @@ def export_classifier(
     with running_in(model, Phase.FLOAT):
         traced = trace_float_graph(model, images.shape[2:])
     linears = linear_quantizations(model)
-    protos = build_graphs(traced, linears)
-    check_lint(finding for proto in protos for finding in lint(proto))
+    protos = build_graphs(traced, linears, attention_images)
+    whole = attention_images is not None
+    check_lint(finding for proto in protos for finding in lint(proto, quantized_attention=whole))
     graphs, weights = split_shared(protos)
     fp16, fp32 = graphs
     reference = reference_outputs(model, images)
@@ -146,6 +161,7 @@ def export_classifier(
         parity.update({f"{name}.{measure}": value for measure, value in found.items()})
     if least_cosine is None:
         least_cosine = default_gate(min((linear.input_bits for linear in linears.values()), default=8))
+        least_cosine = max(1.0 - 10.0 * (1.0 - least_cosine), WEAKEST_GATE) if whole else least_cosine
     check_parity(parity, least_cosine)
     return ExportedGraphs(fp16=fp16, fp32=fp32, weights=weights, parity=parity)
 

@@ -1,6 +1,6 @@
 """Export an open_clip architecture with random weights: kernels depend on shapes, not on what was learned.
 
-usage: python tools/compile_check/random_classifier.py ARCHITECTURE FOLDER [--classes N]
+usage: python tools/compile_check/random_classifier.py ARCHITECTURE FOLDER [--classes N] [--quantize-attention]
 
 ARCHITECTURE is a model name of open_clip, or `demo` for the shape of the shipped model. Writes fp16.onnx and
 fp32.onnx into FOLDER.
@@ -75,11 +75,12 @@ def main() -> None:
     parser.add_argument("architecture")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--quantize-attention", action="store_true")
     arguments = parser.parse_args()
     # Minima and maxima: random weights have no outliers, and histograms cost time.
     scheme = QuantScheme(observer="minmax", weight_observer="minmax")
     model, images = random_classifier(arguments.architecture, classes=arguments.classes, scheme=scheme)
-    graphs = export_classifier(model, images)
+    graphs = export_classifier(model, images, attention_images=images if arguments.quantize_attention else None)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     (arguments.folder / "fp16.onnx").write_bytes(graphs.fp16 + graphs.weights)
     (arguments.folder / "fp32.onnx").write_bytes(graphs.fp32 + graphs.weights)

@@ -130,6 +130,21 @@ def test_narrow_widths_are_carried_on_int8(
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= high
 
 
+def test_attention_products_are_quantized_on_request(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
+    model = fold_toy(QuantScheme())
+    graphs = export_classifier(model, images, attention_images=images)
+    for part in ("fp16", "fp32"):
+        proto = onnx.load_from_string(getattr(graphs, part) + graphs.weights)
+        names = {t.name for t in proto.graph.initializer}
+        first, last = (f"encoder.trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
+        suffix = ".fp16" if part == "fp16" else ""
+        assert {f"{first}.{name}_scale{suffix}" for name in ("query", "key", "softmax", "value")} <= names
+        assert not any(name.startswith(f"{last}.query_scale") for name in names)  # it asks for the class token alone
+        assert {finding.rule for finding in lint(proto)} == {"placement"}
+        assert not lint(proto, quantized_attention=True)
+    assert graphs.parity["fp32_unoptimized.cosine_features"] > 0.99
+
+
 def test_small_weight_scales_keep_fp16_and_their_numbers(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
     model = fold_toy(QuantScheme())
     linear = quant_linears(model)["encoder.trunk.transformer.resblocks.0.mlp.c_fc"]
