@@ -245,6 +245,47 @@ def test_scales_in_float_with_casts_build_in_both_precisions(real_builder: Any, 
     assert inspected(build(real_builder, tmp_path, model, flavour="fp16"))["gemms"] == {"fp16": 4}
 
 
+REROUTE = """
+import json
+import numpy as np
+import tensorrt as trt
+from p4q_edge.runtime.engines.tensorrt_library import make_logger
+from p4q_edge.runtime.engines.tensorrt_network import parse_network, read_weights, remove_quantization
+log = make_logger(trt)
+builder = trt.Builder(log)
+network, parser = parse_network(trt, builder, log, open(sys.argv[1], "rb").read(), strong=True)
+before = network.num_layers
+kept = remove_quantization(trt, network)
+added = []
+for index in range(before, network.num_layers):
+    layer = network.get_layer(index)
+    layer.__class__ = trt.IConstantLayer
+    added.append([list(layer.shape), read_weights(layer.weights).astype(float).tolist()])
+readers = [tensor.name for index in range(before) for layer in [network.get_layer(index)]
+           if layer.type not in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE)
+           for tensor in [layer.get_input(k) for k in range(layer.num_inputs)] if tensor is not None]
+print(json.dumps({"added": added, "readers": readers}))
+"""
+
+
+@pytest.mark.parametrize("float_scales", [False, True])
+def test_the_weights_that_the_real_network_holds_are_the_dequantized_ones(
+    real_builder: Any, tmp_path: Path, float_scales: bool
+) -> None:
+    encoder = Encoder(float_scales=float_scales)
+    (tmp_path / "model.onnx").write_bytes(encoder.model())
+    found = json.loads(real_builder(REROUTE, str(tmp_path / "model.onnx")).splitlines()[-1])
+    expected = [
+        (integers.astype(np.float32) * scale.astype(np.float32)).astype(scale.dtype)
+        for integers, scale in encoder.weights.values()
+    ]
+    assert [shape for shape, _ in found["added"]] == [list(array.shape) for array in expected]
+    for (shape, values), array in zip(found["added"], expected, strict=True):
+        np.testing.assert_array_equal(np.array(values).reshape(shape), array.astype(float))
+    # Nothing but quantization itself reads a quantized or dequantized tensor any more.
+    assert not [name for name in found["readers"] if name.endswith((".q", ".dq", ".weight"))]
+
+
 def test_the_real_parsers_words_reach_the_user(real_builder: Any, tmp_path: Path) -> None:
     outcome = build(real_builder, tmp_path, Encoder(zero_point=3).model())
     assert outcome["error"] == "ArtifactError"

@@ -110,6 +110,46 @@ def test_weights_are_read_as_they_are_although_older_bindings_misread_numpy_2(
     assert [row[4] for row in found] == [not misread] * 3
 
 
+OBJECTS = """
+import ctypes, json, sys
+folder, major = sys.argv[1], sys.argv[2]
+for library in sys.argv[3:]:
+    ctypes.CDLL(f"{folder}/{library}.so.{major}", ctypes.RTLD_GLOBAL)
+import tensorrt_bindings as trt
+from p4q_edge.runtime.engines.tensorrt_library import make_logger, problems
+from p4q_edge.runtime.engines.tensorrt_progress import make_monitor
+log = make_logger(trt)
+for severity in (trt.ILogger.VERBOSE, trt.ILogger.INFO, trt.ILogger.WARNING):
+    log.log(severity, "fine")
+log.log(trt.ILogger.Severity.ERROR, "broken")
+seen = []
+monitor = make_monitor(trt, report=lambda tree: seen.append(tree.fraction), cancelled=lambda: len(seen) >= 2)
+monitor.phase_start("Building engine", None, 4)
+goes_on = [monitor.step_complete("Building engine", step) for step in range(3)]
+monitor.phase_finish("Building engine")
+dims = trt.Dims([2, 3, 4])
+print(json.dumps({"problems": problems(log), "seen": seen, "goes_on": goes_on,
+                  "dims": [*dims], "first": next(iter(dims)),
+                  "is_logger": isinstance(log, trt.ILogger), "is_monitor": isinstance(monitor, trt.IProgressMonitor)}))
+"""
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106"])
+def test_our_logger_and_monitor_are_made_of_the_real_classes(
+    version: str, describe_arguments: Callable[[str], tuple[Path, list[str]]], python: Callable[..., str]
+) -> None:
+    folder, arguments = describe_arguments(version)
+    assert json.loads(python(OBJECTS, *arguments, path=folder)) == {
+        "problems": "broken",
+        "seen": [0.25, 0.5],
+        "goes_on": [True, True, False],
+        "dims": [2, 3, 4],
+        "first": 2,
+        "is_logger": True,
+        "is_monitor": True,
+    }
+
+
 def test_the_sources_name_nothing_outside_the_surface(repository: Path, surface: dict[str, Any]) -> None:
     known = {**surface["classes"], **surface["enums"]}
     found = {chain for path in _sources(repository) for chain in _chains(path.read_text(encoding="utf-8"))}
