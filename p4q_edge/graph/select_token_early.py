@@ -50,6 +50,7 @@ class SelectTokenEarly(GraphPass):
 
 
 def _move_all(graph: ir.Graph) -> bool:
+    _merge_equal(graph)
     movable = [node for node in nodes_of(graph, "Gather") if _selects_token(node) and _can_move(read(node, 0))]
     for gather in movable:
         selected = _Selector(graph, gather).select(read(gather, 0))
@@ -58,6 +59,18 @@ def _move_all(graph: ir.Graph) -> bool:
             output.name, selected.name = f"{name_of(output)}.gathered", output.name
         output.replace_all_uses_with(selected, replace_graph_outputs=True)
     return bool(movable)
+
+
+def _merge_equal(graph: ir.Graph) -> None:
+    """Keep one of several Gathers that take the same token of one value, so that the value has one reader."""
+    kept: dict[tuple[ir.Value, ir.Value], ir.Node] = {}
+    for gather in nodes_of(graph, "Gather"):
+        if not _selects_token(gather) or gather.outputs[0].is_graph_output():
+            continue
+        first = kept.setdefault((read(gather, 0), read(gather, 1)), gather)
+        if first is not gather:
+            gather.outputs[0].replace_all_uses_with(first.outputs[0])
+            graph.remove(gather, safe=True)
 
 
 class _Selector:

@@ -76,7 +76,10 @@ def transformer(*, tokens: int = 5, heads: int = 2, size: int = 4) -> ir.Model:
         flat = Reshape(back, joined_heads)
         out = MatMul(flat, w_out)
         sum = Add(x, out)
-        last = LayerNormalization<axis=-1>(sum, gamma, beta)
+        normed_again = LayerNormalization<axis=-1>(sum, gamma, beta)
+        gate = Sigmoid(normed_again)
+        gated = Mul(normed_again, gate)
+        last = Add(sum, gated)
         y = Gather<axis=1>(last, zero)
     }}"""
     return model_of(
