@@ -143,6 +143,12 @@ def _models(layers: list[_Linear], head: Head, adapter: Adapter) -> tuple[bytes,
     v = add("LpNormalization", [add("Add", [h, z], "mixed")], "embedding", axis=1, p=2)
     text = (LOGIT_SCALE * head.text_embedding.T).astype(np.float32)
     add("MatMul", [v, constant("text", text)], "logits")
+    return _serialize(nodes, constants, shared)
+
+
+def _serialize(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shared: dict[str, np.ndarray]
+) -> tuple[bytes, bytes]:
     outputs = {"logits": len(CLASS_NAMES), "embedding": DIM, "features": DIM}
     graph = helper.make_graph(
         nodes,

@@ -102,7 +102,9 @@ def too_long(source: str) -> list[str]:
         found.append(f"{lines} lines")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            described = (docstring.end_lineno or 0) - docstring.lineno + 1 if docstring else 0
+            length = (node.end_lineno or 0) - node.lineno + 1 - described
             arguments = node.args
             parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             count = len([item for item in parameters if item.arg not in ("self", "cls")])
@@ -116,6 +118,7 @@ def too_long(source: str) -> list[str]:
 def test_the_guard_of_the_lengths_can_fail() -> None:
     assert too_long("x = 1\n" * 401) == ["401 lines"]
     assert too_long("def f():\n" + "    x = 1\n" * 50) == ["f has 51 lines"]
+    assert too_long('def f():\n    """Say what.\n\n    And why.\n    """\n' + "    x = 1\n" * 49) == []
     assert too_long("def f(a, b, /, c, *, d, e, f, g): ...") == ["f has 7 parameters"]
     assert too_long("class C:\n    def f(self, a, b, c, d, e, f): ...") == []
 
