@@ -30,7 +30,6 @@ class RecordingCuda:
     """`Cuda` over host memory: streams run at once, captures are replayed, every call is recorded."""
 
     name = "recording"
-    has_graphs = True
 
     def __init__(self, **facts: Any) -> None:
         known = {

@@ -47,6 +47,7 @@ class FakeWorker:
         if request["action"] == "build":
             assert Path(request["model"]).read_bytes() == b"model"
             Path(request["plan"]).write_bytes(f"the {name} plan".encode())
+            Path(request["plan"]).with_name("timing-trt10.3.0-sm87-orin.cache").write_bytes(f"after {name}".encode())
             return {
                 "built_with": {"tensorrt": "10.3.0", "precision": name},
                 "inspection": {"gemms": {name: 48}},
@@ -105,7 +106,8 @@ def test_faster_int8_is_kept_with_the_bundles_golden_samples(tmp_path: Path, gol
     assert result.inspection["build_seconds"] == {"int8": 60.0, "fp16": 60.0}
     json.dumps(result.inspection)
     np.testing.assert_array_equal(result.golden.embedding, golden.embedding)
-    assert _files(tmp_path) == ["out.plan"]
+    assert _files(tmp_path) == ["out.plan", "timing-trt10.3.0-sm87-orin.cache"]
+    assert (result.plan.parent / "timing-trt10.3.0-sm87-orin.cache").read_bytes() == b"after fp16"
     assert "kept int8" in caplog.text
 
 

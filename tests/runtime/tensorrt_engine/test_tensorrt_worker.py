@@ -78,6 +78,22 @@ def test_the_timing_cache_is_kept_beside_the_engine_and_used_again(installed: An
     assert path.read_bytes() == b"timed timed "
 
 
+def test_the_cache_of_an_earlier_build_is_read_and_a_newer_one_beside_the_plan_before_it(
+    installed: Any, tmp_path: Path
+) -> None:
+    name = f"timing-trt{installed.trt.__version__}-sm87-orin.cache"
+    (tmp_path / name).write_bytes(b"earlier ")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "model.onnx").write_bytes(b"model")
+    request = {"action": "build", "options": asdict(TensorRTOptions()), "model": str(scratch / "model.onnx")}
+    for flavour, expected in (("int8", b"earlier timed "), ("fp16", b"earlier timed timed ")):
+        plan = {"flavour": flavour, "plan": str(scratch / f"{flavour}.plan"), "engine": str(tmp_path / "out.plan")}
+        assert _serve({**request, **plan})[0] == 0
+        assert (scratch / name).read_bytes() == expected
+    assert (tmp_path / name).read_bytes() == b"earlier "
+
+
 def test_without_a_timing_cache_only_the_plan_is_written(installed: Any, ask: Serve, tmp_path: Path) -> None:
     _, events = ask(timing_cache=False)
     assert events[-1]["built_with"]["timing_cache"] == "off"

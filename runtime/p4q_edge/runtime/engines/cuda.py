@@ -56,7 +56,6 @@ class Cuda(Protocol):
 
     name: str
     facts: DeviceFacts
-    has_graphs: bool
 
     def current(self) -> AbstractContextManager[None]:
         """Make the device current in the calling thread for the duration of a `with` block."""

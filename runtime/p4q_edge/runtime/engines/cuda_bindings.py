@@ -19,7 +19,6 @@ class CudaBindings:
     """One GPU through `cuda.bindings`; the runtime API uses the device's primary context by itself."""
 
     name = "cuda-bindings"
-    has_graphs = True
 
     def __init__(self, device: int) -> None:
         """Check the driver and read the facts of GPU `device`.

@@ -23,7 +23,6 @@ class PyCuda:
     """One GPU through pycuda, in the device's primary context."""
 
     name = "pycuda"
-    has_graphs = False
 
     def __init__(self, device: int) -> None:
         """Check the driver and read the facts of GPU `device`.

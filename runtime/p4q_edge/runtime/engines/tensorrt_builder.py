@@ -15,6 +15,7 @@ from p4q_edge.runtime.engines.tensorrt_child import ShowProgress, run_worker
 from p4q_edge.runtime.engines.tensorrt_library import import_tensorrt, machine_facts
 from p4q_edge.runtime.engines.tensorrt_noregret import Choice, Row, choose, gate_problem, table
 from p4q_edge.runtime.engines.tensorrt_options import (
+    TIMING_CACHES,
     TensorRTOptions,
     check_hardware_compatibility,
     timing_cache_path,
@@ -92,6 +93,8 @@ def build_plan(
         outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
         refuse_existing(engine, force=force)
         (folder / f"{choice.kept}.plan").replace(engine)
+        for cache in folder.glob(TIMING_CACHES):
+            cache.replace(engine.with_name(cache.name))
     return PlanResult(
         plan=engine,
         sha256=sha256_file(engine),

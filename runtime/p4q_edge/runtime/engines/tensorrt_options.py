@@ -14,6 +14,8 @@ Typing = Literal["auto", "strong", "weak"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 Prefer = Literal["speed", "size"]
 
+TIMING_CACHES = "timing-*.cache"
+"""What names of timing caches have in common."""
 JETSON_WORKSPACE_SHARE = 4
 """A build on a GPU that shares the CPU's memory may take a quarter of it: more gets the builder killed."""
 

@@ -114,7 +114,7 @@ class Job:
     plan: Path
     """Where to write the plan."""
     engine: Path
-    """The final engine, beside which the timing cache lives."""
+    """The final engine, beside which the timing cache of earlier builds lies."""
     emit: Emit
     cancelled: Callable[[], bool]
 
@@ -179,8 +179,11 @@ def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> tuple[Any, s
     workspace = workspace_bytes(job.options, cuda.facts)
     allowed = ("FP16",) if job.flavour == "fp16" else ("INT8", "FP16")
     config = make_config(trt, builder, network, job.options, workspace=workspace, weak_flags=() if strong else allowed)
-    path = timing_cache_path(job.engine, tensorrt_version=trt.__version__, facts=cuda.facts)
-    cache = use_timing_cache(config, path if job.options.timing_cache else None)
+    kept_cache = timing_cache_path(job.engine, tensorrt_version=trt.__version__, facts=cuda.facts)
+    # Written beside the plan: the parent moves both to the engine once everything is done.
+    new_cache = job.plan.with_name(kept_cache.name)
+    known = new_cache if new_cache.is_file() else kept_cache
+    cache = use_timing_cache(config, known if job.options.timing_cache else None)
     # The binding keeps no reference to the monitor's Python part, so a local one does.
     monitor = make_monitor(trt, report=_reporter(job.emit), cancelled=job.cancelled)
     config.progress_monitor = monitor
@@ -192,7 +195,7 @@ def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> tuple[Any, s
             raise BuildCancelledError
         raise errors.P4QEdgeError(_failure(trt, log, workspace))
     if job.options.timing_cache:
-        atomic_write(path, memoryview(config.get_timing_cache().serialize()), force=True)
+        atomic_write(new_cache, memoryview(config.get_timing_cache().serialize()), force=True)
     return plan, cache
 
 
