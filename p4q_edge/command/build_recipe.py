@@ -11,8 +11,9 @@ from p4q_edge.command.common import choose_recipe, epoch_progress
 from p4q_edge.pack import export_bundle
 from p4q_edge.pipeline import CODE_VERSION, Learned, RunFiles, learn_stage, open_source, prepare
 from p4q_edge.recipe import Recipe, to_toml
-from p4q_edge.runtime.build import BuildOptions, build_engine
+from p4q_edge.runtime.build import BuildOptions, build_engine, recorded_options
 from p4q_edge.runtime.card import card_path, read_card
+from p4q_edge.runtime.command.build import build_options
 from p4q_edge.runtime.commands import Command, write_result
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 from p4q_edge.runtime.files import atomic_write, sha256_bytes, sha256_file
@@ -59,7 +60,7 @@ def engine_is_current(engine: Path, bundle: Path, options: BuildOptions) -> bool
         card = read_card(engine)
     except P4QEdgeError:
         return False
-    same_options = all(card.options.get(k) == v for k, v in msgspec.to_builtins(options).items() if k in card.options)
+    same_options = recorded_options(options, card.backend).items() <= card.options.items()
     return same_options and card.bundle_sha256 == sha256_file(bundle) and card.engine_sha256 == sha256_file(engine)
 
 
@@ -78,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--engine {args.engine} names a bundle; end it in .onnx (CPU) or .plan (TensorRT)")
     learned = run_stages(recipe, folder, quiet=args.quiet)
     export_if_needed(learned, bundle, folder, force=args.force)
-    options = BuildOptions(cpu_profile=args.cpu_profile)
+    options = build_options(args)
     if engine_is_current(args.engine, bundle, options) and not args.force:
         logger.info("build: unchanged, %s", args.engine)
         card = read_card(args.engine)

@@ -127,7 +127,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         engine_size_bytes=len(built.model),
         parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
         precision=_cpu_precision(card.precision, built.profile),
-        options={"cpu_profile": options.cpu_profile, "kept_profile": built.profile},
+        options={**recorded_options(options, "onnxruntime"), "kept_profile": built.profile},
         optimized=Member(size_bytes=len(built.optimized), sha256=sha256_bytes(built.optimized)),
         measured=measured(outputs["embedding"], result),
         inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
@@ -167,13 +167,22 @@ def _build_tensorrt(
         engine_sha256=plan.sha256,
         engine_size_bytes=plan.size_bytes,
         precision=card.precision if plan.choice.kept == "int8" else FP16,
-        options=asdict(options.tensorrt or TensorRTOptions()),
+        options=recorded_options(options, "tensorrt"),
         golden=base64.b64encode(plan.golden.to_bytes()).decode("ascii"),
         measured=measured(plan.outputs["embedding"], result),
         inspection=dict(plan.inspection),
     )
     write_card(engine, card, force=force)
     return card
+
+
+def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
+    """Return the options that decide what an engine of a backend is; its card records them."""
+    if backend == "onnxruntime":
+        return {"cpu_profile": options.cpu_profile}
+    from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+
+    return asdict(options.tensorrt or TensorRTOptions())
 
 
 def _require_tensorrt(engine: Path) -> None:
