@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ NAMES = {
     "n04366367": "suspension bridge",
 }
 COLUMNS, ROWS = 20, 2
+WEIGHTS_BYTES = 12_000_000
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,22 @@ def test_words_cover_each_class_once(tool: ModuleType) -> None:
     assert {len(row) for row in rows} == {3}
     assert len({row[0] for row in rows}) == len(rows) == 200
     assert all(word == word.strip() and word for row in rows for part in row[1:] for word in part.split(", "))
+
+
+def test_shipped_weights_load_and_say_that_they_are_for_research_only(tool: ModuleType) -> None:
+    folder = BENCH / "photo_clip"
+    assert (folder / tool.WEIGHTS_NAME).stat().st_size < WEIGHTS_BYTES
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    assert config["license"].startswith("research-only")
+    assert config["model_cfg"] == tool.MODEL_CFG
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for measured in config["provenance"]["measured"].values():
+        assert f"| {measured['top1']:.2f} % | {measured['top5']:.2f} % | {measured['n']:,} |" in readme
+    model = open_clip.create_model(f"local-dir:{folder}", precision="fp32").eval()
+    colours = {"orange": (240, 140, 30), "sea": (60, 120, 190)}  # plain, but telling enough
+    prompts = open_clip.SimpleTokenizer(context_length=tool.CONTEXT)(list(map("a photo of the {}.".format, colours)))
+    images = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 32, 32)
+    with torch.no_grad():
+        image = model.encode_image(tool.normalize(images / 255), normalize=True)
+        similarity = image @ model.encode_text(prompts, normalize=True).T
+    assert similarity.argmax(1).tolist() == [0, 1]
