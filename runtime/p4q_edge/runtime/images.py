@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from p4q_edge.runtime.errors import InputError
 
@@ -93,6 +93,8 @@ def _decode(source: Path | io.BytesIO, *, name: str, orient: bool, draft: tuple[
         raise
     except MemoryError as error:
         raise InputError(f"{name} does not fit into memory. Use a smaller copy of it.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is none of {', '.join(FORMATS)}. Save it as JPEG or PNG.") from error
     except _DECODER_ERRORS as error:
         raise InputError(
             f"{name} cannot be decoded as {'/'.join(FORMATS)}: {_one_line(error)}. Save it again as JPEG or PNG."
