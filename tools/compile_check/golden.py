@@ -20,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parents[1] / "tests" / "golden" / "kernels"
 
 
-def export(architecture: str, folder: Path) -> Path:
+def export(architecture: str, folder: Path, *options: str) -> Path:
     """Export random weights of an architecture and return the FP16 graph's path."""
-    command = [sys.executable, str(HERE / "random_classifier.py"), architecture, str(folder)]
+    command = [sys.executable, str(HERE / "random_classifier.py"), architecture, str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{architecture} cannot be exported: {done.stderr.strip().splitlines()[-1]}")

@@ -91,6 +91,16 @@ def _compare_with_recorded(found: str, repository: Path, architecture: str) -> N
     )
 
 
+def test_quantized_attention_stays_fused(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
+    plain = compiled("demo").document
+    model = compile_tool.export("demo", tmp_path, "--quantize-attention")
+    document = compile_tool.compile_listed(model)
+    attentions = [line for line in document["list"] if "_mha_" in line]
+    inner, last = "kgen _gemm_mha_v2: Int8 Int8 Int8 -> Int8", "kgen _gemv_mha_v1: Half -> Int8"
+    assert attentions == [inner] * (BLOCKS["demo"] - 1) + [last]
+    assert document["kernels"] == plain["kernels"]
+
+
 def test_the_check_sees_a_lost_int8_product(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
     """The tests above can fail: an input that is not quantized costs the INT8 product."""
     model = onnx.load(compiled("demo").model)
