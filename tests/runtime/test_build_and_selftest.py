@@ -456,6 +456,26 @@ def test_other_models_are_no_engines(tmp_path: Path, model: bytes, error: type[E
     assert str(path) in str(caught.value)
 
 
+def external_weights(location: str) -> bytes:
+    """Return a fragment with one int8 weight whose bytes lie in another file."""
+    entry = field(1, b"location") + field(2, location.encode())
+    return field(7, field(5, field(1, 4) + field(2, 3) + field(8, b"w") + field(13, entry) + field(14, 1)))
+
+
+def test_weights_in_other_files_are_never_read(
+    tiny_engine: Path, rebundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_engine.read_bytes() + external_weights("/etc/hostname")
+    other = tmp_path / "other.onnx"
+    other.write_bytes(model)
+    for source in (model, other):
+        with pytest.raises(CorruptArtifactError, match="keeps weights in another file; an engine holds all of them"):
+            OnnxRuntimeEngine(source, name="x")
+    bundle = rebundle({bundles.GRAPH_FP32: read_bundle(rebundle()).read(bundles.GRAPH_FP32) + external_weights("../w")})
+    with pytest.raises(CorruptArtifactError, match="keeps weights in another file"):
+        build_engine(bundle, tmp_path / "out.onnx")
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = cli.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How protobuf encodes the entry `location` of a tensor's external_data: field 1, 8 bytes.
+_EXTERNAL_DATA = b"\x0a\x08location"
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
 
@@ -57,6 +60,7 @@ class OnnxRuntimeEngine:
         import_onnxruntime()
         self._name = name or str(model)
         self._errors = session_errors()
+        refuse_external_data(model, name=self._name)
         source = model if isinstance(model, bytes) else str(model)
         options = session_options(profile, threads=threads, optimized=optimized)
         try:
@@ -142,6 +146,22 @@ def open_session(model: str | bytes, options: Any) -> Any:
     return import_onnxruntime().InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
     )
+
+
+def refuse_external_data(model: Path | bytes, *, name: str) -> None:
+    """Raise `CorruptArtifactError` if a model names other files that hold its weights: it could name any file."""
+    if isinstance(model, bytes):
+        found = _EXTERNAL_DATA in model
+    elif model.stat().st_size == 0:
+        found = False  # an empty file cannot be mapped
+    else:
+        with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            found = mapped.find(_EXTERNAL_DATA) >= 0
+    if found:
+        raise CorruptArtifactError(
+            f"{name} keeps weights in another file; an engine holds all of them. Build it from a bundle with "
+            "`p4q-edge build`."
+        )
 
 
 def load_error(error: Exception, *, name: str) -> P4QEdgeError:

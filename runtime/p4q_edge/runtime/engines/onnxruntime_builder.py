@@ -17,6 +17,7 @@ from p4q_edge.runtime.engines.onnxruntime import (
     OnnxRuntimeEngine,
     load_error,
     open_session,
+    refuse_external_data,
     session_errors,
     session_options,
 )
@@ -93,6 +94,7 @@ def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
         CorruptArtifactError: it is not an ONNX model.
         IncompatibleEngineError: this version of ONNX Runtime cannot run it.
     """
+    refuse_external_data(model, name=name)
     options = session_options(profile, threads=1)
     with tempfile.TemporaryDirectory(prefix="p4q-edge-") as folder:
         path = Path(folder) / "optimized.onnx"
