@@ -5,14 +5,16 @@ Nothing of them is kept in the repository. Where a wheel cannot be had the tests
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +33,8 @@ PYCUDA = "pycuda==2026.1"
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64", "manylinux_2_31_x86_64")
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")
 FETCH_S = 240
+UNREACHABLE: list[str] = []
+"""Why nothing can be fetched, once that is known."""
 
 # Imports the bindings over the stubs and describes every class: its members, and the text of each.
 DESCRIBE = """
@@ -51,6 +55,9 @@ json.dump({"version": trt.__version__, "classes": classes, "refused": refused}, 
 """
 
 
+ALIAS = "import sys, tensorrt_bindings\nsys.modules['tensorrt'] = tensorrt_bindings\n"
+
+
 def cache_folder() -> Path:
     """The user's cache, never the checkout."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -60,18 +67,26 @@ def cache_folder() -> Path:
 def fetch(requirement: str, *options: str) -> Path:
     """Return a downloaded distribution, from the cache if it is there; skip the test if it cannot be had."""
     folder = cache_folder() / requirement.replace("==", "-")
-    found = list(folder.glob("*.whl")) + list(folder.glob("*.tar.gz"))
-    if not found:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *options]
-        try:
-            done = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=FETCH_S, check=False)
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        except subprocess.TimeoutExpired:
-            reason = f"no answer in {FETCH_S} s"
-        found = list(folder.glob("*.whl")) + list(folder.glob("*.tar.gz"))
-        if not found:
-            pytest.skip(f"contract: pip cannot fetch {requirement}: {reason}")
-    return found[0]
+    if not folder.is_dir():
+        if UNREACHABLE:
+            # One refusal is enough: the next would take as long and say the same.
+            pytest.skip(UNREACHABLE[0])
+        with _appears(folder) as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
+            command += ["--dest", str(scratch)]
+            try:
+                done = subprocess.run(
+                    [*command, *options, requirement], capture_output=True, text=True, timeout=FETCH_S
+                )
+                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            except subprocess.TimeoutExpired:
+                reason = f"no answer in {FETCH_S} s"
+            if not list(scratch.iterdir()):
+                UNREACHABLE.append(
+                    f"contract: the real libraries cannot be fetched: pip says of {requirement}: {reason}"
+                )
+                pytest.skip(UNREACHABLE[0])
+    return next(path for path in folder.iterdir() if path.suffix in (".whl", ".gz"))
 
 
 def unpacked(requirement: str) -> Path:
@@ -81,10 +96,25 @@ def unpacked(requirement: str) -> Path:
     wheel = fetch(requirement, "--only-binary=:all:", "--implementation=cp", f"--python-version={version}", *tags)
     folder = wheel.parent / "unpacked"
     if not folder.is_dir():
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder.with_suffix(".part"))
-        folder.with_suffix(".part").replace(folder)
+        with _appears(folder) as scratch, zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch)
     return folder
+
+
+@contextlib.contextmanager
+def _appears(folder: Path) -> Iterator[Path]:
+    """Fill a scratch folder and rename it, so that several test processes at once meet no half-made one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        yield scratch
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -109,18 +139,30 @@ def _compile(compiler: str, source: str, folder: Path, *, major: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def real_builder(repository: Path) -> Callable[..., str]:
-    """Run a program in which `tensorrt` is NVIDIA's own parser and builder (TensorRT-RTX), which need no GPU."""
+def real_environment(repository: Path) -> dict[str, str]:
+    """The environment of a process in which `ALIAS` makes `tensorrt` NVIDIA's own parser and builder, without a GPU."""
     toolchain = _module("compile_check_toolchain", repository / "tools" / "compile_check" / "toolchain.py")
     try:
-        environment = toolchain.find_toolchain().environment()
+        environment: dict[str, str] = toolchain.find_toolchain().environment()
     except toolchain.ToolchainError as error:
         pytest.skip(f"contract: {error}")
-    alias = "import sys, tensorrt_bindings\nsys.modules['tensorrt'] = tensorrt_bindings\n"
+    return environment
+
+
+@pytest.fixture(scope="session")
+def real_command(real_environment: dict[str, str]) -> Callable[[str], list[str]]:
+    """Return the command that runs such a program, for tests that start it themselves."""
+    settings = [f"{name}={value}" for name, value in real_environment.items() if os.environ.get(name) != value]
+    return lambda program: ["env", *settings, sys.executable, "-c", ALIAS + program]
+
+
+@pytest.fixture(scope="session")
+def real_builder(real_environment: dict[str, str]) -> Callable[..., str]:
+    """Run a program in which `tensorrt` is NVIDIA's own parser and builder (TensorRT-RTX), which need no GPU."""
 
     def run(program: str, *arguments: str) -> str:
-        bindings = Path(environment["PYTHONPATH"])
-        return run_python(alias + program, *arguments, path=bindings, environment=list(environment.items()))
+        bindings = Path(real_environment["PYTHONPATH"])
+        return run_python(ALIAS + program, *arguments, path=bindings, environment=list(real_environment.items()))
 
     return run
 

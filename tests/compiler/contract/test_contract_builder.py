@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from p4q_edge.runtime.engines import tensorrt_child
 from p4q_edge.runtime.engines.tensorrt_inspect import summarize_inspection
+from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+from p4q_edge.runtime.engines.tensorrt_progress import Progress
 
 WIDTH, HEADS = 256, 4
 
@@ -243,6 +247,48 @@ def test_scales_in_float_with_casts_build_in_both_precisions(real_builder: Any, 
     model = Encoder(float_scales=True).model()
     assert inspected(build(real_builder, tmp_path, model))["gemms"]["int8"] >= 3
     assert inspected(build(real_builder, tmp_path, model, flavour="fp16"))["gemms"] == {"fp16": 4}
+
+
+WORKER = """
+import contextlib
+from p4q_edge.runtime.engines import tensorrt_worker as worker
+from p4q_edge.runtime.engines.cuda import DeviceFacts
+class Cuda:
+    facts = DeviceFacts(index=0, name="none", compute_capability="8.6", total_memory_bytes=8 << 30, integrated=False,
+                        driver_version="13.0", runtime_version="13.0")
+    current = staticmethod(contextlib.nullcontext)
+worker.open_cuda = lambda backend, device: Cuda
+worker.REPORT_EVERY_S = 0
+sys.exit(worker.main())
+"""
+
+
+def test_ctrl_c_stops_the_real_compiler_in_its_process_and_leaves_no_file(
+    real_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker as it is, but for CUDA: the parent is interrupted at the tenth step of the real compiler."""
+    (tmp_path / "model.onnx").write_bytes(Encoder().model())
+    request = {"action": "build", "flavour": "int8", "options": asdict(TensorRTOptions(timing_cache=False))}
+    request |= {name: str(tmp_path / file) for name, file in (("model", "model.onnx"), ("plan", "p"), ("engine", "e"))}
+    shown: list[Progress] = []
+    codes: list[int] = []
+
+    def interrupt(progress: Progress) -> None:
+        shown.append(progress)
+        if len(shown) == 10:
+            raise KeyboardInterrupt
+
+    stop = tensorrt_child._stop
+
+    def stop_and_note(worker: Any) -> None:
+        stop(worker)
+        codes.append(worker.returncode)
+
+    monkeypatch.setattr(tensorrt_child, "_stop", stop_and_note)
+    with pytest.raises(KeyboardInterrupt):
+        tensorrt_child.run_worker(request, task="INT8 plan", progress=interrupt, command=real_command(WORKER))
+    assert codes == [130]  # it stopped by itself, and was not killed
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 REROUTE = """
