@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from p4q_edge.runtime import bundle as bundles
+from p4q_edge.runtime import cli
 from p4q_edge.runtime.build import build_engine
 from p4q_edge.runtime.card import card_path, read_card, write_card
 from p4q_edge.runtime.engines.onnxruntime import optimized_path
@@ -89,3 +90,15 @@ def photo(tmp_path: Path, picture: Image.Image) -> Path:
     path = tmp_path / "photo.png"
     picture.save(path)
     return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `p4q-edge` with arguments; return its exit code, stdout and stderr."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command

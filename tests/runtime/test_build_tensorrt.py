@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import BuildOptions, build_engine, cli, engines, proof
+from p4q_edge.runtime import BuildOptions, build_engine, engines, proof
 from p4q_edge.runtime.bundle import read_bundle
 from p4q_edge.runtime.card import Card, read_card
 from p4q_edge.runtime.engines import load_engine, tensorrt, tensorrt_builder
@@ -117,15 +117,9 @@ def test_a_plan_is_loaded_and_proved_like_any_engine(
     assert "embeddings moved by 3.00e-03" in str(proof.selftest(engine).problem())
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.mark.usefixtures("with_tensorrt")
 def test_every_option_of_the_command_reaches_the_builder(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     builder = Builder("int8")
     monkeypatch.setattr(tensorrt_builder, "build_plan", builder)
@@ -144,7 +138,7 @@ def test_every_option_of_the_command_reaches_the_builder(
     }
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
     switches = ["--no-timing-cache", "--version-compatible", "--gpu", 1]
-    code, _, _ = run(capsys, "build", tiny_bundle, "--engine", tmp_path / "out.plan", *flags, *switches)
+    code, _, _ = run("build", tiny_bundle, "--engine", tmp_path / "out.plan", *flags, *switches)
     assert code == 0
     expected = TensorRTOptions(**values, timing_cache=False, version_compatible=True, device=1)
     assert builder.asked["options"] == expected
@@ -162,25 +156,25 @@ def test_every_option_of_the_command_reaches_the_builder(
     ],
 )
 def test_options_without_effect_are_refused(
-    tiny_bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, arguments: list[str], message: str, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    code, _, err = run(capsys, "build", tiny_bundle, *arguments)
+    code, _, err = run("build", tiny_bundle, *arguments)
     assert code == 2
     assert message in err
 
 
 @pytest.mark.usefixtures("with_tensorrt")
 def test_a_dry_run_builds_nothing(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    code, out, _ = run(capsys, "build", tiny_bundle, "--engine", tmp_path / "out.onnx", "--dry-run", "--json")
+    code, out, _ = run("build", tiny_bundle, "--engine", tmp_path / "out.onnx", "--dry-run", "--json")
     assert code == 0
     document = json.loads(out)
     assert (document["backend"], document["exists"]) == ("onnxruntime", False)
     assert document["model_bytes"] == len(read_bundle(tiny_bundle).model("fp32"))
     monkeypatch.setattr(tensorrt_builder, "describe_build", lambda size, *, engine, options: {"model_bytes": size})
-    code, out, _ = run(capsys, "build", tiny_bundle, "--engine", tmp_path / "out.plan", "--dry-run")
+    code, out, _ = run("build", tiny_bundle, "--engine", tmp_path / "out.plan", "--dry-run")
     assert code == 0
     assert out == f"model_bytes  {len(read_bundle(tiny_bundle).model('fp16'))}\n"
     assert list(tmp_path.iterdir()) == []
-    assert run(capsys, "build", "--engine", tmp_path / "out.onnx", "--dry-run")[0] == 2
+    assert run("build", "--engine", tmp_path / "out.onnx", "--dry-run")[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from p4q_edge.runtime import ZeroShotClassifier, cli
+from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.calibration import Fit, FitOptions, fit, fit_temperature
 from p4q_edge.runtime.card import read_card
 from p4q_edge.runtime.errors import InputError, UsageError
@@ -132,25 +133,17 @@ def labelled(tmp_path: Path) -> Path:
     return root
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 def test_the_command_writes_the_card_and_the_head(
-    tiny_engine: Path, tiny_bundle: Path, labelled: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+    tiny_engine: Path, tiny_bundle: Path, labelled: Path, photo: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     add_head(tiny_engine, tiny_bundle, name="other")
-    code, out, _ = run(
-        capsys, "head", "calibrate", tiny_engine, labelled, "--accuracy", 0.3, "--unknown", photo.parent / "photo.png",
-        "--bundle", tiny_bundle, "--json",
-    )  # fmt: skip
+    options = ["--accuracy", 0.3, "--unknown", photo, "--bundle", tiny_bundle, "--json"]
+    code, out, _ = run("head", "calibrate", tiny_engine, labelled, *options)
     assert code == 0
     document = json.loads(out)
     assert (document["head"], document["samples"], document["unknown_samples"]) == ("built-in", 24, 1)
     assert read_card(tiny_engine).calibration.temperature == document["calibration"]["temperature"] != 1.0
-    code, out, _ = run(capsys, "head", "calibrate", tiny_engine, labelled, "--name", "other", "--per-class")
+    code, out, _ = run("head", "calibrate", tiny_engine, labelled, "--name", "other", "--per-class")
     assert code == 0
     assert "cross-fitted, n = 24" in out
     assert find_head(tiny_engine, "other").calibration.temperature == pytest.approx(
@@ -160,7 +153,7 @@ def test_the_command_writes_the_card_and_the_head(
         prediction = classifier.classify(photo)
         assert isinstance(prediction, Prediction)
         assert prediction.known is (prediction.score >= document["calibration"]["threshold"])
-    code, out, _ = run(capsys, "head", "calibrate", tiny_engine, labelled, "--unknown", photo)
+    code, out, _ = run("head", "calibrate", tiny_engine, labelled, "--unknown", photo)
     assert "of the unknown (n = 1)" in out
 
 

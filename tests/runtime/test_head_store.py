@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from p4q_edge.runtime import ZeroShotClassifier, cli, head_store
+from p4q_edge.runtime import ZeroShotClassifier, head_store
 from p4q_edge.runtime.bundle import read_bundle
 from p4q_edge.runtime.classifier import Prediction
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, UsageError
@@ -22,12 +23,6 @@ def night(tiny_bundle: Path, tmp_path: Path) -> Path:
     path = tmp_path / "night.safetensors"
     path.write_bytes(head.to_bytes())
     return path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_a_stored_head_is_found_by_its_name(tiny_engine: Path, night: Path, photo: Path) -> None:
@@ -86,20 +81,25 @@ def test_the_number_of_heads_is_bounded(tiny_engine: Path, night: Path, monkeypa
 
 
 def test_commands(
-    tiny_engine: Path, tiny_bundle: Path, night: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_engine: Path,
+    tiny_bundle: Path,
+    night: Path,
+    photo: Path,
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
 ) -> None:
-    assert run(capsys, "head", "add", tiny_engine, night)[0] == 0
-    code, out, _ = run(capsys, "head", "list", tiny_engine, "--json")
+    assert run("head", "add", tiny_engine, night)[0] == 0
+    code, out, _ = run("head", "list", tiny_engine, "--json")
     assert code == 0
     assert [head["name"] for head in json.loads(out)["heads"]] == ["built-in", "night"]
-    assert "night  3 classes: moon, star, comet" in run(capsys, "head", "list", tiny_engine)[1]
+    assert "night  3 classes: moon, star, comet" in run("head", "list", tiny_engine)[1]
     written = tmp_path / "out.safetensors"
-    assert run(capsys, "head", "export", tiny_engine, "--name", "night", "-o", written)[0] == 0
+    assert run("head", "export", tiny_engine, "--name", "night", "-o", written)[0] == 0
     assert written.read_bytes() == night.read_bytes()
-    assert run(capsys, "head", "export", tiny_bundle, "-o", written)[0] == 2
-    assert run(capsys, "head", "export", tiny_bundle, "-o", written, "--force")[0] == 0
+    assert run("head", "export", tiny_bundle, "-o", written)[0] == 2
+    assert run("head", "export", tiny_bundle, "-o", written, "--force")[0] == 0
     assert written.read_bytes() == read_bundle(tiny_bundle).read("head.safetensors")
-    code, out, _ = run(capsys, "classify", tiny_engine, photo, "--head", "night", "--top-k", "1")
+    code, out, _ = run("classify", tiny_engine, photo, "--head", "night", "--top-k", "1")
     assert code == 0
     assert any(label in out for label in ("moon", "star", "comet"))
 
@@ -114,10 +114,10 @@ def test_commands(
     ],
 )
 def test_wrong_exports(
-    tiny_engine: Path, tiny_bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tiny_engine: Path, tiny_bundle: Path, arguments: list[str], message: str, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     filled = [argument.format(engine=tiny_engine, bundle=tiny_bundle) for argument in arguments]
-    code, _, err = run(capsys, "head", "export", *filled)
+    code, _, err = run("head", "export", *filled)
     assert code == 2
     assert message in err
 
@@ -133,7 +133,7 @@ def test_wrong_exports(
         (["add", "a.onnx", "b.safetensors", "--per-class"], "per-class has no effect on add"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "head", *arguments)
+def test_wrong_arguments(arguments: list[str], message: str, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("head", *arguments)
     assert code == 2
     assert message in err

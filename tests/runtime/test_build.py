@@ -1,0 +1,174 @@
+"""From the bundle to an engine with its card, and the commands `build` and `inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from p4q_edge.runtime import BuildOptions, build_engine, machine
+from p4q_edge.runtime import bundle as bundles
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import Card, read_card, verify_engine
+from p4q_edge.runtime.errors import (
+    CorruptArtifactError,
+    EnvironmentNotAbleError,
+    QualityGateError,
+    UsageError,
+)
+from p4q_edge.runtime.golden import Golden
+from p4q_edge.runtime.proof import selftest
+
+
+def changed_golden(bundle: Path, **values: np.ndarray) -> bytes:
+    golden = read_bundle(bundle).golden()
+    fields = {name: getattr(golden, name) for name in Golden.__dataclass_fields__}
+    return Golden(**{**fields, **values}).to_bytes()
+
+
+def test_the_engine_is_a_complete_model_and_the_card_describes_it(tiny_bundle: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "new" / "out.onnx"
+    card = build_engine(tiny_bundle, engine)
+    bundle = read_bundle(tiny_bundle)
+    assert engine.read_bytes() == bundle.model("fp32")
+    assert card == read_card(engine)
+    verify_engine(engine, card)
+    assert (card.backend, card.class_names, card.embedding_dim) == ("onnxruntime", bundle.manifest.class_names, 16)
+    assert card.bundle_sha256 == bundle.sha256()
+    assert card.built_with["cpu"] == machine.cpu()
+    assert card.measured["golden"]["cosine_min"] > 0.9999
+    names = sorted(path.name for path in engine.parent.iterdir())
+    assert names == ["out.onnx", "out.onnx.json", "out.onnx.optimized"]
+
+
+def test_building_twice_gives_the_same_files(tiny_bundle: Path, tmp_path: Path) -> None:
+    build_engine(tiny_bundle, tmp_path / "a.onnx")
+    build_engine(tiny_bundle, tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert (tmp_path / "a.onnx.json").read_bytes() == (tmp_path / "b.onnx.json").read_bytes()
+
+
+@pytest.mark.parametrize("existing", ["out.onnx", "out.onnx.json"])
+def test_nothing_is_overwritten_without_force(tiny_bundle: Path, tmp_path: Path, existing: str) -> None:
+    (tmp_path / existing).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=rf"{existing} exists already"):
+        build_engine(tiny_bundle, tmp_path / "out.onnx")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+    build_engine(tiny_bundle, tmp_path / "out.onnx", force=True)
+    assert selftest(tmp_path / "out.onnx").problem() is None
+
+
+def test_the_suffix_names_the_backend(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the suffix of .*out\.bin names no backend; expected \.onnx"):
+        build_engine(tiny_bundle, tmp_path / "out.bin")
+    build_engine(tiny_bundle, tmp_path / "out.bin", backend="onnxruntime")
+    assert selftest(tmp_path / "out.bin").problem() is None
+
+
+@pytest.mark.parametrize("suffix", [".plan", ".engine"])
+def test_tensorrt_that_is_missing_is_said_so(
+    tiny_bundle: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EnvironmentNotAbleError, match=r"TensorRT is not installed, and .* name .*out\.onnx instead"):
+        build_engine(tiny_bundle, tmp_path / f"out{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnxruntime_that_is_missing_is_said_so(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EnvironmentNotAbleError, match=r"pip install 'p4q-edge-runtime\[onnxruntime\]'"):
+        build_engine(tiny_bundle, tmp_path / "out.onnx")
+
+
+def test_an_engine_that_misses_its_reference_is_not_written(
+    tiny_bundle: Path, rebundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    turned = np.roll(read_bundle(tiny_bundle).golden().embedding, 1, axis=1)
+    wrong = rebundle({bundles.GOLDEN: changed_golden(tiny_bundle, embedding=turned)})
+    with pytest.raises(QualityGateError, match=r"out\.onnx computes wrong values here: embeddings reach a cosine"):
+        build_engine(wrong, tmp_path / "out" / "out.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_is_no_model_is_refused(rebundle: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifactError, match=r"ONNX Runtime cannot read .*out\.onnx"):
+        build_engine(rebundle({bundles.GRAPH_FP32: b"\xff\xff not protobuf"}), tmp_path / "out.onnx")
+
+
+def test_commands_build_and_selftest(
+    tiny_bundle: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    engine = tmp_path / "out.onnx"
+    code, out, _ = run("build", tiny_bundle, "--engine", engine, "--json")
+    document = json.loads(out)
+    assert (code, document["schema_version"], document["engine"]) == (0, 1, str(engine))
+    assert document["golden"]["samples"] == 4
+    code, out, _ = run("build", tiny_bundle, "--engine", engine, "--force")
+    assert code == 0
+    assert "cosine to the reference 1.000000 (n = 4)" in out
+    code, out, _ = run("selftest", engine)
+    assert (code, out.startswith("passed: ")) == (0, True)
+    assert run("build", tiny_bundle, "--engine", engine)[0] == 2
+    assert run("build", tiny_bundle, "--recipe", "r.toml", "--engine", engine)[0] == 2
+
+
+class _EntryPoint:
+    def __init__(self, target: object) -> None:
+        self._target = target
+
+    def load(self) -> object:
+        return self._target
+
+
+def test_build_without_a_bundle_is_handed_to_the_toolkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    from p4q_edge.runtime.command import build
+    from p4q_edge.runtime.commands import Command
+
+    seen = []
+    toolkit = Command(
+        name="build-recipe", help="", add_arguments=lambda parser: None, run=lambda args: seen.append(args.recipe) or 7
+    )
+    monkeypatch.setattr(build, "entry_points", lambda **_: [_EntryPoint(toolkit)])
+    assert run("build", "--recipe", "r.toml", "--engine", tmp_path / "out.onnx")[0] == 7
+    assert seen == [Path("r.toml")]
+    monkeypatch.setattr(build, "entry_points", lambda **_: [_EntryPoint("text")])
+    assert run("build", "--engine", tmp_path / "out.onnx")[0] == 1
+    monkeypatch.setattr(build, "entry_points", lambda **_: [])
+    code, _, err = run("build", "--engine", tmp_path / "out.onnx")
+    assert code == 3
+    assert "needs the toolkit, which is not installed" in err
+
+
+def test_command_inspect(
+    tiny_engine: Path, tiny_bundle: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    head = tmp_path / "head.safetensors"
+    head.write_bytes(read_bundle(tiny_bundle).read(bundles.HEAD))
+    for artifact, kind in ((tiny_engine, "engine"), (tiny_bundle, "bundle"), (head, "head")):
+        code, out, _ = run("inspect", artifact, "--json")
+        assert (code, json.loads(out)["kind"]) == (0, kind)
+        code, out, _ = run("inspect", artifact)
+        assert code == 0
+        assert "circle, square, triangle" in out
+    assert "W8A8 executed, fp32 remainder, 2 linears quantized" in run("inspect", tiny_engine)[1]
+    assert run("inspect", tmp_path / "absent.p4q")[0] == 2
+
+
+def test_cards_round_trip(tiny_engine: Path) -> None:
+    card = read_card(tiny_engine)
+    assert msgspec.json.decode(msgspec.json.encode(card), type=Card) == card
+
+
+def test_options_have_an_effect(tiny_bundle: Path, tmp_path: Path) -> None:
+    card = build_engine(tiny_bundle, tmp_path / "a.onnx", options=BuildOptions(threads=1))
+    assert card.options["cpu_profile"] == "exact"

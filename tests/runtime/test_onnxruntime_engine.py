@@ -1,0 +1,213 @@
+"""ONNX Runtime as an engine: its options, its optimized copy, and models that are none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from p4q_edge.runtime import BuildOptions, build_engine, machine
+from p4q_edge.runtime import bundle as bundles
+from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import read_card, write_card
+from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_path, session_options
+from p4q_edge.runtime.errors import (
+    ArtifactError,
+    CorruptArtifactError,
+    EnvironmentNotAbleError,
+    IncompatibleEngineError,
+    P4QEdgeError,
+    UsageError,
+)
+from p4q_edge.runtime.proof import selftest
+
+
+def test_a_cpu_engine_runs_on_no_gpu(tiny_engine: Path) -> None:
+    with pytest.raises(UsageError, match=r"runs on the CPU, not on 'cuda'\. For a GPU build a \.plan"):
+        selftest(tiny_engine, device="cuda")
+
+
+def test_threads_must_be_positive(tiny_engine: Path) -> None:
+    with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
+        selftest(tiny_engine, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "expected"),
+    [
+        ("x86_64", "avx avx2 fma", True),
+        ("AMD64", "avx2 avx512f avx512_vnni", False),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("aarch64", "asimd asimddp", False),
+        ("x86_64", None, True),
+    ],
+)
+def test_x86_without_vnni_is_told_not_to_saturate(
+    architecture: str, flags: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"processor : 0\nmodel name : Some CPU\nflags : {flags}\n\nprocessor : 1\nflags : none\n")
+    monkeypatch.setattr(machine, "CPU_INFO", info)
+    monkeypatch.setattr(machine, "_cpu_info", machine._cpu_info.__wrapped__)
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    assert machine.saturates() is expected
+    if flags is not None:
+        assert machine.cpu().startswith(f"{architecture}; Some CPU; a")
+    key = "session.x64quantprecision"
+    if expected:
+        assert session_options("exact").get_session_config_entry(key) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=key):
+            session_options("exact").get_session_config_entry(key)
+    with pytest.raises(RuntimeError, match=key):
+        session_options("fast").get_session_config_entry(key)
+
+
+def test_waiting_threads_leave_their_cores_to_others() -> None:
+    assert session_options("exact").get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_an_engine_for_unsigned_kernels_computes_the_same(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "saturates", lambda: True)
+    card = build_engine(tiny_bundle, tmp_path / "out.onnx")
+    assert card.measured["golden"]["cosine_min"] > 0.9999
+
+
+def test_without_onnx_the_fast_profile_says_what_to_install(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(EnvironmentNotAbleError, match="--cpu-profile fast needs the package onnx .* pip install onnx"):
+        build_engine(tiny_bundle, tmp_path / "out.onnx", options=BuildOptions(cpu_profile="fast"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_says_what_runs(tiny_engine: Path) -> None:
+    inspection = read_card(tiny_engine).inspection
+    assert inspection["integer_products"] == 2
+    assert inspection["kernels"]["MatMulIntegerToFloat"] == 2
+    assert inspection["float_products"] == 3
+
+
+def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    load = OnnxRuntimeEngine.__init__
+    monkeypatch.setattr(
+        OnnxRuntimeEngine,
+        "__init__",
+        lambda self, model, **options: loaded.append(model.name) or load(self, model, **options),
+    )
+    assert selftest(tiny_engine).drift == 0.0
+    card = read_card(tiny_engine)
+    write_card(tiny_engine, msgspec.structs.replace(card, built_with={**card.built_with, "cpu": "other"}), force=True)
+    assert selftest(tiny_engine).drift is None
+    write_card(tiny_engine, card, force=True)
+    optimized_path(tiny_engine).unlink()
+    assert selftest(tiny_engine).drift == 0.0
+    assert loaded == ["tiny.onnx.optimized", "tiny.onnx", "tiny.onnx"]
+
+
+def test_a_card_with_another_profile_is_refused(tiny_engine: Path) -> None:
+    card = read_card(tiny_engine)
+    write_card(tiny_engine, msgspec.structs.replace(card, options={"kept_profile": "best"}), force=True)
+    with pytest.raises(CorruptArtifactError, match="names the CPU profile 'best'; expected exact, fast, float"):
+        selftest(tiny_engine)
+
+
+def test_another_optimized_copy_is_refused(tiny_engine: Path) -> None:
+    copy = optimized_path(tiny_engine)
+    copy.write_bytes(copy.read_bytes() + b"\x12\x01x")
+    with pytest.raises(CorruptArtifactError, match=r"tiny\.onnx\.optimized is not the copy that the card of"):
+        selftest(tiny_engine)
+
+
+def test_the_engine_checks_its_input_and_its_state(tiny_engine: Path) -> None:
+    engine = OnnxRuntimeEngine(tiny_engine)
+    assert engine.input_shape == (-1, 3, 8, 8)
+    assert set(engine.output_names) == {"logits", "embedding", "features"}
+    image = np.zeros((2, 3, 8, 8), np.uint8)
+    assert engine.run(image, ("features",))["features"].shape == (2, 16)
+    with pytest.raises(ValueError, match=r"expected uint8 \(N, \(3, 8, 8\)\), got float32"):
+        engine.run(image.astype(np.float32))
+    with pytest.raises(P4QEdgeError, match="failed in ONNX Runtime"):
+        engine.run(image, ("other",))
+    engine.close()
+    with pytest.raises(P4QEdgeError, match="was closed. Load it again"):
+        engine.run(image)
+
+
+def varint(value: int) -> bytes:
+    output = bytearray()
+    while value > 0x7F:
+        output.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*output, value])
+
+
+def field(number: int, payload: bytes | int) -> bytes:
+    """Encode one protobuf field: a varint, or bytes with their length."""
+    if isinstance(payload, int):
+        return varint(number << 3) + varint(payload)
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def identity_model(input_name: str, *, element: int, operator: str = "Identity", opset: int = 20) -> bytes:
+    """Return a model with one node, written without the onnx package; element 2 is uint8, 1 is float."""
+    sides = [field(3, b"N"), field(1, 3), field(1, 8), field(1, 8)]
+    shape = b"".join(field(1, side.replace(b"\x1a", b"\x12", 1)) for side in sides)
+    kind = field(2, field(1, field(1, element) + field(2, shape)))
+    node = field(1, input_name.encode()) + field(2, b"out") + field(4, operator.encode())
+    graph = field(1, node) + field(2, b"g") + field(11, field(1, input_name.encode()) + kind)
+    graph += field(12, field(1, b"out") + kind)
+    return field(1, 9) + field(7, graph) + field(8, field(1, b"") + field(2, opset))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (
+            identity_model("image", element=2),
+            CorruptArtifactError,
+            "expected outputs logits, embedding and features, got out",
+        ),
+        (identity_model("image", element=1), CorruptArtifactError, "expected one input `image` uint8"),
+        (identity_model("x", element=2), CorruptArtifactError, "expected one input `image` uint8"),
+        (identity_model("image", element=2, operator="Nothing"), IncompatibleEngineError, "cannot run .*Upgrade it"),
+        (b"", ArtifactError, "ONNX Runtime .*cannot (read|run)"),
+        (b"not protobuf", CorruptArtifactError, "cannot read"),
+    ],
+)
+def test_other_models_are_no_engines(tmp_path: Path, model: bytes, error: type[Exception], message: str) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(model)
+    with pytest.raises(error, match=message) as caught:
+        OnnxRuntimeEngine(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def external_weights(location: str) -> bytes:
+    """Return a fragment with one int8 weight whose bytes lie in another file."""
+    entry = field(1, b"location") + field(2, location.encode())
+    return field(7, field(5, field(1, 4) + field(2, 3) + field(8, b"w") + field(13, entry) + field(14, 1)))
+
+
+def test_weights_in_other_files_are_never_read(
+    tiny_engine: Path, rebundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_engine.read_bytes() + external_weights("/etc/hostname")
+    other = tmp_path / "other.onnx"
+    other.write_bytes(model)
+    for source in (model, other):
+        with pytest.raises(CorruptArtifactError, match="keeps weights in another file; an engine holds all of them"):
+            OnnxRuntimeEngine(source, name="x")
+    bundle = rebundle({bundles.GRAPH_FP32: read_bundle(rebundle()).read(bundles.GRAPH_FP32) + external_weights("../w")})
+    with pytest.raises(CorruptArtifactError, match="keeps weights in another file"):
+        build_engine(bundle, tmp_path / "out.onnx")
