@@ -34,6 +34,7 @@ venv: $(INSTALLED)
 
 demo: venv
 	$(BIN)/p4q-edge build --engine build/demo.onnx
+	$(BIN)/p4q-edge learn --ablate methods --output build/demo.run
 	$(BIN)/p4q-edge validate build/demo.onnx
 	@$(BIN)/python tools/demo_images.py build/demo.p4q build/demo.images
 	$(BIN)/p4q-edge classify build/demo.onnx build/demo.images --top-k 2

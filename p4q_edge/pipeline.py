@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -129,7 +129,8 @@ def open_model(recipe: Recipe) -> LoadedModel:
 
         if section.pretrained:
             raise UsageError("model 'demo' brings its own weights; remove model.pretrained")
-        return load_model(f"local-dir:{MODEL_DIR}")
+        loaded = load_model(f"local-dir:{MODEL_DIR}")
+        return replace(loaded, info=msgspec.structs.replace(loaded.info, name="demo"))
     return load_model(section.name, section.pretrained, quick_gelu=section.quick_gelu, licence=section.license)
 
 

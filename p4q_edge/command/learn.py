@@ -1,18 +1,41 @@
 """`p4q-edge learn` and `p4q-edge calibrate`: run the stages up to there, into a run folder."""
 
 import argparse
+import logging
 from pathlib import Path
 
+import msgspec
+
+from p4q_edge import ablate
 from p4q_edge.command.build_recipe import run_stages
 from p4q_edge.command.common import add_recipe_arguments, choose_recipe
-from p4q_edge.pipeline import RunFiles, open_source, prepare
+from p4q_edge.pipeline import CODE_VERSION, RunFiles, open_source, prepare
 from p4q_edge.quant.modules import quant_linears
+from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.commands import Command, write_result
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.files import atomic_write
+from p4q_edge.runtime.report.document import Baseline, baseline
+from p4q_edge.runtime.report.markdown import baseline_table
+from p4q_edge.validate import BASELINES
+
+logger = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="run folder to make or to go on with")
+
+
+def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_arguments(parser)
+    parser.add_argument(
+        "--ablate",
+        choices=("methods", "levers"),
+        help="in place of one run, compare methods on the test images, or levers by cross-validation on the "
+        f"labelled ones; writes {BASELINES} or levers.json and a .md beside it",
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="of --ablate (default: %(default)s)")
 
 
 def _calibrate(args: argparse.Namespace) -> int:
@@ -39,6 +62,8 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _learn(args: argparse.Namespace) -> int:
     recipe = choose_recipe(args)
+    if args.ablate:
+        return _ablate(args, recipe)
     learned = run_stages(recipe, args.output, quiet=args.quiet)
     train = learned.prepared.source.split.train
     parts = [name for name in ("prompts", "adapter") if getattr(learned.student, name) is not None]
@@ -51,12 +76,49 @@ def _learn(args: argparse.Namespace) -> int:
     return 0
 
 
+def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
+    seeds = _parse_seeds(args.seeds)
+    methods = args.ablate == "methods"
+    variants = ablate.method_variants() if methods else ablate.lever_variants()
+    target = args.output / (BASELINES if methods else "levers.json")
+    record = args.output / f"{target.stem}.key"
+    key = msgspec.json.encode([recipe, seeds, CODE_VERSION])
+    if target.is_file() and record.is_file() and record.read_bytes() == key and not args.force:
+        logger.info("ablate: unchanged, %s", target)
+        rows = list(msgspec.json.decode(target.read_bytes(), type=tuple[Baseline, ...]))
+    else:
+        scored: ablate.Scored = "tested" if methods else "cross_validated"
+        results = ablate.ablate(recipe, seeds, variants, scored, progress=logger.info)
+        scheme = recipe.quantization.scheme()
+        widths = {v.name: "FP32" if v.full_precision else f"{scheme.label} {scheme.execution}" for v in variants}
+        rows = [baseline(name, shares, n=n, precision=widths[name]) for name, (shares, n) in results.items()]
+        atomic_write(target, msgspec.json.format(msgspec.json.encode(rows)), force=True)
+        atomic_write(target.with_suffix(".md"), baseline_table(rows).encode(), force=True)
+        atomic_write(record, key, force=True)
+    write_result(
+        args,
+        document={"rows": msgspec.to_builtins(rows), "seeds": seeds, "path": str(target)},
+        text=baseline_table(rows),
+    )
+    return 0
+
+
+def _parse_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--seeds takes whole numbers between commas such as 0,1,2; got {text!r}") from error
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds names a seed twice: {text!r}")
+    return seeds
+
+
 CALIBRATE = Command(
     name="calibrate", help="measure activation ranges on images", add_arguments=_add_arguments, run=_calibrate
 )
 LEARN = Command(
     name="learn",
     help="learn prompts and a low-bit adapter from a few images a class",
-    add_arguments=_add_arguments,
+    add_arguments=_add_learn_arguments,
     run=_learn,
 )
