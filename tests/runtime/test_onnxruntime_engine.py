@@ -23,6 +23,7 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
     UsageError,
 )
+from p4q_edge.runtime.files import sha256_file
 from p4q_edge.runtime.proof import selftest
 
 
@@ -124,7 +125,18 @@ def test_a_card_with_another_profile_is_refused(tiny_engine: Path) -> None:
 def test_another_optimized_copy_is_refused(tiny_engine: Path) -> None:
     copy = optimized_path(tiny_engine)
     copy.write_bytes(copy.read_bytes() + b"\x12\x01x")
-    with pytest.raises(CorruptArtifactError, match=r"tiny\.onnx\.optimized is not the copy that the card of"):
+    with pytest.raises(
+        CorruptArtifactError, match=r"tiny\.onnx\.optimized is not the copy of .*tiny\.onnx that its card"
+    ):
+        selftest(tiny_engine)
+
+
+def test_a_copy_does_not_outlive_its_engine(tiny_engine: Path) -> None:
+    """Also where only the digest of the engine was written anew into the card."""
+    tiny_engine.write_bytes(tiny_engine.read_bytes() + b"\x12\x01x")
+    card = msgspec.structs.replace(read_card(tiny_engine), engine_sha256=sha256_file(tiny_engine), parts=())
+    write_card(tiny_engine, card, force=True)
+    with pytest.raises(CorruptArtifactError, match="is not the copy of"):
         selftest(tiny_engine)
 
 

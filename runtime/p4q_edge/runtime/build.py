@@ -13,8 +13,8 @@ import msgspec
 
 from p4q_edge.runtime import golden as golden_samples
 from p4q_edge.runtime import machine
-from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Member, Precision, read_bundle
-from p4q_edge.runtime.card import Card, Part, card_path, write_card
+from p4q_edge.runtime.bundle import GOLDEN, GRAPH_FP32, WEIGHTS, Bundle, Precision, read_bundle
+from p4q_edge.runtime.card import Card, OptimizedCopy, Part, card_path, write_card
 from p4q_edge.runtime.engines.onnxruntime import fingerprint, optimized_path
 from p4q_edge.runtime.engines.onnxruntime_builder import cpu_model, inspect_kernels
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
@@ -128,7 +128,11 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
         precision=_cpu_precision(card.precision, built.profile),
         options={**recorded_options(options, "onnxruntime"), "kept_profile": built.profile},
-        optimized=Member(size_bytes=len(built.optimized), sha256=sha256_bytes(built.optimized)),
+        optimized=OptimizedCopy(
+            size_bytes=len(built.optimized),
+            sha256=sha256_bytes(built.optimized),
+            engine_sha256=sha256_bytes(built.model),
+        ),
         measured=measured(outputs["embedding"], result),
         inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
     )

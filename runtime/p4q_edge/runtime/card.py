@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.bundle import Member, ModelInfo, Precision
+from p4q_edge.runtime.bundle import ModelInfo, Precision
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.files import atomic_write, read_bounded, sha256_bytes, sha256_file
 from p4q_edge.runtime.golden import Golden, read_golden
@@ -25,6 +25,14 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     size_bytes: int
     sha256: str
+
+
+class OptimizedCopy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The copy of a CPU engine that loads faster, and the engine that it was made from."""
+
+    size_bytes: int
+    sha256: str
+    engine_sha256: str
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +76,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     logit_scale: float
     calibration: Calibration = Calibration()
     options: dict[str, Any] = {}
-    optimized: Member | None = None
+    optimized: OptimizedCopy | None = None
     golden: str
     measured: dict[str, Any] = {}
     inspection: dict[str, Any] = {}

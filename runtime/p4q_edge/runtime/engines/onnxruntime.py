@@ -91,9 +91,9 @@ class OnnxRuntimeEngine:
         if not copy.is_file():
             logger.info("%s is missing; loading %s takes longer without it", copy, path)
             return cls(path, profile=profile, threads=threads, name=str(path))
-        if sha256_file(copy) != card.optimized.sha256:
+        if card.optimized.engine_sha256 != card.engine_sha256 or sha256_file(copy) != card.optimized.sha256:
             raise CorruptArtifactError(
-                f"{copy} is not the copy that the card of {path} describes. Delete it, or build again: "
+                f"{copy} is not the copy of {path} that its card describes. Delete it, or build again: "
                 f"p4q-edge build model.p4q --engine {path} --force"
             )
         return cls(copy, profile=profile, threads=threads, optimized=True, name=str(path))
