@@ -9,7 +9,7 @@ import onnx_ir.passes.common as ir_passes
 import torch
 from torch import nn
 
-from p4q_edge.graph.attention_operator import scaled_dot_product_attention
+from p4q_edge.graph.operators import adaptive_avg_pool2d, scaled_dot_product_attention
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def trace_float_graph(model: nn.Module, image_size: Sequence[int]) -> ir.Model:
                 output_names=list(OUTPUTS),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
                 custom_translation_table={
-                    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention
+                    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
+                    torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
                 },
                 verbose=False,
             )

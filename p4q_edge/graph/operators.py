@@ -1,6 +1,7 @@
-"""How torch's fused attention is written in ONNX: two products and a softmax, no shape arithmetic."""
+"""How operators of torch are written in ONNX where the exporter's own way costs shape arithmetic."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from onnxscript import opset20
@@ -31,3 +32,21 @@ def scaled_dot_product_attention(
     if attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def adaptive_avg_pool2d(image: Any, output_size: Sequence[int]) -> Any:
+    """Translate ``aten.adaptive_avg_pool2d`` where every output averages a window of one size.
+
+    Without it the exporter goes through torch's strides, and reads the batch size from the uint8 image.
+
+    Raises:
+        NotImplementedError: windows of different sizes.
+    """
+    op: Any = opset20
+    sides = [int(side) for side in image.shape[2:]]
+    if list(output_size) == [1, 1]:
+        return op.GlobalAveragePool(image)
+    if any(side % out for side, out in zip(sides, output_size, strict=True)):
+        raise NotImplementedError(f"expected pooling to a divisor of {sides}, got {list(output_size)}")
+    window = [side // out for side, out in zip(sides, output_size, strict=True)]
+    return op.AveragePool(image, kernel_shape=window, strides=window)
