@@ -206,7 +206,7 @@ def validate(request: Request, *, reference: Reference | None = None, debug: Deb
         target.close()
     report = Report(
         title=f"{request.engine.name}: {len(target.card.class_names)} classes, {target.card.model.name}",
-        passed=all(part.passed for part in (chain, golden) if part is not None) and not _parts(debug),
+        passed=all(part.passed for part in (chain, golden) if part is not None) and not _faulty(debug),
         data=images.source if images is not None else f"{golden.n} golden samples",
         built=built_of(target),
         chain=chain,
@@ -220,9 +220,9 @@ def validate(request: Request, *, reference: Reference | None = None, debug: Deb
     return Outcome(report=report, images=images)
 
 
-def _parts(debug: DebugReport | None) -> bool:
-    """Return whether a comparison of layers found a difference, which small sets and robust models can hide."""
-    return debug is not None and debug.first is not None
+def _faulty(debug: DebugReport | None) -> bool:
+    """Return whether a comparison of layers found a fault, which small sets and robust models can hide."""
+    return debug is not None and debug.same_arithmetic and debug.first is not None
 
 
 def _not_checked(target: Target, reference: Reference, images: LabelledImages | None) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def finish(args: argparse.Namespace, report: Report, paths: tuple[Path, ...]) ->
     parts = [part for part in (report.chain, report.golden) if part is not None]
     failed = dict.fromkeys(gate.name for part in parts for gate in part.gates if not gate.passed)
     # Not raised: the document was written, and an error would add a second one.
-    if report.debug is not None and report.debug.first is not None:
+    if report.debug is not None and report.debug.same_arithmetic and report.debug.first is not None:
         failed[f"{report.debug.first} parts from {report.debug.reference}"] = None
     hint = (
         "Build it again from its bundle" if args.debug else f"Find the layer: p4q-edge validate {args.engine} --debug"

@@ -114,6 +114,7 @@ class DebugReport:
 
     Attributes:
         reference: what the engine was compared with.
+        same_arithmetic: both ran the same operators in the same order, so that any difference is a fault.
         first: the first linear whose output is off; None if none is.
         operator: the node at which the difference starts.
         layers: all linears in the order of the graph.
@@ -126,6 +127,7 @@ class DebugReport:
     operator: str | None
     layers: tuple[LayerFinding, ...]
     keep_float: tuple[str, ...]
+    same_arithmetic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
