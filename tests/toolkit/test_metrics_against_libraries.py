@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from p4q_edge.runtime import metrics
 from scipy import optimize, stats
 from sklearn import metrics as sk
+
+from p4q_edge.runtime import metrics
 
 
 def draw(seed: int, n: int = 300, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
