@@ -167,8 +167,11 @@ def test_images_that_cannot_be_used_are_named(classifier: ZeroShotClassifier, ph
     empty.mkdir()
     with pytest.raises(InputError, match=r"broken\.png cannot be decoded as .* Save it again"):
         classifier.classify([photo, broken])
-    with pytest.raises(InputError, match=r"absent\.png does not exist"):
+    with pytest.raises(InputError, match=r"absent\.png' does not exist"):
         classifier.classify(tmp_path / "absent.png")
+    for impossible in ("x" * 5000, "a\0b"):
+        with pytest.raises(InputError, match="' does not exist"):
+            classifier.classify(impossible)
     with pytest.raises(InputError, match="empty holds no images; expected files ending in"):
         classifier.classify(empty)
     with pytest.raises(InputError, match=r"\*\.tif holds no images"):

@@ -132,7 +132,7 @@ def test_a_grey_array_is_an_image() -> None:
 
 def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
-    with pytest.raises(InputError, match=r"a\.png does not exist\. Check the path"):
+    with pytest.raises(InputError, match=r"a\.png' does not exist\. Check the path"):
         load_image(path)
     path.mkdir()
     with pytest.raises(InputError, match=r"a\.png is a folder, not an image"):

@@ -102,10 +102,11 @@ def _decode(source: Path | io.BytesIO, *, name: str, orient: bool, draft: tuple[
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    # os.path, unlike Path, answers False for names that no file can have.
+    if os.path.isdir(path):  # noqa: PTH112
         raise InputError(f"{path} is a folder, not an image. Name its files, or pass the folder to classify.")
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Check the path of the image.")
+    if not os.path.exists(path):  # noqa: PTH110
+        raise InputError(f"{str(path)[:200]!r} does not exist. Check the path of the image.")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_FILE_BYTES} bytes. Use a smaller copy of it.")
 

@@ -80,7 +80,8 @@ def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def _is_many(path: str | os.PathLike[str]) -> bool:
-    return Path(path).is_dir() or (not Path(path).exists() and glob.has_magic(os.fspath(path)))
+    # os.path, unlike Path, answers False for names that no file can have.
+    return os.path.isdir(path) or (not os.path.exists(path) and glob.has_magic(os.fspath(path)))  # noqa: PTH110, PTH112
 
 
 def _files(path: str | os.PathLike[str]) -> list[ImageLike]:
