@@ -17,6 +17,7 @@ from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
 from p4q_edge.graph.fold_constants import FoldConstants
 from p4q_edge.graph.fragments import StoreWeightsAsFp16, split_shared
+from p4q_edge.graph.gelu_in_parts import GeluInParts
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
 from p4q_edge.graph.lint import check_lint, lint
@@ -98,7 +99,7 @@ def build_graphs(
     products = []
     if attention_images is not None:
         products.append(QuantizeAttention(measure_attentions(model, attention_images)))
-    layout = [RescaleSmallWeights(), SequenceFirst(), AlignClasses()]
+    layout = [RescaleSmallWeights(), SequenceFirst(), AlignClasses(), GeluInParts()]
     half = run_passes(model.clone(), [*layout, *products, ToFp16(), NameNodes()])
     single = run_passes(model, [*products, StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)

@@ -18,6 +18,7 @@ from p4q_edge.runtime.errors import QualityGateError
 OPSETS = range(17, 21)
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_NEWER = frozenset({"Gelu", "Attention", "RMSNormalization", "RotaryEmbedding", "Swish"})
 _WIDE = frozenset({"MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax", "Gelu", "Erf", "Sigmoid", "Tanh"})
 
 
@@ -219,6 +220,8 @@ def _operators(subject: Subject) -> Iterator[Problem]:
     for node in subject.graph:
         if node.domain not in {"", "ai.onnx"}:
             yield str(node.name), f"expected ONNX operators only, got {node.domain}.{node.op_type}"
+        if node.op_type in _NEWER and _is_fp16(subject.graph):
+            yield str(node.name), f"expected operators that TensorRT 10.3 reads, got {node.op_type}"
         if node.op_type in {"Shape", "NonZero", "Loop", "If", "Scan"}:
             yield str(node.name), f"expected shapes fixed but for the batch, got {node.op_type}"
 

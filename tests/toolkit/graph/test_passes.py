@@ -17,6 +17,7 @@ from p4q_edge.graph.base import GraphPass, GraphPassError, run_passes
 from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
 from p4q_edge.graph.fold_constants import FoldConstants
+from p4q_edge.graph.gelu_in_parts import GeluInParts
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
 from p4q_edge.graph.quantization import LinearQuantization
@@ -153,6 +154,16 @@ def test_restored_weights_are_not_folded() -> None:
     model, linears = two_linears()
     run_passes(model, [InsertQdq(linears)])
     assert not FoldConstants()(model)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_in_parts_is_gelu(approximate: str) -> None:
+    model = model_of(f'g (float[n,4] x) => (float[n,4] y) {{ y = Gelu<approximate="{approximate}">(x) }}')
+    x = 3 * floats(50, 4)
+    before = run(model, x=x)
+    run_passes(model, [GeluInParts()])
+    assert "Gelu" not in count(model)
+    np.testing.assert_allclose(run(model, x=x), before, rtol=1e-5, atol=2e-6)
 
 
 def test_timm_unbind_becomes_split() -> None:
