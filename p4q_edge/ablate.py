@@ -21,7 +21,7 @@ from p4q_edge.learn import CachedFeatures, LearningRun, learn
 from p4q_edge.load import to_batch
 from p4q_edge.pipeline import BATCH_SIZE, Source, cache_features, new_student, open_source
 from p4q_edge.quantized_text import calibrate_text
-from p4q_edge.recipe import Recipe
+from p4q_edge.recipe import LearnSection, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +48,16 @@ class Variant:
 PTQ = {"prompts": False, "adapter": False}
 
 
-def method_variants() -> tuple[Variant, ...]:
-    """The method, each of its parts alone, and what it is measured against."""
+def method_variants(section: LearnSection) -> tuple[Variant, ...]:
+    """The recipe's method, each of its parts alone, and what it is measured against."""
+    switched = {"distillation": 0.0 if section.distillation else 1.0}
     return (
         Variant(name="zero-shot", full_precision=True, learn=PTQ),
         Variant(name="learned prompts (CoOp)", full_precision=True, learn={"adapter": False, "distillation": 0.0}),
         Variant(name="PTQ", learn=PTQ),
         Variant(name="prompts only", learn={"adapter": False}),
         Variant(name="adapter only", learn={"prompts": False}),
-        Variant(name="P4Q without distillation", learn={"distillation": 0.0}),
-        Variant(name="P4Q with distillation", learn={"distillation": 1.0}),
+        Variant(name=f"P4Q {'without' if section.distillation else 'with'} distillation", learn=switched),
         Variant(name="P4Q"),
     )
 

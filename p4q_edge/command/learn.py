@@ -79,7 +79,7 @@ def _learn(args: argparse.Namespace) -> int:
 def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
     seeds = _parse_seeds(args.seeds)
     methods = args.ablate == "methods"
-    variants = ablate.method_variants() if methods else ablate.lever_variants()
+    variants = ablate.method_variants(recipe.learn) if methods else ablate.lever_variants()
     target = args.output / (BASELINES if methods else "levers.json")
     record = args.output / f"{target.stem}.key"
     key = msgspec.json.encode([recipe, seeds, CODE_VERSION])
