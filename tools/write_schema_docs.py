@@ -1,4 +1,4 @@
-"""Write docs/json.md: the documents of `validate` and `bench`, from the records that they are made of.
+"""Write runtime/JSON.md: the documents of `validate` and `bench`, from the records that they are made of.
 
 Run: python tools/write_schema_docs.py
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from p4q_edge.runtime import bench
 from p4q_edge.runtime.report.document import Report
 
-TARGET = Path(__file__).parent.parent / "docs" / "json.md"
+TARGET = Path(__file__).parent.parent / "runtime" / "JSON.md"
 HEAD = """# JSON documents
 
 Written by `python tools/write_schema_docs.py`; a test compares this page with the code.

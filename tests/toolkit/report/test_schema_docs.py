@@ -1,4 +1,4 @@
-"""docs/json.md says what the code writes."""
+"""runtime/JSON.md says what the code writes."""
 
 import importlib.util
 from pathlib import Path
