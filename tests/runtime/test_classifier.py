@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 import p4q_edge.runtime
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier, cli, results
 from p4q_edge.runtime import bundle as bundles
+from p4q_edge.runtime import classifier as classifier_module
 from p4q_edge.runtime.bundle import read_bundle
 from p4q_edge.runtime.card import read_card, write_card
 from p4q_edge.runtime.errors import ArtifactError, InputError, QualityGateError, UsageError
@@ -138,6 +140,37 @@ def test_images_are_decoded_only_a_little_ahead(tiny_engine: Path, picture: Imag
         next(predictions)
         assert taken <= 14
         predictions.close()  # type: ignore[attr-defined]
+
+
+def test_the_next_images_are_decoded_while_the_engine_runs(
+    tiny_engine: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run of the engine but the last ones waits here for images of later batches."""
+    decoded = threading.Semaphore(0)
+    read = classifier_module.load_image
+
+    def load(*args: object, **options: object) -> Image.Image:
+        image = read(*args, **options)  # type: ignore[arg-type]
+        decoded.release()
+        return image
+
+    monkeypatch.setattr(classifier_module, "load_image", load)
+    with ZeroShotClassifier(tiny_engine, options=RuntimeOptions(batch_size=2, decode_threads=1)) as classifier:
+        run = classifier._engine.run
+        batches = []
+
+        def waiting(image: np.ndarray, outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
+            batches.append(len(image))
+            ahead = min(11, 2 * len(batches) + 2) - waiting.seen  # type: ignore[attr-defined]
+            for _ in range(ahead):
+                assert decoded.acquire(timeout=30), "nothing was decoded while the engine ran"
+            waiting.seen += ahead  # type: ignore[attr-defined]
+            return run(image, outputs)
+
+        waiting.seen = 0  # type: ignore[attr-defined]
+        monkeypatch.setattr(classifier._engine, "run", waiting)
+        assert len(list(classifier.iterate(folder))) == 11
+    assert batches == [2, 2, 2, 2, 2, 1]
 
 
 def test_nothing_in_gives_nothing_out(classifier: ZeroShotClassifier) -> None:
