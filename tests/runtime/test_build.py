@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from p4q_edge.runtime import BuildOptions, build_engine, machine
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime.bundle import read_bundle
 from p4q_edge.runtime.card import Card, read_card, verify_engine
+from p4q_edge.runtime.commands import Command
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
     EnvironmentNotAbleError,
@@ -131,22 +133,36 @@ class _EntryPoint:
 def test_build_without_a_bundle_is_handed_to_the_toolkit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    from p4q_edge.runtime.command import build
-    from p4q_edge.runtime.commands import Command
 
     seen = []
     toolkit = Command(
         name="build-recipe", help="", add_arguments=lambda parser: None, run=lambda args: seen.append(args.recipe) or 7
     )
-    monkeypatch.setattr(build, "entry_points", lambda **_: [_EntryPoint(toolkit)])
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint(toolkit)])
     assert run("build", "--recipe", "r.toml", "--engine", tmp_path / "out.onnx")[0] == 7
     assert seen == [Path("r.toml")]
-    monkeypatch.setattr(build, "entry_points", lambda **_: [_EntryPoint("text")])
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint("text")])
     assert run("build", "--engine", tmp_path / "out.onnx")[0] == 1
-    monkeypatch.setattr(build, "entry_points", lambda **_: [])
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
     code, _, err = run("build", "--engine", tmp_path / "out.onnx")
     assert code == 3
     assert "needs the toolkit, which is not installed" in err
+
+
+def test_inspect_hands_the_lint_to_the_toolkit(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    seen = []
+    toolkit = Command(
+        name="lint-graph", help="", add_arguments=lambda parser: None, run=lambda args: seen.append(args.artifact) or 5
+    )
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint(toolkit)])
+    assert run("inspect", tiny_bundle, "--lint")[0] == 5
+    assert seen == [tiny_bundle]
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
+    code, _, err = run("inspect", tiny_bundle, "--lint")
+    assert code == 3
+    assert "--lint needs the toolkit" in err
 
 
 def test_command_inspect(

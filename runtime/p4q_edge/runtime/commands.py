@@ -14,6 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
+
+ENTRY_POINT_GROUP = "p4q_edge.commands"
+"""The group of entry points that the toolkit adds its subcommands to."""
 SCHEMA_VERSION = 1
 """Schema number of every document that `--json` writes to stdout."""
 
@@ -53,3 +57,25 @@ def write_result(args: argparse.Namespace, *, document: Mapping[str, Any], text:
     if args.json:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, allow_nan=False)
     sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+def toolkit_command(entry_point: str, *, missing: str) -> Command:
+    """Return a command that the toolkit registers for the runtime's commands to call.
+
+    Args:
+        entry_point: its name in the group `p4q_edge.commands`.
+        missing: the message where the toolkit is not installed.
+
+    Raises:
+        EnvironmentNotAbleError: the toolkit is not installed.
+    """
+    # Imported here: it takes longer than the rest of the start-up.
+    from importlib.metadata import entry_points
+
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=entry_point))
+    if not found:
+        raise EnvironmentNotAbleError(missing)
+    command = found[0].load()
+    if not isinstance(command, Command):
+        raise TypeError(f"the entry point {entry_point} is a {type(command).__name__}, not a Command")
+    return command

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import nullcontext
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from p4q_edge.runtime.commands import Command, write_result
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.commands import Command, toolkit_command, write_result
+from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.options import BackendName, CpuChoice
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.build import BuildOptions
 
 RECIPE_ENTRY_POINT = "build-recipe"
+NEEDS_TOOLKIT = (
+    "building from a recipe needs the toolkit, which is not installed. Run: pip install ./runtime . in a checkout, or "
+    "name a bundle: p4q-edge build model.p4q --engine out.onnx"
+)
 
 
 # Options of the TensorRT builder: flag, field of `TensorRTOptions`, and how argparse reads it. All default to None, so
@@ -105,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.bundle is None:
         if args.dry_run:
             raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
-        return _recipe_command().run(args)
+        return toolkit_command(RECIPE_ENTRY_POINT, missing=NEEDS_TOOLKIT).run(args)
     if args.recipe is not None or args.seed is not None or args.print_config:
         raise UsageError("a bundle and an option for recipes were both given. Leave out one of them.")
     if args.dry_run:
@@ -150,19 +153,6 @@ def _describe(args: argparse.Namespace, options: BuildOptions) -> int:
     document = describe_build(args.bundle, args.engine, backend=args.backend, options=options)
     write_result(args, document=document, text="\n".join(f"{key}  {value}" for key, value in document.items()))
     return 0
-
-
-def _recipe_command() -> Command:
-    found = list(entry_points(group="p4q_edge.commands", name=RECIPE_ENTRY_POINT))
-    if not found:
-        raise EnvironmentNotAbleError(
-            "building from a recipe needs the toolkit, which is not installed. Run: pip install ./runtime . "
-            "in a checkout, or name a bundle: p4q-edge build model.p4q --engine out.onnx"
-        )
-    command = found[0].load()
-    if not isinstance(command, Command):
-        raise TypeError(f"the entry point {RECIPE_ENTRY_POINT} is a {type(command).__name__}, not a Command")
-    return command
 
 
 COMMAND = Command(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.commands import Command, write_result
-from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.commands import Command, toolkit_command, write_result
 
 LINT_ENTRY_POINT = "lint-graph"
+NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
 _LISTED = 8
 
 
@@ -22,22 +21,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     if args.lint:
-        return _toolkit_lint().run(args)
+        return toolkit_command(LINT_ENTRY_POINT, missing=NEEDS_TOOLKIT).run(args)
     document = describe(args.artifact)
     write_result(args, document=document, text="\n".join(_lines(document)))
     return 0
-
-
-def _toolkit_lint() -> Command:
-    found = list(entry_points(group="p4q_edge.commands", name=LINT_ENTRY_POINT))
-    if not found:
-        raise EnvironmentNotAbleError(
-            "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
-        )
-    command = found[0].load()
-    if not isinstance(command, Command):
-        raise TypeError(f"the entry point {LINT_ENTRY_POINT} is a {type(command).__name__}, not a Command")
-    return command
 
 
 def describe(artifact: Path) -> dict[str, Any]:
