@@ -1,6 +1,7 @@
 """`p4q-edge inspect --lint`."""
 
 import json
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from p4q_edge.runtime.command import inspect
 @pytest.fixture(autouse=True)
 def _entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint(name="lint-graph", value="p4q_edge.command.lint_graph:COMMAND", group="p4q_edge.commands")
-    monkeypatch.setattr(inspect, "entry_points", lambda **_: (entry,))
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: (entry,))
 
 
 def test_a_clean_graph(fp16_model: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +53,7 @@ def test_what_cannot_be_linted(
 
 
 def test_without_the_toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(inspect, "entry_points", lambda **_: ())
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
     assert main(["inspect", "--lint", "model.p4q"]) == 3
     assert "--lint needs the toolkit" in capsys.readouterr().err
 
