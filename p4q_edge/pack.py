@@ -107,6 +107,10 @@ def make_head(learned: Learned) -> heads.Head:
         logit_scale=float(classifier.logit_scale),
         logit_bias=float(classifier.logit_bias),
         adapter=None if classifier.adapter is None else _head_adapter(classifier.adapter),
+        # A model with a logit bias was trained with independent classes (SigLIP).
+        calibration=heads.Calibration(
+            activation="softmax" if learned.prepared.source.model.logit_bias is None else "sigmoid"
+        ),
         weights_sha256=learned.prepared.source.model.info.weights_sha256,
     )
 
