@@ -34,10 +34,11 @@ venv: $(INSTALLED)
 
 demo: venv
 	$(BIN)/p4q-edge build --engine build/demo.onnx
-	$(BIN)/p4q-edge learn --ablate methods --output build/demo.run
-	$(BIN)/p4q-edge validate build/demo.onnx
+	$(BIN)/p4q-edge learn --ablate methods --output build/demo.run -v > /dev/null
 	@$(BIN)/python tools/demo_images.py build/demo.p4q build/demo.images
 	$(BIN)/p4q-edge classify build/demo.onnx build/demo.images --top-k 2
+	$(BIN)/p4q-edge validate build/demo.onnx
+	@printf '%-8s %s\n' bundle build/demo.p4q engine build/demo.onnx card build/demo.onnx.json report build/demo.report.json
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
