@@ -64,18 +64,18 @@ class DataSection(Section, frozen=True, kw_only=True):
 class QuantizationSection(Section, frozen=True, kw_only=True):
     """[quantization]: see `QuantScheme`; `text` fake-quantizes the text tower too (the paper's track)."""
 
-    weight_bits: int = 8
-    activation_bits: int = 8
+    weight_bits: int = QuantScheme.weight_bits
+    activation_bits: int = QuantScheme.activation_bits
     adapter_bits: int = 8
-    observer: ObserverName = "mse"
-    percentile: float = 99.99
-    weight_observer: ObserverName = "mse"
-    fold_norm: bool = True
-    fold_value: bool = True
-    fold_strength: float = 0.5
-    headroom: float = 1.15
-    bias_correction: bool = False
-    keep_float: tuple[str, ...] = ()
+    observer: ObserverName = QuantScheme.observer
+    percentile: float = QuantScheme.percentile
+    weight_observer: ObserverName = QuantScheme.weight_observer
+    fold_norm: bool = QuantScheme.fold_norm
+    fold_value: bool = QuantScheme.fold_value
+    fold_strength: float = QuantScheme.fold_strength
+    headroom: float = QuantScheme.headroom
+    bias_correction: bool = QuantScheme.bias_correction
+    keep_float: tuple[str, ...] = QuantScheme.keep_float
     text: bool = False
 
     def scheme(self) -> QuantScheme:
