@@ -59,10 +59,6 @@ class QuantLinear(nn.Module):
         return cls(linear.weight, linear.bias, scheme)
 
     @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
     def out_features(self) -> int:
         return self.weight.shape[0]
 

@@ -76,7 +76,7 @@ class MagnitudeHistogram:
 def _least_error_clip(centres: Tensor, counts: Tensor, amax: float, quant_max: int) -> Tensor:
     candidates = amax * torch.linspace(SMALLEST_CLIP, 1.0, MSE_CANDIDATES, dtype=torch.float64)
     scale = (candidates / quant_max)[:, None]
-    restored = torch.clamp(torch.round(centres / scale), max=quant_max) * scale
+    restored = affine.dequantize(affine.quantize(centres, scale, 0, quant_max), scale)
     errors = ((restored - centres).square() * counts).sum(1)
     return candidates[errors.argmin()].float()
 
