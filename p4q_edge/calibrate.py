@@ -2,17 +2,32 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from p4q_edge.image_encoder import ImageEncoder, find_cross_attention, round_float_weights
+from p4q_edge.image_encoder import (
+    ImageEncoder,
+    find_attention_owners,
+    find_cross_attention,
+    round_float_weights,
+    tokens_read,
+)
 from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.quant.folds import correct_biases, fold_channels
-from p4q_edge.quant.modules import Phase, quant_linears, quantize_modules, running_in, set_phase
+from p4q_edge.quant.modules import (
+    Phase,
+    attentions,
+    quant_linears,
+    quant_products,
+    quantize_modules,
+    running_in,
+    set_phase,
+)
+from p4q_edge.quant.products import AttentionProducts, fuses_in_int8
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.tensor_file import read_metadata, read_tensors, write_tensors
@@ -32,17 +47,22 @@ class CalibratedEncoder:
         encoder: in ``Phase.QUANTIZED``.
         kept_float: linears and attentions that stay in high precision.
         folded: producers whose channels were equalized.
+        attention_owners: modules whose linears have the scheme's bits for attentions.
+        products: attentions whose products are quantized.
         images: number of calibration images.
     """
 
     encoder: nn.Module
     kept_float: tuple[str, ...]
     folded: tuple[str, ...]
+    attention_owners: tuple[str, ...]
+    products: tuple[str, ...]
     images: int
 
     def save(self, path: Path, *, key: str) -> None:
         """Write weights, scales and what is needed to build the same modules again."""
-        facts = {"kept_float": self.kept_float, "folded": self.folded, "images": self.images}
+        names = ("kept_float", "folded", "attention_owners", "products", "images")
+        facts = {name: getattr(self, name) for name in names}
         write_tensors(path, self.encoder.state_dict(), key=key, metadata={"calibration": json.dumps(facts)})
 
 
@@ -53,7 +73,13 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
         return None
     facts = json.loads(read_metadata(path)["calibration"])
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
-    quantize_modules(encoder, scheme, cross_attention=frozenset(facts["kept_float"]))
+    quantize_modules(
+        encoder,
+        scheme,
+        cross_attention=frozenset(facts["kept_float"]),
+        attention_owners=frozenset(facts["attention_owners"]),
+    )
+    add_products(encoder, facts["products"], scheme)
     for name, linear in quant_linears(encoder).items():
         if f"{name}.bias" in tensors and linear.bias is None:  # a fold gave it one
             linear.bias = nn.Parameter(torch.zeros(linear.out_features))
@@ -61,7 +87,12 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     encoder.requires_grad_(False)
     set_phase(encoder, Phase.QUANTIZED)
     return CalibratedEncoder(
-        encoder=encoder, kept_float=tuple(facts["kept_float"]), folded=tuple(facts["folded"]), images=facts["images"]
+        encoder=encoder,
+        kept_float=tuple(facts["kept_float"]),
+        folded=tuple(facts["folded"]),
+        attention_owners=tuple(facts["attention_owners"]),
+        products=tuple(facts["products"]),
+        images=facts["images"],
     )
 
 
@@ -83,8 +114,11 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     round_float_weights(encoder)
     cross = find_cross_attention(encoder, sample)
-    kept = quantize_modules(encoder, scheme, cross_attention=cross)
+    owners = find_attention_owners(encoder, sample)
+    kept = quantize_modules(encoder, scheme, cross_attention=cross, attention_owners=owners)
     encoder.requires_grad_(False)
+    products = fusable_products(encoder, sample) if scheme.quantize_attention else []
+    add_products(encoder, products, scheme)
     observe(encoder, lambda: _run(encoder, batches), Phase.RANGING)
     folded = fold_channels(encoder, scheme, sample)
     observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
@@ -93,7 +127,34 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         correct_biases(encoder, batches)
     set_phase(encoder, Phase.QUANTIZED)
     logger.info("quantized %d linears, kept %d in float", len(quant_linears(encoder)), len(kept) + len(unreached))
-    return CalibratedEncoder(encoder=encoder, kept_float=(*kept, *unreached), folded=tuple(folded), images=len(images))
+    return CalibratedEncoder(
+        encoder=encoder,
+        kept_float=(*kept, *unreached),
+        folded=tuple(folded),
+        attention_owners=tuple(sorted(owners)),
+        products=tuple(products),
+        images=len(images),
+    )
+
+
+def fusable_products(encoder: nn.Module, sample: Tensor) -> list[str]:
+    """Paths of the attentions whose products TensorRT fuses in INT8: of all tokens, and of sizes that it has.
+
+    The fused attention of one token has no INT8 form, and is a small part of the work.
+    """
+    used = tokens_read(encoder, sample)
+    return [
+        path
+        for path, attention in attentions(encoder).items()
+        if path in used and used[path][1] > 1 and fuses_in_int8(head_size=attention.head_size, tokens=used[path][0])
+    ]
+
+
+def add_products(encoder: nn.Module, paths: Iterable[str], scheme: QuantScheme) -> None:
+    """Give the attentions at `paths` grids for their products."""
+    found = attentions(encoder)
+    for path in paths:
+        found[path].products = AttentionProducts(scheme)
 
 
 @torch.no_grad()
@@ -116,6 +177,8 @@ def fix_scales(module: nn.Module) -> list[str]:
             continue
         linear.scale_weight()
         linear.scale_input()
+    for products in quant_products(module).values():
+        products.fix_scales()
     return unreached
 
 

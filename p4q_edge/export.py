@@ -23,15 +23,16 @@ from p4q_edge.graph.linear_to_matmul import LinearToMatMul
 from p4q_edge.graph.lint import check_lint, lint
 from p4q_edge.graph.name_nodes import NameNodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
-from p4q_edge.graph.quantization import LinearQuantization
-from p4q_edge.graph.quantize_attention import QuantizeAttention, measure_attentions
+from p4q_edge.graph.quantization import AttentionQuantization, LinearQuantization
+from p4q_edge.graph.quantize_attention import QuantizeAttention
 from p4q_edge.graph.rescale_small_weights import RescaleSmallWeights
 from p4q_edge.graph.select_token_early import SelectTokenEarly
 from p4q_edge.graph.sequence_first import SequenceFirst
 from p4q_edge.graph.to_fp16 import ToFp16
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
 from p4q_edge.graph.unbind_to_split import UnbindToSplit
-from p4q_edge.quant.modules import Phase, quant_linears, running_in
+from p4q_edge.quant.modules import Phase, quant_linears, quant_products, running_in
+from p4q_edge.quant.products import softmax_scale
 from p4q_edge.runtime.errors import QualityGateError
 
 logger = logging.getLogger(__name__)
@@ -79,13 +80,26 @@ def linear_quantizations(model: nn.Module) -> dict[str, LinearQuantization]:
     return found
 
 
-def build_graphs(
-    traced: ir.Model, linears: Mapping[str, LinearQuantization], attention_images: NDArray[np.uint8] | None = None
-) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed.
+def attention_quantizations(model: nn.Module) -> dict[str, AttentionQuantization]:
+    """Return the scales of each attention with quantized products by module path."""
+    return {
+        path: AttentionQuantization(
+            query=float(products.query.scale),
+            key=float(products.key.scale),
+            softmax=softmax_scale(products.bits),
+            value=float(products.value.scale),
+            bits=products.bits,
+        )
+        for path, products in quant_products(model).items()
+    }
 
-    With `attention_images`, the attention products are quantized to the ranges that these images show.
-    """
+
+def build_graphs(
+    traced: ir.Model,
+    linears: Mapping[str, LinearQuantization],
+    attentions: Mapping[str, AttentionQuantization] | None = None,
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
     passes = [
         LinearToMatMul(),
         DropExpand(),
@@ -96,12 +110,10 @@ def build_graphs(
         SelectTokenEarly(),
     ]
     model = run_passes(traced, passes)
-    products = []
-    if attention_images is not None:
-        products.append(QuantizeAttention(measure_attentions(model, attention_images)))
+    products = QuantizeAttention(attentions or {})
     layout = [RescaleSmallWeights(), SequenceFirst(), AlignClasses(), GeluInParts()]
-    half = run_passes(model.clone(), [*layout, *products, ToFp16(), NameNodes()])
-    single = run_passes(model, [*products, StoreWeightsAsFp16(), NameNodes()])
+    half = run_passes(model.clone(), [*layout, products, ToFp16(), NameNodes()])
+    single = run_passes(model, [products, StoreWeightsAsFp16(), NameNodes()])
     return _to_proto(half), _to_proto(single)
 
 
@@ -129,11 +141,7 @@ def default_gate(input_bits: int) -> float:
 
 
 def export_classifier(
-    model: nn.Module,
-    images: NDArray[np.uint8],
-    *,
-    least_cosine: float | None = None,
-    attention_images: NDArray[np.uint8] | None = None,
+    model: nn.Module, images: NDArray[np.uint8], *, least_cosine: float | None = None
 ) -> ExportedGraphs:
     """Export a calibrated classifier and compare it with itself in ONNX Runtime.
 
@@ -141,8 +149,6 @@ def export_classifier(
         model: uint8 (N, 3, H, W) -> (logits, embedding, features), its linears `QuantLinear`.
         images: uint8 (N, 3, H, W) to compare on.
         least_cosine: the gate for every output of every graph; `default_gate` of the narrowest input.
-        attention_images: uint8 (M, 3, H, W); quantize the attention products as well, to the ranges of these images.
-            The module does not, so that its difference is part of the parity, and the gate is ten times wider.
 
     Raises:
         QualityGateError: a graph breaks a lint rule, or differs from the fake-quantized module.
@@ -150,9 +156,9 @@ def export_classifier(
     with running_in(model, Phase.FLOAT):
         traced = trace_float_graph(model, images.shape[2:])
     linears = linear_quantizations(model)
-    protos = build_graphs(traced, linears, attention_images)
-    whole = attention_images is not None
-    check_lint(finding for proto in protos for finding in lint(proto, quantized_attention=whole))
+    attentions = attention_quantizations(model)
+    protos = build_graphs(traced, linears, attentions)
+    check_lint(finding for proto in protos for finding in lint(proto, quantized_attention=bool(attentions)))
     graphs, weights = split_shared(protos)
     fp16, fp32 = graphs
     reference = reference_outputs(model, images)
@@ -161,8 +167,8 @@ def export_classifier(
         found = compare(reference, run_in_onnxruntime(graph + weights, images, optimized=optimized))
         parity.update({f"{name}.{measure}": value for measure, value in found.items()})
     if least_cosine is None:
-        least_cosine = default_gate(min((linear.input_bits for linear in linears.values()), default=8))
-        least_cosine = max(1.0 - 10.0 * (1.0 - least_cosine), WEAKEST_GATE) if whole else least_cosine
+        widths = [*(linear.input_bits for linear in linears.values()), *(a.bits for a in attentions.values())]
+        least_cosine = default_gate(min(widths, default=8))
     check_parity(parity, least_cosine)
     return ExportedGraphs(fp16=fp16, fp32=fp32, weights=weights, parity=parity)
 

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from p4q_edge.quant.modules import attentions
+
+_ATTENDING = frozenset({F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax})
 
 
 class ImageEncoder(nn.Module):
@@ -56,6 +62,70 @@ def find_cross_attention(model: nn.Module, sample: Tensor) -> frozenset[str]:
         for handle in handles:
             handle.remove()
     return frozenset(name for name, own in own_query.items() if not own)
+
+
+class _AttendingModules(TorchFunctionMode):
+    """Collects the innermost module whose forward calls a softmax or a whole attention.
+
+    Attributes:
+        running: paths of the modules whose forward runs now, outermost first.
+        found: paths of those that attended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.found: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _ATTENDING and self.running:
+            self.found.add(self.running[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def find_attention_owners(model: nn.Module, sample: Tensor) -> frozenset[str]:
+    """Paths of the modules that attend in their own forward, found by watching one pass.
+
+    Their linears are those of an attention, whatever the architecture calls its classes.
+    """
+    watch = _AttendingModules()
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, args, name=name: watch.running.append(name)))
+        handles.append(module.register_forward_hook(lambda m, args, output: watch.running.pop() and None))
+    try:
+        with watch:
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(watch.found)
+
+
+def tokens_read(model: nn.Module, sample: Tensor) -> dict[str, tuple[int, int]]:
+    """Of each attention that was swapped in: its number of tokens, and how many rows of its result are read.
+
+    A row that cannot change the output has a gradient of exactly zero: behind the last attention of a model that
+    pools its class token, only that token's row is read.
+    """
+    results: dict[str, Tensor] = {}
+    handles = [
+        attention.out_proj.register_forward_hook(lambda m, args, output, name=name: results.update({name: output}))
+        for name, attention in attentions(model).items()
+    ]
+    try:
+        with torch.enable_grad():
+            output = model(sample.clone().requires_grad_())
+            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+            gradients = torch.autograd.grad((output * weights).sum(), list(results.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [int((gradient != 0).any(dim=-1).any(dim=0).sum()) for gradient in gradients]
+    return {name: (result.shape[1], read) for (name, result), read in zip(results.items(), rows, strict=True)}
 
 
 @torch.no_grad()

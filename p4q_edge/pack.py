@@ -14,7 +14,7 @@ from p4q_edge.data import pixels
 from p4q_edge.export import export_classifier
 from p4q_edge.fold import FoldedClassifier, run_folded
 from p4q_edge.pipeline import Learned
-from p4q_edge.quant.modules import Phase, quant_linears
+from p4q_edge.quant.modules import Phase, quant_linears, quant_products
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime import heads
 from p4q_edge.runtime.bundle import Bundle, Manifest, Precision
@@ -72,6 +72,8 @@ def precision_of(learned: Learned) -> Precision:
         execution="executed" if executed else "carried",
         remainder="fp16",
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
+        attention_bits=scheme.attention_bits,
+        quantized_attentions=len(quant_products(learned.classifier)),
     )
 
 

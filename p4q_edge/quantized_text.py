@@ -4,7 +4,7 @@ import torch
 
 from p4q_edge.calibrate import fix_scales
 from p4q_edge.prompts import PromptLearner
-from p4q_edge.quant.modules import Phase, quant_linears, running_in, set_phase
+from p4q_edge.quant.modules import Phase, quant_linears, quant_products, running_in, set_phase
 from p4q_edge.text_tower import TextTower
 
 
@@ -21,6 +21,8 @@ def calibrate_text(tower: TextTower, prompts: PromptLearner | None) -> None:
         return
     for linear in quant_linears(tower).values():
         linear.forget_observations()
+    for products in quant_products(tower).values():
+        products.forget_observations()
     whole = prompts.prompts()
     for phase in (Phase.RANGING, Phase.CALIBRATING):
         with running_in(tower, phase):

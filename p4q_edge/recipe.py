@@ -66,6 +66,8 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
 
     weight_bits: int = QuantScheme.weight_bits
     activation_bits: int = QuantScheme.activation_bits
+    attention_bits: int | None = QuantScheme.attention_bits
+    quantize_attention: bool = QuantScheme.quantize_attention
     adapter_bits: int = 8
     observer: ObserverName = QuantScheme.observer
     percentile: float = QuantScheme.percentile

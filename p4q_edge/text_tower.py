@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from p4q_edge.quant.modules import Attention, QuantLinear, quant_linears, quantize_modules
+from p4q_edge.quant.modules import Attention, QuantLinear, attentions, quantize_modules
+from p4q_edge.quant.products import AttentionProducts
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import UsageError
 
@@ -50,10 +51,14 @@ class TextTower(nn.Module):
         self.pool_type = getattr(source, "pool_type", getattr(clip, "text_pool_type", "argmax"))
         self.eos_id = getattr(source, "eos_id", getattr(clip, "text_eos_id", None))
         quantize_modules(self.transformer, scheme, cross_attention=frozenset())
+        if scheme.quantize_attention:
+            for attention in attentions(self.transformer).values():
+                attention.products = AttentionProducts(scheme)
         if self.causal:
             # The start token draws outliers a hundred times the rest; a constant may stay in high precision.
-            for linear in quant_linears(self.transformer).values():
-                linear.float_prefix = 1
+            for module in self.transformer.modules():
+                if isinstance(module, QuantLinear | AttentionProducts):
+                    module.float_prefix = 1
         self.requires_grad_(False)
 
     @property

@@ -94,8 +94,8 @@ def _run(args: argparse.Namespace) -> int:
         "engine_sha256": card.engine_sha256,
         "engine_size_bytes": card.engine_size_bytes,
     }
-    width = f"W{card.precision.weight_bits}A{card.precision.activation_bits} {card.precision.execution}"
-    text = f"{args.engine}  {card.backend}, {width}, {card.engine_size_bytes / 1e6:.2f} MB\n{bundle}  the bundle"
+    what = f"{card.backend}, {card.precision.label}, {card.engine_size_bytes / 1e6:.2f} MB"
+    text = f"{args.engine}  {what}\n{bundle}  the bundle"
     write_result(args, document=document, text=text)
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.recipe import Recipe, read_recipe
+from p4q_edge.runtime.command.build import add_recipe_overrides
 from p4q_edge.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -20,9 +21,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --recipe and --seed."""
+    """Add --recipe and the options that override its keys."""
     parser.add_argument("--recipe", type=Path, help=f"recipe (TOML); without it {DEFAULT_RECIPE} here, else the demo's")
-    parser.add_argument("--seed", type=int, help="overrides the recipe's seed")
+    add_recipe_overrides(parser)
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:
@@ -35,8 +36,12 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
     else:
         recipe = demo_recipe()
         logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
-    seed = getattr(args, "seed", None)
-    return recipe if seed is None else msgspec.structs.replace(recipe, seed=seed)
+    if args.seed is not None:
+        recipe = msgspec.structs.replace(recipe, seed=args.seed)
+    if args.quantize_attention is not None:
+        section = msgspec.structs.replace(recipe.quantization, quantize_attention=args.quantize_attention)
+        recipe = msgspec.structs.replace(recipe, quantization=section)
+    return recipe
 
 
 def demo_recipe() -> Recipe:

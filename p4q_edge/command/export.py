@@ -33,9 +33,8 @@ def _run(args: argparse.Namespace) -> int:
         "execution": manifest.precision.execution,
     }
     text = (
-        f"{args.output}  W{manifest.precision.weight_bits}A{manifest.precision.activation_bits} "
-        f"{manifest.precision.execution}, {size / 1e6:.2f} MB, least cosine to fake quant "
-        f"{min(v for k, v in manifest.parity.items() if '.cosine_' in k):.6f}\n"
+        f"{args.output}  {manifest.precision.label}, {manifest.precision.parts}, {size / 1e6:.2f} MB, "
+        f"least cosine to fake quant {min(v for k, v in manifest.parity.items() if '.cosine_' in k):.6f}\n"
         f"next: p4q-edge build {args.output} --engine model.onnx   (CPU; model.plan on a TensorRT device)"
     )
     write_result(args, document=document, text=text)

@@ -12,6 +12,7 @@ from p4q_edge.command.common import add_recipe_arguments, choose_recipe
 from p4q_edge.pipeline import CODE_VERSION, RunFiles, open_source, prepare
 from p4q_edge.quant.modules import quant_linears
 from p4q_edge.recipe import Recipe
+from p4q_edge.runtime.bundle import quantized_parts
 from p4q_edge.runtime.commands import Command, write_result
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.files import atomic_write
@@ -51,9 +52,11 @@ def _calibrate(args: argparse.Namespace) -> int:
         "input_scales": scales,
         "kept_float": list(prepared.calibrated.kept_float),
         "folded": list(prepared.calibrated.folded),
+        "quantized_attentions": list(prepared.calibrated.products),
     }
     text = (
-        f"{args.output}  {document['scheme']} {document['execution']}, {len(scales)} linears quantized, "
+        f"{args.output}  {document['scheme']} {document['execution']}, "
+        f"{quantized_parts(len(scales), len(prepared.calibrated.products))} quantized, "
         f"{len(prepared.calibrated.kept_float)} kept in float (n = {prepared.calibrated.images} images)"
     )
     write_result(args, document=document, text=text)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.card import card_path, read_card
 from p4q_edge.runtime.commands import Command, write_result
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, QualityGateError
 
@@ -16,6 +17,8 @@ _REMAINDERS: tuple[Literal["fp16"], Literal["fp32"]] = ("fp16", "fp32")
 
 def lint_artifact(path: Path) -> list[dict[str, Any]]:
     """Return the broken rules of both graphs of a bundle, or of an ONNX file, each with the graph's name.
+
+    Quantized attention products are a mistake unless the bundle's manifest or the engine's card tells of them.
 
     Raises:
         InputError: neither a bundle nor an ONNX file.
@@ -32,13 +35,19 @@ def lint_artifact(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".p4q":
         bundle = read_bundle(path)
         graphs = {f"graph.{remainder}": bundle.model(remainder) for remainder in _REMAINDERS}
+        attentions = bundle.manifest.precision.quantized_attentions
     else:
         graphs = {path.name: path.read_bytes()}
+        attentions = read_card(path).precision.quantized_attentions if card_path(path).is_file() else 0
     try:
         models = {name: onnx.load_from_string(data) for name, data in graphs.items()}
     except DecodeError as error:
         raise CorruptArtifactError(f"{path} is not an ONNX model: {error}. Build it again.") from error
-    return [{"graph": name, **asdict(finding)} for name, model in models.items() for finding in lint(model)]
+    return [
+        {"graph": name, **asdict(finding)}
+        for name, model in models.items()
+        for finding in lint(model, quantized_attention=attentions > 0)
+    ]
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -42,7 +42,8 @@ class InsertQdq(GraphPass):
             (product,) = products[path]
             key = (name_of(read(product, 0)), linear.input_scale, linear.input_bits)
             if key not in pairs:
-                pairs[key] = _quantized_input(graph, product, path, linear)
+                grid = linear.input_scale, linear.input_bits
+                pairs[key] = quantize_operand(graph, product, 0, f"{path}.input", grid)
             weight = read(product, 1)
             product.replace_input_with(0, pairs[key])
             product.replace_input_with(1, _quantized_weight(graph, product, path, linear))
@@ -56,24 +57,30 @@ class InsertQdq(GraphPass):
                 yield f"{path} has no int8 weight"
 
 
-def _quantized_input(graph: ir.Graph, reader: ir.Node, path: str, linear: LinearQuantization) -> ir.Value:
-    x = read(reader, 0)
+def quantize_operand(graph: ir.Graph, reader: ir.Node, index: int, name: str, grid: tuple[float, int]) -> ir.Value:
+    """Put what `reader` reads at `index` on an integer grid and return it; the caller connects it.
+
+    Args:
+        name: prefix of the new values and constants.
+        grid: scale and bits; below 8 bits the tensor is clipped first.
+    """
+    x, (step, bits) = read(reader, index), grid
     nodes = []
-    if linear.input_bits < 8:
-        bounds = np.float32(linear.input_scale) * np.array(affine.activation_range(linear.input_bits), np.float32)
+    if bits < 8:
+        bounds = np.float32(step) * np.array(affine.activation_range(bits), np.float32)
         low, high = (
-            add_constant(graph, f"{path}.input_{end}", np.array(bound, np.float32))
+            add_constant(graph, f"{name}_{end}", np.array(bound, np.float32))
             for end, bound in zip(("low", "high"), bounds, strict=True)
         )
-        nodes.append(operation("Clip", (x, low, high), f"{path}.input_clipped", x))
+        nodes.append(operation("Clip", (x, low, high), f"{name}_clipped", x))
         x = nodes[-1].outputs[0]
-    scale = add_constant(graph, f"{path}.input_scale", np.array(linear.input_scale, np.float32))
-    zero = add_constant(graph, f"{path}.input_zero_point", np.array(0, np.int8))
-    quantize = operation("QuantizeLinear", (x, scale, zero), f"{path}.input_int8", x)
+    scale = add_constant(graph, f"{name}_scale", np.array(step, np.float32))
+    zero = add_constant(graph, f"{name}_zero_point", np.array(0, np.int8))
+    quantize = operation("QuantizeLinear", (x, scale, zero), f"{name}_int8", x)
     quantize.outputs[0].type = ir.TensorType(ir.DataType.INT8)
     # A zero point of its own: ONNX Runtime refuses one that two nodes share when it rewrites S8 to U8.
-    zero = add_constant(graph, f"{path}.input_zero_point_dq", np.array(0, np.int8))
-    restore = operation("DequantizeLinear", (quantize.outputs[0], scale, zero), f"{path}.input_dq", x)
+    zero = add_constant(graph, f"{name}_zero_point_dq", np.array(0, np.int8))
+    restore = operation("DequantizeLinear", (quantize.outputs[0], scale, zero), f"{name}_dq", x)
     _insert(graph, reader, [*nodes, quantize, restore])
     return restore.outputs[0]
 

@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import constant, nodes_of, read
+from p4q_edge.graph.edit import constant, nodes_of, only_user, read
 from p4q_edge.graph.to_fp16 import image_region, norm_region
 from p4q_edge.quant import affine
+from p4q_edge.quant.products import fuses_in_int8
 from p4q_edge.runtime.errors import QualityGateError
 
 OPSETS = range(17, 21)
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_GRID = frozenset({"Clip", "QuantizeLinear", "DequantizeLinear", "Cast"})
 _NEWER = frozenset({"Gelu", "Attention", "RMSNormalization", "RotaryEmbedding", "Swish"})
 _WIDE = frozenset({"MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax", "Gelu", "Erf", "Sigmoid", "Tanh"})
 
@@ -171,6 +173,35 @@ def _placement(subject: Subject) -> Iterator[Problem]:
                 yield str(node.name), f"expected attention products in high precision, {user.name} is quantized"
 
 
+def _attention(subject: Subject) -> Iterator[Problem]:
+    for softmax in nodes_of(subject.graph, "Softmax"):
+        scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+        while mixed is not None and mixed.op_type in _GRID:
+            mixed = only_user(mixed.outputs[0])
+        if scores is None or mixed is None or not scores.op_type == mixed.op_type == "MatMul":
+            continue
+        quantized = [_is_restored(read(product, index)) for product in (scores, mixed) for index in (0, 1)]
+        if not any(quantized):
+            continue
+        if not all(quantized):
+            yield str(softmax.name), f"expected all or none of query, key, softmax, value quantized, got {quantized}"
+        query, key = read(scores, 0).shape, read(scores, 1).shape
+        if query is None or key is None:
+            continue
+        asked, size, tokens = query[-2], key[-2], key[-1]
+        if asked == 1:
+            yield str(softmax.name), "expected FP16 for the attention of one token, which has no INT8 form"
+        elif isinstance(size, int) and isinstance(tokens, int) and not fuses_in_int8(head_size=size, tokens=tokens):
+            yield str(softmax.name), f"expected FP16 for heads of {size} and {tokens} tokens, which do not fuse in INT8"
+
+
+def _is_restored(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type == "Cast":
+        node = read(node, 0).producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
 def _readers(node: ir.Node) -> Iterator[ir.Node]:
     """Yield the readers of a node, looking through Cast."""
     for user, _ in node.outputs[0].uses():
@@ -240,6 +271,7 @@ RULES: dict[str, Callable[[Subject], Iterator[Problem]]] = {
     "weight-axis": _weight,
     "pairs": _pairs,
     "placement": _placement,
+    "attention": _attention,
     "layer-norm": _layer_norm,
     "fp16-remainder": _remainder,
 }

@@ -1,4 +1,4 @@
-"""What one quantized linear layer brings to the graph."""
+"""What a quantized linear layer and a quantized attention bring to the graph."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,32 @@ class LinearQuantization:
         affine.activation_range(self.input_bits)
         if not (np.isfinite(self.input_scale) and self.input_scale > 0):
             raise ValueError(f"expected: input_scale is positive and finite; got {self.input_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionQuantization:
+    """The scales of the tensors that an attention multiplies; symmetric, zero point 0.
+
+    Attributes:
+        query, key, softmax, value: positive, each for the whole tensor.
+        bits: 2 to 8; below 8 the graph clips all four to `affine.activation_range`.
+
+    Raises:
+        ValueError: a scale that is not positive and finite.
+    """
+
+    query: float
+    key: float
+    softmax: float
+    value: float
+    bits: int
+
+    def __post_init__(self) -> None:
+        affine.activation_range(self.bits)
+        for name in ("query", "key", "softmax", "value"):
+            scale = getattr(self, name)
+            if not (np.isfinite(scale) and scale > 0):
+                raise ValueError(f"expected: the {name} scale is positive and finite; got {scale}")
 
 
 def _check(holds: bool, expected: str, array: NDArray[Any]) -> None:

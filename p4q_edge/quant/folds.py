@@ -127,6 +127,8 @@ def _fold_values(model: nn.Module, scheme: QuantScheme) -> list[str]:
             fold = ChannelFold.from_range(module.out_proj.channel_range, scheme.fold_strength)
             fold.into_values(module)
             fold.into_consumer(module.out_proj)
+            if module.products is not None:
+                fold.into_range(module.products.value.channel_range)
             folded.append(path)
     return folded
 

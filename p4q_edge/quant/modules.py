@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from timm.layers.attention import Attention as PlainTimmAttention
 from torch import Tensor, nn
 
 from p4q_edge.quant import affine
 from p4q_edge.quant.fake import fake_quantize
-from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, weight_scale
+from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, activation_scale, weight_scale
+from p4q_edge.quant.products import AttentionProducts
 from p4q_edge.quant.scheme import QuantScheme
 
 
@@ -131,9 +133,7 @@ class QuantLinear(nn.Module):
         """Choose the input scale from the histogram that calibration filled."""
         if self.histogram is None:
             raise RuntimeError("this linear saw no calibration batch; was it reached by the forward pass?")
-        _, quant_max = affine.activation_range(self.scheme.activation_bits)
-        clip = self.histogram.clip(self.scheme.observer, quant_max=quant_max, percentile=self.scheme.percentile)
-        self.input_scale = affine.scale_for(clip * self.scheme.headroom, quant_max)
+        self.input_scale = activation_scale(self.histogram, self.scheme, bits=self.scheme.activation_bits)
 
     def forget_observations(self) -> None:
         """Drop ranges and histogram, before a new calibration."""
@@ -154,6 +154,9 @@ class Attention(nn.Module):
 
     The factor ``1/sqrt(head_size)`` is folded into the query rows of the QKV linear, which leaves the integer grid
     of a per-channel quantized weight unchanged.
+
+    Attributes:
+        products: grids of query, key, softmax and value; None leaves the products in high precision.
     """
 
     def __init__(self, in_proj: QuantLinear, out_proj: QuantLinear, num_heads: int) -> None:
@@ -161,19 +164,31 @@ class Attention(nn.Module):
         self.in_proj = in_proj
         self.out_proj = out_proj
         self.num_heads = num_heads
+        self.phase = Phase.FLOAT
+        self.products: AttentionProducts | None = None
 
     @classmethod
     def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
         """Take over the weights of a self-attention whose query, key and value share one width."""
         if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError("expected an nn.MultiheadAttention with one in_proj_weight and no bias_k or zero_attn")
-        width = attention.embed_dim
+        joint = attention.in_proj_weight.detach(), attention.in_proj_bias
+        return cls._from_joint(*joint, attention.out_proj, attention.num_heads, scheme)
+
+    @classmethod
+    def _from_joint(
+        cls, weight: Tensor, bias: Tensor | None, out: nn.Linear, num_heads: int, scheme: QuantScheme
+    ) -> "Attention":
+        width = weight.shape[0] // 3
         factor = torch.ones(3 * width)
-        factor[:width] = (width // attention.num_heads) ** -0.5
-        weight = attention.in_proj_weight.detach() * factor[:, None]
-        bias = None if attention.in_proj_bias is None else attention.in_proj_bias.detach() * factor
-        out = attention.out_proj
-        return cls(QuantLinear(weight, bias, scheme), QuantLinear.from_linear(out, scheme), attention.num_heads)
+        factor[:width] = (width // num_heads) ** -0.5
+        own = scheme.for_attention()
+        bias = None if bias is None else bias.detach() * factor
+        return cls(QuantLinear(weight * factor[:, None], bias, own), QuantLinear.from_linear(out, own), num_heads)
+
+    @property
+    def head_size(self) -> int:
+        return self.in_proj.out_features // (3 * self.num_heads)
 
     def forward(
         self,
@@ -203,11 +218,54 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
+        products = self.products
+        if products is not None and self.phase is Phase.RANGING:
+            products.observe_ranges(q, k, v)
+        elif products is not None and self.phase is Phase.CALIBRATING:
+            products.observe_magnitudes(q, k, v)
+        quantized = products if self.phase is Phase.QUANTIZED else None
+        if quantized is not None:
+            q, k, v = quantized.on_grid(q, k, v)
         scores = q @ k.transpose(-2, -1)  # (N, heads, L, L)
         if attn_mask is not None:
             scores = scores + attn_mask
-        mixed = scores.softmax(dim=-1) @ v  # (N, heads, L, head_size)
+        weights = scores.softmax(dim=-1)
+        if quantized is not None:
+            weights = quantized.softmax_on_grid(weights)
+        mixed = weights @ v  # (N, heads, L, head_size)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class TimmAttention(Attention):
+    """The same in place of ``timm.layers.Attention``, which returns the result alone."""
+
+    @classmethod
+    def from_timm(cls, attention: PlainTimmAttention, scheme: QuantScheme) -> Attention:
+        """Take over the weights of an attention for which `is_plain` holds."""
+        qkv = attention.qkv
+        return cls._from_joint(qkv.weight.detach(), qkv.bias, attention.proj, attention.num_heads, scheme)
+
+    @staticmethod
+    def is_plain(module: nn.Module) -> bool:
+        """Whether a module is timm's attention without norms or gate of its own."""
+        return (
+            type(module) is PlainTimmAttention
+            and all(isinstance(norm, nn.Identity) for norm in (module.q_norm, module.k_norm, module.norm))
+            and module.gate is None
+            and module.attn_dim == module.qkv.in_features
+        )
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Self-attention over ``(N, L, D)``; takes the keywords with which timm calls its own.
+
+        Raises:
+            ValueError: a causal attention, which no image tower has.
+        """
+        if is_causal:
+            raise ValueError("expected attention over all tokens, got a causal one")
+        return super().forward(x, attn_mask=attn_mask)[0]
 
 
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
@@ -215,11 +273,28 @@ def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
 
 
-def quantize_modules(model: nn.Module, scheme: QuantScheme, *, cross_attention: frozenset[str]) -> list[str]:
+def attentions(model: nn.Module) -> dict[str, Attention]:
+    """All attentions of a model that `quantize_modules` swapped in, by dotted path."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Attention)}
+
+
+def quant_products(model: nn.Module) -> dict[str, AttentionProducts]:
+    """The quantized attention products of a model, by the dotted path of their attention."""
+    return {name: a.products for name, a in attentions(model).items() if a.products is not None}
+
+
+def quantize_modules(
+    model: nn.Module,
+    scheme: QuantScheme,
+    *,
+    cross_attention: frozenset[str],
+    attention_owners: frozenset[str] = frozenset(),
+) -> list[str]:
     """Swap every linear and self-attention of `model` for its quantizable form, in place.
 
     Modules are chosen by type, not by the names of one architecture. Attention modules named in
-    `cross_attention`, and paths that the scheme keeps in float, are left alone.
+    `cross_attention`, and paths that the scheme keeps in float, are left alone. Linears of the modules named in
+    `attention_owners` get the scheme's bits for attentions.
 
     Returns:
         Paths of the linears and attentions that stay in high precision.
@@ -228,13 +303,17 @@ def quantize_modules(model: nn.Module, scheme: QuantScheme, *, cross_attention: 
     for path, module in list(model.named_modules()):
         if any(path == k or path.startswith(k + ".") for k in kept):
             continue
-        if not isinstance(module, nn.MultiheadAttention | nn.Linear):
+        plain_timm = TimmAttention.is_plain(module)
+        if not (plain_timm or isinstance(module, nn.MultiheadAttention | nn.Linear)):
             continue
-        fits = isinstance(module, nn.Linear) or (path not in cross_attention and module.in_proj_weight is not None)
-        if scheme.keeps_float(path) or not fits:
+        multihead = isinstance(module, nn.MultiheadAttention)
+        if scheme.keeps_float(path) or (multihead and (path in cross_attention or module.in_proj_weight is None)):
             kept.append(path)
+        elif plain_timm:
+            replace_module(model, path, TimmAttention.from_timm(module, scheme))
         elif isinstance(module, nn.Linear) and not _inside_attention(model, path):
-            replace_module(model, path, QuantLinear.from_linear(module, scheme))
+            own = scheme.for_attention() if path.rpartition(".")[0] in attention_owners else scheme
+            replace_module(model, path, QuantLinear.from_linear(module, own))
         elif isinstance(module, nn.MultiheadAttention):
             replace_module(model, path, Attention.from_multihead(module, scheme))
     return kept
@@ -247,21 +326,25 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def set_phase(model: nn.Module, phase: Phase) -> None:
-    """Put every quantizable linear of the model into one phase."""
-    for linear in quant_linears(model).values():
-        linear.phase = phase
+    """Put every quantizable linear and attention of the model into one phase."""
+    for module in _phased(model):
+        module.phase = phase
 
 
 @contextmanager
 def running_in(model: nn.Module, phase: Phase) -> Iterator[None]:
-    """Run the model in a phase for the length of a ``with`` block, then restore each linear's own."""
-    before = {name: linear.phase for name, linear in quant_linears(model).items()}
+    """Run the model in a phase for the length of a ``with`` block, then restore each module's own."""
+    before = [(module, module.phase) for module in _phased(model)]
     set_phase(model, phase)
     try:
         yield
     finally:
-        for name, linear in quant_linears(model).items():
-            linear.phase = before[name]
+        for module, own in before:
+            module.phase = own
+
+
+def _phased(model: nn.Module) -> list[QuantLinear | Attention]:
+    return [module for module in model.modules() if isinstance(module, QuantLinear | Attention)]
 
 
 def _inside_attention(model: nn.Module, path: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.quant import affine
-from p4q_edge.quant.scheme import ObserverName
+from p4q_edge.quant.scheme import ObserverName, QuantScheme
 
 HISTOGRAM_BINS = 4096
 MSE_CANDIDATES = 100
@@ -79,6 +79,13 @@ def _least_error_clip(centres: Tensor, counts: Tensor, amax: float, quant_max: i
     restored = affine.dequantize(affine.quantize(centres, scale, 0, quant_max), scale)
     errors = ((restored - centres).square() * counts).sum(1)
     return candidates[errors.argmin()].float()
+
+
+def activation_scale(histogram: MagnitudeHistogram, scheme: QuantScheme, *, bits: int) -> Tensor:
+    """Scale of an activation, shape ``()``: the scheme's clip range of what was observed, with its headroom."""
+    _, quant_max = affine.activation_range(bits)
+    clip = histogram.clip(scheme.observer, quant_max=quant_max, percentile=scheme.percentile)
+    return affine.scale_for(clip * scheme.headroom, quant_max)
 
 
 def weight_scale(weight: Tensor, *, bits: int, observer: ObserverName, percentile: float = 99.99) -> Tensor:

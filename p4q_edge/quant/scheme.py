@@ -1,10 +1,11 @@
 """QuantScheme: what is quantized, to how many bits, and how ranges are found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from p4q_edge.quant import affine
+from p4q_edge.runtime.bundle import width_label
 
 ObserverName = Literal["minmax", "percentile", "mse"]
 
@@ -16,6 +17,9 @@ class QuantScheme:
     Attributes:
         weight_bits: 2 to 8.
         activation_bits: 2 to 8.
+        attention_bits: 2 to 8, of weights and activations of the linears of attentions and of the tensors that
+            attentions multiply; None: as all others.
+        quantize_attention: quantize the products of attentions too, where TensorRT fuses them in INT8.
         observer: how the clip range of an activation is chosen: its maximum, a percentile of its absolute values,
             or the range with the least mean squared quantization error (OMSE).
         percentile: used by the percentile observer, in percent.
@@ -34,6 +38,8 @@ class QuantScheme:
 
     weight_bits: int = 8
     activation_bits: int = 8
+    attention_bits: int | None = None
+    quantize_attention: bool = False
     observer: ObserverName = "mse"
     percentile: float = 99.99
     weight_observer: ObserverName = "mse"
@@ -47,6 +53,8 @@ class QuantScheme:
     def __post_init__(self) -> None:
         affine.weight_range(self.weight_bits)
         affine.activation_range(self.activation_bits)
+        if self.attention_bits is not None:
+            affine.activation_range(self.attention_bits)
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
         if not 1.0 <= self.headroom <= 4.0:
@@ -57,12 +65,18 @@ class QuantScheme:
     @property
     def execution(self) -> Literal["executed", "carried"]:
         """Whether integer kernels run at these widths, or 8-bit kernels carry the narrower grid."""
-        return "executed" if self.weight_bits == 8 and self.activation_bits == 8 else "carried"
+        widths = {self.weight_bits, self.activation_bits, self.attention_bits or 8}
+        return "executed" if widths == {8} else "carried"
 
     @property
     def label(self) -> str:
-        """Short name such as ``W8A8``."""
-        return f"W{self.weight_bits}A{self.activation_bits}"
+        """Short name such as ``W8A8``, or ``W4A4 (attention W8A8)`` where attentions have bits of their own."""
+        return width_label(self.weight_bits, self.activation_bits, self.attention_bits)
+
+    def for_attention(self) -> "QuantScheme":
+        """The scheme of the linears and products of attentions."""
+        bits = self.attention_bits
+        return self if bits is None else replace(self, weight_bits=bits, activation_bits=bits)
 
     def keeps_float(self, module_path: str) -> bool:
         """Whether the module at this dotted path stays in high precision."""

@@ -37,6 +37,17 @@ def test_the_same_contents_give_the_same_bytes(tiny_bundle: Path, tmp_path: Path
     assert (tmp_path / "a.p4q").read_bytes() == (tmp_path / "b.p4q").read_bytes() == tiny_bundle.read_bytes()
 
 
+def test_precision_in_words() -> None:
+    plain = bundles.Precision(
+        weight_bits=8, activation_bits=8, execution="executed", remainder="fp16", quantized_linears=51
+    )
+    assert (plain.label, plain.parts) == ("W8A8 executed", "51 linears")
+    whole = msgspec.structs.replace(plain, quantized_attentions=11)
+    assert (whole.label, whole.parts) == ("W8A8 executed", "51 linears and the products of 11 attentions")
+    paper = msgspec.structs.replace(whole, weight_bits=4, activation_bits=4, attention_bits=8, execution="carried")
+    assert paper.label == "W4A4 (attention W8A8) carried"
+
+
 def test_a_bundle_gives_its_parts(tiny_bundle: Path) -> None:
     bundle = read_bundle(tiny_bundle)
     assert bundle.manifest.class_names == ("circle", "square", "triangle")

@@ -236,6 +236,7 @@ def test_ranges_without_data_say_what_to_do() -> None:
         ({"headroom": 0.5}, "headroom must be in"),
         ({"fold_strength": 2.0}, "fold_strength must be in"),
         ({"weight_bits": 1}, "bits must be between 2 and 8"),
+        ({"attention_bits": 9}, "bits must be between 2 and 8"),
     ],
 )
 def test_schemes_check_themselves(wrong: dict[str, float], message: str) -> None:
@@ -243,6 +244,17 @@ def test_schemes_check_themselves(wrong: dict[str, float], message: str) -> None
         QuantScheme(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("bits", "execution"), [((8, 8), "executed"), ((4, 8), "carried"), ((6, 6), "carried")])
-def test_narrow_grids_are_carried(bits: tuple[int, int], execution: str) -> None:
-    assert QuantScheme(weight_bits=bits[0], activation_bits=bits[1]).execution == execution
+@pytest.mark.parametrize(
+    ("bits", "execution", "label"),
+    [
+        ((8, 8, None), "executed", "W8A8"),
+        ((8, 8, 8), "executed", "W8A8"),
+        ((4, 8, None), "carried", "W4A8"),
+        ((6, 6, 6), "carried", "W6A6"),
+        ((4, 4, 8), "carried", "W4A4 (attention W8A8)"),
+        ((8, 8, 4), "carried", "W8A8 (attention W4A4)"),
+    ],
+)
+def test_narrow_grids_are_carried(bits: tuple[int, int, int | None], execution: str, label: str) -> None:
+    scheme = QuantScheme(weight_bits=bits[0], activation_bits=bits[1], attention_bits=bits[2])
+    assert (scheme.execution, scheme.label) == (execution, label)

@@ -78,9 +78,9 @@ def main() -> None:
     parser.add_argument("--quantize-attention", action="store_true")
     arguments = parser.parse_args()
     # Minima and maxima: random weights have no outliers, and histograms cost time.
-    scheme = QuantScheme(observer="minmax", weight_observer="minmax")
+    scheme = QuantScheme(observer="minmax", weight_observer="minmax", quantize_attention=arguments.quantize_attention)
     model, images = random_classifier(arguments.architecture, classes=arguments.classes, scheme=scheme)
-    graphs = export_classifier(model, images, attention_images=images if arguments.quantize_attention else None)
+    graphs = export_classifier(model, images)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     (arguments.folder / "fp16.onnx").write_bytes(graphs.fp16 + graphs.weights)
     (arguments.folder / "fp32.onnx").write_bytes(graphs.fp32 + graphs.weights)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import numpy_helper
 
 from p4q_edge.export import (
     ExportedGraphs,
+    attention_quantizations,
     check_parity,
     default_gate,
     export_classifier,
@@ -19,9 +21,11 @@ from p4q_edge.export import (
     reference_outputs,
 )
 from p4q_edge.fold import FoldedClassifier
+from p4q_edge.graph.base import GraphPassError
 from p4q_edge.graph.lint import lint
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
-from p4q_edge.quant.modules import Phase, quant_linears
+from p4q_edge.quant.modules import Phase, attentions, quant_linears, quant_products
+from p4q_edge.quant.products import softmax_scale
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import QualityGateError
 
@@ -131,18 +135,54 @@ def test_narrow_widths_are_carried_on_int8(
 
 
 def test_attention_products_are_quantized_on_request(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
-    model = fold_toy(QuantScheme())
-    graphs = export_classifier(model, images, attention_images=images)
+    model = fold_toy(QuantScheme(quantize_attention=True))
+    graphs = export_classifier(model, images)
+    products = quant_products(model)
     for part in ("fp16", "fp32"):
         proto = onnx.load_from_string(getattr(graphs, part) + graphs.weights)
         names = {t.name for t in proto.graph.initializer}
+        stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         first, last = (f"encoder.trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
         suffix = ".fp16" if part == "fp16" else ""
         assert {f"{first}.{name}_scale{suffix}" for name in ("query", "key", "softmax", "value")} <= names
         assert not any(name.startswith(f"{last}.query_scale") for name in names)  # it asks for the class token alone
         assert {finding.rule for finding in lint(proto)} == {"placement"}
         assert not lint(proto, quantized_attention=True)
-    assert graphs.parity["fp32_unoptimized.cosine_features"] > 0.99
+        for name in ("query", "key", "value"):
+            assert stored[f"{first}.{name}_scale{suffix}"] == getattr(products[first], name).scale.numpy()
+        assert float(stored[f"{first}.softmax_scale{suffix}"]) == softmax_scale(8)
+    assert list(products) == [first]
+    assert graphs.parity["fp32_unoptimized.cosine_features"] > 0.999
+
+
+def test_a_wrong_scale_of_an_attention_is_refused(
+    fold_toy: Fold, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fold_toy(QuantScheme(quantize_attention=True))
+    right = attention_quantizations(model)
+    wrong = {path: replace(grids, value=grids.value / 4) for path, grids in right.items()}
+    monkeypatch.setattr("p4q_edge.export.attention_quantizations", lambda _: wrong)
+    with pytest.raises(QualityGateError, match="parity"):
+        export_classifier(model, images)
+
+
+def test_an_attention_of_one_token_cannot_be_quantized(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
+    model = fold_toy(QuantScheme(quantize_attention=True))
+    first, last = attentions(model).values()
+    first.products, last.products = None, first.products
+    with pytest.raises(GraphPassError, match=r"no attention of all tokens comes from .*resblocks\.1\.attn"):
+        export_classifier(model, images)
+
+
+def test_narrow_attention_products_are_clipped(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
+    model = fold_toy(QuantScheme(quantize_attention=True, attention_bits=6))
+    graphs = export_classifier(model, images)
+    proto = onnx.load_from_string(graphs.fp32 + graphs.weights)
+    clips = Counter(node.name.split("/")[0] for node in proto.graph.node if node.op_type == "Clip")
+    first, last = (f"encoder.trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
+    linears = {f"{attention}.{linear}": 1 for attention in (first, last) for linear in ("in_proj", "out_proj")}
+    assert clips == {first: 4, **linears}  # the MLP keeps eight bits
+    assert graphs.parity["fp32_unoptimized.cosine_features"] > default_gate(6)
 
 
 def test_small_weight_scales_keep_fp16_and_their_numbers(fold_toy: Fold, images: NDArray[np.uint8]) -> None:

@@ -8,9 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from p4q_edge.graph.lint import RULES, Finding, check_lint, lint
+from p4q_edge.quant import products
 from p4q_edge.runtime.errors import QualityGateError
 
 Model = onnx.ModelProto
+ATTENTION = "encoder.trunk.transformer.resblocks.0.attn"
 LINEAR = "encoder.trunk.transformer.resblocks.0.mlp.c_fc"
 
 
@@ -131,6 +133,31 @@ def quantized_softmax(model: Model) -> None:
     product.input[0] = "p"
 
 
+def quantized_operands(model: Model, block: int) -> None:
+    """Quantize query, key, softmax and value of a block's attention."""
+    softmax = [node for node in model.graph.node if node.op_type == "Softmax"][block]
+    scores = next(node for node in model.graph.node if softmax.input[0] in node.output)
+    mixed = next(node for node in model.graph.node if softmax.output[0] in node.input)
+    for product, index in ((scores, 0), (scores, 1), (mixed, 0), (mixed, 1)):
+        name = f"extra_{product.name}_{index}"
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0.01, np.float16), f"{name}_scale"))
+        for end in ("zero", "zero_dq"):
+            model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), f"{name}_{end}"))
+        position = next(i for i, node in enumerate(model.graph.node) if node.name == product.name)
+        inputs = [f"{name}_scale", f"{name}_zero"]
+        model.graph.node.insert(
+            position, helper.make_node("DequantizeLinear", [f"{name}_8", inputs[0], f"{name}_zero_dq"], [f"{name}_x"])
+        )
+        model.graph.node.insert(
+            position, helper.make_node("QuantizeLinear", [product.input[index], *inputs], [f"{name}_8"])
+        )
+        node_named(model, product.name).input[index] = f"{name}_x"
+
+
+def quantized_class_attention(model: Model) -> None:
+    quantized_operands(model, 1)  # the last block asks for the class token alone
+
+
 def norm_in_parts(model: Model) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "last"))
     model.graph.node.extend(
@@ -165,6 +192,8 @@ BROKEN: list[tuple[Callable[[Model], None], str, str]] = [
     (integers_used_directly, "pairs", f"{LINEAR}/QuantizeLinear"),
     (quantized_residual, "placement", f"{LINEAR}/DequantizeLinear"),
     (quantized_softmax, "placement", "extra"),
+    (quantized_softmax, "attention", f"{ATTENTION}/Softmax"),
+    (quantized_class_attention, "attention", "encoder.trunk/Softmax"),
     (norm_in_parts, "layer-norm", "extra"),
     (float_product, "fp16-remainder", "extra"),
 ]
@@ -175,7 +204,7 @@ def test_exported_graphs_are_clean(fp16_model: Model, fp32_model: Model) -> None
     assert lint(fp32_model) == []
 
 
-@pytest.mark.parametrize(("break_it", "rule", "node"), BROKEN, ids=[f.__name__ for f, _, _ in BROKEN])
+@pytest.mark.parametrize(("break_it", "rule", "node"), BROKEN, ids=[f"{f.__name__}-{rule}" for f, rule, _ in BROKEN])
 def test_each_mistake_is_found_and_named(
     fp16_model: Model, break_it: Callable[[Model], None], rule: str, node: str
 ) -> None:
@@ -189,8 +218,20 @@ def test_every_rule_has_a_mistake_that_breaks_it() -> None:
 
 
 def test_quantized_attention_passes_when_asked_for(fp16_model: Model) -> None:
-    quantized_softmax(fp16_model)
+    quantized_operands(fp16_model, 0)
     assert lint(fp16_model, quantized_attention=True) == []
+    assert {finding.rule for finding in lint(fp16_model)} == {"placement"}
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_TOKENS", 4), ("HEAD_SIZES", frozenset({32}))])
+def test_attention_of_a_size_that_does_not_fuse(
+    fp16_model: Model, monkeypatch: pytest.MonkeyPatch, limit: str, value: object
+) -> None:
+    monkeypatch.setattr(products, limit, value)
+    quantized_operands(fp16_model, 0)
+    (finding,) = lint(fp16_model, quantized_attention=True)
+    assert finding.rule == "attention"
+    assert "heads of 16 and 5 tokens" in finding.message
 
 
 def test_a_finding_stops_the_export_and_names_node_and_rule() -> None:

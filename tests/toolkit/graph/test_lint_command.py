@@ -1,14 +1,22 @@
 """`p4q-edge inspect --lint`."""
 
 import json
+from collections.abc import Callable
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from p4q_edge.command import lint_graph
+from p4q_edge.export import export_classifier
+from p4q_edge.fold import FoldedClassifier
+from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.bundle import GRAPH_FP16, GRAPH_FP32, WEIGHTS, read_bundle, write_bundle
 from p4q_edge.runtime.cli import main
 from p4q_edge.runtime.command import inspect
 
@@ -35,6 +43,24 @@ def test_a_broken_rule_is_listed_with_graph_rule_and_node(
     shown = capsys.readouterr()
     assert "new.onnx  opset  model: expected opset 17 to 20" in shown.out
     assert "breaks 1 rules" in shown.err
+
+
+@pytest.mark.parametrize(("told", "code"), [(1, 0), (0, 5)])
+def test_quantized_attention_is_right_where_the_manifest_tells_of_it(
+    fold_toy: Callable[[QuantScheme], FoldedClassifier],
+    images: NDArray[np.uint8],
+    repository: Path,
+    tmp_path: Path,
+    told: int,
+    code: int,
+) -> None:
+    graphs = export_classifier(fold_toy(QuantScheme(quantize_attention=True)), images)
+    tiny = read_bundle(repository / "tests" / "runtime" / "data" / "tiny.p4q")
+    members = {name: tiny.read(name) for name in tiny.manifest.members}
+    members |= {GRAPH_FP16: graphs.fp16, GRAPH_FP32: graphs.fp32, WEIGHTS: graphs.weights}
+    precision = msgspec.structs.replace(tiny.manifest.precision, quantized_attentions=told)
+    write_bundle(tmp_path / "toy.p4q", msgspec.structs.replace(tiny.manifest, precision=precision), members)
+    assert main(["inspect", "--lint", str(tmp_path / "toy.p4q")]) == code
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def make_report(**changes: Any) -> document.Report:
             execution="executed",
             remainder="fp32",
             quantized_linears=18,
+            quantized_attentions=3,
             int8_share=0.93,
             kernels={"MatMulIntegerToFloat": 18, "LayerNormalization": 9},
         ),

@@ -83,6 +83,7 @@ def test_every_figure_of_the_chain_stands_in_the_page_and_in_the_text(report: An
     assert "p4q-edge validate build/demo.onnx --max-top1-drop 1.0" in page
     assert "p4q-edge validate build/demo.onnx --max-top1-drop 1.0" in text
     assert "W8A8 executed" in page
+    assert "18 linears and the products of 3 attentions" in page
     assert "other processes used 1.00 of 2 cores" in page
     assert "other processes used 1.00 of 2 cores" in text
 

@@ -97,8 +97,7 @@ def _options(args: argparse.Namespace) -> BenchOptions:
 
 
 def _name(card: Card) -> str:
-    precision = card.precision
-    return f"W{precision.weight_bits}A{precision.activation_bits} {precision.execution}"
+    return card.precision.label
 
 
 def _against(against: str, args: argparse.Namespace, *, taken: set[str]) -> Candidate:

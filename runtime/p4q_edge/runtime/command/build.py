@@ -67,7 +67,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and build nothing")
     recipe = parser.add_argument_group("from a recipe (toolkit)")
     recipe.add_argument("--recipe", type=Path, help="recipe to run instead of a bundle")
-    recipe.add_argument("--seed", type=int, help="overrides the recipe's seed")
+    add_recipe_overrides(recipe)
     recipe.add_argument("--print-config", action="store_true", help="write the resolved recipe, and build nothing")
     cpu = parser.add_argument_group("ONNX Runtime")
     cpu.add_argument(
@@ -80,6 +80,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     tensorrt = parser.add_argument_group("TensorRT")
     for flag, field, keywords in _TENSORRT_FLAGS:
         tensorrt.add_argument(flag, dest=field, default=None, **keywords)
+
+
+def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options that override keys of a recipe; None where they are not given."""
+    parser.add_argument("--seed", type=int, help="overrides the recipe's seed")
+    parser.add_argument(
+        "--quantize-attention",
+        action=argparse.BooleanOptionalAction,
+        help="overrides the recipe's quantization.quantize_attention: the products of attentions in INT8 too",
+    )
 
 
 def build_options(args: argparse.Namespace) -> BuildOptions:
@@ -109,7 +119,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.dry_run:
             raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
         return toolkit_command(RECIPE_ENTRY_POINT, missing=NEEDS_TOOLKIT).run(args)
-    if args.recipe is not None or args.seed is not None or args.print_config:
+    overrides = (args.recipe, args.seed, args.quantize_attention)
+    if args.print_config or any(value is not None for value in overrides):
         raise UsageError("a bundle and an option for recipes were both given. Leave out one of them.")
     if args.dry_run:
         return _describe(args, options)

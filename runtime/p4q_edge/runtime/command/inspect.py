@@ -106,10 +106,12 @@ def _lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 def _precision(value: Mapping[str, Any]) -> str:
-    return (
-        f"W{value['weight_bits']}A{value['activation_bits']} {value['execution']}, {value['remainder']} remainder, "
-        f"{value['quantized_linears']} linears quantized"
-    )
+    import msgspec
+
+    from p4q_edge.runtime.bundle import Precision
+
+    precision = msgspec.convert(value, Precision)
+    return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized"
 
 
 COMMAND = Command(

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from p4q_edge.runtime.bundle import quantized_parts, width_label
 from p4q_edge.runtime.chain import ChainReport
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.metrics import Estimate, wilson_interval
@@ -49,6 +50,8 @@ class Built:
         int8_share: share of the matrix products in INT8, attention included, read from the engine: of operations in
             TensorRT, of calls in ONNX Runtime; None: not read.
         kernels: layer kinds of the built engine and how often each occurs.
+        attention_bits: of weights and activations in attentions, where they differ from the others.
+        quantized_attentions: attentions whose products are quantized as well.
     """
 
     engine: str
@@ -63,11 +66,18 @@ class Built:
     quantized_linears: int
     int8_share: float | None = None
     kernels: dict[str, int] = field(default_factory=dict)
+    attention_bits: int | None = None
+    quantized_attentions: int = 0
 
     @property
     def precision(self) -> str:
         """Bit widths with the word that says whether the hardware computes in them."""
-        return f"W{self.weight_bits}A{self.activation_bits} {self.execution}"
+        return f"{width_label(self.weight_bits, self.activation_bits, self.attention_bits)} {self.execution}"
+
+    @property
+    def parts(self) -> str:
+        """What is quantized, in words."""
+        return quantized_parts(self.quantized_linears, self.quantized_attentions)
 
 
 @dataclass(frozen=True, kw_only=True)

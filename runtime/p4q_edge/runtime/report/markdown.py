@@ -14,7 +14,7 @@ def render_markdown(report: Report) -> str:
         f"<!-- {KIND} -->",
         f"# {_plain(report.title)}",
         f"**{'passed' if report.passed else 'failed'}**. {_plain(report.data)}. {report.provenance.created}",
-        f"{_plain(built.engine)}: {built.precision}, {built.quantized_linears} linears, {built.remainder} remainder, "
+        f"{_plain(built.engine)}: {built.precision}, {built.parts}, {built.remainder} remainder, "
         f"{words.megabytes(built.size_bytes)}, {built.backend}.",
     ]
     if report.baselines:

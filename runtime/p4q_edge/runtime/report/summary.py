@@ -15,7 +15,7 @@ def summary(report: Report, paths: Sequence[Path]) -> str:
     built = report.built
     lines = [
         f"{'passed' if report.passed else 'FAILED'}: {report.title}",
-        f"{built.engine}: {built.precision}, {built.quantized_linears} linears, {built.remainder} remainder, "
+        f"{built.engine}: {built.precision}, {built.parts}, {built.remainder} remainder, "
         f"{words.megabytes(built.size_bytes)}; {report.data}",
     ]
     if report.baselines:
