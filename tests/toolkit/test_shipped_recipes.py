@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p4q_edge.prompts import fill
@@ -14,6 +15,7 @@ WIDTHS = {
     "w4a8": ("W4A8", "carried", False),
     "w4a4": ("W4A4", "carried", False),
     "paper-8-8-8": ("W8A8", "executed", True),
+    "paper-4-4-8": ("W4A4 (attention W8A8)", "carried", True),
 }
 
 
@@ -26,6 +28,17 @@ def test_recipes_say_what_their_name_says(repository: Path, name: str) -> None:
     recipe = read_recipe(repository / "calibration" / "recipes" / f"{name}.toml")
     scheme = recipe.quantization.scheme()
     assert (scheme.label, scheme.execution, recipe.quantization.text) == WIDTHS[name]
+
+
+def test_the_papers_recipes_differ_in_bits_alone(repository: Path) -> None:
+    """One budget: the same prompts, adapter and schedule; 4-4-8 differs in [quantization]."""
+    eight, four = (
+        read_recipe(repository / "calibration" / "recipes" / f"paper-{name}.toml") for name in ("8-8-8", "4-4-8")
+    )
+    assert four.learn == eight.learn
+    assert (four.model, four.data) == (eight.model, eight.data)
+    bits = {"weight_bits": 4, "activation_bits": 4, "attention_bits": 8}
+    assert four.quantization == msgspec.structs.replace(eight.quantization, **bits)
 
 
 def test_templates_have_a_place_for_the_name(repository: Path) -> None:
