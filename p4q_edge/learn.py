@@ -130,6 +130,8 @@ def learn(student: Student, features: CachedFeatures, section: LearnSection, *, 
     Source: P4Q, arXiv:2409.17634, section 3.4.
     """
     groups = student.parameter_groups(section)
+    if student.prompts is not None:
+        student.prompts.limit_memory(section.text_memory_mib << 20)
     if groups:
         _run_epochs(student, features, section, seed=seed, run=run, groups=groups)
     if student.adapter is not None:

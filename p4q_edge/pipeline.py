@@ -28,7 +28,7 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.files import atomic_write
 from p4q_edge.sources import read_class_prompts, read_split, read_words
 from p4q_edge.tensor_file import read_tensors, write_tensors
-from p4q_edge.text_tower import TextTower
+from p4q_edge.text_tower import TextTower, encoder_of
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> Cached
 def hand_written_embeddings(source: Source) -> Tensor:
     """Class embeddings of the recipe's templates by the float text tower, ``(classes, dim)`` normalized."""
     return template_embeddings(
-        source.model.clip.encode_text,  # type: ignore[arg-type]
+        encoder_of(source.model.clip),
         source.model.tokenizer,
         source.class_names,
         templates=source.templates,

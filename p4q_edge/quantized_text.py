@@ -3,7 +3,7 @@
 import torch
 
 from p4q_edge.calibrate import fix_scales
-from p4q_edge.prompts import PromptLearner
+from p4q_edge.prompts import TEXT_BATCH_SIZE, PromptLearner
 from p4q_edge.quant.modules import Phase, quant_linears, quant_products, running_in, set_phase
 from p4q_edge.text_tower import TextTower
 
@@ -26,10 +26,9 @@ def calibrate_text(tower: TextTower, prompts: PromptLearner | None) -> None:
     whole = prompts.prompts()
     for phase in (Phase.RANGING, Phase.CALIBRATING):
         with running_in(tower, phase):
-            for text, end in zip(whole, prompts.end, strict=True):
-                length = int(end) + 1 if tower.causal else len(text)
-                tower(text[None, :length], end[None])
+            for chunk in prompts.chunks:
+                for classes, length in chunk.runs:
+                    for some in torch.split(classes, TEXT_BATCH_SIZE):
+                        tower(whole[some, :length], prompts.end[some])
     fix_scales(tower)
     set_phase(tower, Phase.QUANTIZED)
-    # The start token is exempt from quantization, which a shared prefix without it could not tell apart.
-    prompts.share_prefix = False

@@ -121,6 +121,8 @@ class LearnSection(Section, frozen=True, kw_only=True):
         weight_decay: of both (AdamW).
         views: cached views of each image; the first is the image itself, the others are augmented.
         flip: whether augmented views may be mirrored.
+        text_memory_mib: bound of the text tower's activations that a step keeps; classes beyond it are computed
+            twice, with the same gradient.
     """
 
     prompts: bool = True
@@ -142,11 +144,12 @@ class LearnSection(Section, frozen=True, kw_only=True):
     weight_decay: float = 1e-2
     views: int = 1
     flip: bool = False
+    text_memory_mib: int = 2048
 
     def __post_init__(self) -> None:
         if not 0.0 < self.residual_ratio < 1.0:
             raise ValueError(f"residual_ratio must be between 0 and 1, got {self.residual_ratio}")
-        for name in ("epochs", "batch_size", "views"):
+        for name in ("epochs", "batch_size", "views", "text_memory_mib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.context_init and self.num_context_tokens < 1:

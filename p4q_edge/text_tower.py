@@ -1,6 +1,9 @@
 """The text side with embeddings as input, so that context vectors can take the place of word embeddings."""
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +15,19 @@ from p4q_edge.quant.modules import Attention, QuantLinear, attentions, quantize_
 from p4q_edge.quant.products import AttentionProducts
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What the tokens that all texts begin with leave behind for the tokens after them.
+
+    Attributes:
+        length: number of those tokens, P.
+        blocks: keys and values of each block, each ``(heads, P, head_size)``.
+    """
+
+    length: int
+    blocks: tuple[tuple[Tensor, Tensor], ...]
 
 
 class TextTower(nn.Module):
@@ -34,13 +50,11 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: nn.Module, scheme: QuantScheme) -> None:
         super().__init__()
-        source: Any = clip.text if hasattr(clip, "text") else clip
-        needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-        missing = [name for name in needed if not hasattr(source, name)]
-        if missing or getattr(source, "cls_emb", None) is not None:
+        source = _text_module(clip)
+        if missing := _missing(source):
             raise UsageError(
                 f"prompts can be learned for open_clip's own text transformer; {type(source).__name__} has no "
-                f"{', '.join(missing) or 'plain end-of-text pooling'}; set learn.prompts = false"
+                f"{', '.join(missing)}; set learn.prompts = false"
             )
         self.token_embedding = source.token_embedding
         self.positional_embedding = source.positional_embedding
@@ -56,9 +70,8 @@ class TextTower(nn.Module):
                 attention.products = AttentionProducts(scheme)
         if self.causal:
             # The start token draws outliers a hundred times the rest; a constant may stay in high precision.
-            for module in self.transformer.modules():
-                if isinstance(module, QuantLinear | AttentionProducts):
-                    module.float_prefix = 1
+            for module in self._quantizing():
+                module.float_prefix = 1
         self.requires_grad_(False)
 
     @property
@@ -101,31 +114,49 @@ class TextTower(nn.Module):
         x = self.transformer(x, attn_mask=mask)  # (texts, L, width)
         return self._pool(x, end)
 
-    def forward_shared(self, prefix: Tensor, suffixes: Tensor, end: Tensor) -> Tensor:
-        """Features of texts that share their first tokens, with the prefix computed once.
+    def read_prefix(self, embeddings: Tensor) -> Prefix:
+        """Run the tokens ``(P, width)`` that all texts begin with, once for all of them.
 
-        Causal attention keeps the prefix independent of what follows, so its keys and values serve all texts.
-
-        Args:
-            prefix: ``(P, width)`` embeddings of the shared tokens.
-            suffixes: ``(texts, S, width)`` embeddings of what follows.
-            end: ``(texts,)`` int64, the pooled position within the whole text.
-
-        Returns:
-            ``(texts, dim)``, equal to `forward` on the joined texts.
+        Causal attention keeps them independent of what follows.
         """
-        split, length = prefix.shape[0], prefix.shape[0] + suffixes.shape[1]
+        length = embeddings.shape[0]
         assert self.attn_mask is not None
         mask = self.attn_mask[:length, :length]
-        head = (prefix + self.positional_embedding[:split])[None]  # (1, P, width)
-        tail = suffixes + self.positional_embedding[split:length]  # (texts, S, width)
+        x = (embeddings + self.positional_embedding[:length])[None]  # (1, P, width)
+        blocks = []
         for block in self._blocks:
-            head, tail = _shared_block(block, head, tail, mask)
-        return self._pool(tail, end - split)
+            attention: Attention = block.attn
+            q, k, v = attention.operands(*attention.project(block.ln_1(x)))  # (1, heads, P, head_size)
+            blocks.append((k[0], v[0]))
+            x = x + block.ls_1(attention.out_proj(attention.mix(q, k, v, mask)))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return Prefix(length=length, blocks=tuple(blocks))
+
+    def continue_prefix(self, prefix: Prefix, runs: Sequence[Tensor]) -> Tensor:
+        """Features of texts that all begin with `prefix`; equal to `forward` on the joined texts.
+
+        All tokens go through the linears as one matrix, so that a short text costs no more than its own tokens. The
+        last block is finished for the last token of each text only, as nothing else is read.
+
+        Args:
+            runs: what follows the prefix, texts of one length together, each ``(texts, S, width)``.
+
+        Returns:
+            ``(all texts, dim)``, not normalized, in the order of the runs.
+        """
+        assert self.attn_mask is not None
+        start = prefix.length
+        x = torch.cat([(r + self.positional_embedding[start : start + r.shape[1]]).flatten(0, 1) for r in runs])
+        shapes = [(r.shape[0], r.shape[1]) for r in runs]
+        with self._float_tokens(0):  # the start token is in the prefix
+            for number, (block, before) in enumerate(zip(self._blocks, prefix.blocks, strict=True), 1):
+                x = _continue_block(block, x, shapes, before, self.attn_mask, ends_only=number == len(prefix.blocks))
+        projected: Tensor = self.text_projection(self.ln_final(x))
+        return projected
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether `forward_shared` fits this tower: causal, and made of open_clip's plain residual blocks."""
+        """Whether `continue_prefix` fits this tower: causal, and made of open_clip's plain residual blocks."""
         return self.causal and all(type(block) is ResidualAttentionBlock for block in self._blocks)
 
     @property
@@ -145,9 +176,47 @@ class TextTower(nn.Module):
         return features
 
     def _pool(self, x: Tensor, end: Tensor) -> Tensor:
-        pooled = self.ln_final(x)[torch.arange(len(x)), end]  # (texts, width)
-        projected: Tensor = self.text_projection(pooled)
+        pooled = x[torch.arange(len(x)), end]  # (texts, width)
+        projected: Tensor = self.text_projection(self.ln_final(pooled))
         return projected
+
+    def _quantizing(self) -> list[QuantLinear | AttentionProducts]:
+        return [m for m in self.transformer.modules() if isinstance(m, QuantLinear | AttentionProducts)]
+
+    @contextmanager
+    def _float_tokens(self, count: int) -> Iterator[None]:
+        modules = self._quantizing()
+        before = [module.float_prefix for module in modules]
+        for module in modules:
+            module.float_prefix = count
+        try:
+            yield
+        finally:
+            for module, own in zip(modules, before, strict=True):
+                module.float_prefix = own
+
+
+def encoder_of(clip: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The float text side of a model: tokens ``(texts, context_length)`` to features ``(texts, dim)``.
+
+    It computes what the model's own ``encode_text`` computes, without the padding where that cannot be seen.
+    """
+    if _missing(_text_module(clip)):
+        own: Callable[[Tensor], Tensor] = clip.encode_text  # type: ignore[assignment]
+        return own
+    return TextTower(clip, QuantScheme()).encode
+
+
+def _text_module(clip: Any) -> Any:
+    return clip.text if hasattr(clip, "text") else clip
+
+
+def _missing(source: Any) -> list[str]:
+    """What a text module lacks of open_clip's own transformer."""
+    needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+    missing = [name for name in needed if not hasattr(source, name)]
+    plain = getattr(source, "cls_emb", None) is None
+    return missing or ([] if plain else ["plain end-of-text pooling"])
 
 
 def _projection(source: object, scheme: QuantScheme) -> nn.Module:
@@ -159,16 +228,40 @@ def _projection(source: object, scheme: QuantScheme) -> nn.Module:
     return QuantLinear(source.T.contiguous(), None, scheme)
 
 
-def _shared_block(block: ResidualAttentionBlock, head: Tensor, tail: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _continue_block(
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    before: tuple[Tensor, Tensor],
+    mask: Tensor,
+    *,
+    ends_only: bool,
+) -> Tensor:
+    """One block on the tokens ``(tokens, width)`` of runs with these shapes ``(texts, S)``.
+
+    With `ends_only` the last token of each text comes out, ``(texts, width)``, else all of them.
+    """
     attention: Attention = block.attn
-    split, texts = head.shape[1], tail.shape[0]
-    q_head, k_head, v_head = attention.project(block.ln_1(head))
-    q_tail, k_tail, v_tail = attention.project(block.ln_1(tail))
-    keys = torch.cat([k_head.expand(texts, -1, -1, -1), k_tail], dim=2)
-    values = torch.cat([v_head.expand(texts, -1, -1, -1), v_tail], dim=2)
-    head = head + block.ls_1(attention.attend(q_head, k_head, v_head, mask[:split, :split]))
-    tail = tail + block.ls_1(attention.attend(q_tail, keys, values, mask[split:, :]))
-    return head + block.ls_2(block.mlp(block.ln_2(head))), tail + block.ls_2(block.mlp(block.ln_2(tail)))
+    parts = attention.operands(*attention.project(block.ln_1(x)[None]))  # each (1, heads, tokens, head_size)
+    mixed = []
+    for q, k, v in zip(*(_by_run(part[0], shapes) for part in parts), strict=True):
+        length = k.shape[2]
+        if ends_only:
+            mixed.append(attention.mix(q[:, :, -1:], k, v, before=before).flatten(0, 1))
+        else:
+            mixed.append(attention.mix(q, k, v, mask[:length, :length], before=before).flatten(0, 1))
+    if ends_only:
+        x = torch.cat([run[:, 0, -1] for run in _by_run(x[None], shapes)])
+    x = x + block.ls_1(attention.out_proj(torch.cat(mixed)))
+    finished: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return finished
+
+
+def _by_run(x: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """``(heads, tokens, head_size)`` to one ``(texts, heads, S, head_size)`` for each run."""
+    split = torch.split(x, [texts * length for texts, length in shapes], dim=1)
+    size = x.shape[2]
+    return [part.view(len(x), *shape, size).transpose(0, 1) for part, shape in zip(split, shapes, strict=True)]
 
 
 @torch.no_grad()

@@ -218,22 +218,47 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
-        products = self.products
-        if products is not None and self.phase is Phase.RANGING:
-            products.observe_ranges(q, k, v)
-        elif products is not None and self.phase is Phase.CALIBRATING:
-            products.observe_magnitudes(q, k, v)
-        quantized = products if self.phase is Phase.QUANTIZED else None
-        if quantized is not None:
-            q, k, v = quantized.on_grid(q, k, v)
+        return self.out_proj(self.mix(*self.operands(q, k, v), attn_mask))  # type: ignore[no-any-return]
+
+    def operands(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value as the products take them, each ``(N, heads, L, head_size)``: observed, or on grids."""
+        if self.products is not None and self.phase is Phase.RANGING:
+            self.products.observe_ranges(q, k, v)
+        elif self.products is not None and self.phase is Phase.CALIBRATING:
+            self.products.observe_magnitudes(q, k, v)
+        elif self.products is not None and self.phase is Phase.QUANTIZED:
+            q, k, v = self.products.on_grid(q, k, v)
+        return q, k, v
+
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        *,
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Softmax attention of `operands`, without the output projection: ``(N, L, D)``.
+
+        Args:
+            before: keys and values that every query sees besides its own, each ``(heads, P, head_size)``; one copy
+                serves all N.
+        """
         scores = q @ k.transpose(-2, -1)  # (N, heads, L, L)
         if attn_mask is not None:
             scores = scores + attn_mask
+        if before is not None:
+            scores = torch.cat([torch.einsum("nhqc,hkc->nhqk", q, before[0]), scores], dim=-1)
         weights = scores.softmax(dim=-1)
-        if quantized is not None:
-            weights = quantized.softmax_on_grid(weights)
-        mixed = weights @ v  # (N, heads, L, head_size)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        if self.products is not None and self.phase is Phase.QUANTIZED:
+            weights = self.products.softmax_on_grid(weights)
+        if before is None:
+            mixed = weights @ v  # (N, heads, L, head_size)
+        else:
+            split = before[1].shape[1]
+            mixed = torch.einsum("nhqk,hkc->nhqc", weights[..., :split], before[1]) + weights[..., split:] @ v
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class TimmAttention(Attention):

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from p4q_edge.data import ImageSet
 from p4q_edge.load import LoadedModel
@@ -18,27 +18,24 @@ TOY_MEAN, TOY_STD = (0.4, 0.45, 0.5), (0.25, 0.26, 0.27)
 TOY_CLASSES = ("red", "green", "blue", "very bright grey")
 
 
-def make_clip(*, quick_gelu: bool = False, seed: int = 0) -> open_clip.CLIP:
-    """An open_clip ViT of two blocks with random weights."""
+VISION = {"image_size": 16, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16}
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+
+def make_clip(*, quick_gelu: bool = False, seed: int = 0, kind: type = open_clip.CLIP, **text: object) -> nn.Module:
+    """An open_clip ViT of two blocks with random weights; `kind` and `text` choose another text side."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        clip = open_clip.CLIP(
-            embed_dim=32,
-            vision_cfg={"image_size": 16, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16},
-            text_cfg={"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-            quick_gelu=quick_gelu,
-        )
+        clip = kind(embed_dim=32, vision_cfg=VISION, text_cfg=TEXT | text, quick_gelu=quick_gelu)
         for module in clip.modules():
-            if isinstance(module, torch.nn.LayerNorm):  # ranges as uneven as those of a trained model
+            if isinstance(module, nn.LayerNorm):  # ranges as uneven as those of a trained model
                 module.weight.data = torch.exp(torch.randn_like(module.weight) * 0.7)
                 module.bias.data = torch.randn_like(module.bias)
     return clip.eval().requires_grad_(False)
 
 
-@pytest.fixture
-def toy_clip() -> LoadedModel:
-    """The toy as `load_model` would return it."""
-    clip = make_clip()
+def loaded(clip: nn.Module) -> LoadedModel:
+    """A model as `load_model` would return it."""
     info = ModelInfo(
         name="toy", pretrained="random", family="VisionTransformer", license="none", weights_sha256="0" * 64
     )
@@ -51,6 +48,22 @@ def toy_clip() -> LoadedModel:
         logit_scale=float(clip.logit_scale.exp()),
         logit_bias=None,
     )
+
+
+@pytest.fixture
+def toy_clip() -> LoadedModel:
+    """A toy of CLIP's own kind."""
+    return loaded(make_clip())
+
+
+@pytest.fixture
+def clip_with_text() -> Callable[..., LoadedModel]:
+    """Makes a toy with another text side, from keywords of open_clip's text configuration."""
+
+    def make(*, kind: type = open_clip.CustomTextCLIP, **text: object) -> LoadedModel:
+        return loaded(make_clip(kind=kind, **text))
+
+    return make
 
 
 @pytest.fixture

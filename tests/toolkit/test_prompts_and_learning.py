@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from p4q_edge import checkpoint as checkpoints
-from p4q_edge.data import ImageSet, make_split
+from p4q_edge.data import ImageSet, augment, make_split, pixels
 from p4q_edge.learn import LearningRun, batch_loss, learn
 from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.losses import cosine_loss, distillation_loss
@@ -243,6 +243,40 @@ def test_cached_features_are_those_of_the_quantized_encoder(prepared: Prepared) 
     torch.testing.assert_close(cached, uncached)
 
 
+class _Recomputed:
+    """Features that are computed anew at each access: learning without the cache."""
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], views: Tensor) -> None:
+        self.encode, self.views, self.calls = encode, views, 0
+        self.shape = (*views.shape[:2], encode(views[0, :1]).shape[1])
+
+    def __getitem__(self, at: tuple[Tensor, Tensor]) -> Tensor:
+        self.calls += 1
+        return self.encode(self.views[at])
+
+    def flatten(self, start: int, end: int) -> Tensor:
+        return self.encode(self.views.flatten(start, end))
+
+
+def test_learning_from_cached_views_ends_where_recomputing_every_step_ends(
+    toy_clip: LoadedModel, toy_images: Callable[[int], ImageSet], tmp_path: Path
+) -> None:
+    source = _source(toy_clip, toy_images(12), views=3, epochs=4, batch_size=8, distillation=0.5)
+    prepared = prepare(source, RunFiles(folder=tmp_path / "run"))
+    images = pixels(source.split.train, toy_clip.preprocess)
+    generator = torch.Generator().manual_seed(source.recipe.seed)
+    augmented = [augment(images, generator=generator, flip=False) for _ in range(2)]
+    views = torch.stack([to_batch(view, toy_clip.preprocess) for view in (images, *augmented)])
+    visual = toy_clip.clip.visual
+    student = _Recomputed(prepared.calibrated.encoder, views)
+    teacher = _Recomputed(lambda batch: F.normalize(visual(batch), dim=-1), views)
+    uncached = replace(prepared, features=replace(prepared.features, student=student, teacher=teacher))
+    expected, found = (_learned_values(run, LearningRun()) for run in (uncached, prepared))
+    assert student.calls == teacher.calls == 4 * 4  # epochs and batches
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4)
+
+
 def test_every_loss_term_changes_the_result(prepared: Prepared) -> None:
     base = learn_stage(_with(prepared, epochs=3), None).classifier.text_embedding
     for term in ("distillation", "prompt_pull", "label_smoothing"):
@@ -277,7 +311,20 @@ def _interrupt_at(stop: int, kind: type[BaseException]) -> Callable[[int, float]
     return progress
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(prepared: Prepared, tmp_path: Path) -> None:
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(
+    toy_clip: LoadedModel,
+    toy_images: Callable[[int], ImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    views: int,
+    recompute: bool,
+) -> None:
+    prepared = prepare(_source(toy_clip, toy_images(12), views=views, epochs=12), RunFiles(folder=tmp_path / "run"))
+    if recompute:  # the least limit of a recipe, 1 MiB, holds all of the toy
+        limit = PromptLearner.limit_memory
+        monkeypatch.setattr(PromptLearner, "limit_memory", lambda self, _: limit(self, 1))
     file = tmp_path / "learning.safetensors"
     whole = _learned_values(prepared, LearningRun())
     with pytest.raises(KeyboardInterrupt):
