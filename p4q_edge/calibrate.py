@@ -29,6 +29,7 @@ from p4q_edge.quant.modules import (
 )
 from p4q_edge.quant.products import AttentionProducts, fuses_in_int8
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.refine import refine
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.tensor_file import read_metadata, read_tensors, write_tensors
 
@@ -125,6 +126,7 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     unreached = fix_scales(encoder)
     if scheme.bias_correction:
         correct_biases(encoder, batches)
+    refine(encoder, model.clip.visual, batches, scheme)  # type: ignore[arg-type]
     set_phase(encoder, Phase.QUANTIZED)
     logger.info("quantized %d linears, kept %d in float", len(quant_linears(encoder)), len(kept) + len(unreached))
     return CalibratedEncoder(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from p4q_edge.quant.scheme import ObserverName, QuantScheme
+from p4q_edge.quant.scheme import ObserverName, QuantScheme, RoundingName
 from p4q_edge.runtime.errors import UsageError
 
 DEMO_DATA = "demo:digits"
@@ -77,6 +77,9 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     fold_strength: float = QuantScheme.fold_strength
     headroom: float = QuantScheme.headroom
     bias_correction: bool = QuantScheme.bias_correction
+    weight_rounding: RoundingName = QuantScheme.weight_rounding
+    affine_correction: bool = QuantScheme.affine_correction
+    scale_epochs: int = QuantScheme.scale_epochs
     keep_float: tuple[str, ...] = QuantScheme.keep_float
     text: bool = False
 

@@ -78,6 +78,13 @@ def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor
     return torch.clamp(torch.round(x / scale), quant_min, quant_max)
 
 
+def floor_and_rest(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The integer at or below ``x / scale``, not clamped, and what is left, in [0, 1)."""
+    position = x / scale
+    low = torch.floor(position)
+    return low, position - low
+
+
 def dequantize(q: Tensor, scale: Tensor) -> Tensor:
     """Real values ``q * scale``."""
     return q * scale

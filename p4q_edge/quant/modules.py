@@ -32,6 +32,7 @@ class QuantLinear(nn.Module):
         weight: ``(out_features, in_features)`` float32.
         bias: ``(out_features,)`` or None.
         weight_scale: ``(out_features,)`` float32 buffer.
+        integers: int8 ``(out_features, in_features)`` where the rounding was chosen; None rounds to the nearest.
         input_scale: ``()`` float32 buffer; 0 until calibrated.
         dynamic: while the layer itself is learned, scales follow the weight and the batch at each step;
             `freeze` ends that.
@@ -39,6 +40,7 @@ class QuantLinear(nn.Module):
     """
 
     weight_scale: Tensor
+    integers: Tensor | None
     input_scale: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scheme: QuantScheme) -> None:
@@ -50,6 +52,7 @@ class QuantLinear(nn.Module):
         self.dynamic = False
         self.float_prefix = 0
         self.register_buffer("weight_scale", torch.ones(weight.shape[0]))
+        self.register_buffer("integers", None)
         self.register_buffer("input_scale", torch.zeros(()))
         self.channel_range = ChannelRange()
         self.histogram: MagnitudeHistogram | None = None
@@ -103,13 +106,18 @@ class QuantLinear(nn.Module):
             return self._restored
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
         scale = self._follow_weight() if self.dynamic else self.weight_scale
-        restored = fake_quantize(self.weight, scale[:, None], quant_min, quant_max)
-        if not self.weight.requires_grad:
+        if self.integers is not None and not self.dynamic:
+            restored = affine.dequantize(self.integers.to(scale.dtype), scale[:, None])
+        else:
+            restored = fake_quantize(self.weight, scale[:, None], quant_min, quant_max)
+        if not (self.weight.requires_grad or scale.requires_grad):
             self._restored = restored
         return restored
 
     def integer_weight(self) -> Tensor:
         """int8 ``(out_features, in_features)``: what the exported graph stores."""
+        if self.integers is not None:
+            return self.integers.clone()
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
         q = affine.quantize(self.weight.detach(), self.weight_scale[:, None], quant_min, quant_max)
         return q.to(torch.int8)
@@ -117,7 +125,11 @@ class QuantLinear(nn.Module):
     def set_weight(self, weight: Tensor) -> None:
         """Replace the weight; the scale is found again by the caller or by `scale_weight`."""
         self.weight.data = weight.detach().clone()
-        self._restored = None
+        self.integers = self._restored = None
+
+    def set_integers(self, integers: Tensor | None, scale: Tensor) -> None:
+        """Choose rounding, int8 ``(out_features, in_features)`` or None for nearest, and scale ``(out_features,)``."""
+        self.integers, self.weight_scale, self._restored = integers, scale, None
 
     def scale_weight(self) -> None:
         """Choose the scale of each output channel from the present weight."""
@@ -127,7 +139,7 @@ class QuantLinear(nn.Module):
             observer=self.scheme.weight_observer,
             percentile=self.scheme.percentile,
         )
-        self._restored = None
+        self.integers = self._restored = None
 
     def scale_input(self) -> None:
         """Choose the input scale from the histogram that calibration filled."""
@@ -140,8 +152,10 @@ class QuantLinear(nn.Module):
         self.channel_range = ChannelRange()
         self.histogram = None
 
-    def _load_from_state_dict(self, *args: object) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
+        stored = state.get(f"{prefix}integers")
+        self.integers = None if stored is None else torch.empty_like(stored)
+        super()._load_from_state_dict(state, prefix, *args)
         self._restored = None
 
     def _follow_weight(self) -> Tensor:

@@ -8,6 +8,7 @@ from p4q_edge.quant import affine
 from p4q_edge.runtime.bundle import width_label
 
 ObserverName = Literal["minmax", "percentile", "mse"]
+RoundingName = Literal["nearest", "adaround", "descent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class QuantScheme:
         headroom: factor on every activation's clip range; images that were not seen in calibration exceed the
             ranges of those that were, the more so the fewer those are and the stronger the fold.
         bias_correction: absorb the mean output error of each quantized linear into its bias.
+        weight_rounding: each weight to its nearest integer; or, by the error of the linear's output, up or down
+            (AdaRound) or to any integer (coordinate descent).
+        affine_correction: fold the least-squares factor and offset of each output channel into scale and bias.
+        scale_epochs: passes over the images in which the scales are learned (LSQ); 0 keeps the calibrated ones.
         keep_float: glob patterns of module paths that stay in high precision.
 
     Source: P4Q, arXiv:2409.17634, section 3; RepQ-ViT, arXiv:2212.08254 (reparameterized LayerNorm ranges), here as
@@ -48,6 +53,9 @@ class QuantScheme:
     fold_strength: float = 0.5
     headroom: float = 1.15
     bias_correction: bool = False
+    weight_rounding: RoundingName = "nearest"
+    affine_correction: bool = False
+    scale_epochs: int = 0
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,6 +69,8 @@ class QuantScheme:
             raise ValueError(f"headroom must be in [1, 4], got {self.headroom}")
         if not 0.0 <= self.fold_strength <= 1.0:
             raise ValueError(f"fold_strength must be in [0, 1], got {self.fold_strength}")
+        if self.scale_epochs < 0:
+            raise ValueError(f"scale_epochs must not be negative, got {self.scale_epochs}")
 
     @property
     def execution(self) -> Literal["executed", "carried"]:

@@ -1,0 +1,108 @@
+"""Rounding of weights by the error of the linear's output, in place of each weight's own.
+
+Both ways minimize `Moments.error` plus a ridge that pulls towards the float weight, and keep the nearest rounding of
+an output channel where they do not lower it. What they choose is stored as integers.
+"""
+
+import torch
+from torch import Tensor
+
+from p4q_edge.quant import affine
+from p4q_edge.quant.modules import QuantLinear
+from p4q_edge.quant.paired import Moments
+from p4q_edge.quant.scheme import RoundingName
+
+RIDGE = 0.1
+"""Weight of the pull to the float weight, as a share of the inputs' mean variance."""
+
+SWEEPS = 6
+"""Rounds of coordinate descent; few weights still move in the last."""
+
+STEPS = 400
+LEARNING_RATE = 2e-2
+STRETCH = 0.1
+"""The rectified sigmoid runs from -STRETCH to 1 + STRETCH before it is clipped."""
+REGULARIZER = 1.0
+WARM_UP = 0.2
+"""Share of the steps without the regularizer."""
+SHARPEST, SOFTEST = 2.0, 20.0
+"""Exponent beta of the regularizer at the end and at the beginning."""
+
+
+@torch.no_grad()
+def choose_rounding(linear: QuantLinear, moments: Moments, how: RoundingName) -> None:
+    """Set the integers of a linear; its scales stay.
+
+    With ``adaround`` each is the weight rounded up or down; with ``descent`` any integer of the range.
+    """
+    if how == "nearest":
+        return
+    nearest = linear.integer_weight().double()
+    step = linear.weight_scale.double()[:, None]
+    problem = _with_ridge(moments, linear.weight.double())
+    search = {"adaround": _adaptive, "descent": _descend}[how]
+    chosen = search(problem, linear, nearest)
+    better = problem.error(chosen * step) < problem.error(nearest * step)
+    linear.set_integers(torch.where(better[:, None], chosen, nearest).to(torch.int8), linear.weight_scale)
+
+
+def _with_ridge(moments: Moments, weight: Tensor) -> Moments:
+    ridge = RIDGE * moments.input_square.diagonal().mean()
+    return Moments(
+        input_square=moments.input_square + ridge * torch.eye(weight.shape[1], dtype=torch.float64),
+        cross=moments.cross + ridge * weight,
+        target_square=moments.target_square + ridge * weight.square().sum(1),
+        input_mean=moments.input_mean,
+        target_mean=moments.target_mean,
+    )
+
+
+def _descend(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
+    """Cyclic coordinate descent: each column in turn takes its best integers, all others held.
+
+    Source: QuantEase, Behdin et al., arXiv:2309.01885, algorithm 1, with the float model's output as target.
+    """
+    quant_min, quant_max = affine.weight_range(linear.scheme.weight_bits)
+    step = linear.weight_scale.double()
+    square = problem.input_square
+    q = start.clone()
+    slope = (q * step[:, None]) @ square - problem.cross  # half the gradient, (out, in)
+    for _ in range(SWEEPS):
+        moved = False
+        for j in range(q.shape[1]):
+            best = affine.quantize(q[:, j] * step - slope[:, j] / square[j, j], step, quant_min, quant_max)
+            change = best - q[:, j]
+            if bool(change.any()):
+                slope += (change * step)[:, None] * square[j]
+                q[:, j], moved = best, True
+        if not moved:
+            break
+    return q
+
+
+@torch.enable_grad()
+def _adaptive(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
+    """Up or down for each weight, learned through a rectified sigmoid.
+
+    Source: AdaRound, Nagel et al., arXiv:2004.10568, eq. (21) to (24), on the moments in place of sampled rows.
+    """
+    limits = affine.weight_range(linear.scheme.weight_bits)
+    step = linear.weight_scale[:, None]
+    low, up = affine.floor_and_rest(linear.weight.detach(), step)
+    square, cross = problem.input_square.float(), problem.cross.float()
+    unit = problem.error(start * step.double()).mean().float().clamp(min=torch.finfo(torch.float32).tiny)
+    v = torch.logit(((up + STRETCH) / (1 + 2 * STRETCH)).clamp(1e-3, 1 - 1e-3)).requires_grad_(True)
+    optimizer = torch.optim.Adam([v], LEARNING_RATE)
+    for at in range(STEPS):
+        h = (torch.sigmoid(v) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+        weight = (low + h).clamp(*limits) * step
+        error = ((weight @ square) * weight).sum() - 2 * (weight * cross).sum()
+        loss = error / (unit * len(weight))
+        done = at / STEPS
+        if done > WARM_UP:
+            beta = SHARPEST + (SOFTEST - SHARPEST) * (1 - (done - WARM_UP) / (1 - WARM_UP))
+            loss = loss + REGULARIZER * (1 - (2 * h - 1).abs().pow(beta)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return (low + (v.detach() > 0)).clamp(*limits).double()
