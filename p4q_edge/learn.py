@@ -43,42 +43,54 @@ class CachedFeatures:
 
 
 class Student(nn.Module):
-    """What is learned: prompts or constant class embeddings, and an adapter or none.
+    """What is learned: prompts or constant class embeddings, an adapter or none, residuals of classes or none.
 
     Attributes:
         prompts: None keeps the hand-written class embeddings.
         adapter: None keeps the quantized features.
+        class_residual: added to the class embeddings, ``(classes, dim)``, zero at first; None adds nothing.
         hand_written: class embeddings of the templates, ``(classes, dim)`` normalized.
+
+    Source: TaskRes, Yu et al., arXiv:2211.10277, eq. (4), for the residual; its factor is left to the learning rate.
     """
 
     hand_written: Tensor
 
     def __init__(
-        self, *, prompts: PromptLearner | None, adapter: Adapter | None, hand_written: Tensor, logit_scale: float
+        self,
+        *,
+        prompts: PromptLearner | None,
+        adapter: Adapter | None,
+        hand_written: Tensor,
+        logit_scale: float,
+        class_residual: bool = False,
     ) -> None:
         super().__init__()
         self.prompts = prompts
         self.adapter = adapter
+        self.class_residual = nn.Parameter(torch.zeros_like(hand_written)) if class_residual else None
         self.logit_scale = logit_scale
         self.register_buffer("hand_written", hand_written, persistent=False)
 
     def text_embedding(self) -> Tensor:
         """Class embeddings ``(classes, dim)``, normalized."""
         embedding: Tensor = self.hand_written if self.prompts is None else self.prompts()
-        return embedding
+        return embedding if self.class_residual is None else F.normalize(embedding + self.class_residual, dim=-1)
 
     def image_embedding(self, features: Tensor) -> Tensor:
         """Adapted image embeddings ``(N, dim)``, normalized."""
         return F.normalize(features if self.adapter is None else self.adapter(features), dim=-1)
 
     def parameter_groups(self, section: LearnSection) -> list[dict[str, object]]:
-        """Optimizer groups: the context and the adapter, each with its learning rate."""
+        """Optimizer groups: the context, the adapter and the class residuals, each with its learning rate."""
         groups: list[dict[str, object]] = []
         if self.prompts is not None:
             groups.append({"params": [self.prompts.context], "lr": section.context_rate})
         if self.adapter is not None:
             learned = [p for p in self.adapter.parameters() if p.requires_grad]
             groups.append({"params": learned, "lr": section.adapter_rate})
+        if self.class_residual is not None:
+            groups.append({"params": [self.class_residual], "lr": section.class_rate})
         return groups
 
 
@@ -102,7 +114,13 @@ def make_student(
             zero_init=section.zero_init,
             generator=generator,
         )
-    return Student(prompts=prompts, adapter=adapter, hand_written=hand_written, logit_scale=logit_scale)
+    return Student(
+        prompts=prompts,
+        adapter=adapter,
+        hand_written=hand_written,
+        logit_scale=logit_scale,
+        class_residual=section.class_residual,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +156,8 @@ def learn(student: Student, features: CachedFeatures, section: LearnSection, *, 
         student.adapter.freeze(features.student.flatten(0, 1))
     if student.prompts is not None:
         student.prompts.requires_grad_(False)
+    if student.class_residual is not None:
+        student.class_residual.requires_grad_(False)
 
 
 def _run_epochs(
@@ -150,25 +170,26 @@ def _run_epochs(
     groups: list[dict[str, object]],
 ) -> None:
     optimizer = torch.optim.AdamW(groups, weight_decay=section.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, section.epochs)
+    epochs = section.passes(len(features.labels))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     state = Checkpoint(module=student, optimizer=optimizer, schedule=schedule)
     start = load_checkpoint(run.checkpoint, state, key=run.key) if run.checkpoint else 0
     if start:
-        logger.info("resuming after epoch %d of %d from %s", start, section.epochs, run.checkpoint)
+        logger.info("resuming after epoch %d of %d from %s", start, epochs, run.checkpoint)
     done = start
     try:
-        for epoch in range(start, section.epochs):
+        for epoch in range(start, epochs):
             loss = _run_epoch(student, features, section, optimizer, seed=seed, epoch=epoch)
             schedule.step()
             done = epoch + 1
             if run.checkpoint:
-                save_checkpoint(run.checkpoint, state, key=run.key, epoch=done, final=done == section.epochs)
+                save_checkpoint(run.checkpoint, state, key=run.key, epoch=done, final=done == epochs)
             run.progress(done, loss)
     except KeyboardInterrupt:
         # The weights hold half an epoch by now; the pending snapshot is of the last whole one.
         if run.checkpoint:
             flush_checkpoint(run.checkpoint, state)
-        logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, section.epochs)
+        logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, epochs)
         raise
 
 

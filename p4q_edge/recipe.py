@@ -107,6 +107,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
     Attributes:
         prompts: learn context vectors; false keeps the templates' embeddings.
         adapter: learn the adapter.
+        class_residual: learn a residual of each class embedding (TaskRes); it costs nothing at run time.
         distillation: weight of the KL divergence from the float teacher; 0 turns it off.
         kl_temperature: temperature of that divergence.
         context_init: words whose embeddings start the context; empty: random.
@@ -117,11 +118,13 @@ class LearnSection(Section, frozen=True, kw_only=True):
         prompt_pull: weight of the pull of learned class embeddings to the hand-written ones (KgCoOp).
         feature_loss: weight of one minus the cosine between the student's and the teacher's image embedding.
         label_smoothing: of the cross-entropy, 0 to 1.
-        epochs: passes over the cached features.
+        epochs: passes over the cached features; 0: as many as make `steps`.
+        steps: of the optimizer, where `epochs` is 0.
         batch_size: features in a step.
         context_rate: learning rate of the context.
         adapter_rate: learning rate of the adapter.
-        weight_decay: of both (AdamW).
+        class_rate: learning rate of the class residuals.
+        weight_decay: of all (AdamW).
         views: cached views of each image; the first is the image itself, the others are augmented.
         flip: whether augmented views may be mirrored.
         text_memory_mib: bound of the text tower's activations that a step keeps; classes beyond it are computed
@@ -130,6 +133,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
 
     prompts: bool = True
     adapter: bool = True
+    class_residual: bool = False
     distillation: float = 0.0
     kl_temperature: float = 1.0
     context_init: str = "a photo of a"
@@ -140,10 +144,12 @@ class LearnSection(Section, frozen=True, kw_only=True):
     prompt_pull: float = 0.0
     feature_loss: float = 0.0
     label_smoothing: float = 0.0
-    epochs: int = 300
+    epochs: int = 0
+    steps: int = 300
     batch_size: int = 256
     context_rate: float = 2e-3
     adapter_rate: float = 5e-3
+    class_rate: float = 3e-3
     weight_decay: float = 1e-2
     views: int = 1
     flip: bool = False
@@ -152,11 +158,17 @@ class LearnSection(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0.0 < self.residual_ratio < 1.0:
             raise ValueError(f"residual_ratio must be between 0 and 1, got {self.residual_ratio}")
-        for name in ("epochs", "batch_size", "views", "text_memory_mib"):
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+        for name in ("steps", "batch_size", "views", "text_memory_mib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.context_init and self.num_context_tokens < 1:
             raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
+
+    def passes(self, images: int) -> int:
+        """Epochs over so many images."""
+        return self.epochs or -(-self.steps // -(-images // self.batch_size))
 
 
 class ExportSection(Section, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ def run_stages(recipe: Recipe, folder: Path, *, quiet: bool) -> Learned:
     """load, calibrate, learn and fold, each skipped when unchanged."""
     files = RunFiles(folder=folder)
     prepared = prepare(open_source(recipe), files)
-    with epoch_progress(recipe.learn.epochs, quiet=quiet) as progress:
+    with epoch_progress(recipe.learn.passes(len(prepared.features.labels)), quiet=quiet) as progress:
         return learn_stage(prepared, files, progress=progress)
 
 

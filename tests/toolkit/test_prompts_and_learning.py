@@ -223,6 +223,34 @@ def test_each_part_learns_alone(prepared: Prepared, part: str) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_class_residuals_start_at_the_hand_written_embeddings_and_learn_alone(prepared: Prepared) -> None:
+    alone = _with(prepared, prompts=False, adapter=False, class_residual=True)
+    student, _ = new_student(alone.source)
+    torch.testing.assert_close(student.text_embedding(), student.hand_written)
+    losses: list[float] = []
+    learned = learn_stage(alone, None, progress=lambda _, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
+    assert learned.student.class_residual is not None
+    assert not learned.student.class_residual.requires_grad
+    torch.testing.assert_close(learned.classifier.text_embedding.norm(dim=1), torch.ones(4))
+    assert not torch.equal(learned.classifier.text_embedding, student.hand_written)
+
+
+def test_class_residuals_are_taken_from_their_file(prepared: Prepared, tmp_path: Path) -> None:
+    files, changed = RunFiles(folder=tmp_path / "run"), _with(prepared, epochs=3, class_residual=True)
+    first = learn_stage(changed, files)
+    second = learn_stage(changed, files, progress=lambda *_: pytest.fail("learned again"))
+    assert torch.equal(first.classifier.text_embedding, second.classifier.text_embedding)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "passes"),
+    [(160, {}, 300), (1600, {}, 43), (160, {"steps": 50}, 50), (160, {"epochs": 7}, 7), (16, {"batch_size": 8}, 150)],
+)
+def test_epochs_follow_the_number_of_steps(images: int, options: dict[str, int], passes: int) -> None:
+    assert LearnSection(**({"steps": 300, "batch_size": 256} | options)).passes(images) == passes
+
+
 def test_zero_init_starts_at_the_quantized_model(prepared: Prepared) -> None:
     student, _ = new_student(prepared.source)
     features = prepared.features.student[0]
