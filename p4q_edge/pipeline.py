@@ -26,6 +26,7 @@ from p4q_edge.quantized_text import calibrate_text
 from p4q_edge.recipe import Recipe, to_toml
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.files import atomic_write
+from p4q_edge.runtime.preprocess import PreprocessSpec
 from p4q_edge.sources import read_class_prompts, read_split, read_words
 from p4q_edge.tensor_file import read_tensors, write_tensors
 from p4q_edge.text_tower import TextTower, encoder_of
@@ -157,17 +158,30 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
 
 def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
     """Features of all views of the labelled images, by the quantized and by the float encoder."""
-    section = source.recipe.learn
-    generator = torch.Generator().manual_seed(source.recipe.seed)
-    views = [images]
-    views += [augment(images, generator=generator, flip=section.flip) for _ in range(section.views - 1)]
-    student, teacher = [], []
-    for view in views:
-        batches = [to_batch(chunk, source.model.preprocess) for chunk in torch.split(view, BATCH_SIZE)]
-        student.append(encode_batches(encoder, batches))
-        teacher.append(nn.functional.normalize(encode_batches(source.model.clip.visual, batches), dim=-1))  # type: ignore[arg-type]
-    labels = torch.from_numpy(source.split.train.labels)
-    return CachedFeatures(student=torch.stack(student), teacher=torch.stack(teacher), labels=labels)
+    section, spec = source.recipe.learn, source.model.preprocess
+    views = augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed)
+    student = torch.stack([image_features(encoder, view, spec) for view in views])
+    return CachedFeatures(
+        student=student,
+        teacher=torch.stack([teacher_embeddings(source.model, view) for view in views]),
+        labels=torch.from_numpy(source.split.train.labels),
+    )
+
+
+def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> list[Tensor]:
+    """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
+    generator = torch.Generator().manual_seed(seed)
+    return [images, *(augment(images, generator=generator, flip=flip) for _ in range(count - 1))]
+
+
+def image_features(encoder: nn.Module, images: Tensor, spec: PreprocessSpec) -> Tensor:
+    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)``."""
+    return encode_batches(encoder, (to_batch(chunk, spec) for chunk in torch.split(images, BATCH_SIZE)))
+
+
+def teacher_embeddings(model: LoadedModel, images: Tensor) -> Tensor:
+    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder."""
+    return nn.functional.normalize(image_features(model.clip.visual, images, model.preprocess), dim=-1)  # type: ignore[arg-type]
 
 
 def hand_written_embeddings(source: Source) -> Tensor:

@@ -32,9 +32,10 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
     _add_arguments(parser)
     parser.add_argument(
         "--ablate",
-        choices=("methods", "levers"),
-        help="in place of one run, compare methods on the test images, or levers by cross-validation on the "
-        f"labelled ones; writes {BASELINES} or levers.json and a .md beside it",
+        choices=("methods", "levers", "quantization"),
+        help="in place of one run, compare methods on the test images, or the levers of [learn] or [quantization] by "
+        f"cross-validation on the labelled ones; writes {BASELINES}, levers.json or quantization.json and a .md beside "
+        "it",
     )
     parser.add_argument("--seeds", default="0,1,2", help="of --ablate (default: %(default)s)")
 
@@ -69,7 +70,7 @@ def _learn(args: argparse.Namespace) -> int:
         return _ablate(args, recipe)
     learned = run_stages(recipe, args.output, quiet=args.quiet)
     train = learned.prepared.source.split.train
-    parts = [name for name in ("prompts", "adapter") if getattr(learned.student, name) is not None]
+    parts = [name for name in ("prompts", "adapter", "class_residual") if getattr(learned.student, name) is not None]
     document = {"run": str(args.output), "learned": parts, "images": len(train), "classes": len(train.class_names)}
     text = (
         f"{args.output}  learned {' and '.join(parts) or 'nothing (PTQ)'} from {len(train)} images "
@@ -82,8 +83,12 @@ def _learn(args: argparse.Namespace) -> int:
 def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
     seeds = _parse_seeds(args.seeds)
     methods = args.ablate == "methods"
-    variants = ablate.method_variants(recipe.learn) if methods else ablate.lever_variants()
-    target = args.output / (BASELINES if methods else "levers.json")
+    variants = {
+        "methods": ablate.method_variants(recipe.learn),
+        "levers": ablate.lever_variants(),
+        "quantization": ablate.quantization_variants(),
+    }[args.ablate]
+    target = args.output / (BASELINES if methods else f"{args.ablate}.json")
     record = args.output / f"{target.stem}.key"
     key = msgspec.json.encode([recipe, seeds, CODE_VERSION])
     if target.is_file() and record.is_file() and record.read_bytes() == key and not args.force:

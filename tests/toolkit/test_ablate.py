@@ -7,9 +7,20 @@ import msgspec
 import pytest
 import torch
 
-from p4q_edge.ablate import FOLDS, Variant, ablate, folds, lever_variants, method_variants
+from p4q_edge import ablate as ablation
+from p4q_edge.ablate import (
+    FOLDS,
+    Variant,
+    ablate,
+    folds,
+    lever_variants,
+    method_variants,
+    open_seed,
+    parts_of,
+    quantization_variants,
+)
 from p4q_edge.command.common import demo_recipe
-from p4q_edge.recipe import LearnSection, Recipe
+from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
 from p4q_edge.runtime import cli
 
 
@@ -43,15 +54,55 @@ def test_methods_on_the_demo_in_small() -> None:
 
 
 def test_cross_validation_scores_the_labelled_images_only() -> None:
-    results = ablate(small_recipe(), (0,), [Variant(name="as it is")], "cross_validated")
-    assert results["as it is"][1] == 40
+    variants = [Variant(name="as it is"), Variant(name="two bits", quantization={"activation_bits": 2})]
+    results = ablate(small_recipe(), (0,), variants, "cross_validated")
+    assert [n for _, n in results.values()] == [40, 40]
+    assert results["two bits"][0][0] < results["as it is"][0][0]
+
+
+def test_scored_images_take_no_part_in_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated: list[torch.Tensor] = []
+    original = ablation.calibrate_encoder
+    monkeypatch.setattr(
+        ablation,
+        "calibrate_encoder",
+        lambda model, images, scheme: (calibrated.append(images), original(model, images, scheme))[1],
+    )
+    recipe = small_recipe()
+    variants = [
+        Variant(name="a"),
+        Variant(name="b", learn={"adapter": False}),
+        Variant(name="c", quantization={"headroom": 1.0}),
+    ]
+    data = open_seed(recipe, variants, tested=False)
+    ablate(recipe, (0,), variants, "cross_validated")
+    assert len(calibrated) == 2 * FOLDS  # once for each distinct quantization and fold
+    for part, images in zip(parts_of(data, "cross_validated") * 2, calibrated, strict=True):
+        seen = {image.numpy().tobytes() for image in images}
+        assert len(images) == 30
+        assert not seen & {image.numpy().tobytes() for image in part.images}
+
+
+def test_fewer_views_are_the_first_of_more() -> None:
+    recipe = small_recipe()
+    variants = [
+        Variant(name="1"),
+        Variant(name="3", learn={"views": 3}),
+        Variant(name="2", learn={"views": 2, "flip": True}),
+    ]
+    data = open_seed(recipe, variants, tested=False)
+    assert {flip: len(views) for flip, views in data.views.items()} == {False: 3, True: 2}
+    two = open_seed(recipe, [Variant(name="2", learn={"views": 2})], tested=False)
+    assert torch.equal(two.views[False], data.views[False][:2])
+    assert torch.equal(data.views[True][0], data.views[False][0])
 
 
 def test_every_lever_is_a_key_of_the_recipe() -> None:
-    base = LearnSection()
-    for variant in lever_variants():
-        msgspec.structs.replace(base, **variant.learn)
-    assert len({variant.name for variant in lever_variants()}) == len(lever_variants())
+    for variants in (lever_variants(), quantization_variants()):
+        for variant in variants:
+            msgspec.structs.replace(LearnSection(), **variant.learn)
+            msgspec.structs.replace(QuantizationSection(), **variant.quantization).scheme()
+        assert len({variant.name for variant in variants}) == len(variants)
 
 
 def test_distillation_is_switched_in_its_own_row() -> None:
