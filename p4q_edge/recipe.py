@@ -133,7 +133,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
 
     prompts: bool = True
     adapter: bool = True
-    class_residual: bool = False
+    class_residual: bool = True
     distillation: float = 0.0
     kl_temperature: float = 1.0
     context_init: str = "a photo of a"
@@ -145,11 +145,11 @@ class LearnSection(Section, frozen=True, kw_only=True):
     feature_loss: float = 0.0
     label_smoothing: float = 0.0
     epochs: int = 0
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 256
     context_rate: float = 2e-3
-    adapter_rate: float = 5e-3
-    class_rate: float = 3e-3
+    adapter_rate: float = 1e-3
+    class_rate: float = 1e-3
     weight_decay: float = 1e-2
     views: int = 1
     flip: bool = False

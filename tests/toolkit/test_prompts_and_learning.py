@@ -163,13 +163,16 @@ def test_cosine_loss_is_zero_for_equal_rows() -> None:
     assert float(cosine_loss(embedding=rows, target=-rows)) == pytest.approx(2, abs=1e-5)
 
 
+LEARN = {"epochs": 30, "context_rate": 5e-3, "adapter_rate": 1e-2, "class_residual": False}
+
+
 def _source(toy: LoadedModel, images: ImageSet, **learn_options: object) -> Source:
     recipe = Recipe(
         seed=3,
         model=ModelSection(name="toy"),
         data=DataSection(train="toy", shots=8),
         quantization=QuantizationSection(),
-        learn=msgspec.convert({"epochs": 30, "context_rate": 5e-3, "adapter_rate": 1e-2} | learn_options, LearnSection),
+        learn=msgspec.convert(LEARN | learn_options, LearnSection),
     )
     split = make_split(images, None, shots=8, seed=3, test_limit=0)
     return Source(
