@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from p4q_edge import as_released
 from p4q_edge.calibrate import calibrate_encoder
 from p4q_edge.data import pixels
-from p4q_edge.learn import CachedFeatures, LearningRun, learn
+from p4q_edge.learn import CachedFeatures, LearningRun, Student, learn
 from p4q_edge.pipeline import Source, augmented_views, image_features, new_student, open_source, teacher_embeddings
 from p4q_edge.quantized_text import calibrate_text
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
@@ -47,6 +48,10 @@ class Variant:
 
 UNCHANGED = Variant(name="as the recipe")
 PTQ = {"prompts": False, "adapter": False, "class_residual": False}
+FULL_PRECISION = (
+    Variant(name="zero-shot", full_precision=True, learn=PTQ),
+    Variant(name="learned prompts (CoOp)", full_precision=True, learn=PTQ | {"prompts": True, "distillation": 0.0}),
+)
 
 
 def method_variants(section: LearnSection) -> tuple[Variant, ...]:
@@ -58,8 +63,7 @@ def method_variants(section: LearnSection) -> tuple[Variant, ...]:
     )
     residual = residual if section.class_residual else ()
     return (
-        Variant(name="zero-shot", full_precision=True, learn=PTQ),
-        Variant(name="learned prompts (CoOp)", full_precision=True, learn=PTQ | {"prompts": True, "distillation": 0.0}),
+        *FULL_PRECISION,
         Variant(name="PTQ", learn=PTQ),
         Variant(name="prompts only", learn=PTQ | {"prompts": True}),
         Variant(name="adapter only", learn=PTQ | {"adapter": True}),
@@ -67,6 +71,14 @@ def method_variants(section: LearnSection) -> tuple[Variant, ...]:
         Variant(name=f"P4Q {'without' if section.distillation else 'with'} distillation", learn=switched),
         Variant(name="P4Q"),
     )
+
+
+RELEASED_VARIANTS = (*FULL_PRECISION, Variant(name="as-released, PTQ", learn=PTQ), Variant(name="as-released"))
+
+
+def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
+    """What `--ablate methods` compares for a recipe."""
+    return RELEASED_VARIANTS if recipe.method == "as-released" else method_variants(recipe.learn)
 
 
 LEARN_LEVERS: tuple[dict[str, Any], ...] = (
@@ -225,7 +237,7 @@ def part_features(data: SeedData, part: Part, section: QuantizationSection | Non
     encoder: nn.Module = model.clip.visual  # type: ignore[assignment]
     if section is not None:
         images = next(iter(data.views.values()))[0, part.train]
-        encoder = calibrate_encoder(model, images, section.scheme()).encoder
+        encoder = quantized_encoder(data.source, images, section)
     learned = {}
     for flip, views in data.views.items():
         teacher = data.teacher[flip][:, part.train]
@@ -236,6 +248,27 @@ def part_features(data: SeedData, part: Part, section: QuantizationSection | Non
     return PartFeatures(
         learned=learned, scored=image_features(encoder, part.images, model.preprocess), labels=part.labels
     )
+
+
+def quantized_encoder(source: Source, images: Tensor, section: QuantizationSection) -> nn.Module:
+    """The image tower as the recipe's method quantizes it, calibrated on uint8 images ``(N, 3, H, W)``."""
+    if source.recipe.method == "as-released":
+        return as_released.quantize_encoder(source.model, images, section)
+    return calibrate_encoder(source.model, images, section.scheme()).encoder
+
+
+def learned_student(source: Source, features: CachedFeatures) -> Student:
+    """The student of the recipe and its method after learning."""
+    recipe = source.recipe
+    if recipe.method == "as-released" and recipe.learn.adapter:
+        return as_released.learn_student(source, features)
+    student, tower = new_student(source)
+    if tower is not None and recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    learn(student, features, recipe.learn, seed=recipe.seed, run=LearningRun())
+    if tower is not None and recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    return student
 
 
 def learn_section(recipe: Recipe, variant: Variant) -> LearnSection:
@@ -309,12 +342,7 @@ def _learn_and_answer(source: Source, variant: Variant, features: PartFeatures) 
     source = replace(source, recipe=msgspec.structs.replace(recipe, learn=section, quantization=quantization))
     whole = features.learned[section.flip]
     train = replace(whole, student=whole.student[: section.views], teacher=whole.teacher[: section.views])
-    student, tower = new_student(source)
-    if tower is not None and quantization.text:
-        calibrate_text(tower, student.prompts)
-    learn(student, train, section, seed=recipe.seed, run=LearningRun())
-    if tower is not None and quantization.text:
-        calibrate_text(tower, student.prompts)
+    student = learned_student(source, train)
     with torch.no_grad():
         logits = student.image_embedding(features.scored) @ F.normalize(student.text_embedding(), dim=-1).T
     return logits.argmax(-1) == features.labels

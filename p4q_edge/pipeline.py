@@ -136,7 +136,16 @@ def open_model(recipe: Recipe) -> LoadedModel:
 
 
 def prepare(source: Source, files: RunFiles) -> Prepared:
-    """Stage `calibrate`: quantize the encoder, cache the features of both towers."""
+    """Stage `calibrate`: quantize the encoder, cache the features of both towers.
+
+    Raises:
+        UsageError: the recipe's method is a baseline, which has no engine.
+    """
+    if source.recipe.method != "p4q":
+        raise UsageError(
+            f"method {source.recipe.method!r} is a baseline to compare with: its asymmetric grid has no engine. "
+            'Set method = "p4q" to build; to measure the baseline: p4q-edge learn --ablate methods --recipe FILE'
+        )
     section, learn_section = source.recipe.quantization, source.recipe.learn
     scheme = section.scheme()
     atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)

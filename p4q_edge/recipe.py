@@ -14,6 +14,8 @@ import msgspec
 from p4q_edge.quant.scheme import ObserverName, QuantScheme, RoundingName
 from p4q_edge.runtime.errors import UsageError
 
+Method = Literal["p4q", "as-released"]
+
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
 
@@ -178,10 +180,16 @@ class ExportSection(Section, frozen=True, kw_only=True):
 
 
 class Recipe(Section, frozen=True, kw_only=True):
-    """A whole run. `seed` fixes few-shot sampling, initialization, augmentation and batch order."""
+    """A whole run.
+
+    Attributes:
+        seed: fixes few-shot sampling, initialization, augmentation and batch order.
+        method: our own, or the baseline `p4q_edge.as_released`, which is only compared.
+    """
 
     schema_version: Literal[1] = 1
     seed: int = 0
+    method: Method = "p4q"
     model: ModelSection
     data: DataSection
     quantization: QuantizationSection = QuantizationSection()

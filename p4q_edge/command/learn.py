@@ -83,8 +83,10 @@ def _learn(args: argparse.Namespace) -> int:
 def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
     seeds = _parse_seeds(args.seeds)
     methods = args.ablate == "methods"
+    if recipe.method != "p4q" and not methods:
+        raise UsageError(f"method {recipe.method!r} has no levers; expected --ablate methods, got {args.ablate}")
     variants = {
-        "methods": ablate.method_variants(recipe.learn),
+        "methods": ablate.variants_of(recipe),
         "levers": ablate.lever_variants(),
         "quantization": ablate.quantization_variants(),
     }[args.ablate]
@@ -98,7 +100,8 @@ def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
         scored: ablate.Scored = "tested" if methods else "cross_validated"
         results = ablate.ablate(recipe, seeds, variants, scored, progress=logger.info)
         scheme = recipe.quantization.scheme()
-        widths = {v.name: "FP32" if v.full_precision else f"{scheme.label} {scheme.execution}" for v in variants}
+        execution = scheme.execution if recipe.method == "p4q" else "simulated"
+        widths = {v.name: "FP32" if v.full_precision else f"{scheme.label} {execution}" for v in variants}
         rows = [baseline(name, shares, n=n, precision=widths[name]) for name, (shares, n) in results.items()]
         atomic_write(target, msgspec.json.format(msgspec.json.encode(rows)), force=True)
         atomic_write(target.with_suffix(".md"), baseline_table(rows).encode(), force=True)

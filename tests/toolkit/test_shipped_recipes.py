@@ -16,6 +16,7 @@ WIDTHS = {
     "w4a4": ("W4A4", "carried", False),
     "paper-8-8-8": ("W8A8", "executed", True),
     "paper-4-4-8": ("W4A4 (attention W8A8)", "carried", True),
+    "as-released": ("W8A8", "executed", True),
 }
 
 
@@ -39,6 +40,15 @@ def test_the_papers_recipes_differ_in_bits_alone(repository: Path) -> None:
     assert (four.model, four.data) == (eight.model, eight.data)
     bits = {"weight_bits": 4, "activation_bits": 4, "attention_bits": 8}
     assert four.quantization == msgspec.structs.replace(eight.quantization, **bits)
+
+
+def test_one_recipe_is_of_a_baseline(repository: Path) -> None:
+    methods = {path.stem: read_recipe(path).method for path in (repository / "calibration" / "recipes").glob("*.toml")}
+    assert {name for name, method in methods.items() if method != "p4q"} == {"as-released"}
+    paper, released = (
+        read_recipe(repository / "calibration" / "recipes" / f"{name}.toml") for name in ("paper-8-8-8", "as-released")
+    )
+    assert released.learn == msgspec.structs.replace(paper.learn, epochs=100)
 
 
 def test_templates_have_a_place_for_the_name(repository: Path) -> None:
