@@ -1,0 +1,244 @@
+"""Accuracy of P4Q against full precision, other quantizers and the published code, on the same images.
+
+    python tools/bench/accuracy.py --data DIR --sets cifar100,digits
+    python tools/bench/accuracy.py --data DIR --seeds 0 --widths W8A8 --rows PTQ,P4Q --limit 400    # a quick look
+
+``DIR/cifar100`` holds ``train.npz`` and ``test.npz`` (images, labels, class_names); its model is the CLIP of
+photographs in ``photo_clip/``. The digits and their model come with the demo. Each seed draws its own labelled images;
+they are learned from, calibrated on, and nothing else is. Test images are only asked, once for each row.
+
+The recipes are those of ``calibration/recipes``; for the digits, [learn] is the demo's. NNCF and Model Optimizer are
+measured where they are installed (``pip install 'p4q-edge[baselines]'``); where not, their rows say so.
+
+A finished figure is kept under ``--work`` and taken from there as long as code, model and images are the same, so that
+an interrupted run goes on. Results go to ``results/accuracy-<data>-<date>.json`` and ``.md`` beside it;
+``accuracy_table.py`` makes the README's table of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from accuracy_rows import FLOAT, REPOSITORY, WIDTHS, Answers, Choice, Row, Scene, all_rows, recipe_of
+from accuracy_table import markdown, summarize
+from accuracy_tools import UnavailableError, tool_versions
+
+from p4q_edge.runtime import metrics, provenance
+from p4q_edge.runtime.errors import P4QEdgeError, UsageError
+from p4q_edge.runtime.files import atomic_write
+
+logger = logging.getLogger("accuracy")
+
+RESULTS = Path(__file__).with_name("results")
+SETS = ("cifar100", "digits")
+SCHEMA_VERSION = 1
+CODE = ("p4q_edge/**/*.py", "runtime/p4q_edge/**/*.py", "tools/bench/accuracy*.py", "calibration/**/*")
+"""What decides a figure besides model and images."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(), help="folder with cifar100/; the digits need none")
+    parser.add_argument("--sets", default=",".join(SETS), help="of %(default)s")
+    parser.add_argument("--shots", type=int, default=16, help="labelled images of each class (default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
+    parser.add_argument("--widths", default=",".join(WIDTHS), help="default: %(default)s; FP32 is always measured")
+    parser.add_argument("--rows", default="", help="only rows whose name begins with one of these; default: all")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many test images; 0: all")
+    parser.add_argument("--epochs", type=int, default=0, help="of all learning, for a quick look; 0: the recipes' own")
+    parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="finished figures (%(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    return parser.parse_args(argv)
+
+
+def listed(text: str, known: Sequence[str], *, option: str) -> list[str]:
+    """Split a list between commas.
+
+    Raises:
+        UsageError: an entry is not known.
+    """
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            raise UsageError(f"{option} knows {', '.join(known)}; got {word!r}")
+    return words
+
+
+def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
+    """Rows whose name begins with one of the words between commas; all without.
+
+    Raises:
+        UsageError: a word begins no row's name.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not any(row.name.startswith(word) for row in rows):
+            raise UsageError(f"--rows: no row begins with {word!r}; there are {'; '.join(row.name for row in rows)}")
+    return [row for row in rows if not words or row.name.startswith(tuple(words))]
+
+
+def code_digest() -> str:
+    """SHA-256 of every file that decides a figure."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in CODE for path in REPOSITORY.glob(pattern) if path.is_file()):
+        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class Finished:
+    """Figures by row, width and seed, kept in a file while `key` stays the same."""
+
+    def __init__(self, path: Path, key: dict[str, Any]) -> None:
+        self.path, self.key = path, key
+        self.figures: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                self.figures = stored["figures"]
+                logger.info("%s: going on after %d figures", path, len(self.figures))
+            else:
+                logger.warning("%s was made by other code or options: starting again", path)
+
+    def keep(self, name: str, figure: dict[str, Any]) -> None:
+        """Add a figure and write the file."""
+        self.figures[name] = figure
+        text = json.dumps({"key": self.key, "figures": self.figures}, indent=1)
+        atomic_write(self.path, text.encode(), force=True)
+
+
+def measure(answers: Answers, labels: np.ndarray) -> dict[str, Any]:
+    """Counts of one row under one seed."""
+    return {
+        "n": len(labels),
+        "top1": float(metrics.top_k_correct(answers.logits, labels, 1).mean()),
+        "top5": float(metrics.top_k_correct(answers.logits, labels, 5).mean()),
+        "agreement": float((answers.logits.argmax(1) == answers.reference.argmax(1)).mean()),
+        "agrees_with": answers.agrees_with,
+    }
+
+
+def ask(row: Row, scene: Scene, width: str) -> dict[str, Any]:
+    """Run one row, or say why it cannot be run."""
+    begin = time.monotonic()
+    try:
+        # The tools warn and print about themselves.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            figure = measure(row.answer(scene, width), scene.labels)
+    except UnavailableError as error:
+        logger.info("seed %d, %s %s: - (%s)", scene.seed, row.name, width, error)
+        return {"missing": str(error)}
+    seconds = time.monotonic() - begin
+    logger.info("seed %d, %s %s: %.2f %% (%.0f s)", scene.seed, row.name, width, 100 * figure["top1"], seconds)
+    return figure
+
+
+def cells(rows: Sequence[Row], widths: Sequence[str]) -> Iterator[tuple[Row, str]]:
+    """Each row with each of its widths that is asked for; rows of one width follow each other."""
+    wanted = [FLOAT, *widths]
+    every = list(dict.fromkeys(width for row in rows for width in row.widths))
+    for width in sorted(every, key=lambda w: wanted.index(w[:4]) if w[:4] in wanted else len(wanted)):
+        if width[:4] in wanted:
+            yield from ((row, width) for row in rows if width in row.widths)
+
+
+def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every row on one data set; returns the document."""
+    seeds = [int(word) for word in args.seeds.split(",")]
+    widths = listed(args.widths, tuple(WIDTHS), option="--widths")
+    rows = chosen_rows(all_rows(recipe_of(choice, "int8").learn), args.rows)
+    first = Scene(choice, seeds[0])
+    key = {
+        "code": code_digest(),
+        "weights": first.source.model.info.weights_sha256,
+        "test": images_digest(first),
+        "shots": choice.shots,
+        "learn": dict(choice.learn),
+        "tools": tool_versions(),
+    }
+    finished = Finished(args.work / f"{choice.data}.json", key)
+    for seed in seeds:
+        scene = first if seed == seeds[0] else Scene(choice, seed)
+        for row, width in cells(rows, widths):
+            name = f"{row.name}|{width}|{seed}"
+            if name not in finished.figures:
+                finished.keep(name, ask(row, scene, width))
+    recipes = {width: recipe_sections(first, width) for width in widths}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "data": choice.data,
+        "classes": len(first.source.class_names),
+        "n": len(first.labels),
+        "shots": choice.shots,
+        "seeds": seeds,
+        "model": {"name": first.source.model.info.name, "weights_sha256": key["weights"]},
+        "test_sha256": key["test"],
+        "commit": provenance.git_commit(REPOSITORY),
+        "code_sha256": key["code"],
+        "versions": provenance.versions() | tool_versions(),
+        "machine": provenance.this_machine(),
+        "created": provenance.now(),
+        "command": command(args),
+        "recipes": recipes,
+        "rows": [summarize(row, width, finished.figures, seeds) for row, width in cells(rows, widths)],
+    }
+
+
+def images_digest(scene: Scene) -> str:
+    """SHA-256 of the test images and labels."""
+    state = hashlib.sha256(scene.classifier.test.numpy().tobytes())
+    state.update(scene.labels.tobytes())
+    return state.hexdigest()
+
+
+def recipe_sections(scene: Scene, width: str) -> dict[str, Any]:
+    """What a recipe says, but for its data and model, which are on one machine."""
+    recipe = msgspec.to_builtins(scene.recipe(width))
+    return {name: recipe[name] for name in ("quantization", "learn")}
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """The command that repeats this run; folders are named, not told."""
+    words = ["python", "tools/bench/accuracy.py", "--data", "DIR"]
+    for name in ("sets", "shots", "seeds", "widths", "rows", "limit", "epochs"):
+        if value := getattr(args, name):
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the results, print their tables."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the tools give advice as warnings
+    logger.setLevel(logging.INFO)
+    try:
+        for name in listed(args.sets, SETS, option="--sets"):
+            learned = {"epochs": args.epochs} if args.epochs else {}
+            choice = Choice(data=name, folder=args.data, shots=args.shots, limit=args.limit, learn=learned)
+            document = run_set(choice, args)
+            target = args.output / f"accuracy-{name}-{document['created'][:10]}.json"
+            atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)
+            atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
+            print(markdown(document))
+            logger.info("wrote %s", target)
+    except P4QEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Post-training quantization by the tools that a user would pick instead, on one float classifier.
+
+All get the same float model, the same labelled images to calibrate on and the same scope: the linears of the image
+tower. Class embeddings are hand-written and stay in float. A tool that is not installed gives a row that says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from p4q_edge.data import pixels
+from p4q_edge.fold import FoldedClassifier
+from p4q_edge.graph.parity import run_in_onnxruntime
+from p4q_edge.graph.trace import trace_float_graph
+from p4q_edge.image_encoder import ImageEncoder, encode_batches
+from p4q_edge.load import to_batch
+from p4q_edge.pipeline import BATCH_SIZE, Source, hand_written_embeddings
+from p4q_edge.quant.modules import quant_linears, quantize_modules, replace_module
+from p4q_edge.recipe import QuantizationSection
+
+HISTOGRAM_IMAGES = 160
+"""ONNX Runtime's entropy calibration keeps every activation of every image in memory."""
+
+NNCF_IMAGES = 300
+"""NNCF's own default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatClassifier:
+    """What the tools start from.
+
+    Attributes:
+        source: the model and its data.
+        train, test: uint8 ``(N, 3, H, W)``.
+    """
+
+    source: Source
+    train: Tensor
+    test: Tensor
+
+    @classmethod
+    def of(cls, source: Source) -> FloatClassifier:
+        """The zero-shot classifier of a recipe."""
+        spec = source.model.preprocess
+        return cls(source=source, train=pixels(source.split.train, spec), test=pixels(source.split.test, spec))
+
+    def graph(self) -> onnx.ModelProto:
+        """The classifier in ONNX, uint8 pixels to logits; a new copy each time, as the tools change it."""
+        return onnx.load_from_string(self._traced)
+
+    @cached_property
+    def _traced(self) -> bytes:
+        model = self.source.model
+        classifier = FoldedClassifier(
+            ImageEncoder(model.clip.visual),  # type: ignore[arg-type]
+            None,
+            hand_written_embeddings(self.source),
+            logit_scale=model.logit_scale,
+            logit_bias=model.logit_bias,
+            preprocess=model.preprocess,
+        )
+        data: bytes = ir.to_proto(trace_float_graph(classifier, model.preprocess.size)).SerializeToString()
+        return data
+
+
+class UnavailableError(Exception):
+    """A tool is not installed, or has no such width; the message is the reason that the table prints."""
+
+
+def linear_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the linears of the image tower: products with a weight, the class matrix left out."""
+    weights = {tensor.name for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
+    return [node.name for node in products[:-1]]
+
+
+def run_graph(model: onnx.ModelProto, images: Tensor) -> NDArray[np.float32]:
+    """Logits ``(N, classes)`` on the CPU, without the 8-bit kernels that saturate."""
+    data = model.SerializeToString()
+    chunks = np.array_split(images.numpy(), max(len(images) // 512, 1))
+    return np.concatenate([run_in_onnxruntime(data, chunk)["logits"] for chunk in chunks])
+
+
+def onnxruntime_static(
+    classifier: FloatClassifier, section: QuantizationSection, *, method: str
+) -> NDArray[np.float32]:
+    """`quantize_static` in Q/DQ form: signed, weights per channel, activations per tensor.
+
+    Args:
+        method: ``MinMax`` or ``Entropy``.
+    """
+    from onnxruntime import quantization as ortq
+
+    types = {8: ortq.QuantType.QInt8, 4: ortq.QuantType.QInt4}
+    if not {section.weight_bits, section.activation_bits} <= types.keys():
+        raise UnavailableError("ONNX Runtime has no 6-bit type")
+    images = classifier.train.numpy()
+    if method != "MinMax":
+        images = images[np.linspace(0, len(images) - 1, min(HISTOGRAM_IMAGES, len(images))).astype(int)]
+
+    class Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.chunks: Iterator[NDArray[np.uint8]] = iter(np.array_split(images, -(-len(images) // 16)))
+
+        def get_next(self) -> dict[str, Any] | None:
+            chunk = next(self.chunks, None)
+            return None if chunk is None else {"image": chunk}
+
+    graph = classifier.graph()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "quantized.onnx"
+        ortq.quantize_static(
+            graph,
+            target,
+            Reader(),
+            quant_format=ortq.QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=types[section.weight_bits],
+            activation_type=types[section.activation_bits],
+            calibrate_method=getattr(ortq.CalibrationMethod, method),
+            nodes_to_quantize=linear_nodes(graph.graph),
+        )
+        return run_graph(onnx.load(target), classifier.test)
+
+
+def nncf(classifier: FloatClassifier, section: QuantizationSection) -> NDArray[np.float32]:
+    """`nncf.quantize` of the ONNX graph with its settings for transformers (SmoothQuant, fast bias correction)."""
+    tool = optional("nncf")
+    if (section.weight_bits, section.activation_bits) != (8, 8):
+        raise UnavailableError("NNCF quantizes ONNX to 8 bits only")
+    graph = classifier.graph()
+    linears = set(linear_nodes(graph.graph))
+    others = [
+        node.name
+        for node in graph.graph.node
+        if node.op_type in ("MatMul", "Gemm", "Conv") and node.name not in linears
+    ]
+    order = np.random.default_rng(classifier.source.recipe.seed).permutation(len(classifier.train))
+    images = [{"image": classifier.train[i : i + 1].numpy()} for i in order]
+    quantized = tool.quantize(
+        graph,
+        tool.Dataset(images),
+        subset_size=min(NNCF_IMAGES, len(images)),
+        model_type=tool.ModelType.TRANSFORMER,
+        target_device=tool.TargetDevice.CPU,
+        ignored_scope=tool.IgnoredScope(names=others),
+    )
+    return run_graph(quantized, classifier.test)
+
+
+def model_optimizer(classifier: FloatClassifier, section: QuantizationSection, *, config: str) -> NDArray[np.float32]:
+    """NVIDIA Model Optimizer in PyTorch, simulated; the recipe's widths put into one of its own configurations.
+
+    Args:
+        config: ``INT8_DEFAULT_CFG`` (largest values) or ``INT8_SMOOTHQUANT_CFG``.
+    """
+    tool = optional("modelopt.torch.quantization", package="nvidia-modelopt")
+    if config == "INT8_SMOOTHQUANT_CFG" and (section.weight_bits, section.activation_bits) != (8, 8):
+        raise UnavailableError("Model Optimizer smooths 8-bit linears only")
+    settings = copy.deepcopy(getattr(tool, config))
+    for entry in settings["quant_cfg"]:
+        bits = section.weight_bits if "weight" in entry["quantizer_name"] else section.activation_bits
+        if "num_bits" in (entry.get("cfg") or {}):
+            entry["cfg"]["num_bits"] = bits
+    settings["quant_cfg"] = [*settings["quant_cfg"], {"quantizer_name": "*conv*", "enable": False}]
+    spec = classifier.source.model.preprocess
+    seen, tested = (
+        [to_batch(chunk, spec) for chunk in torch.split(images, BATCH_SIZE)]
+        for images in (classifier.train, classifier.test)
+    )
+    encoder = plain_linears(classifier.source, section)
+    with torch.no_grad():
+        encoder = tool.quantize(encoder, settings, lambda model: [model(batch) for batch in seen])
+        return class_logits(encode_batches(encoder, tested), classifier.source)
+
+
+def plain_linears(source: Source, section: QuantizationSection) -> nn.Module:
+    """The float image tower with its attentions taken apart, so that a tool for ``nn.Linear`` finds every linear."""
+    encoder = ImageEncoder(source.model.clip.visual)  # type: ignore[arg-type]
+    quantize_modules(encoder, section.scheme(), cross_attention=frozenset())
+    for path, found in quant_linears(encoder).items():
+        linear = nn.Linear(found.weight.shape[1], found.out_features, bias=found.bias is not None)
+        linear.load_state_dict({name: value for name, value in found.state_dict().items() if "scale" not in name})
+        replace_module(encoder, path, linear)
+    return encoder.eval().requires_grad_(False)
+
+
+def class_logits(features: Tensor, source: Source) -> NDArray[np.float32]:
+    """Logits ``(N, classes)`` of features by the hand-written class embeddings."""
+    embedding = nn.functional.normalize(features, dim=-1)
+    logits: NDArray[np.float32] = (source.model.logit_scale * embedding @ hand_written_embeddings(source).T).numpy()
+    return logits
+
+
+def optional(module: str, *, package: str = "") -> Any:
+    """A module that a user may not have.
+
+    Raises:
+        UnavailableError: it cannot be imported.
+    """
+    package = package or module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            raise UnavailableError(f"not installed: {package} ({error})") from error
+    logging.getLogger(package).setLevel(logging.WARNING)
+    return found
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the tools that are installed."""
+    found = {}
+    for package in ("onnxruntime", "nncf", "nvidia-modelopt"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+Quantizer = Callable[[FloatClassifier, QuantizationSection], NDArray[np.float32]]
