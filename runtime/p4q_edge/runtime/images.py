@@ -81,6 +81,16 @@ def load_image(
     return _from_array(image, color=color)
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files in a folder and below, sorted, without hidden ones such as macOS's `._photo.jpg`."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if not _is_hidden(path.relative_to(folder)) and path.is_file())
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _decode(source: Path | io.BytesIO, *, name: str, orient: bool, draft: tuple[int, int] | None) -> Image.Image:
     try:
         with Image.open(source, formats=FORMATS) as image:

@@ -12,7 +12,7 @@ import numpy as np
 from p4q_edge.runtime.chain import Images
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.files import sha256_bytes, sha256_file
-from p4q_edge.runtime.images import SUFFIXES, load_image
+from p4q_edge.runtime.images import SUFFIXES, image_files, load_image
 from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def read_class_folders(
     files: list[Path] = []
     labels: list[int] = []
     for child, label in zip(folders, to_class, strict=True):
-        found = sorted(path for path in child.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        found = image_files(child)
         if not found:
             raise InputError(f"class folder {child} has no images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
         files += found

@@ -13,7 +13,7 @@ from typing import TypeVar
 from PIL import Image
 
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import SUFFIXES, ImageLike
+from p4q_edge.runtime.images import SUFFIXES, ImageLike, image_files
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -86,10 +86,10 @@ def _is_many(path: str | os.PathLike[str]) -> bool:
 
 def _files(path: str | os.PathLike[str]) -> list[ImageLike]:
     if Path(path).is_dir():
-        found = [str(file) for file in Path(path).rglob("*")]
+        images = [str(file) for file in image_files(Path(path))]
     else:
         found = glob.glob(os.fspath(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    images = sorted(name for name in found if Path(name).suffix.lower() in SUFFIXES and Path(name).is_file())
+        images = sorted(name for name in found if Path(name).suffix.lower() in SUFFIXES and Path(name).is_file())
     if not images:
         raise InputError(
             f"{os.fspath(path)} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}. "
