@@ -200,7 +200,8 @@ def open_seed(recipe: Recipe, variants: Sequence[Variant], *, tested: bool) -> S
         section = learn_section(recipe, variant)
         wanted[section.flip] = max(section.views, wanted.get(section.flip, 1))
     views = {
-        flip: torch.stack(augmented_views(images, count, flip=flip, seed=recipe.seed)) for flip, count in wanted.items()
+        flip: torch.stack([*augmented_views(images, count, flip=flip, seed=recipe.seed)])
+        for flip, count in wanted.items()
     }
     teacher = {
         flip: torch.stack([teacher_embeddings(source.model, view) for view in some]) for flip, some in views.items()

@@ -16,7 +16,7 @@ from p4q_edge.image_encoder import (
     round_float_weights,
     tokens_read,
 )
-from p4q_edge.load import LoadedModel, to_batch
+from p4q_edge.load import Batches, LoadedModel, to_batch
 from p4q_edge.quant.folds import correct_biases, fold_channels
 from p4q_edge.quant.modules import (
     Phase,
@@ -110,8 +110,8 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     """
     if len(images) == 0:
         raise InputError("calibration needs at least one image; data.train gave none")
-    batches = [to_batch(chunk, model.preprocess) for chunk in torch.split(images, BATCH_SIZE)]
-    sample = batches[0][:SAMPLE_SIZE]
+    batches = Batches(images=images, spec=model.preprocess, size=BATCH_SIZE)
+    sample = to_batch(images[:SAMPLE_SIZE], model.preprocess)
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     round_float_weights(encoder)
     cross = find_cross_attention(encoder, sample)
@@ -184,6 +184,6 @@ def fix_scales(module: nn.Module) -> list[str]:
     return unreached
 
 
-def _run(encoder: nn.Module, batches: list[Tensor]) -> None:
+def _run(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
     for batch in batches:
         encoder(batch)

@@ -1,6 +1,7 @@
 """Labelled images: where they come from, which are learned from, and how they become pixels."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
+
+logger = logging.getLogger(__name__)
+
+AUGMENT_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +56,32 @@ class ImageSet:
         return [hashlib.sha256(self.read_bytes(i)).hexdigest() for i in range(len(self))]
 
     def with_class_names(self, class_names: Sequence[str]) -> "ImageSet":
-        """The same images under other words for their classes.
+        """The same images with these classes.
+
+        Names decide where they are the same words in another order. Else they are other words for the classes, in
+        label order.
 
         Raises:
-            InputError: the number of names differs from the number of classes.
+            InputError: the numbers differ, or some names are known and stand elsewhere.
         """
         if len(class_names) != len(self.class_names):
+            known = set(class_names)
+            missing = next((name for name in self.class_names if name not in known), None)
+            reason = "" if missing is None else f"; {missing!r} is not among the names"
             raise InputError(
                 f"{len(class_names)} class names were given for {len(self.class_names)} classes "
-                f"({', '.join(self.class_names[:3])}, ...); give one name for each class, in label order"
+                f"({', '.join(self.class_names[:3])}, ...){reason}; give one name for each class, in label order"
             )
+        place = {name: index for index, name in enumerate(class_names)}
+        if set(place) == set(self.class_names):
+            order = np.asarray([place[name] for name in self.class_names], dtype=np.int64)
+            return replace(self, class_names=tuple(class_names), labels=order[self.labels])
+        for index, name in enumerate(self.class_names):
+            if place.get(name, index) != index:
+                raise InputError(
+                    f"class {name!r} is number {index} of the images and number {place[name]} of the names, and other "
+                    "classes have no name of theirs; name all classes as the images do, or all by other words"
+                )
         return replace(self, class_names=tuple(class_names))
 
 
@@ -117,7 +138,7 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
                 "both need the same class folders"
             )
         _refuse_overlap(learned, test)
-        tested = replace(test, class_names=train.class_names)
+        tested = test.with_class_names(train.class_names)
     if test_limit and len(tested) > test_limit:
         tested = tested.subset(np.sort(np.random.default_rng(seed).permutation(len(tested))[:test_limit]))
     return Split(train=learned, test=tested)
@@ -127,7 +148,10 @@ def _without_copies(tested: ImageSet, learned: ImageSet) -> ImageSet:
     # Within one folder a copy of a learned image is the user's data, not their mistake: it is not tested on.
     seen = set(learned.digests())
     keep = [i for i, digest in enumerate(tested.digests()) if digest not in seen]
-    return tested if len(keep) == len(tested) else tested.subset(keep)
+    if len(keep) == len(tested):
+        return tested
+    logger.info("%d images are copies of learned ones and are not tested on", len(tested) - len(keep))
+    return tested.subset(keep)
 
 
 def _refuse_overlap(learned: ImageSet, tested: ImageSet) -> None:
@@ -170,6 +194,10 @@ def augment(batch: Tensor, *, generator: torch.Generator, flip: bool) -> Tensor:
         torch.stack([mirror * cos, -sin, uniform(-0.2, 0.2)], 1),
         torch.stack([mirror * sin, cos, uniform(-0.2, 0.2)], 1),
     ]
-    grid = torch.nn.functional.affine_grid(torch.stack(rows, 1), list(batch.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(batch.float(), grid, padding_mode="border", align_corners=False)
-    return moved.round().clamp(0, 255).to(torch.uint8)
+    moved = torch.empty_like(batch)
+    for some in torch.split(torch.arange(count), AUGMENT_BATCH_SIZE):
+        part = batch[some]
+        grid = torch.nn.functional.affine_grid(torch.stack(rows, 1)[some], list(part.shape), align_corners=False)
+        sampled = torch.nn.functional.grid_sample(part.float(), grid, padding_mode="border", align_corners=False)
+        moved[some] = sampled.round().clamp(0, 255).to(torch.uint8)
+    return moved

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle  # noqa: TID251  (only its error class: torch raises it when it refuses a checkpoint)
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,21 @@ def to_batch(images: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
     mean = torch.tensor(spec.mean).view(3, 1, 1)
     std = torch.tensor(spec.std).view(3, 1, 1)
     return (images.float() / 255.0 - mean) / std
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The normalized batches of many images, made one at a time whenever they are run through.
+
+    Attributes:
+        images: uint8 ``(N, 3, H, W)``.
+        spec: gives the normalization.
+        size: images of a batch.
+    """
+
+    images: torch.Tensor
+    spec: PreprocessSpec
+    size: int
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (to_batch(chunk, self.spec) for chunk in torch.split(self.images, self.size))

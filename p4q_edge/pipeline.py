@@ -7,7 +7,7 @@ what was learned. Each file carries the digest of everything that made it.
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from p4q_edge.data import Split, augment, pixels
 from p4q_edge.fold import FoldedClassifier
 from p4q_edge.image_encoder import encode_batches
 from p4q_edge.learn import CachedFeatures, LearningRun, Student, learn, make_student
-from p4q_edge.load import LoadedModel, load_model, to_batch
+from p4q_edge.load import Batches, LoadedModel, load_model
 from p4q_edge.prompts import PromptLearner, initial_context, template_embeddings
 from p4q_edge.quantized_text import calibrate_text
 from p4q_edge.recipe import Recipe, to_toml
@@ -117,7 +117,7 @@ def open_source(recipe: Recipe) -> Source:
         model=model,
         split=split,
         templates=read_words(recipe.data.templates, key="data.templates"),
-        class_prompts=read_class_prompts(recipe.data.class_prompts),
+        class_prompts=read_class_prompts(recipe.data.class_prompts, split.train.class_names),
         train_digests=tuple(split.train.digests()),
     )
 
@@ -167,25 +167,25 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
 
 def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
     """Features of all views of the labelled images, by the quantized and by the float encoder."""
-    section, spec = source.recipe.learn, source.model.preprocess
-    views = augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed)
-    student = torch.stack([image_features(encoder, view, spec) for view in views])
-    return CachedFeatures(
-        student=student,
-        teacher=torch.stack([teacher_embeddings(source.model, view) for view in views]),
-        labels=torch.from_numpy(source.split.train.labels),
-    )
+    section, model = source.recipe.learn, source.model
+    student, teacher = [], []
+    for view in augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed):
+        student.append(image_features(encoder, view, model.preprocess))
+        teacher.append(teacher_embeddings(model, view))
+    labels = torch.from_numpy(source.split.train.labels)
+    return CachedFeatures(student=torch.stack(student), teacher=torch.stack(teacher), labels=labels)
 
 
-def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> list[Tensor]:
+def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:
     """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
     generator = torch.Generator().manual_seed(seed)
-    return [images, *(augment(images, generator=generator, flip=flip) for _ in range(count - 1))]
+    for number in range(count):
+        yield augment(images, generator=generator, flip=flip) if number else images
 
 
 def image_features(encoder: nn.Module, images: Tensor, spec: PreprocessSpec) -> Tensor:
     """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)``."""
-    return encode_batches(encoder, (to_batch(chunk, spec) for chunk in torch.split(images, BATCH_SIZE)))
+    return encode_batches(encoder, Batches(images=images, spec=spec, size=BATCH_SIZE))
 
 
 def teacher_embeddings(model: LoadedModel, images: Tensor) -> Tensor:

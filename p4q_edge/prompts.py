@@ -50,9 +50,15 @@ def template_embeddings(
         encode: tokens ``(texts, context_length)`` to features ``(texts, dim)``.
         class_prompts: prompts of a class that replace the templates (as in CuPL).
 
+    Raises:
+        UsageError: a class has no prompt, or a template no place for its name.
+
     Source: CLIP, arXiv:2103.00020, section 3.1.4.
     """
     prompts = [list((class_prompts or {}).get(name, ())) or [fill(t, name) for t in templates] for name in class_names]
+    bare = next((name for name, of_class in zip(class_names, prompts, strict=True) if not of_class), None)
+    if bare is not None:
+        raise UsageError(f"class {bare!r} has no prompt; set data.templates, e.g. ['a photo of a {{}}.']")
     tokens = tokenizer([prompt for of_class in prompts for prompt in of_class])
     features = torch.cat([encode(batch) for batch in torch.split(tokens, TEXT_BATCH_SIZE)])
     rows = torch.split(features, [len(of_class) for of_class in prompts])

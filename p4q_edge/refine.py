@@ -1,5 +1,7 @@
 """Fit a calibrated encoder to the float model's outputs on the calibration images, as the scheme asks."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ PAIRED_IMAGES = 512
 """At most so many images, evenly drawn, run through the encoder at once to fit roundings and offsets."""
 
 
-def refine(encoder: nn.Module, reference: nn.Module, batches: list[Tensor], scheme: QuantScheme) -> None:
+def refine(encoder: nn.Module, reference: nn.Module, batches: Iterable[Tensor], scheme: QuantScheme) -> None:
     """Choose roundings, factors and offsets linear by linear, then learn the scales of all; in place.
 
     Args:
@@ -23,8 +25,11 @@ def refine(encoder: nn.Module, reference: nn.Module, batches: list[Tensor], sche
         reference: the float encoder.
         batches: images ``(N, 3, H, W)`` float32.
     """
-    images = torch.cat(batches)
-    if scheme.weight_rounding != "nearest" or scheme.affine_correction:
+    fits_linears = scheme.weight_rounding != "nearest" or scheme.affine_correction
+    if not (fits_linears or scheme.scale_epochs):
+        return
+    images = torch.cat([*batches])
+    if fits_linears:
 
         def visit(linear: QuantLinear, moments: Moments) -> None:
             choose_rounding(linear, moments, scheme.weight_rounding)

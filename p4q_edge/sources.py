@@ -1,21 +1,23 @@
 """Readers of labelled images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits."""
 
-import csv
+import difflib
 import json
-import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
-from PIL import Image
 
+from p4q_edge.archives import from_arrays, read_npz, read_tar
 from p4q_edge.data import ImageSet, Split, make_split
 from p4q_edge.recipe import DEMO_DATA, DataSection
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images import SUFFIXES, load_image
+from p4q_edge.runtime.images import SUFFIXES, image_files
+from p4q_edge.tables import DELIMITERS, from_paths, read_table
 
-TABLE_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-MAX_TAR_MEMBER_BYTES = 64 << 20
+Prompts = Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)]
 
 
 def read_split(section: DataSection, *, seed: int) -> Split:
@@ -27,10 +29,11 @@ def read_split(section: DataSection, *, seed: int) -> Split:
     """
     train = read_images(section.train, key="data.train")
     names = read_words(section.class_names, key="data.class_names")
-    if names:
-        train = train.with_class_names(names)
     test = read_images(section.test, key="data.test") if section.test else None
-    return make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
+    split = make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
+    if not names:
+        return split
+    return replace(split, train=split.train.with_class_names(names), test=split.test.with_class_names(names))
 
 
 def read_images(source: str, *, key: str = "--data") -> ImageSet:
@@ -42,14 +45,15 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
         raise UsageError(f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .npz or .tar")
     if path.is_dir():
         return _read_folder(path)
-    readers: dict[str, Callable[[Path], ImageSet]] = {".npz": _read_npz, ".tar": _read_tar}
-    readers |= dict.fromkeys(TABLE_DELIMITERS, _read_table)
-    if path.suffix not in readers:
+    readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar}
+    readers |= dict.fromkeys(DELIMITERS, read_table)
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise UsageError(
             f"{key}: {source} has suffix {path.suffix!r}; "
             f"expected a folder, {', '.join(sorted(readers))} or {DEMO_DATA}"
         )
-    return readers[path.suffix](path)
+    return readers[suffix](path)
 
 
 def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
@@ -64,10 +68,11 @@ def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
     if not words:
         return ()
     path = Path(words)
-    if not path.is_file() or path.suffix not in (".txt", ".json"):
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in (".txt", ".json"):
         raise UsageError(f"{key}: expected a list, or an existing .txt or .json file; got {words!r}")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".txt":
+    text = _read_text(path, key=key)
+    if suffix == ".txt":
         found = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
     else:
         found = _json_words(text, words)
@@ -76,18 +81,38 @@ def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
     return _checked_words(found, key)
 
 
-def read_class_prompts(path: str) -> dict[str, tuple[str, ...]]:
-    """Prompts of each class from a ``.json`` file: ``{"class name": ["prompt", ...]}``."""
+def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Prompts of each class from a ``.json`` file: ``{"class name": ["prompt", ...]}``.
+
+    Args:
+        class_names: the known classes; a prompt for another one is a mistake.
+
+    Raises:
+        UsageError: the file does not exist.
+        InputError: it is of another form, or names an unknown class.
+    """
+    key = "data.class_prompts"
     if not path:
         return {}
     if not Path(path).is_file():
-        raise UsageError(f"data.class_prompts: {path} does not exist")
+        raise UsageError(f"{key}: {path} does not exist")
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(name): tuple(map(str, prompts)) for name, prompts in document.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        document = msgspec.json.decode(_read_text(Path(path), key=key), type=dict[str, Prompts])
+    except msgspec.DecodeError as error:
+        raise InputError(f'{key}: {path} is not of the form {{"class name": ["prompt", ...]}}: {error}') from error
+    unknown = next((name for name in document if class_names and name not in class_names), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, class_names, n=1, cutoff=0.0)
+        raise InputError(f"{key}: {path} has prompts of {unknown!r}, which is no class; did you mean {near[0]!r}?")
+    return document
+
+
+def _read_text(path: Path, *, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
         raise InputError(
-            f'data.class_prompts: {path} is not of the form {{"class name": ["prompt", ...]}}: {error}'
+            f"{key}: {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
 
 
@@ -96,7 +121,7 @@ def _json_words(text: str, source: str) -> tuple[str, ...]:
         document = json.loads(text)
     except ValueError as error:
         raise InputError(f"{source} is not JSON: {error}") from error
-    if not isinstance(document, list) or not all(isinstance(word, str) for word in document):
+    if not isinstance(document, list) or not all(isinstance(word, str) and word.strip() for word in document):
         raise InputError(f'{source} must hold a list of strings such as ["cat", "dog"]')
     return tuple(document)
 
@@ -108,16 +133,6 @@ def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
     return words
 
 
-def _from_paths(paths: list[Path], labels: list[int], class_names: Sequence[str], root: Path) -> ImageSet:
-    return ImageSet(
-        names=tuple(str(path.relative_to(root)) if path.is_relative_to(root) else path.name for path in paths),
-        labels=np.asarray(labels, dtype=np.int64),
-        class_names=tuple(class_names),
-        open_image=lambda i: load_image(paths[i]),
-        read_bytes=lambda i: paths[i].read_bytes(),
-    )
-
-
 def _read_folder(root: Path) -> ImageSet:
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     if not folders:
@@ -125,97 +140,16 @@ def _read_folder(root: Path) -> ImageSet:
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = image_files(folder)
         if not found:
             raise InputError(f"class folder {folder} has no images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
         paths += found
         labels += [label] * len(found)
-    return _from_paths(paths, labels, [folder.name for folder in folders], root)
-
-
-def _read_table(path: Path) -> ImageSet:
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.reader(stream, delimiter=TABLE_DELIMITERS[path.suffix]) if row]
-    if rows and [cell.strip().lower() for cell in rows[0][:2]] == ["path", "label"]:
-        rows = rows[1:]
-    if not rows:
-        raise InputError(f"{path} has no rows; expected lines of path{TABLE_DELIMITERS[path.suffix]}label")
-    short = next((number for number, row in enumerate(rows, 1) if len(row) < 2), None)
-    if short is not None:
-        raise InputError(f"{path}, row {short}: expected path and label, got {rows[short - 1]!r}")
-    class_names = sorted({row[1].strip() for row in rows})
-    paths = [path.parent / row[0].strip() for row in rows]
-    missing = next((p for p in paths if not p.is_file()), None)
-    if missing is not None:
-        raise InputError(f"{path} names {missing}, which does not exist; paths are relative to the table's folder")
-    return _from_paths(paths, [class_names.index(row[1].strip()) for row in rows], class_names, path.parent)
-
-
-def _read_npz(path: Path) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels, class_names = archive["images"], archive["labels"], archive["class_names"]
-    except (KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {error}") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
-        raise InputError(
-            f"{path}: images must be uint8 (N, H, W, 3) or (N, H, W) with one label each, "
-            f"got {images.dtype} {images.shape} and {len(labels)} labels"
-        )
-    return _from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
-
-
-def _from_arrays(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], stem: str) -> ImageSet:
-    labels = np.asarray(labels, dtype=np.int64)
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise InputError(f"{stem}: labels must be between 0 and {len(class_names) - 1}, got up to {labels.max()}")
-    return ImageSet(
-        names=tuple(f"{stem}[{i}]" for i in range(len(images))),
-        labels=labels,
-        class_names=class_names,
-        open_image=lambda i: Image.fromarray(images[i]),
-        read_bytes=lambda i: images[i].tobytes(),
-    )
-
-
-def _read_tar(path: Path) -> ImageSet:
-    """A webdataset shard: ``KEY.jpg`` with ``KEY.cls`` (class index) and, optionally, ``classnames.txt``."""
-    blobs: dict[str, bytes] = {}
-    labels: dict[str, int] = {}
-    class_names: tuple[str, ...] = ()
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                if member.size > MAX_TAR_MEMBER_BYTES:
-                    raise InputError(f"{path}: member {member.name} has {member.size} bytes, at most 64 MiB are read")
-                stream = archive.extractfile(member)
-                data = b"" if stream is None else stream.read()
-                key, dot, suffix = member.name.rpartition(".")
-                if dot + suffix.lower() in SUFFIXES:
-                    blobs[key] = data
-                elif suffix == "cls":
-                    labels[key] = int(data)
-                elif Path(member.name).name == "classnames.txt":
-                    class_names = tuple(data.decode().splitlines())
-    except (tarfile.TarError, ValueError) as error:
-        raise InputError(f"{path} is not a webdataset tar of KEY.jpg and KEY.cls: {error}") from error
-    keys = sorted(blobs)
-    if not keys or any(key not in labels for key in keys):
-        raise InputError(f"{path}: every KEY.jpg needs a KEY.cls with its class index; found {len(keys)} images")
-    count = max(labels.values()) + 1
-    return ImageSet(
-        names=tuple(keys),
-        labels=np.asarray([labels[key] for key in keys], dtype=np.int64),
-        class_names=class_names or tuple(f"class {i}" for i in range(count)),
-        open_image=lambda i: load_image(blobs[keys[i]]),
-        read_bytes=lambda i: blobs[keys[i]],
-    )
+    return from_paths(paths, labels, [folder.name for folder in folders], root)
 
 
 def _read_demo() -> ImageSet:
     from p4q_edge.demo import demo_images
 
     images, labels, class_names = demo_images()
-    return _from_arrays(np.stack([np.asarray(image) for image in images]), labels, tuple(class_names), "digits")
+    return from_arrays(np.stack([np.asarray(image) for image in images]), labels, tuple(class_names), "digits")

@@ -199,12 +199,16 @@ def test_the_demo_digits() -> None:
         (lambda p: str(_mkdir(p / "empty")), InputError, "has no class folders"),
         (lambda p: str(_mkdir(p / "one" / "cat").parent), InputError, "cat has no images"),
         (lambda p: _write(p / "d.csv", b""), InputError, "has no rows"),
-        (lambda p: _write(p / "d.csv", b"a.png\n"), InputError, "row 1: expected path and label"),
-        (lambda p: _write(p / "d.csv", b"a.png,cat\n"), InputError, r"names .*a\.png, which does not exist"),
+        (lambda p: _write(p / "d.csv", b"a.png\n"), InputError, "line 1: expected path and label"),
+        (
+            lambda p: _write(p / "d.csv", b"a.png,cat\n"),
+            InputError,
+            r"line 1: .*a\.png does not exist; paths are relative",
+        ),
         (lambda p: _write(p / "d.npz", b"x"), InputError, "needs arrays images, labels and class_names"),
-        (lambda p: _write(p / "d.tar", b"x" * 600), InputError, "is not a webdataset tar"),
+        (lambda p: _write(p / "d.tar", b"x" * 600), InputError, "is not an uncompressed webdataset tar"),
         (lambda p: _tar(p / "d.tar", {"a.png": _png(0)}), InputError, r"every KEY\.jpg needs a KEY\.cls"),
-        (lambda p: _tar(p / "d.tar", {"a.png": _png(0), "a.cls": b"x"}), InputError, "not a webdataset tar"),
+        (lambda p: _tar(p / "d.tar", {"a.png": _png(0), "a.cls": b"x"}), InputError, "uncompressed webdataset tar"),
     ],
 )
 def test_sources_that_cannot_be_used(
@@ -231,7 +235,7 @@ def test_labels_beyond_the_class_names(tmp_path: Path) -> None:
         labels=np.array([5]),
         class_names=np.array(["a", "b"]),
     )
-    with pytest.raises(InputError, match="labels must be between 0 and 1, got up to 5"):
+    with pytest.raises(InputError, match="labels must be between 0 and 1 .2 class names., got 5 to 5"):
         read_images(str(tmp_path / "d.npz"))
 
 
