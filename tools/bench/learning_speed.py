@@ -1,0 +1,382 @@
+"""Measure what each shortcut of learning gains over the plain loop, and what a step of many classes needs in memory.
+
+The plain loop runs whole padded prompts through the text tower and images through both image towers at every step. Its
+shortcuts: features of K augmented views cached; prompts cut at their ends; start token and context run once for all
+classes. All forms make the same step, forward and backward, of the same student on the same images, and are timed in
+turn, round by round, so that a loaded machine slows all of them; what counts is the median of the ratios of each round.
+Before that their losses and gradients are compared. Peaks of memory are measured in processes of their own. Weights
+are random: speed does not depend on them.
+
+Run: python tools/bench/learning_speed.py --output results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from p4q_edge.calibrate import calibrate_encoder
+from p4q_edge.data import augment
+from p4q_edge.learn import CachedFeatures, Student, batch_loss, make_student
+from p4q_edge.load import LoadedModel, load_model, to_batch
+from p4q_edge.prompts import PromptLearner, initial_context, template_embeddings
+from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quantized_text import calibrate_text
+from p4q_edge.recipe import LearnSection, QuantizationSection
+from p4q_edge.runtime import machine
+from p4q_edge.runtime.files import atomic_write
+from p4q_edge.runtime.timing import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.text_tower import TextTower, encoder_of
+
+TOLERANCE = 1e-5
+DEFAULT_WORDS = "a photo of a"
+RATIOS = (
+    # what, the slower form, the faster form
+    ("feature cache alone", "plain", "cache"),
+    ("cut prompts alone", "plain", "cut"),
+    ("cut prompts and shared prefix alone", "plain", "prefix"),
+    ("cut prompts, after the cache (text step)", "cache", "cache+cut"),
+    ("shared prefix, after cache and cut (text step)", "cache+cut", "cache+cut+prefix"),
+    ("cut and prefix, after the cache (text step)", "cache", "cache+cut+prefix"),
+    ("all", "plain", "cache+cut+prefix"),
+)
+MEMORY_CASES = (
+    # form, limit of `learn.text_memory_mib`
+    ("prefix", LearnSection().text_memory_mib),
+    ("prefix", 512),
+    ("cut", LearnSection().text_memory_mib),
+)
+
+
+class PaddedPrompts(PromptLearner):
+    """Prompts as the plain loop runs them: each padded to the whole context length."""
+
+    def forward(self) -> Tensor:
+        tower: TextTower = self.__dict__["tower"]
+        whole = self.prompts()
+        padding = tower.embed(torch.zeros(len(whole), tower.context_length - whole.shape[1], dtype=torch.long))
+        return F.normalize(tower(torch.cat([whole, padding], dim=1), self.end), dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A model with random weights and the words of one measurement."""
+
+    model: LoadedModel
+    classes: int
+    context_words: str
+    context_tokens: int
+    section: LearnSection
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        step = len(IMAGENET_CLASSNAMES) // self.classes
+        return tuple(IMAGENET_CLASSNAMES[::step][: self.classes])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A batch of images in one of K views each, and what both image towers say about them."""
+
+    encoder: nn.Module
+    visual: nn.Module
+    batch: Tensor
+    cached: CachedFeatures
+    view: Tensor
+
+    def recomputed(self) -> tuple[Tensor, Tensor]:
+        """Features of student and teacher, computed now."""
+        with torch.no_grad():
+            return self.encoder(self.batch), F.normalize(self.visual(self.batch), dim=-1)
+
+    def from_cache(self) -> tuple[Tensor, Tensor]:
+        """The same, looked up."""
+        at = self.view, torch.arange(len(self.view))
+        return self.cached.student[at], self.cached.teacher[at]
+
+
+def main() -> None:
+    args = arguments()
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that these weights are random
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        print(json.dumps(measure_peak(args, *args.peak.split(":"))))
+        return
+    load_before = os.getloadavg()
+    runs = [run(args, words, tokens) for words, tokens in ((DEFAULT_WORDS, 0), ("", 16))]
+    document = {
+        "schema_version": 1,
+        "model": args.model,
+        "weights": "random",
+        "cpu": machine.cpu(),
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg(),
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "classes": args.classes,
+        "batch": args.batch,
+        "views": args.views,
+        "tolerance": TOLERANCE,
+        "runs": runs,
+        "memory": [peak_of(args, form, limit) for form, limit in MEMORY_CASES] if args.memory_classes else [],
+    }
+    if args.output:
+        atomic_write(args.output, json.dumps(document, indent=2).encode() + b"\n", force=True)
+    print(markdown(document))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B-32", help="architecture of open_clip")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=32, help="images of a step")
+    parser.add_argument("--views", type=int, default=2, help="cached views of an image")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory-classes", type=int, default=1000, help="classes of the memory test; 0 leaves it out")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace, words: str, tokens: int) -> dict[str, Any]:
+    """Compare and time all forms with one kind of context."""
+    setting = make_setting(args.model, args.classes, words, tokens)
+    images = make_images(setting.model, args.batch, args.views)
+    labels = torch.arange(args.batch) % args.classes
+    students = {"padded": make(setting, PaddedPrompts), "cut": make(setting), "prefix": make(setting)}
+    prompts = {name: student.prompts for name, student in students.items()}
+    prompts["cut"].share_prefix = False
+    assert prompts["prefix"].share_prefix
+    forms = {
+        "plain": ("padded", images.recomputed),
+        "cache": ("padded", images.from_cache),
+        "cut": ("cut", images.recomputed),
+        "prefix": ("prefix", images.recomputed),
+        "cache+cut": ("cut", images.from_cache),
+        "cache+cut+prefix": ("prefix", images.from_cache),
+    }
+    steps = {
+        name: partial(step, students[text], features, labels, setting.section)
+        for name, (text, features) in forms.items()
+    }
+    difference = compare(steps, {name: students[text] for name, (text, _) in forms.items()})
+    times = measure_interleaved(steps, Rounds(warmup=0, minimum=args.rounds, maximum=args.rounds))
+    return {
+        "context": words or "random",
+        "context_tokens": len(prompts["cut"].context),
+        "tokens_per_class": {
+            "padded": setting.model.clip.context_length,
+            "cut_mean": float(prompts["cut"].lengths.float().mean()),
+            "after_prefix_mean": float((prompts["prefix"].lengths - prompts["prefix"]._shared_tokens).float().mean()),
+        },
+        "largest_difference_to_plain": difference,
+        "latency": {name: asdict(summarize(values)) for name, values in times.items()},
+        "speedup": {what: ratio(times[slow], times[fast]) for what, slow, fast in RATIOS},
+        "quantized_text": quantized_text(setting, students, images, labels, rounds=args.rounds),
+    }
+
+
+def quantized_text(
+    setting: Setting, students: dict[str, Student], images: Images, labels: Tensor, *, rounds: int
+) -> dict[str, Any]:
+    """The same text step through a fake-quantized text tower: cut prompts against the shared prefix."""
+    for name in ("cut", "prefix"):
+        prompts = students[name].prompts
+        calibrate_text(prompts.__dict__["tower"], prompts)
+    steps = {
+        name: partial(step, students[name], images.from_cache, labels, setting.section) for name in ("cut", "prefix")
+    }
+    losses = {name: run() for name, run in steps.items()}
+    times = measure_interleaved(steps, Rounds(warmup=0, minimum=rounds, maximum=rounds))
+    return {
+        "loss_difference": abs(losses["cut"] - losses["prefix"]),
+        "latency": {name: asdict(summarize(values)) for name, values in times.items()},
+        "speedup": {"shared prefix, after cache and cut (text step)": ratio(times["cut"], times["prefix"])},
+    }
+
+
+def make_setting(name: str, classes: int, words: str, tokens: int) -> Setting:
+    """Load a model whose weights were just drawn."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.safetensors"
+        save_file(open_clip.create_model(name).state_dict(), path)
+        model = load_model(name, str(path))
+    section = LearnSection(context_init=words, num_context_tokens=tokens, distillation=1.0, zero_init=False)
+    return Setting(model=model, classes=classes, context_words=words, context_tokens=tokens, section=section)
+
+
+def make(setting: Setting, kind: type[PromptLearner] = PromptLearner) -> Student:
+    """Make a student before its first step; every call makes the same one."""
+    model, generator = setting.model, torch.Generator().manual_seed(0)
+    tower = TextTower(model.clip, QuantScheme())
+    context = initial_context(
+        tower, model.tokenizer, words=setting.context_words, num_tokens=setting.context_tokens, generator=generator
+    )
+    return make_student(
+        prompts=kind(tower, model.tokenizer, setting.class_names, context=context),
+        hand_written=template_embeddings(
+            encoder_of(model.clip), model.tokenizer, setting.class_names, templates=["a photo of a {}."]
+        ),
+        logit_scale=model.logit_scale,
+        section=setting.section,
+        adapter_scheme=QuantizationSection().adapter_scheme(),
+        generator=generator,
+    )
+
+
+def make_images(model: LoadedModel, batch: int, views: int) -> Images:
+    """Draw images and put the features of all their views into a cache."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 3, *model.preprocess.size), dtype=torch.uint8, generator=generator)
+    encoder = calibrate_encoder(model, pixels[:8], QuantScheme()).encoder
+    augmented = [augment(pixels, generator=generator, flip=False) for _ in range(views - 1)]
+    all_views = torch.stack([to_batch(view, model.preprocess) for view in (pixels, *augmented)])
+    view = torch.arange(batch) % views
+    with torch.no_grad():
+        cached = CachedFeatures(
+            student=torch.stack([encoder(v) for v in all_views]),
+            teacher=torch.stack([F.normalize(model.clip.visual(v), dim=-1) for v in all_views]),
+            labels=torch.zeros(batch, dtype=torch.long),
+        )
+    return Images(
+        encoder=encoder,
+        visual=model.clip.visual,
+        batch=all_views[view, torch.arange(batch)],
+        cached=cached,
+        view=view,
+    )
+
+
+def step(
+    student: Student, features: Callable[[], tuple[Tensor, Tensor]], labels: Tensor, section: LearnSection
+) -> float:
+    """Run one step forward and backward; the gradients stay on the student."""
+    student.zero_grad(set_to_none=True)
+    loss = batch_loss(student, *features(), labels, section)
+    loss.backward()
+    return float(loss.detach())
+
+
+def compare(steps: dict[str, Callable[[], float]], students: dict[str, Student]) -> dict[str, float]:
+    """Return the largest differences of loss and context gradient, relative to those of the plain loop."""
+    losses, gradients = {}, {}
+    for name, run_step in steps.items():
+        losses[name] = run_step()
+        gradients[name] = students[name].prompts.context.grad.clone()
+    plain = gradients["plain"]
+    found = {
+        "loss": max(abs(loss / losses["plain"] - 1) for loss in losses.values()),
+        "context_gradient": max(float((g - plain).norm() / plain.norm()) for g in gradients.values()),
+    }
+    if max(found.values()) > TOLERANCE:
+        raise SystemExit(f"the forms differ by {found}; at most {TOLERANCE} is rounding")
+    return found
+
+
+def ratio(slow: np.ndarray, fast: np.ndarray) -> dict[str, Any]:
+    """Return the median of the paired ratios with its interval, and the ratios."""
+    estimate = paired_ratio(slow, fast, generator=np.random.default_rng(0))
+    return {**asdict(estimate), "ratios": [round(float(value), 3) for value in slow / fast]}
+
+
+def peak_of(args: argparse.Namespace, form: str, limit: int) -> dict[str, Any]:
+    """Measure the peak of one step with many classes in a process of its own."""
+    command = [sys.executable, __file__, "--peak", f"{form}:{limit}", "--model", args.model]
+    command += ["--classes", str(args.memory_classes), "--threads", str(args.threads), "--batch", str(args.batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def measure_peak(args: argparse.Namespace, form: str, limit: str) -> dict[str, Any]:
+    """Make one step and return the memory of this process before it and at its peak."""
+    setting = make_setting(args.model, args.classes, "", 16)
+    student = make(setting)
+    student.prompts.share_prefix = form == "prefix"
+    student.prompts.limit_memory(int(limit) << 20)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, args.batch, student.hand_written.shape[1], generator=generator)
+    labels = torch.arange(args.batch) % args.classes
+    base = memory_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    step(student, lambda: (features[0], F.normalize(features[1], dim=-1)), labels, setting.section)
+    return {
+        "form": form,
+        "classes": args.classes,
+        "context_tokens": 16,
+        "text_memory_mib": int(limit),
+        "chunks": len(student.prompts.chunks),
+        "chunks_computed_twice": sum(chunk.recompute for chunk in student.prompts.chunks),
+        "base_rss_mib": base,
+        "peak_rss_mib": memory_mib("VmHWM"),
+    }
+
+
+def memory_mib(name: str) -> float:
+    """Return a line of this process's status in MiB."""
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the figures as tables."""
+    lines = [
+        f"{document['model']}, {document['classes']} classes, {document['batch']} images a step, "
+        f"{document['threads']} threads of {document['cpu']}, load {document['load_average_before'][0]:.1f} to "
+        f"{document['load_average_after'][0]:.1f}",
+    ]
+    for run in document["runs"]:
+        tokens = run["tokens_per_class"]
+        lines += [
+            "",
+            f"Context of {run['context_tokens']} tokens ({run['context']}); tokens a class: {tokens['padded']} padded, "
+            f"{tokens['cut_mean']:.1f} cut, {tokens['after_prefix_mean']:.1f} after the prefix; largest relative "
+            f"difference to plain: loss {run['largest_difference_to_plain']['loss']:.1e}, gradient "
+            f"{run['largest_difference_to_plain']['context_gradient']:.1e}",
+            "",
+            "| gain | median ratio | 95 % interval | n |",
+            "|---|---|---|---|",
+        ]
+        quantized = {f"quantized text: {what}": e for what, e in run["quantized_text"]["speedup"].items()}
+        lines += [
+            f"| {what} | {e['value']:.2f} | {e['low']:.2f} to {e['high']:.2f} | {e['n']} |"
+            for what, e in {**run["speedup"], **quantized}.items()
+        ]
+        lines += ["", "step, median ms: " + ", ".join(f"{k} {v['p50_ms']:.0f}" for k, v in run["latency"].items())]
+    if document["memory"]:
+        lines += [
+            "",
+            "| form, classes | limit MiB | computed twice | RSS before MiB | peak MiB |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {m['form']}, {m['classes']} | {m['text_memory_mib']} | {m['chunks_computed_twice']} of {m['chunks']} "
+            f"chunks | {m['base_rss_mib']:.0f} | {m['peak_rss_mib']:.0f} |"
+            for m in document["memory"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
