@@ -17,18 +17,12 @@ from p4q_edge.image_encoder import (
     tokens_read,
 )
 from p4q_edge.load import Batches, LoadedModel, to_batch
+from p4q_edge.quant.attention import attentions, quant_products
 from p4q_edge.quant.folds import correct_biases, fold_channels
-from p4q_edge.quant.modules import (
-    Phase,
-    attentions,
-    quant_linears,
-    quant_products,
-    quantize_modules,
-    running_in,
-    set_phase,
-)
+from p4q_edge.quant.modules import Phase, quant_linears, running_in, set_phase
 from p4q_edge.quant.products import AttentionProducts, fuses_in_int8
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.swap import quantize_modules
 from p4q_edge.refine import refine
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.tensor_file import read_metadata, read_tensors, write_tensors
@@ -48,6 +42,7 @@ class CalibratedEncoder:
         encoder: in ``Phase.QUANTIZED``.
         kept_float: linears and attentions that stay in high precision.
         folded: producers whose channels were equalized.
+        cross_attention: attentions that do not attend to their own query.
         attention_owners: modules whose linears have the scheme's bits for attentions.
         products: attentions whose products are quantized.
         images: number of calibration images.
@@ -56,13 +51,14 @@ class CalibratedEncoder:
     encoder: nn.Module
     kept_float: tuple[str, ...]
     folded: tuple[str, ...]
+    cross_attention: tuple[str, ...]
     attention_owners: tuple[str, ...]
     products: tuple[str, ...]
     images: int
 
     def save(self, path: Path, *, key: str) -> None:
         """Write weights, scales and what is needed to build the same modules again."""
-        names = ("kept_float", "folded", "attention_owners", "products", "images")
+        names = ("kept_float", "folded", "cross_attention", "attention_owners", "products", "images")
         facts = {name: getattr(self, name) for name in names}
         write_tensors(path, self.encoder.state_dict(), key=key, metadata={"calibration": json.dumps(facts)})
 
@@ -77,7 +73,7 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     quantize_modules(
         encoder,
         scheme,
-        cross_attention=frozenset(facts["kept_float"]),
+        cross_attention=frozenset(facts["cross_attention"]),
         attention_owners=frozenset(facts["attention_owners"]),
     )
     add_products(encoder, facts["products"], scheme)
@@ -91,6 +87,7 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
         encoder=encoder,
         kept_float=tuple(facts["kept_float"]),
         folded=tuple(facts["folded"]),
+        cross_attention=tuple(facts["cross_attention"]),
         attention_owners=tuple(facts["attention_owners"]),
         products=tuple(facts["products"]),
         images=facts["images"],
@@ -133,6 +130,7 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         encoder=encoder,
         kept_float=(*kept, *unreached),
         folded=tuple(folded),
+        cross_attention=tuple(sorted(cross)),
         attention_owners=tuple(sorted(owners)),
         products=tuple(products),
         images=len(images),

@@ -31,7 +31,8 @@ from p4q_edge.graph.sequence_first import SequenceFirst
 from p4q_edge.graph.to_fp16 import ToFp16
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
 from p4q_edge.graph.unbind_to_split import UnbindToSplit
-from p4q_edge.quant.modules import Phase, quant_linears, quant_products, running_in
+from p4q_edge.quant.attention import quant_products
+from p4q_edge.quant.modules import Phase, quant_linears, running_in
 from p4q_edge.quant.products import softmax_scale
 from p4q_edge.runtime.errors import QualityGateError
 
@@ -102,6 +103,7 @@ def build_graphs(
     """Return the complete graphs with FP16 and with FP32 remainder; `traced` is changed."""
     passes = [
         LinearToMatMul(),
+        FoldConstants(),
         DropExpand(),
         UnbindToSplit(),
         ClassTokenByPad(),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from p4q_edge.quant.modules import attentions
+from p4q_edge.quant.attention import attentions
 
 _ATTENDING = frozenset({F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax})
 
@@ -36,8 +36,13 @@ class ImageEncoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.projection(self.trunk(pixels))
+        features: Tensor = self.projection(pooled(self.trunk(pixels)))
         return features
+
+
+def pooled(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What an image tower pools, ``(N, dim)``; towers of captioning models (CoCa) return their tokens behind it."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @torch.no_grad()
@@ -117,6 +122,8 @@ def tokens_read(model: nn.Module, sample: Tensor) -> dict[str, tuple[int, int]]:
         for name, attention in attentions(model).items()
     ]
     try:
+        if not handles:
+            return {}
         with torch.enable_grad():
             output = model(sample.clone().requires_grad_())
             weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
@@ -130,8 +137,8 @@ def tokens_read(model: nn.Module, sample: Tensor) -> dict[str, tuple[int, int]]:
 
 @torch.no_grad()
 def encode_batches(encoder: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Features of all batches, ``(images, dim)`` float32."""
-    return torch.cat([encoder(batch) for batch in batches])
+    """Features of all batches by an `ImageEncoder` or a tower of open_clip, ``(images, dim)`` float32."""
+    return torch.cat([pooled(encoder(batch)) for batch in batches])
 
 
 def round_float_weights(encoder: nn.Module) -> None:

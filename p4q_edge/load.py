@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from p4q_edge.runtime.bundle import ModelInfo
-from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
 from p4q_edge.runtime.preprocess import PreprocessSpec
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
     Raises:
         UsageError: the name, tag or path does not exist.
         InputError: the checkpoint does not fit the model.
+        EnvironmentNotAbleError: a package of the model is missing, such as its tokenizer's.
     """
     _check_arguments(name, pretrained)
     force_quick_gelu = bool(quick_gelu) if quick_gelu is not None else _tag_needs_quick_gelu(name, pretrained)
@@ -84,6 +85,10 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
                 require_pretrained=True,
             )
             tokenizer = open_clip.get_tokenizer(name)
+    except ModuleNotFoundError as error:
+        raise EnvironmentNotAbleError(
+            f"model {name!r} needs the package {error.name}, which is not installed; run: pip install {error.name}"
+        ) from error
     except (RuntimeError, KeyError, ValueError, OSError, AssertionError, pickle.UnpicklingError) as error:
         raise InputError(
             f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "

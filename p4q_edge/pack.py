@@ -14,7 +14,8 @@ from p4q_edge.data import pixels
 from p4q_edge.export import export_classifier
 from p4q_edge.fold import FoldedClassifier, run_folded
 from p4q_edge.pipeline import Learned
-from p4q_edge.quant.modules import Phase, quant_linears, quant_products
+from p4q_edge.quant.attention import quant_products
+from p4q_edge.quant.modules import Phase, quant_linears
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime import heads
 from p4q_edge.runtime.bundle import Bundle, Manifest, Precision

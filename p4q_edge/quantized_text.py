@@ -4,7 +4,8 @@ import torch
 
 from p4q_edge.calibrate import fix_scales
 from p4q_edge.prompts import TEXT_BATCH_SIZE, PromptLearner
-from p4q_edge.quant.modules import Phase, quant_linears, quant_products, running_in, set_phase
+from p4q_edge.quant.attention import quant_products
+from p4q_edge.quant.modules import Phase, quant_linears, running_in, set_phase
 from p4q_edge.text_tower import TextTower
 
 

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from p4q_edge.quant.modules import Attention, QuantLinear, attentions, quantize_modules
+from p4q_edge.quant.attention import Attention, attentions
+from p4q_edge.quant.modules import QuantLinear
 from p4q_edge.quant.products import AttentionProducts
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.swap import quantize_modules
 from p4q_edge.runtime.errors import UsageError
 
 

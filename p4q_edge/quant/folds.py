@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from p4q_edge.quant.modules import Attention, Phase, QuantLinear, quant_linears, running_in
+from p4q_edge.quant.attention import Attention
+from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange
 from p4q_edge.quant.scheme import QuantScheme
 

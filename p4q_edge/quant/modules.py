@@ -1,18 +1,17 @@
-"""Quantizable modules, the rule that swaps them in, and the phase they run in."""
+"""The quantizable linear layer, and the phase that quantizable modules run in."""
 
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention as PlainTimmAttention
 from torch import Tensor, nn
 
 from p4q_edge.quant import affine
 from p4q_edge.quant.fake import fake_quantize
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, activation_scale, weight_scale
-from p4q_edge.quant.products import AttentionProducts
 from p4q_edge.quant.scheme import QuantScheme
 
 
@@ -163,209 +162,13 @@ class QuantLinear(nn.Module):
         return affine.scale_for(affine.amax_of(self.weight.detach(), affine.PerAxis(0)), quant_max)
 
 
-class Attention(nn.Module):
-    """Batch-first multi-head self-attention with one QKV linear, in place of ``nn.MultiheadAttention``.
-
-    The factor ``1/sqrt(head_size)`` is folded into the query rows of the QKV linear, which leaves the integer grid
-    of a per-channel quantized weight unchanged.
-
-    Attributes:
-        products: grids of query, key, softmax and value; None leaves the products in high precision.
-    """
-
-    def __init__(self, in_proj: QuantLinear, out_proj: QuantLinear, num_heads: int) -> None:
-        super().__init__()
-        self.in_proj = in_proj
-        self.out_proj = out_proj
-        self.num_heads = num_heads
-        self.phase = Phase.FLOAT
-        self.products: AttentionProducts | None = None
-
-    @classmethod
-    def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
-        """Take over the weights of a self-attention whose query, key and value share one width."""
-        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
-            raise ValueError("expected an nn.MultiheadAttention with one in_proj_weight and no bias_k or zero_attn")
-        joint = attention.in_proj_weight.detach(), attention.in_proj_bias
-        return cls._from_joint(*joint, attention.out_proj, attention.num_heads, scheme)
-
-    @classmethod
-    def _from_joint(
-        cls, weight: Tensor, bias: Tensor | None, out: nn.Linear, num_heads: int, scheme: QuantScheme
-    ) -> "Attention":
-        width = weight.shape[0] // 3
-        factor = torch.ones(3 * width)
-        factor[:width] = (width // num_heads) ** -0.5
-        own = scheme.for_attention()
-        bias = None if bias is None else bias.detach() * factor
-        return cls(QuantLinear(weight * factor[:, None], bias, own), QuantLinear.from_linear(out, own), num_heads)
-
-    @property
-    def head_size(self) -> int:
-        return self.in_proj.out_features // (3 * self.num_heads)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        *,
-        need_weights: bool = False,
-        attn_mask: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """Self-attention over ``(N, L, D)``; takes the keywords with which open_clip calls the torch module.
-
-        Raises:
-            ValueError: key or value differ from the query, or attention weights are asked for.
-        """
-        if need_weights or (key is not None and key is not query) or (value is not None and value is not query):
-            raise ValueError("Attention computes self-attention only: key and value must be the query itself")
-        q, k, v = self.project(query)
-        return self.attend(q, k, v, attn_mask), None
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of ``(N, L, D)``, each ``(N, heads, L, D / heads)``; the query is already scaled."""
-        n, length, width = x.shape
-        q, k, v = self.in_proj(x).split(width, dim=-1)
-        shape = (n, length, self.num_heads, width // self.num_heads)
-        return q.view(shape).transpose(1, 2), k.view(shape).transpose(1, 2), v.view(shape).transpose(1, 2)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
-        return self.out_proj(self.mix(*self.operands(q, k, v), attn_mask))  # type: ignore[no-any-return]
-
-    def operands(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value as the products take them, each ``(N, heads, L, head_size)``: observed, or on grids."""
-        if self.products is not None and self.phase is Phase.RANGING:
-            self.products.observe_ranges(q, k, v)
-        elif self.products is not None and self.phase is Phase.CALIBRATING:
-            self.products.observe_magnitudes(q, k, v)
-        elif self.products is not None and self.phase is Phase.QUANTIZED:
-            q, k, v = self.products.on_grid(q, k, v)
-        return q, k, v
-
-    def mix(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Tensor | None = None,
-        *,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Softmax attention of `operands`, without the output projection: ``(N, L, D)``.
-
-        Args:
-            before: keys and values that every query sees besides its own, each ``(heads, P, head_size)``; one copy
-                serves all N.
-        """
-        scores = q @ k.transpose(-2, -1)  # (N, heads, L, L)
-        if attn_mask is not None:
-            scores = scores + attn_mask
-        if before is not None:
-            scores = torch.cat([torch.einsum("nhqc,hkc->nhqk", q, before[0]), scores], dim=-1)
-        weights = scores.softmax(dim=-1)
-        if self.products is not None and self.phase is Phase.QUANTIZED:
-            weights = self.products.softmax_on_grid(weights)
-        if before is None:
-            mixed = weights @ v  # (N, heads, L, head_size)
-        else:
-            split = before[1].shape[1]
-            mixed = torch.einsum("nhqk,hkc->nhqc", weights[..., :split], before[1]) + weights[..., split:] @ v
-        return mixed.transpose(1, 2).flatten(2)
-
-
-class TimmAttention(Attention):
-    """The same in place of ``timm.layers.Attention``, which returns the result alone."""
-
-    @classmethod
-    def from_timm(cls, attention: PlainTimmAttention, scheme: QuantScheme) -> Attention:
-        """Take over the weights of an attention for which `is_plain` holds."""
-        qkv = attention.qkv
-        return cls._from_joint(qkv.weight.detach(), qkv.bias, attention.proj, attention.num_heads, scheme)
-
-    @staticmethod
-    def is_plain(module: nn.Module) -> bool:
-        """Whether a module is timm's attention without norms or gate of its own."""
-        return (
-            type(module) is PlainTimmAttention
-            and all(isinstance(norm, nn.Identity) for norm in (module.q_norm, module.k_norm, module.norm))
-            and module.gate is None
-            and module.attn_dim == module.qkv.in_features
-        )
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Self-attention over ``(N, L, D)``; takes the keywords with which timm calls its own.
-
-        Raises:
-            ValueError: a causal attention, which no image tower has.
-        """
-        if is_causal:
-            raise ValueError("expected attention over all tokens, got a causal one")
-        return super().forward(x, attn_mask=attn_mask)[0]
-
-
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
     """All quantizable linears of a model by dotted path, in order of definition."""
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
 
 
-def attentions(model: nn.Module) -> dict[str, Attention]:
-    """All attentions of a model that `quantize_modules` swapped in, by dotted path."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, Attention)}
-
-
-def quant_products(model: nn.Module) -> dict[str, AttentionProducts]:
-    """The quantized attention products of a model, by the dotted path of their attention."""
-    return {name: a.products for name, a in attentions(model).items() if a.products is not None}
-
-
-def quantize_modules(
-    model: nn.Module,
-    scheme: QuantScheme,
-    *,
-    cross_attention: frozenset[str],
-    attention_owners: frozenset[str] = frozenset(),
-) -> list[str]:
-    """Swap every linear and self-attention of `model` for its quantizable form, in place.
-
-    Modules are chosen by type, not by the names of one architecture. Attention modules named in
-    `cross_attention`, and paths that the scheme keeps in float, are left alone. Linears of the modules named in
-    `attention_owners` get the scheme's bits for attentions.
-
-    Returns:
-        Paths of the linears and attentions that stay in high precision.
-    """
-    kept: list[str] = []
-    for path, module in list(model.named_modules()):
-        if any(path == k or path.startswith(k + ".") for k in kept):
-            continue
-        plain_timm = TimmAttention.is_plain(module)
-        if not (plain_timm or isinstance(module, nn.MultiheadAttention | nn.Linear)):
-            continue
-        multihead = isinstance(module, nn.MultiheadAttention)
-        if scheme.keeps_float(path) or (multihead and (path in cross_attention or module.in_proj_weight is None)):
-            kept.append(path)
-        elif plain_timm:
-            replace_module(model, path, TimmAttention.from_timm(module, scheme))
-        elif isinstance(module, nn.Linear) and not _inside_attention(model, path):
-            own = scheme.for_attention() if path.rpartition(".")[0] in attention_owners else scheme
-            replace_module(model, path, QuantLinear.from_linear(module, own))
-        elif isinstance(module, nn.MultiheadAttention):
-            replace_module(model, path, Attention.from_multihead(module, scheme))
-    return kept
-
-
-def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put `new` in the place of the module at the dotted path."""
-    parent_path, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent_path), name, new)
-
-
 def set_phase(model: nn.Module, phase: Phase) -> None:
-    """Put every quantizable linear and attention of the model into one phase."""
+    """Put every module of the model that has a phase into one."""
     for module in _phased(model):
         module.phase = phase
 
@@ -382,10 +185,5 @@ def running_in(model: nn.Module, phase: Phase) -> Iterator[None]:
             module.phase = own
 
 
-def _phased(model: nn.Module) -> list[QuantLinear | Attention]:
-    return [module for module in model.modules() if isinstance(module, QuantLinear | Attention)]
-
-
-def _inside_attention(model: nn.Module, path: str) -> bool:
-    parent, _, _ = path.rpartition(".")
-    return isinstance(model.get_submodule(parent), Attention | nn.MultiheadAttention)
+def _phased(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(getattr(module, "phase", None), Phase)]

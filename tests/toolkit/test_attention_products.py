@@ -14,18 +14,11 @@ from p4q_edge.image_encoder import ImageEncoder, find_attention_owners, tokens_r
 from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.prompts import PromptLearner, initial_context
 from p4q_edge.quant import affine, products
-from p4q_edge.quant.modules import (
-    Attention,
-    Phase,
-    TimmAttention,
-    attentions,
-    quant_linears,
-    quant_products,
-    quantize_modules,
-    running_in,
-)
+from p4q_edge.quant.attention import Attention, TimmAttention, attentions, quant_products
+from p4q_edge.quant.modules import Phase, quant_linears, running_in
 from p4q_edge.quant.products import AttentionProducts, fuses_in_int8, softmax_scale
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.swap import quantize_modules
 from p4q_edge.quantized_text import calibrate_text
 from p4q_edge.text_tower import TextTower
 

@@ -8,9 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from p4q_edge.calibrate import calibrate_encoder, restore_encoder
+from p4q_edge.export import export_classifier, linear_quantizations
+from p4q_edge.fold import FoldedClassifier
+from p4q_edge.image_encoder import encode_batches
 from p4q_edge.load import load_model, preprocess_spec, to_batch
-from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
 from p4q_edge.runtime.preprocess import preprocess
+from p4q_edge.text_tower import TextTower
 
 CONFIG = {
     "embed_dim": 32,
@@ -136,6 +142,60 @@ class _Evil:
 def test_wrong_references_say_what_exists(name: str, pretrained: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_model(name, pretrained)
+
+
+def test_a_model_whose_tokenizer_is_not_installed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", missing)
+    with pytest.raises(EnvironmentNotAbleError, match="needs the package transformers, .* pip install transformers"):
+        load_model("toy-test", str(checkpoint))
+
+
+COCA = CONFIG | {
+    "vision_cfg": CONFIG["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},  # type: ignore[operator]
+    "text_cfg": CONFIG["text_cfg"] | {"embed_cls": True, "output_tokens": True},  # type: ignore[operator]
+    "multimodal_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    "custom_text": True,
+}
+
+
+def test_a_captioning_model_is_used_as_its_image_tower(tmp_path: Path) -> None:
+    """CoCa returns its tokens too, and pools with learned queries of a width of their own."""
+    _register(tmp_path, "toy-test", COCA)
+    torch.manual_seed(0)
+    save_file(open_clip.create_model("toy-test").state_dict(), tmp_path / "coca.safetensors")
+    model = load_model("toy-test", str(tmp_path / "coca.safetensors"))
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    batch = to_batch(images, model.preprocess)
+    with torch.no_grad():
+        expected = model.clip.encode_image(batch, normalize=False)
+        torch.testing.assert_close(encode_batches(model.clip.visual, [batch]), expected)
+    calibrated = calibrate_encoder(model, images, QuantScheme())
+    assert calibrated.kept_float == ()
+    assert calibrated.cross_attention == ("trunk.attn_pool.attn",)
+    assert float(torch.cosine_similarity(calibrated.encoder(batch), expected, dim=-1).min()) > 0.999
+    classifier = FoldedClassifier(
+        calibrated.encoder, None, torch.randn(3, 32), logit_scale=1.0, logit_bias=None, preprocess=model.preprocess
+    )
+    graphs = export_classifier(classifier, images.numpy())  # its gates hold
+    assert set(linear_quantizations(classifier)) >= {
+        f"encoder.trunk.attn_pool.attn.{name}" for name in ("key", "value")
+    }
+    assert graphs.parity["fp32.top1_agreement"] == 1.0
+    calibrated.save(tmp_path / "calibrated.safetensors", key="k")
+    restored = restore_encoder(tmp_path / "calibrated.safetensors", model, QuantScheme(), key="k")
+    assert restored is not None
+    torch.testing.assert_close(restored.encoder(batch), calibrated.encoder(batch), atol=0, rtol=0)
+
+
+def test_prompts_of_a_captioning_model_cannot_be_learned(tmp_path: Path) -> None:
+    _register(tmp_path, "toy-test", COCA)
+    save_file(open_clip.create_model("toy-test").state_dict(), tmp_path / "coca.safetensors")
+    model = load_model("toy-test", str(tmp_path / "coca.safetensors"))
+    with pytest.raises(UsageError, match=r"set learn\.prompts = false"):
+        TextTower(model.clip, QuantScheme())
 
 
 def test_a_checkpoint_of_another_architecture(checkpoint: Path) -> None:

@@ -9,10 +9,12 @@ from p4q_edge.calibrate import calibrate_encoder, observe
 from p4q_edge.image_encoder import ImageEncoder, find_cross_attention
 from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
+from p4q_edge.quant.attention import Attention, CrossAttention
 from p4q_edge.quant.folds import ChannelFold, fold_channels, norm_readers
-from p4q_edge.quant.modules import Attention, Phase, QuantLinear, quant_linears, quantize_modules, running_in
+from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, weight_scale
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.swap import quantize_modules
 
 
 def _encoder(toy: LoadedModel) -> ImageEncoder:
@@ -58,14 +60,35 @@ class _Pooler(nn.Module):
         return pooled
 
 
-def test_cross_attention_is_found_by_watching_and_kept_in_float() -> None:
+def test_cross_attention_is_found_by_watching_and_its_linears_are_swapped() -> None:
     torch.manual_seed(0)
     model, x = _Pooler().eval(), torch.randn(2, 3, 32)
     cross = find_cross_attention(model, x)
     assert cross == {"pool"}
     expected = model(x)
-    assert quantize_modules(model, QuantScheme(), cross_attention=cross) == ["pool"]
-    torch.testing.assert_close(model(x), expected)
+    scheme = QuantScheme(weight_bits=4, attention_bits=8)
+    assert quantize_modules(model, scheme, cross_attention=cross) == []
+    torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=1e-5)
+    linears = quant_linears(model)
+    assert {f"pool.{name}" for name in ("query", "key", "value", "out_proj")} <= set(linears)
+    assert {linear.scheme.weight_bits for linear in linears.values()} == {8}
+
+
+@pytest.mark.parametrize("special", [{"add_zero_attn": True}, {"add_bias_kv": True}, {"batch_first": False}])
+def test_special_attentions_of_torch_stay_as_they_are(special: dict[str, bool]) -> None:
+    model = nn.Sequential(nn.MultiheadAttention(32, 4, **({"batch_first": True} | special)))
+    assert quantize_modules(model, QuantScheme(), cross_attention=frozenset()) == ["0"]
+
+
+def test_cross_attention_with_widths_of_its_own() -> None:
+    torch.manual_seed(0)
+    reference = nn.MultiheadAttention(32, 4, kdim=24, vdim=16, bias=False, batch_first=True).eval()
+    query, key, value = torch.randn(2, 3, 32), torch.randn(2, 5, 24), torch.randn(2, 5, 16)
+    ours = CrossAttention.from_multihead(reference)
+    expected = reference(query, key, value, need_weights=False)[0]
+    torch.testing.assert_close(ours(query, key, value)[0], expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="no attention weights"):
+        ours(query, key, value, need_weights=True)
 
 
 def test_keep_float_patterns_name_module_paths(toy_clip: LoadedModel) -> None:

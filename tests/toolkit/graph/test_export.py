@@ -24,7 +24,8 @@ from p4q_edge.fold import FoldedClassifier
 from p4q_edge.graph.base import GraphPassError
 from p4q_edge.graph.lint import lint
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
-from p4q_edge.quant.modules import Phase, attentions, quant_linears, quant_products
+from p4q_edge.quant.attention import attentions, quant_products
+from p4q_edge.quant.modules import Phase, quant_linears
 from p4q_edge.quant.products import softmax_scale
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import QualityGateError
