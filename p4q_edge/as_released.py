@@ -30,7 +30,8 @@ from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.losses import contrastive_loss
 from p4q_edge.pipeline import Source, hand_written_embeddings
 from p4q_edge.prompts import PromptLearner, initial_context
-from p4q_edge.quant.modules import Phase, quant_linears, quantize_modules, replace_module, set_phase
+from p4q_edge.quant.modules import Phase, quant_linears, set_phase
+from p4q_edge.quant.swap import quantize_modules, replace_module
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
 from p4q_edge.text_tower import TextTower
 

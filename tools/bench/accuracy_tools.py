@@ -32,7 +32,8 @@ from p4q_edge.graph.trace import trace_float_graph
 from p4q_edge.image_encoder import ImageEncoder, encode_batches
 from p4q_edge.load import to_batch
 from p4q_edge.pipeline import BATCH_SIZE, Source, hand_written_embeddings
-from p4q_edge.quant.modules import quant_linears, quantize_modules, replace_module
+from p4q_edge.quant.modules import quant_linears
+from p4q_edge.quant.swap import quantize_modules, replace_module
 from p4q_edge.recipe import QuantizationSection
 
 HISTOGRAM_IMAGES = 160
