@@ -202,10 +202,10 @@ def initial_context(
     if not words:
         return torch.randn(num_tokens, tower.width, generator=generator) * RANDOM_CONTEXT_STD
     num_start = 1 if _has_start_token(tokenizer) else 0
-    tokens = tokenizer([words])
-    empty = tokenizer([""])
-    end_of_words = int((tokens != empty[0]).int().sum()) if not tower.causal else int(tower.end_index(tokens)[0])
-    ids = tokens[:, num_start : max(end_of_words, num_start + 1)]
+    tokens, empty = tokenizer([words]), tokenizer([""])
+    padding = empty[0, -1]
+    num_words = int((tokens != padding).sum() - (empty != padding).sum())
+    ids = tokens[:, num_start : num_start + num_words]
     if num_tokens not in (0, ids.shape[1]):
         raise UsageError(
             f"context_init {words!r} has {ids.shape[1]} tokens, num_context_tokens is {num_tokens}; "
