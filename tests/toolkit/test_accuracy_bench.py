@@ -73,6 +73,7 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     assert ptq["agrees_with"] == "full-precision zero-shot"
     assert ours["agrees_with"] == "the same learned head on the full-precision encoder"
     assert (ptq["execution"], rows["as-released (image tower)", "W8A8"]["execution"]) == ("executed", "simulated")
+    assert rows["P4Q", "FP32"]["execution"] == "FP32, adapter W8A8"
     assert all(len(row["top1"]["seeds"]) == 2 for row in rows.values() if "top1" in row)
     monkeypatch.setattr(tool, "ask", lambda *_: pytest.fail("measured again"))
     assert tool.main(words) == 0
