@@ -1,7 +1,7 @@
 """Rounding of weights by the error of the linear's output, in place of each weight's own.
 
-Both ways minimize `Moments.error` plus a ridge that pulls towards the float weight, and keep the nearest rounding of
-an output channel where they do not lower it. What they choose is stored as integers.
+Both ways minimize `Moments.error` plus a ridge that pulls towards the float weight. An output channel whose error is
+not lower than with nearest rounding keeps that. What is chosen is stored as integers.
 """
 
 import torch
@@ -42,7 +42,7 @@ def choose_rounding(linear: QuantLinear, moments: Moments, how: RoundingName) ->
     problem = _with_ridge(moments, linear.weight.double())
     search = {"adaround": _adaptive, "descent": _descend}[how]
     chosen = search(problem, linear, nearest)
-    better = problem.error(chosen * step) < problem.error(nearest * step)
+    better = moments.error(chosen * step) < moments.error(nearest * step)
     linear.set_integers(torch.where(better[:, None], chosen, nearest).to(torch.int8), linear.weight_scale)
 
 

@@ -108,6 +108,29 @@ def test_scale_gets_the_gradient_of_lsq() -> None:
     assert float(scale.grad) == pytest.approx((1.0 - 0.6 / 0.5) + 3.0)
 
 
+@given(VALUES, st.floats(0.125, 64.0, width=32), BITS)
+def test_the_gradient_of_the_scale_is_the_rounding_error_inside_and_the_bound_outside(
+    x: torch.Tensor, step: float, bits: int
+) -> None:
+    low, high = affine.activation_range(bits)
+    scale = torch.tensor(step, requires_grad=True)
+    fake_quantize(x, scale, low, high).sum().backward()
+    position = (x / step).double()
+    rounded = torch.round(x / step).double()
+    expected = torch.where(
+        rounded < low, float(low), torch.where(rounded > high, float(high), rounded - position)
+    ).sum()
+    assert scale.grad is not None
+    assert float(scale.grad) == pytest.approx(float(expected), abs=1e-2)
+
+
+@given(VALUES, SCALES)
+def test_floor_and_rest_make_up_the_value(x: torch.Tensor, scale: torch.Tensor) -> None:
+    low, rest = affine.floor_and_rest(x, scale)
+    assert bool(((rest >= 0) & (rest <= 1)).all())
+    torch.testing.assert_close(low + rest, x / scale)
+
+
 def test_ties_go_to_even() -> None:
     assert round_ste(torch.tensor([0.5, 1.5, 2.5, -0.5])).tolist() == [0.0, 2.0, 2.0, -0.0]
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.calibrate import calibrate_encoder, observe
+from p4q_edge.fold import FoldedClassifier, run_folded
 from p4q_edge.image_encoder import ImageEncoder, find_cross_attention
 from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
@@ -175,6 +176,20 @@ def test_a_missed_reader_is_found_by_the_check_afterwards() -> None:
     observe(model, lambda: model(x * torch.logspace(-1, 1, 8)), Phase.RANGING)
     with pytest.raises(RuntimeError, match="fold_norm = false"):
         fold_channels(model, QuantScheme(), x)
+
+
+def test_logits_before_quantization_are_those_of_the_unfolded_model(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:
+    text = F.normalize(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    encoder = calibrate_encoder(toy_clip, toy_pixels, QuantScheme(fold_strength=1.0)).encoder
+    classifier = FoldedClassifier(
+        encoder, None, text, logit_scale=toy_clip.logit_scale, logit_bias=None, preprocess=toy_clip.preprocess
+    )
+    logits, _, _ = run_folded(classifier, toy_pixels, phase=Phase.FLOAT)
+    exact = F.normalize(toy_clip.clip.encode_image(to_batch(toy_pixels, toy_clip.preprocess)), dim=-1)
+    # Convolution weights are rounded to FP16 in calibration; nothing else differs.
+    torch.testing.assert_close(logits, toy_clip.logit_scale * exact @ text.T, atol=2e-2, rtol=1e-3)
+    quantized, _, _ = run_folded(classifier, toy_pixels, phase=Phase.QUANTIZED)
+    assert not torch.equal(logits, quantized)
 
 
 def test_folds_lower_the_error_of_quantization(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:

@@ -315,6 +315,49 @@ def test_every_loss_term_changes_the_result(prepared: Prepared) -> None:
         assert not torch.equal(base, changed), term
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"feature_loss": 0.5},
+        {"kl_temperature": 3.0, "distillation": 1.0},
+        {"learn_ratio": True},
+        {"zero_init": False},
+        {"residual_ratio": 0.2},
+        {"class_rate": 1e-2, "class_residual": True},
+        {"weight_decay": 0.5},
+        {"batch_size": 8},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_lever_of_the_image_side_changes_the_result(prepared: Prepared, change: dict[str, object]) -> None:
+    reference = {key: value for key, value in change.items() if key in ("distillation", "class_residual")}
+    results = []
+    for options in (reference, change):
+        student = learn_stage(_with(prepared, epochs=3, prompts=False, **options), None).student
+        logits = student.image_embedding(prepared.features.student[0]) @ student.text_embedding().T
+        results.append(logits)
+    assert not torch.equal(*results)
+
+
+def test_a_learned_ratio_moves_and_a_held_one_stays(prepared: Prepared) -> None:
+    for learned in (True, False):
+        adapter = learn_stage(_with(prepared, epochs=3, learn_ratio=learned), None).student.adapter
+        assert adapter is not None
+        assert (float(adapter.ratio) == pytest.approx(0.5, abs=1e-6)) is not learned
+
+
+def test_the_context_is_saved_and_restored(prepared: Prepared, tmp_path: Path) -> None:
+    files = RunFiles(folder=tmp_path / "run")
+    first = learn_stage(prepared, files).student.prompts
+    again = learn_stage(prepared, files, progress=lambda *_: pytest.fail("learned again")).student.prompts
+    start = new_student(prepared.source)[0].prompts
+    assert first is not None
+    assert again is not None
+    assert start is not None
+    assert torch.equal(first.context, again.context)
+    assert not torch.equal(first.context, start.context)
+
+
 def test_the_learned_adapter_is_frozen_on_its_grid(prepared: Prepared) -> None:
     learned = learn_stage(_with(prepared, epochs=3), None)
     adapter = learned.classifier.adapter

@@ -64,16 +64,9 @@ def test_moments_give_the_error_of_the_rows(seed: int, bits: int) -> None:
 def test_chosen_rounding_stays_in_range_and_never_costs_more_than_nearest(how: str, seed: int, bits: int) -> None:
     linear, x, y = _problem(seed, bits)
     nearest, scale = linear.integer_weight(), linear.weight_scale.clone()
-    moments = Moments.of(x, y)
-    pull = 0.1 * moments.input_square.diagonal().mean()
-
-    def cost() -> Tensor:  # what is minimized: the error, and the ridge towards the float weight
-        away = (linear.quantized_weight() - linear.weight).double()
-        return moments.error(linear.quantized_weight()) + pull * away.square().sum(1)
-
-    before = cost()
-    choose_rounding(linear, moments, how)  # type: ignore[arg-type]
-    assert bool((cost() <= before * (1 + 1e-9)).all())
+    before = _best_error(linear, x, y)
+    choose_rounding(linear, Moments.of(x, y), how)  # type: ignore[arg-type]
+    assert bool((_best_error(linear, x, y) <= before + 1e-6 * y.double().var(0)).all())
     chosen = linear.integer_weight()
     low, high = affine.weight_range(bits)
     assert low <= int(chosen.min()) <= int(chosen.max()) <= high
