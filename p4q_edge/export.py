@@ -155,7 +155,7 @@ def export_classifier(
     Raises:
         QualityGateError: a graph breaks a lint rule, or differs from the fake-quantized module.
     """
-    with running_in(model, Phase.FLOAT):
+    with running_in(model, Phase.TRACED):
         traced = trace_float_graph(model, images.shape[2:])
     linears = linear_quantizations(model)
     attentions = attention_quantizations(model)

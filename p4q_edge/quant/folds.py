@@ -219,4 +219,4 @@ def correct_biases(model: nn.Module, batches: Iterable[Tensor]) -> None:
     for name, linear in linears.items():
         if rows[name]:
             bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-            linear.bias = nn.Parameter(bias + (sums[name] / rows[name]).float(), requires_grad=False)
+            linear.correct_bias(bias + (sums[name] / rows[name]).float())

@@ -16,12 +16,13 @@ from p4q_edge.quant.scheme import QuantScheme
 
 
 class Phase(enum.Enum):
-    """What a quantizable module does with its input."""
+    """What a quantizable module does with its input; TRACED is FLOAT with the biases of QUANTIZED, for the exporter."""
 
     FLOAT = "float"
     RANGING = "ranging"
     CALIBRATING = "calibrating"
     QUANTIZED = "quantized"
+    TRACED = "traced"
 
 
 class QuantLinear(nn.Module):
@@ -30,6 +31,7 @@ class QuantLinear(nn.Module):
     Attributes:
         weight: ``(out_features, in_features)`` float32.
         bias: ``(out_features,)`` or None.
+        float_bias: where `bias` was corrected for quantization, what it was before.
         weight_scale: ``(out_features,)`` float32 buffer.
         integers: int8 ``(out_features, in_features)`` where the rounding was chosen; None rounds to the nearest.
         input_scale: ``()`` float32 buffer; 0 until calibrated.
@@ -40,6 +42,7 @@ class QuantLinear(nn.Module):
 
     weight_scale: Tensor
     integers: Tensor | None
+    float_bias: Tensor | None
     input_scale: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scheme: QuantScheme) -> None:
@@ -52,6 +55,7 @@ class QuantLinear(nn.Module):
         self.float_prefix = 0
         self.register_buffer("weight_scale", torch.ones(weight.shape[0]))
         self.register_buffer("integers", None)
+        self.register_buffer("float_bias", None)
         self.register_buffer("input_scale", torch.zeros(()))
         self.channel_range = ChannelRange()
         self.histogram: MagnitudeHistogram | None = None
@@ -80,7 +84,14 @@ class QuantLinear(nn.Module):
             if self.histogram is None:
                 self.histogram = MagnitudeHistogram(self.channel_range.amax)
             self.histogram.observe(x[..., self.float_prefix :, :] if self.float_prefix else x)
-        return F.linear(x, self.weight, self.bias)
+        corrected = self.phase is Phase.TRACED or self.float_bias is None
+        return F.linear(x, self.weight, self.bias if corrected else self.float_bias)
+
+    def correct_bias(self, bias: Tensor) -> None:
+        """Take a bias ``(out_features,)`` that absorbs errors of quantization; the float phases keep their own."""
+        if self.float_bias is None:
+            self.float_bias = torch.zeros_like(bias) if self.bias is None else self.bias.detach().clone()
+        self.bias = nn.Parameter(bias, requires_grad=False)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input on its integer grid, as real values."""
@@ -152,8 +163,9 @@ class QuantLinear(nn.Module):
         self.histogram = None
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
-        stored = state.get(f"{prefix}integers")
-        self.integers = None if stored is None else torch.empty_like(stored)
+        for name in ("integers", "float_bias"):
+            stored = state.get(prefix + name)
+            setattr(self, name, None if stored is None else torch.empty_like(stored))
         super()._load_from_state_dict(state, prefix, *args)
         self._restored = None
 

@@ -93,7 +93,7 @@ def paired_pass(model: nn.Module, images: Tensor, visit: Visit) -> None:
 
     def before(linear: QuantLinear, inputs: tuple[Tensor, ...]) -> None:
         exact, actual = inputs[0].chunk(2)
-        target = F.linear(exact, linear.weight, linear.bias)
+        target = linear.forward(exact)
         quantized = linear.quantized_input(actual)
         visit(linear, Moments.of(quantized, target))
         outputs[linear] = target, F.linear(quantized, linear.quantized_weight(), linear.bias)
@@ -133,4 +133,4 @@ def correct_affine(linear: QuantLinear, moments: Moments) -> None:
 
 def correct_bias(linear: QuantLinear, moments: Moments) -> None:
     """Give the linear the bias that leaves no mean error against the float model."""
-    linear.bias = nn.Parameter(moments.best_bias(linear.quantized_weight()), requires_grad=False)
+    linear.correct_bias(moments.best_bias(linear.quantized_weight()))

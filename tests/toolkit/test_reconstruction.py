@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from p4q_edge.calibrate import calibrate_encoder, restore_encoder
-from p4q_edge.export import linear_quantizations
+from p4q_edge.export import export_classifier, linear_quantizations
+from p4q_edge.fold import FoldedClassifier
 from p4q_edge.image_encoder import encode_batches
 from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
@@ -183,6 +184,29 @@ def test_what_was_fitted_is_stored_restored_and_exported_to_the_integer(
         assert torch.equal(stored, linear.quantized_weight()), name
         for scale in (linear.weight_scale, linear.input_scale):
             assert torch.equal(affine.representable_scale(scale), scale), name
+
+
+@pytest.mark.parametrize("lever", [*LEVERS, "biases"])
+def test_the_float_phase_stays_the_float_model(toy_clip: LoadedModel, toy_pixels: Tensor, lever: str) -> None:
+    batch = to_batch(toy_pixels, toy_clip.preprocess)
+    options = LEVERS.get(lever, {"bias_correction": True})
+    outputs = []
+    for scheme in (QuantScheme(), QuantScheme(weight_bits=3, **options)):  # type: ignore[arg-type]
+        encoder = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
+        with running_in(encoder, Phase.FLOAT):
+            outputs.append(encoder(batch))
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_graph_has_the_corrected_biases(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:
+    scheme = QuantScheme(weight_bits=3, activation_bits=6, weight_rounding="descent", affine_correction=True)
+    encoder = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
+    text = F.normalize(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    classifier = FoldedClassifier(
+        encoder, None, text, logit_scale=10.0, logit_bias=None, preprocess=toy_clip.preprocess
+    )
+    parity = export_classifier(classifier, toy_pixels.numpy()).parity
+    assert parity["fp32_unoptimized.cosine_embedding"] > 0.9999
 
 
 def test_with_every_lever_off_nothing_is_fitted(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:
