@@ -32,7 +32,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from accuracy_rows import FLOAT, REPOSITORY, WIDTHS, Answers, Choice, Row, Scene, all_rows, recipe_of
-from accuracy_table import markdown, summarize
+from accuracy_table import markdown, stem, summarize
 from accuracy_tools import UnavailableError, tool_versions
 
 from p4q_edge.runtime import metrics, provenance
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             learned = {"epochs": args.epochs} if args.epochs else {}
             choice = Choice(data=name, folder=args.data, shots=args.shots, limit=args.limit, learn=learned)
             document = run_set(choice, args)
-            target = args.output / f"accuracy-{name}-{document['created'][:10]}.json"
+            target = args.output / f"{stem(document)}.json"
             atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)
             atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
             print(markdown(document))

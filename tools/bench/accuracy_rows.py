@@ -217,7 +217,7 @@ def _tool_rows() -> list[Row]:
     int8 = {"W8A8": "executed"}
     quantizers: dict[str, tuple[Quantizer, Mapping[str, str]]] = {
         "ONNX Runtime (min-max)": (partial(onnxruntime_static, method="MinMax"), int8),
-        "ONNX Runtime (entropy)": (partial(onnxruntime_static, method="Entropy"), int8),
+        "ONNX Runtime (percentile)": (partial(onnxruntime_static, method="Percentile"), int8),
         "NNCF": (nncf, int8),
         "Model Optimizer (max)": (partial(model_optimizer, config="INT8_DEFAULT_CFG"), {}),
         "Model Optimizer (SmoothQuant)": (partial(model_optimizer, config="INT8_SMOOTHQUANT_CFG"), {}),
