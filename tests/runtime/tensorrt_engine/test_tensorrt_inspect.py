@@ -63,12 +63,22 @@ def test_both_dialects_give_the_same_figures(dialect: str) -> None:
     total = sum(operations.values())
     assert found["gemm_share"] == {name: round(operations[name] / total, 4) for name in ("fp16", "int8")}
     assert found["fused_attention"] == 1
+    assert found["attentions"] == {"fp16": 1}
     assert found["convolutions"] == {"fp16": 1}
     assert found["reformats"] == 1
     assert found["kinds"]["gemm"] == 2
     expected = {"image": "unknown", "logits": "unknown"} if dialect == "10" else {"image": "uint8", "logits": "fp16"}
     assert found["io"] == expected
     json.dumps(found)
+
+
+@pytest.mark.parametrize("dialect", ["10", "11"])
+def test_attentions_in_int8_are_told_from_others(dialect: str) -> None:
+    information = _information(dialect)
+    tensor = _tensor_10 if dialect == "10" else _tensor_11
+    quantized = {"Name": "_gemm_mha_v2_myl0_9", "LayerType": "kgen", "Inputs": [tensor("q", "int8", [-1, 16, 32])]}
+    information["Layers"].append(quantized)
+    assert summarize_inspection(information)["attentions"] == {"fp16": 1, "int8": 1}
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ class Built:
 
     Attributes:
         execution: `executed` or `carried`.
-        int8_share: share of the matrix products in INT8, attention included, read from the engine: of operations in
-            TensorRT, of calls in ONNX Runtime; None: not read.
+        int8_share: share of the matrix products in INT8, read from the engine: of operations in TensorRT, without
+            attentions; of calls in ONNX Runtime, with the products of attentions; None: not read.
         kernels: layer kinds of the built engine and how often each occurs.
         attention_bits: of weights and activations in attentions, where they differ from the others.
         quantized_attentions: attentions whose products are quantized as well.
