@@ -28,7 +28,8 @@ class ModelRow:
         input: side of the square image, in pixels.
         dim: width of the embedding.
         image_parameters: of the image tower; None if not counted.
-        int8: what is quantized: `all linears`, or `linears only` where convolutions do most of the work.
+        int8: what is quantized: `all linears`; `linears only` where convolutions do most of the work; `adapter only`
+            where the tower has no linear but those of its pool (open_clip's ResNets).
         prompts: whether context vectors can be learned (open_clip's own text transformer).
     """
 
@@ -89,10 +90,16 @@ def _row(name: str, tags: tuple[str, ...], config: dict[str, Any], *, count: boo
         family=family,
         input=int(vision.get("image_size", 224)),
         dim=int(config["embed_dim"]),
-        image_parameters=image_parameters(name) if count and own_text else None,
-        int8="all linears" if family == "vit" else "linears only",
+        image_parameters=image_parameters(name) if count and not text.get("hf_model_name") else None,
+        int8=_quantized(family, vision),
         prompts=own_text,
     )
+
+
+def _quantized(family: str, vision: dict[str, Any]) -> str:
+    if isinstance(vision.get("layers"), list):
+        return "adapter only"
+    return "all linears" if family == "vit" else "linears only"
 
 
 def _family(vision: dict[str, Any]) -> str:

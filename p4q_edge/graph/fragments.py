@@ -22,14 +22,15 @@ SHARED_MINIMUM = 4096
 class StoreWeightsAsFp16(GraphPass):
     """Store each large float32 constant that FP16 holds exactly as FP16, followed by a Cast.
 
-    ONNX Runtime folds the Cast when it loads the graph. Constants that FP16 would round stay float32.
+    ONNX Runtime folds the Cast when it loads the graph. Constants that FP16 would round stay float32, and so do
+    vectors: they may be the scales of a weight, which have to be constants.
     """
 
     def apply(self, model: ir.Model) -> bool:
         stored = 0
         for name, value in list(model.graph.initializers.items()):
             array = constant(value)
-            if value.dtype is not ir.DataType.FLOAT or array is None or array.size < SHARED_MINIMUM:
+            if value.dtype is not ir.DataType.FLOAT or array is None or array.ndim < 2 or array.size < SHARED_MINIMUM:
                 continue
             half = array.astype(np.float16)
             if not np.array_equal(half.astype(np.float32), array):

@@ -17,6 +17,7 @@ from p4q_edge.graph.base import GraphPass, GraphPassError, run_passes
 from p4q_edge.graph.class_token import ClassTokenByPad
 from p4q_edge.graph.drop_expand import DropExpand
 from p4q_edge.graph.fold_constants import FoldConstants
+from p4q_edge.graph.fragments import StoreWeightsAsFp16
 from p4q_edge.graph.gelu_in_parts import GeluInParts
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
@@ -293,6 +294,19 @@ def test_linears_that_read_one_tensor_share_its_pair_but_no_zero_point() -> None
     assert len(set(zeros)) == len(zeros)
     assert {"a.weight_int8", "b.weight_int8"} <= set(model.graph.initializers)
     assert not {"wa", "wb"} & set(model.graph.initializers)
+
+
+def test_large_matrices_are_stored_as_fp16_and_scales_stay_constants() -> None:
+    """A linear of 4096 channels (the MLP of ViT-L) has a scale as large as a small matrix."""
+    model = model_of(
+        "g (float[n,64] x) => (float[n,4096] y) { y1 = MatMul(x, w)  y = Mul(y1, scale) }",
+        w=np.ones((64, 4096), np.float32),
+        scale=np.full(4096, 0.5, np.float32),
+    )
+    assert StoreWeightsAsFp16()(model)
+    assert count(model) == {"Cast": 1, "MatMul": 1, "Mul": 1}
+    assert "scale" in model.graph.initializers
+    assert model.graph.initializers["w.fp16"].dtype is ir.DataType.FLOAT16
 
 
 def test_quantized_linear_computes_on_the_grid() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from p4q_edge.models import list_models
 from p4q_edge.runtime.cli import main
 from p4q_edge.runtime.report.document import baseline, encode, read_report
 from p4q_edge.validate import BASELINES
@@ -169,6 +170,22 @@ def test_bench_compares_with_full_precision_and_pytorch(engine: Path, capsys: py
     assert names == {"W8A8 executed", "ONNX Runtime FP32", "PyTorch FP32"}
     assert set(document["agreement"].values()) == {1.0}
     assert document["predictions"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "int8", "prompts"),
+    [
+        ("RN50", "adapter only", True),
+        ("convnext_base", "linears only", True),
+        ("MobileCLIP-S1", "linears only", True),
+        ("ViT-B-16-SigLIP", "all linears", True),
+        ("EVA02-B-16", "all linears", True),
+        ("coca_ViT-B-32", "all linears", False),
+    ],
+)
+def test_models_say_what_is_quantized(name: str, int8: str, prompts: bool) -> None:
+    row = next(row for row in list_models(name, count=False) if row.name == name)
+    assert (row.int8, row.prompts) == (int8, prompts)
 
 
 def test_models_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,8 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
         that run on the GPU), `pseudo_layers`, `kinds` (number by layer type), `gemms` (number by the precision of the
         operands), `gemm_share` (the same by multiply-accumulates; a dynamic batch counts as one), `runtime_fusions`
         (how many of the products are generated kernels instead of library ones: in INT8 a sign of a bad graph),
-        `fused_attention`, `attentions` and `convolutions` (by precision), `reformats`, and `io` (type of each input and output).
+        `fused_attention`, `attentions` and `convolutions` (by precision), `reformats`, and `io` (type of each input and
+        output).
     """
     layers = list(information.get("Layers", []))
     detailed = all(isinstance(layer, dict) for layer in layers)
