@@ -32,7 +32,8 @@ class QuantScheme:
             ranges of those that were, the more so the fewer those are and the stronger the fold.
         bias_correction: absorb the mean output error of each quantized linear into its bias.
         weight_rounding: each weight to its nearest integer; or, by the error of the linear's output, up or down
-            (AdaRound) or to any integer (coordinate descent).
+            (AdaRound) or to any integer (coordinate descent). This and the next two are fitted to the images, and only
+            the image tower has them.
         affine_correction: fold the least-squares factor and offset of each output channel into scale and bias.
         scale_epochs: passes over the images in which the scales are learned (LSQ); 0 keeps the calibrated ones.
         keep_float: glob patterns of module paths that stay in high precision.
