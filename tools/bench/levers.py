@@ -1,7 +1,8 @@
 """Levers of learning or of quantization by cross-validation on the labelled images; no test image is read.
 
 Each fold is calibrated and learned without the images that it is scored on. CIFAR-100 is learned from 16 of its
-training images a class with the CLIP of photo_clip/; the digits are those of the demo.
+training images a class with the CLIP of photo_clip/; the digits are those of the demo. `fidelity` learns nothing: it
+compares the features of the quantized encoder with the float encoder's, which takes far fewer images to tell apart.
 
 Run: python tools/bench/levers.py quantization cifar100 --data DIR --widths W4A8 --output results.json
 """
@@ -12,13 +13,28 @@ import argparse
 import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from p4q_edge.ablate import UNCHANGED, ablate, lever_variants, quantization_variants
+from p4q_edge.ablate import (
+    UNCHANGED,
+    Variant,
+    ablate,
+    lever_variants,
+    open_seed,
+    part_features,
+    parts_of,
+    quantization_section,
+    quantization_variants,
+)
 from p4q_edge.command.common import demo_recipe
+from p4q_edge.pipeline import hand_written_embeddings, teacher_embeddings
 from p4q_edge.recipe import DataSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.runtime.files import atomic_write
 from p4q_edge.runtime.report.document import baseline
@@ -26,7 +42,7 @@ from p4q_edge.runtime.report.markdown import baseline_table
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE.parents[1] / "calibration" / "templates" / "photo.txt"
-GRIDS = {"levers": lever_variants, "quantization": quantization_variants}
+GRIDS = {"levers": lever_variants, "quantization": quantization_variants, "fidelity": quantization_variants}
 
 
 def main() -> None:
@@ -49,12 +65,15 @@ def main() -> None:
         recipe = msgspec.structs.replace(recipe, learn=msgspec.structs.replace(recipe.learn, prompts=False))
     chosen = [v for v in GRIDS[args.grid]() if v == UNCHANGED or re.search(args.only, v.name)]
     seeds = [int(word) for word in args.seeds.split(",")]
-    results = ablate(recipe, seeds, chosen, "cross_validated", progress=logging.info)
-    scheme = recipe.quantization.scheme()
-    rows = [
-        baseline(name, shares, n=n, precision=f"{scheme.label} {scheme.execution}")
-        for name, (shares, n) in results.items()
-    ]
+    if args.grid == "fidelity":
+        rows = [fidelity(recipe, seeds, variant) for variant in chosen]
+    else:
+        results = ablate(recipe, seeds, chosen, "cross_validated", progress=logging.info)
+        scheme = recipe.quantization.scheme()
+        precision = f"{scheme.label} {scheme.execution}"
+        compared = [baseline(name, shares, n=n, precision=precision) for name, (shares, n) in results.items()]
+        print(baseline_table(compared))
+        rows = [dataclasses.asdict(row) for row in compared]
     options = f"--widths {args.widths} --seeds {args.seeds}" + (f" --only '{args.only}'" if args.only else "")
     options += " --no-prompts" if args.no_prompts else ""
     data = " --data DIR" if args.data_set == "cifar100" else ""
@@ -65,10 +84,31 @@ def main() -> None:
         "learn": msgspec.to_builtins(recipe.learn),
         "quantization": msgspec.to_builtins(recipe.quantization),
         "seeds": seeds,
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": rows,
     }
     atomic_write(args.output, msgspec.json.format(msgspec.json.encode(document)) + b"\n", force=True)
-    print(baseline_table(rows))
+
+
+def fidelity(recipe: Recipe, seeds: Sequence[int], variant: Variant) -> dict[str, Any]:
+    """How near the quantized encoder's features of images held out from calibration are to the float encoder's."""
+    distances: list[Tensor] = []
+    same: list[Tensor] = []
+    for seed in seeds:
+        data = open_seed(msgspec.structs.replace(recipe, seed=seed), [UNCHANGED], tested=False)
+        model, text = data.source.model, hand_written_embeddings(data.source)
+        for part in parts_of(data, "cross_validated"):
+            quantized = part_features(data, part, quantization_section(recipe, variant)).scored
+            student, teacher = F.normalize(quantized, dim=-1), teacher_embeddings(model, part.images)
+            distances.append(1 - (student * teacher).sum(-1))
+            same.append((student @ text.T).argmax(-1) == (teacher @ text.T).argmax(-1))
+    distance, agreement = torch.cat(distances), torch.cat(same).float()
+    logging.info("%s: 1 - cosine %.5f, same answer %.4f", variant.name, distance.mean(), agreement.mean())
+    return {
+        "name": variant.name,
+        "one_minus_cosine": round(float(distance.mean()), 6),
+        "same_zero_shot_answer": round(float(agreement.mean()), 4),
+        "n": len(distance),
+    }
 
 
 def choose_recipe(data_set: str, data: Path | None, widths: str) -> Recipe:
