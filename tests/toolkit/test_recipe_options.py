@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,7 @@ import pytest
 from p4q_edge.command.common import demo_recipe
 from p4q_edge.pipeline import open_source
 from p4q_edge.recipe import parse_recipe, to_toml
+from p4q_edge.runtime.card import read_card
 from p4q_edge.runtime.cli import main
 
 
@@ -70,3 +73,37 @@ def test_absent_attention_bits_follow_the_others() -> None:
     ).quantization
     assert section.scheme().for_attention().weight_bits == 4
     assert section.scheme().label == "W4A8"
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"calibrate": "learn:CALIBRATE", "build-recipe": "build_recipe:COMMAND", "lint-graph": "lint_graph:COMMAND"}
+    entries = tuple(
+        EntryPoint(name=name, value=f"p4q_edge.command.{value}", group="p4q_edge.commands")
+        for name, value in names.items()
+    )
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda *, group, name=None: [e for e in entries if name in (None, e.name)]
+    )
+
+
+@pytest.mark.usefixtures("commands")
+def test_quantized_attention_from_the_option_to_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo, not learned: what the option asks for is in the bundle, passes lint, runs, and is told of."""
+    recipe = demo_recipe()
+    plain = msgspec.structs.replace(recipe.learn, prompts=False, adapter=False, class_residual=False)
+    (tmp_path / "p4q.toml").write_text(to_toml(msgspec.structs.replace(recipe, learn=plain)))
+    source, engine = str(tmp_path / "p4q.toml"), tmp_path / "out.onnx"
+    run = ["calibrate", "--recipe", source, "--quantize-attention", "-o", str(engine.with_suffix(".run")), "--json"]
+    assert main(run) == 0
+    inner = [f"trunk.transformer.resblocks.{block}.attn" for block in range(3)]  # the last reads the class token alone
+    assert json.loads(capsys.readouterr().out)["quantized_attentions"] == inner
+    assert main(["build", "--recipe", source, "--quantize-attention", "--engine", str(engine)]) == 0
+    assert main(["inspect", "--lint", str(engine.with_suffix(".p4q"))]) == 0
+    assert main(["inspect", "--lint", str(engine)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(engine)]) == 0
+    assert "W8A8 executed, fp32 remainder, 17 linears and the products of 3 attentions" in capsys.readouterr().out
+    card = read_card(engine)
+    assert card.precision.quantized_attentions == 3
+    assert card.inspection["integer_products"] == 17 + 2 * 3
