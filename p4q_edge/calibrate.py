@@ -20,7 +20,7 @@ from p4q_edge.load import Batches, LoadedModel, to_batch
 from p4q_edge.quant.attention import attentions, quant_products
 from p4q_edge.quant.folds import correct_biases, fold_channels
 from p4q_edge.quant.modules import Phase, quant_linears, running_in, set_phase
-from p4q_edge.quant.products import AttentionProducts, fuses_in_int8
+from p4q_edge.quant.products import MAX_TOKENS, AttentionProducts, fuses_in_int8
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules
 from p4q_edge.refine import refine
@@ -141,13 +141,23 @@ def fusable_products(encoder: nn.Module, sample: Tensor) -> list[str]:
     """Paths of the attentions whose products TensorRT fuses in INT8: of all tokens, and of sizes that it has.
 
     The fused attention of one token has no INT8 form, and is a small part of the work.
+
+    Raises:
+        InputError: there is none.
     """
     used = tokens_read(encoder, sample)
-    return [
+    found = [
         path
         for path, attention in attentions(encoder).items()
         if path in used and used[path][1] > 1 and fuses_in_int8(head_size=attention.head_size, tokens=used[path][0])
     ]
+    if not found:
+        raise InputError(
+            "quantize_attention has no effect on this model: expected self-attentions of all tokens with heads of "
+            f"16, 32 or 64 channels and at most {MAX_TOKENS} tokens, found none; set "
+            "quantization.quantize_attention = false"
+        )
+    return found
 
 
 def add_products(encoder: nn.Module, paths: Iterable[str], scheme: QuantScheme) -> None:

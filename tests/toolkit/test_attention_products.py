@@ -20,6 +20,7 @@ from p4q_edge.quant.products import AttentionProducts, fuses_in_int8, softmax_sc
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules
 from p4q_edge.quantized_text import calibrate_text
+from p4q_edge.runtime.errors import InputError
 from p4q_edge.text_tower import TextTower
 
 SCHEME = QuantScheme(quantize_attention=True)
@@ -106,11 +107,13 @@ def test_only_attentions_of_all_tokens_are_quantized(toy_clip: LoadedModel, toy_
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_TOKENS", 4), ("HEAD_SIZES", frozenset({32}))])
-def test_what_tensorrt_does_not_fuse_stays_in_high_precision(
+def test_a_model_without_attentions_that_fuse_is_refused(
     toy_clip: LoadedModel, toy_pixels: Tensor, monkeypatch: pytest.MonkeyPatch, limit: str, value: object
 ) -> None:
+    """An option that does nothing is refused."""
     monkeypatch.setattr(products, limit, value)
-    assert calibrate_encoder(toy_clip, toy_pixels, SCHEME).products == ()
+    with pytest.raises(InputError, match=r"no effect on this model: .* set quantization\.quantize_attention = false"):
+        calibrate_encoder(toy_clip, toy_pixels, SCHEME)
 
 
 @pytest.mark.parametrize(
