@@ -137,8 +137,8 @@ class TimmAttention(Attention):
         return (
             type(module) is PlainTimmAttention
             and all(isinstance(norm, nn.Identity) for norm in (module.q_norm, module.k_norm, module.norm))
-            and module.gate is None
-            and module.attn_dim == module.qkv.in_features
+            and getattr(module, "gate", None) is None  # newer than the rest of the class
+            and module.qkv.out_features == 3 * module.qkv.in_features
         )
 
     def forward(  # type: ignore[override]
