@@ -44,11 +44,12 @@ class DataSection(Section, frozen=True, kw_only=True):
     """[data]: labelled images and the words for their classes.
 
     Attributes:
-        train: folder of class folders, ``.csv``/``.tsv`` (path,label), ``.npz``, ``.tar``
+        train: folder of class folders, ``.csv``/``.tsv`` (path,label), ``.npz``, uncompressed ``.tar``
             (webdataset) or ``demo:digits``.
         test: the same; empty: all images of `train` that are not learned from.
-        class_names: names in label order, or a ``.txt``/``.json`` file; empty: the folders' names.
-        templates: prompts with ``{}``, or a ``.txt`` file with one a line.
+        class_names: other words for the classes in label order, or their own names in any order, or a
+            ``.txt``/``.json`` file of them; empty: the folders' names.
+        templates: prompts with ``{}``, or a ``.txt``/``.json`` file of them.
         class_prompts: a ``.json`` file of prompts for each class, in place of templates.
         shots: labelled images of each class that are learned from; 0 takes all.
         test_limit: at most so many test images, drawn with the seed; 0 takes all.
