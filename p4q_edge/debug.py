@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from p4q_edge.export import linear_quantizations
+from p4q_edge.graph.linears import differing_linears, linear_nodes
 from p4q_edge.quant.modules import Phase, quant_linears, running_in
 from p4q_edge.runtime import metrics
 from p4q_edge.runtime.card import Card
 from p4q_edge.runtime.engines.onnxruntime import session_options
+from p4q_edge.runtime.engines.onnxruntime_models import seven_bit_weights
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.report.document import DebugReport, LayerFinding
 
@@ -36,28 +39,12 @@ OTHER_KERNELS = 0.05
 JUMP = 3.0
 BUNDLE_GRAPH = "the bundle's graph"
 OWN_GRAPH = "its own graph without fused kernels"
+MODULE = "the fake-quantized PyTorch model"
+STORED = "the integers and scales of the PyTorch model"
 UNBOUNDED = 1e9
 """A relative error without a bound; JSON knows no infinity."""
 ENCODER = "encoder."
-_WEIGHT = ".weight_int8"
 _SEVERITY_ERROR = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearNode:
-    """One linear of an exported graph.
-
-    Attributes:
-        path: module path.
-        operator: name of its MatMul.
-        input: name of the tensor before it is quantized.
-        output: name of the product, before the bias is added.
-    """
-
-    path: str
-    operator: str
-    input: str
-    output: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,22 +53,6 @@ class LayerValues:
 
     inputs: Mapping[str, NDArray[np.floating]]
     outputs: Mapping[str, NDArray[np.floating]]
-
-
-def linear_nodes(model: onnx.ModelProto) -> list[LinearNode]:
-    """Return the quantized linears of an exported graph, in the order in which they run."""
-    producers = {output: node for node in model.graph.node for output in node.output}
-    found = []
-    for node in model.graph.node:
-        weight = producers.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
-            continue
-        source = node.input[0]
-        while source in producers and producers[source].op_type in ("DequantizeLinear", "QuantizeLinear", "Clip"):
-            source = producers[source].input[0]
-        path = weight.input[0].removesuffix(_WEIGHT)
-        found.append(LinearNode(path=path, operator=node.name, input=source, output=node.output[0]))
-    return found
 
 
 def run_graph(
@@ -200,31 +171,67 @@ def find_difference(
         raise UsageError(f"--debug needs the bundle beside {engine}, or a run folder with --reference; neither is here")
     built = onnx.load_model_from_string(engine.read_bytes())
     nodes = {node.path: node for node in linear_nodes(built)}
+    if not nodes:
+        raise UsageError(f"--debug compares quantized linears, and {engine} has none: it computes in FP32")
     batch = images[:MAX_IMAGES]
-    fast = card.options.get("cpu_profile") == "fast"
-    plain = run_graph(built, batch)
-    steps: list[tuple[str, LayerValues, LayerValues, float]] = []
-    if graph is not None:
-        exported = run_graph(onnx.load_model_from_string(graph), batch)
-        steps.append((BUNDLE_GRAPH, exported, plain, OTHER_KERNELS if fast else SAME_RUNTIME))
-    kernels = run_graph(built, batch, session_options("fast" if fast else "exact"))
-    steps.append((OWN_GRAPH, plain, kernels, OTHER_KERNELS))
-    if module is not None:
-        steps.append(("the fake-quantized PyTorch model", run_module(module, batch), plain, OTHER_KERNELS))
-    findings = [(name, limit, compare_layers(a, b, tuple(nodes))) for name, a, b, limit in steps]
+    findings = [
+        (step.name, step.tolerance, compare_layers(step.reference, step.candidate, tuple(nodes)))
+        for step in _steps(built, batch, fast=card.options.get("kept_profile") == "fast", graph=graph, module=module)
+    ]
     parted = [step for step in findings if first_difference(step[2], step[1]) is not None]
     name, limit, layers = parted[0] if parted else findings[0]
-    first = first_difference(layers, limit)
+    found = first_difference(layers, limit)
+    first = None if found is None else found.layer
+    of_file = first is not None and name == BUNDLE_GRAPH
+    if module is not None and not of_file and (wrong := _stored_otherwise(graph, module, tuple(nodes))):
+        # Exact, where the values of layers only show large faults: PyTorch adds in another order.
+        name, first = STORED, wrong[0]
     logger.info("compared %d linears on %d images with %s", len(layers), len(batch), name)
     return DebugReport(
         reference=name,
-        same_arithmetic=name == BUNDLE_GRAPH and not fast,
+        n=len(batch),
+        same_arithmetic=name in (BUNDLE_GRAPH, STORED),
         tolerance=limit,
-        first=None if first is None else first.layer,
-        operator=None if first is None else nodes[first.layer].operator,
+        first=first,
+        operator=None if first is None else nodes[first].operator,
         layers=layers,
         keep_float=_proposals(name, layers, limit, module=module, images=batch),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Step:
+    """One comparison: what is compared with what, and how far apart it may be."""
+
+    name: str
+    reference: LayerValues
+    candidate: LayerValues
+    tolerance: float
+
+
+def _steps(
+    built: onnx.ModelProto, batch: NDArray[np.uint8], *, fast: bool, graph: bytes | None, module: nn.Module | None
+) -> list[_Step]:
+    """Return the comparisons in the order in which the first that finds something is the answer."""
+    plain = run_graph(built, batch)
+    steps = []
+    if graph is not None:
+        exported = run_graph(onnx.load_model_from_string(seven_bit_weights(graph) if fast else graph), batch)
+        steps.append(_Step(name=BUNDLE_GRAPH, reference=exported, candidate=plain, tolerance=SAME_RUNTIME))
+    kernels = run_graph(built, batch, session_options("fast" if fast else "exact"))
+    steps.append(_Step(name=OWN_GRAPH, reference=plain, candidate=kernels, tolerance=OTHER_KERNELS))
+    if module is not None:
+        values = run_module(module, batch)
+        steps.append(_Step(name=MODULE, reference=values, candidate=plain, tolerance=OTHER_KERNELS))
+    return steps
+
+
+def _stored_otherwise(graph: bytes | None, module: nn.Module, order: Sequence[str]) -> list[str]:
+    """Return the linears that the bundle's graph holds with other integers or scales than the module, in order."""
+    if graph is None:
+        return []
+    differing = differing_linears(onnx.load_model_from_string(graph), linear_quantizations(module))
+    return [path for path in order if path in differing]
 
 
 def _proposals(

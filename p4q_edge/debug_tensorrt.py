@@ -16,7 +16,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from p4q_edge.debug import LayerValues, added_error, compare_layers, first_difference, linear_nodes
+from p4q_edge.debug import LayerValues, added_error, compare_layers, first_difference
+from p4q_edge.graph.linears import linear_nodes
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt_library import import_tensorrt
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError
@@ -68,6 +69,7 @@ def compare_with_onnxruntime(
     logger.info("compared %d linears on %d images with %s", len(findings), len(images), REFERENCE)
     return DebugReport(
         reference=REFERENCE,
+        n=len(images),
         tolerance=TENSORRT_KERNELS,
         first=None if first is None else first.layer,
         operator=None if first is None else operators[first.layer],

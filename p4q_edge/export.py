@@ -20,6 +20,7 @@ from p4q_edge.graph.fragments import StoreWeightsAsFp16, split_shared
 from p4q_edge.graph.gelu_in_parts import GeluInParts
 from p4q_edge.graph.insert_qdq import InsertQdq
 from p4q_edge.graph.linear_to_matmul import LinearToMatMul
+from p4q_edge.graph.linears import differing_linears
 from p4q_edge.graph.lint import check_lint, lint
 from p4q_edge.graph.name_nodes import NameNodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
@@ -34,15 +35,10 @@ from p4q_edge.graph.unbind_to_split import UnbindToSplit
 from p4q_edge.quant.attention import quant_products
 from p4q_edge.quant.modules import Phase, quant_linears, running_in
 from p4q_edge.quant.products import softmax_scale
+from p4q_edge.runtime import tolerance
 from p4q_edge.runtime.errors import QualityGateError
 
 logger = logging.getLogger(__name__)
-
-LARGEST_LOSS = 1e-3
-"""1 - cosine at 8 bits above which a graph computes something else; rounding alone stays below 5e-4."""
-
-WEAKEST_GATE = 0.5
-"""Even at two bits a graph that computes the same thing stays above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +50,14 @@ class ExportedGraphs:
         weights: ModelProto bytes with nothing but these; `fp16 + weights` and `fp32 + weights` are complete.
         parity: least cosine of each output and top-1 agreement with the fake-quantized module, keyed
             ``<graph>.<measure>`` with graph in fp32, fp32_unoptimized, fp16.
+        narrowest_bits: of the narrowest quantized input.
     """
 
     fp16: bytes
     fp32: bytes
     weights: bytes
     parity: dict[str, float]
+    narrowest_bits: int
 
 
 def linear_quantizations(model: nn.Module) -> dict[str, LinearQuantization]:
@@ -133,15 +131,6 @@ def reference_outputs(model: nn.Module, images: NDArray[np.uint8]) -> dict[str, 
     return {name: output.float().numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
 
 
-def default_gate(input_bits: int) -> float:
-    """Return the least cosine that rounding explains.
-
-    A sum that two libraries add in another order can fall to the other side of a rounding boundary, and is then off
-    by a whole step. Steps double with each bit less, and the loss of cosine grows with their square.
-    """
-    return max(1.0 - LARGEST_LOSS * 4.0 ** (8 - input_bits), WEAKEST_GATE)
-
-
 def export_classifier(
     model: nn.Module, images: NDArray[np.uint8], *, least_cosine: float | None = None
 ) -> ExportedGraphs:
@@ -150,7 +139,7 @@ def export_classifier(
     Args:
         model: uint8 (N, 3, H, W) -> (logits, embedding, features), its linears `QuantLinear`.
         images: uint8 (N, 3, H, W) to compare on.
-        least_cosine: the gate for every output of every graph; `default_gate` of the narrowest input.
+        least_cosine: the gate for every output of every graph; that of rounding at the narrowest input by default.
 
     Raises:
         QualityGateError: a graph breaks a lint rule, or differs from the fake-quantized module.
@@ -161,6 +150,7 @@ def export_classifier(
     attentions = attention_quantizations(model)
     protos = build_graphs(traced, linears, attentions)
     check_lint(finding for proto in protos for finding in lint(proto, quantized_attention=bool(attentions)))
+    check_linears(protos[1], linears)
     graphs, weights = split_shared(protos)
     fp16, fp32 = graphs
     reference = reference_outputs(model, images)
@@ -168,11 +158,20 @@ def export_classifier(
     for name, graph, optimized in (("fp32", fp32, True), ("fp32_unoptimized", fp32, False), ("fp16", fp16, True)):
         found = compare(reference, run_in_onnxruntime(graph + weights, images, optimized=optimized))
         parity.update({f"{name}.{measure}": value for measure, value in found.items()})
-    if least_cosine is None:
-        widths = [*(linear.input_bits for linear in linears.values()), *(a.bits for a in attentions.values())]
-        least_cosine = default_gate(min(widths, default=8))
-    check_parity(parity, least_cosine)
-    return ExportedGraphs(fp16=fp16, fp32=fp32, weights=weights, parity=parity)
+    widths = [*(linear.input_bits for linear in linears.values()), *(a.bits for a in attentions.values())]
+    narrowest = min(widths, default=tolerance.FULL_BITS)
+    check_parity(parity, tolerance.least_cosine(narrowest) if least_cosine is None else least_cosine)
+    return ExportedGraphs(fp16=fp16, fp32=fp32, weights=weights, parity=parity, narrowest_bits=narrowest)
+
+
+def check_linears(graph: onnx.ModelProto, linears: Mapping[str, LinearQuantization]) -> None:
+    """Raise QualityGateError unless the graph with FP32 remainder holds the integers and scales of the module."""
+    differing = differing_linears(graph, linears)
+    if differing:
+        raise QualityGateError(
+            f"the exported graph holds other integers or scales than the module in {len(differing)} linears, first "
+            f"{differing[0]}. This is a fault of the exporter; report it with this line."
+        )
 
 
 def check_parity(parity: Mapping[str, float], least_cosine: float) -> None:

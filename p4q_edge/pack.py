@@ -1,4 +1,4 @@
-"""Write the bundle: graphs, shared weights, head, golden samples and manifest, in one file."""
+"""Write the bundle: graphs, shared weights, head, golden samples, results of PyTorch and manifest, in one file."""
 
 import logging
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from p4q_edge.fold import FoldedClassifier, run_folded
 from p4q_edge.pipeline import Learned
 from p4q_edge.quant.attention import quant_products
 from p4q_edge.quant.modules import Phase, quant_linears
+from p4q_edge.record import median_losses, record_reference, validation_images
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime import heads
 from p4q_edge.runtime.bundle import Bundle, Manifest, Precision
@@ -46,6 +47,12 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         bundles.PREPROCESS: encode_json(source.model.preprocess),
         bundles.GOLDEN: make_golden(classifier, images).to_bytes(),
     }
+    parity = dict(graphs.parity)
+    validated, labels = validation_images(learned)
+    if len(validated):
+        reference = record_reference(classifier, validated, labels)
+        members[bundles.REFERENCE] = reference.to_bytes()
+        parity |= median_losses(graphs, reference, validated)
     manifest = Manifest(
         created_by=f"p4q-edge {version('p4q-edge')}",
         model=source.model.info,
@@ -57,7 +64,8 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         seed=source.recipe.seed,
         recipe=portable_recipe(learned),
         data_index=data_index(learned),
-        parity=graphs.parity,
+        parity=parity,
+        narrowest_bits=graphs.narrowest_bits,
     )
     return bundles.write_bundle(path, manifest, members, force=force)
 

@@ -175,9 +175,23 @@ class LearnSection(Section, frozen=True, kw_only=True):
 
 
 class ExportSection(Section, frozen=True, kw_only=True):
-    """[export]: how many golden samples travel in the bundle."""
+    """[export]: what travels in the bundle beside the graphs.
+
+    Attributes:
+        golden_samples: labelled images that prove an engine where it runs, with their pixels.
+        reference_images: images that were not learned from, whose results by PyTorch let a device validate without it:
+            36 bytes and two embeddings each (4 KiB at 512 dimensions), no pixels; 0 takes none.
+    """
 
     golden_samples: int = 6
+    reference_images: int = 500
+
+    def __post_init__(self) -> None:
+        if self.golden_samples < 1 or self.reference_images < 0:
+            raise ValueError(
+                "golden_samples must be at least 1 and reference_images at least 0, got "
+                f"{self.golden_samples} and {self.reference_images}"
+            )
 
 
 class Recipe(Section, frozen=True, kw_only=True):

@@ -93,7 +93,7 @@ def _figures(before: ChainReport, now: ChainReport, *, title: str, alike: bool) 
         other = hops.get((hop.reference, hop.candidate))
         if other is not None:
             name = f"{title}cosine {hop.reference} to {hop.candidate}"
-            yield Figure(name=name, before=hop.cosine.mean, now=other.cosine.mean, limit=cosine)
+            yield Figure(name=name, before=hop.cosine.mean.value, now=other.cosine.mean.value, limit=cosine)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

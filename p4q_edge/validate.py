@@ -22,20 +22,21 @@ from p4q_edge.recipe import read_recipe, to_toml
 from p4q_edge.report.html import make_thumbnails, render_html, require_libraries
 from p4q_edge.runtime import bundle as bundles
 from p4q_edge.runtime.card import Card, read_card
-from p4q_edge.runtime.chain import FAKE_QUANT, FLOAT, Outputs, Stage
+from p4q_edge.runtime.chain import Outputs, Stage
 from p4q_edge.runtime.command import validate as device
 from p4q_edge.runtime.commands import Command
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
 from p4q_edge.runtime.files import sha256_bytes
+from p4q_edge.runtime.gates import FAKE_QUANT, FLOAT, GateResult
 from p4q_edge.runtime.labelled import LabelledImages, Pixels, digest_of, match_classes
 from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
 from p4q_edge.runtime.report.document import Baseline, DebugReport
+from p4q_edge.runtime.target import Request
 from p4q_edge.runtime.validation import (
     RENDERERS,
     Outcome,
     Reference,
     Renderer,
-    Request,
     check_report_paths,
     default_report,
     learned_digests,
@@ -106,7 +107,7 @@ def reference_of(request: Request, card: Card, found: TorchReference | None) -> 
     if found is None:
         if request.data is not None:
             images = labelled(read_images(request.data), card, learned_from=learned_from, source=request.data)
-        missing = f"float and fake-quantized PyTorch: no run folder {request.engine.with_suffix('.run')}"
+        missing = f"PyTorch itself: no run folder {request.engine.with_suffix('.run')}"
         return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
     source = found.learned.prepared.source
     learned_from |= frozenset(source.train_digests)
@@ -127,7 +128,26 @@ def reference_of(request: Request, card: Card, found: TorchReference | None) -> 
             "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),
         },
         seeds={"recipe": source.recipe.seed},
+        files=compare_linears(_bundle_of(request), found.classifier),
     )
+
+
+def compare_linears(bundle: bundles.Bundle | None, classifier: FoldedClassifier) -> tuple[GateResult, ...]:
+    """Whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
+    if bundle is None:
+        return ()
+    # Imported here: it needs onnx, and the parser of this command should not.
+    import onnx
+
+    from p4q_edge.export import linear_quantizations
+    from p4q_edge.graph.linears import differing_linears
+
+    graph = onnx.load_model_from_string(bundle.model("fp32"))
+    differing = differing_linears(graph, linear_quantizations(classifier))
+    if differing:
+        logger.warning("the bundle's graph holds other integers or scales than PyTorch in %s", ", ".join(differing))
+    name = "linears of the bundle's graph that differ from the PyTorch model"
+    return (GateResult(name=name, passed=not differing, value=len(differing), limit=0, unit="linears"),)
 
 
 def labelled(images: ImageSet, card: Card, *, learned_from: frozenset[str], source: str) -> LabelledImages:

@@ -1,26 +1,30 @@
 """Write tests/runtime/data/tiny.p4q: the smallest bundle that the runtime's tests build and run.
 
 The model is an 8 x 8 image, two quantized linear layers, an adapter and three classes, with random weights. Its
-reference results are computed in NumPy, so that the tests of the runtime need neither torch nor onnx.
+reference results, of the golden samples and of 40 validation images, are computed in NumPy, so that the tests of the
+runtime need neither torch nor onnx.
 Run: python tools/make_golden_models.py
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from p4q_edge.runtime import bundle
 from p4q_edge.runtime.golden import Golden
 from p4q_edge.runtime.heads import Adapter, Head
 from p4q_edge.runtime.preprocess import PreprocessSpec
+from p4q_edge.runtime.reference import RecordedReference, pixel_digest
 from p4q_edge.runtime.serial import encode_json
 
-SIDE, HIDDEN, DIM, BOTTLENECK, SAMPLES = 8, 24, 16, 4, 4
+SIDE, HIDDEN, DIM, BOTTLENECK, SAMPLES, VALIDATED = 8, 24, 16, 4, 4, 40
 CLASS_NAMES = ("circle", "square", "triangle")
 LOGIT_SCALE, RESIDUAL_RATIO = 20.0, 0.2
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -55,6 +59,7 @@ def main() -> None:
         float_logits=float_logits,
     )
     graph, weights = _models(layers, head, adapter)
+    reference, validated = _reference(layers, head)
     members = {
         bundle.GRAPH_FP16: graph,
         bundle.GRAPH_FP32: graph,
@@ -62,8 +67,35 @@ def main() -> None:
         bundle.HEAD: head.to_bytes(),
         bundle.PREPROCESS: encode_json(spec),
         bundle.GOLDEN: golden.to_bytes(),
+        bundle.REFERENCE: reference.to_bytes(),
     }
-    bundle.write_bundle(output, _manifest(), members, force=True)
+    session = onnxruntime.InferenceSession(graph + weights, providers=["CPUExecutionProvider"])
+    (computed,) = session.run(["embedding"], {"image": validated})
+    loss = float(np.median(1 - (computed * reference.embedding).sum(axis=1, dtype=np.float64)))
+    bundle.write_bundle(output, _manifest(max(loss, 0.0)), members, force=True)
+
+
+def validation_images() -> np.ndarray:
+    """Return the validation images, uint8 (n, 3, H, W)."""
+    return np.random.default_rng(11).integers(0, 256, (VALIDATED, 3, SIDE, SIDE), dtype=np.uint8)
+
+
+def _reference(layers: list[_Linear], head: Head) -> tuple[RecordedReference, np.ndarray]:
+    """Return what the model computes on the validation images, and these images; a fifth of the labels is wrong."""
+    images = validation_images()
+    logits, embedding = head.apply(_forward(images, layers, quantized=True))
+    # `_forward` sets the input scales when it runs in float, so that it runs on copies here.
+    _, float_embedding = head.apply(_forward(images, copy.deepcopy(layers), quantized=False))
+    label = logits.argmax(axis=1)
+    label[::5] = (label[::5] + 1) % len(CLASS_NAMES)
+    digests = [np.frombuffer(pixel_digest(image), np.uint8) for image in images]
+    recorded = RecordedReference(
+        digest=np.stack(digests),
+        label=label.astype(np.int32),
+        embedding=embedding,
+        float_embedding=float_embedding,
+    )
+    return recorded, images
 
 
 class _Linear:
@@ -165,7 +197,7 @@ def _serialize(
     return model.SerializeToString(deterministic=True), fragment.SerializeToString(deterministic=True)
 
 
-def _manifest() -> bundle.Manifest:
+def _manifest(median_loss: float) -> bundle.Manifest:
     return bundle.Manifest(
         created_by="tools/make_golden_models.py",
         model=bundle.ModelInfo(
@@ -178,6 +210,8 @@ def _manifest() -> bundle.Manifest:
         image_size=(SIDE, SIDE),
         embedding_dim=DIM,
         seed=7,
+        parity={"fp32.median_loss": median_loss, "fp16.median_loss": median_loss, "loss_images": float(VALIDATED)},
+        narrowest_bits=8,
     )
 
 

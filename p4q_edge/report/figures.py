@@ -157,7 +157,7 @@ def reliability(stages: Sequence[StageReport]) -> str:
 def class_changes(first: StageReport, last: StageReport, class_names: Sequence[str]) -> str:
     """Return the change of each class's accuracy between two stages, the largest losses first."""
     pairs = zip(class_names, first.class_accuracy, last.class_accuracy, strict=True)
-    changes = [(name, 100 * (b - a)) for name, a, b in pairs if a is not None and b is not None]
+    changes = [(name, 100 * (b.value - a.value)) for name, a, b in pairs if a is not None and b is not None]
     changes.sort(key=lambda item: item[1])
     if len(changes) > _MAX_CLASS_ROWS:
         half = _MAX_CLASS_ROWS // 2

@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_the_card_says_which_plan_was_kept(
     monkeypatch.setattr(tensorrt_builder, "build_plan", builder)
     options = TensorRTOptions(max_batch=4)
     card = build_engine(tiny_bundle, tmp_path / "out.plan", options=BuildOptions(tensorrt=options))
-    assert builder.asked == {"model": read_bundle(tiny_bundle).model("fp16"), "options": options, "force": False}
+    gated = replace(options, min_cosine=0.999)
+    assert builder.asked == {"model": read_bundle(tiny_bundle).model("fp16"), "options": gated, "force": False}
     assert card == read_card(tmp_path / "out.plan")
     assert (card.backend, card.precision.weight_bits, card.precision.remainder) == ("tensorrt", bits, "fp16")
     assert card.options["max_batch"] == 4

@@ -60,10 +60,21 @@ def test_a_bundle_gives_its_parts(tiny_bundle: Path) -> None:
 
 
 def test_optional_members_are_kept_and_absent_ones_reported(rebundle: Callable[..., Path]) -> None:
-    bundle = read_bundle(rebundle({bundles.REFERENCE: b"{}"}))
-    assert bundle.read(bundles.REFERENCE) == b"{}"
+    bundle = read_bundle(rebundle({"notes.txt": b"{}"}))
+    assert bundle.read("notes.txt") == b"{}"
     with pytest.raises(CorruptArtifactError, match=r"has no member other\.json"):
         bundle.read("other.json")
+
+
+def test_a_bundle_of_before_results_and_narrowest_bits_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    source = read_bundle(tiny_bundle)
+    manifest = msgspec.to_builtins(source.manifest)
+    del manifest["narrowest_bits"], manifest["members"][bundles.REFERENCE]
+    members = {name: data for name, data in members_of(source).items() if name != bundles.REFERENCE}
+    write_zip(tmp_path / "old.p4q", {**members, bundles.MANIFEST: encode_json(manifest)})
+    old = read_bundle(tmp_path / "old.p4q")
+    assert old.reference() is None
+    assert old.manifest.rounding_bits == old.manifest.precision.activation_bits == 8
 
 
 def test_an_existing_bundle_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -152,10 +152,35 @@ def test_cosine_summary_reports_the_worst_pair() -> None:
     first = np.tile([1.0, 0.0], (100, 1))
     second = first.copy()
     second[7] = [0.0, 1.0]
-    summary = metrics.cosine_summary(first, second)
+    summary = metrics.cosine_summary(first, second, generator=np.random.default_rng(0))
     assert (summary.min, summary.n) == (0.0, 100)
-    assert summary.mean == pytest.approx(0.99)
-    assert 0.0 < summary.p1 < 1.0
+    assert summary.mean.value == pytest.approx(0.99)
+    assert summary.mean.low < 0.99 < summary.mean.high
+    assert 0.0 <= summary.p1.low < summary.p1.value < summary.p1.high == 1.0
+
+
+def test_a_resampled_quantile_has_the_interval_of_resampling() -> None:
+    values = np.random.default_rng(0).gamma(0.5, size=400)
+    generator = np.random.default_rng(1)
+    estimate = metrics.bootstrap_quantile(values, 0.9, generator=generator)
+    drawn = [np.quantile(generator.choice(values, values.size), 0.9) for _ in range(2000)]
+    assert (estimate.value, estimate.n, estimate.method) == (np.quantile(values, 0.9), 400, "bootstrap")
+    assert estimate.low == pytest.approx(np.quantile(drawn, 0.025), rel=0.1)
+    assert estimate.high == pytest.approx(np.quantile(drawn, 0.975), rel=0.1)
+
+
+def test_a_bootstrap_in_blocks_is_a_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=300)
+    whole = metrics.bootstrap_mean(values, generator=np.random.default_rng(1))
+    monkeypatch.setattr(metrics, "MAX_DRAWN", 700)
+    blocks = metrics.bootstrap_mean(values, generator=np.random.default_rng(1))
+    assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high))
+
+
+def test_each_class_has_its_own_interval() -> None:
+    estimates = metrics.class_estimates(np.array([True, False, True]), np.array([0, 0, 2]), 4)
+    assert [None if e is None else (e.value, e.n) for e in estimates] == [(0.5, 2), None, (1.0, 1), None]
+    assert estimates[0] == metrics.proportion(np.array([True, False]))
 
 
 @given(LOGITS, st.floats(-50, 50))

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from p4q_edge.runtime import labelled, provenance, validation
-from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.build import BuildOptions, build_engine
+from p4q_edge.runtime.bundle import GRAPH_FP32, read_bundle
 from p4q_edge.runtime.card import read_card, write_card
 from p4q_edge.runtime.cli import main
 from p4q_edge.runtime.errors import InputError, UsageError
@@ -68,12 +69,85 @@ def test_labelled_folders_give_accuracy(engine: Path, photos: Path, capsys: pyte
     assert document["reports"] == [str(engine.with_name("tiny.report.json"))]
 
 
-def double(engine: Path, name: str) -> None:
+@pytest.fixture
+def validated(engine: Path, tmp_path: Path) -> Path:
+    """The 40 images that the bundle has results for, as PNG files, in folders named by their recorded labels."""
+    found = read_bundle(engine.with_suffix(".p4q")).reference()
+    assert found is not None
+    images = np.random.default_rng(11).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    for index, image in enumerate(images):
+        folder = tmp_path / "validated" / read_card(engine).class_names[found.label[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
+    return tmp_path / "validated"
+
+
+def test_the_bundle_gives_the_whole_chain_without_pytorch(engine: Path, validated: Path) -> None:
+    assert main(["validate", str(engine), "--data", str(validated), "--max-top1-drop", "5", "-q"]) == 0
+    report = read_report(engine.with_name("tiny.report.json"))
+    assert report.chain is not None
+    assert [stage.name for stage in report.chain.stages] == ["float", "fake_quant", "onnx", "engine"]
+    assert report.chain.n == 40
+    # A fifth of the labels is wrong on purpose.
+    assert report.chain.stage("fake_quant").top1.value == report.chain.stage("engine").top1.value == 0.8
+    assert report.chain.stage("float").top1.high < 1.0
+    gates = {gate.name: gate for gate in report.chain.gates}
+    assert gates["top-1 drop, float to engine"].limit == 5.0
+    assert gates["median loss, fake_quant to engine"].passed
+    assert [gate.name for gate in report.files] == ["bytes of the engine that differ from the bundle's graph"]
+    assert report.not_checked == ()
+    assert "reference.safetensors" in report.provenance.digests
+
+
+def test_an_impossible_drop_fails_without_pytorch_too(engine: Path, validated: Path) -> None:
+    arguments = ["validate", str(engine), "--data", str(validated), "--max-top1-drop", "-100", "-q"]
+    assert main(arguments) == 5
+
+
+def test_only_images_with_results_are_compared(engine: Path, validated: Path, photos: Path) -> None:
+    for picture in photos.rglob("*.png"):
+        picture.rename(validated / picture.parent.name / f"golden-{picture.name}")
+    assert main(["validate", str(engine), "--data", str(validated), "-q"]) == 0
+    report = read_report(engine.with_name("tiny.report.json"))
+    assert report.chain is not None
+    assert report.chain.n == 40
+    assert report.data.startswith("40 of 44 images of")
+    assert report.not_checked == ("4 images without results of PyTorch in the bundle",)
+
+
+def test_another_label_than_recorded_is_told(engine: Path, validated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = next((validated / "circle").iterdir())
+    moved.rename(validated / "square" / moved.name)
+    assert main(["validate", str(engine), "--data", str(validated), "-q"]) == 0
+    assert "1 of 40 images have another label than in the bundle" in capsys.readouterr().err
+    report = read_report(engine.with_name("tiny.report.json"))
+    assert report.not_checked == ("which label is right: 1 images have another one than in the bundle",)
+
+
+def test_images_that_the_bundle_does_not_know_are_told(
+    engine: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", str(engine), "--data", str(photos)]) == 0
+    told = "not checked: float and fake-quantized model: none of these images is among the 40 of the bundle"
+    assert told in capsys.readouterr().out
+    assert main(["validate", str(engine), "--data", str(photos), "--max-top1-drop", "1", "-q"]) == 2
+    assert "some of the 40 images that the bundle has results for" in capsys.readouterr().err
+
+
+def test_a_bundle_without_results_is_told(
+    tiny_engine: Path, tmp_path: Path, validated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_engine.with_suffix(".p4q").unlink()
+    assert main(["validate", str(tiny_engine), "--data", str(validated)]) == 0
+    assert "not checked: float and fake-quantized model: no bundle" in capsys.readouterr().out
+
+
+def double(engine: Path, name: str, *, factor: float = 2.0) -> None:
     """Double one float32 initializer of an engine, and let its card say that this is how it was built."""
     onnx = pytest.importorskip("onnx")
     model = onnx.load_model_from_string(engine.read_bytes())
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    values = onnx.numpy_helper.to_array(tensor) * np.float32(2)
+    values = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
     engine.write_bytes(model.SerializeToString())
     card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine), parts=(), optimized=None)
@@ -91,6 +165,52 @@ def test_a_doubled_scale_fails_with_exit_5(engine: Path, capsys: pytest.CaptureF
     assert "cosine (p1), fake_quant to engine" in captured.err
     assert "p4q-edge validate" in captured.err
     assert not read_report(engine.with_name("tiny.report.json")).passed
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+@pytest.mark.parametrize("layer", ["linear0", "linear1"])
+def test_an_input_on_another_grid_fails_by_its_file_and_by_its_numbers(
+    engine: Path, validated: Path, layer: str, factor: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    double(engine, f"{layer}.input_scale", factor=factor)
+    assert main(["validate", str(engine), "--data", str(validated), "-q"]) == 5
+    report = read_report(engine.with_name("tiny.report.json"))
+    assert report.chain is not None
+    assert [gate.passed for gate in report.files] == [False]
+    failed = {gate.name for gate in report.chain.gates if not gate.passed}
+    assert {"median loss, fake_quant to engine", "median loss, onnx to engine"} <= failed
+    assert "bytes of the engine that differ from the bundle's graph" in capsys.readouterr().err
+
+
+def test_a_bundle_whose_graph_differs_from_its_results_fails(
+    engine: Path, validated: Path, rebundle: Callable[..., Path]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    source = read_bundle(engine.with_suffix(".p4q"))
+    graph = onnx.load_model_from_string(source.read(GRAPH_FP32))
+    (scale,) = (tensor for tensor in graph.graph.initializer if tensor.name == "linear0.input_scale")
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(2), scale.name))
+    broken = rebundle({GRAPH_FP32: graph.SerializeToString()})
+    other = engine.with_name("other.onnx")
+    build_engine(broken, other)
+    arguments = ["validate", str(other), "--reference", str(broken), "--data", str(validated), "-q"]
+    assert main(arguments) == 5
+    report = read_report(engine.with_name("other.report.json"))
+    assert report.chain is not None
+    failed = {gate.name for gate in report.chain.gates if not gate.passed}
+    assert failed == {"median loss, fake_quant to onnx", "median loss, fake_quant to engine"}
+    assert report.files[0].passed
+
+
+def test_fast_and_float_engines_raise_no_false_alarm(tiny_bundle: Path, tmp_path: Path, validated: Path) -> None:
+    pytest.importorskip("onnx")
+    for profile in ("fast", "float"):
+        engine = tmp_path / f"{profile}.onnx"
+        build_engine(tiny_bundle, engine, options=BuildOptions(cpu_profile=profile))
+        arguments = ["validate", str(engine), "--reference", str(tiny_bundle), "--data", str(validated), "-q"]
+        assert main(arguments) == 0, profile
+        report = read_report(tmp_path / f"{profile}.report.json")
+        assert [gate.name for gate in report.files] == ["tensors of the engine that differ from the bundle's graph"]
 
 
 def test_an_engine_of_another_bundle_is_refused(
@@ -125,7 +245,7 @@ def test_an_older_report_is_replaced_and_another_file_is_not(
         (["--report", "r.html"], 2, "expected a file ending in .json, .md (.html needs the toolkit)"),
         (["--max-top1-drop", "1"], 2, "--max-top1-drop compares with the full-precision model"),
         (["--debug"], 3, "--debug, recipes and run folders need the toolkit"),
-        (["--reference", "p4q.toml"], 3, "the golden samples of the bundle are the reference"),
+        (["--reference", "p4q.toml"], 3, "the bundle's results of PyTorch are the reference"),
         (["--data", "nowhere"], 2, "--data nowhere is no folder"),
         (["--batch", "0"], 2, "--batch at least 1"),
         (["--limit", "-1"], 2, "--limit must be at least 0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from p4q_edge.runtime.engines.onnxruntime_builder import cpu_model, inspect_kern
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.files import atomic_write, refuse_existing, sha256_bytes, sha256_file
 from p4q_edge.runtime.options import BackendName, CpuChoice, CpuProfile
+from p4q_edge.runtime.tolerance import least_cosine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,8 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
 }
+FAST_BITS = 7
+"""Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
 FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
 """Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
 FP16 = Precision(weight_bits=16, activation_bits=16, execution="executed", remainder="fp16", quantized_linears=0)
@@ -116,10 +119,11 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
     loaded = built.load(threads=options.threads, name=str(engine))
     outputs = golden_samples.run_golden(loaded, golden)
     loaded.close()
-    result = golden_samples.compare(outputs, golden, logit_scale=bundle.head().logit_scale)
+    card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
+    bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits
+    result = golden_samples.compare(outputs, golden, logit_scale=card.logit_scale, bits=bits)
     golden_samples.require(result, engine=str(engine))
     logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
-    card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
     unchanged = built.profile == "exact"
     card = msgspec.structs.replace(
         card,
@@ -127,6 +131,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         engine_size_bytes=len(built.model),
         parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
         precision=_cpu_precision(card.precision, built.profile),
+        rounding_bits=bits,
         options={**recorded_options(options, "onnxruntime"), "kept_profile": built.profile},
         optimized=OptimizedCopy(
             size_bytes=len(built.optimized),
@@ -145,7 +150,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
 
 def _cpu_precision(precision: Precision, profile: CpuProfile) -> Precision:
     if profile == "fast":
-        return msgspec.structs.replace(precision, weight_bits=7)
+        return msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
     return FP32 if profile == "float" else precision
 
 
@@ -159,13 +164,14 @@ def _build_tensorrt(
     plan = build_plan(
         bundle.model("fp16"),
         engine=engine,
-        options=options.tensorrt or TensorRTOptions(),
+        options=_gated(options.tensorrt or TensorRTOptions(), bundle),
         golden=bundle.read(GOLDEN),
         force=force,
         progress=progress,
     )
     card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
-    result = golden_samples.compare(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale)
+    outputs, scale, bits = dict(plan.outputs), card.logit_scale, card.rounding_bits
+    result = golden_samples.compare(outputs, plan.golden, logit_scale=scale, bits=bits)
     card = msgspec.structs.replace(
         card,
         engine_sha256=plan.sha256,
@@ -178,6 +184,13 @@ def _build_tensorrt(
     )
     write_card(engine, card, force=force)
     return card
+
+
+def _gated(options: TensorRTOptions, bundle: Bundle) -> TensorRTOptions:
+    """Return the options with the accuracy gate of the bundle's bit width, unless one was asked for."""
+    if options.min_cosine is not None:
+        return options
+    return replace(options, min_cosine=least_cosine(bundle.manifest.rounding_bits))
 
 
 def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
@@ -215,7 +228,8 @@ def describe_build(
         from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
 
         size = len(opened.model("fp16"))
-        return tensorrt_builder.describe_build(size, engine=engine, options=options.tensorrt or TensorRTOptions())
+        gated = _gated(options.tensorrt or TensorRTOptions(), opened)
+        return tensorrt_builder.describe_build(size, engine=engine, options=gated)
     return {
         "engine": str(engine),
         "exists": engine.exists(),
@@ -244,6 +258,7 @@ def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]
         embedding_dim=manifest.embedding_dim,
         logit_scale=head.logit_scale,
         calibration=head.calibration,
+        rounding_bits=manifest.rounding_bits,
         golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
     )
 

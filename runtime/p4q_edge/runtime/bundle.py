@@ -28,6 +28,7 @@ from p4q_edge.runtime.serial import MAX_JSON_BYTES, decode_json, encode_json
 if TYPE_CHECKING:
     from p4q_edge.runtime.golden import Golden
     from p4q_edge.runtime.heads import Head
+    from p4q_edge.runtime.reference import RecordedReference
 
 SUFFIX = ".p4q"
 MANIFEST = "manifest.json"
@@ -37,7 +38,7 @@ WEIGHTS = "weights.onnx"
 HEAD = "head.safetensors"
 PREPROCESS = "preprocess.json"
 GOLDEN = "golden.safetensors"
-REFERENCE = "reference.json"
+REFERENCE = "reference.safetensors"
 REQUIRED = (GRAPH_FP16, GRAPH_FP32, WEIGHTS, HEAD, PREPROCESS, GOLDEN)
 
 MAX_MEMBERS = 64
@@ -127,7 +128,15 @@ def quantized_parts(linears: int, attentions: int) -> str:
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle holds and what made it; `members` gives size and digest of every other member."""
+    """What a bundle holds and what made it.
+
+    Attributes:
+        members: size and digest of every other member.
+        narrowest_bits: of the narrowest quantized input in the graphs; None in bundles that do not tell.
+        parity: how near the exported graphs came to the fake-quantized model, keyed `GRAPH.MEASURE` with GRAPH in
+            fp32, fp16; `GRAPH.median_loss` is the upper end of the interval of the median of 1 - cosine of the
+            embeddings of `loss_images` images.
+    """
 
     schema_version: int = 1
     created_by: str
@@ -142,6 +151,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     recipe: dict[str, Any] = {}
     data_index: dict[str, Any] = {}
     parity: dict[str, float] = {}
+    narrowest_bits: int | None = None
+
+    @property
+    def rounding_bits(self) -> int:
+        """Bits of the narrowest quantized input, which decide what rounding may do; see `tolerance`."""
+        return self.precision.activation_bits if self.narrowest_bits is None else self.narrowest_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +201,19 @@ class Bundle:
         from p4q_edge.runtime.heads import read_head
 
         return read_head(self.read(HEAD), source=f"{HEAD} of {self.path}")
+
+    def reference(self) -> RecordedReference | None:
+        """Return what PyTorch computed on validation images; None where the bundle has no such results."""
+        from p4q_edge.runtime.reference import read_reference
+
+        if REFERENCE not in self.manifest.members:
+            return None
+        return read_reference(
+            self.read(REFERENCE),
+            classes=len(self.manifest.class_names),
+            dim=self.manifest.embedding_dim,
+            source=f"{REFERENCE} of {self.path}",
+        )
 
     def sha256(self) -> str:
         """Return the digest of the bundle's file."""

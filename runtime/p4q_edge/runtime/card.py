@@ -17,6 +17,7 @@ from p4q_edge.runtime.heads import Calibration
 from p4q_edge.runtime.options import BackendName
 from p4q_edge.runtime.preprocess import PreprocessSpec
 from p4q_edge.runtime.serial import MAX_JSON_BYTES, decode_json, encode_json
+from p4q_edge.runtime.tolerance import FULL_BITS
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +54,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         embedding_dim: width of `embedding` and `features`.
         logit_scale: factor between cosines and logits.
         calibration: from logits of the folded head to probabilities.
+        rounding_bits: of the narrowest quantized value of the reference or of the engine; see `tolerance`.
         options: build options.
         optimized: the copy beside the engine that loads faster where `built_with` fits; None if there is none.
         golden: golden samples (safetensors, base64).
@@ -75,6 +77,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     embedding_dim: int
     logit_scale: float
     calibration: Calibration = Calibration()
+    rounding_bits: int = FULL_BITS
     options: dict[str, Any] = {}
     optimized: OptimizedCopy | None = None
     golden: str

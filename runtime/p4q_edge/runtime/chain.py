@@ -7,7 +7,7 @@ float, fake_quant, onnx, engine; a stage that cannot run here is left out by the
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +15,11 @@ import numpy.typing as npt
 
 from p4q_edge.runtime import metrics
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.gates import ENGINE, FAKE_QUANT, GateResult, Gates, judge
 from p4q_edge.runtime.metrics import CosineSummary, Estimate, McNemar, ReliabilityBin
 
 logger = logging.getLogger(__name__)
 
-FLOAT, FAKE_QUANT, ONNX, ENGINE = STAGE_ORDER = ("float", "fake_quant", "onnx", "engine")
-# The stages that compute on the integer grid: between them only rounding may differ.
-SAME_GRID = (FAKE_QUANT, ONNX, ENGINE)
 MAX_CONFUSION_CLASSES = 100
 CONFUSED_PAIRS = 20
 
@@ -38,28 +36,12 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gates:
-    """Limits; a report that breaks one is not accepted.
-
-    Attributes:
-        max_top1_drop: percentage points that the last stage may lose against the float one; None: no limit.
-        min_cosine: first percentile of the cosine between stages on the same grid.
-        max_top1_shift: percentage points that top-1 may move between stages on the same grid; one image is
-            always allowed, since in a small set it weighs more than the limit.
-    """
-
-    max_top1_drop: float | None = None
-    min_cosine: float = 0.999
-    max_top1_shift: float = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
 class ChainOptions:
     """How a chain is run: images a batch, seed of the bootstrap, limits, and what the log calls it."""
 
     batch_size: int = 64
     seed: int = 0
-    gates: Gates = Gates()
+    gates: Gates = field(default_factory=Gates)
     label: str = "images"
 
 
@@ -85,7 +67,7 @@ class StageReport:
     ece: Estimate
     temperature: float
     reliability: tuple[ReliabilityBin, ...]
-    class_accuracy: tuple[float | None, ...]
+    class_accuracy: tuple[Estimate | None, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     confused: tuple[tuple[int, int, int], ...]
     seconds: float
@@ -98,7 +80,7 @@ class Hop:
     Attributes:
         agreement: share of images that both name alike.
         top1_difference: candidate minus reference, a share of images.
-        cosine: of the embeddings.
+        cosine: of the embeddings; the loss of a hop is 1 - cosine.
         kl: mean KL(reference || candidate) of the class probabilities, in nats.
         max_logit_difference: largest absolute difference of any logit.
     """
@@ -115,19 +97,15 @@ class Hop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateResult:
-    """One limit, what was measured, and whether it holds; `unit` is of both figures."""
-
-    name: str
-    passed: bool
-    value: float
-    limit: float
-    unit: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class ChainReport:
-    """The outcome of `validate_chain`; `predictions[stage][i]` is the class index of image i."""
+    """The outcome of `validate_chain`.
+
+    Attributes:
+        gates: limits and what was measured.
+        bits: of the narrowest quantized value, which the limits follow.
+        rule: how they follow from it, in words.
+        predictions: `predictions[stage][i]` is the class index of image i.
+    """
 
     n: int
     class_names: tuple[str, ...]
@@ -135,6 +113,8 @@ class ChainReport:
     stages: tuple[StageReport, ...]
     hops: tuple[Hop, ...]
     gates: tuple[GateResult, ...]
+    bits: int
+    rule: str
     predictions: dict[str, tuple[int, ...]]
 
     @property
@@ -201,6 +181,8 @@ def validate_chain(
         stages=tuple(reports),
         hops=hops,
         gates=judge(hops, gates=options.gates),
+        bits=options.gates.bits,
+        rule=options.gates.rule,
         predictions={name: tuple(metrics.top_k(out["logits"], 1)[:, 0].tolist()) for name, out in outputs.items()},
     )
 
@@ -239,28 +221,6 @@ def run_stage(
     return joined
 
 
-def judge(hops: Sequence[Hop], *, gates: Gates) -> tuple[GateResult, ...]:
-    """Return every gate that the hops can answer."""
-    results = []
-    for hop in hops:
-        pair = f"{hop.reference} to {hop.candidate}"
-        if hop.reference in SAME_GRID and hop.candidate in SAME_GRID:
-            cosine, shift = hop.cosine.p1, 100 * abs(hop.top1_difference.value)
-            allowed = max(gates.max_top1_shift, 100 / hop.n)
-            results += [
-                _gate(f"cosine (p1), {pair}", cosine, gates.min_cosine, unit="", passed=cosine >= gates.min_cosine),
-                _gate(f"top-1 shift, {pair}", shift, allowed, unit="points", passed=shift <= allowed + 1e-9),
-            ]
-        if gates.max_top1_drop is not None and (hop.reference, hop.candidate) == (FLOAT, ENGINE):
-            drop, limit = -100 * hop.top1_difference.value, gates.max_top1_drop
-            results.append(_gate(f"top-1 drop, {pair}", drop, limit, unit="points", passed=drop <= limit + 1e-9))
-    return tuple(results)
-
-
-def _gate(name: str, value: float, limit: float, *, unit: str, passed: bool) -> GateResult:
-    return GateResult(name=name, passed=passed, value=value, limit=limit, unit=unit)
-
-
 def _pairs(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return each neighbouring pair, each stage with the first, and the ends of the integer grid, once each."""
     pairs = [(names[i - 1], names[i]) for i in range(1, len(names))]
@@ -282,7 +242,6 @@ def _stage_report(
     predictions = metrics.top_k(logits, 1)[:, 0]
     correct = predictions == labels
     confidence = np.exp(metrics.log_softmax(logits)).max(axis=1)
-    accuracy = metrics.per_class_accuracy(correct, labels, classes)
     confusion = metrics.confusion_matrix(labels, predictions, classes)
     small = classes <= MAX_CONFUSION_CLASSES
     return StageReport(
@@ -294,7 +253,7 @@ def _stage_report(
         ece=metrics.calibration_error(confidence, correct, generator=generator),
         temperature=metrics.fit_temperature(logits, labels),
         reliability=metrics.reliability_bins(confidence, correct),
-        class_accuracy=tuple(None if np.isnan(value) else float(value) for value in accuracy),
+        class_accuracy=metrics.class_estimates(correct, labels, classes),
         confusion=tuple(tuple(int(v) for v in row) for row in confusion) if small else None,
         confused=_most_confused(confusion),
         seconds=seconds,
@@ -332,7 +291,7 @@ def _hop(
         agreement=metrics.agreement(chosen_first, chosen_second),
         top1_difference=metrics.paired_difference(correct_first, correct_second, generator=generator),
         mcnemar=metrics.mcnemar_exact(correct_first, correct_second),
-        cosine=metrics.cosine_summary(first["embedding"], second["embedding"]),
+        cosine=metrics.cosine_summary(first["embedding"], second["embedding"], generator=generator),
         kl=metrics.bootstrap_mean(divergence, generator=generator),
         max_logit_difference=float(np.abs(first["logits"] - second["logits"]).max()),
     )

@@ -10,14 +10,11 @@ import numpy as np
 
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
 from p4q_edge.runtime.serial import load_tensors, save_tensors
+from p4q_edge.runtime.tolerance import FULL_BITS, least_cosine, top1_margin
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
 
-MIN_COSINE = 0.999
-"""Gate between an engine's embeddings and those of the fake-quantized reference."""
-TOP1_MARGIN = 0.01
-"""Top-1 may differ where the reference's two best classes are closer than this, as a difference of cosines."""
 MAX_DRIFT = {"onnxruntime": 1e-6, "tensorrt": 1e-3}
 """Largest move of an embedding's numbers on the machine that built the engine. The kernels of ONNX Runtime are
 deterministic, so that only a change moves them; FP16 sums on a GPU may differ in their last bits."""
@@ -65,6 +62,7 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
         float_top1_agreement: share of images with the best class of the full-precision model.
         drift: largest absolute difference of embeddings to those at build time; None on another machine.
         max_drift: the limit of `drift`.
+        min_cosine: the limit of `cosine_min`, which follows the bit width.
     """
 
     samples: int
@@ -75,11 +73,12 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
     float_top1_agreement: float
     drift: float | None = None
     max_drift: float = MAX_DRIFT["onnxruntime"]
+    min_cosine: float = least_cosine(FULL_BITS)
 
     def problem(self) -> str | None:
         """Return in words what is wrong, or None if the engine computes what the reference computes."""
-        if not self.cosine_min >= MIN_COSINE:
-            return f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {MIN_COSINE}"
+        if not self.cosine_min >= self.min_cosine:
+            return f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {self.min_cosine}"
         if self.top1_flips:
             return f"{self.top1_flips} of {self.samples} golden images get another class than in the reference"
         if self.drift is not None and not self.drift <= self.max_drift:
@@ -127,6 +126,7 @@ def compare(
     *,
     logit_scale: float,
     recorded: np.ndarray | None = None,
+    bits: int = FULL_BITS,
 ) -> GoldenResult:
     """Compare an engine's outputs with the reference, and with its own of build time.
 
@@ -135,6 +135,7 @@ def compare(
         golden: the samples.
         logit_scale: factor between cosines and logits.
         recorded: (n, dim) embeddings of the engine when it was built on this machine, or None.
+        bits: of the narrowest quantized value, which decides what rounding may do.
     """
     embedding, logits = outputs["embedding"], outputs["logits"]
     if embedding.shape != golden.embedding.shape or logits.shape != golden.logits.shape:
@@ -144,7 +145,7 @@ def compare(
         )
     best, reference_best = logits.argmax(axis=1), golden.logits.argmax(axis=1)
     two_best = np.sort(golden.logits, axis=1)[:, -2:]
-    clear = (two_best[:, -1] - two_best[:, 0] > TOP1_MARGIN * logit_scale) | (golden.logits.shape[1] == 1)
+    clear = (two_best[:, -1] - two_best[:, 0] > top1_margin(bits) * logit_scale) | (golden.logits.shape[1] == 1)
     drift = None if recorded is None else float(np.abs(embedding - recorded).max())
     return GoldenResult(
         samples=len(embedding),
@@ -154,6 +155,7 @@ def compare(
         logit_difference=float(np.abs(logits - golden.logits).max()),
         float_top1_agreement=float((best == golden.float_logits.argmax(axis=1)).mean()),
         drift=drift,
+        min_cosine=least_cosine(bits),
     )
 
 

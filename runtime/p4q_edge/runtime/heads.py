@@ -111,8 +111,12 @@ class Head:
         adapted = features if self.adapter is None else self.adapter(features)
         norms = np.linalg.norm(adapted, axis=1, keepdims=True)
         embedding = (adapted / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+        return self.logits(embedding), embedding
+
+    def logits(self, embedding: np.ndarray) -> np.ndarray:
+        """Return logits (n, classes) float32 of embeddings (n, dim) float32."""
         logits = self.logit_scale * (embedding @ self.text_embedding.T) + self.logit_bias
-        return logits.astype(np.float32), embedding
+        return np.asarray(logits, dtype=np.float32)
 
     def to_bytes(self) -> bytes:
         """Return the head as safetensors."""

@@ -17,6 +17,8 @@ Bools = npt.NDArray[np.bool_]
 
 CONFIDENCE = 0.95
 BOOTSTRAP_ROUNDS = 2000
+# Numbers that a bootstrap holds at once, 64 MB of them.
+MAX_DRAWN = 8_000_000
 # 15 equal-width bins are the common choice for ECE (Guo et al. 2017), so that figures compare with papers.
 RELIABILITY_BINS = 15
 
@@ -56,11 +58,12 @@ class McNemar:
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSummary:
-    """Cosine similarity of n pairs of rows: smallest, mean, and first percentile."""
+    """Cosine similarity of n pairs of rows: smallest, mean, median and first percentile, with bootstrap intervals."""
 
     min: float
-    mean: float
-    p1: float
+    mean: Estimate
+    median: Estimate
+    p1: Estimate
     n: int
 
 
@@ -115,7 +118,10 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 def proportion(hits: Bools) -> Estimate:
     """Return the share of true values with its Wilson interval."""
-    n, successes = int(hits.size), int(np.count_nonzero(hits))
+    return _share(int(np.count_nonzero(hits)), int(hits.size))
+
+
+def _share(successes: int, n: int) -> Estimate:
     low, high = wilson_interval(successes, n)
     return Estimate(value=successes / n, n=n, low=low, high=high, method="wilson")
 
@@ -133,6 +139,14 @@ def per_class_accuracy(correct: Bools, labels: Integers, num_classes: int) -> np
     hits = np.bincount(labels, weights=correct.astype(np.float64), minlength=num_classes)
     accuracy: npt.NDArray[np.float64] = np.divide(hits, counts, out=np.full(num_classes, np.nan), where=counts > 0)
     return accuracy
+
+
+def class_estimates(correct: Bools, labels: Integers, num_classes: int) -> tuple[Estimate | None, ...]:
+    """Return the accuracy of each class with its Wilson interval; None for a class without images."""
+    _same_length(correct, labels)
+    counts = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(np.asarray(labels)[correct], minlength=num_classes)
+    return tuple(_share(int(hit), int(n)) if n else None for hit, n in zip(hits, counts, strict=True))
 
 
 def mean_per_class(correct: Bools, labels: Integers, num_classes: int, *, generator: np.random.Generator) -> Estimate:
@@ -168,10 +182,26 @@ def bootstrap_mean(values: npt.NDArray[np.float64], *, generator: np.random.Gene
     """
     distinct, counts = np.unique(values, return_counts=True)
     n = int(values.size)
-    draws = generator.multinomial(n, counts / n, size=BOOTSTRAP_ROUNDS) @ distinct / n
-    low, high = _percentiles(draws)
+    # In blocks: all rounds of fifty thousand distinct values at once would take a gigabyte.
+    block = max(1, MAX_DRAWN // distinct.size)
+    sizes = [min(block, BOOTSTRAP_ROUNDS - start) for start in range(0, BOOTSTRAP_ROUNDS, block)]
+    draws = [generator.multinomial(n, counts / n, size=size) @ distinct / n for size in sizes]
+    low, high = _percentiles(np.concatenate(draws))
     mean = float(values.mean())
     return Estimate(value=mean, n=n, low=min(low, mean), high=max(high, mean), method="bootstrap")
+
+
+def bootstrap_quantile(values: npt.NDArray[np.float64], share: float, *, generator: np.random.Generator) -> Estimate:
+    """Return a quantile of (n,) values with a percentile bootstrap interval.
+
+    Of n resampled images a binomial number lies below the quantile, so that the resampled quantile is the value of
+    that rank.
+    """
+    n = int(values.size)
+    ranks = np.minimum(generator.binomial(n, share, size=BOOTSTRAP_ROUNDS), n - 1)
+    low, high = _percentiles(np.sort(values)[ranks])
+    value = float(np.quantile(values, share))
+    return Estimate(value=value, n=n, low=min(low, value), high=max(high, value), method="bootstrap")
 
 
 def mcnemar_exact(first: Bools, second: Bools) -> McNemar:
@@ -202,13 +232,14 @@ def cosine_rows(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
     return np.where(both_zero, 1.0, cosine)
 
 
-def cosine_summary(first: Floats, second: Floats) -> CosineSummary:
+def cosine_summary(first: Floats, second: Floats, *, generator: np.random.Generator) -> CosineSummary:
     """Summarize the cosine similarity of the rows of two (n, dim) arrays."""
     cosine = cosine_rows(first, second)
     return CosineSummary(
         min=float(cosine.min()),
-        mean=float(cosine.mean()),
-        p1=float(np.quantile(cosine, 0.01)),
+        mean=bootstrap_mean(cosine, generator=generator),
+        median=bootstrap_quantile(cosine, 0.5, generator=generator),
+        p1=bootstrap_quantile(cosine, 0.01, generator=generator),
         n=int(cosine.size),
     )
 

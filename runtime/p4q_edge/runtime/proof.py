@@ -47,7 +47,8 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
     golden = card.golden_samples()
     built_here = fingerprint(card, device=device).items() <= card.built_with.items()
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
-    result = compare(run_golden(engine, golden), golden, logit_scale=card.logit_scale, recorded=recorded)
+    outputs, scale, bits = run_golden(engine, golden), card.logit_scale, card.rounding_bits
+    result = compare(outputs, golden, logit_scale=scale, recorded=recorded, bits=bits)
     return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend])
 
 

@@ -15,7 +15,6 @@ from p4q_edge.export import (
     ExportedGraphs,
     attention_quantizations,
     check_parity,
-    default_gate,
     export_classifier,
     linear_quantizations,
     reference_outputs,
@@ -29,6 +28,7 @@ from p4q_edge.quant.modules import Phase, quant_linears
 from p4q_edge.quant.products import softmax_scale
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.tolerance import least_cosine
 
 Exported = tuple[ExportedGraphs, FoldedClassifier]
 Fold = Callable[[QuantScheme], FoldedClassifier]
@@ -125,7 +125,7 @@ def test_narrow_widths_are_carried_on_int8(
 ) -> None:
     model = fold_toy(QuantScheme(weight_bits=weight_bits, activation_bits=activation_bits))
     graphs = export_classifier(model, images)
-    assert graphs.parity["fp32_unoptimized.cosine_features"] > default_gate(activation_bits)
+    assert graphs.parity["fp32_unoptimized.cosine_features"] > least_cosine(activation_bits)
     proto = onnx.load_from_string(graphs.fp32 + graphs.weights)
     count = Counter(node.op_type for node in proto.graph.node)
     assert count["Clip"] == (count["QuantizeLinear"] if activation_bits < 8 else 0)
@@ -183,7 +183,7 @@ def test_narrow_attention_products_are_clipped(fold_toy: Fold, images: NDArray[n
     first, last = (f"encoder.trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
     linears = {f"{attention}.{linear}": 1 for attention in (first, last) for linear in ("in_proj", "out_proj")}
     assert clips == {first: 4, **linears}  # the MLP keeps eight bits
-    assert graphs.parity["fp32_unoptimized.cosine_features"] > default_gate(6)
+    assert graphs.parity["fp32_unoptimized.cosine_features"] > least_cosine(6)
 
 
 def test_small_weight_scales_keep_fp16_and_their_numbers(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
@@ -253,7 +253,7 @@ def test_parity_gate_names_the_output_and_its_value(value: float) -> None:
 
 
 def test_the_gate_widens_with_the_square_of_the_step() -> None:
-    assert [round(default_gate(bits), 6) for bits in (8, 7, 6, 4, 2)] == [0.999, 0.996, 0.984, 0.744, 0.5]
+    assert [round(least_cosine(bits), 6) for bits in (8, 7, 6, 4, 2)] == [0.999, 0.996, 0.984, 0.744, 0.5]
 
 
 def test_a_wrong_scale_in_the_graph_is_refused(

@@ -92,6 +92,7 @@ def make_report(**changes: Any) -> document.Report:
         ),
         "speed": rows,
         "debug": document.DebugReport(
+            n=16,
             reference="onnx",
             tolerance=0.05,
             first="encoder.blocks.2.mlp.fc1",

@@ -79,7 +79,7 @@ def test_every_figure_of_the_chain_stands_in_the_page_and_in_the_text(report: An
             assert words.percent(stage.top1.value) in output
             assert words.interval(stage.top1) in output
     for hop in report.chain.hops:
-        assert words.cosine(hop.cosine.p1) in page
+        assert words.cosine(hop.cosine.p1.value) in page
     assert "p4q-edge validate build/demo.onnx --max-top1-drop 1.0" in page
     assert "p4q-edge validate build/demo.onnx --max-top1-drop 1.0" in text
     assert "W8A8 executed" in page

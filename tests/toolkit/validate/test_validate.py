@@ -6,9 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnx
 import pytest
 
 from p4q_edge.models import list_models
+from p4q_edge.runtime.build import BuildOptions, build_engine
+from p4q_edge.runtime.bundle import GRAPH_FP32, read_bundle, write_bundle
 from p4q_edge.runtime.cli import main
 from p4q_edge.runtime.report.document import baseline, encode, read_report
 from p4q_edge.validate import BASELINES
@@ -32,7 +36,7 @@ def test_the_whole_chain_agrees(engine: Path, capsys: pytest.CaptureFixture[str]
     assert report.chain is not None
     assert report.chain.n == 120
     assert [stage.name for stage in report.chain.stages] == ["float", "fake_quant", "onnx", "engine"]
-    assert report.chain.hop("fake_quant", "engine").cosine.p1 > 0.999
+    assert report.chain.hop("fake_quant", "engine").cosine.p1.value > 0.999
     assert report.chain.stage("engine").top1.value > 0.5
     assert any(gate.name == "top-1 drop, float to engine" for gate in report.chain.gates)
     assert report.baselines[0].mean == pytest.approx(0.85)
@@ -93,9 +97,74 @@ def test_the_bundle_alone_is_a_reference_too(engine: Path, capsys: pytest.Captur
     ]
     assert main([*arguments, "-q"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [stage["name"] for stage in document["chain"]["stages"]] == ["onnx", "engine"]
+    # The 120 images that the bundle has results for are found among all of them.
+    assert [stage["name"] for stage in document["chain"]["stages"]] == ["float", "fake_quant", "onnx", "engine"]
+    assert document["chain"]["n"] == 50
     assert any("40 images that the model was learned from" in line for line in document["not_checked"])
     assert any("no run folder" in line for line in document["not_checked"])
+
+
+def test_the_recorded_reference_is_what_pytorch_computes(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["validate", str(engine), "--data", "demo:digits", "--json", "-q"]
+    documents = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        documents.append(json.loads(capsys.readouterr().out))
+        # The second time without the run folder, so from the bundle.
+        if (run := engine.with_suffix(".run")).exists():
+            run.rename(engine.with_name("elsewhere"))
+    live, recorded = documents
+    assert recorded["chain"]["n"] == 120 < live["chain"]["n"]
+    assert main(["validate", str(engine), "--reference", str(engine.with_name("elsewhere")), "--json", "-q"]) == 0
+    live = json.loads(capsys.readouterr().out)
+    for name in ("float", "fake_quant"):
+        then, now = (
+            next(stage for stage in document["chain"]["stages"] if stage["name"] == name)["top1"]
+            for document in (live, recorded)
+        )
+        assert then == now
+    pairs = [(hop["reference"], hop["candidate"]) for hop in live["chain"]["hops"]]
+    for pair, first, second in zip(pairs, live["chain"]["hops"], recorded["chain"]["hops"], strict=True):
+        assert first["agreement"]["value"] == second["agreement"]["value"], pair
+        assert first["cosine"]["mean"]["value"] == pytest.approx(second["cosine"]["mean"]["value"], abs=1e-6)
+        assert first["kl"]["value"] == pytest.approx(second["kl"]["value"], abs=1e-5)
+
+
+def test_debug_names_a_linear_that_the_exporter_stored_otherwise(
+    engine: Path,
+) -> None:
+    """The bundle's graph itself is wrong, the engine is built from it, and PyTorch is right."""
+    bundle = engine.with_suffix(".p4q")
+    source = read_bundle(bundle)
+    members = {name: source.read(name) for name in source.manifest.members}
+    model = onnx.load_model_from_string(members[GRAPH_FP32])
+    scale = "encoder.trunk.transformer.resblocks.1.attn.in_proj.input_scale"
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == scale)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(2), scale))
+    write_bundle(bundle, source.manifest, {**members, GRAPH_FP32: model.SerializeToString()}, force=True)
+    build_engine(bundle, engine, force=True)
+    assert main(["validate", str(engine), "--debug", "-q"]) == 5
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.debug is not None
+    assert report.debug.first == scale.removesuffix(".input_scale")
+    assert report.debug.reference == "the integers and scales of the PyTorch model"
+    assert report.chain is not None
+    failed = {gate.name for gate in (*report.files, *report.chain.gates) if not gate.passed}
+    assert {
+        "linears of the bundle's graph that differ from the PyTorch model",
+        "median loss, fake_quant to onnx",
+        "median loss, fake_quant to engine",
+    } <= failed
+
+
+def test_debug_locates_a_wrong_grid_in_a_fast_engine(engine: Path, double: Callable[[Path, str], None]) -> None:
+    build_engine(engine.with_suffix(".p4q"), engine, force=True, options=BuildOptions(cpu_profile="fast"))
+    assert main(["validate", str(engine), "-q"]) == 0
+    double(engine, "adapter.up.input_scale")
+    assert main(["validate", str(engine), "--debug", "-q"]) == 5
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.debug is not None
+    assert (report.debug.first, report.debug.same_arithmetic) == ("adapter.up", True)
 
 
 def test_a_run_folder_and_a_recipe_can_be_named(engine: Path) -> None:

@@ -13,7 +13,7 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.report.document import Report
-    from p4q_edge.runtime.validation import Request
+    from p4q_edge.runtime.target import Request
 
 TOOLKIT_ENTRY_POINT = "validate-reference"
 
@@ -58,7 +58,7 @@ def request_of(args: argparse.Namespace) -> Request:
         UsageError: a number that makes no sense.
     """
     from p4q_edge.runtime.errors import UsageError
-    from p4q_edge.runtime.validation import Request
+    from p4q_edge.runtime.target import Request
 
     if args.limit < 0 or args.batch < 1:
         raise UsageError(f"--limit must be at least 0 and --batch at least 1; got {args.limit} and {args.batch}")
@@ -101,8 +101,8 @@ def finish(args: argparse.Namespace, report: Report, paths: tuple[Path, ...]) ->
     write_result(args, document=document, text=summary(report, paths))
     if report.passed:
         return 0
-    parts = [part for part in (report.chain, report.golden) if part is not None]
-    failed = dict.fromkeys(gate.name for part in parts for gate in part.gates if not gate.passed)
+    parts = [part.gates for part in (report.chain, report.golden) if part is not None]
+    failed = dict.fromkeys(gate.name for gates in (report.files, *parts) for gate in gates if not gate.passed)
     # Not raised: the document was written, and an error would add a second one.
     if report.debug is not None and report.debug.same_arithmetic and report.debug.first is not None:
         failed[f"{report.debug.first} parts from {report.debug.reference}"] = None
@@ -135,11 +135,11 @@ def _run_on_device(args: argparse.Namespace) -> int:
     if args.debug or (args.reference is not None and args.reference.suffix != ".p4q"):
         raise EnvironmentNotAbleError(
             "--debug, recipes and run folders need the toolkit (PyTorch), which is not installed here. Leave them out: "
-            "the golden samples of the bundle are the reference. Or run, in a checkout: pip install ./runtime ."
+            "the bundle's results of PyTorch are the reference. Or run, in a checkout: pip install ./runtime ."
         )
     paths = tuple(dict.fromkeys((default_report(args.engine), *args.report)))
     check_report_paths(paths, RENDERERS, force=args.force)
-    logger.info("without PyTorch the reference is what it computed on the golden samples")
+    logger.info("without PyTorch the reference is what it computed when the bundle was exported")
     outcome = validate(request_of(args))
     write_reports(outcome, paths, RENDERERS)
     return finish(args, outcome.report, paths)

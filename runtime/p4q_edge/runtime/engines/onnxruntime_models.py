@@ -85,6 +85,21 @@ def float_weights(model: bytes) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
+def differing_tensors(first: bytes, second: bytes) -> int:
+    """Return how many constants differ between two models, or all where their operators do.
+
+    Raises:
+        EnvironmentNotAbleError: the package `onnx` is not installed.
+    """
+    onnx = _import_onnx("comparing this profile with its bundle")
+    graphs = [onnx.ModelProto.FromString(model).graph for model in (first, second)]
+    tensors = [{tensor.name: tensor for tensor in graph.initializer} for graph in graphs]
+    names = tensors[0].keys() | tensors[1].keys()
+    if list(graphs[0].node) != list(graphs[1].node):
+        return len(names)
+    return sum(tensors[0].get(name) != tensors[1].get(name) for name in names)
+
+
 def _import_onnx(purpose: str) -> Any:
     # Imported here: only these variants need it, and a device that builds the exact profile has none.
     try:

@@ -134,7 +134,7 @@ def _measure(
     }
     measured = run_worker(request, task="measuring")
     rows = {
-        flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.min_cosine))
+        flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.accuracy_gate))
         for flavour, row in measured["rows"].items()
     }
     return rows, measured["ratio"]
@@ -181,7 +181,7 @@ def describe_build(model_bytes: int, *, engine: Path, options: TensorRTOptions) 
         "exists": engine.exists(),
         "plans": list(options.flavours),
         "keeps": f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
-        "accuracy_gate": f"golden cosine of at least {options.min_cosine}",
+        "accuracy_gate": f"golden cosine of at least {options.accuracy_gate}",
         "batches": {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch},
         "typing": options.typing,
         "workspace_bytes": workspace_bytes(options, cuda.facts),

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from p4q_edge.runtime.engines.cuda import BACKENDS, Backend, DeviceFacts
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.tolerance import FULL_BITS, least_cosine
 
 Precision = Literal["auto", "int8", "fp16"]
 Typing = Literal["auto", "strong", "weak"]
@@ -34,8 +35,9 @@ class TensorRTOptions:
     """`auto` builds INT8 and FP16, measures both on this device and keeps the better one."""
     prefer: Prefer = "speed"
     """What `auto` means by better: `speed`, or `size` of the plan."""
-    min_cosine: float = 0.999
-    """Accuracy gate of `auto`: smallest cosine of a golden embedding to that of the PyTorch reference."""
+    min_cosine: float | None = None
+    """Accuracy gate of `auto`: smallest cosine of a golden embedding to that of the PyTorch reference; None takes what
+    rounding explains at the bit width of the bundle, 0.999 at 8 bits."""
     workspace_mib: int | None = None
     """Scratch memory of the builder in MiB; default a quarter of the memory on Jetson, else TensorRT's own."""
     optimization_level: int = 3
@@ -69,7 +71,7 @@ class TensorRTOptions:
             raise UsageError(f"expected an optimization level of 0 to 5, got {self.optimization_level}.")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"expected a workspace of at least 1 MiB, got {self.workspace_mib}.")
-        if not -1 <= self.min_cosine <= 1:
+        if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
             raise UsageError(f"expected a minimal cosine of -1 to 1, got {self.min_cosine}.")
         for value, kind, name in (
             (self.precision, Precision, "precision"),
@@ -86,6 +88,11 @@ class TensorRTOptions:
     def batches(self) -> tuple[int, int, int]:
         """Smallest, tuned and largest batch of the optimization profile."""
         return self.min_batch, self.opt_batch, self.max_batch
+
+    @property
+    def accuracy_gate(self) -> float:
+        """The limit of `min_cosine`; that of 8 bits unless one was set."""
+        return least_cosine(FULL_BITS) if self.min_cosine is None else self.min_cosine
 
     @property
     def flavours(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from p4q_edge.runtime.bundle import quantized_parts, width_label
 from p4q_edge.runtime.chain import ChainReport
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
+from p4q_edge.runtime.gates import GateResult
 from p4q_edge.runtime.metrics import Estimate, wilson_interval
 from p4q_edge.runtime.timing import Latency
 
@@ -124,6 +125,7 @@ class DebugReport:
 
     Attributes:
         reference: what the engine was compared with.
+        n: images compared.
         same_arithmetic: both ran the same operators in the same order, so that any difference is a fault.
         first: the first linear whose output is off; None if none is.
         operator: the node at which the difference starts.
@@ -132,6 +134,7 @@ class DebugReport:
     """
 
     reference: str
+    n: int
     tolerance: float
     first: str | None
     operator: str | None
@@ -169,6 +172,7 @@ class Report:
     Attributes:
         passed: whether every gate holds.
         data: where the images came from, in words.
+        files: whether the files are what they were made from.
         chain: the stages on these images; None without images.
         golden: the stages on the golden samples of the bundle.
         not_checked: what this run did not look at, and why.
@@ -180,6 +184,7 @@ class Report:
     passed: bool
     data: str
     built: Built
+    files: tuple[GateResult, ...] = ()
     chain: ChainReport | None
     golden: ChainReport | None = None
     baselines: tuple[Baseline, ...] = ()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from p4q_edge.runtime.chain import ChainReport
+from p4q_edge.runtime.gates import GateResult
 from p4q_edge.runtime.report import words
 from p4q_edge.runtime.report.document import KIND, Baseline, Report, SpeedRow
 
@@ -19,6 +20,8 @@ def render_markdown(report: Report) -> str:
     ]
     if report.baselines:
         parts += ["## Methods compared", baseline_table(report.baselines)]
+    if report.files:
+        parts += ["## Files", "\n".join(gate_lines(report.files))]
     if report.chain is not None:
         parts += ["## Accuracy along the chain", stage_table(report.chain), hop_table(report.chain)]
         parts += [gate_list(report.chain)]
@@ -42,14 +45,14 @@ def stage_table(chain: ChainReport) -> str:
         (
             words.stage(stage.name),
             f"{words.percent(stage.top1.value)} {words.interval(stage.top1)}",
-            words.percent(stage.top5.value) if stage.top5 else "-",
-            words.percent(stage.mean_per_class.value),
+            f"{words.percent(stage.top5.value)} {words.interval(stage.top5)}" if stage.top5 else "-",
+            f"{words.percent(stage.mean_per_class.value)} {words.interval(stage.mean_per_class)}",
             f"{words.percent(stage.ece.value)} {words.interval(stage.ece)}",
             str(stage.n),
         )
         for stage in chain.stages
     ]
-    return _table(("stage", "top-1, 95 %", "top-5", "mean per class", "ECE, 95 %", "n"), rows)
+    return _table(("stage", "top-1, 95 %", "top-5", "mean per class", "ECE", "n"), rows)
 
 
 def hop_table(chain: ChainReport) -> str:
@@ -57,21 +60,29 @@ def hop_table(chain: ChainReport) -> str:
     rows = [
         (
             f"{words.stage(hop.reference)} to {words.stage(hop.candidate)}",
-            words.percent(hop.agreement.value),
+            f"{words.percent(hop.agreement.value)} {words.interval(hop.agreement)}",
             words.points(hop.top1_difference),
             words.p_value(hop.mcnemar.p_value),
-            f"{words.cosine(hop.cosine.min)} / {words.cosine(hop.cosine.p1)} / {words.cosine(hop.cosine.mean)}",
-            words.number(hop.kl.value),
+            words.cosine(hop.cosine.min),
+            words.cosine_interval(hop.cosine.p1),
+            words.cosine_interval(hop.cosine.median),
+            words.cosine_interval(hop.cosine.mean),
+            words.number_interval(hop.kl),
         )
         for hop in chain.hops
     ]
-    header = ("hop", "same answer", "top-1 difference, points", "McNemar", "cosine min / p1 / mean", "KL, nats")
-    return _table(header, rows)
+    cosine = ("cosine min", "p1", "median", "mean")
+    return _table(("hop", "same answer", "top-1 difference, points", "McNemar", *cosine, "KL, nats"), rows)
 
 
 def gate_list(chain: ChainReport) -> str:
+    """Return one line a gate, and the rule of their limits."""
+    return "\n".join([*gate_lines(chain.gates), f"- {chain.rule}"]) if chain.gates else ""
+
+
+def gate_lines(gates: Sequence[GateResult]) -> list[str]:
     """Return one line a gate."""
-    return "\n".join(f"- {'holds' if gate.passed else '**fails**'}: {words.gate(gate)}" for gate in chain.gates)
+    return [f"- {'holds' if gate.passed else '**fails**'}: {words.gate(gate)}" for gate in gates]
 
 
 def baseline_table(rows: Sequence[Baseline]) -> str:

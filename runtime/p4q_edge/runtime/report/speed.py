@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.runtime.chain import ENGINE, FLOAT, ChainReport
+from p4q_edge.runtime.chain import ChainReport
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
+from p4q_edge.runtime.gates import ENGINE, FLOAT
 from p4q_edge.runtime.report.document import SpeedRow
 from p4q_edge.runtime.timing import ENGINE_SCOPE
 

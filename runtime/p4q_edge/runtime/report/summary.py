@@ -8,6 +8,7 @@ from pathlib import Path
 from p4q_edge.runtime.chain import ChainReport
 from p4q_edge.runtime.report import words
 from p4q_edge.runtime.report.document import Report
+from p4q_edge.runtime.tolerance import FULL_BITS
 
 
 def summary(report: Report, paths: Sequence[Path]) -> str:
@@ -32,6 +33,7 @@ def summary(report: Report, paths: Sequence[Path]) -> str:
             for row in report.baselines
         ]
         lines += ["", *columns(header, rows)]
+    lines += [f"FAILED {words.gate(gate)}" for gate in report.files if not gate.passed]
     for title, chain in (("", report.chain), ("golden samples", report.golden)):
         if chain is not None:
             lines += _chain_lines(chain, title)
@@ -75,11 +77,13 @@ def _chain_lines(chain: ChainReport, title: str) -> list[str]:
             f"{words.stage(hop.reference)} -> {words.stage(hop.candidate)}",
             words.percent(hop.agreement.value),
             words.cosine(hop.cosine.min),
-            words.cosine(hop.cosine.mean),
+            words.cosine(hop.cosine.mean.value),
             words.number(hop.kl.value),
             words.points(hop.top1_difference),
         )
         for hop in chain.hops
     ]
     header = ("hop", "same answer", "cosine min", "mean", "KL", "top-1 change, points")
-    return [*lines, *columns(header, steps), *(f"FAILED {words.gate(g)}" for g in chain.gates if not g.passed)]
+    failed = [f"FAILED {words.gate(gate)}" for gate in chain.gates if not gate.passed]
+    # Those of 8 bits are the usual ones.
+    return [*lines, *columns(header, steps), *failed, *([chain.rule] if chain.bits < FULL_BITS else [])]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from p4q_edge.runtime.chain import GateResult
+from p4q_edge.runtime.gates import GateResult
 from p4q_edge.runtime.metrics import Estimate
 from p4q_edge.runtime.report.document import Baseline
 
@@ -45,6 +45,26 @@ def number(value: float) -> str:
 def cosine(value: float) -> str:
     """`0.99984`: five decimals, since the gates lie in the third."""
     return f"{value:.5f}"
+
+
+def cosine_range(estimate: Estimate) -> str:
+    """Return the interval of a cosine."""
+    return f"[{cosine(estimate.low)}, {cosine(estimate.high)}]"
+
+
+def cosine_interval(estimate: Estimate) -> str:
+    """Return a cosine with its interval."""
+    return f"{cosine(estimate.value)} {cosine_range(estimate)}"
+
+
+def number_range(estimate: Estimate) -> str:
+    """Return the interval of a figure, three significant digits."""
+    return f"[{estimate.low:.3g}, {estimate.high:.3g}]"
+
+
+def number_interval(estimate: Estimate) -> str:
+    """Return a figure with its interval."""
+    return f"{number(estimate.value)} {number_range(estimate)}"
 
 
 def p_value(value: float) -> str:
@@ -98,6 +118,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "signed_interval": signed_interval,
     "number": number,
     "cosine": cosine,
+    "cosine_range": cosine_range,
+    "number_range": number_range,
     "p_value": p_value,
     "megabytes": megabytes,
     "milliseconds": milliseconds,
