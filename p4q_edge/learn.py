@@ -51,7 +51,7 @@ class Student(nn.Module):
         class_residual: added to the class embeddings, ``(classes, dim)``, zero at first; None adds nothing.
         hand_written: class embeddings of the templates, ``(classes, dim)`` normalized.
 
-    Source: TaskRes, Yu et al., arXiv:2211.10277, eq. (4), for the residual; its factor is left to the learning rate.
+    Source: TaskRes, Yu et al., arXiv:2211.10277, for the residual; its factor is left to the learning rate.
     """
 
     hand_written: Tensor

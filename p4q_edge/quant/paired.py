@@ -120,7 +120,7 @@ def correct_affine(linear: QuantLinear, moments: Moments) -> None:
     Both live where the quantized linear already has a scale and a bias, so that nothing is added at run time. The
     factor is rounded with the scale (`affine.representable_scale`) and left at 1 where that costs more than it gives.
 
-    Source: QwT, arXiv:2411.13918, eq. (3), with the compensation matrix reduced to its diagonal.
+    Source: QwT, arXiv:2411.13918, with the compensation matrix reduced to its diagonal.
     """
     integers = linear.integer_weight()
     plain = linear.weight_scale

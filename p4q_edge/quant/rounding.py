@@ -84,7 +84,7 @@ def _descend(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
 def _adaptive(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
     """Up or down for each weight, learned through a rectified sigmoid.
 
-    Source: AdaRound, Nagel et al., arXiv:2004.10568, eq. (21) to (24), on the moments in place of sampled rows.
+    Source: AdaRound, Nagel et al., arXiv:2004.10568, eq. (21) to (25), on the moments in place of sampled rows.
     """
     limits = affine.weight_range(linear.scheme.weight_bits)
     step = linear.weight_scale[:, None]
