@@ -1,4 +1,4 @@
-"""Write runtime/JSON.md: the documents of `validate` and `bench`, from the records that they are made of.
+"""Write runtime/JSON.md: the documents of every command, from `documents` and the records that they are made of.
 
 Run: python tools/write_schema_docs.py
 """
@@ -9,7 +9,7 @@ import sys
 import typing
 from pathlib import Path
 
-from p4q_edge.runtime import bench
+from p4q_edge.runtime import bench, documents
 from p4q_edge.runtime.report.document import Report
 
 TARGET = Path(__file__).parent.parent / "runtime" / "JSON.md"
@@ -21,13 +21,16 @@ Every document that `--json` writes has `schema_version`, which rises with any c
 0 and 1, times are in the unit that ends their name, digests are SHA-256. A failure gives
 `{"schema_version": 1, "error": {"type", "message", "exit_code"}}`.
 
-`p4q-edge validate ENGINE` writes a `Report` to `ENGINE-stem.report.json`, and to stdout with `--json` (there with
-`reports`, the paths of what was written). `p4q-edge bench ENGINE --json` writes `Measured` with `kind` ("p4q-edge
-bench"), `engine`, `engine_sha256`, `engine_size_bytes`, `backend`, `precision`, `threads`, `valid`, `versions`,
-`machine`, `git_commit` and `created`. `p4q-edge reproduce REPORT.json --json` writes `report`, `same` and `figures`
-(`name`, `before`, `now`, `limit`, `same`); `p4q-edge models --json` writes `models` (`name`, `tags`, `family`,
-`input`, `dim`, `image_parameters`, `int8`, `prompts`).
+Progress and messages go to stderr. `validate` also writes its document to `ENGINE-stem.report.json`.
 """
+
+
+def commands() -> str:
+    """Return the table of every command and its document."""
+    rows = [f"| `{line}` | {words} |" for line, words in documents.WITH_RECORDS.items()]
+    for line, keys in documents.DOCUMENTS.items():
+        rows.append(f"| `{line}` | " + "; ".join(f"`{key}`: {words}" for key, words in keys.items()) + " |")
+    return "\n".join(["## Commands", "", "| command | document |", "| --- | --- |", *rows]) + "\n"
 
 
 def records(root: type) -> list[type]:
@@ -84,7 +87,7 @@ def spelled(kind: object) -> str:
 def page() -> str:
     """Return the whole page."""
     found = list(dict.fromkeys([*records(Report), *records(bench.Measured)]))
-    return HEAD + "\n" + "\n".join(described(record) for record in found)
+    return HEAD + "\n" + "\n".join([commands(), *(described(record) for record in found)])
 
 
 if __name__ == "__main__":

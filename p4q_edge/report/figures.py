@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from p4q_edge.runtime.chain import ChainReport, StageReport
 from p4q_edge.runtime.report.document import Baseline, SpeedRow
@@ -44,6 +45,7 @@ _STYLE: Any = {
     "grid.alpha": 0.35,
     "grid.linewidth": 0.6,
 }
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _MAX_CELL_LABELS = 20
 _MAX_CLASS_ROWS = 30
 
@@ -176,25 +178,28 @@ def class_changes(first: StageReport, last: StageReport, class_names: Sequence[s
     return draw(paint, title="Change of each class", height_in=0.9 + 0.22 * len(changes))
 
 
-def latency_distribution(rows: Sequence[SpeedRow]) -> str:
-    """Return the cumulative share of runs over time for each row."""
+def latency_distribution(rows: Sequence[SpeedRow], *, batch: int) -> str:
+    """Return the cumulative share of runs over time for each row of one batch size."""
 
     def paint(axes: Axes) -> None:
         for row, color in zip(rows, itertools.cycle(SERIES), strict=False):
             times = np.sort(np.array(row.times_ms))
-            axes.step(
-                times, 100 * np.arange(1, times.size + 1) / times.size, where="post", color=color, label=_row_name(row)
-            )
-        axes.set(xlabel="ms for a batch", ylabel="runs, %", ylim=(0, 101))
+            shares = 100 * np.arange(1, times.size + 1) / times.size
+            axes.step(times, shares, where="post", color=color, label=f"{row.name}, {row.scope}")
+        # Engines and whole paths lie a factor of ten apart.
+        axes.set(xscale="log", xlabel=f"ms for a batch of {batch}", ylabel="runs, %", ylim=(0, 101))
+        axes.xaxis.set_major_formatter(_PLAIN)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True)
-        axes.legend(loc="best", fontsize=8)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
 
-    return draw(paint, title="Latency distribution", height_in=3.0)
+    return draw(paint, title=f"Latency distribution at batch {batch}", height_in=3.0 + 0.16 * len(rows))
 
 
 def pareto(rows: Sequence[SpeedRow], *, over: str) -> str:
-    """Return accuracy over `size` in MB or over `latency` in ms."""
-    points = [(row, _abscissa(row, over)) for row in rows if row.top1 is not None]
+    """Return accuracy over `size` in MB or over `latency` in ms, at the smallest batch that was measured."""
+    batch = min((row.batch for row in rows), default=1)
+    points = [(row, _abscissa(row, over)) for row in rows if row.top1 is not None and row.batch == batch]
 
     def paint(axes: Axes) -> None:
         for (row, x), color in zip(points, itertools.cycle(SERIES), strict=False):
@@ -203,7 +208,7 @@ def pareto(rows: Sequence[SpeedRow], *, over: str) -> str:
             y, low, high = 100 * row.top1.value, 100 * row.top1.low, 100 * row.top1.high
             axes.errorbar([x], [y], yerr=[[y - low], [high - y]], marker="o", color=color, capsize=3, label=row.name)
         axes.set_xlim(0, 1.15 * max((x for _, x in points if x is not None), default=1.0))
-        axes.set(xlabel="engine, MB" if over == "size" else "p50 of a batch, ms", ylabel="top-1, %")
+        axes.set(xlabel="engine, MB" if over == "size" else f"p50 of a batch of {batch}, ms", ylabel="top-1, %")
         axes.grid(visible=True)
         axes.legend(loc="best")
 
@@ -223,10 +228,6 @@ def _intervals(axes: Axes, rows: Sequence[tuple[str, float, float, float]], *, c
     axes.set_yticks(range(len(rows)), [_shorten(name, 30) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=True, axis="x")
-
-
-def _row_name(row: SpeedRow) -> str:
-    return f"{row.name}, {row.scope}, batch {row.batch}"
 
 
 def _shorten(name: str, length: int) -> str:

@@ -92,8 +92,9 @@ def _pictures(report: Report, figures: Any) -> dict[str, str]:
         if first is not last:
             drawn["class_changes"] = figures.class_changes(first, last, chain.class_names)
     timed = [row for row in report.speed if row.times_ms]
-    if timed:
-        drawn["latency"] = figures.latency_distribution(timed)
+    for batch in dict.fromkeys(row.batch for row in timed):
+        rows = [row for row in timed if row.batch == batch]
+        drawn[f"latency_{batch}"] = figures.latency_distribution(rows, batch=batch)
     rated = [row for row in report.speed if row.top1 is not None]
     if rated:
         drawn["pareto_size"] = figures.pareto(rated, over="size")

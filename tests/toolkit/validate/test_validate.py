@@ -13,7 +13,8 @@ import pytest
 from p4q_edge.models import list_models
 from p4q_edge.runtime.build import BuildOptions, build_engine
 from p4q_edge.runtime.bundle import GRAPH_FP32, read_bundle, write_bundle
-from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.cli import TOOLKIT_HELP, main
+from p4q_edge.runtime.documents import DOCUMENTS
 from p4q_edge.runtime.report.document import baseline, encode, read_report
 from p4q_edge.validate import BASELINES
 
@@ -265,3 +266,29 @@ def test_models_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
     assert "openai" in row["tags"]
     assert main(["models", "--search", "no such model"]) == 2
     assert "no open_clip model or tag contains" in capsys.readouterr().err
+
+
+def test_documents_of_the_toolkit_have_the_stated_keys(
+    report: Path, engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, recipe = str(engine.with_suffix(".run")), str(engine.with_name("recipe.toml"))
+    lines = {
+        "calibrate": ["calibrate", "--recipe", recipe, "-o", run],
+        "learn": ["learn", "--recipe", recipe, "-o", run],
+        "export": ["export", run, "-o", str(engine.with_name("again.p4q"))],
+        "build --recipe": ["build", "--recipe", recipe, "--engine", str(engine)],
+        "build --print-config": ["build", "--recipe", recipe, "--engine", str(engine), "--print-config"],
+        "inspect --lint": ["inspect", str(engine.with_suffix(".p4q")), "--lint"],
+        "report": ["report", str(report)],
+        "reproduce": ["reproduce", str(report)],
+        "models": ["models", "--search", "ViT-B-32-quickgelu"],
+    }
+    capsys.readouterr()
+    for line, arguments in lines.items():
+        assert main([*arguments, "--json", "-q"]) == 0, line
+        document = json.loads(capsys.readouterr().out)
+        assert document.pop("schema_version") == 1
+        assert set(document) == set(DOCUMENTS[line]), line
+    # `learn --ablate` trains many models; its document is tested where it is made.
+    tested = {*lines, "learn --ablate"}
+    assert {line for line in DOCUMENTS if line.split()[0] in TOOLKIT_HELP} <= tested
