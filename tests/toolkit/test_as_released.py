@@ -197,7 +197,8 @@ def test_the_comparison_runs_it(
     words = ["learn", "--seeds", "0", "-o", str(tmp_path), "--json", "--ablate"]
     assert cli.main([*words, "methods"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
-    assert set(rows) == {"zero-shot", "learned prompts (CoOp)", "as-released, PTQ", "as-released"}
+    prompts = {"learned prompts (CoOp)", "learned prompts, the recipe's schedule"}
+    assert set(rows) == {"zero-shot", *prompts, "as-released, PTQ", "as-released"}
     assert rows["as-released"]["precision"] == "W8A8 simulated"
     assert {row["n"] for row in rows.values()} == {60}
     assert rows["as-released"]["mean"] != rows["as-released, PTQ"]["mean"]

@@ -28,7 +28,8 @@ END = "<!-- end of accuracy -->\n"
 MARGIN = 2.24
 """Points that the paper's W8A8 model is above full precision with learned prompts."""
 
-OURS, PROMPTS, ZERO_SHOT = "P4Q", "learned prompts (CoOp)", "zero-shot"
+OURS, ZERO_SHOT = "P4Q", "zero-shot"
+PROMPTS, PROMPTS_OUR_SCHEDULE = "learned prompts (CoOp)", "learned prompts, the recipe's schedule"
 STRICT = "P4Q, prompts and adapter only"
 """The publication's budget, without the class residuals of the default."""
 PUBLISHED = "as-released"
@@ -92,7 +93,7 @@ def claims(document: Mapping[str, Any]) -> list[tuple[str, float, float]]:
                 found.append((f"{method}, {width}, over {over}", mine - max(best), needed))
 
     baselines = [(r["method"], r["width"]) for r in document["rows"] if r["group"] != "P4Q Edge"]
-    lead("full-precision learned prompts", "W8A8", [(PROMPTS, "FP32")], MARGIN)
+    lead("full-precision learned prompts", "W8A8", [(PROMPTS, "FP32"), (PROMPTS_OUR_SCHEDULE, "FP32")], MARGIN)
     lead("the best baseline row", "W8A8", baselines, 0.0)
     lead("full-precision zero-shot", "W4A8", [(ZERO_SHOT, "FP32")], 0.0)
     for width in COLUMNS[1:]:
