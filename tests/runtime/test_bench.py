@@ -60,7 +60,8 @@ def test_rows_for_every_batch_and_scope(tiny_engine: Path) -> None:
     assert found == [(*pair, batch) for batch in (1, 3) for pair in expected]
     assert measured.valid
     assert measured.predictions is None
-    assert measured.agreement == {"int8": 1.0, "other": 1.0}
+    found = {name: (estimate.value, estimate.n) for name, estimate in measured.agreement.items()}
+    assert found == {"int8": (1.0, 4), "other": (1.0, 4)}
     assert all(row.latency.n == 4 for row in measured.rows)
     compared = [row.name for row in measured.rows if row.advantage is not None]
     assert compared == ["other", "other"]

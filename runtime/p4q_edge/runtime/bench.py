@@ -26,6 +26,7 @@ from p4q_edge.runtime.chain import Outputs
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.golden import Golden, compare
 from p4q_edge.runtime.images import load_image
+from p4q_edge.runtime.metrics import Estimate, agreement
 from p4q_edge.runtime.power import PowerSensor, find_sensors, open_nvml
 from p4q_edge.runtime.preprocess import preprocess
 from p4q_edge.runtime.report.document import SpeedRow
@@ -126,7 +127,7 @@ class Measured:
     watches: tuple[BatchWatch, ...]
     energy: tuple[EnergyRow, ...]
     load_ms: Mapping[str, float | None]
-    agreement: Mapping[str, float]
+    agreement: Mapping[str, Estimate]
     predictions: str | None
     memory: Memory
 
@@ -334,10 +335,10 @@ def _rows(
     return rows
 
 
-def _agreement(candidates: Sequence[Candidate], golden: Golden) -> dict[str, float]:
+def _agreement(candidates: Sequence[Candidate], golden: Golden) -> dict[str, Estimate]:
     chosen = {c.name: np.asarray(c.run(golden.image)["logits"]).argmax(axis=1) for c in candidates}
     first = chosen[candidates[0].name]
-    return {name: float((labels == first).mean()) for name, labels in chosen.items()}
+    return {name: agreement(first, labels) for name, labels in chosen.items()}
 
 
 def _bound(run: Callable[[np.ndarray], Outputs], images: np.ndarray) -> Callable[[], object]:
