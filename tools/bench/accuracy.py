@@ -11,7 +11,9 @@ The recipes are those of ``calibration/recipes``; for the digits, [learn] is the
 measured where they are installed (``pip install 'p4q-edge[baselines]'``); where not, their rows say so.
 
 A finished figure is kept under ``--work`` and taken from there as long as code, model and images are the same, so that
-an interrupted run goes on. Results go to ``results/accuracy-<data>-<date>.json`` and ``.md`` beside it;
+an interrupted run goes on; runs of one seed each may work side by side, before one that names all seeds.
+
+Results go to ``results/accuracy-<data>-<date>.json`` and ``.md`` beside it;
 ``accuracy_table.py`` makes the README's table of them.
 """
 
@@ -169,13 +171,15 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
         "learn": dict(choice.learn),
         "tools": tool_versions(),
     }
-    finished = Finished(args.work / f"{choice.data}.json", key)
+    figures: dict[str, dict[str, Any]] = {}
     for seed in seeds:
+        finished = Finished(args.work / f"{choice.data}-{seed}.json", key)
         scene = first if seed == seeds[0] else Scene(choice, seed)
         for row, width in cells(rows, widths):
             name = f"{row.name}|{width}|{seed}"
             if name not in finished.figures:
                 finished.keep(name, ask(row, scene, width))
+        figures |= finished.figures
     recipes = {width: recipe_sections(first, width) for width in widths}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -193,7 +197,7 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
         "created": provenance.now(),
         "command": command(args),
         "recipes": recipes,
-        "rows": [summarize(row, width, finished.figures, seeds) for row, width in cells(rows, widths)],
+        "rows": [summarize(row, width, figures, seeds) for row, width in cells(rows, widths)],
     }
 
 
