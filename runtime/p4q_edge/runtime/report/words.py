@@ -93,10 +93,10 @@ def short_digest(digest: str) -> str:
 
 
 def gate(result: GateResult) -> str:
-    """`cosine (p1), fake_quant to engine: 0.99991 (limit 0.99900)`."""
+    """`cosine (p1), fake quant to engine: 0.99991 (limit 0.99900)`."""
     form = cosine if not result.unit else number
     unit = f" {result.unit}" if result.unit else ""
-    return f"{result.name}: {form(result.value)}{unit} (limit {form(result.limit)}{unit})"
+    return f"{stage(result.name)}: {form(result.value)}{unit} (limit {form(result.limit)}{unit})"
 
 
 def seeds(row: Baseline) -> str:
