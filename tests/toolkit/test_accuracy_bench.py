@@ -78,6 +78,7 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     monkeypatch.setattr(tool, "ask", lambda *_: pytest.fail("measured again"))
     assert tool.main(words) == 0
     assert rows_of(tmp_path) == rows
+    assert tool.main([*words, "--seeds", "1"]) == 0  # each seed's figures stand by themselves
 
 
 def test_other_code_starts_again(bench: dict[str, ModuleType], tmp_path: Path) -> None:

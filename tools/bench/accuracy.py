@@ -162,42 +162,47 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
     seeds = [int(word) for word in args.seeds.split(",")]
     widths = listed(args.widths, tuple(WIDTHS), option="--widths")
     rows = chosen_rows(all_rows(recipe_of(choice, "int8").learn), args.rows)
-    first = Scene(choice, seeds[0])
-    key = {
-        "code": code_digest(),
-        "weights": first.source.model.info.weights_sha256,
-        "test": images_digest(first),
-        "shots": choice.shots,
-        "learn": dict(choice.learn),
-        "tools": tool_versions(),
-    }
     figures: dict[str, dict[str, Any]] = {}
+    images: dict[str, str] = {}
     for seed in seeds:
+        scene = Scene(choice, seed)
+        key = scene_key(scene)
         finished = Finished(args.work / f"{choice.data}-{seed}.json", key)
-        scene = first if seed == seeds[0] else Scene(choice, seed)
         for row, width in cells(rows, widths):
             name = f"{row.name}|{width}|{seed}"
             if name not in finished.figures:
                 finished.keep(name, ask(row, scene, width))
         figures |= finished.figures
-    recipes = {width: recipe_sections(first, width) for width in widths}
+        images[str(seed)] = key["test"]
     return {
         "schema_version": SCHEMA_VERSION,
         "data": choice.data,
-        "classes": len(first.source.class_names),
-        "n": len(first.labels),
+        "classes": len(scene.source.class_names),
+        "n": len(scene.labels),
         "shots": choice.shots,
         "seeds": seeds,
-        "model": {"name": first.source.model.info.name, "weights_sha256": key["weights"]},
-        "test_sha256": key["test"],
+        "model": {"name": scene.source.model.info.name, "weights_sha256": key["weights"]},
+        "test_sha256": images,
         "commit": provenance.git_commit(REPOSITORY),
         "code_sha256": key["code"],
         "versions": provenance.versions() | tool_versions(),
         "machine": provenance.this_machine(),
         "created": provenance.now(),
         "command": command(args),
-        "recipes": recipes,
+        "recipes": {width: recipe_sections(scene, width) for width in widths},
         "rows": [summarize(row, width, figures, seeds) for row, width in cells(rows, widths)],
+    }
+
+
+def scene_key(scene: Scene) -> dict[str, Any]:
+    """What decides the figures of one seed."""
+    return {
+        "code": code_digest(),
+        "weights": scene.source.model.info.weights_sha256,
+        "test": images_digest(scene),
+        "shots": scene.choice.shots,
+        "learn": dict(scene.choice.learn),
+        "tools": tool_versions(),
     }
 
 
