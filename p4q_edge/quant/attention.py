@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention as PlainTimmAttention
 from torch import Tensor, nn
 
-from p4q_edge.quant.modules import Phase, QuantLinear
+from p4q_edge.quant.modules import Phase, QuantLinear, running_in
 from p4q_edge.quant.products import AttentionProducts
 from p4q_edge.quant.scheme import QuantScheme
+
+PAIR = (Phase.FLOAT, Phase.QUANTIZED)
 
 
 class Attention(nn.Module):
@@ -79,7 +81,15 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
+        if self.phase is Phase.PAIRED:
+            halves = zip(*(x.chunk(2) for x in (q, k, v)), strict=True)
+            mixed = [self._mix_in(phase, *half, attn_mask) for phase, half in zip(PAIR, halves, strict=True)]
+            return self.out_proj(torch.cat(mixed))  # type: ignore[no-any-return]
         return self.out_proj(self.mix(*self.operands(q, k, v), attn_mask))  # type: ignore[no-any-return]
+
+    def _mix_in(self, phase: Phase, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
+        with running_in(self, phase):
+            return self.mix(*self.operands(q, k, v), attn_mask)
 
     def operands(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value as the products take them, each ``(N, heads, L, head_size)``: observed, or on grids."""

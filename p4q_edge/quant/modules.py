@@ -16,13 +16,18 @@ from p4q_edge.quant.scheme import QuantScheme
 
 
 class Phase(enum.Enum):
-    """What a quantizable module does with its input; TRACED is FLOAT with the biases of QUANTIZED, for the exporter."""
+    """What a quantizable module does with its input.
+
+    TRACED is FLOAT with the biases of QUANTIZED, for the exporter. In PAIRED the products of attentions take the first
+    half of a batch as in FLOAT and the second as in QUANTIZED; linears are visited by `paired_pass`.
+    """
 
     FLOAT = "float"
     RANGING = "ranging"
     CALIBRATING = "calibrating"
     QUANTIZED = "quantized"
     TRACED = "traced"
+    PAIRED = "paired"
 
 
 class QuantLinear(nn.Module):

@@ -1,7 +1,7 @@
 """One pass that shows each linear what it reads in the quantized model so far, and what it should give.
 
-The batch holds each image twice: the first half runs in float, the second quantized. A linear is visited when the
-pass reaches it, so that what is changed there (rounding, scale, bias) is seen by all that follow.
+The batch holds each image twice: the first half runs in float, the second quantized, attention products too. A linear
+is visited when the pass reaches it, so that what is changed there (rounding, scale, bias) is seen by all that follow.
 """
 
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def paired_pass(model: nn.Module, images: Tensor, visit: Visit) -> None:
             handles.append(linear.register_forward_pre_hook(before))
             handles.append(linear.register_forward_hook(after))
     try:
-        with running_in(model, Phase.FLOAT):
+        with running_in(model, Phase.PAIRED):
             model(torch.cat([images, images]))
     finally:
         for handle in handles:

@@ -15,7 +15,8 @@ from p4q_edge.load import LoadedModel, to_batch
 from p4q_edge.prompts import PromptLearner, initial_context
 from p4q_edge.quant import affine, products
 from p4q_edge.quant.attention import Attention, TimmAttention, attentions, quant_products
-from p4q_edge.quant.modules import Phase, quant_linears, running_in
+from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
+from p4q_edge.quant.paired import Moments, paired_pass
 from p4q_edge.quant.products import AttentionProducts, fuses_in_int8, softmax_scale
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules
@@ -251,3 +252,19 @@ def test_the_quantized_text_tower_quantizes_its_products_and_learns(toy_clip: Lo
     quantized.square().sum(0)[0].backward()
     assert prompts.context.grad is not None
     assert float(prompts.context.grad.abs().max()) > 0
+
+
+def test_the_paired_pass_runs_the_products_in_float_and_on_their_grids() -> None:
+    attention, x = _calibrated_attention(SCHEME)
+    seen: dict[QuantLinear, Moments] = {}
+    paired_pass(attention, x, lambda linear, moments: seen.update({linear: moments}))
+    with running_in(attention, Phase.FLOAT):
+        exact = attention(x)[0]
+    read: list[Tensor] = []
+    handle = attention.out_proj.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with running_in(attention, Phase.QUANTIZED):
+        attention(x)
+    handle.remove()
+    expected = Moments.of(attention.out_proj.quantized_input(read[0]), exact)
+    torch.testing.assert_close(seen[attention.out_proj].input_square, expected.input_square, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen[attention.out_proj].cross, expected.cross, rtol=1e-4, atol=1e-6)
