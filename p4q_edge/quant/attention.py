@@ -82,9 +82,8 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
         if self.phase is Phase.PAIRED:
-            halves = zip(*(x.chunk(2) for x in (q, k, v)), strict=True)
-            mixed = [self._mix_in(phase, *half, attn_mask) for phase, half in zip(PAIR, halves, strict=True)]
-            return self.out_proj(torch.cat(mixed))  # type: ignore[no-any-return]
+            halves = zip(PAIR, q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
+            return self.out_proj(torch.cat([self._mix_in(*half, attn_mask) for half in halves]))  # type: ignore[no-any-return]
         return self.out_proj(self.mix(*self.operands(q, k, v), attn_mask))  # type: ignore[no-any-return]
 
     def _mix_in(self, phase: Phase, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
