@@ -174,8 +174,8 @@ def test_strict_turns_an_invalid_run_into_exit_5(
         (["--batch", "1,x"], 2, "--batch 1,x: expected positive numbers"),
         (["--batch", "0"], 2, "expected positive numbers"),
         (["--seconds", "-1"], 2, "must not be negative"),
-        (["--against", "fp16"], 2, "an FP16 engine is built by TensorRT"),
-        (["--against", "fp64"], 2, "expected fp32, torch, or an engine"),
+        (["--against", "fp16"], 2, "ONNX Runtime computes in FP32 on a CPU"),
+        (["--against", "fp64"], 2, "expected fp32, fp16, torch, or an engine"),
         (["--against", "missing.onnx"], 2, "missing.onnx does not exist"),
     ],
 )

@@ -92,7 +92,7 @@ def open_target(request: Request) -> Target:
     card = read_card(request.engine)
     engine = load_engine(request.engine, card, device=request.device, threads=request.threads)
     stages: dict[str, Stage] = {ENGINE: lambda batch: engine.run(batch, ("logits", "embedding"))}
-    bundle = _find_bundle(request, card)
+    bundle = find_bundle(request.engine, card, named=request.reference)
     grid = _grid(card)
     grids: dict[str, Grid] = {ENGINE: grid}
     files: tuple[GateResult, ...] = ()
@@ -234,15 +234,20 @@ def _int8_share(inspection: Mapping[str, Any]) -> float | None:
     return integer / (integer + real) if integer + real else None
 
 
-def _find_bundle(request: Request, card: Card) -> Bundle | None:
-    named = request.reference is not None and request.reference.suffix == BUNDLE_SUFFIX
-    path = request.reference if named and request.reference else request.engine.with_suffix(BUNDLE_SUFFIX)
-    if not named and not path.is_file():
+def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundle | None:
+    """Return the bundle that an engine was built from, beside it unless another `.p4q` is named; None without one.
+
+    Raises:
+        IncompatibleEngineError: the engine was built from another bundle.
+    """
+    given = named is not None and named.suffix == BUNDLE_SUFFIX
+    path = named if given and named else engine.with_suffix(BUNDLE_SUFFIX)
+    if not given and not path.is_file():
         return None
     bundle = read_bundle(path)
     if bundle.sha256() != card.bundle_sha256:
         raise IncompatibleEngineError(
-            f"{request.engine} was not built from {path}: the card names another bundle "
-            f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {path} --engine {request.engine} --force"
+            f"{engine} was not built from {path}: the card names another bundle "
+            f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {path} --engine {engine} --force"
         )
     return bundle

@@ -32,8 +32,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         action="append",
         default=[],
-        metavar="fp32|torch|ENGINE",
-        help="measure this in turns with the engine: its full-precision graph, PyTorch (both: toolkit), or an engine",
+        metavar="fp32|fp16|torch|ENGINE",
+        help="measure this in turns with the engine: its full-precision graph or PyTorch (both: toolkit), the FP16 "
+        "plan of its bundle (TensorRT, built for this), or another engine",
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="for each batch size (default: %(default)s)")
     parser.add_argument("--warm-up", type=int, default=5, help="unmeasured rounds (default: %(default)s)")
@@ -60,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
         # Before the others are loaded: their libraries would count as this engine's memory.
         memory = measure_memory(candidates[0], card, batch=max(options.batches), setting=setting)
         for against in args.against:
-            candidates.append(_against(against, args, taken={candidate.name for candidate in candidates}))
+            candidates.append(_against(against, args, card, taken={candidate.name for candidate in candidates}))
         measured = bench(candidates, card, options, setting, memory=memory)
     finally:
         for candidate in candidates:
@@ -100,7 +101,7 @@ def _name(card: Card) -> str:
     return card.precision.label
 
 
-def _against(against: str, args: argparse.Namespace, *, taken: set[str]) -> Candidate:
+def _against(against: str, args: argparse.Namespace, card: Card, *, taken: set[str]) -> Candidate:
     from p4q_edge.runtime.bench import load_candidate
 
     if Path(against).suffix in (".onnx", ".plan", ".engine"):
@@ -108,12 +109,11 @@ def _against(against: str, args: argparse.Namespace, *, taken: set[str]) -> Cand
             raise UsageError(f"--against {against} was given twice")
         return load_candidate(Path(against), name=against, device=args.device, threads=args.threads)
     if against == "fp16":
-        raise UsageError(
-            "--against fp16: an FP16 engine is built by TensorRT and has a file; name that file. On a CPU compare with "
-            "--against fp32"
-        )
+        return _fp16(args, card)
     if against not in ("fp32", "torch"):
-        raise UsageError(f"--against {against}: expected fp32, torch, or an engine ending in .onnx, .plan or .engine")
+        raise UsageError(
+            f"--against {against}: expected fp32, fp16, torch, or an engine ending in .onnx, .plan or .engine"
+        )
     found = list(entry_points(group=TOOLKIT_CANDIDATES, name=against))
     if not found:
         raise EnvironmentNotAbleError(
@@ -122,6 +122,35 @@ def _against(against: str, args: argparse.Namespace, *, taken: set[str]) -> Cand
         )
     candidate: Candidate = found[0].load()(args.engine, threads=args.threads)
     return candidate
+
+
+def _fp16(args: argparse.Namespace, card: Card) -> Candidate:
+    """Build the FP16 plan of the engine's bundle as the engine itself was built, and load it; its file is not kept."""
+    from dataclasses import replace
+    from tempfile import TemporaryDirectory
+
+    from p4q_edge.runtime.bench import load_candidate
+    from p4q_edge.runtime.build import BuildOptions, build_engine
+    from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+    from p4q_edge.runtime.target import find_bundle
+
+    if card.backend != "tensorrt":
+        raise UsageError(
+            f"--against fp16: expected a TensorRT engine, got {args.engine}; ONNX Runtime computes in FP32 on a CPU. "
+            "Use --against fp32"
+        )
+    bundle = find_bundle(args.engine, card)
+    if bundle is None:
+        raise UsageError(
+            f"--against fp16 builds from the bundle, and there is no {args.engine.with_suffix('.p4q')}; "
+            "copy it beside the engine"
+        )
+    options = BuildOptions(tensorrt=replace(TensorRTOptions(**card.options), precision="fp16"))
+    logger.info("building the FP16 plan of %s to compare with", bundle.path)
+    with TemporaryDirectory() as folder:
+        plan = Path(folder) / "fp16.plan"
+        build_engine(bundle.path, plan, options=options)
+        return load_candidate(plan, name="fp16", device=args.device)
 
 
 def _document(args: argparse.Namespace, card: Card, measured: Measured) -> dict[str, Any]:
