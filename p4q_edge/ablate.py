@@ -349,7 +349,9 @@ def _by_encoder(recipe: Recipe, variants: Sequence[Variant]) -> list[tuple[Quant
 def _learn_and_answer(source: Source, variant: Variant, features: PartFeatures) -> Tensor:
     recipe = source.recipe
     section = learn_section(recipe, variant)
-    quantization = quantization_section(recipe, variant) or recipe.quantization
+    quantization = quantization_section(recipe, variant)
+    if quantization is None:  # then the text tower of the paper's track is in full precision too
+        quantization = msgspec.structs.replace(recipe.quantization, text=False)
     source = replace(source, recipe=msgspec.structs.replace(recipe, learn=section, quantization=quantization))
     whole = features.learned[section.flip]
     train = replace(whole, student=whole.student[: section.views], teacher=whole.teacher[: section.views])

@@ -128,3 +128,16 @@ def test_the_command_writes_its_table_and_takes_it_from_there(
 def test_seeds_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: str, message: str) -> None:
     assert cli.main(["learn", "--ablate", "methods", "--seeds", seeds, "-o", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("full_precision", [True, False])
+def test_full_precision_leaves_the_text_tower_of_the_papers_track_in_float(
+    monkeypatch: pytest.MonkeyPatch, full_precision: bool
+) -> None:
+    recipe = small_recipe()
+    recipe = msgspec.structs.replace(recipe, quantization=msgspec.structs.replace(recipe.quantization, text=True))
+    quantized: list[object] = []
+    monkeypatch.setattr(ablation, "calibrate_text", lambda tower, prompts: quantized.append(tower))
+    variant = Variant(name="prompts", full_precision=full_precision, learn=ablation.PROMPTS_ALONE)
+    ablate(recipe, (0,), (variant,), "tested")
+    assert (quantized == []) == full_precision
