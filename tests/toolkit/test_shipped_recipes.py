@@ -1,5 +1,6 @@
 """The recipes and templates under calibration/ are what the toolkit reads."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,16 @@ WIDTHS = {
 
 def test_every_recipe_has_its_row_here(repository: Path) -> None:
     assert {path.stem for path in (repository / "calibration" / "recipes").glob("*.toml")} == set(WIDTHS)
+
+
+def test_the_guide_tells_of_every_recipe_and_its_bits(repository: Path) -> None:
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| (\S+?),? .*?\| (\w+)", (repository / "calibration" / "README.md").read_text(), re.M
+    )
+    assert [name for name, _, _ in rows] == [*WIDTHS]
+    for name, grid, runs in rows:
+        if name != "as-released":
+            assert (grid, runs) == (WIDTHS[name][0].split()[0], WIDTHS[name][1])
 
 
 @pytest.mark.parametrize("name", WIDTHS)
