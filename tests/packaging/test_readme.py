@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
+import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -98,6 +102,34 @@ def test_the_two_commands_come_first(repository: Path) -> None:
         ["make", "demo"],
         ["make", "test"],
     ]
+
+
+@pytest.fixture
+def accuracy_table(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("accuracy_table", repository / "tools/bench/accuracy_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_accuracies_are_those_of_the_results(accuracy_table: ModuleType) -> None:
+    assert accuracy_table.main(["--check"]) == 0, "python tools/bench/accuracy_table.py writes the tables again"
+
+
+def test_the_check_of_the_accuracies_can_fail(
+    accuracy_table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(accuracy_table.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(accuracy_table, "RESULTS", tmp_path / "results")
+    assert accuracy_table.main(["--check"]) == 0
+    result = sorted((tmp_path / "results").glob("accuracy-*.json"))[-1]
+    document = json.loads(result.read_text())
+    measured = next(row for row in document["rows"] if row["method"] == "P4Q" and row["width"] == "W8A8")
+    measured["top1"]["mean"] += 0.01
+    result.write_text(json.dumps(document))
+    assert accuracy_table.main(["--check"]) == 1
 
 
 @pytest.mark.parametrize("name", cli.TOOLKIT_HELP)
