@@ -64,7 +64,8 @@ def differing_linears(model: onnx.ModelProto, linears: Mapping[str, LinearQuanti
     """Return the paths of the linears that the graph with FP32 remainder holds otherwise than the module.
 
     Integers and scales of weights and the scales of inputs are compared bit by bit: where they agree, the graph rounds
-    to the same grid, which no comparison of a model's outputs can show in a deep model.
+    to the same grid, which no comparison of a model's outputs can show in a deep model. A linear without a MatMul in
+    the graph reads a constant, such as the learned query of an attention pool, and was computed by the exporter.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {node.path: node for node in linear_nodes(model)}
@@ -79,5 +80,6 @@ def differing_linears(model: onnx.ModelProto, linears: Mapping[str, LinearQuanti
             and np.array_equal(numpy_helper.to_array(tensors[node.weight_scale]), linear.weight_scale)
         )
 
-    differing = [path for path, linear in linears.items() if path not in nodes or not holds(nodes[path], linear)]
+    computed = {node.name.rpartition("/")[0] for node in model.graph.node if node.op_type == "MatMul"}
+    differing = [p for p, linear in linears.items() if (not holds(nodes[p], linear) if p in nodes else p in computed)]
     return (*differing, *(path for path in nodes if path not in linears))

@@ -109,3 +109,15 @@ def test_the_graph_holds_what_the_module_holds(toy_graphs: Exported, fp32_model:
     assert len(linears) == len(linear_nodes(fp32_model))
     fewer = {path: linear for path, linear in linears.items() if path != "adapter.up"}
     assert differing_linears(fp32_model, fewer) == ("adapter.up",)
+
+
+def test_a_linear_may_be_missing_as_a_constant_but_not_run_in_float(
+    toy_graphs: Exported, fp32_model: onnx.ModelProto
+) -> None:
+    linears = linear_quantizations(toy_graphs[1])
+    model = onnx.ModelProto()
+    model.CopyFrom(fp32_model)
+    assert differing_linears(model, {**linears, "pool.query": linears["adapter.up"]}) == ()
+    (product,) = [node for node in model.graph.node if node.name == "adapter.up/MatMul"]
+    product.input[1] = "weight_in_float"
+    assert differing_linears(model, linears) == ("adapter.up",)
