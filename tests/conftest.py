@@ -49,14 +49,22 @@ def repository() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """Undo what `cli.main` sets up for a whole process, so that no test changes what a later one sees."""
-    loggers = [logging.getLogger(name) for name in ("p4q_edge", "py.warnings")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    """Undo what `cli.main` sets up for a whole process, so that no test changes what a later one sees.
+
+    Before a test too: fixtures of a wider scope call it outside of any test.
+    """
+    _forget_logging()
     yield
+    _forget_logging()
+
+
+def _forget_logging() -> None:
     logging.captureWarnings(False)
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+    for name in ("p4q_edge", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.NullHandler)]
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
