@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from p4q_edge.demo import demo_images
-from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.artifacts import read_bundle
 
 SIDE = 128  # pixels; 8 x 8 are hard to look at
 

@@ -17,12 +17,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge.runtime import bundle
-from p4q_edge.runtime.golden import Golden
-from p4q_edge.runtime.heads import Adapter, Head
-from p4q_edge.runtime.preprocess import PreprocessSpec
-from p4q_edge.runtime.reference import RecordedReference, pixel_digest
-from p4q_edge.runtime.serial import encode_json
+from p4q_edge.runtime.artifacts import Adapter, Golden, Head, RecordedResults, bundle, pixel_digest
+from p4q_edge.runtime.images import PreprocessSpec
+from p4q_edge.runtime.storage import encode_json
 
 SIDE, HIDDEN, DIM, BOTTLENECK, SAMPLES, VALIDATED = 8, 24, 16, 4, 4, 40
 CLASS_NAMES = ("circle", "square", "triangle")
@@ -80,7 +77,7 @@ def validation_images() -> np.ndarray:
     return np.random.default_rng(11).integers(0, 256, (VALIDATED, 3, SIDE, SIDE), dtype=np.uint8)
 
 
-def _reference(layers: list[_Linear], head: Head) -> tuple[RecordedReference, np.ndarray]:
+def _reference(layers: list[_Linear], head: Head) -> tuple[RecordedResults, np.ndarray]:
     """Return what the model computes on the validation images, and these images; a fifth of the labels is wrong."""
     images = validation_images()
     logits, embedding = head.apply(_forward(images, layers, quantized=True))
@@ -89,7 +86,7 @@ def _reference(layers: list[_Linear], head: Head) -> tuple[RecordedReference, np
     label = logits.argmax(axis=1)
     label[::5] = (label[::5] + 1) % len(CLASS_NAMES)
     digests = [np.frombuffer(pixel_digest(image), np.uint8) for image in images]
-    recorded = RecordedReference(
+    recorded = RecordedResults(
         digest=np.stack(digests),
         label=label.astype(np.int32),
         embedding=embedding,

@@ -11,7 +11,7 @@ import open_clip
 import torch
 from safetensors.torch import save
 
-from p4q_edge.runtime.files import atomic_write
+from p4q_edge.runtime.storage import atomic_write
 
 
 def main() -> None:

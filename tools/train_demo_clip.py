@@ -27,15 +27,15 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from clip_pretraining import encode_text, muon_and_adamw
+from local_dir import WEIGHTS_NAME, write_local_dir
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from p4q_edge.demo import CLASS_NAMES, MODEL_DIR, TEMPLATES, demo_images
-from p4q_edge.demo.pretraining import encode_text, muon_and_adamw
-from p4q_edge.demo.shipping import WEIGHTS_NAME, write_local_dir
-from p4q_edge.runtime.files import refuse_existing
+from p4q_edge.runtime.storage import refuse_existing
 
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 128,

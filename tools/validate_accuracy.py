@@ -5,7 +5,7 @@ Run: python tools/validate_accuracy.py build/demo.onnx --max-top1-drop 1.0 --rep
 
 import sys
 
-from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["validate", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ Run: python tools/validate_latency.py build/demo.onnx --batch 1,8 --threads 1 --
 
 import sys
 
-from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", *sys.argv[1:]]))

@@ -9,8 +9,9 @@ import sys
 import typing
 from pathlib import Path
 
-from p4q_edge.runtime import bench, documents
-from p4q_edge.runtime.report.document import Report
+from p4q_edge.runtime.benchmark import measurement as bench
+from p4q_edge.runtime.cli import documents
+from p4q_edge.runtime.evaluation.report import Report
 
 TARGET = Path(__file__).parent.parent / "runtime" / "JSON.md"
 HEAD = """# JSON documents

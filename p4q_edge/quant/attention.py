@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention as PlainTimmAttention
 from torch import Tensor, nn
 
-from p4q_edge.quant.modules import Phase, QuantLinear, running_in
-from p4q_edge.quant.products import AttentionProducts
+from p4q_edge.quant.attention_products import AttentionProducts
+from p4q_edge.quant.linear import Phase, QuantLinear, running_in
 from p4q_edge.quant.scheme import QuantScheme
 
 PAIR = (Phase.FLOAT, Phase.QUANTIZED)

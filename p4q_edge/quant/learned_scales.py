@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.quant import affine
-from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
+from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 
 LEARNING_RATE = 1e-2
 """Of the scales' logarithms: a step of Adam changes a scale by about this share."""

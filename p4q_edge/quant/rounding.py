@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from p4q_edge.quant import affine
-from p4q_edge.quant.modules import QuantLinear
-from p4q_edge.quant.paired import Moments
+from p4q_edge.quant.least_squares import Moments
+from p4q_edge.quant.linear import QuantLinear
 from p4q_edge.quant.scheme import RoundingName
 
 RIDGE = 0.1

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from p4q_edge.quant import affine
-from p4q_edge.runtime.bundle import width_label
+from p4q_edge.runtime.artifacts import width_label
 
 ObserverName = Literal["minmax", "percentile", "mse"]
 RoundingName = Literal["nearest", "adaround", "descent"]

@@ -3,7 +3,7 @@
 from torch import nn
 
 from p4q_edge.quant.attention import Attention, CrossAttention, TimmAttention, is_plain
-from p4q_edge.quant.modules import QuantLinear
+from p4q_edge.quant.linear import QuantLinear
 from p4q_edge.quant.scheme import QuantScheme
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p4q_edge.runtime import cli
+from p4q_edge.runtime.cli import main as cli
 
 JETPACKS = {
     "jetpack6": "cuda-bindings==12.*",

@@ -16,8 +16,8 @@ from types import ModuleType
 
 import pytest
 
-from p4q_edge.runtime import cli
-from p4q_edge.runtime.commands import Command
+from p4q_edge.runtime.cli import main as cli
+from p4q_edge.runtime.cli.command import Command
 
 DOCUMENTS = ("README.md", "runtime/README.md", "CONTRIBUTING.md")
 MAX_LINES = 150
@@ -89,7 +89,7 @@ def test_python_examples_use_what_exists(repository: Path, document: str) -> Non
 
 
 def test_the_recipe_of_the_readme_is_one(repository: Path) -> None:
-    from p4q_edge.recipe import parse_recipe
+    from p4q_edge.recipe.toml import parse_recipe
 
     (example,) = blocks((repository / "README.md").read_text(), "toml")
     assert parse_recipe(tomllib.loads(example), source="README.md").data.shots == 16

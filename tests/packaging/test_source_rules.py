@@ -18,7 +18,7 @@ MAX_OBJECT_BYTES = 3_000_000
 TORCH_SIGNATURES = {"scaled_dot_product_attention"}  # the exporter calls them with the parameters that torch has
 FRAMEWORKS = {"torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript", "onnx_graphsurgeon", "sklearn"}
 # The fast CPU profile rewrites the graph, which only happens where a CPU engine is built with it.
-MAY_IMPORT_ONNX_LAZILY = {"runtime/p4q_edge/runtime/engines/onnxruntime_models.py"}
+MAY_IMPORT_ONNX_LAZILY = {"runtime/p4q_edge/runtime/engines/onnxruntime/models.py"}
 
 
 def tracked(repository: Path, *patterns: str) -> list[Path]:

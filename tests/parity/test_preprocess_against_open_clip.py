@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import load_image
-from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
+from p4q_edge.runtime.images.decode import load_image
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 
 MODES = ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr")
 RESIZE_MODES = ("shortest", "longest", "squash")

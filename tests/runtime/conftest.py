@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p4q_edge.runtime import bundle as bundles
-from p4q_edge.runtime import cli
-from p4q_edge.runtime.build import build_engine
-from p4q_edge.runtime.card import card_path, read_card, write_card
-from p4q_edge.runtime.engines.onnxruntime import optimized_path
-from p4q_edge.runtime.files import sha256_file
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts.card import card_path, read_card, write_card
+from p4q_edge.runtime.builders.build import build_engine
+from p4q_edge.runtime.cli import main as cli
+from p4q_edge.runtime.engines.onnxruntime.engine import optimized_path
+from p4q_edge.runtime.storage.files import sha256_file
 
 TINY = Path(__file__).parent / "data" / "tiny.p4q"
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p4q_edge.runtime import bench as benches
-from p4q_edge.runtime.card import read_card
-from p4q_edge.runtime.cli import main
-from p4q_edge.runtime.timing import Rounds
-from p4q_edge.runtime.watch import Sample, Watcher
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.benchmark import measurement as benches
+from p4q_edge.runtime.benchmark.interference import Sample, Watcher
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.statistics.timing import Rounds
 
 FEW = benches.BenchOptions(batches=(1, 3), rounds=Rounds(warmup=0, minimum=4, maximum=4, seconds=0), energy_seconds=0)
 NO_MEMORY = benches.Memory(peak_host_bytes=None, device_bytes=None)
@@ -191,6 +191,6 @@ def test_wrong_arguments_are_one_line(
 def test_full_precision_without_the_toolkit_says_what_to_install(
     tiny_engine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p4q_edge.runtime.command.bench.entry_points", lambda **_: [])
+    monkeypatch.setattr("p4q_edge.runtime.cli.commands.bench.entry_points", lambda **_: [])
     assert main(["bench", str(tiny_engine), "--against", "fp32"]) == 3
     assert "needs the toolkit" in capsys.readouterr().err

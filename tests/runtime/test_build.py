@@ -12,19 +12,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import BuildOptions, build_engine, machine
-from p4q_edge.runtime import bundle as bundles
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import Card, read_card, verify_engine
-from p4q_edge.runtime.commands import Command
-from p4q_edge.runtime.errors import (
-    CorruptArtifactError,
-    EnvironmentNotAbleError,
-    QualityGateError,
-    UsageError,
-)
-from p4q_edge.runtime.golden import Golden
-from p4q_edge.runtime.proof import selftest
+from p4q_edge.runtime import BuildOptions, build_engine
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import Card, read_card, verify_engine
+from p4q_edge.runtime.artifacts.golden import Golden
+from p4q_edge.runtime.cli.command import Command
+from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, QualityGateError, UsageError
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.verification.self_test import selftest
 
 
 def changed_golden(bundle: Path, **values: np.ndarray) -> bytes:

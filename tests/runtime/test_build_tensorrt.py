@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import BuildOptions, build_engine, engines, proof
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import Card, read_card
-from p4q_edge.runtime.engines import load_engine, tensorrt, tensorrt_builder
-from p4q_edge.runtime.engines.tensorrt_builder import PlanResult
-from p4q_edge.runtime.engines.tensorrt_noregret import Choice
-from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
-from p4q_edge.runtime.files import sha256_file
-from p4q_edge.runtime.golden import Golden, read_golden
+from p4q_edge.runtime import BuildOptions, build_engine
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import Card, read_card
+from p4q_edge.runtime.artifacts.golden import Golden, read_golden
+from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
+from p4q_edge.runtime.builders.tensorrt.builder import PlanResult
+from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice
+from p4q_edge.runtime.engines import base as engines
+from p4q_edge.runtime.engines.base import load_engine
+from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
+from p4q_edge.runtime.storage.files import sha256_file
+from p4q_edge.runtime.verification import self_test as proof
 
 MACHINE = {"tensorrt": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "platform": "linux aarch64"}
 

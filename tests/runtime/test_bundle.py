@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p4q_edge.runtime import bundle as bundles
-from p4q_edge.runtime.bundle import Bundle, read_bundle, write_bundle
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts.bundle import Bundle, read_bundle, write_bundle
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
-from p4q_edge.runtime.serial import encode_json
+from p4q_edge.runtime.storage.untrusted import encode_json
 
 
 def members_of(bundle: Bundle) -> dict[str, bytes]:

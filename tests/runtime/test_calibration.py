@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from p4q_edge.runtime import ZeroShotClassifier
-from p4q_edge.runtime.calibration import Fit, FitOptions, fit, fit_temperature
-from p4q_edge.runtime.card import read_card
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.artifacts.head import Calibration, Head
+from p4q_edge.runtime.artifacts.head_store import add_head, find_head
+from p4q_edge.runtime.classification.predictions import Prediction
+from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit, fit_temperature
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.head_store import add_head, find_head
-from p4q_edge.runtime.heads import Calibration, Head
-from p4q_edge.runtime.results import Prediction
 
 
 def head_of(classes: int, activation: str = "softmax") -> Head:

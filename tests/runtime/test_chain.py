@@ -4,9 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import chain
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.gates import STAGE_ORDER
+from p4q_edge.runtime.evaluation import comparison as chain
+from p4q_edge.runtime.stage import STAGE_ORDER
 
 CLASSES = 10
 DIM = 16

@@ -19,15 +19,17 @@ import pytest
 from PIL import Image
 
 import p4q_edge.runtime
-from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier, cli, results
-from p4q_edge.runtime import bundle as bundles
-from p4q_edge.runtime import classifier as classifier_module
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import read_card, write_card
+from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import read_card, write_card
+from p4q_edge.runtime.artifacts.head import Calibration, Head
+from p4q_edge.runtime.classification import classifier as classifier_module
+from p4q_edge.runtime.classification import predictions as results
+from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
+from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.errors import ArtifactError, InputError, QualityGateError, UsageError
-from p4q_edge.runtime.heads import Calibration, Head
-from p4q_edge.runtime.preprocess import preprocess
-from p4q_edge.runtime.results import Prediction, Ranking, probabilities
+from p4q_edge.runtime.images.preprocessing import preprocess
 
 
 @pytest.fixture
@@ -367,7 +369,7 @@ def test_the_golden_check_can_be_left_out(tiny_engine: Path, monkeypatch: pytest
     def refuse(*args: object, **kwargs: object) -> None:
         raise QualityGateError("wrong values")
 
-    monkeypatch.setattr("p4q_edge.runtime.classifier.ensure_golden", refuse)
+    monkeypatch.setattr("p4q_edge.runtime.classification.classifier.ensure_golden", refuse)
     with pytest.raises(QualityGateError):
         ZeroShotClassifier(tiny_engine)
     ZeroShotClassifier(tiny_engine, options=RuntimeOptions(check="never")).close()

@@ -14,15 +14,9 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from p4q_edge.runtime import cli
-from p4q_edge.runtime.commands import RUNTIME_COMMANDS, Command, write_result
-from p4q_edge.runtime.errors import (
-    ArtifactError,
-    EnvironmentNotAbleError,
-    InputError,
-    P4QEdgeError,
-    QualityGateError,
-)
+from p4q_edge.runtime.cli import main as cli
+from p4q_edge.runtime.cli.command import RUNTIME_COMMANDS, Command, write_result
+from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, InputError, P4QEdgeError, QualityGateError
 
 HEAVY = ("numpy", "PIL", "safetensors", "msgspec", "onnxruntime", "onnx", "torch", "torchvision", "open_clip", "timm")
 REPORT_HEAVY = f"""
@@ -34,7 +28,7 @@ sys.stderr.write("loaded: " + " ".join(loaded))
 
 def loaded_by(*arguments: str, first: str = "") -> str:
     """Run the command line in a fresh interpreter and return which heavy libraries it has imported."""
-    code = f"{first}\nfrom p4q_edge.runtime.cli import main\ntry:\n    main({list(arguments)!r})\n"
+    code = f"{first}\nfrom p4q_edge.runtime.cli.main import main\ntry:\n    main({list(arguments)!r})\n"
     code += "except SystemExit:\n    pass\n" + REPORT_HEAVY
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return child.stderr.rpartition("loaded: ")[2]
@@ -138,7 +132,7 @@ def test_the_traceback_is_shown_on_request(
 
 
 def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
-    code = "import sys; from p4q_edge.runtime.cli import main; sys.exit(main(['--help']))"
+    code = "import sys; from p4q_edge.runtime.cli.main import main; sys.exit(main(['--help']))"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stderr is not None

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from p4q_edge.runtime import cli, doctor
-from p4q_edge.runtime.doctor import Environment, Finding, able_backends, examine
-from p4q_edge.runtime.host import Host, PowerMode
-from p4q_edge.runtime.probe import Probe
+from p4q_edge.runtime.cli import main as cli
+from p4q_edge.runtime.cli.commands import doctor
+from p4q_edge.runtime.machine import findings
+from p4q_edge.runtime.machine.findings import Environment, Finding, able_backends, examine
+from p4q_edge.runtime.machine.host import Host, PowerMode
+from p4q_edge.runtime.machine.library_probe import Probe
 
 GIB = 1 << 30
 ABSENT = Probe(problem="ModuleNotFoundError: No module named 'it'")
@@ -263,8 +265,8 @@ def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.Mon
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(doctor, "run_probe", lambda name: ABSENT)
-    seen = doctor.read_environment(root=tmp_path)
+    monkeypatch.setattr(findings, "run_probe", lambda name: ABSENT)
+    seen = findings.read_environment(root=tmp_path)
     assert set(seen.versions.values()) == {None}
     assert seen.host.l4t is None
 

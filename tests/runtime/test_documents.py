@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p4q_edge.runtime.cli import RUNTIME_HELP, TOOLKIT_HELP
-from p4q_edge.runtime.documents import DOCUMENTS, WITH_RECORDS
+from p4q_edge.runtime.cli.documents import DOCUMENTS, WITH_RECORDS
+from p4q_edge.runtime.cli.main import RUNTIME_HELP, TOOLKIT_HELP
 
 Run = Callable[..., tuple[int, str, str]]
 

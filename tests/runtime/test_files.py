@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.files import atomic_write, read_bounded, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage.files import atomic_write, read_bounded, sha256_bytes, sha256_file
 
 
 def test_digests_of_bytes_and_files_agree_with_hashlib(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import card_path, read_card
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import card_path, read_card
+from p4q_edge.runtime.artifacts.golden import read_golden
+from p4q_edge.runtime.artifacts.head import read_head
 from p4q_edge.runtime.errors import ArtifactError, InputError
-from p4q_edge.runtime.golden import read_golden
-from p4q_edge.runtime.heads import read_head
-from p4q_edge.runtime.images import load_image
-from p4q_edge.runtime.preprocess import PreprocessSpec, preprocess
+from p4q_edge.runtime.images.decode import load_image
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 
 FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPEC = PreprocessSpec(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p4q_edge.runtime import tolerance
-from p4q_edge.runtime.chain import ChainOptions, ChainReport, Stage, validate_chain
-from p4q_edge.runtime.gates import Gates
+from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, validate_chain
+from p4q_edge.runtime.evaluation.gates import Gates
+from p4q_edge.runtime.stage import Stage
+from p4q_edge.runtime.statistics import rounding_limits as tolerance
 
 WIDTHS = (8, 6, 4, 2)
 SIDE, HIDDEN, DIM, CLASSES = 4, 48, 24, 6

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from p4q_edge.runtime.artifacts.golden import MAX_SAMPLES, Golden, read_golden
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
-from p4q_edge.runtime.golden import MAX_SAMPLES, Golden, GoldenResult, compare, cosine, read_golden, require
-from p4q_edge.runtime.serial import load_tensors, save_tensors
+from p4q_edge.runtime.storage.untrusted import load_tensors, save_tensors
+from p4q_edge.runtime.verification.golden_check import GoldenResult, compare, cosine, require
 
 TEXT = np.float32([[1, 0, 0, 0], [0.8, 0.6, 0, 0], [0, 0, 1, 0]])
 SCALE = 100.0

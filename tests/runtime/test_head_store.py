@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from p4q_edge.runtime import ZeroShotClassifier, head_store
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.classifier import Prediction
+from p4q_edge.runtime import ZeroShotClassifier
+from p4q_edge.runtime.artifacts import head_store
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.head_store import add_head, find_head, heads_folder, stored_heads
+from p4q_edge.runtime.classification.classifier import Prediction
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, UsageError
-from p4q_edge.runtime.head_store import add_head, find_head, heads_folder, stored_heads
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.head import Adapter, Calibration, Head, load_head, read_head
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError
-from p4q_edge.runtime.heads import Adapter, Calibration, Head, load_head, read_head
 
 DIM = 6
 

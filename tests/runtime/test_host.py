@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p4q_edge.runtime.host import PowerMode, read_host
+from p4q_edge.runtime.machine.host import PowerMode, read_host
 
 ORIN_NANO = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n# KERNEL\n",

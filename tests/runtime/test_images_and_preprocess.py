@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p4q_edge.runtime import images as image_files
-from p4q_edge.runtime import preprocess as geometry
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import load_image
-from p4q_edge.runtime.preprocess import PreprocessSpec, draft_size, preprocess, resized_size
+from p4q_edge.runtime.images import decode as image_files
+from p4q_edge.runtime.images import preprocessing as geometry
+from p4q_edge.runtime.images.decode import load_image
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec, draft_size, preprocess, resized_size
 
 MEAN = STD = (0.5, 0.5, 0.5)
 

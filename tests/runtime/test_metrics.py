@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from p4q_edge.runtime import metrics
+from p4q_edge.runtime.statistics import metrics
 
 LOGITS = hnp.arrays(
     np.float64,

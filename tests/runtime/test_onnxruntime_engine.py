@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import BuildOptions, build_engine, machine
-from p4q_edge.runtime import bundle as bundles
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import read_card, write_card
-from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_path, session_options
+from p4q_edge.runtime import BuildOptions, build_engine
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import read_card, write_card
+from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, optimized_path, session_options
 from p4q_edge.runtime.errors import (
     ArtifactError,
     CorruptArtifactError,
@@ -23,8 +23,9 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
     UsageError,
 )
-from p4q_edge.runtime.files import sha256_file
-from p4q_edge.runtime.proof import selftest
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.storage.files import sha256_file
+from p4q_edge.runtime.verification.self_test import selftest
 
 
 def test_a_cpu_engine_runs_on_no_gpu(tiny_engine: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime import power, watch
-from p4q_edge.runtime.watch import Sample
+from p4q_edge.runtime.benchmark import interference as watch
+from p4q_edge.runtime.benchmark import power
+from p4q_edge.runtime.benchmark.interference import Sample
 
 
 def write(path: Path, text: object) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from p4q_edge.runtime import probe
-from p4q_edge.runtime.probe import PROBES, Probe, run_probe
+from p4q_edge.runtime.machine import library_probe as probe
+from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
 
 
 def test_a_library_that_works() -> None:

@@ -13,7 +13,7 @@ from p4q_edge.runtime import errors
 
 def names_for_type_checkers() -> set[str]:
     tree = ast.parse(Path(str(runtime.__file__)).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     return {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 

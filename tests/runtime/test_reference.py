@@ -8,23 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.bundle import read_bundle
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest, read_reference
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.reference import RecordedReference, pixel_digest, read_reference
-from p4q_edge.runtime.serial import load_tensors, save_tensors
+from p4q_edge.runtime.evaluation.recorded_stages import recorded_stages
+from p4q_edge.runtime.storage.untrusted import load_tensors, save_tensors
 
 IMAGES = np.random.default_rng(11).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
 """The validation images of tools/make_golden_models.py."""
 
 
 @pytest.fixture
-def recorded(tiny_bundle: Path) -> RecordedReference:
+def recorded(tiny_bundle: Path) -> RecordedResults:
     found = read_bundle(tiny_bundle).reference()
     assert found is not None
     return found
 
 
-def test_images_are_known_in_any_order(recorded: RecordedReference) -> None:
+def test_images_are_known_in_any_order(recorded: RecordedResults) -> None:
     order = np.random.default_rng(0).permutation(40)
     rows, seen = recorded.match(IMAGES[order], range(40))
     assert (rows, seen) == ({index: int(row) for index, row in enumerate(order)}, 40)
@@ -32,14 +33,14 @@ def test_images_are_known_in_any_order(recorded: RecordedReference) -> None:
     assert pixel_digest(IMAGES[3]) == recorded.digest[3].tobytes()
 
 
-def test_a_limit_looks_on_until_it_is_reached(recorded: RecordedReference) -> None:
+def test_a_limit_looks_on_until_it_is_reached(recorded: RecordedResults) -> None:
     mixed = np.concatenate([255 - IMAGES[:10], IMAGES[:10]])
     assert recorded.match(mixed, range(20), limit=3) == ({10: 0, 11: 1, 12: 2}, 13)
 
 
-def test_stages_give_what_was_recorded(recorded: RecordedReference, tiny_bundle: Path) -> None:
+def test_stages_give_what_was_recorded(recorded: RecordedResults, tiny_bundle: Path) -> None:
     head = read_bundle(tiny_bundle).head()
-    stages = recorded.stages(head)
+    stages = recorded_stages(recorded, head)
     assert list(stages) == ["float", "fake_quant"]
     outputs = stages["fake_quant"](IMAGES[[7, 2]])
     np.testing.assert_array_equal(outputs["embedding"], recorded.embedding[[7, 2]])
@@ -47,7 +48,7 @@ def test_stages_give_what_was_recorded(recorded: RecordedReference, tiny_bundle:
     np.testing.assert_array_equal(stages["float"](IMAGES[:1])["embedding"], recorded.float_embedding[:1])
 
 
-def test_bytes_round_trip(recorded: RecordedReference) -> None:
+def test_bytes_round_trip(recorded: RecordedResults) -> None:
     again = read_reference(recorded.to_bytes(), classes=3, dim=16, source="x")
     assert again.to_bytes() == recorded.to_bytes()
     assert len(again) == 40
@@ -67,7 +68,7 @@ def test_bytes_round_trip(recorded: RecordedReference) -> None:
     ],
 )
 def test_damaged_results_are_refused(
-    recorded: RecordedReference, change: dict[str, np.ndarray | None], message: str
+    recorded: RecordedResults, change: dict[str, np.ndarray | None], message: str
 ) -> None:
     tensors, metadata = load_tensors(recorded.to_bytes(), source="x")
     changed = {name: value for name, value in {**tensors, **change}.items() if value is not None}
@@ -75,7 +76,7 @@ def test_damaged_results_are_refused(
         read_reference(save_tensors(changed, metadata), classes=3, dim=16, source="x")
 
 
-def test_results_of_another_width_are_refused(recorded: RecordedReference) -> None:
+def test_results_of_another_width_are_refused(recorded: RecordedResults) -> None:
     narrow = replace(recorded, embedding=recorded.embedding[:, :8], float_embedding=recorded.float_embedding[:, :8])
     with pytest.raises(CorruptArtifactError, match=r"finite float32 embeddings \(n, 16\)"):
         read_reference(narrow.to_bytes(), classes=3, dim=16, source="x")

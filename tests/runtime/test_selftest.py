@@ -11,18 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import proof
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import card_path, read_card, write_card
-from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from p4q_edge.runtime.errors import (
-    ArtifactError,
-    CorruptArtifactError,
-    InputError,
-    QualityGateError,
-)
-from p4q_edge.runtime.proof import ensure_golden, selftest
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import card_path, read_card, write_card
+from p4q_edge.runtime.engines.base import load_engine
+from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, QualityGateError
+from p4q_edge.runtime.verification import self_test as proof
+from p4q_edge.runtime.verification.self_test import ensure_golden, selftest
 
 HIDDEN, DIM = 24, 16
 

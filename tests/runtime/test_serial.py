@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError
-from p4q_edge.runtime.serial import decode_json, encode_json, json_depth, load_tensors, save_tensors
+from p4q_edge.runtime.storage.untrusted import decode_json, encode_json, json_depth, load_tensors, save_tensors
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +90,7 @@ def test_tensors_round_trip_and_are_read_by_the_library() -> None:
 
 def test_tensors_have_the_same_bytes_in_every_process() -> None:
     code = (
-        "import sys, numpy as np; from p4q_edge.runtime.serial import save_tensors; "
+        "import sys, numpy as np; from p4q_edge.runtime.storage.untrusted import save_tensors; "
         "sys.stdout.buffer.write(save_tensors({'a': np.ones(3)}, {str(i): str(i) for i in range(20)}))"
     )
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(3)}

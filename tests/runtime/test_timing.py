@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from p4q_edge.runtime import timing
+from p4q_edge.runtime.statistics import timing
 
 TIMES = hnp.arrays(np.float64, st.integers(1, 300), elements=st.floats(0.01, 1e4))
 

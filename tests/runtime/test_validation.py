@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p4q_edge.runtime import labelled, provenance, validation
-from p4q_edge.runtime.build import BuildOptions, build_engine
-from p4q_edge.runtime.bundle import GRAPH_FP32, read_bundle
-from p4q_edge.runtime.card import read_card, write_card
-from p4q_edge.runtime.cli import main
+from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle
+from p4q_edge.runtime.artifacts.card import read_card, write_card
+from p4q_edge.runtime.builders.build import BuildOptions, build_engine
+from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.files import sha256_file
-from p4q_edge.runtime.preprocess import PreprocessSpec
-from p4q_edge.runtime.report.document import read_report
+from p4q_edge.runtime.evaluation import validation
+from p4q_edge.runtime.evaluation.report.document import read_report
+from p4q_edge.runtime.images import labelled
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec
+from p4q_edge.runtime.machine import provenance
+from p4q_edge.runtime.storage.files import sha256_file
 
 
 @pytest.fixture(autouse=True)
 def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p4q_edge.runtime.command.validate.entry_points", lambda **_: [])
+    monkeypatch.setattr("p4q_edge.runtime.cli.commands.validate.entry_points", lambda **_: [])
 
 
 @pytest.fixture

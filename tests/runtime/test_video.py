@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p4q_edge.runtime import ZeroShotClassifier, video
+from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
+from p4q_edge.runtime.images import video
 
 
 class Capture:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from p4q_edge.data import ImageSet
-from p4q_edge.load import LoadedModel
-from p4q_edge.runtime.bundle import ModelInfo
-from p4q_edge.runtime.preprocess import PreprocessSpec
+from p4q_edge.data.image_set import ImageSet
+from p4q_edge.models.load import LoadedModel
+from p4q_edge.runtime.artifacts.bundle import ModelInfo
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 
 TOY_MEAN, TOY_STD = (0.4, 0.45, 0.5), (0.25, 0.26, 0.27)
 TOY_CLASSES = ("red", "green", "blue", "very bright grey")

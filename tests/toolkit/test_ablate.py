@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import torch
 
-from p4q_edge import ablate as ablation
-from p4q_edge.ablate import (
+from p4q_edge.evaluation import ablation
+from p4q_edge.evaluation.ablation import (
     FOLDS,
     Variant,
     ablate,
@@ -19,9 +19,9 @@ from p4q_edge.ablate import (
     parts_of,
     quantization_variants,
 )
-from p4q_edge.command.common import demo_recipe
-from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
-from p4q_edge.runtime import cli
+from p4q_edge.recipe.defaults import demo_recipe
+from p4q_edge.recipe.schema import LearnSection, QuantizationSection, Recipe
+from p4q_edge.runtime.cli import main as cli
 
 
 def small_recipe() -> Recipe:
@@ -113,13 +113,13 @@ def test_distillation_is_switched_in_its_own_row() -> None:
 def test_the_command_writes_its_table_and_takes_it_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("p4q_edge.command.learn.choose_recipe", lambda _: small_recipe())
+    monkeypatch.setattr("p4q_edge.cli.learn.choose_recipe", lambda _: small_recipe())
     arguments = ["learn", "--ablate", "methods", "--seeds", "0", "-o", str(tmp_path), "--json"]
     assert cli.main(arguments) == 0
     first = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in first["rows"]} >= {"zero-shot", "PTQ", "P4Q"}
     assert (tmp_path / "baselines.md").read_text().startswith("|")
-    monkeypatch.setattr("p4q_edge.ablate.ablate", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("p4q_edge.evaluation.ablation.ablate", lambda *_, **__: pytest.fail("computed again"))
     assert cli.main(arguments) == 0
     assert json.loads(capsys.readouterr().out) == first
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from p4q_edge.quant.modules import quant_linears
+from p4q_edge.quant.linear import quant_linears
 from p4q_edge.runtime.errors import InputError
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench"

@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge import as_released
-from p4q_edge.adapter import Adapter
-from p4q_edge.as_released import ClampedGrid, ReleasedLayer, search_grid, swapped_distillation
-from p4q_edge.calibrate import calibrate_encoder
-from p4q_edge.command.common import demo_recipe
-from p4q_edge.learn import CachedFeatures
-from p4q_edge.load import LoadedModel
-from p4q_edge.losses import distillation_loss
-from p4q_edge.prompts import PromptLearner, initial_context
+from p4q_edge.baselines import as_released
+from p4q_edge.baselines.as_released import ClampedGrid, ReleasedLayer, search_grid, swapped_distillation
+from p4q_edge.calibration.calibrate import calibrate_encoder
+from p4q_edge.learning.losses import distillation_loss
+from p4q_edge.learning.training import CachedFeatures
+from p4q_edge.models.adapter import Adapter
+from p4q_edge.models.load import LoadedModel
+from p4q_edge.models.prompts import PromptLearner, initial_context
+from p4q_edge.models.text_tower import TextTower
 from p4q_edge.quant import affine
 from p4q_edge.quant.fake import fake_quantize
-from p4q_edge.quant.modules import Phase, QuantLinear
+from p4q_edge.quant.linear import Phase, QuantLinear
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.recipe import QuantizationSection, Recipe
-from p4q_edge.runtime import cli
-from p4q_edge.text_tower import TextTower
+from p4q_edge.recipe.defaults import demo_recipe
+from p4q_edge.recipe.schema import QuantizationSection, Recipe
+from p4q_edge.runtime.cli import main as cli
 
 
 def released_recipe() -> Recipe:
@@ -182,7 +182,7 @@ def test_it_is_never_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     for module in ("build_recipe", "learn"):
-        monkeypatch.setattr(f"p4q_edge.command.{module}.choose_recipe", lambda _: released_recipe())
+        monkeypatch.setattr(f"p4q_edge.cli.{module}.choose_recipe", lambda _: released_recipe())
     assert cli.main(command.format(tmp_path / "out").split()) == 2
     error = capsys.readouterr().err
     assert "method 'as-released' is a baseline to compare with: its asymmetric grid has no engine" in error
@@ -193,7 +193,7 @@ def test_it_is_never_built(
 def test_the_comparison_runs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("p4q_edge.command.learn.choose_recipe", lambda _: released_recipe())
+    monkeypatch.setattr("p4q_edge.cli.learn.choose_recipe", lambda _: released_recipe())
     words = ["learn", "--seeds", "0", "-o", str(tmp_path), "--json", "--ablate"]
     assert cli.main([*words, "methods"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}

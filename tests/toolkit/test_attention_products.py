@@ -9,20 +9,22 @@ import torch
 from timm.layers.attention import Attention as PlainTimmAttention
 from torch import Tensor, nn
 
-from p4q_edge.calibrate import calibrate_encoder, observe, restore_encoder
-from p4q_edge.image_encoder import ImageEncoder, find_attention_owners, tokens_read
-from p4q_edge.load import LoadedModel, to_batch
-from p4q_edge.prompts import PromptLearner, initial_context
-from p4q_edge.quant import affine, products
+from p4q_edge.calibration.calibrate import calibrate_encoder, observe
+from p4q_edge.calibration.text import calibrate_text
+from p4q_edge.models.image_tower import ImageEncoder, find_attention_owners, tokens_read
+from p4q_edge.models.load import LoadedModel, to_batch
+from p4q_edge.models.prompts import PromptLearner, initial_context
+from p4q_edge.models.text_tower import TextTower
+from p4q_edge.quant import affine
+from p4q_edge.quant import attention_products as products
 from p4q_edge.quant.attention import Attention, TimmAttention, attentions, quant_products
-from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
-from p4q_edge.quant.paired import Moments, paired_pass
-from p4q_edge.quant.products import AttentionProducts, fuses_in_int8, softmax_scale
+from p4q_edge.quant.attention_products import AttentionProducts, fuses_in_int8, softmax_scale
+from p4q_edge.quant.least_squares import Moments, paired_pass
+from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules
-from p4q_edge.quantized_text import calibrate_text
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.text_tower import TextTower
+from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 SCHEME = QuantScheme(quantize_attention=True)
 FIRST, LAST = (f"trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
@@ -149,7 +151,7 @@ def test_the_range_of_the_values_follows_the_fold(toy_clip: LoadedModel, toy_pix
 def test_a_file_keeps_scales_bits_and_products(toy_clip: LoadedModel, toy_pixels: Tensor, tmp_path: Path) -> None:
     scheme = QuantScheme(weight_bits=4, activation_bits=4, attention_bits=8, quantize_attention=True)
     calibrated = calibrate_encoder(toy_clip, toy_pixels, scheme)
-    calibrated.save(tmp_path / "calibrated.safetensors", key="k")
+    save_encoder(calibrated, tmp_path / "calibrated.safetensors", key="k")
     restored = restore_encoder(tmp_path / "calibrated.safetensors", toy_clip, scheme, key="k")
     assert restored is not None
     assert (restored.products, restored.attention_owners) == (calibrated.products, calibrated.attention_owners)

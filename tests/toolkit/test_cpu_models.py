@@ -11,14 +11,14 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from p4q_edge.runtime.build import BuildOptions, build_engine
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.engines import onnxruntime_builder
-from p4q_edge.runtime.engines.onnxruntime_models import float_weights, seven_bit_weights
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.builders import onnxruntime as onnxruntime_builder
+from p4q_edge.runtime.builders.build import BuildOptions, build_engine
+from p4q_edge.runtime.engines.onnxruntime.models import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
-from p4q_edge.runtime.golden import cosine
-from p4q_edge.runtime.proof import selftest
-from p4q_edge.runtime.timing import Rounds
+from p4q_edge.runtime.statistics.timing import Rounds
+from p4q_edge.runtime.verification.golden_check import cosine
+from p4q_edge.runtime.verification.self_test import selftest
 
 
 @pytest.fixture

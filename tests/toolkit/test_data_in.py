@@ -13,19 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from p4q_edge.data import ImageSet, augment, few_shot, make_split, pixels
-from p4q_edge.load import Batches, LoadedModel, to_batch
-from p4q_edge.pack import data_index
-from p4q_edge.pipeline import RunFiles, Source, learn_stage, prepare
-from p4q_edge.prompts import template_embeddings
-from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe
+from p4q_edge.data.augmentation import augment
+from p4q_edge.data.few_shot import few_shot, make_split
+from p4q_edge.data.image_set import ImageSet, pixels
+from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
+from p4q_edge.models.load import Batches, LoadedModel, to_batch
+from p4q_edge.models.prompts import template_embeddings
+from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.files import sha256_bytes
-from p4q_edge.runtime.images import image_files
-from p4q_edge.runtime.labelled import read_class_folders
-from p4q_edge.runtime.preprocess import PreprocessSpec
-from p4q_edge.runtime.sources import _files
-from p4q_edge.sources import read_class_prompts, read_images, read_split, read_words
+from p4q_edge.runtime.images.decode import image_files
+from p4q_edge.runtime.images.inputs import _files
+from p4q_edge.runtime.images.labelled import read_class_folders
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec
+from p4q_edge.runtime.storage.files import sha256_bytes
+from p4q_edge.stages.export import data_index
+from p4q_edge.stages.pipeline import RunFiles, Source, learn_stage, prepare
 
 SPEC = PreprocessSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -320,7 +322,7 @@ def test_views_do_not_depend_on_how_many_are_made_at_once(
     toy_pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = augment(toy_pixels, generator=torch.Generator().manual_seed(0), flip=True)
-    monkeypatch.setattr("p4q_edge.data.AUGMENT_BATCH_SIZE", 5)
+    monkeypatch.setattr("p4q_edge.data.augmentation.AUGMENT_BATCH_SIZE", 5)
     parts = augment(toy_pixels, generator=torch.Generator().manual_seed(0), flip=True)
     assert torch.equal(parts, whole)
 

@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge import debug_tensorrt
-from p4q_edge.debug import linear_nodes
-from p4q_edge.debug_tensorrt import compare_with_onnxruntime, tensorrt_runner, with_linear_outputs
+from p4q_edge.evaluation import layer_debug_tensorrt as debug_tensorrt
+from p4q_edge.evaluation.layer_debug import linear_nodes
+from p4q_edge.evaluation.layer_debug_tensorrt import compare_with_onnxruntime, tensorrt_runner, with_linear_outputs
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError
 
 polygraphy = pytest.importorskip("polygraphy", reason="polygraphy is not installed")

@@ -14,11 +14,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from local_dir import CONFIG_NAME, WEIGHTS_NAME, write_local_dir
 from safetensors.torch import load_file
 
 import p4q_edge.demo
 from p4q_edge.demo import CLASS_NAMES, MODEL_DIR, TEMPLATES, demo_images, load_demo_model
-from p4q_edge.demo.shipping import CONFIG_NAME, WEIGHTS_NAME, write_local_dir
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 
 GIT_OBJECT_BYTES = 3_000_000

@@ -17,7 +17,7 @@ from PIL import Image
 
 from p4q_edge.runtime.errors import InputError, UsageError
 
-BENCH = Path(__file__).parents[2] / "tools" / "bench"
+TOOLS = Path(__file__).parents[2] / "tools"
 CLASSES = {"n01443537": (220, 40, 40), "n02123045": (40, 220, 40), "n04366367": (40, 40, 220)}
 NAMES = {
     "n01443537": "goldfish, Carassius auratus",
@@ -30,17 +30,14 @@ WEIGHTS_BYTES = 12_000_000
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCH))  # the tool imports its neighbour, as it does when run as a script
-    spec = importlib.util.spec_from_file_location("train_photo_clip", BENCH / "train_photo_clip.py")
+    spec = importlib.util.spec_from_file_location("train_photo_clip", TOOLS / "train_photo_clip.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
-    sys.path.remove(str(BENCH))
-    for name in ("train_photo_clip", "photo_data"):
-        del sys.modules[name]
+    del sys.modules["train_photo_clip"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +87,7 @@ def test_class_without_words_names_the_file_to_edit(tool: ModuleType, tmp_path: 
     with pytest.raises(InputError) as caught:
         tool.read_photos(tmp_path, held_out_per_class=1)
     assert str(caught.value) == (
-        f"{BENCH / 'photo_classes.tsv'} has no line for n00000000 (unicorn): add its coarser words and look-alikes"
+        f"{TOOLS / 'photo_classes.tsv'} has no line for n00000000 (unicorn): add its coarser words and look-alikes"
     )
 
 
@@ -208,7 +205,7 @@ def test_schedule_rises_then_falls_to_zero(tool: ModuleType) -> None:
 
 
 def test_words_cover_each_class_once(tool: ModuleType) -> None:
-    lines = (BENCH / "photo_classes.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (TOOLS / "photo_classes.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
     assert {len(row) for row in rows} == {3}
     assert len({row[0] for row in rows}) == len(rows) == 200
@@ -216,7 +213,7 @@ def test_words_cover_each_class_once(tool: ModuleType) -> None:
 
 
 def test_shipped_weights_load_and_say_that_they_are_for_research_only(tool: ModuleType) -> None:
-    folder = BENCH / "photo_clip"
+    folder = TOOLS / "bench" / "photo_clip"
     assert (folder / tool.WEIGHTS_NAME).stat().st_size < WEIGHTS_BYTES
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     assert config["license"].startswith("research-only")

@@ -8,15 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from p4q_edge.calibrate import calibrate_encoder, restore_encoder
-from p4q_edge.export import export_classifier, linear_quantizations
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.image_encoder import encode_batches
-from p4q_edge.load import load_model, preprocess_spec, to_batch
+from p4q_edge.calibration.calibrate import calibrate_encoder
+from p4q_edge.graph.export import export_classifier, linear_quantizations
+from p4q_edge.models.folded_classifier import FoldedClassifier
+from p4q_edge.models.image_tower import encode_batches
+from p4q_edge.models.load import load_model, preprocess_spec, to_batch
+from p4q_edge.models.text_tower import TextTower
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
-from p4q_edge.runtime.preprocess import preprocess
-from p4q_edge.text_tower import TextTower
+from p4q_edge.runtime.images.preprocessing import preprocess
+from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 CONFIG = {
     "embed_dim": 32,
@@ -76,7 +77,7 @@ def test_quick_gelu_makes_a_difference(checkpoint: Path) -> None:
 
 
 def test_a_tag_trained_with_quick_gelu_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from p4q_edge import load
+    from p4q_edge.models import load
 
     assert load._tag_needs_quick_gelu("ViT-B-32", "openai")
     assert not load._tag_needs_quick_gelu("ViT-B-32", "laion2b_s34b_b79k")
@@ -184,7 +185,7 @@ def test_a_captioning_model_is_used_as_its_image_tower(tmp_path: Path) -> None:
         f"encoder.trunk.attn_pool.attn.{name}" for name in ("key", "value")
     }
     assert graphs.parity["fp32.top1_agreement"] == 1.0
-    calibrated.save(tmp_path / "calibrated.safetensors", key="k")
+    save_encoder(calibrated, tmp_path / "calibrated.safetensors", key="k")
     restored = restore_encoder(tmp_path / "calibrated.safetensors", model, QuantScheme(), key="k")
     assert restored is not None
     torch.testing.assert_close(restored.encoder(batch), calibrated.encoder(batch), atol=0, rtol=0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn import metrics as sk
 
-from p4q_edge.runtime import metrics
+from p4q_edge.runtime.statistics import metrics
 
 
 def draw(seed: int, n: int = 300, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge.calibrate import calibrate_encoder, observe
-from p4q_edge.fold import FoldedClassifier, run_folded
-from p4q_edge.image_encoder import ImageEncoder, find_cross_attention
-from p4q_edge.load import LoadedModel, to_batch
+from p4q_edge.calibration.calibrate import calibrate_encoder, observe
+from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
+from p4q_edge.models.image_tower import ImageEncoder, find_cross_attention
+from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
 from p4q_edge.quant.attention import Attention, CrossAttention
-from p4q_edge.quant.folds import ChannelFold, fold_channels, norm_readers
-from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
+from p4q_edge.quant.channel_folds import ChannelFold, fold_channels, norm_readers
+from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, weight_scale
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules

@@ -10,19 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p4q_edge import checkpoint as checkpoints
-from p4q_edge.data import ImageSet, augment, make_split, pixels
-from p4q_edge.learn import LearningRun, batch_loss, learn
-from p4q_edge.load import LoadedModel, to_batch
-from p4q_edge.losses import cosine_loss, distillation_loss
-from p4q_edge.pipeline import Prepared, RunFiles, Source, learn_stage, new_student, prepare
-from p4q_edge.prompts import PromptLearner, fill, initial_context, template_embeddings
-from p4q_edge.quant.modules import Phase, quant_linears, running_in
+from p4q_edge.calibration.text import calibrate_text
+from p4q_edge.data.augmentation import augment
+from p4q_edge.data.few_shot import make_split
+from p4q_edge.data.image_set import ImageSet, pixels
+from p4q_edge.learning import checkpoint as checkpoints
+from p4q_edge.learning.losses import cosine_loss, distillation_loss
+from p4q_edge.learning.training import LearningRun, batch_loss, learn
+from p4q_edge.models.load import LoadedModel, to_batch
+from p4q_edge.models.prompts import PromptLearner, fill, initial_context, template_embeddings
+from p4q_edge.models.text_tower import TextTower
+from p4q_edge.quant.linear import Phase, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.quantized_text import calibrate_text
-from p4q_edge.recipe import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
-from p4q_edge.text_tower import TextTower
+from p4q_edge.stages.pipeline import Prepared, RunFiles, Source, learn_stage, new_student, prepare
 
 NAMES = ("cat", "small dog", "an exceedingly long name of a bird", "fox", "house")
 

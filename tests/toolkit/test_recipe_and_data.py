@@ -15,20 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from p4q_edge.data import ImageSet, augment, few_shot, make_split, pixels
-from p4q_edge.recipe import (
-    DataSection,
-    LearnSection,
-    ModelSection,
-    QuantizationSection,
-    Recipe,
-    parse_recipe,
-    read_recipe,
-    to_toml,
-)
+from p4q_edge.data.augmentation import augment
+from p4q_edge.data.few_shot import few_shot, make_split
+from p4q_edge.data.image_set import ImageSet, pixels
+from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
+from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+from p4q_edge.recipe.toml import parse_recipe, read_recipe, to_toml
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.preprocess import PreprocessSpec
-from p4q_edge.sources import read_class_prompts, read_images, read_split, read_words
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 
 MINIMAL = {"model": {"name": "ViT-B-32"}, "data": {"train": "photos"}}
 
@@ -102,7 +96,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
 def test_every_key_of_a_recipe_is_read_somewhere(repository: Path) -> None:
     """A field that no code outside its own record mentions would change nothing."""
     sources = {path: path.read_text() for path in (repository / "p4q_edge").rglob("*.py")}
-    own = sources.pop(repository / "p4q_edge" / "recipe.py")
+    own = sources.pop(repository / "p4q_edge" / "recipe" / "schema.py")
     used_by_scheme = QuantizationSection().scheme().__dataclass_fields__
     for section in (ModelSection, DataSection, QuantizationSection, LearnSection):
         for field in msgspec.structs.fields(section):

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p4q_edge.command.common import demo_recipe
-from p4q_edge.pipeline import open_source
-from p4q_edge.recipe import parse_recipe, to_toml
-from p4q_edge.runtime.card import read_card
-from p4q_edge.runtime.cli import main
+from p4q_edge.recipe.defaults import demo_recipe
+from p4q_edge.recipe.toml import parse_recipe, to_toml
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.stages.pipeline import open_source
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,7 @@ def test_absent_attention_bits_follow_the_others() -> None:
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"calibrate": "learn:CALIBRATE", "build-recipe": "build_recipe:COMMAND", "lint-graph": "lint_graph:COMMAND"}
     entries = tuple(
-        EntryPoint(name=name, value=f"p4q_edge.command.{value}", group="p4q_edge.commands")
-        for name, value in names.items()
+        EntryPoint(name=name, value=f"p4q_edge.cli.{value}", group="p4q_edge.commands") for name, value in names.items()
     )
     monkeypatch.setattr(
         metadata, "entry_points", lambda *, group, name=None: [e for e in entries if name in (None, e.name)]

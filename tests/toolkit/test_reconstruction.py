@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from p4q_edge.calibrate import calibrate_encoder, restore_encoder
-from p4q_edge.export import export_classifier, linear_quantizations
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.image_encoder import encode_batches
-from p4q_edge.load import LoadedModel, to_batch
+from p4q_edge.calibration.calibrate import calibrate_encoder
+from p4q_edge.graph.export import export_classifier, linear_quantizations
+from p4q_edge.models.folded_classifier import FoldedClassifier
+from p4q_edge.models.image_tower import encode_batches
+from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
-from p4q_edge.quant.modules import Phase, QuantLinear, quant_linears, running_in
-from p4q_edge.quant.paired import Moments, correct_affine, paired_pass
+from p4q_edge.quant.least_squares import Moments, correct_affine, paired_pass
+from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.rounding import choose_rounding
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 SEEDS = st.integers(0, 2**31)
 LEVERS = {
@@ -171,7 +172,7 @@ def test_what_was_fitted_is_stored_restored_and_exported_to_the_integer(
 ) -> None:
     scheme = QuantScheme(weight_bits=4, activation_bits=8, **LEVERS[lever])  # type: ignore[arg-type]
     calibrated = calibrate_encoder(toy_clip, toy_pixels, scheme)
-    calibrated.save(tmp_path / "encoder.safetensors", key="k")
+    save_encoder(calibrated, tmp_path / "encoder.safetensors", key="k")
     restored = restore_encoder(tmp_path / "encoder.safetensors", toy_clip, scheme, key="k")
     assert restored is not None
     batch = to_batch(toy_pixels, toy_clip.preprocess)

@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p4q_edge.prompts import fill
-from p4q_edge.recipe import read_recipe
-from p4q_edge.sources import read_words
+from p4q_edge.data.readers import read_words
+from p4q_edge.models.prompts import fill
+from p4q_edge.recipe.toml import read_recipe
 
 WIDTHS = {
     "int8": ("W8A8", "executed", False),

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from p4q_edge.load import LoadedModel
-from p4q_edge.prompts import PromptLearner, kept_bytes, template_embeddings
+from p4q_edge.calibration.text import calibrate_text
+from p4q_edge.models.load import LoadedModel
+from p4q_edge.models.prompts import PromptLearner, kept_bytes, template_embeddings
+from p4q_edge.models.text_tower import TextTower, encoder_of
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.quantized_text import calibrate_text
-from p4q_edge.text_tower import TextTower, encoder_of
 
 WORDS = ("cat", "dog", "very", "old", "bird", "grey")
 CLASSES = ("cat", "very old dog", "bird", "very very old grey bird", "old cat", "dog")

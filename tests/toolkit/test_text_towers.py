@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from p4q_edge.load import LoadedModel
-from p4q_edge.prompts import PromptLearner, initial_context, template_embeddings
+from p4q_edge.calibration.text import calibrate_text
+from p4q_edge.models.load import LoadedModel
+from p4q_edge.models.prompts import PromptLearner, initial_context, template_embeddings
+from p4q_edge.models.text_tower import TextTower, encoder_of
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.quantized_text import calibrate_text
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.text_tower import TextTower, encoder_of
 
 SIZES = {"width": 32, "heads": 2, "layers": 2, "vocab_size": 99}
 NOT_OF_THE_TOWER = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}

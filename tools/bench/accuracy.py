@@ -37,9 +37,10 @@ from accuracy_rows import FLOAT, REPOSITORY, WIDTHS, Answers, Choice, Row, Scene
 from accuracy_table import markdown, stem, summarize
 from accuracy_tools import UnavailableError, tool_versions
 
-from p4q_edge.runtime import metrics, provenance
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
-from p4q_edge.runtime.files import atomic_write
+from p4q_edge.runtime.machine import provenance
+from p4q_edge.runtime.statistics import metrics
+from p4q_edge.runtime.storage import atomic_write
 
 logger = logging.getLogger("accuracy")
 

@@ -15,16 +15,14 @@ from accuracy_tools import FloatClassifier, Quantizer, class_logits, model_optim
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from p4q_edge import as_released
-from p4q_edge.ablate import PTQ, learned_student, method_variants
-from p4q_edge.calibrate import calibrate_encoder
-from p4q_edge.command.common import demo_recipe
-from p4q_edge.image_encoder import encode_batches
-from p4q_edge.learn import CachedFeatures, Student
-from p4q_edge.load import to_batch
-from p4q_edge.pipeline import BATCH_SIZE, Source, cache_features, open_source
-from p4q_edge.quant.modules import Phase, running_in
-from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, read_recipe
+from p4q_edge.baselines import as_released
+from p4q_edge.calibration import calibrate_encoder
+from p4q_edge.evaluation import PTQ, learned_student, method_variants
+from p4q_edge.learning import CachedFeatures, Student
+from p4q_edge.models import encode_batches, to_batch
+from p4q_edge.quant import Phase, running_in
+from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, read_recipe
+from p4q_edge.stages import BATCH_SIZE, Source, cache_features, open_source
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTO_CLIP = Path(__file__).with_name("photo_clip")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.files import atomic_write
-from p4q_edge.runtime.metrics import wilson_interval
+from p4q_edge.runtime.statistics import wilson_interval
+from p4q_edge.runtime.storage import atomic_write
 
 if TYPE_CHECKING:
     from accuracy_rows import Row

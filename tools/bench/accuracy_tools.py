@@ -26,15 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from p4q_edge.data import pixels
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.graph.parity import run_in_onnxruntime
-from p4q_edge.graph.trace import trace_float_graph
-from p4q_edge.image_encoder import ImageEncoder, encode_batches
-from p4q_edge.load import to_batch
-from p4q_edge.pipeline import BATCH_SIZE, Source, hand_written_embeddings
-from p4q_edge.quant.modules import quant_linears
-from p4q_edge.quant.swap import quantize_modules, replace_module
+from p4q_edge.graph import run_in_onnxruntime, trace_float_graph
+from p4q_edge.models import FoldedClassifier, ImageEncoder, encode_batches, to_batch
+from p4q_edge.quant import quant_linears, quantize_modules, replace_module
 from p4q_edge.recipe import QuantizationSection
+from p4q_edge.stages import BATCH_SIZE, Source, hand_written_embeddings
 
 HISTOGRAM_IMAGES = 160
 """ONNX Runtime's histograms are made with every activation of every image in memory."""

@@ -29,15 +29,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from p4q_edge.runtime import BuildOptions, RuntimeOptions, ZeroShotClassifier, build_engine, machine
-from p4q_edge.runtime.bundle import Bundle, read_bundle
-from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from p4q_edge.runtime.engines.onnxruntime_models import float_weights
-from p4q_edge.runtime.files import atomic_write
-from p4q_edge.runtime.golden import cosine, run_golden
-from p4q_edge.runtime.images import load_image
-from p4q_edge.runtime.preprocess import preprocess
-from p4q_edge.runtime.timing import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime import BuildOptions, RuntimeOptions, ZeroShotClassifier, build_engine
+from p4q_edge.runtime.artifacts import Bundle, read_bundle
+from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, float_weights
+from p4q_edge.runtime.images import load_image, preprocess
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.verification import cosine, run_golden
 
 logger = logging.getLogger("cpu_runtime")
 

@@ -36,18 +36,24 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from p4q_edge.calibrate import calibrate_encoder
+from p4q_edge.calibration import calibrate_encoder, calibrate_text
 from p4q_edge.data import augment
-from p4q_edge.learn import CachedFeatures, Student, batch_loss, make_student
-from p4q_edge.load import LoadedModel, load_model, to_batch
-from p4q_edge.prompts import PromptLearner, initial_context, template_embeddings
-from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.quantized_text import calibrate_text
+from p4q_edge.learning import CachedFeatures, Student, batch_loss, make_student
+from p4q_edge.models import (
+    LoadedModel,
+    PromptLearner,
+    TextTower,
+    encoder_of,
+    initial_context,
+    load_model,
+    template_embeddings,
+    to_batch,
+)
+from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import LearnSection, QuantizationSection
-from p4q_edge.runtime import machine
-from p4q_edge.runtime.files import atomic_write
-from p4q_edge.runtime.timing import Rounds, measure_interleaved, paired_ratio, summarize
-from p4q_edge.text_tower import TextTower, encoder_of
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime.storage import atomic_write
 
 TOLERANCE = 1e-5
 DEFAULT_WORDS = "a photo of a"

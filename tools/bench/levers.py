@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p4q_edge.ablate import (
+from p4q_edge.evaluation import (
     UNCHANGED,
     Variant,
     ablate,
@@ -33,12 +33,10 @@ from p4q_edge.ablate import (
     quantization_section,
     quantization_variants,
 )
-from p4q_edge.command.common import demo_recipe
-from p4q_edge.pipeline import hand_written_embeddings, teacher_embeddings
-from p4q_edge.recipe import DataSection, ModelSection, QuantizationSection, Recipe
-from p4q_edge.runtime.files import atomic_write
-from p4q_edge.runtime.report.document import baseline
-from p4q_edge.runtime.report.markdown import baseline_table
+from p4q_edge.recipe import DataSection, ModelSection, QuantizationSection, Recipe, demo_recipe
+from p4q_edge.runtime.evaluation.report import baseline, baseline_table
+from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.stages import hand_written_embeddings, teacher_embeddings
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE.parents[1] / "calibration" / "templates" / "photo.txt"

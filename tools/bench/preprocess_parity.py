@@ -19,14 +19,13 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from p4q_edge.runtime.card import read_card
+from p4q_edge.runtime.artifacts import read_card
+from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.files import atomic_write
-from p4q_edge.runtime.golden import cosine
-from p4q_edge.runtime.images import load_image
-from p4q_edge.runtime.options import Fast
-from p4q_edge.runtime.preprocess import PreprocessSpec, draft_size, preprocess
-from p4q_edge.runtime.timing import Rounds, measure_interleaved, paired_ratio
+from p4q_edge.runtime.images import PreprocessSpec, draft_size, load_image, preprocess
+from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio
+from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.verification import cosine
 
 SIZES = {
     "640 x 427": (640, 427),

@@ -41,7 +41,7 @@ def complete_model(path: Path, folder: Path) -> Path:
     """Return an ONNX file: `path` itself, or the FP16 graph of a bundle with its weights."""
     if path.suffix != ".p4q":
         return path
-    from p4q_edge.runtime.bundle import read_bundle
+    from p4q_edge.runtime.artifacts import read_bundle
 
     model = folder / "model.onnx"
     model.write_bytes(read_bundle(path).model("fp16"))

@@ -13,14 +13,12 @@ from typing import Any
 import open_clip
 import torch
 
-from p4q_edge.adapter import Adapter
-from p4q_edge.calibrate import calibrate_encoder
-from p4q_edge.export import export_classifier
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.load import LoadedModel
-from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.runtime.bundle import ModelInfo
-from p4q_edge.runtime.preprocess import PreprocessSpec
+from p4q_edge.calibration import calibrate_encoder
+from p4q_edge.graph import export_classifier
+from p4q_edge.models import Adapter, FoldedClassifier, LoadedModel
+from p4q_edge.quant import QuantScheme
+from p4q_edge.runtime.artifacts import ModelInfo
+from p4q_edge.runtime.images import PreprocessSpec
 
 IMAGES = 2
 DEMO: dict[str, Any] = {

@@ -5,13 +5,15 @@ Public names are imported when they are first used, so that `p4q-edge --help` lo
 
 from __future__ import annotations
 
-import importlib
 import logging
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.lazy import lazy_exports
+
 if TYPE_CHECKING:
-    from p4q_edge.runtime.build import BuildOptions, build_engine
-    from p4q_edge.runtime.classifier import RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.artifacts import Head, load_head
+    from p4q_edge.runtime.builders import BuildOptions, build_engine
+    from p4q_edge.runtime.classification import Prediction, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.errors import (
         ArtifactError,
         CorruptArtifactError,
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
         QualityGateError,
         UsageError,
     )
-    from p4q_edge.runtime.heads import Head, load_head
-    from p4q_edge.runtime.proof import selftest
-    from p4q_edge.runtime.results import Prediction
+    from p4q_edge.runtime.verification import selftest
 
 __all__ = [
     "ArtifactError",
@@ -45,26 +45,16 @@ __all__ = [
     "selftest",
 ]
 
-_MODULES = {
-    "build": ("BuildOptions", "build_engine"),
-    "classifier": ("RuntimeOptions", "ZeroShotClassifier"),
-    "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "heads": ("Head", "load_head"),
-    "results": ("Prediction",),
-    "proof": ("selftest",),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
 logging.getLogger("p4q_edge").addHandler(logging.NullHandler())
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "artifacts": ("Head", "load_head"),
+            "builders": ("BuildOptions", "build_engine"),
+            "classification": ("Prediction", "RuntimeOptions", "ZeroShotClassifier"),
+            "errors": tuple(name for name in __all__ if name.endswith("Error")),
+            "verification": ("selftest",),
+        },
+    )

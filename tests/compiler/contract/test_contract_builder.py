@@ -17,10 +17,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge.runtime.engines import tensorrt_child
-from p4q_edge.runtime.engines.tensorrt_inspect import summarize_inspection
-from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
-from p4q_edge.runtime.engines.tensorrt_progress import Progress
+from p4q_edge.runtime.builders.tensorrt import worker_process as tensorrt_child
+from p4q_edge.runtime.builders.tensorrt.inspection import summarize_inspection
+from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+from p4q_edge.runtime.builders.tensorrt.progress import Progress
 
 WIDTH, HEADS = 256, 4
 
@@ -29,9 +29,9 @@ BUILD = """
 import json
 from pathlib import Path
 import tensorrt as trt
-from p4q_edge.runtime.engines import tensorrt_worker as worker
-from p4q_edge.runtime.engines.cuda import DeviceFacts
-from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+from p4q_edge.runtime.builders.tensorrt import worker
+from p4q_edge.runtime.engines.cuda.base import DeviceFacts
+from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.errors import P4QEdgeError
 layers, said = [], []
 class Log(trt.ILogger):
@@ -251,8 +251,8 @@ def test_scales_in_float_with_casts_build_in_both_precisions(real_builder: Any, 
 
 WORKER = """
 import contextlib
-from p4q_edge.runtime.engines import tensorrt_worker as worker
-from p4q_edge.runtime.engines.cuda import DeviceFacts
+from p4q_edge.runtime.builders.tensorrt import worker
+from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 class Cuda:
     facts = DeviceFacts(index=0, name="none", compute_capability="8.6", total_memory_bytes=8 << 30, integrated=False,
                         driver_version="13.0", runtime_version="13.0")
@@ -295,8 +295,8 @@ REROUTE = """
 import json
 import numpy as np
 import tensorrt as trt
-from p4q_edge.runtime.engines.tensorrt_library import make_logger
-from p4q_edge.runtime.engines.tensorrt_network import parse_network, read_weights, remove_quantization
+from p4q_edge.runtime.engines.tensorrt.library import make_logger
+from p4q_edge.runtime.builders.tensorrt.network import parse_network, read_weights, remove_quantization
 log = make_logger(trt)
 builder = trt.Builder(log)
 network, parser = parse_network(trt, builder, log, open(sys.argv[1], "rb").read(), strong=True)
@@ -362,7 +362,7 @@ def test_level_and_workspace_are_accepted_by_the_real_configuration(real_builder
 
 def test_the_graph_of_debug_with_every_linear_opened_builds(real_builder: Any, tmp_path: Path) -> None:
     """`validate --debug` builds the graph with the linears' inputs and outputs as outputs, of FP16."""
-    debug = pytest.importorskip("p4q_edge.debug_tensorrt", reason="the toolkit is not installed")
+    debug = pytest.importorskip("p4q_edge.evaluation.layer_debug_tensorrt", reason="the toolkit is not installed")
     opened = debug.with_linear_outputs(onnx.load_model_from_string(Encoder().model()))
     assert len(opened.graph.output) == 1 + 2 * 4
     outcome = build(real_builder, tmp_path, opened.SerializeToString())

@@ -17,7 +17,7 @@ EXERCISE = """
 import json, sys
 import numpy as np
 from cuda.bindings import runtime as cudart
-from p4q_edge.runtime.engines.cuda_bindings import CudaBindings
+from p4q_edge.runtime.engines.cuda.bindings import CudaBindings
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 answers = {}
 def attempt(name, function):
@@ -78,7 +78,7 @@ print(json.dumps({"answers": answers, "properties": sorted(properties)}))
 
 
 def _backend(repository: Path, name: str) -> str:
-    return (repository / "runtime" / "p4q_edge" / "runtime" / "engines" / name).read_text(encoding="utf-8")
+    return (repository / "runtime" / "p4q_edge" / "runtime" / "engines" / "cuda" / name).read_text(encoding="utf-8")
 
 
 def test_every_call_is_accepted_by_the_real_cuda_bindings(
@@ -89,7 +89,7 @@ def test_every_call_is_accepted_by_the_real_cuda_bindings(
     answers = found["answers"]
     assert re.search(r"CUDA answers .*(Driver|libcuda)|CUDA finds none", answers["__init__"])
     assert found["properties"] == ["integrated", "major", "minor", "name", "totalGlobalMem"]
-    called = set(re.findall(r"cudart\.(cuda[A-Z]\w+)\b", _backend(repository, "cuda_bindings.py")))
+    called = set(re.findall(r"cudart\.(cuda[A-Z]\w+)\b", _backend(repository, "bindings.py")))
     seen = {name for name in answers if name.startswith("cuda")}
     seen |= {match[0] for text in answers.values() for match in re.finditer(r"cuda[A-Z]\w+(?= failed)", text)}
     constants = {"cudaError_t", "cudaStreamNonBlocking", "cudaHostAllocDefault", "cudaStreamCaptureMode"}
@@ -128,7 +128,7 @@ def test_every_name_of_pycuda_is_defined_in_its_sources(pycuda_archive: Path, re
     defined: set[str] = set()
     for pattern in (r"DEF_SIMPLE_METHOD\((\w+)\)", r"DEF_SIMPLE_FUNCTION\((\w+)\)", r"DECLARE_EXC\((\w+),", r'"(\w+)"'):
         defined |= set(re.findall(pattern, text))
-    used = _used_of_driver(_backend(repository, "cuda_pycuda.py"))
+    used = _used_of_driver(_backend(repository, "pycuda.py"))
     assert {"mem_alloc", "Stream", "Device", "Context", "pagelocked_empty", "memcpy_htod_async"} <= used
     assert used - defined == set()
     methods = {"retain_primary_context", "compute_capability", "total_memory", "get_attribute", "push", "pop", "free"}

@@ -86,7 +86,7 @@ folder, major = sys.argv[1], sys.argv[2]
 for library in sys.argv[3:]:
     ctypes.CDLL(f"{folder}/{library}.so.{major}", ctypes.RTLD_GLOBAL)
 import tensorrt_bindings as trt
-from p4q_edge.runtime.engines.tensorrt_network import read_weights
+from p4q_edge.runtime.builders.tensorrt.network import read_weights
 right = []
 for dtype in (np.int8, np.float16, np.float32):
     array = np.arange(1, 7).astype(dtype)
@@ -116,8 +116,8 @@ folder, major = sys.argv[1], sys.argv[2]
 for library in sys.argv[3:]:
     ctypes.CDLL(f"{folder}/{library}.so.{major}", ctypes.RTLD_GLOBAL)
 import tensorrt_bindings as trt
-from p4q_edge.runtime.engines.tensorrt_library import make_logger, problems
-from p4q_edge.runtime.engines.tensorrt_progress import make_monitor
+from p4q_edge.runtime.engines.tensorrt.library import make_logger, problems
+from p4q_edge.runtime.builders.tensorrt.progress import make_monitor
 log = make_logger(trt)
 for severity in (trt.ILogger.VERBOSE, trt.ILogger.INFO, trt.ILogger.WARNING):
     log.log(severity, "fine")
@@ -218,8 +218,8 @@ def test_the_comparison_of_signatures_can_fail() -> None:
 
 
 def _sources(repository: Path) -> list[Path]:
-    engines = repository / "runtime" / "p4q_edge" / "runtime" / "engines"
-    found = sorted(engines.glob("tensorrt*.py"))
+    runtime = repository / "runtime" / "p4q_edge" / "runtime"
+    found = sorted([*runtime.glob("engines/tensorrt/*.py"), *runtime.glob("builders/tensorrt/*.py")])
     assert len(found) >= 10
     return found
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.engines.cuda import Captured, DeviceFacts
+from p4q_edge.runtime.engines.cuda.base import Captured, DeviceFacts
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 
 SIDE = 4
@@ -656,8 +656,8 @@ def _install(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> None:
         double.calls.append("open_cuda")
         return double.cuda
 
-    for module in ("tensorrt", "tensorrt_builder", "tensorrt_worker"):
-        monkeypatch.setattr(f"p4q_edge.runtime.engines.{module}.open_cuda", open_cuda)
+    for module in ("engines.tensorrt.engine", "builders.tensorrt.builder", "builders.tensorrt.worker"):
+        monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_cuda)
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", double.trt)
 
 
@@ -665,7 +665,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> None:
 def gpu() -> Iterator[Any]:
     """A real GPU through cuda.bindings; tests with it are skipped, and counted, where there is none."""
     pytest.importorskip("cuda.bindings.runtime", reason="no GPU: cuda-bindings is not installed")
-    from p4q_edge.runtime.engines.cuda_bindings import CudaBindings
+    from p4q_edge.runtime.engines.cuda.bindings import CudaBindings
 
     try:
         backend = CudaBindings(0)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.engines.cuda import open_cuda, version_text
+from p4q_edge.runtime.engines.cuda.base import version_text
+from p4q_edge.runtime.engines.cuda.device import open_cuda
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
 
 Status = IntEnum(
@@ -144,12 +145,12 @@ def cudart(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cudart]:
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
-    yield from _reimported(monkeypatch, "cuda_bindings", runtime)
+    yield from _reimported(monkeypatch, "bindings", runtime)
 
 
 def _reimported(monkeypatch: pytest.MonkeyPatch, name: str, double: Any) -> Iterator[Any]:
     """Make the backend import the double now and the real library afterwards."""
-    module = f"p4q_edge.runtime.engines.{name}"
+    module = f"p4q_edge.runtime.engines.cuda.{name}"
     monkeypatch.delitem(sys.modules, module, raising=False)
     yield double
     sys.modules.pop(module, None)
@@ -422,7 +423,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     package.driver = double  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", double)
-    yield from _reimported(monkeypatch, "cuda_pycuda", double)
+    yield from _reimported(monkeypatch, "pycuda", double)
 
 
 def test_pycuda_uses_the_primary_context_around_each_use(driver: Driver) -> None:
@@ -495,7 +496,7 @@ def test_auto_takes_pycuda_where_cuda_bindings_is_missing(driver: Driver, monkey
 def test_without_any_backend_both_reasons_and_the_command_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     _remove_cuda_bindings(monkeypatch)
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    monkeypatch.delitem(sys.modules, "p4q_edge.runtime.engines.cuda_pycuda", raising=False)
+    monkeypatch.delitem(sys.modules, "p4q_edge.runtime.engines.cuda.pycuda", raising=False)
     with pytest.raises(
         EnvironmentNotAbleError, match=r"none can be imported \(cuda\.bindings: .*; pycuda: .*\)\. .*cuda-bindings==12"
     ):
@@ -510,7 +511,7 @@ def test_without_any_backend_both_reasons_and_the_command_are_given(monkeypatch:
 
 def _remove_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    monkeypatch.delitem(sys.modules, "p4q_edge.runtime.engines.cuda_bindings", raising=False)
+    monkeypatch.delitem(sys.modules, "p4q_edge.runtime.engines.cuda.bindings", raising=False)
 
 
 @pytest.mark.parametrize(("number", "text"), [(12060, "12.6"), (13020, "13.2"), (0, "0.0")])
@@ -520,7 +521,7 @@ def test_versions_are_read_as_cuda_writes_them(number: int, text: str) -> None:
 
 def test_importing_the_layer_loads_no_cuda_and_no_tensorrt() -> None:
     program = (
-        "import sys, p4q_edge.runtime.engines.tensorrt_builder, p4q_edge.runtime.engines.tensorrt\n"
+        "import sys, p4q_edge.runtime.builders.tensorrt.builder, p4q_edge.runtime.engines.tensorrt\n"
         "print(sorted({'cuda', 'pycuda', 'tensorrt'} & {name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.engines import tensorrt_builder
-from p4q_edge.runtime.engines.tensorrt_builder import build_plan, describe_build
-from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
+from p4q_edge.runtime.artifacts.golden import Golden
+from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
+from p4q_edge.runtime.builders.tensorrt.builder import build_plan, describe_build
+from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
-from p4q_edge.runtime.files import sha256_bytes
-from p4q_edge.runtime.golden import Golden
-from p4q_edge.runtime.serial import save_tensors
+from p4q_edge.runtime.storage.files import sha256_bytes
+from p4q_edge.runtime.storage.untrusted import save_tensors
 
 
 @pytest.fixture

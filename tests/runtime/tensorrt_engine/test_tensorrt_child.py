@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from p4q_edge.runtime.engines import tensorrt_child
-from p4q_edge.runtime.engines.tensorrt_child import run_worker
-from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
-from p4q_edge.runtime.engines.tensorrt_progress import Progress
+from p4q_edge.runtime.builders.tensorrt import worker_process as tensorrt_child
+from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+from p4q_edge.runtime.builders.tensorrt.progress import Progress
+from p4q_edge.runtime.builders.tensorrt.worker_process import run_worker
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, P4QEdgeError
 
 MEMORY = "memory 7620 MiB, available now 900 MiB, swap 0 MiB"
@@ -121,7 +121,7 @@ def test_a_real_sigint_in_the_parent_ends_both(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     child = _child(f"open({str(ready)!r}, 'w').close()\nsys.stdin.read()\nsys.exit(130)")
     program = (
-        "from p4q_edge.runtime.engines.tensorrt_child import run_worker\n"
+        "from p4q_edge.runtime.builders.tensorrt.worker_process import run_worker\n"
         f"run_worker({{}}, task='INT8 plan', command={child!r})"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import read_card
-from p4q_edge.runtime.cli import main
-from p4q_edge.runtime.engines import tensorrt_builder, tensorrt_noregret
-from p4q_edge.runtime.engines.tensorrt_progress import Progress
-from p4q_edge.runtime.engines.tensorrt_worker import serve
-from p4q_edge.runtime.timing import Rounds
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
+from p4q_edge.runtime.builders.tensorrt import precision_choice as tensorrt_noregret
+from p4q_edge.runtime.builders.tensorrt.progress import Progress
+from p4q_edge.runtime.builders.tensorrt.worker import serve
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.statistics.timing import Rounds
 
 
 @pytest.fixture

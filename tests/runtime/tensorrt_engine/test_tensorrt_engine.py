@@ -13,17 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.engines.tensorrt import TensorRTEngine, device_index, fingerprint
-from p4q_edge.runtime.engines.tensorrt_library import machine_facts
-from p4q_edge.runtime.engines.tensorrt_session import SessionPool
-from p4q_edge.runtime.errors import (
-    CorruptArtifactError,
-    IncompatibleEngineError,
-    InputError,
-    P4QEdgeError,
-    UsageError,
-)
-from p4q_edge.runtime.files import sha256_bytes
+from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine, device_index, fingerprint
+from p4q_edge.runtime.engines.tensorrt.library import machine_facts
+from p4q_edge.runtime.engines.tensorrt.session import SessionPool
+from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, P4QEdgeError, UsageError
+from p4q_edge.runtime.storage.files import sha256_bytes
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.bundle import read_bundle
-from p4q_edge.runtime.card import read_card
-from p4q_edge.runtime.cli import main
-from p4q_edge.runtime.engines.tensorrt import TensorRTEngine
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.engines.tensorrt_inspect import datatype, inspect_engine, summarize_inspection
+from p4q_edge.runtime.builders.tensorrt.inspection import datatype, inspect_engine, summarize_inspection
 from p4q_edge.runtime.errors import P4QEdgeError
 
 # One encoder block as each TensorRT describes it: (name, type, input type and shape, output shape).

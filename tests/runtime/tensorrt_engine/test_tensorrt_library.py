@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.engines import tensorrt_library
-from p4q_edge.runtime.engines.tensorrt_library import (
+from p4q_edge.runtime.engines.tensorrt import library as tensorrt_library
+from p4q_edge.runtime.engines.tensorrt.library import (
     check_compatible,
     import_tensorrt,
     l4t_release,

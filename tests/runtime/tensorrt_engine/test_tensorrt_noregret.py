@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.engines.tensorrt_noregret import Choice, Row, choose, gate_problem, table
+from p4q_edge.runtime.artifacts.golden import Golden
+from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, choose, gate_problem, table
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.golden import Golden
 
 RATIOS = st.floats(0.2, 5.0)
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.engines.cuda import DeviceFacts
-from p4q_edge.runtime.engines.tensorrt_options import (
+from p4q_edge.runtime.builders.tensorrt.options import (
     TensorRTOptions,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,
 )
+from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 from p4q_edge.runtime.errors import UsageError
 
 

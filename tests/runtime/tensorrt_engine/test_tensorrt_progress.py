@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.engines.tensorrt_progress import PhaseTree, Progress, ProgressLine, make_monitor
+from p4q_edge.runtime.builders.tensorrt.progress import PhaseTree, Progress, ProgressLine, make_monitor
 
 EVENTS = st.lists(
     st.one_of(

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.engines import tensorrt_worker
-from p4q_edge.runtime.engines.tensorrt_options import TensorRTOptions
-from p4q_edge.runtime.engines.tensorrt_worker import serve, stdin_ended
+from p4q_edge.runtime.artifacts.golden import Golden
+from p4q_edge.runtime.builders.tensorrt import worker as tensorrt_worker
+from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+from p4q_edge.runtime.builders.tensorrt.worker import serve, stdin_ended
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
-from p4q_edge.runtime.golden import Golden
 
 Serve = Callable[..., tuple[int, list[dict[str, Any]]]]
 
@@ -220,8 +220,8 @@ def test_a_plan_that_cannot_be_loaded_again_is_an_error(installed: Any, ask: Ser
 def test_plans_are_measured_and_compared_with_the_golden_samples(
     installed: Any, doubles: Any, images: np.ndarray, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from p4q_edge.runtime.engines import tensorrt_noregret
-    from p4q_edge.runtime.timing import Rounds
+    from p4q_edge.runtime.builders.tensorrt import precision_choice as tensorrt_noregret
+    from p4q_edge.runtime.statistics.timing import Rounds
 
     monkeypatch.setattr(tensorrt_noregret, "ROUNDS", Rounds(warmup=1, minimum=5, maximum=5, seconds=0))
     right = doubles.compute(images[:4])

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p4q_edge.adapter import Adapter
-from p4q_edge.calibrate import calibrate_encoder
-from p4q_edge.export import ExportedGraphs, export_classifier
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.load import LoadedModel
+from p4q_edge.calibration.calibrate import calibrate_encoder
+from p4q_edge.graph.export import ExportedGraphs, export_classifier
+from p4q_edge.models.adapter import Adapter
+from p4q_edge.models.folded_classifier import FoldedClassifier
+from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.scheme import QuantScheme
 
 CLASSES = 5

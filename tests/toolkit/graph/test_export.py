@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from p4q_edge.export import (
+from p4q_edge.graph.export import (
     ExportedGraphs,
     attention_quantizations,
     check_parity,
@@ -19,16 +19,16 @@ from p4q_edge.export import (
     linear_quantizations,
     reference_outputs,
 )
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.graph.base import GraphPassError
-from p4q_edge.graph.lint import lint
+from p4q_edge.graph.lint_rules import lint
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
+from p4q_edge.graph.passes.base import GraphPassError
+from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.quant.attention import attentions, quant_products
-from p4q_edge.quant.modules import Phase, quant_linears
-from p4q_edge.quant.products import softmax_scale
+from p4q_edge.quant.attention_products import softmax_scale
+from p4q_edge.quant.linear import Phase, quant_linears
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.tolerance import least_cosine
+from p4q_edge.runtime.statistics.rounding_limits import least_cosine
 
 Exported = tuple[ExportedGraphs, FoldedClassifier]
 Fold = Callable[[QuantScheme], FoldedClassifier]
@@ -162,7 +162,7 @@ def test_a_wrong_scale_of_an_attention_is_refused(
     model = fold_toy(QuantScheme(quantize_attention=True))
     right = attention_quantizations(model)
     wrong = {path: replace(grids, value=grids.value / 4) for path, grids in right.items()}
-    monkeypatch.setattr("p4q_edge.export.attention_quantizations", lambda _: wrong)
+    monkeypatch.setattr("p4q_edge.graph.export.attention_quantizations", lambda _: wrong)
     with pytest.raises(QualityGateError, match="parity"):
         export_classifier(model, images)
 
@@ -263,6 +263,6 @@ def test_a_wrong_scale_in_the_graph_is_refused(
     wrong = linear_quantizations(model)
     path = "encoder.trunk.transformer.resblocks.0.attn.in_proj"
     wrong[path].weight_scale[:] = wrong[path].weight_scale[::-1].copy()
-    monkeypatch.setattr("p4q_edge.export.linear_quantizations", lambda _: wrong)
+    monkeypatch.setattr("p4q_edge.graph.export.linear_quantizations", lambda _: wrong)
     with pytest.raises(QualityGateError, match="parity"):
         export_classifier(model, images, least_cosine=0.9999)

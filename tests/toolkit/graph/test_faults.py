@@ -10,16 +10,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from p4q_edge import debug
-from p4q_edge.export import ExportedGraphs, check_linears, export_classifier, linear_quantizations, reference_outputs
-from p4q_edge.fold import FoldedClassifier
-from p4q_edge.graph.linears import differing_linears, linear_nodes
+from p4q_edge.evaluation import layer_debug as debug
+from p4q_edge.graph.analysis.linears import differing_linears, linear_nodes
+from p4q_edge.graph.export import (
+    ExportedGraphs,
+    check_linears,
+    export_classifier,
+    linear_quantizations,
+    reference_outputs,
+)
+from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.runtime.chain import ChainOptions, ChainReport, Outputs, Stage, validate_chain
-from p4q_edge.runtime.engines.onnxruntime import open_session, session_options
+from p4q_edge.runtime.engines.onnxruntime.engine import open_session, session_options
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.gates import Gates
-from p4q_edge.runtime.target import graph_stage
+from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, validate_chain
+from p4q_edge.runtime.evaluation.gates import Gates
+from p4q_edge.runtime.evaluation.subject import graph_stage
+from p4q_edge.runtime.stage import Outputs, Stage
 
 Fold = Callable[[QuantScheme], FoldedClassifier]
 Exported = tuple[ExportedGraphs, FoldedClassifier]

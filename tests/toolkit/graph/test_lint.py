@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge.graph.lint import RULES, Finding, check_lint, lint
-from p4q_edge.quant import products
+from p4q_edge.graph.lint_rules import RULES, Finding, check_lint, lint
+from p4q_edge.quant import attention_products as products
 from p4q_edge.runtime.errors import QualityGateError
 
 Model = onnx.ModelProto

@@ -12,18 +12,18 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from p4q_edge.command import lint_graph
-from p4q_edge.export import export_classifier
-from p4q_edge.fold import FoldedClassifier
+from p4q_edge.cli import lint_graph
+from p4q_edge.graph.export import export_classifier
+from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.runtime.bundle import GRAPH_FP16, GRAPH_FP32, WEIGHTS, read_bundle, write_bundle
-from p4q_edge.runtime.cli import main
-from p4q_edge.runtime.command import inspect
+from p4q_edge.runtime.artifacts.bundle import GRAPH_FP16, GRAPH_FP32, WEIGHTS, read_bundle, write_bundle
+from p4q_edge.runtime.cli.commands import inspect
+from p4q_edge.runtime.cli.main import main
 
 
 @pytest.fixture(autouse=True)
 def _entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint(name="lint-graph", value="p4q_edge.command.lint_graph:COMMAND", group="p4q_edge.commands")
+    entry = EntryPoint(name="lint-graph", value="p4q_edge.cli.lint_graph:COMMAND", group="p4q_edge.commands")
     monkeypatch.setattr(metadata, "entry_points", lambda **_: (entry,))
 
 

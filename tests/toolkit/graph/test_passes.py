@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import parser
 
-from p4q_edge.graph.attention import find_attentions
-from p4q_edge.graph.base import GraphPass, GraphPassError, run_passes
-from p4q_edge.graph.class_token import ClassTokenByPad
-from p4q_edge.graph.drop_expand import DropExpand
-from p4q_edge.graph.fold_constants import FoldConstants
-from p4q_edge.graph.fragments import StoreWeightsAsFp16
-from p4q_edge.graph.gelu_in_parts import GeluInParts
-from p4q_edge.graph.insert_qdq import InsertQdq
-from p4q_edge.graph.linear_to_matmul import LinearToMatMul
+from p4q_edge.graph.analysis.attention import find_attentions
+from p4q_edge.graph.passes.base import GraphPass, GraphPassError, run_passes
+from p4q_edge.graph.passes.class_token import ClassTokenByPad
+from p4q_edge.graph.passes.drop_expand import DropExpand
+from p4q_edge.graph.passes.fold_constants import FoldConstants
+from p4q_edge.graph.passes.fragments import StoreWeightsAsFp16
+from p4q_edge.graph.passes.gelu_in_parts import GeluInParts
+from p4q_edge.graph.passes.insert_qdq import InsertQdq
+from p4q_edge.graph.passes.linear_to_matmul import LinearToMatMul
+from p4q_edge.graph.passes.rescale_small_weights import lift
+from p4q_edge.graph.passes.select_token_early import SelectTokenEarly
+from p4q_edge.graph.passes.sequence_first import SequenceFirst
+from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
 from p4q_edge.graph.quantization import LinearQuantization
-from p4q_edge.graph.rescale_small_weights import lift
-from p4q_edge.graph.select_token_early import SelectTokenEarly
-from p4q_edge.graph.sequence_first import SequenceFirst
-from p4q_edge.graph.unbind_to_split import UnbindToSplit
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 GENERATOR = np.random.default_rng(0)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import chain, timing
-from p4q_edge.runtime.report import document
+from p4q_edge.runtime.evaluation import comparison as chain
+from p4q_edge.runtime.evaluation.report import document
+from p4q_edge.runtime.statistics import timing
 
 CLASSES = tuple(f"digit {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven"))
 

@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.report import html
+from p4q_edge.evaluation.report import html
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
-from p4q_edge.runtime.metrics import Estimate
-from p4q_edge.runtime.report import document, words
-from p4q_edge.runtime.report.markdown import render_markdown
+from p4q_edge.runtime.evaluation.report import document
+from p4q_edge.runtime.evaluation.report import formatting as words
+from p4q_edge.runtime.evaluation.report.markdown import render_markdown
+from p4q_edge.runtime.statistics.metrics import Estimate
 
 
 def test_json_reads_back_and_is_stable(report: Any) -> None:

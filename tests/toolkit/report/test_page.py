@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from p4q_edge.report.html import render_html
+from p4q_edge.evaluation.report.html import render_html
 
 WIDTHS = (1280, 390)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from p4q_edge.runtime.card import card_path, read_card, write_card
-from p4q_edge.runtime.cli import main
-from p4q_edge.runtime.files import sha256_file
+from p4q_edge.runtime.artifacts.card import card_path, read_card, write_card
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.storage.files import sha256_file
 
 RECIPE = """
 schema_version = 1

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from p4q_edge import debug
-from p4q_edge.runtime.report.document import LayerFinding
+from p4q_edge.evaluation import layer_debug as debug
+from p4q_edge.runtime.evaluation.report.document import LayerFinding
 
 
 def layers(*errors: tuple[float, float]) -> list[LayerFinding]:

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from p4q_edge.models import list_models
-from p4q_edge.runtime.build import BuildOptions, build_engine
-from p4q_edge.runtime.bundle import GRAPH_FP32, read_bundle, write_bundle
-from p4q_edge.runtime.cli import TOOLKIT_HELP, main
-from p4q_edge.runtime.documents import DOCUMENTS
-from p4q_edge.runtime.report.document import baseline, encode, read_report
-from p4q_edge.validate import BASELINES
+from p4q_edge.evaluation.torch_reference import BASELINES
+from p4q_edge.models.families import list_models
+from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle, write_bundle
+from p4q_edge.runtime.builders.build import BuildOptions, build_engine
+from p4q_edge.runtime.cli.documents import DOCUMENTS
+from p4q_edge.runtime.cli.main import TOOLKIT_HELP, main
+from p4q_edge.runtime.evaluation.report.document import baseline, encode, read_report
 
 
 @pytest.fixture

@@ -1,0 +1,28 @@
+"""Ranges and scales of a quantized tower, measured on images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.calibration.calibrate import CalibratedEncoder, add_products, calibrate_encoder
+    from p4q_edge.calibration.fit import refine
+    from p4q_edge.calibration.text import calibrate_text
+
+__all__ = ["CalibratedEncoder", "add_products", "calibrate_encoder", "calibrate_text", "refine"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "calibrate": (
+                "CalibratedEncoder",
+                "add_products",
+                "calibrate_encoder",
+            ),
+            "fit": ("refine",),
+            "text": ("calibrate_text",),
+        },
+    )

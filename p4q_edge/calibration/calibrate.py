@@ -1,0 +1,168 @@
+"""Stage `calibrate`: the image encoder with channel folds, weight scales and input scales."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from p4q_edge.calibration.fit import refine
+from p4q_edge.models import (
+    Batches,
+    ImageEncoder,
+    LoadedModel,
+    find_attention_owners,
+    find_cross_attention,
+    round_float_weights,
+    to_batch,
+    tokens_read,
+)
+from p4q_edge.quant import (
+    MAX_TOKENS,
+    AttentionProducts,
+    Phase,
+    QuantScheme,
+    attentions,
+    correct_biases,
+    fold_channels,
+    fuses_in_int8,
+    quant_linears,
+    quant_products,
+    quantize_modules,
+    running_in,
+    set_phase,
+)
+from p4q_edge.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 64
+SAMPLE_SIZE = 4
+"""Images of the forward passes that only watch which module reads what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedEncoder:
+    """A quantized image encoder.
+
+    Attributes:
+        encoder: in ``Phase.QUANTIZED``.
+        kept_float: linears and attentions that stay in high precision.
+        folded: producers whose channels were equalized.
+        cross_attention: attentions that do not attend to their own query.
+        attention_owners: modules whose linears have the scheme's bits for attentions.
+        products: attentions whose products are quantized.
+        images: number of calibration images.
+    """
+
+    encoder: nn.Module
+    kept_float: tuple[str, ...]
+    folded: tuple[str, ...]
+    cross_attention: tuple[str, ...]
+    attention_owners: tuple[str, ...]
+    products: tuple[str, ...]
+    images: int
+
+
+def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -> CalibratedEncoder:
+    """Quantize the image tower of a model.
+
+    Args:
+        images: uint8 ``(N, 3, H, W)``, the labelled training images.
+
+    Raises:
+        InputError: no images.
+
+    Source: P4Q, arXiv:2409.17634, section 3.1, on symmetric ranges (see `p4q_edge.quant.channel_folds`).
+    """
+    if len(images) == 0:
+        raise InputError("calibration needs at least one image; data.train gave none")
+    batches = Batches(images=images, spec=model.preprocess, size=BATCH_SIZE)
+    sample = to_batch(images[:SAMPLE_SIZE], model.preprocess)
+    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    round_float_weights(encoder)
+    cross = find_cross_attention(encoder, sample)
+    owners = find_attention_owners(encoder, sample)
+    kept = quantize_modules(encoder, scheme, cross_attention=cross, attention_owners=owners)
+    encoder.requires_grad_(False)
+    products = fusable_products(encoder, sample) if scheme.quantize_attention else []
+    add_products(encoder, products, scheme)
+    observe(encoder, lambda: _run(encoder, batches), Phase.RANGING)
+    folded = fold_channels(encoder, scheme, sample)
+    observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
+    unreached = fix_scales(encoder)
+    if scheme.bias_correction:
+        correct_biases(encoder, batches)
+    refine(encoder, model.clip.visual, batches, scheme)  # type: ignore[arg-type]
+    set_phase(encoder, Phase.QUANTIZED)
+    logger.info("quantized %d linears, kept %d in float", len(quant_linears(encoder)), len(kept) + len(unreached))
+    return CalibratedEncoder(
+        encoder=encoder,
+        kept_float=(*kept, *unreached),
+        folded=tuple(folded),
+        cross_attention=tuple(sorted(cross)),
+        attention_owners=tuple(sorted(owners)),
+        products=tuple(products),
+        images=len(images),
+    )
+
+
+def fusable_products(encoder: nn.Module, sample: Tensor) -> list[str]:
+    """Paths of the attentions whose products TensorRT fuses in INT8: of all tokens, and of sizes that it has.
+
+    The fused attention of one token has no INT8 form, and is a small part of the work.
+
+    Raises:
+        InputError: there is none.
+    """
+    used = tokens_read(encoder, sample)
+    found = [
+        path
+        for path, attention in attentions(encoder).items()
+        if path in used and used[path][1] > 1 and fuses_in_int8(head_size=attention.head_size, tokens=used[path][0])
+    ]
+    if not found:
+        raise InputError(
+            "quantize_attention has no effect on this model: expected self-attentions of all tokens with heads of "
+            f"16, 32 or 64 channels and at most {MAX_TOKENS} tokens, found none; set "
+            "quantization.quantize_attention = false"
+        )
+    return found
+
+
+def add_products(encoder: nn.Module, paths: Iterable[str], scheme: QuantScheme) -> None:
+    """Give the attentions at `paths` grids for their products."""
+    found = attentions(encoder)
+    for path in paths:
+        found[path].products = AttentionProducts(scheme)
+
+
+@torch.no_grad()
+def observe(module: nn.Module, run: Callable[[], object], phase: Phase) -> None:
+    """Run a module in an observing phase."""
+    with running_in(module, phase):
+        run()
+
+
+def fix_scales(module: nn.Module) -> list[str]:
+    """Fix weight and input scales of all linears that observed something.
+
+    Returns:
+        Paths of linears that the forward pass never reached; they cannot be quantized.
+    """
+    unreached = []
+    for path, linear in quant_linears(module).items():
+        if linear.histogram is None:
+            unreached.append(path)
+            continue
+        linear.scale_weight()
+        linear.scale_input()
+    for products in quant_products(module).values():
+        products.fix_scales()
+    return unreached
+
+
+def _run(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
+    for batch in batches:
+        encoder(batch)

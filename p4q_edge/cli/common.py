@@ -1,0 +1,66 @@
+"""What the toolkit's subcommands share: which recipe, which run folder, progress on stderr."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from p4q_edge.recipe import Recipe, demo_recipe, read_recipe
+from p4q_edge.runtime.cli.commands import add_recipe_overrides
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RECIPE = Path("p4q.toml")
+SECONDS_BETWEEN_LINES = 10.0
+"""Where stderr is no terminal a progress bar would fill a log; a line now and then does not."""
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --recipe and the options that override its keys."""
+    parser.add_argument("--recipe", type=Path, help=f"recipe (TOML); without it {DEFAULT_RECIPE} here, else the demo's")
+    add_recipe_overrides(parser)
+
+
+def choose_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that was named, or ``p4q.toml`` in the current folder, or the built-in demo."""
+    if args.recipe is not None:
+        recipe = read_recipe(args.recipe)
+    elif DEFAULT_RECIPE.is_file():
+        logger.info("using %s", DEFAULT_RECIPE)
+        recipe = read_recipe(DEFAULT_RECIPE)
+    else:
+        recipe = demo_recipe()
+        logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
+    if args.seed is not None:
+        recipe = msgspec.structs.replace(recipe, seed=args.seed)
+    if args.quantize_attention is not None:
+        section = msgspec.structs.replace(recipe.quantization, quantize_attention=args.quantize_attention)
+        recipe = msgspec.structs.replace(recipe, quantization=section)
+    return recipe
+
+
+@contextmanager
+def epoch_progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar over epochs on stderr; yields the function to call after each."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc="learn",
+        unit="epoch",
+        disable=quiet,
+        file=sys.stderr,
+        mininterval=0.1 if terminal else SECONDS_BETWEEN_LINES,
+        leave=terminal,
+    ) as bar:
+
+        def advance(epoch: int, loss: float) -> None:
+            bar.update(epoch - bar.n)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+        yield advance

@@ -1,0 +1,63 @@
+"""`p4q-edge inspect --lint`: which rules of TensorRT and ONNX Runtime the graphs of an artifact break."""
+
+import argparse
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from p4q_edge.runtime.artifacts import card_path, read_bundle, read_card
+from p4q_edge.runtime.cli import Command, write_result
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError, QualityGateError
+
+logger = logging.getLogger(__name__)
+_REMAINDERS: tuple[Literal["fp16"], Literal["fp32"]] = ("fp16", "fp32")
+
+
+def lint_artifact(path: Path) -> list[dict[str, Any]]:
+    """Return the broken rules of both graphs of a bundle, or of an ONNX file, each with the graph's name.
+
+    Quantized attention products are a mistake unless the bundle's manifest or the engine's card tells of them.
+
+    Raises:
+        InputError: neither a bundle nor an ONNX file.
+        CorruptArtifactError: the file is no ONNX model.
+    """
+    # Imported here: they take longer to import than the rest of `inspect` takes to run.
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    from p4q_edge.graph import lint
+
+    if not path.is_file() or path.suffix not in {".p4q", ".onnx"}:
+        raise InputError(f"--lint reads a bundle (.p4q) or an ONNX file (.onnx), and {path} is neither. Name one.")
+    if path.suffix == ".p4q":
+        bundle = read_bundle(path)
+        graphs = {f"graph.{remainder}": bundle.model(remainder) for remainder in _REMAINDERS}
+        attentions = bundle.manifest.precision.quantized_attentions
+    else:
+        graphs = {path.name: path.read_bytes()}
+        attentions = read_card(path).precision.quantized_attentions if card_path(path).is_file() else 0
+    try:
+        models = {name: onnx.load_from_string(data) for name, data in graphs.items()}
+    except DecodeError as error:
+        raise CorruptArtifactError(f"{path} is not an ONNX model: {error}. Build it again.") from error
+    return [
+        {"graph": name, **asdict(finding)}
+        for name, model in models.items()
+        for finding in lint(model, quantized_attention=attentions > 0)
+    ]
+
+
+def _run(args: argparse.Namespace) -> int:
+    findings = lint_artifact(args.artifact)
+    lines = [f"{f['graph']}  {f['rule']}  {f['node'] or 'model'}: {f['message']}" for f in findings]
+    document = {"kind": "lint", "path": str(args.artifact), "findings": findings}
+    write_result(args, document=document, text="\n".join(lines) or "no rule is broken")
+    if not findings:
+        return 0
+    logger.error("%s breaks %d rules. Export it again with this version: p4q-edge build", args.artifact, len(findings))
+    return QualityGateError.exit_code
+
+
+COMMAND = Command(name="lint-graph", help="check the graphs of a bundle", add_arguments=lambda parser: None, run=_run)

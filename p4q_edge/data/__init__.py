@@ -1,0 +1,34 @@
+"""Labelled images: readers, the few-shot split, augmentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.data.augmentation import augment
+    from p4q_edge.data.few_shot import Split
+    from p4q_edge.data.image_set import ImageSet, pixels
+    from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
+
+__all__ = ["ImageSet", "Split", "augment", "pixels", "read_class_prompts", "read_images", "read_split", "read_words"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "augmentation": ("augment",),
+            "few_shot": ("Split",),
+            "image_set": (
+                "ImageSet",
+                "pixels",
+            ),
+            "readers": (
+                "read_class_prompts",
+                "read_images",
+                "read_split",
+                "read_words",
+            ),
+        },
+    )

@@ -1,0 +1,162 @@
+"""Labelled images in one file: ``.npz`` arrays and webdataset tars."""
+
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from p4q_edge.data.image_set import ImageSet
+from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images import SUFFIXES, load_image
+
+MAX_IMAGE_BYTES = 64 << 20
+MAX_TEXT_BYTES = 1 << 20
+CLASS_NAMES_FILE = "classnames.txt"
+
+# What NumPy raises on files that are damaged or of another kind; it promises no common class.
+_NPZ_ERRORS = (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def read_npz(path: Path) -> ImageSet:
+    """Read uint8 ``images`` (N, H, W, 3) or (N, H, W), integer ``labels`` (N,) and ``class_names``.
+
+    Raises:
+        InputError: arrays are missing, pickled or of another kind.
+    """
+    try:
+        # Opened here, as NumPy leaves a file that it refuses open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            images, labels, class_names = archive["images"], archive["labels"], archive["class_names"]
+    except _NPZ_ERRORS as error:
+        raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {error}") from error
+    grey = images.ndim == 3
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
+        raise InputError(f"{path}: images must be uint8 (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
+        raise InputError(
+            f"{path}: labels must be integers, one for each of {len(images)} images, got {labels.dtype} {labels.shape}"
+        )
+    if class_names.ndim != 1 or class_names.dtype.kind != "U":
+        raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
+    return from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
+
+
+def from_arrays(
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], class_names: tuple[str, ...], stem: str
+) -> ImageSet:
+    """Images that are pixels already: uint8 (N, H, W, 3) or (N, H, W)."""
+    return ImageSet(
+        names=tuple(f"{stem}[{i}]" for i in range(len(images))),
+        labels=_checked(labels, class_names, stem),
+        class_names=class_names,
+        open_image=lambda i: Image.fromarray(images[i]),
+        read_bytes=lambda i: images[i].tobytes(),
+    )
+
+
+@dataclass(kw_only=True)
+class _Members:
+    """What a tar holds: where each image lies, the class index of each key, and the names of the classes."""
+
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+
+
+def read_tar(path: Path) -> ImageSet:
+    """Read a webdataset shard: ``KEY.jpg`` with ``KEY.cls`` (class index) and, optionally, ``classnames.txt``.
+
+    Images stay in the file until they are opened; nothing is unpacked.
+
+    Raises:
+        InputError: compressed, damaged, a key without image or class, twice the same key, or a name that leaves
+            the archive.
+    """
+    members = _Members()
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
+                    _take(members, member, archive, path)
+    except (tarfile.TarError, ValueError) as error:
+        raise InputError(f"{path} is not an uncompressed webdataset tar of KEY.jpg and KEY.cls: {error}") from error
+    keys = sorted(members.images)
+    alone = sorted(members.images.keys() ^ members.labels.keys())
+    if alone or not keys:
+        example = f", but {alone[0]} has only one" if alone else ""
+        raise InputError(
+            f"{path}: every KEY.jpg needs a KEY.cls with its class index; found {len(keys)} images{example}"
+        )
+    labels = np.asarray([members.labels[key] for key in keys], dtype=np.int64)
+    names = members.class_names or tuple(f"class {i}" for i in range(int(labels.max()) + 1))
+
+    def read(index: int) -> bytes:
+        offset, size = members.images[keys[index]]
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+
+    def decode(index: int) -> Image.Image:
+        try:
+            return load_image(read(index))
+        except InputError as error:
+            raise InputError(f"{path}, {keys[index]}: {error}") from error
+
+    return ImageSet(
+        names=tuple(keys),
+        labels=_checked(labels, names, str(path)),
+        class_names=names,
+        open_image=decode,
+        read_bytes=read,
+    )
+
+
+def _take(members: _Members, member: tarfile.TarInfo, archive: tarfile.TarFile, path: Path) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise InputError(f"{path}: member {member.name!r} leaves the archive; pack it again with relative names")
+    # As in webdataset, the suffix begins at the first dot: a.seg.png is no image of a.
+    stem, _, suffix = name.name.partition(".")
+    key = str(name.parent / stem)
+    if f".{suffix.lower()}" in SUFFIXES:
+        _refuse_second(key, members.images, path)
+        _check_size(member, MAX_IMAGE_BYTES, path)
+        members.images[key] = member.offset_data, member.size
+    elif suffix.lower() == "cls":
+        _refuse_second(key, members.labels, path)
+        members.labels[key] = int(_text(member, archive, path))
+    elif name.name == CLASS_NAMES_FILE:
+        members.class_names = tuple(line.strip() for line in _text(member, archive, path).splitlines() if line.strip())
+
+
+def _text(member: tarfile.TarInfo, archive: tarfile.TarFile, path: Path) -> str:
+    _check_size(member, MAX_TEXT_BYTES, path)
+    stream = archive.extractfile(member)
+    return "" if stream is None else stream.read().decode("utf-8-sig")
+
+
+def _refuse_second(key: str, known: dict[str, tuple[int, int]] | dict[str, int], path: Path) -> None:
+    if key in known:
+        raise InputError(f"{path}: {key} stands there more than once; every image needs a key of its own")
+
+
+def _check_size(member: tarfile.TarInfo, limit: int, path: Path) -> None:
+    if member.size > limit:
+        raise InputError(f"{path}: member {member.name} has {member.size} bytes, at most {limit >> 20} MiB are read")
+
+
+def _checked(labels: npt.NDArray[np.integer], class_names: tuple[str, ...], source: str) -> npt.NDArray[np.int64]:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise InputError(
+            f"{source}: labels must be between 0 and {len(class_names) - 1} ({len(class_names)} class names), "
+            f"got {labels.min()} to {labels.max()}"
+        )
+    repeated = next((name for index, name in enumerate(class_names) if name in class_names[:index]), None)
+    if repeated is not None:
+        raise InputError(f"{source}: class name {repeated!r} stands there more than once; every class needs its own")
+    return labels.astype(np.int64)

@@ -1,0 +1,156 @@
+"""Readers of labelled images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits."""
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from p4q_edge.data.archive_readers import from_arrays, read_npz, read_tar
+from p4q_edge.data.few_shot import Split, make_split
+from p4q_edge.data.image_set import ImageSet
+from p4q_edge.data.table_reader import DELIMITERS, from_paths, read_table
+from p4q_edge.recipe import DEMO_DATA, DataSection
+from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.images import SUFFIXES, image_files
+
+Prompts = Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)]
+
+
+def read_split(section: DataSection, *, seed: int) -> Split:
+    """Open what a recipe's [data] names and draw the few-shot images.
+
+    Raises:
+        UsageError: a path does not exist or has an unknown kind.
+        InputError: the images or class names cannot be used.
+    """
+    train = read_images(section.train, key="data.train")
+    names = read_words(section.class_names, key="data.class_names")
+    test = read_images(section.test, key="data.test") if section.test else None
+    split = make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
+    if not names:
+        return split
+    return replace(split, train=split.train.with_class_names(names), test=split.test.with_class_names(names))
+
+
+def read_images(source: str, *, key: str = "--data") -> ImageSet:
+    """Open a set of labelled images by the kind of its path."""
+    if source == DEMO_DATA:
+        return _read_demo()
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .npz or .tar")
+    if path.is_dir():
+        return _read_folder(path)
+    readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar}
+    readers |= dict.fromkeys(DELIMITERS, read_table)
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise UsageError(
+            f"{key}: {source} has suffix {path.suffix!r}; "
+            f"expected a folder, {', '.join(sorted(readers))} or {DEMO_DATA}"
+        )
+    return readers[suffix](path)
+
+
+def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
+    """Class names or templates: given in place, or one a line in a ``.txt``, or a list in a ``.json`` file.
+
+    Raises:
+        UsageError: the file does not exist or has another suffix.
+        InputError: it is empty, or names something twice.
+    """
+    if not isinstance(words, str):
+        return _checked_words(tuple(words), key)
+    if not words:
+        return ()
+    path = Path(words)
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in (".txt", ".json"):
+        raise UsageError(f"{key}: expected a list, or an existing .txt or .json file; got {words!r}")
+    text = _read_text(path, key=key)
+    if suffix == ".txt":
+        found = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    else:
+        found = _json_words(text, words)
+    if not found:
+        raise InputError(f"{key}: {words} names nothing; write one name a line")
+    return _checked_words(found, key)
+
+
+def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Prompts of each class from a ``.json`` file: ``{"class name": ["prompt", ...]}``.
+
+    Args:
+        class_names: the known classes; a prompt for another one is a mistake.
+
+    Raises:
+        UsageError: the file does not exist.
+        InputError: it is of another form, or names an unknown class.
+    """
+    key = "data.class_prompts"
+    if not path:
+        return {}
+    if not Path(path).is_file():
+        raise UsageError(f"{key}: {path} does not exist")
+    try:
+        document = msgspec.json.decode(_read_text(Path(path), key=key), type=dict[str, Prompts])
+    except msgspec.DecodeError as error:
+        raise InputError(f'{key}: {path} is not of the form {{"class name": ["prompt", ...]}}: {error}') from error
+    unknown = next((name for name in document if class_names and name not in class_names), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, class_names, n=1, cutoff=0.0)
+        raise InputError(f"{key}: {path} has prompts of {unknown!r}, which is no class; did you mean {near[0]!r}?")
+    return document
+
+
+def _read_text(path: Path, *, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{key}: {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+
+
+def _json_words(text: str, source: str) -> tuple[str, ...]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source} is not JSON: {error}") from error
+    if not isinstance(document, list) or not all(isinstance(word, str) and word.strip() for word in document):
+        raise InputError(f'{source} must hold a list of strings such as ["cat", "dog"]')
+    return tuple(document)
+
+
+def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
+    repeated = sorted({word for word in words if words.count(word) > 1}) if len(set(words)) < len(words) else []
+    if repeated:
+        raise InputError(f"{key}: {repeated[0]!r} stands there more than once; every entry must differ")
+    return words
+
+
+def _read_folder(root: Path) -> ImageSet:
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if not folders:
+        raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        found = image_files(folder)
+        if not found:
+            raise InputError(f"class folder {folder} has no images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
+        paths += found
+        labels += [label] * len(found)
+    return from_paths(paths, labels, [folder.name for folder in folders], root)
+
+
+def _read_demo() -> ImageSet:
+    from p4q_edge.demo import demo_images
+
+    images, labels, class_names = demo_images()
+    return from_arrays(np.stack([np.asarray(image) for image in images]), labels, tuple(class_names), "digits")

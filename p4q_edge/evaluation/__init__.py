@@ -1,0 +1,77 @@
+"""PyTorch as the reference of a validation, layer comparison and ablations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.evaluation import ablation
+    from p4q_edge.evaluation.ablation import (
+        PTQ,
+        UNCHANGED,
+        Variant,
+        ablate,
+        learned_student,
+        lever_variants,
+        method_variants,
+        open_seed,
+        part_features,
+        parts_of,
+        quantization_section,
+        quantization_variants,
+    )
+    from p4q_edge.evaluation.reproduce import compare, repeat
+    from p4q_edge.evaluation.torch_reference import ALL_RENDERERS, BASELINES, run_request
+
+__all__ = [
+    "ALL_RENDERERS",
+    "BASELINES",
+    "PTQ",
+    "UNCHANGED",
+    "Variant",
+    "ablate",
+    "ablation",
+    "compare",
+    "learned_student",
+    "lever_variants",
+    "method_variants",
+    "open_seed",
+    "part_features",
+    "parts_of",
+    "quantization_section",
+    "quantization_variants",
+    "repeat",
+    "run_request",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "ablation": (
+                "PTQ",
+                "UNCHANGED",
+                "Variant",
+                "ablate",
+                "learned_student",
+                "lever_variants",
+                "method_variants",
+                "open_seed",
+                "part_features",
+                "parts_of",
+                "quantization_section",
+                "quantization_variants",
+            ),
+            "reproduce": (
+                "compare",
+                "repeat",
+            ),
+            "torch_reference": (
+                "ALL_RENDERERS",
+                "BASELINES",
+                "run_request",
+            ),
+        },
+    )

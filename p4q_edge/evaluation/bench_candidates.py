@@ -1,0 +1,65 @@
+"""What `p4q-edge bench --against` compares with: the same model in full precision, in ONNX Runtime and in PyTorch."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from p4q_edge.quant import Phase, set_phase
+from p4q_edge.recipe import run_recipe_of
+from p4q_edge.runtime.benchmark import Candidate
+from p4q_edge.runtime.engines.onnxruntime import float_weights, session_options
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.stage import Outputs
+from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
+
+
+def fp32(engine: Path, *, threads: int | None = None) -> Candidate:
+    """Return the engine's graph in float32 in ONNX Runtime, with the values of the quantized weights.
+
+    Raises:
+        UsageError: the engine is no ONNX model.
+    """
+    if engine.suffix != ".onnx":
+        raise UsageError(f"--against fp32 takes the graph of an .onnx engine, not of {engine}")
+    model = float_weights(engine.read_bytes())
+    before = time.perf_counter_ns()
+    options = session_options("exact", threads=threads)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    load_ms = (time.perf_counter_ns() - before) / 1e6
+
+    def run(batch: NDArray[np.uint8]) -> Outputs:
+        logits, embedding = session.run(["logits", "embedding"], {"image": batch})
+        return {"logits": logits, "embedding": embedding}
+
+    return Candidate(name="ONNX Runtime FP32", run=run, size_bytes=len(model), load_ms=load_ms)
+
+
+def pytorch(engine: Path, *, threads: int | None = None) -> Candidate:
+    """Return the float classifier of the run folder beside the engine in eager PyTorch.
+
+    Raises:
+        UsageError: there is no run folder.
+    """
+    folder = engine.with_suffix(".run")
+    files = RunFiles(folder=folder)
+    learned = learn_stage(prepare(open_source(run_recipe_of(folder)), files), files)
+    set_phase(learned.classifier, Phase.FLOAT)
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def run(batch: NDArray[np.uint8]) -> Outputs:
+        logits, embedding, _ = learned.classifier(torch.from_numpy(batch))
+        return {"logits": logits.numpy(), "embedding": embedding.numpy()}
+
+    return Candidate(name="PyTorch FP32", run=run, close=_restoring(before))
+
+
+def _restoring(threads: int) -> Callable[[], None]:
+    return lambda: torch.set_num_threads(threads)

@@ -1,0 +1,120 @@
+"""The report as one HTML file: style, pictures and thumbnails are inside, nothing is fetched."""
+
+import base64
+import importlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.evaluation import ChainReport
+from p4q_edge.runtime.evaluation.report import KIND, Report
+from p4q_edge.runtime.evaluation.report import formatting as words
+from p4q_edge.runtime.stage import Images
+
+MAX_THUMBNAILS = 24
+_THUMBNAIL_PIXELS = 96
+
+
+def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) -> str:
+    """Return the page.
+
+    Args:
+        report: what to say.
+        thumbnails: index of an image to its data URI, see `make_thumbnails`.
+
+    Raises:
+        EnvironmentNotAbleError: jinja2 or matplotlib is not installed.
+    """
+    require_libraries()
+    # Only this format needs them; JSON and Markdown are written without the extra.
+    import jinja2
+
+    from p4q_edge.evaluation.report import figures
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("p4q_edge.evaluation.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(words.FILTERS)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        kind=KIND,
+        pictures=_pictures(report, figures),
+        thumbnails=dict(thumbnails or {}),
+        changes=_changes(report.chain),
+        max_thumbnails=MAX_THUMBNAILS,
+    )
+
+
+def require_libraries() -> None:
+    """Raise `EnvironmentNotAbleError` unless everything that the page needs can be imported."""
+    for name in ("jinja2", "matplotlib"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise EnvironmentNotAbleError(
+                f"an HTML report needs {name}, which is not installed. Run: pip install 'p4q-edge[report]', or name a "
+                ".json or .md file"
+            ) from error
+
+
+def make_thumbnails(images: Images, indices: Sequence[int]) -> dict[int, str]:
+    """Return a data URI for each index, up to 24; slices of `images` are uint8 (n, 3, H, W), RGB."""
+    return {index: _data_uri(images[index : index + 1][0]) for index in indices[:MAX_THUMBNAILS]}
+
+
+def _data_uri(image: npt.NDArray[np.uint8]) -> str:
+    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _pictures(report: Report, figures: Any) -> dict[str, str]:
+    drawn: dict[str, str] = {}
+    if report.baselines:
+        drawn["baselines"] = figures.baselines(report.baselines)
+    chain = report.chain
+    if chain is not None:
+        first, last = chain.stages[0], chain.stages[-1]
+        drawn["stages"] = figures.accuracy_by_stage(chain)
+        drawn["reliability"] = figures.reliability([first, last] if first is not last else [last])
+        if last.confusion is not None:
+            drawn["confusion"] = figures.confusion(last, chain.class_names)
+        if first is not last:
+            drawn["class_changes"] = figures.class_changes(first, last, chain.class_names)
+    timed = [row for row in report.speed if row.times_ms]
+    for batch in dict.fromkeys(row.batch for row in timed):
+        rows = [row for row in timed if row.batch == batch]
+        drawn[f"latency_{batch}"] = figures.latency_distribution(rows, batch=batch)
+    rated = [row for row in report.speed if row.top1 is not None]
+    if rated:
+        drawn["pareto_size"] = figures.pareto(rated, over="size")
+        drawn["pareto_latency"] = figures.pareto(rated, over="latency")
+    return drawn
+
+
+def _changes(chain: ChainReport | None) -> list[dict[str, Any]]:
+    """Return the images that the first and the last stage name differently, in words."""
+    if chain is None or len(chain.stages) < 2:
+        return []
+    first, last = chain.stages[0].name, chain.stages[-1].name
+    names = chain.class_names
+    return [
+        {
+            "index": index,
+            "label": names[chain.labels[index]],
+            "first": names[chain.predictions[first][index]],
+            "last": names[chain.predictions[last][index]],
+        }
+        for index in chain.changed(first, last)
+    ]

@@ -1,0 +1,90 @@
+"""`p4q-edge reproduce`: run a validation again from its report, and compare every figure."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from p4q_edge.evaluation.torch_reference import run_request
+from p4q_edge.runtime.cli import build_parser
+from p4q_edge.runtime.cli.commands import validate as device
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, P4QEdgeError
+from p4q_edge.runtime.evaluation import ChainReport
+from p4q_edge.runtime.evaluation.report import Report
+
+logger = logging.getLogger(__name__)
+
+# The same files on the same machine and versions give the same numbers; the report rounds nothing.
+SAME_MACHINE = 1e-9
+# Other processors and versions sum in another order: some integers round apart, some images near a border change.
+OTHER_COSINE = 1e-3
+OTHER_SHARE = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of both runs; `limit` is how far they may lie apart."""
+
+    name: str
+    before: float
+    now: float
+    limit: float
+
+    @property
+    def same(self) -> bool:
+        """Whether both runs agree."""
+        return abs(self.now - self.before) <= self.limit
+
+
+def repeat(report: Report, *, source: str) -> Report:
+    """Run the command of a report again; nothing is written.
+
+    Raises:
+        CorruptArtifactError: the report names no command of `validate`.
+        ArtifactError: the engine, the images or the recipe are others than then.
+    """
+    words = report.provenance.command
+    if not words or words[0] != "validate":
+        raise CorruptArtifactError(f"{source} names no `validate` command to repeat. Write it again: p4q-edge validate")
+    args = build_parser(device.COMMAND).parse_args(list(words[1:]))
+    again = run_request(device.request_of(args)).report
+    then, now = report.provenance.digests, again.provenance.digests
+    changed = [name for name in then if name != "card" and then[name] != now.get(name)]
+    if changed:
+        raise ArtifactError(
+            f"{source} cannot be repeated: {', '.join(changed)} changed since it was written. Restore them, or write a "
+            f"new report: p4q-edge {' '.join(words)}"
+        )
+    return again
+
+
+def compare(before: Report, now: Report) -> tuple[Figure, ...]:
+    """Return every figure that both reports have, with how far it may move."""
+    alike = (
+        before.provenance.machine == now.provenance.machine and before.provenance.versions == now.provenance.versions
+    )
+    figures: list[Figure] = []
+    for title, a, b in (("", before.chain, now.chain), ("golden ", before.golden, now.golden)):
+        if (a is None) != (b is None):
+            raise P4QEdgeError(
+                f"only one of both runs has {title or 'labelled '}images; repeat with the same --data and --reference"
+            )
+        if a is not None and b is not None:
+            figures += _figures(a, b, title=title, alike=alike)
+    return tuple(figures)
+
+
+def _figures(before: ChainReport, now: ChainReport, *, title: str, alike: bool) -> Iterator[Figure]:
+    # One image always may change where another machine sums in another order.
+    share = SAME_MACHINE if alike else max(OTHER_SHARE, 1.0 / before.n)
+    cosine = SAME_MACHINE if alike else OTHER_COSINE
+    stages = {stage.name: stage for stage in now.stages}
+    for stage in before.stages:
+        if stage.name in stages:
+            a, b = stage.top1.value, stages[stage.name].top1.value
+            yield Figure(name=f"{title}top-1 {stage.name}", before=a, now=b, limit=share)
+    hops = {(hop.reference, hop.candidate): hop for hop in now.hops}
+    for hop in before.hops:
+        other = hops.get((hop.reference, hop.candidate))
+        if other is not None:
+            name = f"{title}cosine {hop.reference} to {hop.candidate}"
+            yield Figure(name=name, before=hop.cosine.mean.value, now=other.cosine.mean.value, limit=cosine)

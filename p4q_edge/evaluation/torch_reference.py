@@ -1,0 +1,233 @@
+"""Stage `validate`: the float and the fake-quantized PyTorch model beside the bundle's graph and the engine.
+
+The comparison itself is `p4q_edge.runtime.evaluation.comparison`, which a device has as well.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from p4q_edge.data import ImageSet, read_images
+from p4q_edge.evaluation.report.html import make_thumbnails, render_html
+from p4q_edge.models import FoldedClassifier, run_folded
+from p4q_edge.quant import Phase
+from p4q_edge.recipe import read_recipe, run_recipe_of, to_toml
+from p4q_edge.runtime.artifacts import Card, read_card
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
+from p4q_edge.runtime.evaluation import (
+    RENDERERS,
+    GateResult,
+    Outcome,
+    Reference,
+    Renderer,
+    Request,
+    learned_digests,
+    validate,
+)
+from p4q_edge.runtime.evaluation.report import Baseline, DebugReport
+from p4q_edge.runtime.images import LabelledImages, Pixels, PreprocessSpec, digest_of, match_classes, preprocess
+from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
+from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.stages import Learned, RunFiles, learn_stage, open_source, prepare
+
+logger = logging.getLogger(__name__)
+
+BASELINES = "baselines.json"
+"""In a run folder: a JSON list of `Baseline`, the comparison of methods that the report shows."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TorchReference:
+    """What a run folder gives: the folded classifier and the images it was not learned from."""
+
+    learned: Learned
+    folder: Path
+
+    @property
+    def classifier(self) -> FoldedClassifier:
+        return self.learned.classifier
+
+
+def torch_stage(classifier: FoldedClassifier, phase: Phase) -> Stage:
+    """Return a stage of the chain that runs the folded classifier in one phase."""
+
+    def run(batch: NDArray[np.uint8]) -> Outputs:
+        logits, embedding, _ = run_folded(classifier, torch.from_numpy(np.ascontiguousarray(batch)), phase=phase)
+        return {"logits": logits.numpy(), "embedding": embedding.numpy()}
+
+    return run
+
+
+def open_torch_reference(request: Request, card: Card) -> TorchReference | None:
+    """Run or restore the stages of the run folder that an engine came from; None if there is none.
+
+    Raises:
+        UsageError: `--reference` names something else.
+        IncompatibleEngineError: the run is of another model or of other classes.
+    """
+    named = request.reference
+    folder = request.engine.with_suffix(".run")
+    if named is not None and named.is_dir():
+        folder = named
+    elif named is not None and named.suffix not in (".toml", bundles.SUFFIX):
+        raise UsageError(f"--reference {named}: expected a bundle (.p4q), a recipe (.toml) or a run folder")
+    recipe = read_recipe(named) if named is not None and named.suffix == ".toml" else None
+    if recipe is None and not (folder / "recipe.toml").is_file() and folder != named:
+        return None
+    files = RunFiles(folder=folder)
+    learned = learn_stage(prepare(open_source(recipe or run_recipe_of(folder)), files), files)
+    source = learned.prepared.source
+    if source.class_names != card.class_names or source.model.info.weights_sha256 != card.model.weights_sha256:
+        raise IncompatibleEngineError(
+            f"{request.engine} was not built from {named or folder}: its model or its classes differ. Name the run "
+            "folder that it came from with --reference"
+        )
+    return TorchReference(learned=learned, folder=folder)
+
+
+def reference_of(request: Request, card: Card, found: TorchReference | None) -> Reference:
+    """Return the PyTorch stages and the images for a validation."""
+    learned_from = learned_digests(_bundle_of(request))
+    images = None
+    if found is None:
+        if request.data is not None:
+            images = labelled(read_images(request.data), card, learned_from=learned_from, source=request.data)
+        missing = f"PyTorch itself: no run folder {request.engine.with_suffix('.run')}"
+        return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
+    source = found.learned.prepared.source
+    learned_from |= frozenset(source.train_digests)
+    if request.data is not None:
+        images = labelled(read_images(request.data), card, learned_from=learned_from, source=request.data)
+    else:
+        name = source.recipe.data.test or source.recipe.data.train
+        images = labelled(source.split.test, card, learned_from=learned_from, source=f"{name}, not learned from")
+    return Reference(
+        stages={
+            FLOAT: torch_stage(found.classifier, Phase.FLOAT),
+            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED),
+        },
+        images=images,
+        baselines=read_baselines(found.folder),
+        digests={
+            "recipe": sha256_bytes(to_toml(source.recipe).encode()),
+            "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),
+        },
+        seeds={"recipe": source.recipe.seed},
+        files=compare_linears(_bundle_of(request), found.classifier),
+    )
+
+
+def compare_linears(bundle: bundles.Bundle | None, classifier: FoldedClassifier) -> tuple[GateResult, ...]:
+    """Whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
+    if bundle is None:
+        return ()
+    # Imported here: it needs onnx, and the parser of this command should not.
+    import onnx
+
+    from p4q_edge.graph import linear_quantizations
+    from p4q_edge.graph.analysis import differing_linears
+
+    graph = onnx.load_model_from_string(bundle.model("fp32"))
+    differing = differing_linears(graph, linear_quantizations(classifier))
+    if differing:
+        logger.warning("the bundle's graph holds other integers or scales than PyTorch in %s", ", ".join(differing))
+    name = "linears of the bundle's graph that differ from the PyTorch model"
+    return (GateResult(name=name, passed=not differing, value=len(differing), limit=0, unit="linears"),)
+
+
+def labelled(images: ImageSet, card: Card, *, learned_from: frozenset[str], source: str) -> LabelledImages:
+    """Return the images of a data set that the model was not learned from, as the engine takes them.
+
+    Raises:
+        InputError: none is left, or the classes do not fit.
+    """
+    to_class = np.asarray(match_classes(images.class_names, card.class_names, source=source))
+    digests = images.digests()
+    kept = [index for index, digest in enumerate(digests) if digest not in learned_from]
+    if not kept:
+        raise InputError(
+            f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
+            "means nothing. Name others with --data"
+        )
+    labels = to_class[images.labels[kept]].astype(np.int64)
+    return LabelledImages(
+        pixels=_pixels(images.subset(kept), card.preprocess),
+        labels=labels,
+        digest=digest_of([digests[index] for index in kept], labels.tolist()),
+        source=f"{len(kept)} images of {source}",
+        left_out=len(digests) - len(kept),
+    )
+
+
+def _pixels(images: ImageSet, spec: PreprocessSpec) -> Pixels:
+    return Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
+
+
+def read_baselines(folder: Path) -> tuple[Baseline, ...]:
+    """Return the comparison of methods that a run folder holds, if it holds one.
+
+    Raises:
+        CorruptArtifactError: the file is not a list of rows.
+    """
+    path = folder / BASELINES
+    if not path.is_file():
+        return ()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[Baseline, ...])
+    except msgspec.DecodeError as error:
+        raise CorruptArtifactError(
+            f"{path} is no comparison of methods: {error}. Remove it; the demo writes it again."
+        ) from error
+
+
+def page(outcome: Outcome) -> bytes:
+    """Return the report as HTML with thumbnails of the images that changed their answer."""
+    chain, images = outcome.report.chain, outcome.images
+    thumbnails = {}
+    if chain is not None and images is not None and len(chain.stages) > 1:
+        changed = chain.changed(chain.stages[0].name, chain.stages[-1].name)
+        thumbnails = make_thumbnails(images.pixels, changed)
+    return render_html(outcome.report, thumbnails=thumbnails).encode()
+
+
+ALL_RENDERERS: dict[str, Renderer] = {**RENDERERS, ".html": page}
+
+
+def run_request(request: Request, *, debug: bool = False) -> Outcome:
+    """Validate with everything that PyTorch can add; `debug` compares layers as well."""
+    card = read_card(request.engine)
+    found = open_torch_reference(request, card)
+    reference = reference_of(request, card, found)
+    return validate(request, reference=reference, debug=_debug(request, card, found, reference) if debug else None)
+
+
+def _debug(request: Request, card: Card, found: TorchReference | None, reference: Reference) -> DebugReport:
+    # Imported here: it needs onnx, and a validation without --debug should not.
+    from p4q_edge.evaluation.layer_debug import MAX_IMAGES, find_difference
+
+    bundle = _bundle_of(request)
+    golden = card.golden_samples().image
+    images = golden if reference.images is None else reference.images.pixels[slice(0, MAX_IMAGES)]
+    if card.backend == "tensorrt" and bundle is not None:
+        from p4q_edge.evaluation.layer_debug_tensorrt import compare_with_onnxruntime
+
+        return compare_with_onnxruntime(bundle.model("fp16"), images)
+    return find_difference(
+        request.engine,
+        card,
+        images,
+        graph=None if bundle is None else bundle.model("fp32"),
+        module=None if found is None else found.classifier,
+    )
+
+
+def _bundle_of(request: Request) -> bundles.Bundle | None:
+    named = request.reference
+    path = named if named is not None and named.suffix == bundles.SUFFIX else request.engine.with_suffix(bundles.SUFFIX)
+    return bundles.read_bundle(path) if path == named or path.is_file() else None

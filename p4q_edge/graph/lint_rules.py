@@ -1,0 +1,277 @@
+"""Check an exported graph against what TensorRT 10.3 to 11.4 and ONNX Runtime accept and fuse.
+
+Most of these mistakes parse: they cost a fusion or digits in silence, which is why they are errors here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from p4q_edge.graph.edit import constant, nodes_of, only_user, read
+from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
+from p4q_edge.quant import affine, fuses_in_int8
+from p4q_edge.runtime.errors import QualityGateError
+
+OPSETS = range(17, 21)
+MAX_IR_VERSION = 10
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_GRID = frozenset({"Clip", "QuantizeLinear", "DequantizeLinear", "Cast"})
+_NEWER = frozenset({"Gelu", "Attention", "RMSNormalization", "RotaryEmbedding", "Swish"})
+_WIDE = frozenset({"MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax", "Gelu", "Erf", "Sigmoid", "Tanh"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One broken rule.
+
+    Attributes:
+        rule: its name, a key of `RULES`.
+        node: name of the node or value at fault, "" for the model itself.
+        message: what was expected and what came.
+    """
+
+    rule: str
+    node: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model under check and what is asked of it."""
+
+    model: ir.Model
+    quantized_attention: bool
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.model.graph
+
+
+Problem = tuple[str, str]
+
+
+def lint(model: onnx.ModelProto, *, quantized_attention: bool = False) -> list[Finding]:
+    """Return every broken rule of a complete model.
+
+    Args:
+        model: with its shared weights.
+        quantized_attention: allow Q/DQ on the attention products.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    subject = Subject(model=ir.from_proto(inferred), quantized_attention=quantized_attention)
+    return [
+        Finding(rule=name, node=node, message=message)
+        for name, rule in RULES.items()
+        for node, message in rule(subject)
+    ]
+
+
+def check_lint(findings: Iterable[Finding]) -> None:
+    """Raise QualityGateError when there is any finding."""
+    found = list(findings)
+    if found:
+        first = found[0]
+        raise QualityGateError(
+            f"lint: {first.rule} at {first.node or 'the model'}: {first.message}"
+            f"{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}. "
+            "`p4q-edge inspect --lint` lists them; export again with this version."
+        )
+
+
+def _opset(subject: Subject) -> Iterator[Problem]:
+    for domain, version in subject.model.opset_imports.items():
+        if domain or version not in OPSETS:
+            yield "", f"expected opset 17 to 20 of the default domain, got {domain or 'ai.onnx'} {version}"
+    if subject.model.ir_version > MAX_IR_VERSION:
+        yield "", f"expected IR version at most {MAX_IR_VERSION}, got {subject.model.ir_version}"
+
+
+def _uint8_input(subject: Subject) -> Iterator[Problem]:
+    for value in subject.graph.inputs:
+        if value.dtype is ir.DataType.UINT8:
+            for node in value.consumers():
+                if node.op_type != "Cast":
+                    yield str(node.name), f"expected the uint8 input to feed Cast alone, got {node.op_type}"
+
+
+def _zero_point(subject: Subject) -> Iterator[Problem]:
+    for node in _qdq(subject.graph):
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        zero = constant(value)
+        if value is None or zero is None:
+            yield str(node.name), "expected a constant int8 zero point, got none"
+        elif zero.dtype != np.int8 or zero.any():
+            yield str(node.name), f"expected an int8 zero point of 0, got {zero.dtype} up to {zero.max()}"
+        elif len(list(value.uses())) > 1:
+            yield str(node.name), f"expected a zero point of its own, {value.name} is shared"
+
+
+def _scale(subject: Subject) -> Iterator[Problem]:
+    for node in _qdq(subject.graph):
+        scale, data = constant(read(node, 1)), read(node, 0)
+        if scale is None:
+            yield str(node.name), "expected a constant scale, got a computed one"
+            continue
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            yield str(node.name), "expected positive finite scales"
+        if scale.dtype == np.float16 and float(scale.min()) < affine.SMALLEST_NORMAL_FP16:
+            yield str(node.name), f"expected FP16 scales of at least 6.1e-5, got {float(scale.min()):.3g}"
+        restored = node.op_type == "DequantizeLinear"
+        dtype = node.outputs[0].dtype if restored else data.dtype
+        if dtype is not None and dtype.numpy() != scale.dtype:
+            yield str(node.name), f"expected scale and tensor of one type, got {scale.dtype} and {dtype.name}"
+
+
+def _granularity(subject: Subject) -> Iterator[Problem]:
+    for node in _qdq(subject.graph):
+        scale = constant(read(node, 1))
+        if constant(read(node, 0)) is None and scale is not None and scale.size != 1:
+            yield str(node.name), f"expected one scale for an activation, got {scale.size}"
+
+
+def _weight(subject: Subject) -> Iterator[Problem]:
+    for node in nodes_of(subject.graph, "QuantizeLinear"):
+        if constant(read(node, 0)) is not None:
+            yield str(node.name), "expected the weight stored as int8, got QuantizeLinear on a constant"
+    for node in nodes_of(subject.graph, "DequantizeLinear"):
+        weight = constant(read(node, 0))
+        if weight is None:
+            continue
+        if weight.dtype != np.int8:
+            yield str(node.name), f"expected an int8 weight, got {weight.dtype}"
+        scale, axis = constant(read(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
+        for user, _ in node.outputs[0].uses():
+            expected = _output_channel(user, weight.ndim)
+            if scale is not None and scale.size > 1 and axis != expected:
+                yield str(node.name), f"expected scales along the output channel, axis {expected}, got axis {axis}"
+
+
+def _output_channel(reader: ir.Node, rank: int) -> int:
+    transposed = reader.op_type == "Gemm" and reader.attributes.get_int("transB", 0) == 1
+    return 0 if reader.op_type in {"Conv", "Transpose"} or transposed else rank - 1
+
+
+def _pairs(subject: Subject) -> Iterator[Problem]:
+    for node in nodes_of(subject.graph, "QuantizeLinear"):
+        for user, _ in node.outputs[0].uses():
+            if user.op_type != "DequantizeLinear":
+                yield str(node.name), f"expected DequantizeLinear behind QuantizeLinear, got {user.op_type}"
+
+
+def _placement(subject: Subject) -> Iterator[Problem]:
+    for node in nodes_of(subject.graph, "DequantizeLinear"):
+        if constant(read(node, 0)) is not None:
+            continue
+        for user in _readers(node):
+            if user.op_type not in _PRODUCTS:
+                yield str(node.name), f"expected a linear layer behind the activation's Q/DQ, got {user.op_type}"
+            elif not subject.quantized_attention and not _has_constant_weight(user):
+                yield str(node.name), f"expected attention products in high precision, {user.name} is quantized"
+
+
+def _attention(subject: Subject) -> Iterator[Problem]:
+    for softmax in nodes_of(subject.graph, "Softmax"):
+        scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+        while mixed is not None and mixed.op_type in _GRID:
+            mixed = only_user(mixed.outputs[0])
+        if scores is None or mixed is None or not scores.op_type == mixed.op_type == "MatMul":
+            continue
+        quantized = [_is_restored(read(product, index)) for product in (scores, mixed) for index in (0, 1)]
+        if not any(quantized):
+            continue
+        if not all(quantized):
+            yield str(softmax.name), f"expected all or none of query, key, softmax, value quantized, got {quantized}"
+        query, key = read(scores, 0).shape, read(scores, 1).shape
+        if query is None or key is None:
+            continue
+        asked, size, tokens = query[-2], key[-2], key[-1]
+        if asked == 1:
+            yield str(softmax.name), "expected FP16 for the attention of one token, which has no INT8 form"
+        elif isinstance(size, int) and isinstance(tokens, int) and not fuses_in_int8(head_size=size, tokens=tokens):
+            yield str(softmax.name), f"expected FP16 for heads of {size} and {tokens} tokens, which do not fuse in INT8"
+
+
+def _is_restored(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type == "Cast":
+        node = read(node, 0).producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _readers(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the readers of a node, looking through Cast."""
+    for user, _ in node.outputs[0].uses():
+        if user.op_type == "Cast":
+            yield from _readers(user)
+        else:
+            yield user
+
+
+def _has_constant_weight(node: ir.Node) -> bool:
+    weight = read(node, 1)
+    while (producer := weight.producer()) is not None:
+        if producer.op_type not in {"DequantizeLinear", "Cast", "Transpose"}:
+            return False
+        weight = read(producer, 0)
+    return constant(weight) is not None
+
+
+def _layer_norm(subject: Subject) -> Iterator[Problem]:
+    for node in nodes_of(subject.graph, "Sqrt"):
+        inner = read(node, 0).producer()
+        sources = [value.producer() for value in inner.inputs if value is not None] if inner is not None else []
+        if any(source is not None and source.op_type == "ReduceMean" for source in sources):
+            yield str(node.name), "expected one LayerNormalization, got its parts"
+
+
+def _remainder(subject: Subject) -> Iterator[Problem]:
+    if not _is_fp16(subject.graph):
+        return
+    exempt = image_region(subject.graph) | norm_region(subject.graph)
+    for node in subject.graph:
+        wide = any(value.dtype is ir.DataType.FLOAT for value in node.outputs)
+        if node.op_type in _WIDE and wide and node not in exempt:
+            yield str(node.name), f"expected FP16 in an FP16 graph, {node.op_type} computes in float32"
+
+
+def _is_fp16(graph: ir.Graph) -> bool:
+    return any(
+        value.dtype is ir.DataType.FLOAT16
+        for node in graph
+        if node.op_type in _PRODUCTS | {"LayerNormalization"}
+        for value in node.outputs
+    )
+
+
+def _operators(subject: Subject) -> Iterator[Problem]:
+    for node in subject.graph:
+        if node.domain not in {"", "ai.onnx"}:
+            yield str(node.name), f"expected ONNX operators only, got {node.domain}.{node.op_type}"
+        if node.op_type in _NEWER and _is_fp16(subject.graph):
+            yield str(node.name), f"expected operators that TensorRT 10.3 reads, got {node.op_type}"
+        if node.op_type in {"Shape", "NonZero", "Loop", "If", "Scan"}:
+            yield str(node.name), f"expected shapes fixed but for the batch, got {node.op_type}"
+
+
+def _qdq(graph: ir.Graph) -> Iterator[ir.Node]:
+    return nodes_of(graph, "QuantizeLinear", "DequantizeLinear")
+
+
+RULES: dict[str, Callable[[Subject], Iterator[Problem]]] = {
+    "opset": _opset,
+    "uint8-input": _uint8_input,
+    "operators": _operators,
+    "zero-point": _zero_point,
+    "scale": _scale,
+    "activation-per-tensor": _granularity,
+    "weight-axis": _weight,
+    "pairs": _pairs,
+    "placement": _placement,
+    "attention": _attention,
+    "layer-norm": _layer_norm,
+    "fp16-remainder": _remainder,
+}
+"""Each rule by name; a rule yields the node at fault and what was expected."""

@@ -1,0 +1,101 @@
+"""Quantize the inputs and weights of the linear layers."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from p4q_edge.graph.edit import add_constant, name_of, operation, read
+from p4q_edge.graph.passes.base import GraphPass
+from p4q_edge.graph.passes.linear_to_matmul import linear_products
+from p4q_edge.graph.quantization import LinearQuantization
+from p4q_edge.quant import affine
+
+
+class InsertQdq(GraphPass):
+    """Put QuantizeLinear and DequantizeLinear before each linear, and store its weight as int8.
+
+    Only inputs are quantized: additions, LayerNorm, softmax and attention products keep their type. Linears
+    that read one tensor with one scale share its pair. Zero points are never shared: ONNX Runtime's
+    rewrite of signed to unsigned activations edits them in place.
+    """
+
+    def __init__(self, linears: Mapping[str, LinearQuantization]) -> None:
+        self.linears = linears
+
+    def requires(self, model: ir.Model) -> Iterable[str]:
+        products = linear_products(model.graph)
+        for path, linear in self.linears.items():
+            found = products.get(path, [])
+            if len(found) != 1:
+                yield f"the linear {path} has {len(found)} MatMul nodes, expected 1"
+                continue
+            shape = found[0].inputs[1].const_value.shape  # type: ignore[union-attr]
+            if tuple(shape) != linear.weight.shape[::-1]:
+                yield f"the MatMul of {path} has weight {tuple(shape)}, expected {linear.weight.shape[::-1]}"
+
+    def apply(self, model: ir.Model) -> bool:
+        graph = model.graph
+        products = linear_products(graph)
+        pairs: dict[tuple[str, float, int], ir.Value] = {}
+        for path, linear in self.linears.items():
+            (product,) = products[path]
+            key = (name_of(read(product, 0)), linear.input_scale, linear.input_bits)
+            if key not in pairs:
+                grid = linear.input_scale, linear.input_bits
+                pairs[key] = quantize_operand(graph, product, 0, f"{path}.input", grid)
+            weight = read(product, 1)
+            product.replace_input_with(0, pairs[key])
+            product.replace_input_with(1, _quantized_weight(graph, product, path, linear))
+            if not weight.uses():
+                del graph.initializers[name_of(weight)]
+        return bool(self.linears)
+
+    def ensures(self, model: ir.Model) -> Iterable[str]:
+        for path in self.linears:
+            if f"{path}.weight_int8" not in model.graph.initializers:
+                yield f"{path} has no int8 weight"
+
+
+def quantize_operand(graph: ir.Graph, reader: ir.Node, index: int, name: str, grid: tuple[float, int]) -> ir.Value:
+    """Put what `reader` reads at `index` on an integer grid and return it; the caller connects it.
+
+    Args:
+        name: prefix of the new values and constants.
+        grid: scale and bits; below 8 bits the tensor is clipped first.
+    """
+    x, (step, bits) = read(reader, index), grid
+    nodes = []
+    if bits < 8:
+        bounds = np.float32(step) * np.array(affine.activation_range(bits), np.float32)
+        low, high = (
+            add_constant(graph, f"{name}_{end}", np.array(bound, np.float32))
+            for end, bound in zip(("low", "high"), bounds, strict=True)
+        )
+        nodes.append(operation("Clip", (x, low, high), f"{name}_clipped", x))
+        x = nodes[-1].outputs[0]
+    scale = add_constant(graph, f"{name}_scale", np.array(step, np.float32))
+    zero = add_constant(graph, f"{name}_zero_point", np.array(0, np.int8))
+    quantize = operation("QuantizeLinear", (x, scale, zero), f"{name}_int8", x)
+    quantize.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+    # A zero point of its own: ONNX Runtime refuses one that two nodes share when it rewrites S8 to U8.
+    zero = add_constant(graph, f"{name}_zero_point_dq", np.array(0, np.int8))
+    restore = operation("DequantizeLinear", (quantize.outputs[0], scale, zero), f"{name}_dq", x)
+    _insert(graph, reader, [*nodes, quantize, restore])
+    return restore.outputs[0]
+
+
+def _quantized_weight(graph: ir.Graph, reader: ir.Node, path: str, linear: LinearQuantization) -> ir.Value:
+    integers = add_constant(graph, f"{path}.weight_int8", linear.weight.T)  # [K, N]
+    scale = add_constant(graph, f"{path}.weight_scale", linear.weight_scale.astype(np.float32))
+    zero = add_constant(graph, f"{path}.weight_zero_point", np.zeros(linear.weight.shape[0], np.int8))
+    restore = operation("DequantizeLinear", (integers, scale, zero), f"{path}.weight_dq", integers, axis=1)
+    restore.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    _insert(graph, reader, [restore])
+    return restore.outputs[0]
+
+
+def _insert(graph: ir.Graph, reader: ir.Node, nodes: list[ir.Node]) -> None:
+    for node in nodes:
+        node.metadata_props.update(reader.metadata_props)
+    graph.insert_before(reader, nodes)

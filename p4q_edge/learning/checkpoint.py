@@ -1,0 +1,93 @@
+"""Checkpoints of learning: safetensors, written whole or not at all, resumed only into the same run."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.storage import atomic_write
+
+SECONDS_BETWEEN_SAVES = 2.0
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """What a checkpoint holds: the learned weights, AdamW's moments and the schedule's position."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    saved_at: float = 0.0
+    pending: bytes | None = None
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Parameters with a gradient, by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+
+def save_checkpoint(path: Path, state: Checkpoint, *, key: str, epoch: int, final: bool) -> None:
+    """Take a snapshot after a whole epoch.
+
+    It is written at once when it is the last or when the last write is a while ago; else it stays pending for
+    `flush_checkpoint`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in state.learned().items():
+        tensors[f"weight.{name}"] = parameter.detach().clone()
+        for moment, value in state.optimizer.state[parameter].items():
+            tensors[f"{moment}.{name}"] = value.detach().clone()
+    metadata = {"key": key, "epoch": str(epoch), "rates": json.dumps(state.schedule.get_last_lr())}
+    state.pending = save(tensors, metadata)
+    if final or time.monotonic() - state.saved_at >= SECONDS_BETWEEN_SAVES:
+        flush_checkpoint(path, state)
+
+
+def flush_checkpoint(path: Path, state: Checkpoint) -> None:
+    """Write the snapshot that is pending, if any."""
+    if state.pending is not None:
+        atomic_write(path, state.pending, force=True)
+        state.pending, state.saved_at = None, time.monotonic()
+
+
+def load_checkpoint(path: Path, state: Checkpoint, *, key: str) -> int:
+    """Restore a checkpoint of the same run.
+
+    Returns:
+        The number of epochs done; 0 when there is no checkpoint, or one of another run.
+
+    Raises:
+        CorruptArtifactError: the file cannot be read.
+    """
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise CorruptArtifactError(f"checkpoint {path} cannot be read ({error}); delete it to start again") from error
+    for name, parameter in state.learned().items():
+        parameter.data.copy_(tensors[f"weight.{name}"])
+        state.optimizer.state[parameter] = {
+            kind.removesuffix(f".{name}"): tensor
+            for kind, tensor in tensors.items()
+            if kind.endswith(f".{name}") and not kind.startswith("weight.")
+        }
+    epoch = int(metadata["epoch"])
+    _move_schedule(state, epoch, json.loads(metadata["rates"]))
+    return epoch
+
+
+def _move_schedule(state: Checkpoint, epoch: int, rates: list[float]) -> None:
+    state.schedule.last_epoch = epoch
+    state.schedule._last_lr = [*rates]
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

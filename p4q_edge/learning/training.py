@@ -1,0 +1,242 @@
+"""Stage `learn`: context vectors and the low-bit adapter, on cached features of the frozen towers."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from p4q_edge.learning.checkpoint import Checkpoint, flush_checkpoint, load_checkpoint, save_checkpoint
+from p4q_edge.learning.losses import contrastive_loss, cosine_loss, distillation_loss
+from p4q_edge.models import Adapter, PromptLearner
+from p4q_edge.quant import QuantScheme
+from p4q_edge.recipe import LearnSection
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFeatures:
+    """What the frozen image towers say about the labelled images.
+
+    Attributes:
+        student: features of the quantized encoder, ``(views, images, dim)``.
+        teacher: normalized embeddings of the float encoder, ``(views, images, dim)``.
+        labels: ``(images,)`` int64.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+
+    def digest(self) -> str:
+        """SHA-256 of all values."""
+        state = hashlib.sha256()
+        for tensor in (self.student, self.teacher, self.labels):
+            state.update(tensor.contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+
+class Student(nn.Module):
+    """What is learned: prompts or constant class embeddings, an adapter or none, residuals of classes or none.
+
+    Attributes:
+        prompts: None keeps the hand-written class embeddings.
+        adapter: None keeps the quantized features.
+        class_residual: added to the class embeddings, ``(classes, dim)``, zero at first; None adds nothing.
+        hand_written: class embeddings of the templates, ``(classes, dim)`` normalized.
+
+    Source: TaskRes, Yu et al., arXiv:2211.10277, for the residual; its factor is left to the learning rate.
+    """
+
+    hand_written: Tensor
+
+    def __init__(
+        self,
+        *,
+        prompts: PromptLearner | None,
+        adapter: Adapter | None,
+        hand_written: Tensor,
+        logit_scale: float,
+        class_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.prompts = prompts
+        self.adapter = adapter
+        self.class_residual = nn.Parameter(torch.zeros_like(hand_written)) if class_residual else None
+        self.logit_scale = logit_scale
+        self.register_buffer("hand_written", hand_written, persistent=False)
+
+    def text_embedding(self) -> Tensor:
+        """Class embeddings ``(classes, dim)``, normalized."""
+        embedding: Tensor = self.hand_written if self.prompts is None else self.prompts()
+        return embedding if self.class_residual is None else F.normalize(embedding + self.class_residual, dim=-1)
+
+    def image_embedding(self, features: Tensor) -> Tensor:
+        """Adapted image embeddings ``(N, dim)``, normalized."""
+        return F.normalize(features if self.adapter is None else self.adapter(features), dim=-1)
+
+    def parameter_groups(self, section: LearnSection) -> list[dict[str, object]]:
+        """Optimizer groups: the context, the adapter and the class residuals, each with its learning rate."""
+        groups: list[dict[str, object]] = []
+        if self.prompts is not None:
+            groups.append({"params": [self.prompts.context], "lr": section.context_rate})
+        if self.adapter is not None:
+            learned = [p for p in self.adapter.parameters() if p.requires_grad]
+            groups.append({"params": learned, "lr": section.adapter_rate})
+        if self.class_residual is not None:
+            groups.append({"params": [self.class_residual], "lr": section.class_rate})
+        return groups
+
+
+def make_student(
+    *,
+    prompts: PromptLearner | None,
+    hand_written: Tensor,
+    logit_scale: float,
+    section: LearnSection,
+    adapter_scheme: QuantScheme,
+    generator: torch.Generator,
+) -> Student:
+    """A student before its first step."""
+    adapter = None
+    if section.adapter:
+        adapter = Adapter(
+            hand_written.shape[1],
+            adapter_scheme,
+            ratio=section.residual_ratio,
+            learn_ratio=section.learn_ratio,
+            zero_init=section.zero_init,
+            generator=generator,
+        )
+    return Student(
+        prompts=prompts,
+        adapter=adapter,
+        hand_written=hand_written,
+        logit_scale=logit_scale,
+        class_residual=section.class_residual,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRun:
+    """Where a run keeps its checkpoint and tells its progress.
+
+    Attributes:
+        checkpoint: file to resume from and to save to, or None.
+        key: digest of everything that the run depends on; a checkpoint with another key is not resumed.
+        progress: called after each epoch with its number (from 1) and its mean loss.
+    """
+
+    checkpoint: Path | None = None
+    key: str = ""
+    progress: Callable[[int, float], None] = field(default=lambda epoch, loss: None)
+
+
+def learn(student: Student, features: CachedFeatures, section: LearnSection, *, seed: int, run: LearningRun) -> None:
+    """Learn the student in place; then freeze its adapter's scales.
+
+    The checkpoint is written when the run is interrupted and at least every few seconds, after whole epochs, so
+    that an interrupted run loses at most one epoch. A resumed run ends with the same numbers as an unbroken one:
+    each epoch draws its order from a generator seeded by its number.
+
+    Source: P4Q, arXiv:2409.17634, section 3.4.
+    """
+    groups = student.parameter_groups(section)
+    if student.prompts is not None:
+        student.prompts.limit_memory(section.text_memory_mib << 20)
+    if groups:
+        _run_epochs(student, features, section, seed=seed, run=run, groups=groups)
+    if student.adapter is not None:
+        student.adapter.freeze(features.student.flatten(0, 1))
+    if student.prompts is not None:
+        student.prompts.requires_grad_(False)
+    if student.class_residual is not None:
+        student.class_residual.requires_grad_(False)
+
+
+def _run_epochs(
+    student: Student,
+    features: CachedFeatures,
+    section: LearnSection,
+    *,
+    seed: int,
+    run: LearningRun,
+    groups: list[dict[str, object]],
+) -> None:
+    optimizer = torch.optim.AdamW(groups, weight_decay=section.weight_decay)
+    epochs = section.passes(len(features.labels))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    state = Checkpoint(module=student, optimizer=optimizer, schedule=schedule)
+    start = load_checkpoint(run.checkpoint, state, key=run.key) if run.checkpoint else 0
+    if start:
+        logger.info("resuming after epoch %d of %d from %s", start, epochs, run.checkpoint)
+    done = start
+    try:
+        for epoch in range(start, epochs):
+            loss = _run_epoch(student, features, section, optimizer, seed=seed, epoch=epoch)
+            schedule.step()
+            done = epoch + 1
+            if run.checkpoint:
+                save_checkpoint(run.checkpoint, state, key=run.key, epoch=done, final=done == epochs)
+            run.progress(done, loss)
+    except KeyboardInterrupt:
+        # The weights hold half an epoch by now; the pending snapshot is of the last whole one.
+        if run.checkpoint:
+            flush_checkpoint(run.checkpoint, state)
+        logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, epochs)
+        raise
+
+
+def _run_epoch(
+    student: Student,
+    features: CachedFeatures,
+    section: LearnSection,
+    optimizer: torch.optim.Optimizer,
+    *,
+    seed: int,
+    epoch: int,
+) -> float:
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    views, count, _ = features.student.shape
+    order = torch.randperm(count, generator=generator)
+    view = torch.randint(views, (count,), generator=generator)
+    total = 0.0
+    for chosen in torch.split(order, section.batch_size):
+        at = view[chosen], chosen
+        loss = batch_loss(student, features.student[at], features.teacher[at], features.labels[chosen], section)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += float(loss.detach()) * len(chosen)
+    return total / count
+
+
+def batch_loss(
+    student: Student, features: Tensor, teacher_embedding: Tensor, labels: Tensor, section: LearnSection
+) -> Tensor:
+    """The whole loss of one batch, ``()``.
+
+    Args:
+        features: of the quantized encoder, ``(N, dim)``.
+        teacher_embedding: of the float encoder, ``(N, dim)`` normalized.
+        labels: ``(N,)`` int64.
+    """
+    text = student.text_embedding()
+    image = student.image_embedding(features)
+    logits = student.logit_scale * image @ text.T
+    loss = contrastive_loss(logits=logits, labels=labels, label_smoothing=section.label_smoothing)
+    if section.distillation:
+        teacher_logits = student.logit_scale * teacher_embedding @ student.hand_written.T
+        loss = loss + section.distillation * distillation_loss(
+            student_logits=logits, teacher_logits=teacher_logits, temperature=section.kl_temperature
+        )
+    if section.prompt_pull and student.prompts is not None:
+        loss = loss + section.prompt_pull * cosine_loss(embedding=text, target=student.hand_written)
+    if section.feature_loss and student.adapter is not None:
+        loss = loss + section.feature_loss * cosine_loss(embedding=image, target=teacher_embedding)
+    return loss

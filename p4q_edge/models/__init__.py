@@ -1,0 +1,89 @@
+"""CLIP models: loading, towers, prompts, adapter, the folded classifier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.models.adapter import Adapter
+    from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
+    from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
+    from p4q_edge.models.image_tower import (
+        ImageEncoder,
+        encode_batches,
+        find_attention_owners,
+        find_cross_attention,
+        round_float_weights,
+        tokens_read,
+    )
+    from p4q_edge.models.load import Batches, LoadedModel, load_model, to_batch
+    from p4q_edge.models.prompts import TEXT_BATCH_SIZE, PromptLearner, initial_context, template_embeddings
+    from p4q_edge.models.text_tower import TextTower, encoder_of
+
+__all__ = [
+    "MAX_COUNTED",
+    "TEXT_BATCH_SIZE",
+    "_BYTES_OF_FLOAT",
+    "Adapter",
+    "Batches",
+    "FoldedClassifier",
+    "ImageEncoder",
+    "LoadedModel",
+    "PromptLearner",
+    "TextTower",
+    "encode_batches",
+    "encoder_of",
+    "find_attention_owners",
+    "find_cross_attention",
+    "initial_context",
+    "list_models",
+    "load_model",
+    "round_float_weights",
+    "run_folded",
+    "template_embeddings",
+    "to_batch",
+    "tokens_read",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "adapter": ("Adapter",),
+            "families": (
+                "MAX_COUNTED",
+                "_BYTES_OF_FLOAT",
+                "list_models",
+            ),
+            "folded_classifier": (
+                "FoldedClassifier",
+                "run_folded",
+            ),
+            "image_tower": (
+                "ImageEncoder",
+                "encode_batches",
+                "find_attention_owners",
+                "find_cross_attention",
+                "round_float_weights",
+                "tokens_read",
+            ),
+            "load": (
+                "Batches",
+                "LoadedModel",
+                "load_model",
+                "to_batch",
+            ),
+            "prompts": (
+                "PromptLearner",
+                "TEXT_BATCH_SIZE",
+                "initial_context",
+                "template_embeddings",
+            ),
+            "text_tower": (
+                "TextTower",
+                "encoder_of",
+            ),
+        },
+    )

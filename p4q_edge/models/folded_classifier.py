@@ -1,0 +1,69 @@
+"""Stage `fold`: learned prompts become a constant matrix, and image encoder, adapter and head become one module."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from p4q_edge.models.adapter import Adapter
+from p4q_edge.quant import Phase, running_in
+from p4q_edge.runtime.images import PreprocessSpec
+
+
+class FoldedClassifier(nn.Module):
+    """Pixels to logits, embedding and features, with everything about the text folded to constants.
+
+    Attributes:
+        encoder: image tower, quantized.
+        adapter: quantized, or None.
+        text_embedding: ``(classes, dim)`` float32, normalized.
+        logit_scale: exponentiated scale, ``()``.
+        logit_bias: ``()``; 0 where the model has none.
+        mean: of the pixels, ``(1, 3, 1, 1)``, in units of 0 to 255.
+        inverse_std: likewise.
+    """
+
+    text_embedding: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        adapter: Adapter | None,
+        text_embedding: Tensor,
+        *,
+        logit_scale: float,
+        logit_bias: float | None,
+        preprocess: PreprocessSpec,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.register_buffer("text_embedding", F.normalize(text_embedding.detach(), dim=-1))
+        self.register_buffer("logit_scale", torch.tensor(logit_scale))
+        self.register_buffer("logit_bias", torch.tensor(logit_bias or 0.0))
+        self.register_buffer("mean", (torch.tensor(preprocess.mean) * 255.0).view(1, 3, 1, 1))
+        self.register_buffer("inverse_std", (1.0 / (torch.tensor(preprocess.std) * 255.0)).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 ``(N, 3, H, W)`` to logits ``(N, classes)``, embedding ``(N, dim)`` and features ``(N, dim)``."""
+        features: Tensor = self.encoder((image.float() - self.mean) * self.inverse_std)
+        adapted = features if self.adapter is None else self.adapter(features)
+        embedding = adapted / torch.linalg.vector_norm(adapted, dim=-1, keepdim=True)
+        logits = (embedding @ self.text_embedding.T) * self.logit_scale + self.logit_bias
+        return logits, embedding, features
+
+
+@torch.no_grad()
+def run_folded(
+    model: FoldedClassifier, images: Tensor, *, phase: Phase, batch_size: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, embedding and features of many images, fake-quantized or in float (the same folded weights)."""
+    with running_in(model, phase):
+        parts = [model(chunk) for chunk in torch.split(images, batch_size)]
+    logits, embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logits, embedding, features

@@ -1,0 +1,232 @@
+"""Stage `load`: a float CLIP model of open_clip with everything else that belongs to it."""
+
+import hashlib
+import json
+import logging
+import pickle  # noqa: TID251  (only its error class: torch raises it when it refuses a checkpoint)
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+
+from p4q_edge.runtime.artifacts import ModelInfo
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
+from p4q_edge.runtime.images import PreprocessSpec
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+SCHEMAS = ("hf-hub:", "local-dir:")
+
+# The tags' own model cards; a checkpoint's licence is not in its file.
+TAG_LICENCES = (
+    ("openai", "MIT"),
+    ("laion", "MIT"),
+    ("datacomp", "MIT"),
+    ("commonpool", "MIT"),
+    ("metaclip", "CC-BY-NC-4.0"),
+    ("dfn", "apple-amlr"),
+    ("webli", "Apache-2.0"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A float CLIP model in evaluation mode.
+
+    Attributes:
+        clip: open_clip's module, float32, on the CPU, no gradients.
+        tokenizer: maps a list of strings to int64 ``(texts, context_length)``.
+        preprocess: resizing and normalization of the image side.
+        info: name, licence and digest, as the bundle's manifest carries them.
+        logit_scale: exponentiated scale of the logits.
+        logit_bias: added to the logits (SigLIP), or None.
+    """
+
+    clip: nn.Module
+    tokenizer: Any
+    preprocess: PreprocessSpec
+    info: ModelInfo
+    logit_scale: float
+    logit_bias: float | None
+
+
+def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = None, licence: str = "") -> LoadedModel:
+    """Load an open_clip model.
+
+    Args:
+        name: a name of ``open_clip.list_models()``, ``hf-hub:org/repo`` or ``local-dir:path``.
+        pretrained: with a plain name: a pretrained tag, or the path of a ``.pt`` or ``.safetensors`` checkpoint.
+        quick_gelu: the activation of the checkpoint; None follows the tag's own record.
+        licence: overrides the licence string found with the weights.
+
+    Raises:
+        UsageError: the name, tag or path does not exist.
+        InputError: the checkpoint does not fit the model.
+        EnvironmentNotAbleError: a package of the model is missing, such as its tokenizer's.
+    """
+    _check_arguments(name, pretrained)
+    force_quick_gelu = bool(quick_gelu) if quick_gelu is not None else _tag_needs_quick_gelu(name, pretrained)
+    try:
+        with warnings.catch_warnings():
+            # a tag trained with QuickGELU on a config without it is mended above, by force_quick_gelu
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            clip = open_clip.create_model(
+                name,
+                pretrained or None,
+                force_quick_gelu=force_quick_gelu,
+                precision="fp32",
+                device="cpu",
+                require_pretrained=True,
+            )
+            tokenizer = open_clip.get_tokenizer(name)
+    except ModuleNotFoundError as error:
+        raise EnvironmentNotAbleError(
+            f"model {name!r} needs the package {error.name}, which is not installed; run: pip install {error.name}"
+        ) from error
+    except (RuntimeError, KeyError, ValueError, OSError, AssertionError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "
+            "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"
+        ) from error
+    clip.eval().requires_grad_(False)
+    config = open_clip.get_model_preprocess_cfg(clip)
+    return LoadedModel(
+        clip=clip,
+        tokenizer=tokenizer,
+        preprocess=preprocess_spec(config),
+        info=ModelInfo(
+            name=_portable(name),
+            pretrained=_portable(pretrained),
+            family=type(getattr(clip, "visual", clip)).__name__,
+            license=licence or _licence(name, pretrained),
+            weights_sha256=weights_digest(clip),
+        ),
+        logit_scale=float(clip.logit_scale.exp()),
+        logit_bias=None if clip.logit_bias is None else float(clip.logit_bias),
+    )
+
+
+def preprocess_spec(config: dict[str, Any]) -> PreprocessSpec:
+    """open_clip's preprocessing configuration as our own record."""
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    defaults = open_clip.transform.PreprocessCfg()
+    return PreprocessSpec(
+        size=(int(height), int(width)),
+        mean=tuple(config.get("mean", defaults.mean)),
+        std=tuple(config.get("std", defaults.std)),
+        interpolation=config.get("interpolation", defaults.interpolation),
+        resize_mode=config.get("resize_mode", defaults.resize_mode),
+        fill_color=int(config.get("fill_color", defaults.fill_color)),
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of all weights, independent of the checkpoint's format."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}:{tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_arguments(name: str, pretrained: str) -> None:
+    if name.startswith(SCHEMAS):
+        if name.startswith("local-dir:"):
+            folder = Path(name.removeprefix("local-dir:"))
+            if not (folder / "open_clip_config.json").is_file():
+                raise UsageError(
+                    f"{folder} has no open_clip_config.json; local-dir: expects a folder with that file and its weights"
+                )
+        if pretrained:
+            raise UsageError(f"model {name!r} brings its own weights; remove pretrained = {pretrained!r}")
+        return
+    if name.replace("/", "-") not in open_clip.list_models():
+        import difflib
+
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.0)
+        raise UsageError(
+            f"open_clip has no model {name!r}; did you mean {near[0]!r}? `p4q-edge models` lists all of them"
+        )
+    if not pretrained:
+        raise UsageError(
+            f"model {name!r} needs weights: set pretrained to a tag ({', '.join(_tags(name)) or 'none known'}) "
+            "or to a .pt or .safetensors file"
+        )
+    if pretrained not in _tags(name) and not Path(pretrained).is_file():
+        kind = "file" if pretrained.endswith(CHECKPOINT_SUFFIXES) else "tag or file"
+        raise UsageError(
+            f"{kind} {pretrained!r} does not exist for model {name!r}; known tags: {', '.join(_tags(name)) or 'none'}"
+        )
+
+
+def _tags(name: str) -> list[str]:
+    return list(open_clip.list_pretrained_tags_by_model(name.replace("/", "-")))
+
+
+def _tag_needs_quick_gelu(name: str, pretrained: str) -> bool:
+    if name.startswith(SCHEMAS) or pretrained not in _tags(name):
+        return False
+    record = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained)
+    needed = bool(record.get("quick_gelu", False))
+    if needed and not open_clip.get_model_config(name.replace("/", "-")).get("quick_gelu", False):
+        logger.info("tag %s was trained with QuickGELU: model %s is built with it", pretrained, name)
+    return needed
+
+
+def _licence(name: str, pretrained: str) -> str:
+    if name.startswith("local-dir:"):
+        config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())
+        return str(config.get("license", "unknown"))
+    if pretrained.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(pretrained, framework="pt") as file:
+            return str((file.metadata() or {}).get("license", "unknown"))
+    for prefix, licence in TAG_LICENCES:
+        if pretrained.startswith(prefix):
+            return licence
+    return "unknown"
+
+
+def _portable(reference: str) -> str:
+    # The manifest travels to other machines: it names a local file or folder, not where it lay.
+    prefix = "local-dir:" if reference.startswith("local-dir:") else ""
+    path = reference.removeprefix(prefix)
+    local = bool(prefix) or path.endswith(CHECKPOINT_SUFFIXES)
+    return prefix + Path(path).name if local else reference
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def to_batch(images: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
+    """uint8 ``(N, 3, H, W)`` to the normalized float32 batch that the float model takes."""
+    mean = torch.tensor(spec.mean).view(3, 1, 1)
+    std = torch.tensor(spec.std).view(3, 1, 1)
+    return (images.float() / 255.0 - mean) / std
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The normalized batches of many images, made one at a time whenever they are run through.
+
+    Attributes:
+        images: uint8 ``(N, 3, H, W)``.
+        spec: gives the normalization.
+        size: images of a batch.
+    """
+
+    images: torch.Tensor
+    spec: PreprocessSpec
+    size: int
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (to_batch(chunk, self.spec) for chunk in torch.split(self.images, self.size))

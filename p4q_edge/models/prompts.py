@@ -1,0 +1,261 @@
+"""Prompts: hand-written templates, and learned context vectors in front of the class names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from p4q_edge.models.text_tower import Prefix, TextTower, normalized_mean
+from p4q_edge.runtime.errors import UsageError
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+RANDOM_CONTEXT_STD = 0.02
+TEXT_BATCH_SIZE = 128
+KEPT_SHARES = 4
+"""A memory limit is dealt out in so many shares; the last one is for what is computed again."""
+SHARED_PREFIX_CLASSES = 4
+"""With fewer classes than this the shared prefix saves nothing."""
+
+
+def fill(template: str, class_name: str) -> str:
+    """Put a class name into a template; ``{}`` marks its place.
+
+    Raises:
+        UsageError: the template has no ``{}``.
+    """
+    if "{}" not in template:
+        raise UsageError(f"template {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'")
+    return template.replace("{}", class_name)
+
+
+@torch.no_grad()
+def template_embeddings(
+    encode: Callable[[Tensor], Tensor],
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    *,
+    templates: Sequence[str],
+    class_prompts: Mapping[str, Sequence[str]] | None = None,
+) -> Tensor:
+    """Class embeddings of hand-written prompts, ``(classes, dim)`` normalized.
+
+    Each class is the normalized mean of the normalized embeddings of its prompts.
+
+    Args:
+        encode: tokens ``(texts, context_length)`` to features ``(texts, dim)``.
+        class_prompts: prompts of a class that replace the templates (as in CuPL).
+
+    Raises:
+        UsageError: a class has no prompt, or a template no place for its name.
+
+    Source: CLIP, arXiv:2103.00020, section 3.1.4.
+    """
+    prompts = [list((class_prompts or {}).get(name, ())) or [fill(t, name) for t in templates] for name in class_names]
+    bare = next((name for name, of_class in zip(class_names, prompts, strict=True) if not of_class), None)
+    if bare is not None:
+        raise UsageError(f"class {bare!r} has no prompt; set data.templates, e.g. ['a photo of a {{}}.']")
+    tokens = tokenizer([prompt for of_class in prompts for prompt in of_class])
+    features = torch.cat([encode(batch) for batch in torch.split(tokens, TEXT_BATCH_SIZE)])
+    rows = torch.split(features, [len(of_class) for of_class in prompts])
+    return torch.stack([normalized_mean(of_class) for of_class in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Classes whose prompts run through the text tower together.
+
+    Attributes:
+        runs: classes with prompts of one length: their indices ``(classes,)`` int64 and that length.
+        recompute: forget the activations, and compute them again for the gradient.
+    """
+
+    runs: tuple[tuple[Tensor, int], ...]
+    recompute: bool = False
+
+    @property
+    def classes(self) -> Tensor:
+        """Indices of the classes in the order of the runs, ``(classes,)`` int64."""
+        return torch.cat([classes for classes, _ in self.runs])
+
+
+class PromptLearner(nn.Module):
+    """``[SOS][v_1 .. v_M][class name][.][EOT]`` with M learned context vectors shared by all classes.
+
+    Attributes:
+        context: ``(M, width)``, the only parameter.
+        suffixes: embeddings of the class names, their stop and EOT, cut at the longest, ``(classes, S, width)``.
+        end: pooled position within the whole prompt, ``(classes,)``.
+        lengths: tokens of each prompt that the tower reads, ``(classes,)`` int64: up to its end where that is exact.
+        share_prefix: run the start token and the context once for all classes.
+        chunks: which classes run together.
+
+    Source: CoOp, arXiv:2109.01134, eq. (2); P4Q, arXiv:2409.17634, section 3.2.
+    """
+
+    start: Tensor
+    suffixes: Tensor
+    end: Tensor
+
+    def __init__(
+        self,
+        tower: TextTower,
+        tokenizer: Any,
+        class_names: Sequence[str],
+        *,
+        context: Tensor,
+    ) -> None:
+        super().__init__()
+        self.__dict__["tower"] = tower  # not a submodule: its frozen weights are no part of what is learned
+        self.context = nn.Parameter(context.clone())
+        num_start = 1 if _has_start_token(tokenizer) else 0
+        tokens = tokenizer([f"{name}." for name in class_names])  # (classes, context_length)
+        moved = _with_room(tokens, num_start, len(context), class_names, tower)
+        end = tower.end_index(moved)
+        length = int(end.max()) + 1 if tower.causal else moved.shape[1]
+        embedded = tower.embed(moved[:, :length])
+        self.register_buffer("start", embedded[0, :num_start])
+        self.register_buffer("suffixes", embedded[:, num_start + len(context) :])
+        self.register_buffer("end", end)
+        self.share_prefix = tower.shares_prefix and len(class_names) >= SHARED_PREFIX_CLASSES
+        self.lengths = end + 1 if tower.causal else torch.full_like(end, length)
+        self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths)),)
+
+    def forward(self) -> Tensor:
+        """Class embeddings ``(classes, dim)``, normalized, with a gradient to the context."""
+        tower: TextTower = self.__dict__["tower"]
+        prefix = torch.cat([self.start, self.context])  # (P, width)
+        shared = tower.read_prefix(prefix) if self.share_prefix else None
+        features = []
+        for chunk in self.chunks:
+            if chunk.recompute and torch.is_grad_enabled():
+                features.append(
+                    checkpoint(self._features, chunk, prefix, shared, use_reentrant=False, preserve_rng_state=False)
+                )
+            else:
+                features.append(self._features(chunk, prefix, shared))
+        order = torch.cat([chunk.classes for chunk in self.chunks])
+        return F.normalize(torch.cat(features)[order.argsort()], dim=-1)
+
+    def _features(self, chunk: Chunk, prefix: Tensor, shared: Prefix | None) -> Tensor:
+        """Features of one chunk's classes ``(classes, dim)``, in the order of its runs."""
+        tower: TextTower = self.__dict__["tower"]
+        suffixes = [self.suffixes[classes, : length - len(prefix)] for classes, length in chunk.runs]
+        if shared is not None:
+            return tower.continue_prefix(shared, suffixes)
+        whole = [torch.cat([prefix.expand(len(suffix), -1, -1), suffix], dim=1) for suffix in suffixes]
+        ends = [self.end[classes] for classes, _ in chunk.runs]
+        return torch.cat([tower(texts, end) for texts, end in zip(whole, ends, strict=True)])
+
+    def limit_memory(self, budget_bytes: int) -> None:
+        """Bound the activations that a step keeps; classes beyond the bound are computed twice.
+
+        The gradient stays exact. What a token needs is measured on this tower, in its present phase.
+        """
+        lengths = self.lengths
+        cost = (lengths - self._shared_tokens) * self._kept_bytes_per_token(int(lengths.argmax()))
+        if int(cost.sum()) <= budget_bytes:
+            self.chunks = (Chunk(runs=_equal_lengths(lengths)),)
+            return
+        order = lengths.argsort(stable=True)
+        before = cost[order].cumsum(0) - cost[order]
+        number = (before * KEPT_SHARES / budget_bytes).long()
+        parts = [order[number == n] for n in torch.unique(number)]
+        self.chunks = tuple(
+            Chunk(runs=_equal_lengths(lengths[part], part), recompute=n >= KEPT_SHARES - 1)
+            for n, part in enumerate(parts)
+        )
+
+    @property
+    def _shared_tokens(self) -> int:
+        return len(self.start) + len(self.context) if self.share_prefix else 0
+
+    def _kept_bytes_per_token(self, longest: int) -> float:
+        tower: TextTower = self.__dict__["tower"]
+        length = int(self.lengths[longest])
+        prefix = torch.cat([self.start, self.context])
+        shared = tower.read_prefix(prefix) if self.share_prefix else None
+        alone, twice = (Chunk(runs=((torch.tensor([longest] * texts), length),)) for texts in (1, 2))
+        # The difference of two texts and one: what is kept once for all, such as weights, is no part of it.
+        one = kept_bytes(lambda: self._features(alone, prefix, shared))
+        two = kept_bytes(lambda: self._features(twice, prefix, shared))
+        return (two - one) / (length - self._shared_tokens)
+
+    def prompts(self) -> Tensor:
+        """Whole prompts as embeddings, ``(classes, L, width)``."""
+        prefix = torch.cat([self.start, self.context])
+        return torch.cat([prefix.expand(len(self.suffixes), -1, -1), self.suffixes], dim=1)
+
+
+def initial_context(
+    tower: TextTower, tokenizer: Any, *, words: str, num_tokens: int, generator: torch.Generator
+) -> Tensor:
+    """Context to start from, ``(M, width)``: the embeddings of `words`, or random vectors when `words` is empty.
+
+    Raises:
+        UsageError: the words have another number of tokens than `num_tokens` asks for.
+    """
+    if not words:
+        return torch.randn(num_tokens, tower.width, generator=generator) * RANDOM_CONTEXT_STD
+    num_start = 1 if _has_start_token(tokenizer) else 0
+    tokens, empty = tokenizer([words]), tokenizer([""])
+    padding = empty[0, -1]
+    num_words = int((tokens != padding).sum() - (empty != padding).sum())
+    ids = tokens[:, num_start : num_start + num_words]
+    if num_tokens not in (0, ids.shape[1]):
+        raise UsageError(
+            f"context_init {words!r} has {ids.shape[1]} tokens, num_context_tokens is {num_tokens}; "
+            "make them equal, or leave context_init empty for a random start"
+        )
+    return tower.embed(ids)[0].detach()
+
+
+def kept_bytes(run: Callable[[], Tensor]) -> int:
+    """Bytes that a computation keeps for its gradient."""
+    kept: dict[int, int] = {}
+
+    def count(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+        result = run()
+    del result  # until here it holds what was counted, so that no address is counted for two tensors
+    return sum(kept.values())
+
+
+def _equal_lengths(lengths: Tensor, classes: Tensor | None = None) -> tuple[tuple[Tensor, int], ...]:
+    """Classes grouped by the length of their prompts, short ones first."""
+    if classes is None:
+        classes = torch.arange(len(lengths))
+    return tuple((classes[lengths == length], int(length)) for length in torch.unique(lengths))
+
+
+def _has_start_token(tokenizer: Any) -> bool:
+    first = tokenizer(["a", "b"])[:, 0]
+    return bool(first[0] == first[1])
+
+
+def _with_room(
+    tokens: Tensor, num_start: int, num_context: int, class_names: Sequence[str], tower: TextTower
+) -> Tensor:
+    """Shift everything after the start token by `num_context` places; what falls off must be padding."""
+    limit = tokens.shape[1]
+    moved = torch.cat(
+        [tokens[:, :num_start], torch.zeros(len(tokens), num_context, dtype=tokens.dtype), tokens[:, num_start:]], 1
+    )
+    lost = moved[:, limit:]
+    padding = tokens[:, -1:]
+    overflow = (lost != padding).any(1) | (tower.end_index(tokens) + num_context >= limit if tower.causal else False)
+    if bool(overflow.any()):
+        name = class_names[int(overflow.int().argmax())]
+        raise UsageError(
+            f"class name {name!r} with {num_context} context tokens needs more than {limit} tokens; "
+            "shorten the name or lower learn.num_context_tokens"
+        )
+    return moved[:, :limit]

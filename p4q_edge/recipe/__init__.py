@@ -1,0 +1,48 @@
+"""The recipe: every choice of a run, in one TOML file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.recipe.defaults import demo_recipe, run_recipe_of
+    from p4q_edge.recipe.schema import DEMO_DATA, DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+    from p4q_edge.recipe.toml import read_recipe, to_toml
+
+__all__ = [
+    "DEMO_DATA",
+    "DataSection",
+    "LearnSection",
+    "ModelSection",
+    "QuantizationSection",
+    "Recipe",
+    "demo_recipe",
+    "read_recipe",
+    "run_recipe_of",
+    "to_toml",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "defaults": (
+                "demo_recipe",
+                "run_recipe_of",
+            ),
+            "schema": (
+                "DEMO_DATA",
+                "DataSection",
+                "LearnSection",
+                "ModelSection",
+                "QuantizationSection",
+                "Recipe",
+            ),
+            "toml": (
+                "read_recipe",
+                "to_toml",
+            ),
+        },
+    )

@@ -1,0 +1,26 @@
+"""The recipe of the built-in demo, and that of a run folder."""
+
+from pathlib import Path
+
+from p4q_edge.recipe.schema import Recipe
+from p4q_edge.recipe.toml import read_recipe
+from p4q_edge.runtime.errors import UsageError
+
+
+def demo_recipe() -> Recipe:
+    """The built-in demo: printed glyphs to real handwriting."""
+    from p4q_edge.demo import MODEL_DIR
+
+    return read_recipe(MODEL_DIR.parent / "recipe.toml")
+
+
+def run_recipe_of(folder: Path) -> Recipe:
+    """The resolved recipe that a run folder holds.
+
+    Raises:
+        UsageError: the folder is no run folder.
+    """
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        raise UsageError(f"{folder} is no run folder (it has no recipe.toml); `p4q-edge learn -o {folder}` makes one")
+    return read_recipe(path)

@@ -1,0 +1,208 @@
+"""The recipe: every choice of a run, in one TOML file.
+
+Each section is a frozen record; its defaults are written here once. A key that no section knows is an error which
+names the nearest one.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from p4q_edge.quant import ObserverName, QuantScheme, RoundingName
+
+Method = Literal["p4q", "as-released"]
+
+DEMO_DATA = "demo:digits"
+"""Name of the built-in data set: the handwritten digits of scikit-learn."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections."""
+
+
+class ModelSection(Section, frozen=True, kw_only=True):
+    """[model]: which CLIP.
+
+    Attributes:
+        name: a name of open_clip, ``hf-hub:org/repo``, ``local-dir:path`` or ``demo``.
+        pretrained: tag or checkpoint path, for plain names.
+        quick_gelu: overrides the activation that the tag records.
+        license: overrides the licence string found with the weights.
+    """
+
+    name: str
+    pretrained: str = ""
+    quick_gelu: bool | None = None
+    license: str = ""
+
+
+class DataSection(Section, frozen=True, kw_only=True):
+    """[data]: labelled images and the words for their classes.
+
+    Attributes:
+        train: folder of class folders, ``.csv``/``.tsv`` (path,label), ``.npz``, uncompressed ``.tar``
+            (webdataset) or ``demo:digits``.
+        test: the same; empty: all images of `train` that are not learned from.
+        class_names: other words for the classes in label order, or their own names in any order, or a
+            ``.txt``/``.json`` file of them; empty: the folders' names.
+        templates: prompts with ``{}``, or a ``.txt``/``.json`` file of them.
+        class_prompts: a ``.json`` file of prompts for each class, in place of templates.
+        shots: labelled images of each class that are learned from; 0 takes all.
+        test_limit: at most so many test images, drawn with the seed; 0 takes all.
+    """
+
+    train: str
+    test: str = ""
+    class_names: tuple[str, ...] | str = ()
+    templates: tuple[str, ...] | str = ("a photo of a {}.",)
+    class_prompts: str = ""
+    shots: int = 16
+    test_limit: int = 0
+
+
+class QuantizationSection(Section, frozen=True, kw_only=True):
+    """[quantization]: see `QuantScheme`; `text` fake-quantizes the text tower too (the paper's track)."""
+
+    weight_bits: int = QuantScheme.weight_bits
+    activation_bits: int = QuantScheme.activation_bits
+    attention_bits: int | None = QuantScheme.attention_bits
+    quantize_attention: bool = QuantScheme.quantize_attention
+    adapter_bits: int = 8
+    observer: ObserverName = QuantScheme.observer
+    percentile: float = QuantScheme.percentile
+    weight_observer: ObserverName = QuantScheme.weight_observer
+    fold_norm: bool = QuantScheme.fold_norm
+    fold_value: bool = QuantScheme.fold_value
+    fold_strength: float = QuantScheme.fold_strength
+    headroom: float = QuantScheme.headroom
+    bias_correction: bool = QuantScheme.bias_correction
+    weight_rounding: RoundingName = QuantScheme.weight_rounding
+    affine_correction: bool = QuantScheme.affine_correction
+    scale_epochs: int = QuantScheme.scale_epochs
+    keep_float: tuple[str, ...] = QuantScheme.keep_float
+    text: bool = False
+
+    def scheme(self) -> QuantScheme:
+        """The scheme of the image tower (and of the text tower where it is quantized)."""
+        values = {field: getattr(self, field) for field in QuantScheme.__dataclass_fields__}
+        return QuantScheme(**values)
+
+    def adapter_scheme(self) -> QuantScheme:
+        """The scheme of the adapter: plain maxima, as its weights move while it is learned."""
+        return QuantScheme(
+            weight_bits=self.adapter_bits,
+            activation_bits=self.adapter_bits,
+            observer="minmax",
+            weight_observer="minmax",
+            headroom=1.0,
+            fold_norm=False,
+            fold_value=False,
+        )
+
+
+class LearnSection(Section, frozen=True, kw_only=True):
+    """[learn]: prompts, adapter, losses and schedule.
+
+    Attributes:
+        prompts: learn context vectors; false keeps the templates' embeddings.
+        adapter: learn the adapter.
+        class_residual: learn a residual of each class embedding (TaskRes); it costs nothing at run time.
+        distillation: weight of the KL divergence from the float teacher; 0 turns it off.
+        kl_temperature: temperature of that divergence.
+        context_init: words whose embeddings start the context; empty: random.
+        num_context_tokens: context length M; 0 follows `context_init`.
+        residual_ratio: share of the adapter, 0 to 1.
+        learn_ratio: learn that share too.
+        zero_init: the adapter starts at zero output.
+        prompt_pull: weight of the pull of learned class embeddings to the hand-written ones (KgCoOp).
+        feature_loss: weight of one minus the cosine between the student's and the teacher's image embedding.
+        label_smoothing: of the cross-entropy, 0 to 1.
+        epochs: passes over the cached features; 0: as many as make `steps`.
+        steps: of the optimizer, where `epochs` is 0.
+        batch_size: features in a step.
+        context_rate: learning rate of the context.
+        adapter_rate: learning rate of the adapter.
+        class_rate: learning rate of the class residuals.
+        weight_decay: of all (AdamW).
+        views: cached views of each image; the first is the image itself, the others are augmented.
+        flip: whether augmented views may be mirrored.
+        text_memory_mib: bound of the text tower's activations that a step keeps; classes beyond it are computed
+            twice, with the same gradient.
+    """
+
+    prompts: bool = True
+    adapter: bool = True
+    class_residual: bool = True
+    distillation: float = 0.0
+    kl_temperature: float = 1.0
+    context_init: str = "a photo of a"
+    num_context_tokens: int = 0
+    residual_ratio: float = 0.5
+    learn_ratio: bool = False
+    zero_init: bool = True
+    prompt_pull: float = 0.0
+    feature_loss: float = 0.0
+    label_smoothing: float = 0.0
+    epochs: int = 0
+    steps: int = 200
+    batch_size: int = 256
+    context_rate: float = 2e-3
+    adapter_rate: float = 1e-3
+    class_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    views: int = 1
+    flip: bool = False
+    text_memory_mib: int = 2048
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.residual_ratio < 1.0:
+            raise ValueError(f"residual_ratio must be between 0 and 1, got {self.residual_ratio}")
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+        for name in ("steps", "batch_size", "views", "text_memory_mib"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.context_init and self.num_context_tokens < 1:
+            raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
+
+    def passes(self, images: int) -> int:
+        """Epochs over so many images."""
+        return self.epochs or -(-self.steps // -(-images // self.batch_size))
+
+
+class ExportSection(Section, frozen=True, kw_only=True):
+    """[export]: what travels in the bundle beside the graphs.
+
+    Attributes:
+        golden_samples: labelled images that prove an engine where it runs, with their pixels.
+        reference_images: images that were not learned from, whose results by PyTorch let a device validate without it:
+            36 bytes and two embeddings each (4 KiB at 512 dimensions), no pixels; 0 takes none.
+    """
+
+    golden_samples: int = 6
+    reference_images: int = 500
+
+    def __post_init__(self) -> None:
+        if self.golden_samples < 1 or self.reference_images < 0:
+            raise ValueError(
+                "golden_samples must be at least 1 and reference_images at least 0, got "
+                f"{self.golden_samples} and {self.reference_images}"
+            )
+
+
+class Recipe(Section, frozen=True, kw_only=True):
+    """A whole run.
+
+    Attributes:
+        seed: fixes few-shot sampling, initialization, augmentation and batch order.
+        method: our own, or the baseline `p4q_edge.baselines.as_released`, which is only compared.
+    """
+
+    schema_version: Literal[1] = 1
+    seed: int = 0
+    method: Method = "p4q"
+    model: ModelSection
+    data: DataSection
+    quantization: QuantizationSection = QuantizationSection()
+    learn: LearnSection = LearnSection()
+    export: ExportSection = ExportSection()

@@ -1,0 +1,89 @@
+"""Recipes as TOML: read, check, write."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p4q_edge.recipe.schema import Recipe, Section
+from p4q_edge.runtime.errors import UsageError
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe; paths in it are relative to its folder.
+
+    Raises:
+        UsageError: missing file, broken TOML, unknown key, wrong type or value.
+    """
+    if not path.is_file():
+        raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return anchor(parse_recipe(document, source=str(path)), path.parent)
+
+
+def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
+    """Check a parsed document.
+
+    Raises:
+        UsageError: unknown key (with the nearest known one), wrong type or value.
+    """
+    _check_keys(document, Recipe, prefix="", source=source)
+    try:
+        return msgspec.convert(document, Recipe)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"{source}: {error}") from error
+
+
+def anchor(recipe: Recipe, folder: Path) -> Recipe:
+    """Make the recipe's relative paths absolute, seen from `folder`."""
+
+    def absolute(value: str) -> str:
+        if not value or value.startswith("demo:") or Path(value).is_absolute():
+            return value
+        return str((folder / value).resolve())
+
+    data = recipe.data
+    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in ("train", "test", "class_prompts")}
+    for name in ("class_names", "templates"):
+        value = getattr(data, name)
+        changes[name] = absolute(value) if isinstance(value, str) else value
+    model = recipe.model
+    if model.name.startswith("local-dir:"):
+        model = msgspec.structs.replace(model, name="local-dir:" + absolute(model.name.removeprefix("local-dir:")))
+    elif model.pretrained.endswith((".pt", ".pth", ".bin", ".safetensors")):
+        model = msgspec.structs.replace(model, pretrained=absolute(model.pretrained))
+    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, **changes), model=model)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML text; reading it back gives the same recipe."""
+    document: dict[str, Any] = msgspec.to_builtins(recipe)
+    lines = [f"{key} = {_toml_value(value)}" for key, value in document.items() if not isinstance(value, dict)]
+    for name, section in document.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {_toml_value(value)}" for key, value in section.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    # JSON's spelling of strings, numbers and booleans is also TOML's, but for DEL, which JSON leaves unescaped.
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def _check_keys(document: dict[str, Any], section: type[Section], *, prefix: str, source: str) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in document.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"{source}: unknown key {prefix + key!r}; did you mean {prefix + near!r}?")
+        kind = known[key]
+        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict):
+            _check_keys(value, kind, prefix=f"{prefix}{key}.", source=source)

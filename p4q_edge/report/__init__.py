@@ -1,1 +1,0 @@
-"""The report of a validation as one HTML file that fetches nothing."""

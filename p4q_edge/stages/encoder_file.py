@@ -1,0 +1,60 @@
+"""The calibrated encoder in a run folder."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from p4q_edge.calibration import CalibratedEncoder, add_products
+from p4q_edge.models import (
+    ImageEncoder,
+    LoadedModel,
+)
+from p4q_edge.quant import (
+    Phase,
+    QuantScheme,
+    quant_linears,
+    quantize_modules,
+    set_phase,
+)
+from p4q_edge.stages.cache import read_metadata, read_tensors, write_tensors
+
+_FACTS = ("kept_float", "folded", "cross_attention", "attention_owners", "products", "images")
+
+
+def save_encoder(calibrated: CalibratedEncoder, path: Path, *, key: str) -> None:
+    """Write weights, scales and what is needed to build the same modules again."""
+    facts = {name: getattr(calibrated, name) for name in _FACTS}
+    write_tensors(path, calibrated.encoder.state_dict(), key=key, metadata={"calibration": json.dumps(facts)})
+
+
+def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key: str) -> CalibratedEncoder | None:
+    """A calibrated encoder from its file, or None when there is none that was made from the same things."""
+    tensors = read_tensors(path, key=key)
+    if tensors is None:
+        return None
+    facts = json.loads(read_metadata(path)["calibration"])
+    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    quantize_modules(
+        encoder,
+        scheme,
+        cross_attention=frozenset(facts["cross_attention"]),
+        attention_owners=frozenset(facts["attention_owners"]),
+    )
+    add_products(encoder, facts["products"], scheme)
+    for name, linear in quant_linears(encoder).items():
+        if f"{name}.bias" in tensors and linear.bias is None:  # a fold gave it one
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features))
+    encoder.load_state_dict(tensors)
+    encoder.requires_grad_(False)
+    set_phase(encoder, Phase.QUANTIZED)
+    return CalibratedEncoder(
+        encoder=encoder,
+        kept_float=tuple(facts["kept_float"]),
+        folded=tuple(facts["folded"]),
+        cross_attention=tuple(facts["cross_attention"]),
+        attention_owners=tuple(facts["attention_owners"]),
+        products=tuple(facts["products"]),
+        images=facts["images"],
+    )

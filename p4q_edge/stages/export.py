@@ -1,0 +1,160 @@
+"""Write the bundle: graphs, shared weights, head, golden samples, results of PyTorch and manifest, in one file."""
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from p4q_edge.data import pixels
+from p4q_edge.graph import export_classifier
+from p4q_edge.models import Adapter, FoldedClassifier, run_folded
+from p4q_edge.quant import Phase, quant_linears, quant_products
+from p4q_edge.runtime.artifacts import Bundle, Golden, Manifest, Precision
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts import head as heads
+from p4q_edge.runtime.storage import encode_json
+from p4q_edge.stages.pipeline import Learned
+from p4q_edge.stages.record_results import median_losses, record_reference, validation_images
+
+logger = logging.getLogger(__name__)
+
+RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
+
+
+def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundle:
+    """Stage `export`: write `model.p4q`.
+
+    Raises:
+        UsageError: the file exists and `force` is false.
+        QualityGateError: an exported graph does not compute what the fake-quantized module computes.
+    """
+    source = learned.prepared.source
+    classifier = learned.classifier
+    images = golden_images(learned)
+    graphs = export_classifier(classifier, images.numpy())
+    members: dict[str, bytes | Path] = {
+        bundles.GRAPH_FP16: graphs.fp16,
+        bundles.GRAPH_FP32: graphs.fp32,
+        bundles.WEIGHTS: graphs.weights,
+        bundles.HEAD: make_head(learned).to_bytes(),
+        bundles.PREPROCESS: encode_json(source.model.preprocess),
+        bundles.GOLDEN: make_golden(classifier, images).to_bytes(),
+    }
+    parity = dict(graphs.parity)
+    validated, labels = validation_images(learned)
+    if len(validated):
+        reference = record_reference(classifier, validated, labels)
+        members[bundles.REFERENCE] = reference.to_bytes()
+        parity |= median_losses(graphs, reference, validated)
+    manifest = Manifest(
+        created_by=f"p4q-edge {version('p4q-edge')}",
+        model=source.model.info,
+        precision=precision_of(learned),
+        class_names=source.class_names,
+        image_size=source.model.preprocess.size,
+        embedding_dim=int(classifier.text_embedding.shape[1]),
+        versions={name: version(name) for name in RECORDED_VERSIONS},
+        seed=source.recipe.seed,
+        recipe=portable_recipe(learned),
+        data_index=data_index(learned),
+        parity=parity,
+        narrowest_bits=graphs.narrowest_bits,
+    )
+    return bundles.write_bundle(path, manifest, members, force=force)
+
+
+def precision_of(learned: Learned) -> Precision:
+    """What is quantized, and whether these widths are executed or carried on 8-bit kernels."""
+    section = learned.prepared.source.recipe.quantization
+    scheme = section.scheme()
+    executed = scheme.execution == "executed" and section.adapter_bits == 8
+    return Precision(
+        weight_bits=scheme.weight_bits,
+        activation_bits=scheme.activation_bits,
+        execution="executed" if executed else "carried",
+        remainder="fp16",
+        quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
+        attention_bits=scheme.attention_bits,
+        quantized_attentions=len(quant_products(learned.classifier)),
+    )
+
+
+def golden_images(learned: Learned) -> Tensor:
+    """A few of the labelled images, spread over the classes, uint8 ``(n, 3, H, W)``."""
+    train = learned.prepared.source.split.train
+    count = min(learned.prepared.source.recipe.export.golden_samples, len(train))
+    chosen = np.linspace(0, len(train) - 1, count).round().astype(int)
+    return pixels(train.subset(chosen), learned.prepared.source.model.preprocess)
+
+
+def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
+    """What the fake-quantized and the float classifier compute on the golden images."""
+    logits, embedding, features = run_folded(classifier, images, phase=Phase.QUANTIZED)
+    float_logits, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
+    return Golden(
+        image=images.numpy(),
+        features=features.numpy(),
+        embedding=embedding.numpy(),
+        logits=logits.numpy(),
+        float_embedding=float_embedding.numpy(),
+        float_logits=float_logits.numpy(),
+    )
+
+
+@torch.no_grad()
+def make_head(learned: Learned) -> heads.Head:
+    """The learned head by itself, for any engine of the same encoder."""
+    classifier = learned.classifier
+    return heads.Head(
+        class_names=learned.prepared.source.class_names,
+        text_embedding=classifier.text_embedding.numpy(),
+        logit_scale=float(classifier.logit_scale),
+        logit_bias=float(classifier.logit_bias),
+        adapter=None if classifier.adapter is None else _head_adapter(classifier.adapter),
+        # A model with a logit bias was trained with independent classes (SigLIP).
+        calibration=heads.Calibration(
+            activation="softmax" if learned.prepared.source.model.logit_bias is None else "sigmoid"
+        ),
+        weights_sha256=learned.prepared.source.model.info.weights_sha256,
+    )
+
+
+def _head_adapter(adapter: Adapter) -> heads.Adapter:
+    assert adapter.down.bias is not None
+    assert adapter.up.bias is not None
+    return heads.Adapter(
+        down_weight=adapter.down.quantized_weight().numpy(),
+        down_bias=adapter.down.bias.numpy(),
+        up_weight=adapter.up.quantized_weight().numpy(),
+        up_bias=adapter.up.bias.numpy(),
+        residual_ratio=float(adapter.ratio),
+    )
+
+
+def portable_recipe(learned: Learned) -> dict[str, object]:
+    """The recipe for the manifest, with the names of local files but not where they lay."""
+    document: dict[str, dict[str, object]] = msgspec.to_builtins(learned.prepared.source.recipe)
+    info = learned.prepared.source.model.info
+    document["model"] |= {"name": info.name, "pretrained": info.pretrained}
+    for key in ("train", "test", "class_names", "templates", "class_prompts"):
+        value = document["data"][key]
+        document["data"][key] = Path(value).name if isinstance(value, str) else value
+    return {**document}
+
+
+def data_index(learned: Learned) -> dict[str, object]:
+    """Which images were learned from: names and digests in label order, and how many were left for testing."""
+    split = learned.prepared.source.split
+    return {
+        "learned": [
+            {"name": name, "label": int(label), "sha256": digest}
+            for name, label, digest in zip(
+                split.train.names, split.train.labels, learned.prepared.source.train_digests, strict=True
+            )
+        ],
+        "test_images": len(split.test),
+    }

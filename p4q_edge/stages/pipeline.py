@@ -1,0 +1,286 @@
+"""The stages in order, each from files to files, each skipped when what it depends on is unchanged.
+
+A run folder holds the resolved recipe, the calibrated encoder with its cached features, the learning checkpoint and
+what was learned. Each file carries the digest of everything that made it.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder, calibrate_text
+from p4q_edge.data import Split, augment, pixels, read_class_prompts, read_split, read_words
+from p4q_edge.learning import CachedFeatures, LearningRun, Student, learn, make_student
+from p4q_edge.models import (
+    Batches,
+    FoldedClassifier,
+    LoadedModel,
+    PromptLearner,
+    TextTower,
+    encode_batches,
+    encoder_of,
+    initial_context,
+    load_model,
+    template_embeddings,
+)
+from p4q_edge.recipe import Recipe, to_toml
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.images import PreprocessSpec
+from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.stages.cache import read_tensors, write_tensors
+from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
+
+logger = logging.getLogger(__name__)
+
+CODE_VERSION = "1"
+"""Raised with any change of meaning of a stage's files, so that older ones are made again."""
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Where the stages of one run keep their results."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
+
+    @property
+    def encoder(self) -> Path:
+        return self.folder / "calibrated.safetensors"
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "learning.safetensors"
+
+    @property
+    def learned(self) -> Path:
+        return self.folder / "learned.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a recipe names, opened: the float model, the images, the words."""
+
+    recipe: Recipe
+    model: LoadedModel
+    split: Split
+    templates: tuple[str, ...]
+    class_prompts: dict[str, tuple[str, ...]]
+    train_digests: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.split.train.class_names
+
+    def key(self, *parts: object) -> str:
+        """Digest of the model, the images learned from and any further parts."""
+        content = [CODE_VERSION, self.model.info.weights_sha256, msgspec.to_builtins(self.model.preprocess)]
+        content += [self.train_digests, self.split.train.labels.tolist(), self.recipe.seed, *parts]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """After `calibrate`: the quantized encoder and what both towers say about the labelled images."""
+
+    source: Source
+    calibrated: CalibratedEncoder
+    features: CachedFeatures
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """After `learn` and `fold`."""
+
+    prepared: Prepared
+    student: Student
+    classifier: FoldedClassifier
+    key: str
+
+
+def open_source(recipe: Recipe) -> Source:
+    """Stage `load`, and the data of a recipe."""
+    model = open_model(recipe)
+    split = read_split(recipe.data, seed=recipe.seed)
+    return Source(
+        recipe=recipe,
+        model=model,
+        split=split,
+        templates=read_words(recipe.data.templates, key="data.templates"),
+        class_prompts=read_class_prompts(recipe.data.class_prompts, split.train.class_names),
+        train_digests=tuple(split.train.digests()),
+    )
+
+
+def open_model(recipe: Recipe) -> LoadedModel:
+    """The model that a recipe names; ``demo`` is the one that is shipped."""
+    section = recipe.model
+    if section.name == "demo":
+        from p4q_edge.demo import MODEL_DIR
+
+        if section.pretrained:
+            raise UsageError("model 'demo' brings its own weights; remove model.pretrained")
+        loaded = load_model(f"local-dir:{MODEL_DIR}")
+        return replace(loaded, info=msgspec.structs.replace(loaded.info, name="demo"))
+    return load_model(section.name, section.pretrained, quick_gelu=section.quick_gelu, licence=section.license)
+
+
+def prepare(source: Source, files: RunFiles) -> Prepared:
+    """Stage `calibrate`: quantize the encoder, cache the features of both towers.
+
+    Raises:
+        UsageError: the recipe's method is a baseline, which has no engine.
+    """
+    if source.recipe.method != "p4q":
+        raise UsageError(
+            f"method {source.recipe.method!r} is a baseline to compare with: its asymmetric grid has no engine. "
+            'Set method = "p4q" to build; to measure the baseline: p4q-edge learn --ablate methods --recipe FILE'
+        )
+    section, learn_section = source.recipe.quantization, source.recipe.learn
+    scheme = section.scheme()
+    atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
+    key = source.key("calibrate", msgspec.to_builtins(section), learn_section.views, learn_section.flip)
+    stored = read_tensors(files.features, key=key)
+    calibrated = restore_encoder(files.encoder, source.model, scheme, key=key) if stored is not None else None
+    if calibrated is not None and stored is not None:
+        logger.info("calibrate: unchanged, taken from %s", files.folder)
+        return Prepared(source=source, calibrated=calibrated, features=CachedFeatures(**stored), key=key)
+    images = pixels(source.split.train, source.model.preprocess)
+    logger.info("calibrate: %d images, %s", len(images), scheme.label)
+    calibrated = calibrate_encoder(source.model, images, scheme)
+    features = cache_features(source, calibrated.encoder, images)
+    save_encoder(calibrated, files.encoder, key=key)
+    tensors = {"student": features.student, "teacher": features.teacher, "labels": features.labels}
+    write_tensors(files.features, tensors, key=key)
+    return Prepared(source=source, calibrated=calibrated, features=features, key=key)
+
+
+def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
+    """Features of all views of the labelled images, by the quantized and by the float encoder."""
+    section, model = source.recipe.learn, source.model
+    student, teacher = [], []
+    for view in augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed):
+        student.append(image_features(encoder, view, model.preprocess))
+        teacher.append(teacher_embeddings(model, view))
+    labels = torch.from_numpy(source.split.train.labels)
+    return CachedFeatures(student=torch.stack(student), teacher=torch.stack(teacher), labels=labels)
+
+
+def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:
+    """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        yield augment(images, generator=generator, flip=flip) if number else images
+
+
+def image_features(encoder: nn.Module, images: Tensor, spec: PreprocessSpec) -> Tensor:
+    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)``."""
+    return encode_batches(encoder, Batches(images=images, spec=spec, size=BATCH_SIZE))
+
+
+def teacher_embeddings(model: LoadedModel, images: Tensor) -> Tensor:
+    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder."""
+    return nn.functional.normalize(image_features(model.clip.visual, images, model.preprocess), dim=-1)  # type: ignore[arg-type]
+
+
+def hand_written_embeddings(source: Source) -> Tensor:
+    """Class embeddings of the recipe's templates by the float text tower, ``(classes, dim)`` normalized."""
+    return template_embeddings(
+        encoder_of(source.model.clip),
+        source.model.tokenizer,
+        source.class_names,
+        templates=source.templates,
+        class_prompts=source.class_prompts,
+    )
+
+
+def new_student(source: Source) -> tuple[Student, TextTower | None]:
+    """The student of a recipe before its first step, and the text tower its prompts run through."""
+    recipe = source.recipe
+    generator = torch.Generator().manual_seed(recipe.seed)
+    prompts = tower = None
+    if recipe.learn.prompts:
+        tower = TextTower(source.model.clip, recipe.quantization.scheme())
+        context = initial_context(
+            tower,
+            source.model.tokenizer,
+            words=recipe.learn.context_init,
+            num_tokens=recipe.learn.num_context_tokens,
+            generator=generator,
+        )
+        prompts = PromptLearner(tower, source.model.tokenizer, source.class_names, context=context)
+    student = make_student(
+        prompts=prompts,
+        hand_written=hand_written_embeddings(source),
+        logit_scale=source.model.logit_scale,
+        section=recipe.learn,
+        adapter_scheme=recipe.quantization.adapter_scheme(),
+        generator=generator,
+    )
+    return student, tower
+
+
+def learn_stage(
+    prepared: Prepared, files: RunFiles | None, *, progress: Callable[[int, float], None] | None = None
+) -> Learned:
+    """Stages `learn` and `fold`. Without `files` nothing is stored."""
+    recipe = prepared.source.recipe
+    student, tower = new_student(prepared.source)
+    words = [prepared.source.class_names, prepared.source.templates, prepared.source.class_prompts]
+    key = prepared.source.key("learn", prepared.key, words, msgspec.to_builtins(recipe.learn))
+    if tower is not None and recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    stored = read_tensors(files.learned, key=key) if files else None
+    if stored is not None:
+        logger.info("learn: unchanged, taken from %s", files.learned if files else "")
+        restore_student(student, stored)
+        text = stored["text_embedding"]
+    else:
+        run = LearningRun(checkpoint=files.checkpoint if files else None, key=key)
+        if progress is not None:
+            run = LearningRun(checkpoint=run.checkpoint, key=key, progress=progress)
+        learn(student, prepared.features, recipe.learn, seed=recipe.seed, run=run)
+        if tower is not None and recipe.quantization.text:
+            calibrate_text(tower, student.prompts)
+        with torch.no_grad():
+            text = student.text_embedding()
+        if files:
+            write_tensors(files.learned, {**student.state_dict(), "text_embedding": text}, key=key)
+    return Learned(prepared=prepared, student=student, classifier=fold(prepared, student, text), key=key)
+
+
+def restore_student(student: Student, stored: dict[str, Tensor]) -> None:
+    """Put stored weights and scales into a student and end its learning."""
+    student.load_state_dict({name: value for name, value in stored.items() if name != "text_embedding"})
+    student.requires_grad_(False)
+    if student.adapter is not None:
+        student.adapter.set_dynamic(False)
+
+
+def fold(prepared: Prepared, student: Student, text_embedding: Tensor) -> FoldedClassifier:
+    """Stage `fold`: encoder, adapter and constant class embeddings as one module."""
+    model = prepared.source.model
+    return FoldedClassifier(
+        prepared.calibrated.encoder,
+        student.adapter,
+        text_embedding,
+        logit_scale=model.logit_scale,
+        logit_bias=model.logit_bias,
+        preprocess=model.preprocess,
+    )

@@ -1,0 +1,63 @@
+"""What PyTorch computes on validation images, recorded in the bundle for devices that have no PyTorch."""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p4q_edge.data import pixels
+from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
+from p4q_edge.models import FoldedClassifier, run_folded
+from p4q_edge.quant import Phase
+from p4q_edge.runtime.artifacts import RecordedResults, pixel_digest
+from p4q_edge.runtime.images import draw
+from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
+from p4q_edge.stages.pipeline import Learned
+
+logger = logging.getLogger(__name__)
+
+LOSS_IMAGES = 128
+"""The median loss of the exported graphs is measured on so many images."""
+_BATCH_SIZE = 32
+
+
+def validation_images(learned: Learned) -> tuple[Tensor, np.ndarray]:
+    """The images whose results are recorded, drawn from those that were not learned from.
+
+    Returns:
+        uint8 ``(n, 3, H, W)`` and int32 ``(n,)`` labels; n is 0 where the recipe asks for none.
+    """
+    source = learned.prepared.source
+    wanted, test = source.recipe.export.reference_images, source.split.test
+    chosen = draw(len(test), wanted, seed=source.recipe.seed) if wanted else np.arange(0)
+    part = test.subset(chosen)
+    return pixels(part, source.model.preprocess), part.labels.astype(np.int32)
+
+
+@torch.no_grad()
+def record_reference(classifier: FoldedClassifier, images: Tensor, labels: np.ndarray) -> RecordedResults:
+    """Run the fake-quantized and the float classifier on uint8 ``(n, 3, H, W)``, n at least 1."""
+    logger.info("export: results of PyTorch on %d validation images", len(images))
+    _, embedding, _ = run_folded(classifier, images, phase=Phase.QUANTIZED)
+    _, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
+    return RecordedResults(
+        digest=np.stack([np.frombuffer(pixel_digest(image), np.uint8) for image in images.numpy()]),
+        label=labels,
+        embedding=embedding.numpy(),
+        float_embedding=float_embedding.numpy(),
+    )
+
+
+def median_losses(graphs: ExportedGraphs, reference: RecordedResults, images: Tensor) -> dict[str, float]:
+    """Median of 1 - cosine between the fake-quantized module and each graph, as `Manifest.parity` keeps it."""
+    few = images[:LOSS_IMAGES].numpy()
+    losses = {"loss_images": float(len(few))}
+    for name, graph in (("fp32", graphs.fp32), ("fp16", graphs.fp16)):
+        # A few at a time: the activations of all would need gigabytes.
+        batches = [few[start : start + _BATCH_SIZE] for start in range(0, len(few), _BATCH_SIZE)]
+        found = np.concatenate([run_in_onnxruntime(graph + graphs.weights, batch)["embedding"] for batch in batches])
+        loss = 1.0 - cosine_rows(reference.embedding[: len(few)], found)
+        median = bootstrap_quantile(loss, 0.5, generator=np.random.default_rng(0))
+        losses[f"{name}.median_loss"] = max(median.high, 0.0)
+    return losses

@@ -1,0 +1,174 @@
+"""The card `<engine>.json`: what an engine is, what built it, and everything that the runtime needs to use it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p4q_edge.runtime.artifacts.bundle import ModelInfo
+from p4q_edge.runtime.artifacts.golden import Golden, read_golden
+from p4q_edge.runtime.artifacts.head import Calibration
+from p4q_edge.runtime.artifacts.precision import Precision
+from p4q_edge.runtime.choices import BackendName
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError
+from p4q_edge.runtime.images import PreprocessSpec
+from p4q_edge.runtime.statistics import FULL_BITS
+from p4q_edge.runtime.storage import (
+    MAX_JSON_BYTES,
+    atomic_write,
+    decode_json,
+    encode_json,
+    read_bounded,
+    sha256_bytes,
+    sha256_file,
+)
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A member of the bundle whose bytes are a part of the engine."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class OptimizedCopy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The copy of a CPU engine that loads faster, and the engine that it was made from."""
+
+    size_bytes: int
+    sha256: str
+    engine_sha256: str
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Description of one engine file, beside which it lies.
+
+    Attributes:
+        backend: the library that runs the engine.
+        engine_sha256: digest of the engine; the runtime refuses any other file.
+        engine_size_bytes: size of the engine.
+        bundle_sha256: digest of the bundle that the engine was built from.
+        parts: members of the bundle whose bytes, in this order, are the engine; empty where a builder changed them.
+        built_by: program and version that built it.
+        built_with: versions and machine, e.g. `{"onnxruntime": "1.23.2", "cpu": "..."}`.
+        model: the CLIP model.
+        precision: what is quantized, and how.
+        class_names: classes of the folded head, in the order of `logits`.
+        preprocess: how pictures become the input.
+        embedding_dim: width of `embedding` and `features`.
+        logit_scale: factor between cosines and logits.
+        calibration: from logits of the folded head to probabilities.
+        rounding_bits: of the narrowest quantized value of the reference or of the engine; see `tolerance`.
+        options: build options.
+        optimized: the copy beside the engine that loads faster where `built_with` fits; None if there is none.
+        golden: golden samples (safetensors, base64).
+        measured: what the engine gave on them when it was built: `embedding` (n rows of dim numbers), `result`.
+        inspection: what was read from the built engine, e.g. kernels by name.
+    """
+
+    schema_version: int = 1
+    backend: BackendName
+    engine_sha256: str
+    engine_size_bytes: int
+    bundle_sha256: str
+    parts: tuple[Part, ...] = ()
+    built_by: str
+    built_with: dict[str, str]
+    model: ModelInfo
+    precision: Precision
+    class_names: tuple[str, ...]
+    preprocess: PreprocessSpec
+    embedding_dim: int
+    logit_scale: float
+    calibration: Calibration = Calibration()
+    rounding_bits: int = FULL_BITS
+    options: dict[str, Any] = {}
+    optimized: OptimizedCopy | None = None
+    golden: str
+    measured: dict[str, Any] = {}
+    inspection: dict[str, Any] = {}
+
+    def golden_samples(self) -> Golden:
+        """Return the golden samples.
+
+        Raises:
+            CorruptArtifactError: they cannot be decoded.
+        """
+        try:
+            data = base64.b64decode(self.golden, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise CorruptArtifactError(
+                f"the golden samples of the card cannot be decoded: {error}. Build the engine again."
+            ) from error
+        return read_golden(data, source="the golden samples of the card")
+
+
+def card_path(engine: str | Path) -> Path:
+    """Return where the card of an engine lies: `out.onnx` -> `out.onnx.json`."""
+    engine = Path(engine)
+    return engine.with_name(engine.name + ".json")
+
+
+def read_card(engine: str | Path) -> Card:
+    """Return the card of an engine.
+
+    Raises:
+        InputError: the engine or its card is missing.
+        CorruptArtifactError: the card is not one.
+    """
+    path = card_path(engine)
+    if not Path(engine).is_file():
+        raise InputError(f"{engine} does not exist. Build it: p4q-edge build model.p4q --engine {engine}")
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."
+        )
+    data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
+    card = decode_json(data, Card, source=str(path))
+    if not card.class_names or len(set(card.class_names)) != len(card.class_names):
+        raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
+    return card
+
+
+def write_card(engine: str | Path, card: Card, *, force: bool = False) -> None:
+    """Write the card of an engine beside it."""
+    atomic_write(card_path(engine), encode_json(card), force=force)
+
+
+def verify_engine(engine: str | Path, card: Card) -> None:
+    """Check that a file is the engine that a card describes.
+
+    Raises:
+        CorruptArtifactError: its digest differs.
+    """
+    if sha256_file(Path(engine)) != card.engine_sha256:
+        raise CorruptArtifactError(
+            f"{engine} is not the engine that {card_path(engine)} describes: their digests differ. Copy both files "
+            f"together, or build again: p4q-edge build model.p4q --engine {engine} --force"
+        )
+
+
+def verify_parts(engine: str | Path, card: Card) -> None:
+    """Check that an engine consists of the members of its bundle, whatever digest the card states for the whole.
+
+    Raises:
+        CorruptArtifactError: a part differs from the member that it was made of.
+    """
+    if not card.parts:
+        return
+    with Path(engine).open("rb") as stream:
+        for part in card.parts:
+            if sha256_bytes(stream.read(part.size_bytes)) != part.sha256:
+                raise CorruptArtifactError(
+                    f"{engine}: the part {part.name} differs from the bundle that the engine was built from. "
+                    f"Build it again: p4q-edge build model.p4q --engine {engine} --force"
+                )
+        if stream.read(1):
+            raise CorruptArtifactError(
+                f"{engine} is longer than the parts that its card lists. Build it again: "
+                f"p4q-edge build model.p4q --engine {engine} --force"
+            )

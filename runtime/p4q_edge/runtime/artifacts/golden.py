@@ -1,0 +1,66 @@
+"""Golden samples: a few images and what the reference computes on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.storage import load_tensors, save_tensors
+
+MAX_SAMPLES = 64
+
+_IMAGE = "image"
+_FLOATS = ("features", "embedding", "logits", "float_embedding", "float_logits")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Golden:
+    """Images and reference results; n is the number of images.
+
+    Attributes:
+        image: (n, 3, H, W) uint8, RGB, already resized.
+        features: (n, dim) float32 of the fake-quantized reference, before the adapter.
+        embedding: (n, dim) float32 likewise, after the adapter, L2-normalized.
+        logits: (n, classes) float32 likewise.
+        float_embedding: (n, dim) float32 of the full-precision model.
+        float_logits: (n, classes) float32 of the full-precision model.
+    """
+
+    image: np.ndarray
+    features: np.ndarray
+    embedding: np.ndarray
+    logits: np.ndarray
+    float_embedding: np.ndarray
+    float_logits: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """Return the samples as safetensors."""
+        names = (_IMAGE, *_FLOATS)
+        return save_tensors({name: getattr(self, name) for name in names}, {"format": "p4q-edge golden 1"})
+
+
+def read_golden(data: bytes, *, source: str) -> Golden:
+    """Return golden samples from safetensors.
+
+    Raises:
+        CorruptArtifactError: a tensor is missing or has an unexpected shape or dtype.
+    """
+    tensors, _ = load_tensors(data, source=source)
+    absent = [name for name in (_IMAGE, *_FLOATS) if name not in tensors]
+    if absent:
+        raise CorruptArtifactError(f"{source} lacks the tensors {', '.join(absent)}. Export the bundle again.")
+    image = tensors[_IMAGE]
+    samples = len(image) if image.ndim == 4 else 0
+    shapes_agree = image.ndim == 4 and image.shape[1] == 3 and image.dtype == np.uint8 and image.size > 0
+    for name in _FLOATS:
+        tensor = tensors[name]
+        shapes_agree &= tensor.ndim == 2 and len(tensor) == samples and tensor.dtype == np.float32
+        shapes_agree &= tensor.size > 0 and bool(np.isfinite(tensor).all())
+    if not shapes_agree or not 0 < samples <= MAX_SAMPLES:
+        raise CorruptArtifactError(
+            f"{source}: expected up to {MAX_SAMPLES} uint8 images (n, 3, H, W) and finite float32 results (n, m); "
+            f"got { ({name: tensor.shape for name, tensor in tensors.items()}) }. Export the bundle again."
+        )
+    return Golden(**{name: tensors[name] for name in (_IMAGE, *_FLOATS)})

@@ -1,0 +1,26 @@
+"""From a bundle to an engine for this machine, with its card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, describe_build, recorded_options
+
+__all__ = ["BuildOptions", "backend_of", "build_engine", "describe_build", "recorded_options"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "build": (
+                "BuildOptions",
+                "backend_of",
+                "build_engine",
+                "describe_build",
+                "recorded_options",
+            ),
+        },
+    )

@@ -1,0 +1,284 @@
+"""From a bundle to an engine for this machine, with its card. Needs no torch and no onnx."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from p4q_edge.runtime.artifacts import (
+    GOLDEN,
+    GRAPH_FP32,
+    WEIGHTS,
+    Bundle,
+    Card,
+    OptimizedCopy,
+    Part,
+    Precision,
+    card_path,
+    read_bundle,
+    write_card,
+)
+from p4q_edge.runtime.builders.onnxruntime import cpu_model, inspect_kernels
+from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
+from p4q_edge.runtime.engines.onnxruntime import fingerprint, optimized_path
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.statistics import least_cosine
+from p4q_edge.runtime.storage import atomic_write, refuse_existing, sha256_bytes, sha256_file
+from p4q_edge.runtime.verification import GoldenResult, compare, require, run_golden
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+    from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress
+
+logger = logging.getLogger(__name__)
+
+BACKEND_OF_SUFFIX: dict[str, BackendName] = {
+    ".onnx": "onnxruntime",
+    ".plan": "tensorrt",
+    ".engine": "tensorrt",
+}
+FAST_BITS = 7
+"""Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
+FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
+"""Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
+FP16 = Precision(weight_bits=16, activation_bits=16, execution="executed", remainder="fp16", quantized_linears=0)
+"""Precision of a TensorRT engine for which FP16 turned out to be better than INT8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        cpu_profile: `exact` (8-bit weights), `fast` (7-bit weights, for x86 without VNNI), `float` (FP32), or `auto`
+            (the faster of `exact` and `float`, as measured here); ONNX Runtime.
+        threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
+        tensorrt: options of the TensorRT builder; None takes its defaults.
+    """
+
+    cpu_profile: CpuChoice = "exact"
+    threads: int | None = None
+    tensorrt: TensorRTOptions | None = None
+
+
+def backend_of(engine: str | Path, backend: BackendName | None = None) -> BackendName:
+    """Return the backend that an engine's suffix names, unless one is given.
+
+    Raises:
+        UsageError: the suffix names none.
+    """
+    if backend is not None:
+        return backend
+    suffix = Path(engine).suffix.lower()
+    if suffix not in BACKEND_OF_SUFFIX:
+        raise UsageError(
+            f"the suffix of {engine} names no backend; expected .onnx (ONNX Runtime, CPU) or .plan/.engine "
+            "(TensorRT). Name the engine so, or add --backend."
+        )
+    return BACKEND_OF_SUFFIX[suffix]
+
+
+def build_engine(
+    bundle: str | Path,
+    engine: str | Path,
+    *,
+    backend: BackendName | None = None,
+    force: bool = False,
+    options: BuildOptions = BuildOptions(),
+    progress: ShowProgress | None = None,
+) -> Card:
+    """Build an engine from a bundle, prove it on the golden samples, and write it with its card.
+
+    Args:
+        bundle: the bundle's file.
+        engine: the engine to make; its suffix names the backend.
+        backend: overrides the suffix.
+        force: replace an existing engine and card.
+        options: how to build.
+        progress: is shown how far a TensorRT build is; other builds take seconds.
+
+    Raises:
+        UsageError: the suffix names no backend, or the engine exists and `force` is false.
+        CorruptArtifactError: the bundle is damaged.
+        EnvironmentNotAbleError: the backend is not installed.
+        QualityGateError: the engine does not compute what the reference computes; nothing is written.
+    """
+    engine = Path(engine)
+    chosen = backend_of(engine, backend)
+    for path in (engine, card_path(engine)):
+        refuse_existing(path, force=force)
+    opened = read_bundle(bundle)
+    if chosen == "tensorrt":
+        return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
+    return _build_onnxruntime(opened, engine, force=force, options=options)
+
+
+def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
+    golden = bundle.golden()
+    built, rows = cpu_model(
+        bundle.model("fp32"), options.cpu_profile, image=golden.image[:1], threads=options.threads, name=str(engine)
+    )
+    loaded = built.load(threads=options.threads, name=str(engine))
+    outputs = run_golden(loaded, golden)
+    loaded.close()
+    card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
+    bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits
+    result = compare(outputs, golden, logit_scale=card.logit_scale, bits=bits)
+    require(result, engine=str(engine))
+    logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
+    unchanged = built.profile == "exact"
+    card = msgspec.structs.replace(
+        card,
+        engine_sha256=sha256_bytes(built.model),
+        engine_size_bytes=len(built.model),
+        parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
+        precision=_cpu_precision(card.precision, built.profile),
+        rounding_bits=bits,
+        options={**recorded_options(options, "onnxruntime"), "kept_profile": built.profile},
+        optimized=OptimizedCopy(
+            size_bytes=len(built.optimized),
+            sha256=sha256_bytes(built.optimized),
+            engine_sha256=sha256_bytes(built.model),
+        ),
+        measured=measured(outputs["embedding"], result),
+        inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
+    )
+    atomic_write(engine, built.model, force=force)
+    # A copy without its engine is a leftover, so that it is replaced in any case.
+    atomic_write(optimized_path(engine), built.optimized, force=True)
+    write_card(engine, card, force=force)
+    return card
+
+
+def _cpu_precision(precision: Precision, profile: CpuProfile) -> Precision:
+    if profile == "fast":
+        return msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
+    return FP32 if profile == "float" else precision
+
+
+def _build_tensorrt(
+    bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions, progress: ShowProgress | None
+) -> Card:
+    _require_tensorrt(engine)
+    from p4q_edge.runtime.builders.tensorrt.builder import build_plan
+    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+
+    plan = build_plan(
+        bundle.model("fp16"),
+        engine=engine,
+        options=_gated(options.tensorrt or TensorRTOptions(), bundle),
+        golden=bundle.read(GOLDEN),
+        force=force,
+        progress=progress,
+    )
+    card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
+    outputs, scale, bits = dict(plan.outputs), card.logit_scale, card.rounding_bits
+    result = compare(outputs, plan.golden, logit_scale=scale, bits=bits)
+    card = msgspec.structs.replace(
+        card,
+        engine_sha256=plan.sha256,
+        engine_size_bytes=plan.size_bytes,
+        precision=card.precision if plan.choice.kept == "int8" else FP16,
+        options=recorded_options(options, "tensorrt"),
+        golden=base64.b64encode(plan.golden.to_bytes()).decode("ascii"),
+        measured=measured(plan.outputs["embedding"], result),
+        inspection=dict(plan.inspection),
+    )
+    write_card(engine, card, force=force)
+    return card
+
+
+def _gated(options: TensorRTOptions, bundle: Bundle) -> TensorRTOptions:
+    """Return the options with the accuracy gate of the bundle's bit width, unless one was asked for."""
+    if options.min_cosine is not None:
+        return options
+    return replace(options, min_cosine=least_cosine(bundle.manifest.rounding_bits))
+
+
+def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
+    """Return the options that decide what an engine of a backend is; its card records them."""
+    if backend == "onnxruntime":
+        return {"cpu_profile": options.cpu_profile}
+    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+
+    return asdict(options.tensorrt or TensorRTOptions())
+
+
+def _require_tensorrt(engine: Path) -> None:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            f"TensorRT is not installed, and {engine} needs it. On a Jetson use the system's Python packages "
+            "(python3 -m venv --system-site-packages); on x86 run: pip install tensorrt. For a CPU engine name "
+            f"{engine.with_suffix('.onnx')} instead."
+        ) from error
+
+
+def describe_build(
+    bundle: str | Path, engine: str | Path, *, backend: BackendName | None = None, options: BuildOptions
+) -> dict[str, Any]:
+    """Return what `build_engine` would do here, without doing it: the document of `--dry-run`.
+
+    Raises:
+        UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError: as `build_engine`.
+    """
+    engine, opened = Path(engine), read_bundle(bundle)
+    if backend_of(engine, backend) == "tensorrt":
+        _require_tensorrt(engine)
+        from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
+        from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+
+        size = len(opened.model("fp16"))
+        gated = _gated(options.tensorrt or TensorRTOptions(), opened)
+        return tensorrt_builder.describe_build(size, engine=engine, options=gated)
+    return {
+        "engine": str(engine),
+        "exists": engine.exists(),
+        "backend": "onnxruntime",
+        "cpu_profile": options.cpu_profile,
+        "model_bytes": len(opened.model("fp32")),
+        "unsigned_kernels": options.cpu_profile == "exact" and machine.saturates(),
+        **fingerprint(),
+    }
+
+
+def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]) -> Card:
+    """Return the part of a card that the bundle decides; digest and size of the engine are filled in later."""
+    manifest, head = bundle.manifest, bundle.head()
+    return Card(
+        backend=backend,
+        engine_sha256="",
+        engine_size_bytes=0,
+        bundle_sha256=sha256_file(bundle.path),
+        built_by=f"p4q-edge-runtime {version('p4q-edge-runtime')}",
+        built_with=built_with,
+        model=manifest.model,
+        precision=msgspec.structs.replace(manifest.precision, remainder="fp32" if backend == "onnxruntime" else "fp16"),
+        class_names=manifest.class_names,
+        preprocess=bundle.preprocess(),
+        embedding_dim=manifest.embedding_dim,
+        logit_scale=head.logit_scale,
+        calibration=head.calibration,
+        rounding_bits=manifest.rounding_bits,
+        golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
+    )
+
+
+def _part(bundle: Bundle, name: str) -> Part:
+    member = bundle.manifest.members[name]
+    return Part(name=name, size_bytes=member.size_bytes, sha256=member.sha256)
+
+
+def measured(embedding: np.ndarray, result: GoldenResult) -> dict[str, Any]:
+    """Return what a card records of the golden samples: embeddings (n, dim) and the comparison."""
+    return {"embedding": embedding.tolist(), "golden": msgspec.structs.asdict(result)}

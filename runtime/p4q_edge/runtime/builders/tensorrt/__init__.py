@@ -1,0 +1,22 @@
+"""From an ONNX model to a TensorRT plan, in a worker process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+    from p4q_edge.runtime.builders.tensorrt.progress import ProgressLine
+
+__all__ = ["ProgressLine", "TensorRTOptions"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "options": ("TensorRTOptions",),
+            "progress": ("ProgressLine",),
+        },
+    )

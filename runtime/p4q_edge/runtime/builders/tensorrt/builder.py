@@ -1,0 +1,196 @@
+"""From an ONNX model to the better of two TensorRT plans, in child processes, without torch."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from p4q_edge.runtime.artifacts import Golden, read_golden
+from p4q_edge.runtime.builders.tensorrt.options import (
+    TIMING_CACHES,
+    TensorRTOptions,
+    check_hardware_compatibility,
+    timing_cache_path,
+    workspace_bytes,
+)
+from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, choose, gate_problem, table
+from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
+from p4q_edge.runtime.engines.cuda import open_cuda
+from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
+from p4q_edge.runtime.storage import load_tensors, refuse_existing, sha256_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlanResult:
+    """A built plan and what its card records.
+
+    Attributes:
+        plan: the engine file.
+        sha256: its digest.
+        size_bytes: its size.
+        built_with: versions, GPU, platform and how it was built.
+        inspection: what the plan runs, of `summarize_inspection`, and under `rows` and `choice` what was measured.
+        choice: which was kept, and why.
+        golden: the samples that the kept plan is checked with when it is loaded. For INT8 they are the bundle's. FP16
+            does not quantize activations and differs from that reference for the better, so it is checked against
+            what it computed here, after it passed its own gate.
+        outputs: what the kept plan computed on the golden images.
+    """
+
+    plan: Path
+    sha256: str
+    size_bytes: int
+    built_with: Mapping[str, str]
+    inspection: Mapping[str, Any]
+    choice: Choice
+    golden: Golden
+    outputs: Mapping[str, Any]
+
+
+def build_plan(
+    model: bytes,
+    *,
+    engine: Path,
+    options: TensorRTOptions,
+    golden: bytes,
+    force: bool = False,
+    progress: ShowProgress | None = None,
+) -> PlanResult:
+    """Build INT8 and FP16 plans (or the one asked for), measure both here, and keep the better as `engine`.
+
+    `model` is the complete ONNX model with FP16 remainder, `golden` the samples (safetensors) that gate the plans.
+    Only the engine and, beside it, the timing cache stay; nothing is left of a build that fails or is interrupted.
+
+    Raises:
+        UsageError: the engine exists and `force` is false, or the options do not fit this device.
+        EnvironmentNotAbleError: no GPU, no CUDA backend, no TensorRT, or too little memory.
+        ArtifactError: TensorRT refuses the model.
+        QualityGateError: no plan computes what the reference computes.
+    """
+    refuse_existing(engine, force=force)
+    samples = read_golden(golden, source="the golden samples of the bundle")
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    # In the engine's folder, so that the kept plan only needs a rename.
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix=".p4q-build-") as name:
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(model)
+        (folder / "golden.safetensors").write_bytes(golden)
+        built = {
+            flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
+            for flavour in options.flavours
+        }
+        rows, ratio = _measure(folder, tuple(built), samples, options=options)
+        choice = choose(rows, ratio, prefer=options.prefer)
+        logger.info("%s", table(rows, choice))
+        outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
+        refuse_existing(engine, force=force)
+        (folder / f"{choice.kept}.plan").replace(engine)
+        for cache in folder.glob(TIMING_CACHES):
+            cache.replace(engine.with_name(cache.name))
+    return PlanResult(
+        plan=engine,
+        sha256=sha256_file(engine),
+        size_bytes=engine.stat().st_size,
+        built_with=built[choice.kept]["built_with"],
+        inspection=_inspection(built, rows, ratio, choice),
+        choice=choice,
+        golden=samples if choice.kept == "int8" else _as_reference(samples, outputs),
+        outputs=outputs,
+    )
+
+
+def _build(
+    folder: Path, flavour: str, *, engine: Path, options: TensorRTOptions, progress: ShowProgress | None
+) -> dict[str, Any]:
+    """Return the worker's result for one plan, which then lies in `folder`."""
+    request = {
+        "action": "build",
+        "options": asdict(options),
+        "flavour": flavour,
+        "model": str(folder / "model.onnx"),
+        "plan": str(folder / f"{flavour}.plan"),
+        "engine": str(engine),
+    }
+    return run_worker(request, task=f"{flavour.upper()} plan", progress=progress)
+
+
+def _measure(
+    folder: Path, flavours: tuple[str, ...], samples: Golden, *, options: TensorRTOptions
+) -> tuple[dict[str, Row], dict[str, Any] | None]:
+    """Return the measured plans by precision, and how much faster INT8 is where both were built."""
+    request = {
+        "action": "measure",
+        "options": asdict(options),
+        "plans": {flavour: str(folder / f"{flavour}.plan") for flavour in flavours},
+        "golden": str(folder / "golden.safetensors"),
+    }
+    measured = run_worker(request, task="measuring")
+    rows = {
+        flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.accuracy_gate))
+        for flavour, row in measured["rows"].items()
+    }
+    return rows, measured["ratio"]
+
+
+def _inspection(
+    built: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Row], ratio: Mapping[str, Any] | None, choice: Choice
+) -> dict[str, Any]:
+    """Return what the card records of the kept plan's kernels and of the measurement that chose it."""
+    return {
+        **built[choice.kept]["inspection"],
+        "rows": {flavour: asdict(row) for flavour, row in rows.items()},
+        "choice": asdict(choice),
+        "ratio": ratio,
+        "build_seconds": {flavour: result["seconds"] for flavour, result in built.items()},
+    }
+
+
+def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
+    """Return golden samples whose reference is what an accepted plan computed."""
+    return replace(samples, **{name: outputs[name] for name in ("features", "embedding", "logits")})
+
+
+def describe_build(model_bytes: int, *, engine: Path, options: TensorRTOptions) -> dict[str, Any]:
+    """Return what `build_plan` would do on this device, without building: the document of `--dry-run`.
+
+    Args:
+        model_bytes: size of the ONNX model.
+        engine: the plan that would be made.
+        options: how it would be built.
+
+    Raises:
+        EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
+        UsageError: the options do not fit this device.
+    """
+    cuda = open_cuda(options.cuda_backend, device=options.device)
+    trt = import_tensorrt(cuda.facts)
+    check_hardware_compatibility(options, cuda.facts)
+    with cuda.current():
+        free, total = cuda.memory()
+    cache = timing_cache_path(engine, tensorrt_version=trt.__version__, facts=cuda.facts)
+    return {
+        "engine": str(engine),
+        "exists": engine.exists(),
+        "plans": list(options.flavours),
+        "keeps": f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
+        "accuracy_gate": f"golden cosine of at least {options.accuracy_gate}",
+        "batches": {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch},
+        "typing": options.typing,
+        "workspace_bytes": workspace_bytes(options, cuda.facts),
+        "optimization_level": options.optimization_level,
+        "timing_cache": str(cache) if options.timing_cache else None,
+        "timing_cache_exists": options.timing_cache and cache.is_file(),
+        "model_bytes": model_bytes,
+        "gpu_memory_free_bytes": free,
+        "gpu_memory_total_bytes": total,
+        "disk_free_bytes": shutil.disk_usage(engine.parent if engine.parent.exists() else Path()).free,
+        "cuda_backend": cuda.name,
+        "device": machine_facts(trt, cuda.facts),
+    }

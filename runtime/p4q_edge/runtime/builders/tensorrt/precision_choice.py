@@ -1,0 +1,189 @@
+"""INT8 or FP16: both are built, measured on the golden images of the bundle on this device, and the better is kept.
+
+INT8 of a vision transformer is often little faster than FP16 and sometimes slower, so neither is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p4q_edge.runtime.artifacts import Golden, read_golden
+from p4q_edge.runtime.builders.tensorrt.options import Prefer
+from p4q_edge.runtime.engines.cuda import Cuda
+from p4q_edge.runtime.engines.tensorrt import TensorRTEngine
+from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime.storage import save_tensors
+from p4q_edge.runtime.verification import cosine, run_golden
+
+ROUNDS = Rounds(warmup=10, minimum=50, maximum=500, seconds=3.0)
+_SEED = 0  # of the bootstrap; fixed so that a build says the same twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One plan as it was measured on this device, batch 1, from host memory to host memory.
+
+    Attributes:
+        precision: `int8` or `fp16`.
+        n: timed runs.
+        p50_ms, p90_ms: latency.
+        size_bytes: size of the plan.
+        samples: golden images.
+        cosine_min: smallest cosine of embeddings to the fake-quantized reference.
+        float_cosine_min: likewise to the full-precision model.
+        float_top1_agreement: share of golden images with the best class of the full-precision model.
+        problem: why the plan fails its accuracy gate, or None.
+    """
+
+    precision: str
+    n: int
+    p50_ms: float
+    p90_ms: float
+    size_bytes: int
+    samples: int
+    cosine_min: float
+    float_cosine_min: float
+    float_top1_agreement: float
+    problem: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The plan that is kept, and why."""
+
+    kept: str
+    reason: str
+
+
+def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Path) -> dict[str, Any]:
+    """Run every plan on the golden images and time them interleaved.
+
+    Args:
+        trt: the TensorRT module.
+        cuda: the GPU.
+        plans: precision to plan file.
+        golden: the golden samples (safetensors); each plan's outputs are written beside, `<precision>.safetensors`.
+
+    Returns:
+        `rows` (precision to the fields of `Row` but `problem`), and `ratio`: FP16 time over INT8 time with its
+        interval, or None where only one plan was built.
+    """
+    samples = read_golden(golden.read_bytes(), source=str(golden))
+    with ExitStack() as stack:
+        engines = {}
+        outputs = {}
+        for name, path in plans.items():
+            engine = TensorRTEngine.from_plan(trt, cuda, path.read_bytes(), name=f"the {name} plan")
+            stack.callback(engine.close)
+            engines[name] = engine
+            outputs[name] = run_golden(engine, samples)
+            golden.with_name(f"{name}.safetensors").write_bytes(save_tensors(outputs[name], {}))
+        image = samples.image[:1]
+        times = measure_interleaved({name: _runner(engine, image) for name, engine in engines.items()}, ROUNDS)
+    rows = {}
+    for name, values in times.items():
+        latency = summarize(values)
+        rows[name] = {
+            "precision": name,
+            "n": latency.n,
+            "p50_ms": latency.p50_ms,
+            "p90_ms": latency.p90_ms,
+            "size_bytes": plans[name].stat().st_size,
+            **compare_to_reference(outputs[name], samples),
+        }
+    ratio = None
+    if {"int8", "fp16"} <= times.keys():
+        generator = np.random.default_rng(_SEED)
+        ratio = asdict(paired_ratio(times["fp16"], times["int8"], generator=generator))
+    return {"rows": rows, "ratio": ratio}
+
+
+def _runner(engine: TensorRTEngine, image: np.ndarray) -> Any:
+    return lambda: engine.run(image)
+
+
+def compare_to_reference(outputs: Mapping[str, np.ndarray], golden: Golden) -> dict[str, Any]:
+    """Return how far outputs are from the fake-quantized reference and from the full-precision model."""
+    best = outputs["logits"].argmax(axis=1)
+    return {
+        "samples": len(best),
+        "cosine_min": float(cosine(outputs["embedding"], golden.embedding).min()),
+        "float_cosine_min": float(cosine(outputs["embedding"], golden.float_embedding).min()),
+        "float_top1_agreement": float((best == golden.float_logits.argmax(axis=1)).mean()),
+    }
+
+
+def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -> str | None:
+    """Return why a plan is not accurate enough, or None.
+
+    INT8 must reproduce the fake-quantized reference. FP16 does not quantize activations, so it differs from that
+    reference for the better; it must be as near to the full-precision model as the reference is.
+    """
+    if row["precision"] == "int8":
+        if row["cosine_min"] >= min_cosine:
+            return None
+        return f"embeddings reach a cosine of {row['cosine_min']:.5f} to the reference; expected {min_cosine}"
+    expected = float(cosine(golden.embedding, golden.float_embedding).min()) - (1 - min_cosine)
+    if row["float_cosine_min"] >= expected:
+        return None
+    return (
+        f"embeddings reach a cosine of {row['float_cosine_min']:.5f} to the full-precision model; "
+        f"expected {expected:.5f}, as the reference"
+    )
+
+
+def choose(rows: Mapping[str, Row], ratio: Mapping[str, Any] | None, *, prefer: Prefer) -> Choice:
+    """Return which plan to keep.
+
+    INT8 is kept only if it passes its gate and is faster beyond the interval of the measurement (or smaller, if
+    `prefer` is `size`).
+
+    Args:
+        rows: the measured plans by precision.
+        ratio: `value`, `low`, `high` and `n` of FP16 time over INT8 time; None where only one plan was built.
+        prefer: what counts.
+
+    Raises:
+        QualityGateError: no plan is accurate enough.
+    """
+    failed = {name: row.problem for name, row in rows.items() if row.problem is not None}
+    passing = [name for name in rows if name not in failed]
+    if not passing:
+        details = "; ".join(f"{name}: {problem}" for name, problem in failed.items())
+        raise QualityGateError(
+            f"no plan computes what the reference computes ({details}). Nothing was written. "
+            "Run `p4q-edge validate --debug` on the bundle."
+        )
+    if len(passing) == 1:
+        why = "; ".join(f"{name} fails its gate: {problem}" for name, problem in failed.items())
+        return Choice(kept=passing[0], reason=why or "the only plan that was asked for")
+    if ratio is None:
+        raise ValueError("two plans need a ratio of their times")
+    figures = (
+        f"INT8 is {ratio['value']:.2f}x as fast as FP16 [{ratio['low']:.2f}, {ratio['high']:.2f}], n = {ratio['n']}"
+    )
+    if prefer == "size":
+        smallest = min(passing, key=lambda name: rows[name].size_bytes)
+        return Choice(kept=smallest, reason=f"the smaller plan, as asked for; {figures}")
+    if ratio["low"] > 1:
+        return Choice(kept="int8", reason=f"{figures}: faster")
+    return Choice(kept="fp16", reason=f"{figures}: not faster")
+
+
+def table(rows: Mapping[str, Row], choice: Choice) -> str:
+    """Return both rows and the choice as text."""
+    lines = ["plan  p50 ms  p90 ms     n  size MB  cosine to reference  cosine to float  top-1 as float"]
+    for row in rows.values():
+        lines.append(
+            f"{row.precision:4}  {row.p50_ms:6.2f}  {row.p90_ms:6.2f}  {row.n:4}  {row.size_bytes / 1e6:7.1f}  "
+            f"{row.cosine_min:19.5f}  {row.float_cosine_min:15.5f}  {row.float_top1_agreement:8.0%} n={row.samples}"
+        )
+    lines.append(f"kept {choice.kept}: {choice.reason}")
+    return "\n".join(lines)

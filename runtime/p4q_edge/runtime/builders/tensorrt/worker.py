@@ -1,0 +1,236 @@
+"""The child process that builds and measures: `python -m p4q_edge.runtime.builders.tensorrt.worker`.
+
+A build runs apart because it may be killed for memory or crash inside TensorRT; the parent lives and says what
+happened. The request is one JSON line on stdin; events are JSON lines on stdout. When stdin ends, the build stops:
+that is how the parent cancels it, and what happens when the parent dies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from p4q_edge.runtime import errors
+from p4q_edge.runtime.builders.tensorrt.inspection import inspect_engine
+from p4q_edge.runtime.builders.tensorrt.network import make_config, parse_network, remove_quantization, use_timing_cache
+from p4q_edge.runtime.builders.tensorrt.options import (
+    TensorRTOptions,
+    check_hardware_compatibility,
+    timing_cache_path,
+    workspace_bytes,
+)
+from p4q_edge.runtime.builders.tensorrt.precision_choice import measure_plans
+from p4q_edge.runtime.builders.tensorrt.progress import PhaseTree, make_monitor
+from p4q_edge.runtime.engines.cuda import Cuda, open_cuda
+from p4q_edge.runtime.engines.tensorrt import (
+    STRONG_TYPING_COMPLETE,
+    import_tensorrt,
+    machine_facts,
+    make_logger,
+    problems,
+    version_tuple,
+)
+from p4q_edge.runtime.storage import atomic_write
+
+logger = logging.getLogger(__name__)
+
+CANCELLED = 130
+REPORT_EVERY_S = 0.2
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+class BuildCancelledError(Exception):
+    """The parent asked to stop. It never leaves this module."""
+
+
+def main() -> int:
+    """Serve one request and return the exit code."""
+    # TensorRT's libraries may print to stdout, which here carries events only.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    return serve(sys.stdin, events, cancelled=stdin_ended)
+
+
+def serve(requests: TextIO, events: TextIO, *, cancelled: Callable[[], bool]) -> int:
+    """Read one request, carry it out and report; return the exit code."""
+
+    def emit(event: Mapping[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    request = json.loads(requests.readline())
+    options = TensorRTOptions(**request["options"])
+    try:
+        # CUDA answers before TensorRT is imported: without a driver its factories crash.
+        cuda = open_cuda(options.cuda_backend, device=options.device)
+        trt = import_tensorrt(cuda.facts)
+        with cuda.current():
+            if request["action"] == "build":
+                paths = {name: Path(request[name]) for name in ("model", "plan", "engine")}
+                job = Job(options=options, flavour=request["flavour"], emit=emit, cancelled=cancelled, **paths)
+                result = build(trt, cuda, job)
+            else:
+                plans = {name: Path(path) for name, path in request["plans"].items()}
+                result = measure_plans(trt, cuda, plans, golden=Path(request["golden"]))
+        emit({"event": "result", **result})
+    except BuildCancelledError:
+        return CANCELLED
+    except errors.P4QEdgeError as error:
+        emit({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        return error.exit_code
+    return 0
+
+
+def stdin_ended() -> bool:
+    """Return whether the parent closed our stdin."""
+    readable, _, _ = select.select([0], [], [], 0)
+    return bool(readable) and os.read(0, 1) == b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One plan to build and whom to tell."""
+
+    options: TensorRTOptions
+    flavour: str
+    """`int8` or `fp16`."""
+    model: Path
+    """The complete ONNX model."""
+    plan: Path
+    """Where to write the plan."""
+    engine: Path
+    """The final engine, beside which the timing cache of earlier builds lies."""
+    emit: Emit
+    cancelled: Callable[[], bool]
+
+
+def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
+    """Build one plan and write it and its timing cache; the GPU is current in this thread.
+
+    Returns:
+        `built_with` and `inspection` of the card, `size_bytes` and `seconds`.
+    """
+    options = job.options
+    check_hardware_compatibility(options, cuda.facts)
+    started = time.monotonic()
+    typing, plan, cache = _build_typed(trt, cuda, job)
+    serialized = memoryview(plan)
+    atomic_write(job.plan, serialized, force=True)
+    seconds = time.monotonic() - started
+    engine = _deserialize(trt, serialized, version_compatible=options.version_compatible)
+    return {
+        "built_with": {
+            **machine_facts(trt, cuda.facts),
+            "precision": job.flavour,
+            "typing": typing,
+            "batches": ",".join(str(size) for size in options.batches),
+            "workspace_bytes": str(workspace_bytes(options, cuda.facts) or "default"),
+            "optimization_level": str(options.optimization_level),
+            "timing_cache": cache,
+            "version_compatible": str(options.version_compatible).lower(),
+            "hardware_compatibility": options.hardware_compatibility,
+        },
+        "inspection": inspect_engine(trt, engine),
+        "size_bytes": serialized.nbytes,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Any, str]:
+    """Build with strong typing, and where that fails on an old TensorRT once more with weak typing."""
+    version = version_tuple(trt.__version__)
+    if job.options.typing == "weak":
+        if version >= (11, 0):
+            raise errors.UsageError(
+                f"TensorRT {trt.__version__} has no weak typing; it left with version 11. Use --typing strong."
+            )
+        return "weak", *_build_once(trt, cuda, job, strong=False)
+    try:
+        return "strong", *_build_once(trt, cuda, job, strong=True)
+    except errors.P4QEdgeError as error:
+        complete = version >= STRONG_TYPING_COMPLETE
+        if complete or job.options.typing == "strong" or isinstance(error, errors.UsageError):
+            raise
+        logger.warning("TensorRT %s: %s Trying again with weak typing.", trt.__version__, error)
+        return f"weak after strong failed: {error}", *_build_once(trt, cuda, job, strong=False)
+
+
+def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> tuple[Any, str]:
+    """Return the serialized plan and what came of the timing cache."""
+    log = make_logger(trt)
+    builder = trt.Builder(log)
+    network, parser = parse_network(trt, builder, log, job.model.read_bytes(), strong=strong)
+    kept = remove_quantization(trt, network) if job.flavour == "fp16" else []
+    workspace = workspace_bytes(job.options, cuda.facts)
+    allowed = ("FP16",) if job.flavour == "fp16" else ("INT8", "FP16")
+    config = make_config(trt, builder, network, job.options, workspace=workspace, weak_flags=() if strong else allowed)
+    kept_cache = timing_cache_path(job.engine, tensorrt_version=trt.__version__, facts=cuda.facts)
+    # Written beside the plan: the parent moves both to the engine once everything is done.
+    new_cache = job.plan.with_name(kept_cache.name)
+    known = new_cache if new_cache.is_file() else kept_cache
+    cache = use_timing_cache(config, known if job.options.timing_cache else None)
+    # The binding keeps no reference to the monitor's Python part, so a local one does.
+    monitor = make_monitor(trt, report=_reporter(job.emit), cancelled=job.cancelled)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    # TensorRT reads the weights that these two own until here.
+    del parser, kept
+    if plan is None:
+        if job.cancelled():
+            raise BuildCancelledError
+        raise errors.P4QEdgeError(_failure(trt, log, workspace))
+    if job.options.timing_cache:
+        atomic_write(new_cache, memoryview(config.get_timing_cache().serialize()), force=True)
+    return plan, cache
+
+
+def _failure(trt: Any, log: Any, workspace: int | None) -> str:
+    reasons = problems(log)
+    out_of_memory = "memory" in reasons.lower()
+    limit = f"{workspace >> 20} MiB" if workspace else "TensorRT's default"
+    advice = (
+        f"The GPU ran out of memory with a workspace of {limit}: close other programs, or give a smaller "
+        "--workspace-mib or --max-batch."
+        if out_of_memory
+        else "Try --optimization-level 2, and report this with the messages if it stays."
+    )
+    return f"TensorRT {trt.__version__} built no plan: {reasons}. {advice}"
+
+
+def _reporter(emit: Emit) -> Callable[[PhaseTree], None]:
+    last = 0.0
+
+    def report(tree: PhaseTree) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= REPORT_EVERY_S:
+            last = now
+            emit({"event": "progress", "phase": tree.phase, "fraction": tree.fraction})
+
+    return report
+
+
+def _deserialize(trt: Any, plan: Any, *, version_compatible: bool) -> Any:
+    log = make_logger(trt)
+    runtime = trt.Runtime(log)
+    if version_compatible:
+        # Such a plan carries code that the loader runs; this one was built by this process a moment ago.
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise errors.P4QEdgeError(f"TensorRT cannot load the plan it just built: {problems(log)}. Report this.")
+    return engine
+
+
+if __name__ == "__main__":
+    sys.exit(main())

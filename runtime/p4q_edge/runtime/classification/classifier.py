@@ -1,0 +1,278 @@
+"""Zero-shot classification of images by an engine and its class names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_head, read_card, require_fit, stored_heads
+from p4q_edge.runtime.choices import Fast
+from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
+from p4q_edge.runtime.engines import load_engine
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.images import (
+    ColorOrder,
+    ImageLike,
+    batched,
+    draft_size,
+    expand,
+    is_single,
+    load_image,
+    mapped_ahead,
+    preprocess,
+    source_of,
+    video,
+)
+from p4q_edge.runtime.verification import ensure_golden
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.engines import Engine
+
+Images = ImageLike | Iterable[ImageLike]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """How a classifier uses the machine.
+
+    Attributes:
+        threads: threads of a CPU engine; None leaves the choice to ONNX Runtime.
+        decode_threads: threads that decode and resize images ahead of the engine.
+        batch_size: most images in one run of the engine; bounds the memory.
+        fast: an inexact, faster way to shrink large images; None is exact.
+        orient: apply the EXIF orientation of files, which open_clip's loader does not.
+        check: run the golden samples when an engine is first loaded on a machine, or never.
+    """
+
+    threads: int | None = None
+    decode_threads: int = 2
+    batch_size: int = 8
+    fast: Fast | None = None
+    orient: bool = False
+    check: Literal["first", "never"] = "first"
+
+    def __post_init__(self) -> None:
+        if self.decode_threads < 1 or self.batch_size < 1:
+            raise UsageError("decode_threads and batch_size must be at least 1.")
+
+
+class ZeroShotClassifier:
+    """An engine with its class names: `ZeroShotClassifier("out.onnx").classify("a.jpg").label`.
+
+    Images are paths, folders, globs, the bytes of image files, PIL images or uint8 arrays (RGB unless
+    `color="bgr"`), or lists and generators of these. Threads may share one classifier; a fork may not.
+    """
+
+    def __init__(
+        self,
+        engine: str | Path,
+        *,
+        heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None = None,
+        device: str = "auto",
+        threshold: float | None = None,
+        options: RuntimeOptions = RuntimeOptions(),
+    ) -> None:
+        """Load an engine.
+
+        Args:
+            engine: the engine's file; its card lies beside it.
+            heads: heads beside those stored with the engine: names of these, files (named by their stem), or heads by
+                name. The first becomes the active one.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            threshold: least score of a known answer; None takes the thresholds fitted for the head.
+            options: how the machine is used.
+
+        Raises:
+            InputError: engine, card or head is missing.
+            ArtifactError: engine, card and head do not fit each other.
+            QualityGateError: the engine computes wrong values on this machine.
+        """
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UsageError(f"threshold must be between 0 and 1, got {threshold}. Leave it out for the fitted one.")
+        self._path, self._threshold, self._options = Path(engine), threshold, options
+        self.card: Card = read_card(engine)
+        loaded, self._active = _load_heads(heads, self._path, self.card)
+        self._heads: dict[str, Head | None] = {BUILT_IN: None, **loaded}
+        self._process = os.getpid()
+        self._engine: Engine = load_engine(engine, self.card, device=device, threads=options.threads)
+        if options.check == "first":
+            ensure_golden(self._engine, self.card, name=str(engine), device=device)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of all heads."""
+        return tuple(self._heads)
+
+    @property
+    def active_head(self) -> str:
+        """Name of the head that classifies."""
+        return self._active
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names of the active head."""
+        head = self._heads[self._active]
+        return self.card.class_names if head is None else head.class_names
+
+    def use_head(self, name: str) -> None:
+        """Let another head classify from now on.
+
+        Raises:
+            UsageError: there is no such head.
+        """
+        if name not in self._heads:
+            raise UsageError(f"no head is named {name!r}; there are {', '.join(self._heads)}.")
+        self._active = name
+
+    def __call__(
+        self, images: Images, top_k: int = 5
+    ) -> list[dict[str, str | float]] | list[list[dict[str, str | float]]]:
+        """Return `[{"label", "score"}, ...]` of one image, or a list of these for several."""
+        predictions = self.classify(images, top_k=top_k)
+        if isinstance(predictions, Prediction):
+            return predictions.to_dict()
+        return [prediction.to_dict() for prediction in predictions]
+
+    def classify(self, images: Images, top_k: int = 5, *, color: ColorOrder = "rgb") -> Prediction | list[Prediction]:
+        """Return the prediction of one image, or the list of predictions of several.
+
+        Args:
+            images: see the class.
+            top_k: number of classes in each answer.
+            color: channel order of arrays.
+
+        Raises:
+            InputError: an image cannot be used; the message names it.
+        """
+        predictions = list(self.iterate(images, top_k=top_k, color=color))
+        return predictions[0] if is_single(images) else predictions
+
+    def iterate(self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb") -> Iterator[Prediction]:
+        """Yield the predictions of any number of images, decoding ahead of the engine."""
+        if top_k < 1:
+            raise UsageError(f"top_k must be at least 1, got {top_k}.")
+        head = self._heads[self._active]
+        ranking = Ranking(
+            class_names=self.card.class_names if head is None else head.class_names,
+            calibration=self.card.calibration if head is None else head.calibration,
+            threshold=self._threshold,
+            top_k=top_k,
+        )
+        for sources, batch in self._batches(images, color=color):
+            logits, _ = self._run(batch, head)
+            for source, scores in zip(sources, probabilities(logits, ranking.calibration), strict=True):
+                yield ranking.predict(scores, source=source)
+
+    def stream(
+        self, source: Images | int, *, top_k: int = 5, max_fps: float | None = None, color: ColorOrder = "rgb"
+    ) -> Iterator[tuple[ImageLike, Prediction]]:
+        """Yield each image or frame with its prediction, one at a time: the shortest way from picture to answer.
+
+        Args:
+            source: a camera number, a video file or an `rtsp://` address (these need OpenCV, and give BGR arrays), or
+                anything that `classify` takes.
+            top_k: number of classes in each answer.
+            max_fps: most images a second. Of a camera or network stream always the newest frame is taken.
+            color: channel order of arrays that are not frames of a video.
+
+        Raises:
+            EnvironmentNotAbleError: OpenCV is needed and not installed.
+            InputError: the source cannot be opened or read.
+        """
+        if max_fps is not None and not max_fps > 0:
+            raise UsageError(f"max_fps must be positive, got {max_fps}. Leave it out for no limit.")
+        if video.is_video(source):
+            color = "bgr"
+            images: Iterator[ImageLike] = video.frames(source, max_fps=max_fps)  # type: ignore[arg-type]
+        else:
+            images = video.paced(expand(source), max_fps=max_fps)
+        for image in images:
+            yield image, next(self.iterate(image, top_k=top_k, color=color))
+
+    def embed(self, images: Images, *, color: ColorOrder = "rgb") -> np.ndarray:
+        """Return the embeddings of the active head, (n, dim) float32, L2-normalized; n = 1 for one image."""
+        head = self._heads[self._active]
+        rows = [self._run(batch, head)[1] for _, batch in self._batches(images, color=color)]
+        return np.concatenate([np.empty((0, self.card.embedding_dim), np.float32), *rows])
+
+    def close(self) -> None:
+        """Release the engine."""
+        self._engine.close()
+
+    def __enter__(self) -> ZeroShotClassifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _batches(self, images: Images, *, color: ColorOrder) -> Iterator[tuple[list[str | None], np.ndarray]]:
+        """Yield sources and arrays (n, 3, H, W) uint8 of up to `batch_size` images."""
+        options, spec = self._options, self.card.preprocess
+        draft = draft_size(spec) if options.fast == "draft" else None
+
+        def prepare(image: ImageLike) -> tuple[str | None, np.ndarray]:
+            picture = load_image(image, color=color, orient=options.orient, draft=draft)
+            return source_of(image), preprocess(picture, spec, fast=options.fast)
+
+        if is_single(images):
+            source, array = prepare(images)  # type: ignore[arg-type]
+            yield [source], array[np.newaxis]
+            return
+        size = options.batch_size
+        prepared = mapped_ahead(
+            prepare, expand(images), threads=options.decode_threads, ahead=2 * size + options.decode_threads
+        )
+        for batch in batched(prepared, size):
+            yield [source for source, _ in batch], np.stack([array for _, array in batch])
+
+    def _run(self, batch: np.ndarray, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (n, classes) and embeddings (n, dim) of images (n, 3, H, W) uint8."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"{self._path} was loaded in process {self._process} and is used in its fork {os.getpid()}, where the "
+                "engine's threads do not exist. Load it in each process, or start processes with 'spawn'."
+            )
+        if head is None:
+            outputs = self._engine.run(batch, ("logits", "embedding"))
+            return outputs["logits"], outputs["embedding"]
+        return head.apply(self._engine.run(batch, ("features",))["features"])
+
+
+def _load_heads(
+    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, engine: Path, card: Card
+) -> tuple[dict[str, Head], str]:
+    """Return the heads stored with the engine and those given, and the name of the one that is active at first."""
+    loaded = {name: load_head(path) for name, path in stored_heads(engine).items()}
+    given = _given_heads(heads, stored=loaded)
+    for name, head in {**loaded, **given}.items():
+        require_fit(head, card, name=name)
+    return {**loaded, **given}, next(iter(given), BUILT_IN)
+
+
+def _given_heads(
+    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, *, stored: Mapping[str, Head]
+) -> dict[str, Head]:
+    if heads is None:
+        return {}
+    if isinstance(heads, Mapping):
+        given = dict(heads)
+    else:
+        names = [heads] if isinstance(heads, (str, Path)) else list(heads)
+        given = {}
+        for name in names:
+            # A plain name is that of a stored head; anything else is a file.
+            key = str(name) if str(name) in stored else Path(name).stem
+            if key in given:
+                raise UsageError(f"two heads are named {key!r}; rename one of the files.")
+            given[key] = stored[key] if str(name) in stored else open_head(name)
+    if BUILT_IN in given:
+        raise UsageError(f"a head cannot be named {BUILT_IN!r}, the name of the engine's own. Rename it.")
+    return given

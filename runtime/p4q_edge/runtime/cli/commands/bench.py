@@ -1,0 +1,217 @@
+"""`p4q-edge bench`: how fast an engine is here, and whether that figure counts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p4q_edge.runtime.cli.command import Command, write_result
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.artifacts import Card
+    from p4q_edge.runtime.benchmark import BenchOptions, Candidate, Measured
+
+TOOLKIT_CANDIDATES = "p4q_edge.bench"
+"""Entry-point group of the toolkit: `fp32` and `torch`, functions from an engine's path to a `Candidate`."""
+
+KIND = "p4q-edge bench"
+
+logger = logging.getLogger(__name__)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
+    parser.add_argument("--batch", default="1", help="batch sizes, for example 1,8,32 (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="fp32|fp16|torch|ENGINE",
+        help="measure this in turns with the engine: its full-precision graph or PyTorch (both: toolkit), the FP16 "
+        "plan of its bundle (TensorRT, built for this), or another engine",
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each batch size (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=5, help="unmeasured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--energy-seconds", type=float, default=2.0, help="alone, where a power sensor exists (default: %(default)s)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit 5 if a measurement is invalid")
+    parser.add_argument("-o", "--output", type=Path, help="also write the JSON document to this file")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from p4q_edge.runtime.artifacts import read_card
+    from p4q_edge.runtime.benchmark import bench, load_candidate, measure_memory, reset_peak, this_setting
+    from p4q_edge.runtime.storage import atomic_write, encode_json, refuse_existing
+
+    options, setting = _options(args), this_setting()
+    if args.output is not None:
+        refuse_existing(args.output, force=args.force)
+    card = read_card(args.engine)
+    reset_peak()
+    candidates = [load_candidate(args.engine, name=_name(card), device=args.device, threads=args.threads)]
+    try:
+        # Before the others are loaded: their libraries would count as this engine's memory.
+        memory = measure_memory(candidates[0], card, batch=max(options.batches), setting=setting)
+        for against in args.against:
+            candidates.append(_against(against, args, card, taken={candidate.name for candidate in candidates}))
+        measured = bench(candidates, card, options, setting, memory=memory)
+    finally:
+        for candidate in candidates:
+            candidate.close()
+    document = _document(args, card, measured)
+    if args.output is not None:
+        atomic_write(args.output, encode_json(document), force=args.force)
+    write_result(args, document=document, text=_text(measured))
+    if measured.predictions is not None or (args.strict and not measured.valid):
+        # Not raised: the document was written, and an error would add a second one.
+        reasons = dict.fromkeys(reason for row in measured.rows for reason in row.invalid)
+        logger.error("%s: %s. Measure again on a quiet machine, or build again.", args.engine, "; ".join(reasons))
+        return QualityGateError.exit_code
+    return 0
+
+
+def _options(args: argparse.Namespace) -> BenchOptions:
+    from p4q_edge.runtime.benchmark import BenchOptions
+    from p4q_edge.runtime.statistics import Rounds
+
+    try:
+        batches = tuple(int(word) for word in args.batch.split(","))
+    except ValueError:
+        batches = ()
+    if not batches or min(batches) < 1:
+        raise UsageError(f"--batch {args.batch}: expected positive numbers with commas between them, such as 1,8,32")
+    if args.seconds < 0 or args.warm_up < 0 or args.energy_seconds < 0:
+        raise UsageError("--seconds, --warm-up and --energy-seconds must not be negative")
+    return BenchOptions(
+        batches=batches,
+        rounds=Rounds(warmup=args.warm_up, seconds=args.seconds),
+        energy_seconds=args.energy_seconds,
+    )
+
+
+def _name(card: Card) -> str:
+    return card.precision.label
+
+
+def _against(against: str, args: argparse.Namespace, card: Card, *, taken: set[str]) -> Candidate:
+    from p4q_edge.runtime.benchmark import load_candidate
+
+    if Path(against).suffix in (".onnx", ".plan", ".engine"):
+        if against in taken:
+            raise UsageError(f"--against {against} was given twice")
+        return load_candidate(Path(against), name=against, device=args.device, threads=args.threads)
+    if against == "fp16":
+        return _fp16(args, card)
+    if against not in ("fp32", "torch"):
+        raise UsageError(
+            f"--against {against}: expected fp32, fp16, torch, or an engine ending in .onnx, .plan or .engine"
+        )
+    found = list(entry_points(group=TOOLKIT_CANDIDATES, name=against))
+    if not found:
+        raise EnvironmentNotAbleError(
+            f"--against {against} needs the toolkit, which is not installed here. Run, in a checkout: "
+            "pip install ./runtime . Or name an engine to compare with"
+        )
+    candidate: Candidate = found[0].load()(args.engine, threads=args.threads)
+    return candidate
+
+
+def _fp16(args: argparse.Namespace, card: Card) -> Candidate:
+    """Build the FP16 plan of the engine's bundle as the engine itself was built, and load it; its file is not kept."""
+    from dataclasses import replace
+    from tempfile import TemporaryDirectory
+
+    from p4q_edge.runtime.benchmark import load_candidate
+    from p4q_edge.runtime.builders import BuildOptions, build_engine
+    from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
+    from p4q_edge.runtime.evaluation import find_bundle
+
+    if card.backend != "tensorrt":
+        raise UsageError(
+            f"--against fp16: expected a TensorRT engine, got {args.engine}; ONNX Runtime computes in FP32 on a CPU. "
+            "Use --against fp32"
+        )
+    bundle = find_bundle(args.engine, card)
+    if bundle is None:
+        raise UsageError(
+            f"--against fp16 builds from the bundle, and there is no {args.engine.with_suffix('.p4q')}; "
+            "copy it beside the engine"
+        )
+    options = BuildOptions(tensorrt=replace(TensorRTOptions(**card.options), precision="fp16"))
+    logger.info("building the FP16 plan of %s to compare with", bundle.path)
+    with TemporaryDirectory() as folder:
+        plan = Path(folder) / "fp16.plan"
+        build_engine(bundle.path, plan, options=options)
+        return load_candidate(plan, name="fp16", device=args.device)
+
+
+def _document(args: argparse.Namespace, card: Card, measured: Measured) -> dict[str, Any]:
+    import msgspec
+
+    from p4q_edge.runtime.machine import provenance
+
+    return {
+        "schema_version": 1,
+        "kind": KIND,
+        "engine": str(args.engine),
+        "engine_sha256": card.engine_sha256,
+        "engine_size_bytes": card.engine_size_bytes,
+        "backend": card.backend,
+        "precision": msgspec.to_builtins(card.precision),
+        "threads": args.threads,
+        "valid": measured.valid,
+        **msgspec.to_builtins(measured),
+        "versions": provenance.versions(),
+        "machine": provenance.this_machine(),
+        "git_commit": provenance.git_commit(),
+        "created": provenance.now(),
+    }
+
+
+def _text(measured: Measured) -> str:
+    from p4q_edge.runtime.evaluation.report import columns
+    from p4q_edge.runtime.evaluation.report import formatting as words
+
+    rows = [
+        (
+            row.name,
+            row.scope,
+            str(row.batch),
+            str(row.latency.n),
+            *(words.milliseconds(v) for v in (row.latency.p50_ms, row.latency.p90_ms, row.latency.p99_ms)),
+            f"{1000 * row.batch / row.latency.mean_ms:.1f}",
+            words.ratio(row.advantage) if row.advantage else "-",
+        )
+        for row in measured.rows
+    ]
+    header = ("engine", "scope", "batch", "runs", "p50", "p90", "p99", "images/s", "first is faster by")
+    lines = columns(header, rows)
+    lines += [f"{name}: loaded in {words.milliseconds(ms)}" for name, ms in measured.load_ms.items() if ms is not None]
+    if measured.memory.peak_host_bytes:
+        lines.append(f"peak memory with the engine alone: {words.megabytes(measured.memory.peak_host_bytes)}")
+    if measured.memory.device_bytes:
+        lines.append(f"GPU memory of this process: {words.megabytes(measured.memory.device_bytes)}")
+    lines += [
+        f"{row.name}, batch {row.batch}: {1000 * row.joules_per_image:.2f} mJ an image by {row.sensor} "
+        f"({row.mean_watts:.2f} W, n = {row.images}){', INVALID' if row.invalid else ''}"
+        for row in measured.energy
+    ]
+    unobserved = dict.fromkeys(name for item in measured.watches for name in item.watch.unobserved)
+    lines += [f"not observable on this machine: {', '.join(unobserved)}"] if unobserved else []
+    reasons = dict.fromkeys(reason for row in measured.rows for reason in row.invalid)
+    return "\n".join([*lines, *(f"INVALID: {reason}" for reason in reasons)])
+
+
+COMMAND = Command(
+    name="bench",
+    help="measure latency, throughput and memory of an engine",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,68 @@
+"""`p4q-edge doctor`: what this machine can run, and for each finding the command that fixes it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from p4q_edge.runtime.cli.command import Command, write_result
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
+from p4q_edge.runtime.machine import (
+    BACKENDS,
+    TYPICAL_BUNDLE_BYTES,
+    Finding,
+    able_backends,
+    examine,
+    read_environment,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="the backend that must be able to run (default: at least one)"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="BUNDLE", help="predict the memory of a build from this bundle's size"
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    bundle_bytes = TYPICAL_BUNDLE_BYTES
+    if args.bundle is not None:
+        if not args.bundle.is_file():
+            raise InputError(f"{args.bundle} is not a file. Name a bundle (model.p4q), or leave --bundle out.")
+        bundle_bytes = args.bundle.stat().st_size
+    findings = examine(read_environment(), bundle_bytes=bundle_bytes)
+    able = able_backends(findings)
+    document: dict[str, Any] = {"findings": [asdict(finding) for finding in findings], "backends": able}
+    write_result(args, document=document, text=_text(findings, able))
+    wanted = [args.backend] if args.backend else list(BACKENDS)
+    if any(able[backend] for backend in wanted):
+        return 0
+    # Not raised: the findings are the result, and with --json there is only one document.
+    logger.error("%s cannot run here; mend what is missing above, then run this again.", " and ".join(wanted))
+    return EnvironmentNotAbleError.exit_code
+
+
+def _text(findings: list[Finding], able: Mapping[str, bool]) -> str:
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:<8} {finding.subject}: {finding.message}")
+        if finding.fix:
+            lines.append(f"{'':<8} run: {finding.fix}")
+    lines += [f"{'able' if works else 'not able':<8} {backend}" for backend, works in able.items()]
+    return "\n".join(lines)
+
+
+COMMAND = Command(
+    name="doctor",
+    help="check this machine and say how to mend it",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,122 @@
+"""`p4q-edge inspect`: what is in a bundle, an engine's card or a head."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from p4q_edge.runtime.cli.command import Command, toolkit_command, write_result
+
+LINT_ENTRY_POINT = "lint-graph"
+NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
+_LISTED = 8
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, help="bundle (.p4q), engine (.onnx, .plan) or head (.safetensors)")
+    parser.add_argument("--lint", action="store_true", help="check the graphs of a bundle or .onnx (toolkit only)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.lint:
+        return toolkit_command(LINT_ENTRY_POINT, missing=NEEDS_TOOLKIT).run(args)
+    document = describe(args.artifact)
+    write_result(args, document=document, text="\n".join(_lines(document)))
+    return 0
+
+
+def describe(artifact: Path) -> dict[str, Any]:
+    """Return what an artifact says about itself, as JSON values; its digests are verified."""
+    suffix = artifact.suffix.lower()
+    if suffix == ".p4q":
+        return _bundle(artifact)
+    if suffix == ".safetensors":
+        return _head(artifact)
+    return _engine(artifact)
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    import msgspec
+
+    from p4q_edge.runtime.artifacts import read_bundle
+
+    bundle = read_bundle(path)
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        "size_bytes": path.stat().st_size,
+        "sha256": bundle.sha256(),
+        **_values(msgspec.to_builtins(bundle.manifest)),
+        "preprocess": msgspec.to_builtins(bundle.preprocess()),
+        "golden_samples": len(bundle.golden().image),
+    }
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    import msgspec
+
+    from p4q_edge.runtime.artifacts import read_card, verify_engine
+
+    card = read_card(path)
+    verify_engine(path, card)
+    described = _values(msgspec.to_builtins(card))
+    del described["golden"]
+    described["measured"] = {key: value for key, value in card.measured.items() if key != "embedding"}
+    samples = len(card.golden_samples().image)
+    return {"kind": "engine", "path": str(path), **described, "golden_samples": samples}
+
+
+def _head(path: Path) -> dict[str, Any]:
+    import msgspec
+
+    from p4q_edge.runtime.artifacts import load_head
+
+    head = load_head(path)
+    return {
+        "kind": "head",
+        "path": str(path),
+        "class_names": list(head.class_names),
+        "embedding_dim": head.embedding_dim,
+        "logit_scale": head.logit_scale,
+        "adapter": head.adapter is not None,
+        "calibration": msgspec.to_builtins(head.calibration),
+        "weights_sha256": head.weights_sha256,
+    }
+
+
+def _values(document: Any) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "schema_version"}
+
+
+def _lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for key, value in document.items():
+        if key == "precision":
+            value = _precision(value)
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+        elif isinstance(value, (list, tuple)):
+            more = f", ... ({len(value)})" if len(value) > _LISTED else ""
+            lines.append(f"{indent}{key}  {', '.join(str(item) for item in value[:_LISTED])}{more}")
+        elif value not in ("", {}, None):
+            lines.append(f"{indent}{key}  {value}")
+    return lines
+
+
+def _precision(value: Mapping[str, Any]) -> str:
+    import msgspec
+
+    from p4q_edge.runtime.artifacts import Precision
+
+    precision = msgspec.convert(value, Precision)
+    return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized"
+
+
+COMMAND = Command(
+    name="inspect",
+    help="show what is in a bundle, an engine or its card",
+    add_arguments=_add_arguments,
+    run=_run,
+)

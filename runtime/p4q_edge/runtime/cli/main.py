@@ -1,0 +1,272 @@
+"""The command `p4q-edge`: finds a subcommand, runs it, and turns errors into one line and an exit code.
+
+Only the invoked subcommand's module is imported; `--help` and `--version` import the standard library alone.
+The result goes to stdout, every message to stderr.
+
+Exit codes: 0 done, 1 failure, 2 wrong usage or input, 3 the environment lacks something, 4 an artifact that must
+not be used here, 5 a quality gate failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from p4q_edge.runtime.cli.command import RUNTIME_COMMANDS, SCHEMA_VERSION, Command
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
+
+ENTRY_POINT_GROUP = "p4q_edge.commands"
+INSTALL_TOOLKIT = "pip install ./runtime ."
+INTERRUPTED = 130
+
+RUNTIME_HELP: Mapping[str, str] = {
+    "build": "build an engine from a bundle, a recipe or the built-in demo",
+    "classify": "name what images show",
+    "inspect": "show what is in a bundle, an engine or its card",
+    "selftest": "run the golden samples through an engine and compare",
+    "validate": "compare PyTorch, ONNX and engine on real images",
+    "bench": "measure latency, throughput and memory of an engine",
+    "doctor": "check this machine and say how to mend it",
+    "head": "list, add, export or calibrate the class sets of an engine",
+}
+TOOLKIT_HELP: Mapping[str, str] = {
+    "calibrate": "measure activation ranges on images",
+    "learn": "learn prompts and a low-bit adapter from a few images a class",
+    "export": "write the bundle model.p4q",
+    "reproduce": "repeat a validation from its report and compare",
+    "report": "write a report as HTML or Markdown",
+    "models": "list the open_clip models that can be used",
+}
+"""The lines of `--help`, written here so that it loads no subcommand; a test compares the two."""
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `p4q-edge` with `argv` (the process's own arguments by default) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = _peek_flags(arguments)
+    _configure_logging(quiet=flags.quiet, verbose=flags.verbose)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except P4QEdgeError as error:
+        return _report(error, message=str(error), exit_code=error.exit_code, flags=flags)
+    except KeyboardInterrupt as error:
+        return _report(error, message="interrupted", exit_code=INTERRUPTED, flags=flags)
+    except BrokenPipeError:
+        # The reader of stdout (`| head`) is gone; the interpreter must not write to it again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  # the boundary to the user: an unforeseen error is one line as well
+        hint = "" if flags.verbose > 1 else " (add -vv for the traceback)"
+        message = f"{type(error).__name__}: {error}{hint}"
+        return _report(error, message=message, exit_code=1, flags=flags)
+
+
+def load_command(name: str) -> Command:
+    """Import and return the subcommand `name` of the runtime, or of the toolkit through its entry point.
+
+    Raises:
+        EnvironmentNotAbleError: the toolkit, or a library that it needs, is not installed.
+        UsageError: there is no such subcommand.
+    """
+    if name in RUNTIME_COMMANDS:
+        module, _, attribute = RUNTIME_COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+    else:
+        command = _load_entry_point(name)
+    if not isinstance(command, Command):
+        raise TypeError(f"the subcommand {name} must be a Command, not {type(command).__name__}")
+    return command
+
+
+def build_parser(command: Command) -> argparse.ArgumentParser:
+    """Return the argument parser of one subcommand, with the flags that all of them share."""
+    parser = _Parser(
+        prog=f"p4q-edge {command.name}",
+        description=command.help[:1].upper() + command.help[1:] + ".",
+        parents=[_common_flags()],
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports a wrong argument as any other error: one line, no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. Run: {self.prog} --help")
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        sys.stderr.write(_help_text())
+        return UsageError.exit_code
+    first, *rest = arguments
+    if first in ("-h", "--help"):
+        sys.stdout.write(_help_text())
+        return 0
+    if first == "--version":
+        sys.stdout.write(_version_text())
+        return 0
+    if first.startswith("-"):
+        raise UsageError(f"a subcommand must come first, not {first}. Run: p4q-edge --help")
+    command = load_command(first)
+    args = build_parser(command).parse_args(rest)
+    return command.run(args)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Flags:
+    json: bool
+    quiet: bool
+    verbose: int
+
+
+def _peek_flags(arguments: list[str]) -> _Flags:
+    """Read the flags that shape error messages; unlike the parsers this cannot fail."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return _Flags(
+        json="--json" in options,
+        quiet="-q" in options or "--quiet" in options,
+        verbose=sum(
+            1 if option == "--verbose" else len(option) - 1
+            for option in options
+            if option == "--verbose" or re.fullmatch("-v+", option)
+        ),
+    )
+
+
+def _common_flags() -> argparse.ArgumentParser:
+    parser = _Parser(prog="p4q-edge", add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("common")
+    group.add_argument("--json", action="store_true", help="write the result to stdout as one JSON document")
+    group.add_argument("--force", action="store_true", help="replace files that exist")
+    group.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    group.add_argument(
+        "-v", "--verbose", action="count", default=0, help="show details; -vv adds the traceback of an error"
+    )
+    return parser
+
+
+def _load_entry_point(name: str) -> object:
+    # Imported here: it takes longer than the rest of the start-up, and the runtime does without it.
+    from importlib.metadata import entry_points
+
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    if not found and name in TOOLKIT_HELP:
+        raise EnvironmentNotAbleError(
+            f"p4q-edge {name} needs the toolkit (Python 3.11 or newer, torch), which is not installed here. "
+            f"Run, in a checkout of P4Q Edge: {INSTALL_TOOLKIT}"
+        )
+    if not found:
+        raise UsageError(f"there is no subcommand {name!r}{_nearest(name)}. Run: p4q-edge --help")
+    try:
+        return found[0].load()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "p4q_edge":
+            raise
+        raise EnvironmentNotAbleError(
+            f"p4q-edge {name} needs {error.name}, which is not installed here. "
+            f"Run, in a checkout of P4Q Edge: {INSTALL_TOOLKIT}"
+        ) from error
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    matches = difflib.get_close_matches(name, [*RUNTIME_HELP, *TOOLKIT_HELP], n=1)
+    return f" (nearest: {matches[0]})" if matches else ""
+
+
+def _help_text() -> str:
+    def rows(table: Mapping[str, str]) -> str:
+        return "".join(f"  {name:<11}{line}\n" for name, line in table.items())
+
+    return (
+        "usage: p4q-edge SUBCOMMAND [options]\n\n"
+        "Learn a low-bit CLIP classifier from a few images, build it and run it.\n\n"
+        "On any machine, without torch:\n" + rows(RUNTIME_HELP) + "\n"
+        "With the toolkit:\n" + rows(TOOLKIT_HELP) + "\n"
+        "  -h, --help  show this, or with a subcommand its options\n"
+        "  --version   show the versions of runtime and toolkit\n\n"
+        "Exit codes: 0 done, 1 failure, 2 wrong usage or input, 3 the environment lacks something,\n"
+        "4 an artifact that must not be used here, 5 a quality gate failed, 130 interrupted.\n"
+    )
+
+
+def _version_text() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        toolkit = version("p4q-edge")
+    except PackageNotFoundError:
+        toolkit = "not installed"
+    return f"p4q-edge-runtime {version('p4q-edge-runtime')}\np4q-edge {toolkit}\n"
+
+
+class _Formatter(logging.Formatter):
+    """Messages as they are; a warning or an error is marked, in colour where that is wanted."""
+
+    _COLOURS: Mapping[int, str] = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
+
+    def __init__(self, *, coloured: bool) -> None:
+        super().__init__("%(message)s")
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        colour = self._COLOURS.get(record.levelno)
+        if colour is None:
+            return text
+        label = f"{record.levelname.lower()}:"
+        return f"\033[{colour}m{label}\033[0m {text}" if self._coloured else f"{label} {text}"
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """The one handler of the command line, told apart from handlers that an embedding program has set."""
+
+
+def _configure_logging(*, quiet: bool, verbose: int) -> None:
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(_Formatter(coloured=coloured))
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    # Warnings of libraries concern their authors: shown with -v.
+    of_libraries = logging.WARNING if verbose else logging.CRITICAL
+    logging.captureWarnings(True)
+    for name, least in (
+        ("p4q_edge", level),
+        ("py.warnings", of_libraries),
+    ):
+        target = logging.getLogger(name)
+        target.handlers = [kept for kept in target.handlers if not isinstance(kept, _Handler)]
+        target.addHandler(handler)
+        target.setLevel(least)
+        target.propagate = False
+
+
+def _report(error: BaseException, *, message: str, exit_code: int, flags: _Flags) -> int:
+    """Write the error: one line on stderr, and one document on stdout if `--json` was given."""
+    line = " ".join(message.split())
+    if flags.verbose > 1:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    logger.error("%s", line)
+    if flags.json:
+        kind = "Interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        document = {"type": kind, "message": line, "exit_code": exit_code}
+        text = json.dumps({"schema_version": SCHEMA_VERSION, "error": document}, ensure_ascii=False)
+        sys.stdout.write(text + "\n")
+    return exit_code

@@ -1,0 +1,68 @@
+"""Engines: one interface over ONNX Runtime (CPU) and TensorRT (NVIDIA GPU)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from p4q_edge.runtime.artifacts import Card, verify_engine
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INPUT_NAME = "image"
+OUTPUT_NAMES = ("logits", "embedding", "features")
+
+
+class Engine(Protocol):
+    """A loaded engine. `run` may be called from several threads at once."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(N, 3, H, W) of the input; N is -1 where any batch size is accepted."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all outputs."""
+
+    def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return the named outputs (all of them for None) of images (N, 3, H, W) uint8, RGB."""
+
+    def close(self) -> None:
+        """Release what the engine holds; it cannot be run afterwards."""
+
+
+def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: int | None = None) -> Engine:
+    """Load an engine after checking that it is the one its card describes.
+
+    Args:
+        path: the engine file.
+        card: its card.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; must fit the engine.
+        threads: threads of a CPU engine; None leaves the choice to the library.
+
+    Raises:
+        CorruptArtifactError: the engine is not the one of the card.
+        UsageError: the device does not fit the engine.
+        EnvironmentNotAbleError: the library that runs it is not installed.
+    """
+    if card.backend == "tensorrt":
+        from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
+
+        return TensorRTEngine(path, card, device=device)
+    from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, require_cpu
+
+    require_cpu(device, engine=str(path))
+    verify_engine(path, card)
+    return OnnxRuntimeEngine.from_card(Path(path), card, threads=threads)
+
+
+def fingerprint(card: Card, *, device: str = "auto") -> dict[str, str]:
+    """Return what decides the values that the engine of a card computes here: library versions and processor."""
+    if card.backend == "tensorrt":
+        from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
+
+        return dict(tensorrt.fingerprint(device))
+    from p4q_edge.runtime.engines.onnxruntime import engine as onnxruntime
+
+    return dict(onnxruntime.fingerprint())

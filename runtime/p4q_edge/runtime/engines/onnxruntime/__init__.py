@@ -1,0 +1,59 @@
+"""The CPU engine, on ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.engines.onnxruntime.engine import (
+        OnnxRuntimeEngine,
+        fingerprint,
+        import_onnxruntime,
+        load_error,
+        open_session,
+        optimized_path,
+        refuse_external_data,
+        session_errors,
+        session_options,
+    )
+    from p4q_edge.runtime.engines.onnxruntime.models import differing_tensors, float_weights, seven_bit_weights
+
+__all__ = [
+    "OnnxRuntimeEngine",
+    "differing_tensors",
+    "fingerprint",
+    "float_weights",
+    "import_onnxruntime",
+    "load_error",
+    "open_session",
+    "optimized_path",
+    "refuse_external_data",
+    "session_errors",
+    "session_options",
+    "seven_bit_weights",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "engine": (
+                "OnnxRuntimeEngine",
+                "fingerprint",
+                "import_onnxruntime",
+                "load_error",
+                "open_session",
+                "optimized_path",
+                "refuse_external_data",
+                "session_errors",
+                "session_options",
+            ),
+            "models": (
+                "differing_tensors",
+                "float_weights",
+                "seven_bit_weights",
+            ),
+        },
+    )

@@ -1,0 +1,244 @@
+"""ONNX Runtime on a CPU."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from p4q_edge.runtime.choices import CpuProfile
+from p4q_edge.runtime.errors import (
+    CorruptArtifactError,
+    EnvironmentNotAbleError,
+    IncompatibleEngineError,
+    P4QEdgeError,
+    UsageError,
+)
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.storage import sha256_file
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.artifacts import Card
+
+logger = logging.getLogger(__name__)
+
+# How protobuf encodes the entry `location` of a tensor's external_data: field 1, 8 bytes.
+_EXTERNAL_DATA = b"\x0a\x08location"
+_ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+
+
+class OnnxRuntimeEngine:
+    """An ONNX model in a CPU session; `run` may be called from several threads at once."""
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        profile: CpuProfile = "exact",
+        threads: int | None = None,
+        optimized: bool = False,
+        name: str = "",
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: the model's file or bytes.
+            profile: `exact` makes x86 processors without VNNI add without saturation.
+            threads: threads of one run; None lets ONNX Runtime take one a physical core.
+            optimized: the model was rewritten for this processor before, and is loaded as it is.
+            name: what errors call the model.
+
+        Raises:
+            EnvironmentNotAbleError: ONNX Runtime is not installed.
+            CorruptArtifactError: it is not an ONNX model.
+            IncompatibleEngineError: this version of ONNX Runtime cannot run it.
+        """
+        import_onnxruntime()
+        self._name = name or str(model)
+        self._errors = session_errors()
+        refuse_external_data(model, name=self._name)
+        source = model if isinstance(model, bytes) else str(model)
+        options = session_options(profile, threads=threads, optimized=optimized)
+        try:
+            self._session: Any = open_session(source, options)
+        except self._errors as error:
+            raise load_error(error, name=self._name) from error
+        self._outputs = tuple(output.name for output in self._session.get_outputs())
+        self._shape = self._input_shape()
+
+    @classmethod
+    def from_card(cls, path: Path, card: Card, *, threads: int | None = None) -> OnnxRuntimeEngine:
+        """Load the engine of a card, from its optimized copy where that was made by this library on this processor.
+
+        Raises:
+            CorruptArtifactError: the optimized copy is not the one of the card.
+        """
+        kept = card.options.get("kept_profile")
+        if kept not in get_args(CpuProfile):
+            raise CorruptArtifactError(
+                f"the card of {path} names the CPU profile {kept!r}; expected {', '.join(get_args(CpuProfile))}. "
+                f"Build again: p4q-edge build model.p4q --engine {path} --force"
+            )
+        profile: CpuProfile = kept  # type: ignore[assignment]
+        copy = optimized_path(path)
+        made_here = fingerprint().items() <= card.built_with.items()
+        if card.optimized is None or not made_here:
+            return cls(path, profile=profile, threads=threads, name=str(path))
+        if not copy.is_file():
+            logger.info("%s is missing; loading %s takes longer without it", copy, path)
+            return cls(path, profile=profile, threads=threads, name=str(path))
+        if card.optimized.engine_sha256 != card.engine_sha256 or sha256_file(copy) != card.optimized.sha256:
+            raise CorruptArtifactError(
+                f"{copy} is not the copy of {path} that its card describes. Delete it, or build again: "
+                f"p4q-edge build model.p4q --engine {path} --force"
+            )
+        return cls(copy, profile=profile, threads=threads, optimized=True, name=str(path))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self._shape
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return self._outputs
+
+    def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return the named outputs (all of them for None) of images (N, 3, H, W) uint8, RGB."""
+        if self._session is None:
+            raise P4QEdgeError(f"{self._name} was closed. Load it again.")
+        names = self._outputs if outputs is None else outputs
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != self._shape[1:]:
+            raise ValueError(f"expected uint8 (N, {self._shape[1:]}), got {image.dtype} {image.shape}")
+        try:
+            values = self._session.run(list(names), {"image": image})
+        except self._errors as error:
+            raise P4QEdgeError(f"{self._name} failed in ONNX Runtime: {_one_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def _input_shape(self) -> tuple[int, int, int, int]:
+        inputs = self._session.get_inputs()
+        shape = inputs[0].shape if inputs else []
+        fits = len(inputs) == 1 and inputs[0].name == "image" and inputs[0].type == "tensor(uint8)"
+        if not fits or len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) for side in shape[2:]):
+            raise CorruptArtifactError(
+                f"{self._name} is not an engine of P4Q Edge: expected one input `image` uint8 (N, 3, H, W). "
+                "Build it from a bundle with `p4q-edge build`."
+            )
+        if not {"logits", "embedding", "features"} <= set(self._outputs):
+            raise CorruptArtifactError(
+                f"{self._name} is not an engine of P4Q Edge: expected outputs logits, embedding and features, "
+                f"got {', '.join(self._outputs)}. Build it from a bundle with `p4q-edge build`."
+            )
+        return (shape[0] if isinstance(shape[0], int) else -1, 3, shape[2], shape[3])
+
+
+def open_session(model: str | bytes, options: Any) -> Any:
+    """Return an inference session of ONNX Runtime on the CPU."""
+    # The fusion would turn a product of two dimensions (the class token's) into a Gemm, for which there is no integer
+    # kernel with float output: its weights would be dequantized in every run.
+    return import_onnxruntime().InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+    )
+
+
+def refuse_external_data(model: Path | bytes, *, name: str) -> None:
+    """Raise `CorruptArtifactError` if a model names other files that hold its weights: it could name any file."""
+    if isinstance(model, bytes):
+        found = _EXTERNAL_DATA in model
+    elif model.stat().st_size == 0:
+        found = False  # an empty file cannot be mapped
+    else:
+        with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            found = mapped.find(_EXTERNAL_DATA) >= 0
+    if found:
+        raise CorruptArtifactError(
+            f"{name} keeps weights in another file; an engine holds all of them. Build it from a bundle with "
+            "`p4q-edge build`."
+        )
+
+
+def load_error(error: Exception, *, name: str) -> P4QEdgeError:
+    """Return what an exception of ONNX Runtime while it loads the model `name` means."""
+    if type(error).__name__ in ("NotImplemented", "InvalidGraph", "Fail"):
+        return IncompatibleEngineError(
+            f"ONNX Runtime {import_onnxruntime().__version__} cannot run {name}: {_one_line(error)}. "
+            "Upgrade it: pip install --upgrade onnxruntime"
+        )
+    return CorruptArtifactError(
+        f"ONNX Runtime cannot read {name}: {_one_line(error)}. Build it again with `p4q-edge build`."
+    )
+
+
+def optimized_path(engine: Path) -> Path:
+    """Return where the optimized copy of an engine lies: `out.onnx` -> `out.onnx.optimized`."""
+    return engine.with_name(engine.name + ".optimized")
+
+
+def session_options(profile: CpuProfile, *, threads: int | None = None, optimized: bool = False) -> Any:
+    """Return ONNX Runtime's session options for a CPU profile; an optimized model is loaded as it is."""
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.inter_op_num_threads = 1
+    # Threads that wait for work would keep their cores busy: they take them from the decoding of the next images, and
+    # on a machine that others use as well every run waits for the slowest thread.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}. Leave it out to use every core.")
+        options.intra_op_num_threads = threads
+    if profile == "exact" and machine.saturates():
+        # Makes the weights unsigned, whose kernels do not saturate. Where VNNI is, it would only halve the speed.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def require_cpu(device: str, *, engine: str) -> None:
+    """Raise `UsageError` unless `device` is `auto` or `cpu`."""
+    if device not in ("auto", "cpu"):
+        raise UsageError(
+            f"{engine} is an ONNX Runtime engine and runs on the CPU, not on {device!r}. For a GPU build a .plan: "
+            "p4q-edge build model.p4q --engine out.plan"
+        )
+
+
+def fingerprint() -> Mapping[str, str]:
+    """Return what decides the values of an engine: two machines with equal answers compute the same."""
+    return {"onnxruntime": import_onnxruntime().__version__, "cpu": machine.cpu()}
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        EnvironmentNotAbleError: it is not installed.
+    """
+    # Imported here so that the package can be imported, and TensorRT used, without it.
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            "ONNX Runtime is not installed; .onnx engines need it. Run: pip install 'p4q-edge-runtime[onnxruntime]'"
+        ) from error
+    return onnxruntime
+
+
+def session_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of ONNX Runtime, which have no common class but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
+    return (*(getattr(state, name) for name in names), state.RuntimeException, RuntimeError, ValueError)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,44 @@
+"""The GPU engine, on TensorRT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
+    from p4q_edge.runtime.engines.tensorrt.library import (
+        STRONG_TYPING_COMPLETE,
+        import_tensorrt,
+        machine_facts,
+        make_logger,
+        problems,
+        version_tuple,
+    )
+
+__all__ = [
+    "STRONG_TYPING_COMPLETE",
+    "TensorRTEngine",
+    "import_tensorrt",
+    "machine_facts",
+    "make_logger",
+    "problems",
+    "version_tuple",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "engine": ("TensorRTEngine",),
+            "library": (
+                "STRONG_TYPING_COMPLETE",
+                "import_tensorrt",
+                "machine_facts",
+                "make_logger",
+                "problems",
+                "version_tuple",
+            ),
+        },
+    )

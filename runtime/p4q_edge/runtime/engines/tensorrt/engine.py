@@ -1,0 +1,220 @@
+"""Running TensorRT plans: checked against their card before TensorRT sees them, then one session a thread."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from p4q_edge.runtime.engines.cuda.base import Backend, Cuda
+from p4q_edge.runtime.engines.cuda.device import open_cuda
+from p4q_edge.runtime.engines.tensorrt.library import (
+    check_compatible,
+    import_tensorrt,
+    machine_facts,
+    make_logger,
+    problems,
+)
+from p4q_edge.runtime.engines.tensorrt.session import Session, SessionPool, read_io
+from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
+from p4q_edge.runtime.storage import sha256_bytes
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.artifacts import Card
+
+SESSIONS = 2
+"""Two suffice to copy one batch while another computes; each needs device memory of its own."""
+_DEVICE = re.compile(r"auto|cuda(?::(\d+))?")
+
+
+class TensorRTEngine:
+    """A TensorRT plan on one GPU. `run` may be called from several threads at once, `submit` from any."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        card: Card,
+        *,
+        device: str = "auto",
+        backend: Backend = "auto",
+        sessions: int = SESSIONS,
+        graphs: bool = True,
+    ) -> None:
+        """Check the plan against its card and this machine, then load it.
+
+        Args:
+            path: the plan.
+            card: its card.
+            device: `auto`, `cuda` or `cuda:N`.
+            backend: how CUDA is reached: `cuda-bindings`, `pycuda` or the first that is installed.
+            sessions: how many runs may be under way at once; each allocates the memory of the largest batch.
+            graphs: replay a CUDA graph when a batch size repeats.
+
+        Raises:
+            EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
+            IncompatibleEngineError: built by another TensorRT version, for another GPU or platform.
+            CorruptArtifactError: not the plan of the card.
+        """
+        if sessions < 1:
+            raise UsageError(f"expected at least one session, got {sessions}.")
+        path = Path(path)
+        cuda = open_cuda(backend, device=device_index(device, engine=str(path)))
+        trt = import_tensorrt(cuda.facts)
+        check_compatible(card.built_with, machine_facts(trt, cuda.facts), engine=path)
+        plan = path.read_bytes()
+        # These very bytes are hashed and loaded, so that nothing can change the file between the two.
+        if sha256_bytes(plan) != card.engine_sha256:
+            raise CorruptArtifactError(
+                f"{path} is not the plan that its card describes: their digests differ. Copy both files together, or "
+                f"build again: p4q-edge build MODEL.p4q --engine {path} --force"
+            )
+        host_code = card.built_with.get("version_compatible") == "true"
+        self._load(trt, cuda, plan, name=str(path), host_code=host_code)
+        self._serve(sessions=sessions, graphs=graphs)
+
+    @classmethod
+    def from_plan(cls, trt: Any, cuda: Cuda, plan: bytes, *, name: str) -> TensorRTEngine:
+        """Load a plan that this machine built a moment ago, before it has a card."""
+        engine = cls.__new__(cls)
+        engine._load(trt, cuda, plan, name=name, host_code=True)
+        engine._serve(sessions=1, graphs=True)
+        return engine
+
+    def _load(self, trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool) -> None:
+        self._name, self._cuda = name, cuda
+        self._log = make_logger(trt)
+        with cuda.current():
+            self._runtime = trt.Runtime(self._log)
+            if host_code:
+                # Version-compatible plans carry code. It runs only if the card, whose digest fits, says so.
+                self._runtime.engine_host_code_allowed = True
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                raise IncompatibleEngineError(
+                    f"TensorRT {trt.__version__} cannot load {name}: {problems(self._log)}. "
+                    f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
+                )
+            self._io = read_io(trt, self._engine, name=name)
+
+    def _serve(self, *, sessions: int, graphs: bool) -> None:
+        self._pool = SessionPool(
+            lambda: Session(self._cuda, self._engine, self._io, self._log, graphs=graphs), limit=sessions
+        )
+        # Threads start at the first `submit`; an engine that is only called directly never has any.
+        self._executor = ThreadPoolExecutor(max_workers=sessions, thread_name_prefix="p4q-engine")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(N, 3, H, W) of the input; N is -1 where any batch size is accepted."""
+        return (-1 if self._io.dynamic else self._io.max_batch, *self._io.sample)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all outputs."""
+        return tuple(output.name for output in self._io.outputs)
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Smallest and largest batch of one GPU run; `run` splits what is larger."""
+        return self._io.min_batch, self._io.max_batch
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Scratch memory that TensorRT takes for each session."""
+        return int(self._engine.device_memory_size_v2)
+
+    @property
+    def graph_refusals(self) -> list[str]:
+        """Why sessions run without a CUDA graph; empty where all may use one."""
+        return self._pool.refusals()
+
+    def run(self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...] | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Return the named outputs (all of them for None) of images (N, 3, H, W) uint8, RGB.
+
+        More images than the largest batch are run in parts.
+
+        Raises:
+            InputError: fewer images, in all or in the last part, than the smallest batch.
+            P4QEdgeError: CUDA or TensorRT failed; the message has their reason.
+        """
+        names = self._check(image, outputs)
+        parts = [self._run_part(part) for part in self._parts(image)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def submit(
+        self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...] | None = None
+    ) -> Future[dict[str, npt.NDArray[Any]]]:
+        """Start `run` in a thread of the engine and return its future; the image must not change meanwhile."""
+        self._check(image, outputs)
+        return self._executor.submit(self.run, image, outputs)
+
+    def device_times_ms(self, image: npt.NDArray[np.uint8], runs: int) -> list[float]:
+        """Return the milliseconds of `runs` runs of one batch on the GPU's own clock, copies included."""
+        self._check(image, None)
+        if len(image) > self._io.max_batch:
+            raise InputError(f"expected at most {self._io.max_batch} images for one GPU run, got {len(image)}.")
+        with self._cuda.current(), self._pool.lease(len(image)) as session:
+            return session.time_ms(image, runs)
+
+    def close(self) -> None:
+        """Wait for what runs, then release all memory; the engine cannot be run afterwards."""
+        self._executor.shutdown(wait=True)
+        with self._cuda.current():
+            self._pool.close()
+            # Contexts before the engine, the engine before the runtime: TensorRT's rule.
+            self._engine = None
+            self._runtime = None
+
+    def _run_part(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        with self._cuda.current(), self._pool.lease(len(image)) as session:
+            return session.run(image)
+
+    def _parts(self, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+        size = self._io.max_batch
+        return [image[start : start + size] for start in range(0, len(image), size)]
+
+    def _check(self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...] | None) -> tuple[str, ...]:
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != self._io.sample or not len(image):
+            raise ValueError(f"expected uint8 (N, {self._io.sample}), got {image.dtype} {image.shape}")
+        names = self.output_names if outputs is None else outputs
+        unknown = set(names) - set(self.output_names)
+        if unknown:
+            raise ValueError(f"expected outputs of {self.output_names}, got {sorted(unknown)}")
+        last = len(image) % self._io.max_batch or self._io.max_batch
+        if last < self._io.min_batch:
+            raise InputError(
+                f"{self._name} takes batches of {self._io.min_batch} to {self._io.max_batch} images, got "
+                f"{len(image)}. Give more images, or build with a smaller --min-batch."
+            )
+        return names
+
+
+def device_index(device: str, *, engine: str) -> int:
+    """Return the GPU index of `auto`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: another device.
+    """
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise UsageError(
+            f"{engine} is a TensorRT engine and runs on auto, cuda or cuda:N, not on {device!r}. For the CPU build "
+            "an .onnx: p4q-edge build MODEL.p4q --engine out.onnx"
+        )
+    return int(match[1] or 0)
+
+
+def fingerprint(device: str = "auto") -> Mapping[str, str]:
+    """Return what decides the values of an engine: two machines with equal answers compute the same.
+
+    Raises:
+        EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
+    """
+    cuda = open_cuda(device=device_index(device, engine="the engine"))
+    facts = machine_facts(import_tensorrt(cuda.facts), cuda.facts)
+    return {name: facts[name] for name in ("tensorrt", "gpu", "compute_capability", "platform")}

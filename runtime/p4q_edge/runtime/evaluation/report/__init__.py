@@ -1,0 +1,60 @@
+"""The report of a validation, as a document, Markdown and text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.evaluation.report import formatting
+    from p4q_edge.runtime.evaluation.report.document import (
+        KIND,
+        Baseline,
+        DebugReport,
+        LayerFinding,
+        Report,
+        baseline,
+        read_report,
+    )
+    from p4q_edge.runtime.evaluation.report.markdown import baseline_table, render_markdown
+    from p4q_edge.runtime.evaluation.report.text_summary import columns, summary
+
+__all__ = [
+    "KIND",
+    "Baseline",
+    "DebugReport",
+    "LayerFinding",
+    "Report",
+    "baseline",
+    "baseline_table",
+    "columns",
+    "formatting",
+    "read_report",
+    "render_markdown",
+    "summary",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "document": (
+                "Baseline",
+                "DebugReport",
+                "KIND",
+                "LayerFinding",
+                "Report",
+                "baseline",
+                "read_report",
+            ),
+            "markdown": (
+                "baseline_table",
+                "render_markdown",
+            ),
+            "text_summary": (
+                "columns",
+                "summary",
+            ),
+        },
+    )

@@ -1,0 +1,249 @@
+"""What a report says, as frozen records; `schema_version` rises with any change of meaning."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from p4q_edge.runtime.artifacts import quantized_parts, width_label
+from p4q_edge.runtime.benchmark import SpeedRow
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError
+from p4q_edge.runtime.evaluation.comparison import ChainReport
+from p4q_edge.runtime.evaluation.gates import GateResult
+from p4q_edge.runtime.statistics import wilson_interval
+
+SCHEMA_VERSION = 1
+KIND = "p4q-edge report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """One row of the comparison of methods.
+
+    Attributes:
+        name: what was run, for example `P4Q W8A8`.
+        top1_per_seed: share of test images, one figure a seed.
+        n: test images of each seed.
+        low, high: Wilson interval of the mean over n images.
+        std: standard deviation over seeds (n - 1); None with one seed.
+        precision: `FP32`, `W8A8 executed`, `W4A8 carried`, ...
+    """
+
+    name: str
+    top1_per_seed: tuple[float, ...]
+    mean: float
+    std: float | None
+    n: int
+    low: float
+    high: float
+    precision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What was built, read from the card and the engine.
+
+    Attributes:
+        execution: `executed` or `carried`.
+        int8_share: share of the matrix products in INT8, read from the engine: of operations in TensorRT, without
+            attentions; of calls in ONNX Runtime, with the products of attentions; None: not read.
+        kernels: layer kinds of the built engine and how often each occurs.
+        attention_bits: of weights and activations in attentions, where they differ from the others.
+        quantized_attentions: attentions whose products are quantized as well.
+    """
+
+    engine: str
+    backend: str
+    size_bytes: int
+    model: str
+    license: str
+    weight_bits: int
+    activation_bits: int
+    execution: str
+    remainder: str
+    quantized_linears: int
+    int8_share: float | None = None
+    kernels: dict[str, int] = field(default_factory=dict)
+    attention_bits: int | None = None
+    quantized_attentions: int = 0
+
+    @property
+    def precision(self) -> str:
+        """Bit widths with the word that says whether the hardware computes in them."""
+        return f"{width_label(self.weight_bits, self.activation_bits, self.attention_bits)} {self.execution}"
+
+    @property
+    def parts(self) -> str:
+        """What is quantized, in words."""
+        return quantized_parts(self.quantized_linears, self.quantized_attentions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFinding:
+    """One linear in the comparison of two stages.
+
+    Attributes:
+        error_in, error_out: relative error (L2 over L2) of its input and its output.
+    """
+
+    layer: str
+    error_in: float
+    error_out: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebugReport:
+    """Where engine and reference part.
+
+    Attributes:
+        reference: what the engine was compared with.
+        n: images compared.
+        same_arithmetic: both ran the same operators in the same order, so that any difference is a fault.
+        first: the first linear whose output is off; None if none is.
+        operator: the node at which the difference starts.
+        layers: all linears in the order of the graph.
+        keep_float: linears to keep in FP16, worst first.
+    """
+
+    reference: str
+    n: int
+    tolerance: float
+    first: str | None
+    operator: str | None
+    layers: tuple[LayerFinding, ...]
+    keep_float: tuple[str, ...]
+    same_arithmetic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What is needed to repeat the run.
+
+    Attributes:
+        command: the arguments of `p4q-edge`, paths as they were given.
+        digests: SHA-256 of everything that went in: engine, bundle, weights, onnx, images, labels, ...
+        seeds: of the recipe and the bootstrap.
+        versions: libraries, Python, platform.
+        git_commit: of the checkout that ran, with `+changes` if it had any; empty outside of one.
+        created: UTC time, ISO 8601.
+    """
+
+    command: tuple[str, ...]
+    digests: dict[str, str]
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    machine: dict[str, str]
+    git_commit: str
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole report.
+
+    Attributes:
+        passed: whether every gate holds.
+        data: where the images came from, in words.
+        files: whether the files are what they were made from.
+        chain: the stages on these images; None without images.
+        golden: the stages on the golden samples of the bundle.
+        not_checked: what this run did not look at, and why.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str = KIND
+    title: str
+    passed: bool
+    data: str
+    built: Built
+    files: tuple[GateResult, ...] = ()
+    chain: ChainReport | None
+    golden: ChainReport | None = None
+    baselines: tuple[Baseline, ...] = ()
+    speed: tuple[SpeedRow, ...] = ()
+    debug: DebugReport | None = None
+    not_checked: tuple[str, ...] = ()
+    provenance: Provenance
+
+
+def baseline(name: str, top1_per_seed: Sequence[float], *, n: int, precision: str = "") -> Baseline:
+    """Return a row of the comparison of methods.
+
+    Args:
+        name: what was run.
+        top1_per_seed: share of n test images, at least one seed.
+        n: test images of each seed.
+        precision: bit widths in words.
+    """
+    values = np.asarray(top1_per_seed, dtype=np.float64)
+    if values.size == 0 or values.min() < 0 or values.max() > 1:
+        raise ValueError(f"expected at least one share in [0, 1], got {top1_per_seed}")
+    mean = float(values.mean())
+    low, high = wilson_interval(round(mean * n), n)
+    return Baseline(
+        name=name,
+        top1_per_seed=tuple(float(v) for v in values),
+        mean=mean,
+        std=float(values.std(ddof=1)) if values.size > 1 else None,
+        n=n,
+        low=min(low, mean),
+        high=max(high, mean),
+        precision=precision,
+    )
+
+
+def encode(report: Report) -> bytes:
+    """Return the report as indented JSON with sorted keys."""
+    return msgspec.json.format(msgspec.json.encode(report, order="sorted"), indent=1) + b"\n"
+
+
+def decode(data: bytes, *, source: str) -> Report:
+    """Return a report from JSON.
+
+    Raises:
+        CorruptArtifactError: not a report of this schema.
+    """
+    try:
+        report = msgspec.json.decode(data, type=Report)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptArtifactError(
+            f"{source} is not a report that this version reads: {error}. Write it again: p4q-edge validate ENGINE"
+        ) from error
+    if report.kind != KIND or report.schema_version != SCHEMA_VERSION:
+        raise CorruptArtifactError(
+            f"{source} is {report.kind!r} of schema {report.schema_version}; expected {KIND!r} of schema "
+            f"{SCHEMA_VERSION}. Write it again: p4q-edge validate ENGINE"
+        )
+    return report
+
+
+def read_report(path: Path) -> Report:
+    """Return the report in a JSON file.
+
+    Raises:
+        InputError: the file is missing.
+        CorruptArtifactError: not a report.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the report {path}: {error.strerror}. `p4q-edge validate ENGINE` writes one."
+        ) from error
+    return decode(data, source=str(path))
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report in one of our formats, which a new validation of the engine may replace."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if path.suffix == ".json":
+        try:
+            document: Mapping[str, object] = json.loads(path.read_bytes())
+        except ValueError:
+            return False
+        return isinstance(document, dict) and document.get("kind") == KIND
+    return KIND.encode() in head

@@ -1,0 +1,215 @@
+"""The engine that is validated, with all that belongs to it: card, bundle, the bundle's graph, golden samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p4q_edge.runtime.artifacts import Bundle, Card, read_bundle, read_card
+from p4q_edge.runtime.engines import load_engine
+from p4q_edge.runtime.engines.onnxruntime import differing_tensors, float_weights, import_onnxruntime, seven_bit_weights
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
+from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, validate_chain
+from p4q_edge.runtime.evaluation.gates import GateResult, Gates, Grid
+from p4q_edge.runtime.evaluation.recorded_stages import Recorded
+from p4q_edge.runtime.evaluation.report.document import Built
+from p4q_edge.runtime.evaluation.request import Request
+from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, STAGE_ORDER, Outputs, Stage
+from p4q_edge.runtime.statistics import FULL_BITS
+
+BUNDLE_SUFFIX = ".p4q"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The engine under test with all that belongs to it.
+
+    Attributes:
+        stages: `engine`, and `onnx` where the bundle is here.
+        gates: the limits of its bit width and of what its bundle records.
+        files: whether the engine's file is what its bundle gives.
+        not_checked: what could not be opened or compared, and why.
+    """
+
+    engine: Path
+    card: Card
+    bundle: Bundle | None
+    stages: Mapping[str, Stage]
+    gates: Gates
+    files: tuple[GateResult, ...]
+    not_checked: tuple[str, ...]
+    close: Callable[[], None]
+
+
+def open_target(request: Request) -> Target:
+    """Load the engine, its card, its bundle and the bundle's graph.
+
+    Raises:
+        IncompatibleEngineError: the bundle is not the one the engine was built from.
+    """
+    card = read_card(request.engine)
+    engine = load_engine(request.engine, card, device=request.device, threads=request.threads)
+    stages: dict[str, Stage] = {ENGINE: lambda batch: engine.run(batch, ("logits", "embedding"))}
+    bundle = find_bundle(request.engine, card, named=request.reference)
+    grid = _grid(card)
+    grids: dict[str, Grid] = {ENGINE: grid}
+    files: tuple[GateResult, ...] = ()
+    not_checked = []
+    if bundle is None:
+        not_checked.append(f"the ONNX graph: no bundle beside {request.engine}; name it with --reference")
+    else:
+        graph = bundle.model("fp32")
+        try:
+            if card.backend == "onnxruntime":
+                files = (compare_file(request.engine, card, graph),)
+            if grid == "seven_bit":
+                graph, grids[ONNX] = seven_bit_weights(graph), grid
+        except EnvironmentNotAbleError:
+            not_checked.append("the engine's file against the bundle: the package onnx is not installed")
+        try:
+            stages[ONNX] = graph_stage(graph, threads=request.threads)
+        except EnvironmentNotAbleError:
+            not_checked.append("the ONNX graph: ONNX Runtime is not installed")
+    return Target(
+        engine=request.engine,
+        card=card,
+        bundle=bundle,
+        stages=stages,
+        gates=Gates(
+            max_top1_drop=request.max_top1_drop,
+            bits=card.rounding_bits,
+            grids=grids,
+            expected_loss=_expected_loss(card, bundle),
+        ),
+        files=files,
+        not_checked=tuple(not_checked),
+        close=engine.close,
+    )
+
+
+def _grid(card: Card) -> Grid:
+    """Return the grid that an engine computes on, as its card states it."""
+    if card.precision.activation_bits > FULL_BITS:
+        return "none"
+    return "seven_bit" if card.options.get("kept_profile") == "fast" else "reference"
+
+
+def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
+    """Return the loss of cosine that the exporter measured between the fake-quantized model and each graph."""
+    parity = {} if bundle is None else bundle.manifest.parity
+    kinds = {ONNX: "fp32", ENGINE: "fp16" if card.backend == "tensorrt" else "fp32"}
+    return {stage: parity[f"{kind}.median_loss"] for stage, kind in kinds.items() if f"{kind}.median_loss" in parity}
+
+
+def compare_file(engine: Path, card: Card, graph: bytes) -> GateResult:
+    """Return whether an ONNX Runtime engine is what its profile makes of the bundle's graph.
+
+    Numbers cannot tell everything: in a deep model one grid of twice the step changes less than roundings do.
+
+    Raises:
+        EnvironmentNotAbleError: the profile changes the graph, and the package onnx is not installed.
+    """
+    profile, data = card.options.get("kept_profile"), engine.read_bytes()
+    if profile == "exact":
+        unit, value = "bytes", differing_bytes(data, graph)
+    else:
+        made = seven_bit_weights(graph) if profile == "fast" else float_weights(graph)
+        unit, value = "tensors", differing_tensors(data, made)
+    name = f"{unit} of the engine that differ from the bundle's graph"
+    return GateResult(name=name, passed=value == 0, value=value, limit=0, unit=unit)
+
+
+def differing_bytes(first: bytes, second: bytes) -> int:
+    """Return at how many places two files differ; what one has beyond the other counts."""
+    common = min(len(first), len(second))
+    a, b = (np.frombuffer(data[:common], np.uint8) for data in (first, second))
+    return int(np.count_nonzero(a != b)) + abs(len(first) - len(second))
+
+
+def graph_stage(model: bytes, *, threads: int | None = None) -> Stage:
+    """Return the graph as its operators define it: no fusion, so no integer kernel and no saturation."""
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def run(batch: np.ndarray) -> Outputs:
+        logits, embedding = session.run(["logits", "embedding"], {"image": batch})
+        return {"logits": logits, "embedding": embedding}
+
+    return run
+
+
+def golden_chain(target: Target, options: ChainOptions) -> ChainReport:
+    """Run the golden samples: the recorded PyTorch stages against the graph and the engine here."""
+    # The card of an engine that kept FP16 has that engine's own results in the place of the reference's.
+    golden = target.card.golden_samples() if target.bundle is None else target.bundle.golden()
+    recorded = {
+        FLOAT: Recorded({"logits": golden.float_logits, "embedding": golden.float_embedding}),
+        FAKE_QUANT: Recorded({"logits": golden.logits, "embedding": golden.embedding}),
+    }
+    labels = golden.float_logits.argmax(axis=1)
+    quiet = replace(options, label="golden samples", gates=replace(options.gates, max_top1_drop=None))
+    stages = in_order({**recorded, **target.stages})
+    return validate_chain(stages, golden.image, labels, target.card.class_names, options=quiet)
+
+
+def in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stages in the order of the chain."""
+    return {name: stages[name] for name in STAGE_ORDER if name in stages}
+
+
+def built_of(target: Target) -> Built:
+    """Return what the card says was built."""
+    card = target.card
+    return Built(
+        engine=str(target.engine),
+        backend=card.backend,
+        size_bytes=card.engine_size_bytes,
+        model=f"{card.model.name} {card.model.pretrained}".strip(),
+        license=card.model.license,
+        weight_bits=card.precision.weight_bits,
+        activation_bits=card.precision.activation_bits,
+        execution=card.precision.execution,
+        remainder=card.precision.remainder,
+        quantized_linears=card.precision.quantized_linears,
+        attention_bits=card.precision.attention_bits,
+        quantized_attentions=card.precision.quantized_attentions,
+        int8_share=_int8_share(card.inspection),
+        # TensorRT's layer kinds, or ONNX Runtime's kernels with the number of their runs.
+        kernels=dict(card.inspection.get("kinds") or card.inspection.get("kernels") or {}),
+    )
+
+
+def _int8_share(inspection: Mapping[str, Any]) -> float | None:
+    """Return the share of matrix products in INT8: by operations for TensorRT, by number for ONNX Runtime."""
+    if shares := inspection.get("gemm_share"):
+        return float(shares.get("int8", 0.0))
+    integer, real = inspection.get("integer_products", 0), inspection.get("float_products", 0)
+    return integer / (integer + real) if integer + real else None
+
+
+def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundle | None:
+    """Return the bundle that an engine was built from, beside it unless another `.p4q` is named; None without one.
+
+    Raises:
+        IncompatibleEngineError: the engine was built from another bundle.
+    """
+    given = named is not None and named.suffix == BUNDLE_SUFFIX
+    path = named if given and named else engine.with_suffix(BUNDLE_SUFFIX)
+    if not given and not path.is_file():
+        return None
+    bundle = read_bundle(path)
+    if bundle.sha256() != card.bundle_sha256:
+        raise IncompatibleEngineError(
+            f"{engine} was not built from {path}: the card names another bundle "
+            f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {path} --engine {engine} --force"
+        )
+    return bundle

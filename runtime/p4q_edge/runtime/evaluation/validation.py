@@ -1,0 +1,244 @@
+"""`validate`: which stages there are here, on which images, and the report about them.
+
+The runtime knows the engine, the bundle's graph and the golden samples. The toolkit adds the PyTorch stages and the
+data of the recipe as a `Reference`; without it the bundle's results of PyTorch are the reference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from p4q_edge.runtime.artifacts import REFERENCE, Bundle, card_path
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.evaluation.comparison import ChainOptions, validate_chain
+from p4q_edge.runtime.evaluation.gates import GateResult
+from p4q_edge.runtime.evaluation.recorded_stages import recorded_stages
+from p4q_edge.runtime.evaluation.report.document import Baseline, DebugReport, Provenance, Report, encode, is_report
+from p4q_edge.runtime.evaluation.report.markdown import render_markdown
+from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
+from p4q_edge.runtime.evaluation.request import Request
+from p4q_edge.runtime.evaluation.subject import Target, built_of, golden_chain, in_order, open_target
+from p4q_edge.runtime.images import LabelledImages, draw, read_class_folders, subset
+from p4q_edge.runtime.machine import provenance
+from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
+from p4q_edge.runtime.storage import atomic_write, sha256_bytes, sha256_file
+
+logger = logging.getLogger(__name__)
+
+REPORT_SUFFIX = ".report.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """What the toolkit adds.
+
+    Attributes:
+        stages: `float` and `fake_quant`, as far as PyTorch can run them.
+        images: the data of the recipe or of `--data`; None if there is none.
+        files: whether the bundle's graph is what the PyTorch model gives.
+        not_checked: what could not be added, and why.
+    """
+
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+    images: LabelledImages | None = None
+    baselines: tuple[Baseline, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[GateResult, ...] = ()
+    not_checked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """The report, and the images it speaks of."""
+
+    report: Report
+    images: LabelledImages | None
+
+
+Renderer = Callable[[Outcome], bytes]
+RENDERERS: Mapping[str, Renderer] = {
+    ".json": lambda outcome: encode(outcome.report),
+    ".md": lambda outcome: render_markdown(outcome.report).encode(),
+}
+
+
+def validate(request: Request, *, reference: Reference | None = None, debug: DebugReport | None = None) -> Outcome:
+    """Run every stage that there is and report.
+
+    Args:
+        request: what to validate.
+        reference: what the toolkit adds.
+        debug: what the comparison of layers found, if it was asked for.
+
+    Raises:
+        UsageError: a limit was asked for that nothing here can answer.
+    """
+    reference = reference or Reference()
+    target = open_target(request)
+    try:
+        speed = () if request.bench is None else read_bench(request.bench, engine_sha256=target.card.engine_sha256)
+        images = _images(request, target, reference)
+        if images is not None and FAKE_QUANT not in reference.stages:
+            reference, images = with_recorded(reference, images, target, request)
+        if images is not None:
+            images = subset(images, draw(len(images.labels), request.limit, seed=request.seed))
+        if request.max_top1_drop is not None and (images is None or FLOAT not in reference.stages):
+            raise UsageError(_nothing_to_compare_with(target))
+        options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=target.gates)
+        golden = golden_chain(target, options)
+        chain = None
+        if images is not None:
+            stages = in_order({**reference.stages, **target.stages})
+            chain = validate_chain(stages, images.pixels, images.labels, target.card.class_names, options=options)
+    finally:
+        target.close()
+    files = (*target.files, *reference.files)
+    report = Report(
+        title=f"{request.engine.name}: {len(target.card.class_names)} classes, {target.card.model.name}",
+        passed=all(part.passed for part in (chain, golden, *files) if part is not None) and not _faulty(debug),
+        data=images.source if images is not None else f"{golden.n} golden samples",
+        built=built_of(target),
+        files=files,
+        chain=chain,
+        golden=golden,
+        baselines=reference.baselines,
+        speed=with_accuracy(speed, chain),
+        debug=debug,
+        not_checked=_not_checked(target, reference, images),
+        provenance=_provenance(request, target, reference, images),
+    )
+    return Outcome(report=report, images=images)
+
+
+def with_recorded(
+    reference: Reference, images: LabelledImages, target: Target, request: Request
+) -> tuple[Reference, LabelledImages]:
+    """Add what PyTorch computed when the bundle was exported, and keep the images that it was computed on.
+
+    Where no image is among them, or the bundle has no results, both come back as they are, and the report says so.
+    """
+    found = None if target.bundle is None else target.bundle.reference()
+    if found is None or target.bundle is None:
+        missing = "no bundle" if target.bundle is None else "the bundle has no results of it (export.reference_images)"
+        return _without(reference, missing), images
+    # In the order in which a limit draws: as many as it allows are looked for, not looked for among so many.
+    order = np.random.default_rng(request.seed).permutation(len(images.labels))
+    rows, seen = found.match(images.pixels, order, limit=request.limit)
+    if not rows:
+        return _without(reference, f"none of these images is among the {len(found)} of the bundle"), images
+    known = np.sort(np.fromiter(rows, np.int64))
+    recorded = found.label[[rows[index] for index in known]]
+    notes = []
+    if left := seen - known.size:
+        notes.append(f"{left} images without results of PyTorch in the bundle")
+    if other := int(np.count_nonzero(recorded != images.labels[known])):
+        logger.warning("%d of %d images have another label than in the bundle", other, known.size)
+        notes.append(f"which label is right: {other} images have another one than in the bundle")
+    logger.info("%d images have results of PyTorch in the bundle", known.size)
+    stages = {**reference.stages, **recorded_stages(found, target.bundle.head())}
+    return replace(reference, stages=stages, not_checked=(*reference.not_checked, *notes)), subset(images, known)
+
+
+def _without(reference: Reference, why: str) -> Reference:
+    return replace(reference, not_checked=(*reference.not_checked, f"float and fake-quantized model: {why}"))
+
+
+def _nothing_to_compare_with(target: Target) -> str:
+    found = None if target.bundle is None else target.bundle.reference()
+    here = "" if found is None else f", some of the {len(found)} images that the bundle has results for"
+    return (
+        f"--max-top1-drop compares with the full-precision model on labelled images, and one of them is missing; "
+        f"add --data{here}, or with the toolkit --reference with a recipe or a run folder"
+    )
+
+
+def _faulty(debug: DebugReport | None) -> bool:
+    """Return whether a comparison of layers found a fault, which small sets and robust models can hide."""
+    return debug is not None and debug.same_arithmetic and debug.first is not None
+
+
+def _not_checked(target: Target, reference: Reference, images: LabelledImages | None) -> tuple[str, ...]:
+    lines = [*target.not_checked, *reference.not_checked]
+    if images is None:
+        lines.append("accuracy: no labelled images; name some with --data")
+    elif images.left_out:
+        lines.append(f"{images.left_out} images that the model was learned from")
+    return tuple(lines)
+
+
+def learned_digests(bundle: Bundle | None) -> frozenset[str]:
+    """Return the SHA-256 of every image that the model was learned from; empty without a bundle."""
+    learned = [] if bundle is None else bundle.manifest.data_index.get("learned", [])
+    return frozenset(str(entry["sha256"]) for entry in learned)
+
+
+def default_report(engine: Path) -> Path:
+    """Return where the report of an engine lies: `demo.onnx` -> `demo.report.json`."""
+    return engine.with_name(engine.stem + REPORT_SUFFIX)
+
+
+def check_report_paths(paths: tuple[Path, ...], renderers: Mapping[str, Renderer], *, force: bool) -> None:
+    """Refuse, before anything runs, suffixes without a renderer and files that are no reports.
+
+    A report is the record of the last validation, so an older one is replaced; any other file needs --force.
+
+    Raises:
+        UsageError: a suffix that nothing here writes, or a file that is no report.
+    """
+    for path in paths:
+        if path.suffix not in renderers:
+            needs = " (.html needs the toolkit)" if ".html" not in renderers else ""
+            raise UsageError(f"--report {path}: expected a file ending in {', '.join(renderers)}{needs}")
+        if path.exists() and not force and not is_report(path):
+            raise UsageError(f"{path} exists and is no report; add --force to replace it, or name another file.")
+
+
+def write_reports(outcome: Outcome, paths: tuple[Path, ...], renderers: Mapping[str, Renderer]) -> None:
+    """Write the report once for each path, in the form that its suffix names."""
+    for path in paths:
+        atomic_write(path, renderers[path.suffix](outcome), force=True)
+
+
+def _images(request: Request, target: Target, reference: Reference) -> LabelledImages | None:
+    images = reference.images
+    if images is None and request.data is not None:
+        card = target.card
+        images = read_class_folders(
+            Path(request.data),
+            class_names=card.class_names,
+            spec=card.preprocess,
+            learned=learned_digests(target.bundle),
+        )
+    return images
+
+
+def _provenance(request: Request, target: Target, reference: Reference, images: LabelledImages | None) -> Provenance:
+    card = target.card
+    digests = {
+        "engine": card.engine_sha256,
+        "card": sha256_file(card_path(request.engine)),
+        "bundle": card.bundle_sha256,
+        "weights": card.model.weights_sha256,
+        "class names": sha256_bytes("\n".join(card.class_names).encode()),
+    }
+    if target.bundle is not None:
+        members = target.bundle.manifest.members
+        wanted = (name for name in members if name.endswith(".onnx") or name == REFERENCE)
+        digests |= {name: members[name].sha256 for name in wanted}
+    if images is not None:
+        digests["images and labels"] = images.digest
+    return Provenance(
+        command=request.command,
+        digests={**digests, **reference.digests},
+        seeds={"bootstrap and drawing": request.seed, **reference.seeds},
+        versions=provenance.versions(),
+        machine={**provenance.this_machine(), **{f"built with {k}": v for k, v in card.built_with.items()}},
+        git_commit=provenance.git_commit(),
+        created=provenance.now(),
+    )

@@ -1,0 +1,167 @@
+"""Labelled images for a validation: class folders on disk, and pixels that are decoded once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.images.decode import SUFFIXES, image_files, load_image
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
+from p4q_edge.runtime.stage import Images
+from p4q_edge.runtime.storage import sha256_bytes, sha256_file
+
+logger = logging.getLogger(__name__)
+
+# Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
+MAX_CACHED_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImages:
+    """Images as an engine takes them, with their classes.
+
+    Attributes:
+        pixels: slices are uint8 (n, 3, H, W).
+        labels: (n,) int64, indices into the engine's class names.
+        digest: SHA-256 over the digests of all images and their labels.
+        source: where they came from, in words.
+        left_out: images that were not taken because the model was learned from them.
+    """
+
+    pixels: Images
+    labels: np.ndarray
+    digest: str
+    source: str
+    left_out: int = 0
+
+
+class Pixels:
+    """Preprocessed images, decoded when they are first asked for and kept if they fit into memory."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], count: int, shape: tuple[int, int, int]) -> None:
+        """Take a function from an index to uint8 (3, H, W)."""
+        self._read = read
+        self._shape = (count, *shape)
+        fits = count * int(np.prod(shape)) <= MAX_CACHED_BYTES
+        self._kept = np.empty(self._shape, np.uint8) if fits else None
+        self._known = np.zeros(count, bool)
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        wanted = range(*rows.indices(len(self)))
+        if self._kept is None:
+            return np.stack([self._read(index) for index in wanted])
+        for index in wanted:
+            if not self._known[index]:
+                self._kept[index] = self._read(index)
+                self._known[index] = True
+        return self._kept[rows]
+
+
+def read_class_folders(
+    folder: Path, *, class_names: Sequence[str], spec: PreprocessSpec, learned: frozenset[str] = frozenset()
+) -> LabelledImages:
+    """Open `folder/CLASS/IMAGE` for an engine with these class names, without the images it was learned from.
+
+    Args:
+        folder: holds a folder for each class.
+        class_names: of the engine.
+        spec: how the engine wants its pixels.
+        learned: SHA-256 of the files that the model was learned from.
+
+    Raises:
+        UsageError: the folder does not exist.
+        InputError: no class folders, an empty one, or folders that do not fit the classes.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            f"--data {folder} is no folder; expected one with a folder for each class. Tables, .npz and .tar files "
+            "need the toolkit: pip install ./runtime ."
+        )
+    folders = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not folders:
+        raise InputError(f"{folder} has no class folders; expected {folder}/CLASS/IMAGE.jpg, one folder a class")
+    to_class = match_classes([child.name for child in folders], class_names, source=str(folder))
+    files: list[Path] = []
+    labels: list[int] = []
+    for child, label in zip(folders, to_class, strict=True):
+        found = image_files(child)
+        if not found:
+            raise InputError(f"class folder {child} has no images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
+        files += found
+        labels += [label] * len(found)
+    digests = [sha256_file(path) for path in files]
+    kept = [index for index, digest in enumerate(digests) if digest not in learned]
+    if not kept:
+        raise InputError(
+            f"all {len(files)} images of {folder} are images that the model was learned from; accuracy on them means "
+            "nothing. Name others with --data"
+        )
+    return LabelledImages(
+        pixels=Pixels(lambda index: preprocess(load_image(files[kept[index]]), spec), len(kept), (3, *spec.size)),
+        labels=np.asarray(labels, np.int64)[kept],
+        digest=digest_of([digests[index] for index in kept], [labels[index] for index in kept]),
+        source=f"{len(kept)} images of {folder}",
+        left_out=len(files) - len(kept),
+    )
+
+
+def match_classes(found: Sequence[str], class_names: Sequence[str], *, source: str) -> tuple[int, ...]:
+    """Return the engine's class index of each class of a data set.
+
+    Equal names decide. Where none is equal and the numbers are, the order decides, as it does when learning from
+    folders with a separate list of names; the log says so.
+
+    Raises:
+        InputError: some names are equal and some are unknown, or the numbers differ.
+    """
+    index = {name: position for position, name in enumerate(class_names)}
+    unknown = [name for name in found if name not in index]
+    if not unknown:
+        return tuple(index[name] for name in found)
+    if len(unknown) == len(found) == len(class_names):
+        logger.warning(
+            "classes are taken in order: %r is %r, ..., %r is %r", found[0], class_names[0], found[-1], class_names[-1]
+        )
+        return tuple(range(len(found)))
+    raise InputError(
+        f"{source} has the class {unknown[0]!r}, which the engine does not know; it has {len(class_names)} classes: "
+        f"{', '.join(class_names[:4])}, ... Name the folders so, or list them: p4q-edge head list ENGINE"
+    )
+
+
+def digest_of(digests: Sequence[str], labels: Sequence[int]) -> str:
+    """Return one digest over those of all images, in order, with their labels."""
+    lines = [f"{digest} {int(label)}" for digest, label in zip(digests, labels, strict=True)]
+    return sha256_bytes("\n".join(lines).encode())
+
+
+def draw(count: int, limit: int, *, seed: int) -> np.ndarray:
+    """Return the sorted indices of at most `limit` of `count` images; 0 takes all."""
+    if not limit or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+
+
+def subset(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
+    """Return some of the images; all of them unchanged."""
+    if len(rows) == len(images.labels):
+        return images
+    pixels = images.pixels
+    first = pixels[slice(0, 1)]
+    return LabelledImages(
+        pixels=Pixels(
+            lambda index: pixels[slice(int(rows[index]), int(rows[index]) + 1)][0], len(rows), first.shape[1:]
+        ),
+        labels=images.labels[rows],
+        digest=sha256_bytes(f"{images.digest} {rows.tolist()}".encode()),
+        source=f"{len(rows)} of {images.source}",
+        left_out=images.left_out,
+    )

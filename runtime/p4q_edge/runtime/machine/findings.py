@@ -1,0 +1,278 @@
+"""What this machine can run, and for each finding the command that fixes it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from p4q_edge.runtime.machine.host import Host, read_host
+from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
+
+BACKENDS = ("onnxruntime", "tensorrt")
+TOOLKIT_PACKAGES = ("p4q-edge", "torch", "torchvision", "open_clip_torch", "timm", "onnx")
+
+GIB = 1 << 30
+# Estimates, said to be so in the finding: the libraries and the device context of a builder, and its copies of the
+# weights while it times kernels. ONNX Runtime reads, rewrites and saves the model once.
+BUILDER_BASE_BYTES: Mapping[str, int] = {"tensorrt": 2 * GIB, "onnxruntime": GIB // 4}
+BUILDER_COPIES: Mapping[str, int] = {"tensorrt": 8, "onnxruntime": 5}
+TYPICAL_BUNDLE_BYTES = 105 << 20  # ViT-B/32
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One fact about this host.
+
+    `status` is "ok", "note" (good to know), "warning" (works, but not as it should) or "missing": then the
+    backends in `needed_by` cannot run. `fix` is a command, empty where none can help.
+    """
+
+    subject: str
+    status: str
+    message: str
+    fix: str = ""
+    needed_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Everything that the doctor looks at: the machine, the libraries tried, versions of installed packages."""
+
+    host: Host
+    probes: Mapping[str, Probe]
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def examine(environment: Environment, *, bundle_bytes: int = TYPICAL_BUNDLE_BYTES) -> list[Finding]:
+    """Return the findings on `environment`; `bundle_bytes` is the size of the bundle that shall be built."""
+    return [
+        _python(environment.host),
+        _platform(environment.host),
+        *_virtual_environment(environment.host),
+        _cpu(environment.host),
+        *_memory(environment.host, bundle_bytes=bundle_bytes, tensorrt=environment.probes["tensorrt"].works),
+        *_power(environment.host),
+        _onnxruntime(environment.probes["onnxruntime"]),
+        _cuda(environment),
+        _cuda_bindings(environment),
+        _tensorrt(environment),
+        _toolkit(environment),
+    ]
+
+
+def able_backends(findings: list[Finding]) -> dict[str, bool]:
+    """Return for each backend whether nothing that it needs is missing."""
+    missing = {backend for finding in findings if finding.status == "missing" for backend in finding.needed_by}
+    return {backend: backend not in missing for backend in BACKENDS}
+
+
+def read_environment(*, root: Path = Path("/")) -> Environment:
+    """Look at this machine; libraries are tried in processes of their own."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def version_or_none(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return Environment(
+        host=read_host(root=root),
+        probes={name: run_probe(name) for name in PROBES},
+        versions={package: version_or_none(package) for package in TOOLKIT_PACKAGES},
+    )
+
+
+def _python(host: Host) -> Finding:
+    text = ".".join(map(str, host.python))
+    if host.python < (3, 11):
+        text += "; enough for the runtime, the toolkit needs 3.11"
+    return Finding(subject="Python", status="ok", message=text)
+
+
+def _platform(host: Host) -> Finding:
+    text = f"{host.system} {host.architecture}"
+    if host.l4t is None:
+        return Finding(subject="Platform", status="ok", message=f"{text}, not a Jetson")
+    text = f"{host.board or 'Jetson'}, {text}, L4T {host.l4t}, JetPack {host.jetpack or 'unknown'}"
+    if host.jetpack is not None and host.jetpack < 6:
+        return Finding(
+            subject="Platform",
+            status="missing",
+            message=f"{text}; TensorRT 10.3 of JetPack 6 is the oldest that can run strongly typed INT8",
+            fix="flash JetPack 6 or newer with NVIDIA SDK Manager",
+            needed_by=("tensorrt",),
+        )
+    return Finding(subject="Platform", status="ok", message=text)
+
+
+def _virtual_environment(host: Host) -> Iterator[Finding]:
+    if not host.virtual_environment:
+        yield Finding(subject="Environment", status="ok", message="the system's Python, no virtual environment")
+    elif host.l4t and not host.system_site_packages:
+        yield Finding(
+            subject="Environment",
+            status="warning",
+            message="a virtual environment that hides the system's packages, where JetPack keeps TensorRT",
+            fix=_new_environment(host),
+        )
+    else:
+        sight = "that sees" if host.system_site_packages else "that hides"
+        yield Finding(
+            subject="Environment", status="ok", message=f"a virtual environment {sight} the system's packages"
+        )
+
+
+def _new_environment(host: Host) -> str:
+    python = host.tensorrt_pythons[-1] if host.tensorrt_pythons else "3"
+    return f"python{python} -m venv --system-site-packages .venv-device"
+
+
+def _cpu(host: Host) -> Finding:
+    if not host.cpu_features:
+        return Finding(subject="CPU", status="note", message="this system does not list the features of its CPU")
+    if host.integer_dot_product:
+        return Finding(subject="CPU", status="ok", message=f"INT8 dot products: {host.integer_dot_product}")
+    return Finding(
+        subject="CPU", status="note", message="no INT8 dot products (VNNI, dotprod): INT8 gains less on this CPU"
+    )
+
+
+def _memory(host: Host, *, bundle_bytes: int, tensorrt: bool) -> Iterator[Finding]:
+    if host.available_bytes is None:
+        yield Finding(subject="Memory", status="note", message="this system does not tell its free memory")
+        return
+    swap = host.free_swap_bytes or 0
+    for backend in BACKENDS if tensorrt else BACKENDS[:1]:
+        peak = BUILDER_BASE_BYTES[backend] + BUILDER_COPIES[backend] * bundle_bytes
+        text = (
+            f"{_gib(host.available_bytes)} free and {_gib(swap)} of swap; building a bundle of "
+            f"{bundle_bytes / 1e6:.0f} MB for {backend} takes about {_gib(peak)} (an estimate)"
+        )
+        if peak > host.available_bytes + swap:
+            need = -(-(peak - host.available_bytes - swap) // GIB)
+            fix = f"sudo fallocate -l {need}G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile"
+            yield Finding(subject="Memory", status="warning", message=text, fix=f"{fix} && sudo swapon /swapfile")
+        else:
+            yield Finding(subject="Memory", status="ok", message=text)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _power(host: Host) -> Iterator[Finding]:
+    mode = host.power_mode
+    if mode is None:
+        return
+    if mode.name.startswith("MAXN"):
+        yield Finding(subject="Power mode", status="ok", message=mode.name)
+        return
+    number = "ID" if mode.unlimited_id is None else mode.unlimited_id
+    yield Finding(
+        subject="Power mode",
+        status="warning",
+        message=f"{mode.name}: latencies are those of this mode, not of the module",
+        fix=f"sudo nvpmodel -m {number} && sudo jetson_clocks",
+    )
+
+
+def _onnxruntime(probe: Probe) -> Finding:
+    if probe.works:
+        text = f"{probe.facts['version']} with {', '.join(probe.facts['providers'])}"
+        return Finding(subject="ONNX Runtime", status="ok", message=text, needed_by=("onnxruntime",))
+    return Finding(
+        subject="ONNX Runtime",
+        status="missing",
+        message=f"cannot be used: {probe.problem}",
+        fix="pip install --upgrade onnxruntime",
+        needed_by=("onnxruntime",),
+    )
+
+
+def _cuda(environment: Environment) -> Finding:
+    probe = environment.probes["cuda"]
+    if probe.works:
+        devices = ", ".join(
+            f"{device['name']} (sm_{device['compute_capability'].replace('.', '')}, {_gib(device['memory_bytes'])})"
+            for device in probe.facts["devices"]
+        )
+        text = f"driver for CUDA {probe.facts['cuda']}: {devices}"
+        return Finding(subject="CUDA driver", status="ok", message=text, needed_by=("tensorrt",))
+    return Finding(
+        subject="CUDA driver",
+        status="missing",
+        message=f"no NVIDIA device can be used: {probe.problem}",
+        fix=_install_driver(environment.host),
+        needed_by=("tensorrt",),
+    )
+
+
+def _install_driver(host: Host) -> str:
+    if host.l4t is not None:
+        return "sudo apt install nvidia-jetpack && sudo reboot"
+    return "sudo apt install nvidia-driver  # on Ubuntu: sudo ubuntu-drivers install"
+
+
+def _cuda_bindings(environment: Environment) -> Finding:
+    driver, bindings, pycuda = (environment.probes[name] for name in ("cuda", "cuda-bindings", "pycuda"))
+    subject, needed_by = "CUDA from Python", ("tensorrt",)
+    if bindings.works:
+        text = f"cuda-bindings {bindings.facts['version']}"
+        return Finding(subject=subject, status="ok", message=text, needed_by=needed_by)
+    if pycuda.works:
+        text = f"pycuda {pycuda.facts['version']}; cuda-bindings cannot be used: {bindings.problem}"
+        return Finding(subject=subject, status="ok", message=text, needed_by=needed_by)
+    # The major version must be that of the driver: 13.x bindings do not load on CUDA 12.
+    fix = f"pip install 'cuda-bindings=={_cuda_major(driver)}.*'"
+    return Finding(
+        subject=subject,
+        status="missing",
+        message=f"neither cuda-bindings ({bindings.problem}) nor pycuda ({pycuda.problem}) can be used",
+        fix=fix if driver.works else _install_driver(environment.host),
+        needed_by=needed_by,
+    )
+
+
+def _cuda_major(driver: Probe) -> str:
+    return str(driver.facts.get("cuda", "")).partition(".")[0]
+
+
+def _tensorrt(environment: Environment) -> Finding:
+    host, probe = environment.host, environment.probes["tensorrt"]
+    if probe.works:
+        version = str(probe.facts["version"])
+        return Finding(subject="TensorRT", status="ok", message=version, needed_by=("tensorrt",))
+    running = f"{host.python[0]}.{host.python[1]}"
+    message, fix = f"cannot be used: {probe.problem}", ""
+    if host.tensorrt_pythons and running not in host.tensorrt_pythons:
+        versions = ", ".join(host.tensorrt_pythons)
+        message = f"installed for the system's Python {versions}; this is Python {running}"
+        fix = _new_environment(host)
+    elif host.tensorrt_pythons and not host.system_site_packages:
+        message = "installed for the system's Python, which this virtual environment hides"
+        fix = _new_environment(host)
+    elif host.l4t:
+        # PyPI has no TensorRT for the GPU of a Jetson.
+        fix = "sudo apt install nvidia-jetpack python3-libnvinfer"
+    elif environment.probes["cuda"].works:
+        fix = f"pip install tensorrt-cu{_cuda_major(environment.probes['cuda'])}"
+    else:
+        fix = "p4q-edge build BUNDLE --engine out.onnx  # the CPU engine needs no TensorRT"
+    return Finding(subject="TensorRT", status="missing", message=message, fix=fix, needed_by=("tensorrt",))
+
+
+def _toolkit(environment: Environment) -> Finding:
+    installed = [f"{name} {version}" for name, version in environment.versions.items() if version]
+    if environment.versions.get("p4q-edge"):
+        return Finding(subject="Toolkit", status="ok", message=", ".join(installed))
+    return Finding(
+        subject="Toolkit",
+        status="note",
+        message="not installed; learning and export need it, a device does not",
+        fix="pip install ./runtime .  # in a checkout of P4Q Edge, Python 3.11 or newer",
+    )

@@ -1,0 +1,103 @@
+"""Figures with their intervals, times, and how far rounding may move a result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.statistics import metrics, rounding_limits
+    from p4q_edge.runtime.statistics.metrics import (
+        CosineSummary,
+        Estimate,
+        McNemar,
+        ReliabilityBin,
+        agreement,
+        bootstrap_quantile,
+        cosine_rows,
+        wilson_interval,
+    )
+    from p4q_edge.runtime.statistics.rounding_limits import (
+        EXCESS,
+        FULL_BITS,
+        LARGEST_LOSS,
+        SMALLEST_LOSS,
+        largest_shift,
+        least_cosine,
+        step_ratio,
+        top1_margin,
+    )
+    from p4q_edge.runtime.statistics.timing import (
+        ENGINE_SCOPE,
+        WHOLE_SCOPE,
+        Latency,
+        Rounds,
+        measure_interleaved,
+        paired_ratio,
+        summarize,
+    )
+
+__all__ = [
+    "ENGINE_SCOPE",
+    "EXCESS",
+    "FULL_BITS",
+    "LARGEST_LOSS",
+    "SMALLEST_LOSS",
+    "WHOLE_SCOPE",
+    "CosineSummary",
+    "Estimate",
+    "Latency",
+    "McNemar",
+    "ReliabilityBin",
+    "Rounds",
+    "agreement",
+    "bootstrap_quantile",
+    "cosine_rows",
+    "largest_shift",
+    "least_cosine",
+    "measure_interleaved",
+    "metrics",
+    "paired_ratio",
+    "rounding_limits",
+    "step_ratio",
+    "summarize",
+    "top1_margin",
+    "wilson_interval",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "metrics": (
+                "CosineSummary",
+                "Estimate",
+                "McNemar",
+                "ReliabilityBin",
+                "agreement",
+                "bootstrap_quantile",
+                "cosine_rows",
+                "wilson_interval",
+            ),
+            "rounding_limits": (
+                "EXCESS",
+                "FULL_BITS",
+                "LARGEST_LOSS",
+                "SMALLEST_LOSS",
+                "largest_shift",
+                "least_cosine",
+                "step_ratio",
+                "top1_margin",
+            ),
+            "timing": (
+                "ENGINE_SCOPE",
+                "Latency",
+                "Rounds",
+                "WHOLE_SCOPE",
+                "measure_interleaved",
+                "paired_ratio",
+                "summarize",
+            ),
+        },
+    )

@@ -1,0 +1,48 @@
+"""Files, digests, untrusted bytes and the cache folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.storage.cache import cache_folder
+    from p4q_edge.runtime.storage.files import atomic_write, read_bounded, refuse_existing, sha256_bytes, sha256_file
+    from p4q_edge.runtime.storage.untrusted import MAX_JSON_BYTES, decode_json, encode_json, load_tensors, save_tensors
+
+__all__ = [
+    "MAX_JSON_BYTES",
+    "atomic_write",
+    "cache_folder",
+    "decode_json",
+    "encode_json",
+    "load_tensors",
+    "read_bounded",
+    "refuse_existing",
+    "save_tensors",
+    "sha256_bytes",
+    "sha256_file",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "cache": ("cache_folder",),
+            "files": (
+                "atomic_write",
+                "read_bounded",
+                "refuse_existing",
+                "sha256_bytes",
+                "sha256_file",
+            ),
+            "untrusted": (
+                "MAX_JSON_BYTES",
+                "decode_json",
+                "encode_json",
+                "load_tensors",
+                "save_tensors",
+            ),
+        },
+    )

@@ -1,0 +1,83 @@
+"""Prove with the golden samples that an engine computes, on this machine, what its reference computes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from p4q_edge.runtime.artifacts import Card, read_card, verify_parts
+from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
+from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
+from p4q_edge.runtime.storage import atomic_write, cache_folder, sha256_bytes
+from p4q_edge.runtime.verification.golden_check import MAX_DRIFT, GoldenResult, compare, require, run_golden
+
+logger = logging.getLogger(__name__)
+
+
+def selftest(engine: str | Path, *, device: str = "auto", threads: int | None = None) -> GoldenResult:
+    """Run the golden samples of an engine's card through the engine and compare.
+
+    Returns:
+        The comparison, which may have failed: see `GoldenResult.problem`.
+
+    Raises:
+        CorruptArtifactError: the engine is not the one of its card, or its weights are not those of its bundle.
+    """
+    card = read_card(engine)
+    loaded = load_engine(engine, card, device=device, threads=threads)
+    try:
+        verify_parts(engine, card)
+        return check_golden(loaded, card, device=device)
+    finally:
+        loaded.close()
+
+
+def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenResult:
+    """Compare a loaded engine with the golden samples of its card.
+
+    On the machine that built the engine, its outputs must also be those recorded then.
+    """
+    golden = card.golden_samples()
+    built_here = fingerprint(card, device=device).items() <= card.built_with.items()
+    recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
+    outputs, scale, bits = run_golden(engine, golden), card.logit_scale, card.rounding_bits
+    result = compare(outputs, golden, logit_scale=scale, recorded=recorded, bits=bits)
+    return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend])
+
+
+def ensure_golden(engine: Engine, card: Card, *, name: str, device: str = "auto") -> None:
+    """Check an engine once a machine: the result is kept by engine, card, library versions and processor.
+
+    Raises:
+        QualityGateError: the engine computes wrong values here.
+    """
+    proof = cache_folder() / "golden" / f"{_key(card, device=device)}.json"
+    if proof.is_file():
+        return
+    result = check_golden(engine, card, device=device)
+    require(result, engine=name)
+    try:
+        atomic_write(proof, msgspec.json.encode(result), force=True)
+    except UsageError as error:
+        logger.info("the golden samples are checked again at the next start: %s", error)
+
+
+def _key(card: Card, *, device: str) -> str:
+    parts = {"card": msgspec.json.encode(card, order="sorted").decode(), "here": fingerprint(card, device=device)}
+    return sha256_bytes(msgspec.json.encode(parts, order="sorted"))
+
+
+def _recorded(card: Card, *, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        recorded = np.asarray(card.measured.get("embedding"), dtype=np.float32)
+    except (TypeError, ValueError):
+        recorded = np.empty(0, np.float32)
+    if recorded.shape != shape:
+        raise CorruptArtifactError(
+            f"the card records embeddings of shape {recorded.shape}; its golden samples have {shape}. "
+            "Build the engine again."
+        )
+    return recorded
