@@ -29,10 +29,10 @@ from p4q_edge.models import (
     ImageEncoder,
     LoadedModel,
     PromptLearner,
-    TextTower,
     encode_batches,
     find_cross_attention,
     initial_context,
+    make_text_side,
     to_batch,
 )
 from p4q_edge.quant import Phase, quant_linears, quantize_modules, replace_module, set_phase
@@ -182,7 +182,7 @@ def text_embedding(model: LoadedModel, class_names: tuple[str, ...], recipe: Rec
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     section = recipe.quantization
-    tower = TextTower(model.clip, section.scheme())
+    tower = make_text_side(model.clip, section.scheme())
     words = {"words": recipe.learn.context_init, "num_tokens": recipe.learn.num_context_tokens}
     context = initial_context(tower, model.tokenizer, **words, generator=generator)  # type: ignore[arg-type]
     prompts = PromptLearner(tower, model.tokenizer, class_names, context=context)

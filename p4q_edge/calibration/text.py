@@ -3,12 +3,13 @@
 import torch
 
 from p4q_edge.calibration.calibrate import fix_scales
-from p4q_edge.models import TEXT_BATCH_SIZE, PromptLearner, TextTower
+from p4q_edge.models import TEXT_BATCH_SIZE, PromptLearner
 from p4q_edge.quant import Phase, quant_linears, quant_products, running_in, set_phase
+from p4q_edge.text_side import TextSide
 
 
 @torch.no_grad()
-def calibrate_text(tower: TextTower, prompts: PromptLearner | None) -> None:
+def calibrate_text(tower: TextSide, prompts: PromptLearner | None) -> None:
     """Fix the scales of the text tower on the prompts in use, and run it quantized from now on.
 
     Each prompt is cut at its own end, so that padding is never observed; the start token is left out by the tower

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.models.load import Batches, LoadedModel, load_model, to_batch
     from p4q_edge.models.prompts import TEXT_BATCH_SIZE, PromptLearner, initial_context, template_embeddings
-    from p4q_edge.models.text_tower import TextTower, encoder_of
+    from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
 __all__ = [
     "MAX_COUNTED",
@@ -40,6 +40,7 @@ __all__ = [
     "initial_context",
     "list_models",
     "load_model",
+    "make_text_side",
     "round_float_weights",
     "run_folded",
     "template_embeddings",
@@ -84,6 +85,7 @@ if not TYPE_CHECKING:
             "text_tower": (
                 "TextTower",
                 "encoder_of",
+                "make_text_side",
             ),
         },
     )

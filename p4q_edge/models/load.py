@@ -14,6 +14,7 @@ import open_clip
 import torch
 from torch import nn
 
+from p4q_edge.model_folder import tower_configs
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
@@ -72,6 +73,7 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
     """
     _check_arguments(name, pretrained)
     force_quick_gelu = bool(quick_gelu) if quick_gelu is not None else _tag_needs_quick_gelu(name, pretrained)
+    local = tower_configs(Path(name.removeprefix("local-dir:"))) if name.startswith("local-dir:") else {}
     try:
         with warnings.catch_warnings():
             # a tag trained with QuickGELU on a config without it is mended above, by force_quick_gelu
@@ -83,13 +85,14 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
                 precision="fp32",
                 device="cpu",
                 require_pretrained=True,
+                **local,
             )
             tokenizer = open_clip.get_tokenizer(name)
     except ModuleNotFoundError as error:
-        raise EnvironmentNotAbleError(
-            f"model {name!r} needs the package {error.name}, which is not installed; run: pip install {error.name}"
-        ) from error
+        raise EnvironmentNotAbleError(_missing_package(name, str(error.name))) from error
     except (RuntimeError, KeyError, ValueError, OSError, AssertionError, pickle.UnpicklingError) as error:
+        if "pip install transformers" in str(error):  # open_clip's own words for a Hugging Face text tower
+            raise EnvironmentNotAbleError(_missing_package(name, "transformers")) from error
         raise InputError(
             f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "
             "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"
@@ -110,6 +113,11 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
         logit_scale=float(clip.logit_scale.exp()),
         logit_bias=None if clip.logit_bias is None else float(clip.logit_bias),
     )
+
+
+def _missing_package(name: str, package: str) -> str:
+    wanted = "'p4q-edge[huggingface]'" if package == "transformers" else package
+    return f"model {name!r} needs the package {package}, which is not installed; run: pip install {wanted}"
 
 
 def preprocess_spec(config: dict[str, Any]) -> PreprocessSpec:

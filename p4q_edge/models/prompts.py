@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from p4q_edge.models.text_tower import Prefix, TextTower, normalized_mean
+from p4q_edge.models.text_tower import normalized_mean
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.text_side import Prefix, TextSide
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -103,7 +104,7 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        tower: TextTower,
+        tower: TextSide,
         tokenizer: Any,
         class_names: Sequence[str],
         *,
@@ -116,18 +117,18 @@ class PromptLearner(nn.Module):
         tokens = tokenizer([f"{name}." for name in class_names])  # (classes, context_length)
         moved = _with_room(tokens, num_start, len(context), class_names, tower)
         end = tower.end_index(moved)
-        length = int(end.max()) + 1 if tower.causal else moved.shape[1]
+        length = int(end.max()) + 1 if tower.cuts_at_end else moved.shape[1]
         embedded = tower.embed(moved[:, :length])
         self.register_buffer("start", embedded[0, :num_start])
         self.register_buffer("suffixes", embedded[:, num_start + len(context) :])
         self.register_buffer("end", end)
         self.share_prefix = tower.shares_prefix and len(class_names) >= SHARED_PREFIX_CLASSES
-        self.lengths = end + 1 if tower.causal else torch.full_like(end, length)
+        self.lengths = end + 1 if tower.cuts_at_end else torch.full_like(end, length)
         self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths)),)
 
     def forward(self) -> Tensor:
         """Class embeddings ``(classes, dim)``, normalized, with a gradient to the context."""
-        tower: TextTower = self.__dict__["tower"]
+        tower: TextSide = self.__dict__["tower"]
         prefix = torch.cat([self.start, self.context])  # (P, width)
         shared = tower.read_prefix(prefix) if self.share_prefix else None
         features = []
@@ -143,7 +144,7 @@ class PromptLearner(nn.Module):
 
     def _features(self, chunk: Chunk, prefix: Tensor, shared: Prefix | None) -> Tensor:
         """Features of one chunk's classes ``(classes, dim)``, in the order of its runs."""
-        tower: TextTower = self.__dict__["tower"]
+        tower: TextSide = self.__dict__["tower"]
         suffixes = [self.suffixes[classes, : length - len(prefix)] for classes, length in chunk.runs]
         if shared is not None:
             return tower.continue_prefix(shared, suffixes)
@@ -175,7 +176,7 @@ class PromptLearner(nn.Module):
         return len(self.start) + len(self.context) if self.share_prefix else 0
 
     def _kept_bytes_per_token(self, longest: int) -> float:
-        tower: TextTower = self.__dict__["tower"]
+        tower: TextSide = self.__dict__["tower"]
         length = int(self.lengths[longest])
         prefix = torch.cat([self.start, self.context])
         shared = tower.read_prefix(prefix) if self.share_prefix else None
@@ -192,7 +193,7 @@ class PromptLearner(nn.Module):
 
 
 def initial_context(
-    tower: TextTower, tokenizer: Any, *, words: str, num_tokens: int, generator: torch.Generator
+    tower: TextSide, tokenizer: Any, *, words: str, num_tokens: int, generator: torch.Generator
 ) -> Tensor:
     """Context to start from, ``(M, width)``: the embeddings of `words`, or random vectors when `words` is empty.
 
@@ -241,17 +242,16 @@ def _has_start_token(tokenizer: Any) -> bool:
     return bool(first[0] == first[1])
 
 
-def _with_room(
-    tokens: Tensor, num_start: int, num_context: int, class_names: Sequence[str], tower: TextTower
-) -> Tensor:
+def _with_room(tokens: Tensor, num_start: int, num_context: int, class_names: Sequence[str], tower: TextSide) -> Tensor:
     """Shift everything after the start token by `num_context` places; what falls off must be padding."""
     limit = tokens.shape[1]
-    moved = torch.cat(
-        [tokens[:, :num_start], torch.zeros(len(tokens), num_context, dtype=tokens.dtype), tokens[:, num_start:]], 1
-    )
+    # The names' first tokens hold the places: they are neither padding nor an end, which a tower may look for.
+    room = tokens[:, num_start : num_start + 1].expand(-1, num_context)
+    moved = torch.cat([tokens[:, :num_start], room, tokens[:, num_start:]], 1)
     lost = moved[:, limit:]
     padding = tokens[:, -1:]
-    overflow = (lost != padding).any(1) | (tower.end_index(tokens) + num_context >= limit if tower.causal else False)
+    beyond = tower.end_index(tokens) + num_context >= limit
+    overflow = (lost != padding).any(1) | (beyond if tower.cuts_at_end else torch.zeros_like(beyond))
     if bool(overflow.any()):
         name = class_names[int(overflow.int().argmax())]
         raise UsageError(

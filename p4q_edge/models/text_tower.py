@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,30 +10,16 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from p4q_edge.huggingface_tower import HuggingFaceTower, is_huggingface
 from p4q_edge.quant import Attention, AttentionProducts, QuantLinear, QuantScheme, attentions, quantize_modules
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.text_side import Prefix, TextSide
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """What the tokens that all texts begin with leave behind for the tokens after them.
-
-    Attributes:
-        length: number of those tokens, P.
-        blocks: keys and values of each block, each ``(heads, P, head_size)``.
-    """
-
-    length: int
-    blocks: tuple[tuple[Tensor, Tensor], ...]
-
-
-class TextTower(nn.Module):
+class TextTower(TextSide):
     """Text tower of an open_clip model, frozen: token embeddings ``(texts, L, width)`` to features ``(texts, dim)``.
 
-    Attributes:
-        causal: whether tokens after the end of a text cannot influence it, so that texts may be cut there.
-        width: of the token embeddings.
-        context_length: longest text in tokens.
+    Its texts are pooled at one position each.
     """
 
     token_embedding: nn.Embedding
@@ -166,13 +151,6 @@ class TextTower(nn.Module):
         embedded: Tensor = self.token_embedding(tokens)
         return embedded
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Features ``(texts, dim)`` of tokens ``(texts, context_length)``, cut at the longest text where causal."""
-        end = self.end_index(tokens)
-        length = int(end.max()) + 1 if self.causal else tokens.shape[1]
-        features: Tensor = self(self.embed(tokens[:, :length]), end)
-        return features
-
     def _pool(self, x: Tensor, end: Tensor) -> Tensor:
         pooled = x[torch.arange(len(x)), end]  # (texts, width)
         projected: Tensor = self.text_projection(self.ln_final(pooled))
@@ -194,12 +172,26 @@ class TextTower(nn.Module):
                 module.float_prefix = own
 
 
+def make_text_side(clip: nn.Module, scheme: QuantScheme) -> TextSide:
+    """The text tower that prompts of a model run through, quantized by a scheme once it is calibrated.
+
+    Raises:
+        UsageError: prompts cannot be learned through this tower.
+    """
+    if is_huggingface(_text_module(clip)):
+        return HuggingFaceTower(clip, scheme)
+    return TextTower(clip, scheme)
+
+
 def encoder_of(clip: nn.Module) -> Callable[[Tensor], Tensor]:
     """The float text side of a model: tokens ``(texts, context_length)`` to features ``(texts, dim)``.
 
     It computes what the model's own ``encode_text`` computes, without the padding where that cannot be seen.
     """
-    if _missing(_text_module(clip)):
+    source = _text_module(clip)
+    if is_huggingface(source):
+        return HuggingFaceTower(clip, QuantScheme()).encode
+    if _missing(source):
         own: Callable[[Tensor], Tensor] = clip.encode_text  # type: ignore[assignment]
         return own
     return TextTower(clip, QuantScheme()).encode

@@ -23,11 +23,11 @@ from p4q_edge.models import (
     FoldedClassifier,
     LoadedModel,
     PromptLearner,
-    TextTower,
     encode_batches,
     encoder_of,
     initial_context,
     load_model,
+    make_text_side,
     template_embeddings,
 )
 from p4q_edge.recipe import Recipe, to_toml
@@ -36,6 +36,7 @@ from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.stages.cache import read_tensors, write_tensors
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
+from p4q_edge.text_side import TextSide
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +146,16 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     """Stage `calibrate`: quantize the encoder, cache the features of both towers.
 
     Raises:
-        UsageError: the recipe's method is a baseline, which has no engine.
+        UsageError: the recipe's method is a baseline, which has no engine; or it asks for prompts that cannot be
+            learned through the model's text tower, or that are too long for it.
     """
     if source.recipe.method != "p4q":
         raise UsageError(
             f"method {source.recipe.method!r} is a baseline to compare with: its asymmetric grid has no engine. "
             'Set method = "p4q" to build; to measure the baseline: p4q-edge learn --ablate methods --recipe FILE'
         )
+    if source.recipe.learn.prompts:
+        new_prompts(source)  # what cannot be learned is said here, not after the minutes of calibration
     section, learn_section = source.recipe.quantization, source.recipe.learn
     scheme = section.scheme()
     atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
@@ -210,21 +214,29 @@ def hand_written_embeddings(source: Source) -> Tensor:
     )
 
 
-def new_student(source: Source) -> tuple[Student, TextTower | None]:
+def new_prompts(source: Source, generator: torch.Generator | None = None) -> tuple[PromptLearner, TextSide]:
+    """The prompts of a recipe before their first step, and the text tower they run through.
+
+    Raises:
+        UsageError: they cannot be learned through this tower, or a prompt is too long for it.
+    """
+    recipe = source.recipe
+    tower = make_text_side(source.model.clip, recipe.quantization.scheme())
+    context = initial_context(
+        tower,
+        source.model.tokenizer,
+        words=recipe.learn.context_init,
+        num_tokens=recipe.learn.num_context_tokens,
+        generator=generator or torch.Generator().manual_seed(recipe.seed),
+    )
+    return PromptLearner(tower, source.model.tokenizer, source.class_names, context=context), tower
+
+
+def new_student(source: Source) -> tuple[Student, TextSide | None]:
     """The student of a recipe before its first step, and the text tower its prompts run through."""
     recipe = source.recipe
     generator = torch.Generator().manual_seed(recipe.seed)
-    prompts = tower = None
-    if recipe.learn.prompts:
-        tower = TextTower(source.model.clip, recipe.quantization.scheme())
-        context = initial_context(
-            tower,
-            source.model.tokenizer,
-            words=recipe.learn.context_init,
-            num_tokens=recipe.learn.num_context_tokens,
-            generator=generator,
-        )
-        prompts = PromptLearner(tower, source.model.tokenizer, source.class_names, context=context)
+    prompts, tower = new_prompts(source, generator) if recipe.learn.prompts else (None, None)
     student = make_student(
         prompts=prompts,
         hand_written=hand_written_embeddings(source),

@@ -150,7 +150,8 @@ def test_a_model_whose_tokenizer_is_not_installed(checkpoint: Path, monkeypatch:
         raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
     monkeypatch.setattr(open_clip, "get_tokenizer", missing)
-    with pytest.raises(EnvironmentNotAbleError, match="needs the package transformers, .* pip install transformers"):
+    wanted = r"needs the package transformers, .* pip install 'p4q-edge\[huggingface\]'"
+    with pytest.raises(EnvironmentNotAbleError, match=wanted):
         load_model("toy-test", str(checkpoint))
 
 
