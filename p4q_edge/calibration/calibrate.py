@@ -25,6 +25,7 @@ from p4q_edge.quant import (
     QuantScheme,
     attentions,
     correct_biases,
+    count_macs,
     fold_channels,
     fuses_in_int8,
     quant_linears,
@@ -96,7 +97,13 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         correct_biases(encoder, batches)
     refine(encoder, model.clip.visual, batches, scheme)  # type: ignore[arg-type]
     set_phase(encoder, Phase.QUANTIZED)
-    logger.info("quantized %d linears, kept %d in float", len(quant_linears(encoder)), len(kept) + len(unreached))
+    share = 100 * count_macs(encoder, sample).integer_share
+    logger.info(
+        "quantized %d linears, %.1f %% of multiply-accumulates; kept %d linears in float",
+        len(quant_linears(encoder)),
+        share,
+        len(kept) + len(unreached),
+    )
     return CalibratedEncoder(
         encoder=encoder,
         kept_float=(*kept, *unreached),

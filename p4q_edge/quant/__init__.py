@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.learned_scales import learn_scales
     from p4q_edge.quant.least_squares import Moments, correct_affine, correct_bias, paired_pass
     from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in, set_phase
+    from p4q_edge.quant.macs import count_macs
     from p4q_edge.quant.rounding import choose_rounding
     from p4q_edge.quant.scheme import ObserverName, QuantScheme, RoundingName
     from p4q_edge.quant.swap import quantize_modules, replace_module
@@ -34,6 +35,7 @@ __all__ = [
     "correct_affine",
     "correct_bias",
     "correct_biases",
+    "count_macs",
     "fold_channels",
     "fuses_in_int8",
     "learn_scales",
@@ -80,6 +82,7 @@ if not TYPE_CHECKING:
                 "running_in",
                 "set_phase",
             ),
+            "macs": ("count_macs",),
             "rounding": ("choose_rounding",),
             "scheme": (
                 "ObserverName",

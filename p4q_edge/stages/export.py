@@ -11,8 +11,8 @@ from torch import Tensor
 
 from p4q_edge.data import pixels
 from p4q_edge.graph import export_classifier
-from p4q_edge.models import Adapter, FoldedClassifier, run_folded
-from p4q_edge.quant import Phase, quant_linears, quant_products
+from p4q_edge.models import Adapter, FoldedClassifier, run_folded, to_batch
+from p4q_edge.quant import Phase, count_macs, quant_linears, quant_products
 from p4q_edge.runtime.artifacts import Bundle, Golden, Manifest, Precision
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
@@ -80,7 +80,17 @@ def precision_of(learned: Learned) -> Precision:
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
         attention_bits=scheme.attention_bits,
         quantized_attentions=len(quant_products(learned.classifier)),
+        int8_mac_share=integer_mac_share(learned),
     )
+
+
+def integer_mac_share(learned: Learned) -> float:
+    """Share of the image tower's multiply-accumulates that is quantized."""
+    source = learned.prepared.source
+    image = to_batch(
+        pixels(source.split.train.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
+    )
+    return count_macs(learned.prepared.calibrated.encoder, image).integer_share
 
 
 def golden_images(learned: Learned) -> Tensor:

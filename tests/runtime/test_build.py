@@ -44,6 +44,17 @@ def test_the_engine_is_a_complete_model_and_the_card_describes_it(tiny_bundle: P
     assert names == ["out.onnx", "out.onnx.json", "out.onnx.optimized"]
 
 
+@pytest.mark.parametrize(("share", "warned"), [(None, False), (0.5, False), (0.0006, True)])
+def test_a_model_that_is_hardly_quantized_is_built_with_a_warning(
+    rebundle: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float | None, warned: bool
+) -> None:
+    precision = msgspec.structs.replace(read_bundle(rebundle()).manifest.precision, int8_mac_share=share)
+    card = build_engine(rebundle(precision=precision), tmp_path / "out.onnx")
+    assert card.precision.int8_mac_share == share
+    assert ("only 0.1 % of the multiply-accumulates of" in caplog.text) == warned
+    assert card.precision.label == "W8A8 executed" + (" in 0.1 % of multiply-accumulates" if warned else "")
+
+
 def test_building_twice_gives_the_same_files(tiny_bundle: Path, tmp_path: Path) -> None:
     build_engine(tiny_bundle, tmp_path / "a.onnx")
     build_engine(tiny_bundle, tmp_path / "b.onnx")

@@ -102,7 +102,8 @@ def test_quantized_attention_from_the_option_to_the_card(tmp_path: Path, capsys:
     assert main(["inspect", "--lint", str(engine)]) == 0
     capsys.readouterr()
     assert main(["inspect", str(engine)]) == 0
-    assert "W8A8 executed, fp32 remainder, 17 linears and the products of 3 attentions" in capsys.readouterr().out
+    assert "W8A8 executed, fp32 remainder, 17 linears and the products of 3 attentions (" in capsys.readouterr().out
     card = read_card(engine)
     assert card.precision.quantized_attentions == 3
+    assert card.precision.int8_mac_share == pytest.approx(0.9, abs=0.1)
     assert card.inspection["integer_products"] == 17 + 2 * 3

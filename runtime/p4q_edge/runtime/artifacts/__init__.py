@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts.bundle import (
         GOLDEN,
         GRAPH_FP32,
+        LEAST_MAC_SHARE,
         REFERENCE,
         SUFFIX,
         WEIGHTS,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         Manifest,
         ModelInfo,
         read_bundle,
+        small_share,
     )
     from p4q_edge.runtime.artifacts.card import (
         Card,
@@ -47,6 +49,7 @@ __all__ = [
     "BUILT_IN",
     "GOLDEN",
     "GRAPH_FP32",
+    "LEAST_MAC_SHARE",
     "REFERENCE",
     "SUFFIX",
     "WEIGHTS",
@@ -77,6 +80,7 @@ __all__ = [
     "read_card",
     "read_golden",
     "require_fit",
+    "small_share",
     "stored_heads",
     "verify_engine",
     "verify_parts",
@@ -92,12 +96,14 @@ if not TYPE_CHECKING:
                 "Bundle",
                 "GOLDEN",
                 "GRAPH_FP32",
+                "LEAST_MAC_SHARE",
                 "Manifest",
                 "ModelInfo",
                 "REFERENCE",
                 "SUFFIX",
                 "WEIGHTS",
                 "read_bundle",
+                "small_share",
             ),
             "card": (
                 "Card",

@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+# CROSS
+from p4q_edge.runtime.artifacts.bundle import small_share
+
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is quantized, to how many bits, and whether the hardware computes in these bits.
@@ -16,6 +19,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
         quantized_attentions: attentions whose two products are quantized as well.
+        int8_mac_share: of the image tower's multiply-accumulates, the share that is quantized, 0 to 1; None where it
+            was not counted.
     """
 
     weight_bits: int
@@ -25,16 +30,18 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quantized_linears: int
     attention_bits: int | None = None
     quantized_attentions: int = 0
+    int8_mac_share: float | None = None
 
     @property
     def label(self) -> str:
-        """Bit widths with the word that says whether the hardware computes in them."""
-        return f"{width_label(self.weight_bits, self.activation_bits, self.attention_bits)} {self.execution}"
+        """Bit widths with the word that says whether the hardware computes in them, and in how little of the work."""
+        widths = width_label(self.weight_bits, self.activation_bits, self.attention_bits)
+        return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
 
     @property
     def parts(self) -> str:
         """What is quantized, in words."""
-        return quantized_parts(self.quantized_linears, self.quantized_attentions)
+        return quantized_parts(self.quantized_linears, self.quantized_attentions, self.int8_mac_share)
 
 
 def width_label(weight_bits: int, activation_bits: int, attention_bits: int | None = None) -> str:
@@ -44,6 +51,8 @@ def width_label(weight_bits: int, activation_bits: int, attention_bits: int | No
     return label if attention_bits is None or own == label else f"{label} (attention {own})"
 
 
-def quantized_parts(linears: int, attentions: int) -> str:
-    """Return `51 linears`, or `51 linears and the products of 11 attentions`."""
-    return f"{linears} linears" + (f" and the products of {attentions} attentions" if attentions else "")
+def quantized_parts(linears: int, attentions: int, mac_share: float | None = None) -> str:
+    """Return `51 linears and the products of 11 attentions (97.1 % of multiply-accumulates)`, or what is known."""
+    products = f" and the products of {attentions} attentions" if attentions else ""
+    share = "" if mac_share is None else f" ({100 * mac_share:.1f} % of multiply-accumulates)"
+    return f"{linears} linears{products}{share}"

@@ -14,6 +14,7 @@ import msgspec
 from p4q_edge.runtime.artifacts import (
     GOLDEN,
     GRAPH_FP32,
+    LEAST_MAC_SHARE,
     WEIGHTS,
     Bundle,
     Card,
@@ -117,9 +118,21 @@ def build_engine(
     for path in (engine, card_path(engine)):
         refuse_existing(path, force=force)
     opened = read_bundle(bundle)
+    _warn_of_small_share(opened)
     if chosen == "tensorrt":
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     return _build_onnxruntime(opened, engine, force=force, options=options)
+
+
+def _warn_of_small_share(bundle: Bundle) -> None:
+    share = bundle.manifest.precision.int8_mac_share
+    if share is not None and share < LEAST_MAC_SHARE:
+        logger.warning(
+            "only %.1f %% of the multiply-accumulates of %s are quantized, the rest runs in floating point: expect "
+            "little of the speed and size of INT8. Compare with `p4q-edge bench`",
+            100 * share,
+            bundle.manifest.model.name,
+        )
 
 
 def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:

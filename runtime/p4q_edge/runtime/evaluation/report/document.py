@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import quantized_parts, width_label
+from p4q_edge.runtime.artifacts import quantized_parts, small_share, width_label
 from p4q_edge.runtime.benchmark import SpeedRow
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
@@ -53,6 +53,7 @@ class Built:
         kernels: layer kinds of the built engine and how often each occurs.
         attention_bits: of weights and activations in attentions, where they differ from the others.
         quantized_attentions: attentions whose products are quantized as well.
+        int8_mac_share: of the image tower's multiply-accumulates, as counted where it was quantized; None: not counted.
     """
 
     engine: str
@@ -69,16 +70,18 @@ class Built:
     kernels: dict[str, int] = field(default_factory=dict)
     attention_bits: int | None = None
     quantized_attentions: int = 0
+    int8_mac_share: float | None = None
 
     @property
     def precision(self) -> str:
-        """Bit widths with the word that says whether the hardware computes in them."""
-        return f"{width_label(self.weight_bits, self.activation_bits, self.attention_bits)} {self.execution}"
+        """Bit widths with the word that says whether the hardware computes in them, and in how little of the work."""
+        widths = width_label(self.weight_bits, self.activation_bits, self.attention_bits)
+        return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
 
     @property
     def parts(self) -> str:
         """What is quantized, in words."""
-        return quantized_parts(self.quantized_linears, self.quantized_attentions)
+        return quantized_parts(self.quantized_linears, self.quantized_attentions, self.int8_mac_share)
 
 
 @dataclass(frozen=True, kw_only=True)

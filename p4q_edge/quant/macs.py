@@ -1,0 +1,51 @@
+"""Which share of an encoder's multiply-accumulates runs in integers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from p4q_edge.quant.attention import attentions
+from p4q_edge.quant.linear import Phase, quant_linears, running_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacCount:
+    """Multiply-accumulates of one image: of linears, convolutions and attention products.
+
+    Attributes:
+        total: of all.
+        integer: of those that are quantized.
+    """
+
+    total: int
+    integer: int
+
+    @property
+    def integer_share(self) -> float:
+        """Between 0 and 1; 0 where nothing is multiplied."""
+        return self.integer / self.total if self.total else 0.0
+
+
+@torch.no_grad()
+def count_macs(encoder: nn.Module, sample: Tensor) -> MacCount:
+    """Count while one image runs through a calibrated encoder in floating point; nothing is changed.
+
+    Args:
+        sample: normalized float32 images, of which the first is used, ``(N, 3, H, W)``.
+    """
+    with running_in(encoder, Phase.FLOAT), FlopCounterMode(display=False) as counter:
+        encoder(sample[:1])
+    root = type(encoder).__name__
+    counts = {name: sum(by_kind.values()) // 2 for name, by_kind in counter.get_flop_counts().items()}
+
+    def of(paths: Iterable[str]) -> int:
+        return sum(counts.get(f"{root}.{path}", 0) for path in paths)
+
+    integer = of(path for path, linear in quant_linears(encoder).items() if linear.calibrated)
+    for path, attention in attentions(encoder).items():
+        if attention.products is not None and attention.products.calibrated:
+            integer += of([path]) - of(f"{path}.{name}" for name, _ in attention.named_children())
+    return MacCount(total=counts.get("Global", 0), integer=integer)
