@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         round_float_weights,
         tokens_read,
     )
-    from p4q_edge.models.load import Batches, LoadedModel, load_model, to_batch
-    from p4q_edge.models.prompts import TEXT_BATCH_SIZE, PromptLearner, initial_context, template_embeddings
+    from p4q_edge.models.load import Batches, LoadedModel, load_model, preprocess_spec, to_batch
+    from p4q_edge.models.prompts import TEXT_BATCH_SIZE, PromptLearner, fill, initial_context, template_embeddings
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
 __all__ = [
@@ -35,12 +35,14 @@ __all__ = [
     "TextTower",
     "encode_batches",
     "encoder_of",
+    "fill",
     "find_attention_owners",
     "find_cross_attention",
     "initial_context",
     "list_models",
     "load_model",
     "make_text_side",
+    "preprocess_spec",
     "round_float_weights",
     "run_folded",
     "template_embeddings",
@@ -74,11 +76,13 @@ if not TYPE_CHECKING:
                 "Batches",
                 "LoadedModel",
                 "load_model",
+                "preprocess_spec",
                 "to_batch",
             ),
             "prompts": (
                 "PromptLearner",
                 "TEXT_BATCH_SIZE",
+                "fill",
                 "initial_context",
                 "template_embeddings",
             ),

@@ -25,7 +25,7 @@ class ModelRow:
         image_parameters: of the image tower; None if not counted.
         int8: what is quantized: `all linears`; `linears only` where convolutions do most of the work; `adapter only`
             where the tower has no linear but those of its pool (open_clip's ResNets).
-        prompts: whether context vectors can be learned (open_clip's own text transformer).
+        prompts: whether context vectors can be learned: through any text tower but that of a captioner.
     """
 
     name: str
@@ -77,8 +77,6 @@ def image_parameters(name: str) -> int:
 def _row(name: str, tags: tuple[str, ...], config: dict[str, Any], *, count: bool) -> ModelRow:
     vision, text = config["vision_cfg"], config["text_cfg"]
     family = _family(vision)
-    captioner = "multimodal_cfg" in config
-    own_text = not text.get("hf_model_name") and not captioner
     return ModelRow(
         name=name,
         tags=tags,
@@ -87,7 +85,7 @@ def _row(name: str, tags: tuple[str, ...], config: dict[str, Any], *, count: boo
         dim=int(config["embed_dim"]),
         image_parameters=image_parameters(name) if count and not text.get("hf_model_name") else None,
         int8=_quantized(family, vision),
-        prompts=own_text,
+        prompts="multimodal_cfg" not in config,
     )
 
 

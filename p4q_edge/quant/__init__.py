@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.learned_scales import learn_scales
     from p4q_edge.quant.least_squares import Moments, correct_affine, correct_bias, paired_pass
     from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in, set_phase
-    from p4q_edge.quant.macs import count_macs
+    from p4q_edge.quant.macs import count_macs, macs_by_module
     from p4q_edge.quant.rounding import choose_rounding
     from p4q_edge.quant.scheme import ObserverName, QuantScheme, RoundingName
     from p4q_edge.quant.swap import quantize_modules, replace_module
@@ -39,6 +39,7 @@ __all__ = [
     "fold_channels",
     "fuses_in_int8",
     "learn_scales",
+    "macs_by_module",
     "paired_pass",
     "quant_linears",
     "quant_products",
@@ -82,7 +83,10 @@ if not TYPE_CHECKING:
                 "running_in",
                 "set_phase",
             ),
-            "macs": ("count_macs",),
+            "macs": (
+                "count_macs",
+                "macs_by_module",
+            ),
             "rounding": ("choose_rounding",),
             "scheme": (
                 "ObserverName",

@@ -30,22 +30,35 @@ class MacCount:
 
 
 @torch.no_grad()
+def macs_by_module(encoder: nn.Module, sample: Tensor) -> dict[str, int]:
+    """Multiply-accumulates of the first image by module path; a module's count holds those of its parts, ``""`` all.
+
+    Args:
+        sample: normalized float32 images, ``(N, 3, H, W)``.
+    """
+    with FlopCounterMode(display=False) as counter:
+        encoder(sample[:1])
+    root = type(encoder).__name__
+    counts = {name: sum(by_kind.values()) // 2 for name, by_kind in counter.get_flop_counts().items()}
+    return {name.removeprefix(root).lstrip("."): macs for name, macs in counts.items() if name.startswith(root)} | {
+        "": counts.get("Global", 0)
+    }
+
+
 def count_macs(encoder: nn.Module, sample: Tensor) -> MacCount:
     """Count while one image runs through a calibrated encoder in floating point; nothing is changed.
 
     Args:
         sample: normalized float32 images, of which the first is used, ``(N, 3, H, W)``.
     """
-    with running_in(encoder, Phase.FLOAT), FlopCounterMode(display=False) as counter:
-        encoder(sample[:1])
-    root = type(encoder).__name__
-    counts = {name: sum(by_kind.values()) // 2 for name, by_kind in counter.get_flop_counts().items()}
+    with running_in(encoder, Phase.FLOAT):
+        counts = macs_by_module(encoder, sample)
 
     def of(paths: Iterable[str]) -> int:
-        return sum(counts.get(f"{root}.{path}", 0) for path in paths)
+        return sum(counts.get(path, 0) for path in paths)
 
     integer = of(path for path, linear in quant_linears(encoder).items() if linear.calibrated)
     for path, attention in attentions(encoder).items():
         if attention.products is not None and attention.products.calibrated:
             integer += of([path]) - of(f"{path}.{name}" for name, _ in attention.named_children())
-    return MacCount(total=counts.get("Global", 0), integer=integer)
+    return MacCount(total=counts[""], integer=integer)

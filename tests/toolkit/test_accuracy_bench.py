@@ -92,7 +92,7 @@ def test_other_code_starts_again(bench: dict[str, ModuleType], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--sets", "mnist"], "--sets knows cifar100, digits; got 'mnist'"),
+        (["--sets", "mnist"], "--sets knows cifar100, digits, caltech101; got 'mnist'"),
         (["--widths", "W2A2"], "--widths knows W8A8, W6A6, W4A8, W4A4; got 'W2A2'"),
         (["--rows", "magic"], "--rows: no row begins with 'magic'; there are zero-shot; "),
         (["--data", "nowhere"], "does not exist"),
@@ -108,7 +108,7 @@ def test_options_that_cannot_be(
 def test_the_tools_quantize_the_linears_that_we_quantize(bench: dict[str, ModuleType], data: Path) -> None:
     scene = bench["accuracy_rows"].Scene(bench["accuracy_rows"].Choice(data="cifar100", folder=data, shots=4), 0)
     section = scene.recipe("W8A8").quantization
-    plain = bench["accuracy_tools"].plain_linears(scene.source, section)
+    plain = bench["accuracy_tools"].plain_linears(scene.source.model, section)
     ours = bench["accuracy_rows"].calibrate_encoder(scene.source.model, scene.classifier.train, section.scheme())
     found = {name for name, module in plain.named_modules() if type(module) is torch.nn.Linear}
     assert found == set(quant_linears(ours.encoder))

@@ -4,8 +4,12 @@
     python tools/bench/accuracy.py --data DIR --seeds 0 --widths W8A8 --rows PTQ,P4Q --limit 400    # a quick look
 
 ``DIR/cifar100`` holds ``train.npz`` and ``test.npz`` (images, labels, class_names); its model is the CLIP of
-photographs in ``photo_clip/``. The digits and their model come with the demo. Each seed draws its own labelled images;
-they are learned from, calibrated on, and nothing else is. Test images are only asked, once for each row.
+photographs in ``photo_clip/``. The digits and their model come with the demo. With ``--sets caltech101`` the data is
+``DIR/caltech101`` and the model the CLIP of real weights, ``MODELS/clip`` of ``--models-folder MODELS``, which
+``real_models.py`` makes; its smallest class has 15 images, so add ``--shots 15``.
+
+Each seed draws its own labelled images; they are learned from, calibrated on, and nothing else is. Test images are only
+asked, once for each row.
 
 The recipes are those of ``calibration/recipes``; for the digits, [learn] is the demo's. NNCF and Model Optimizer are
 measured where they are installed (``pip install 'p4q-edge[baselines]'``); where not, their rows say so.
@@ -45,7 +49,8 @@ from p4q_edge.runtime.storage import atomic_write
 logger = logging.getLogger("accuracy")
 
 RESULTS = Path(__file__).with_name("results")
-SETS = ("cifar100", "digits")
+SETS = ("cifar100", "digits", "caltech101")
+USUAL_SETS = SETS[:2]
 SCHEMA_VERSION = 1
 CODE = ("p4q_edge/**/*.py", "runtime/p4q_edge/**/*.py", "tools/bench/accuracy*.py", "calibration/**/*")
 """What decides a figure besides model and images."""
@@ -55,7 +60,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(), help="folder with cifar100/; the digits need none")
-    parser.add_argument("--sets", default=",".join(SETS), help="of %(default)s")
+    parser.add_argument("--sets", default=",".join(USUAL_SETS), help=f"of {', '.join(SETS)} (%(default)s)")
+    parser.add_argument("--models-folder", type=Path, default=Path(), help="where real_models.py put its models")
     parser.add_argument("--shots", type=int, default=16, help="labelled images of each class (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--widths", default=",".join(WIDTHS), help="default: %(default)s; FP32 is always measured")
@@ -93,10 +99,14 @@ def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
     return [row for row in rows if not words or row.name.startswith(tuple(words))]
 
 
-def code_digest() -> str:
-    """SHA-256 of every file that decides a figure."""
+def code_digest(more: Sequence[str] = ()) -> str:
+    """SHA-256 of every file that decides a figure.
+
+    Args:
+        more: further patterns.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in CODE for path in REPOSITORY.glob(pattern) if path.is_file()):
+    for path in sorted(path for pattern in (*CODE, *more) for path in REPOSITORY.glob(pattern) if path.is_file()):
         digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -237,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name in listed(args.sets, SETS, option="--sets"):
             learned = {"epochs": args.epochs} if args.epochs else {}
-            choice = Choice(data=name, folder=args.data, shots=args.shots, limit=args.limit, learn=learned)
+            places = {"folder": args.data, "models": args.models_folder}
+            choice = Choice(data=name, **places, shots=args.shots, limit=args.limit, learn=learned)
             document = run_set(choice, args)
             target = args.output / f"{stem(document)}.json"
             atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)

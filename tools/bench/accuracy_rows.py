@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from accuracy_tools import FloatClassifier, Quantizer, class_logits, model_optimizer, nncf, onnxruntime_static
 from numpy.typing import NDArray
+from real_clip import TEMPLATES as CLIP_TEMPLATES
+from real_photos import caltech_section
 from torch import Tensor, nn
 
 from p4q_edge.baselines import as_released
@@ -68,10 +70,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a run of the bench measures; the same for every row."""
+    """What a run of the bench measures; the same for every row.
+
+    Attributes:
+        models: folder of the models of ``real_models.py``.
+    """
 
     data: str
     folder: Path
+    models: Path = Path()
     shots: int = 16
     limit: int = 0
     learn: Mapping[str, Any] = field(default_factory=dict)
@@ -140,6 +147,11 @@ def recipe_of(choice: Choice, name: str) -> Recipe:
         data = msgspec.structs.replace(demo.data, shots=choice.shots, test_limit=choice.limit)
         learned = recipe.learn if recipe.method == "as-released" else demo.learn
         return msgspec.structs.replace(recipe, model=demo.model, data=data, learn=learned)
+    if choice.data == "caltech101":
+        data = caltech_section(choice.folder, shots=choice.shots, templates=CLIP_TEMPLATES)
+        data = msgspec.structs.replace(data, test_limit=choice.limit)
+        model = ModelSection(name=f"local-dir:{(choice.models / 'clip').resolve()}")
+        return msgspec.structs.replace(recipe, model=model, data=data)
     data = DataSection(
         train=str(choice.folder / "cifar100" / "train.npz"),
         test=str(choice.folder / "cifar100" / "test.npz"),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from p4q_edge.data import pixels
 from p4q_edge.graph import run_in_onnxruntime, trace_float_graph
-from p4q_edge.models import FoldedClassifier, ImageEncoder, encode_batches, to_batch
+from p4q_edge.models import FoldedClassifier, ImageEncoder, LoadedModel, encode_batches, to_batch
 from p4q_edge.quant import quant_linears, quantize_modules, replace_module
 from p4q_edge.recipe import QuantizationSection
 from p4q_edge.stages import BATCH_SIZE, Source, hand_written_embeddings
@@ -44,19 +44,30 @@ class FloatClassifier:
     """What the tools start from.
 
     Attributes:
-        source: the model and its data.
+        class_embedding: of hand-written prompts, ``(classes, dim)`` normalized.
         train, test: uint8 ``(N, 3, H, W)``.
+        seed: of the order in which NNCF sees the images.
+        convolutions: quantize these too; else the linears of the image tower alone.
     """
 
-    source: Source
+    model: LoadedModel
+    class_embedding: Tensor
     train: Tensor
     test: Tensor
+    seed: int = 0
+    convolutions: bool = False
 
     @classmethod
     def of(cls, source: Source) -> FloatClassifier:
         """The zero-shot classifier of a recipe."""
         spec = source.model.preprocess
-        return cls(source=source, train=pixels(source.split.train, spec), test=pixels(source.split.test, spec))
+        return cls(
+            model=source.model,
+            class_embedding=hand_written_embeddings(source),
+            train=pixels(source.split.train, spec),
+            test=pixels(source.split.test, spec),
+            seed=source.recipe.seed,
+        )
 
     def graph(self) -> onnx.ModelProto:
         """The classifier in ONNX, uint8 pixels to logits; a new copy each time, as the tools change it."""
@@ -64,11 +75,11 @@ class FloatClassifier:
 
     @cached_property
     def _traced(self) -> bytes:
-        model = self.source.model
+        model = self.model
         classifier = FoldedClassifier(
             ImageEncoder(model.clip.visual),  # type: ignore[arg-type]
             None,
-            hand_written_embeddings(self.source),
+            self.class_embedding,
             logit_scale=model.logit_scale,
             logit_bias=model.logit_bias,
             preprocess=model.preprocess,
@@ -81,23 +92,33 @@ class UnavailableError(Exception):
     """A tool is not installed, or has no such width; the message is the reason that the table prints."""
 
 
-def linear_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Names of the linears of the image tower: products with a weight, the class matrix left out."""
+def linear_nodes(graph: onnx.GraphProto, *, convolutions: bool = False) -> list[str]:
+    """Names of the linears of the image tower: products with a weight, the class matrix left out.
+
+    Args:
+        convolutions: name these too.
+    """
     weights = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
-    return [node.name for node in products[:-1]]
+    others = [node for node in graph.node if convolutions and node.op_type == "Conv"]
+    return [node.name for node in (*products[:-1], *others)]
 
 
-def run_graph(model: onnx.ModelProto, images: Tensor) -> NDArray[np.float32]:
-    """Logits ``(N, classes)`` on the CPU, without the 8-bit kernels that saturate."""
+def run_graph(model: onnx.ModelProto, images: Tensor, output: str = "logits") -> NDArray[np.float32]:
+    """One output ``(N, values)`` on the CPU, without the 8-bit kernels that saturate."""
     data = model.SerializeToString()
-    chunks = np.array_split(images.numpy(), max(len(images) // 512, 1))
-    return np.concatenate([run_in_onnxruntime(data, chunk)["logits"] for chunk in chunks])
+    chunks = np.array_split(images.numpy(), -(-len(images) // 512))
+    return np.concatenate([run_in_onnxruntime(data, chunk)[output] for chunk in chunks])
 
 
 def onnxruntime_static(
     classifier: FloatClassifier, section: QuantizationSection, *, method: str
 ) -> NDArray[np.float32]:
+    """Logits of `onnxruntime_graph`."""
+    return run_graph(onnxruntime_graph(classifier, section, method=method), classifier.test)
+
+
+def onnxruntime_graph(classifier: FloatClassifier, section: QuantizationSection, *, method: str) -> onnx.ModelProto:
     """`quantize_static` in Q/DQ form: signed, weights per channel, activations per tensor.
 
     Args:
@@ -133,41 +154,69 @@ def onnxruntime_static(
             weight_type=types[section.weight_bits],
             activation_type=types[section.activation_bits],
             calibrate_method=getattr(ortq.CalibrationMethod, method),
-            nodes_to_quantize=linear_nodes(graph.graph),
+            nodes_to_quantize=linear_nodes(graph.graph, convolutions=classifier.convolutions),
         )
-        return run_graph(onnx.load(target), classifier.test)
+        return onnx.load(target)
 
 
 def nncf(classifier: FloatClassifier, section: QuantizationSection) -> NDArray[np.float32]:
-    """`nncf.quantize` of the ONNX graph with its settings for transformers (SmoothQuant, fast bias correction)."""
+    """Logits of `nncf_graph`."""
+    return run_graph(nncf_graph(classifier, section), classifier.test)
+
+
+def nncf_graph(
+    classifier: FloatClassifier, section: QuantizationSection, *, transformer: bool = True
+) -> onnx.ModelProto:
+    """`nncf.quantize` of the ONNX graph, with fast bias correction.
+
+    Args:
+        transformer: with its settings for transformers, which add SmoothQuant.
+    """
     tool = optional("nncf")
     if (section.weight_bits, section.activation_bits) != (8, 8):
         raise UnavailableError("NNCF quantizes ONNX to 8 bits only")
     graph = classifier.graph()
-    linears = set(linear_nodes(graph.graph))
+    linears = set(linear_nodes(graph.graph, convolutions=classifier.convolutions))
     others = [
         node.name
         for node in graph.graph.node
         if node.op_type in ("MatMul", "Gemm", "Conv") and node.name not in linears
     ]
-    order = np.random.default_rng(classifier.source.recipe.seed).permutation(len(classifier.train))
+    order = np.random.default_rng(classifier.seed).permutation(len(classifier.train))
     images = [{"image": classifier.train[i : i + 1].numpy()} for i in order]
-    quantized = tool.quantize(
+    return tool.quantize(  # type: ignore[no-any-return]
         graph,
         tool.Dataset(images),
         subset_size=min(NNCF_IMAGES, len(images)),
-        model_type=tool.ModelType.TRANSFORMER,
+        model_type=tool.ModelType.TRANSFORMER if transformer else None,
         target_device=tool.TargetDevice.CPU,
         ignored_scope=tool.IgnoredScope(names=others),
     )
-    return run_graph(quantized, classifier.test)
 
 
 def model_optimizer(classifier: FloatClassifier, section: QuantizationSection, *, config: str) -> NDArray[np.float32]:
+    """Logits of `model_optimizer_encoder`."""
+    encoder = model_optimizer_encoder(classifier, section, config=config)
+    embedding = nn.functional.normalize(encoder_features(encoder, classifier), dim=-1)
+    logits: NDArray[np.float32] = (classifier.model.logit_scale * embedding @ classifier.class_embedding.T).numpy()
+    return logits
+
+
+@torch.no_grad()
+def encoder_features(encoder: nn.Module, classifier: FloatClassifier) -> Tensor:
+    """Features of the test images, ``(N, dim)``."""
+    spec = classifier.model.preprocess
+    return encode_batches(encoder, (to_batch(chunk, spec) for chunk in torch.split(classifier.test, BATCH_SIZE)))
+
+
+def model_optimizer_encoder(
+    classifier: FloatClassifier, section: QuantizationSection, *, config: str, algorithm: str = ""
+) -> nn.Module:
     """NVIDIA Model Optimizer in PyTorch, simulated; the recipe's widths put into one of its own configurations.
 
     Args:
         config: ``INT8_DEFAULT_CFG`` (largest values) or ``INT8_SMOOTHQUANT_CFG``.
+        algorithm: another way to calibrate than the configuration's own.
     """
     tool = optional("modelopt.torch.quantization", package="nvidia-modelopt")
     if config == "INT8_SMOOTHQUANT_CFG" and (section.weight_bits, section.activation_bits) != (8, 8):
@@ -177,21 +226,20 @@ def model_optimizer(classifier: FloatClassifier, section: QuantizationSection, *
         bits = section.weight_bits if "weight" in entry["quantizer_name"] else section.activation_bits
         if "num_bits" in (entry.get("cfg") or {}):
             entry["cfg"]["num_bits"] = bits
-    settings["quant_cfg"] = [*settings["quant_cfg"], {"quantizer_name": "*conv*", "enable": False}]
-    spec = classifier.source.model.preprocess
-    seen, tested = (
-        [to_batch(chunk, spec) for chunk in torch.split(images, BATCH_SIZE)]
-        for images in (classifier.train, classifier.test)
-    )
-    encoder = plain_linears(classifier.source, section)
+    if algorithm:
+        settings["algorithm"] = algorithm
+    if not classifier.convolutions:
+        settings["quant_cfg"] = [*settings["quant_cfg"], {"quantizer_name": "*conv*", "enable": False}]
+    spec = classifier.model.preprocess
+    seen = [to_batch(chunk, spec) for chunk in torch.split(classifier.train, BATCH_SIZE)]
+    encoder = plain_linears(classifier.model, section)
     with torch.no_grad():
-        encoder = tool.quantize(encoder, settings, lambda model: [model(batch) for batch in seen])
-        return class_logits(encode_batches(encoder, tested), classifier.source)
+        return tool.quantize(encoder, settings, lambda model: [model(batch) for batch in seen])  # type: ignore[no-any-return]
 
 
-def plain_linears(source: Source, section: QuantizationSection) -> nn.Module:
+def plain_linears(model: LoadedModel, section: QuantizationSection) -> nn.Module:
     """The float image tower with its attentions taken apart, so that a tool for ``nn.Linear`` finds every linear."""
-    encoder = ImageEncoder(source.model.clip.visual)  # type: ignore[arg-type]
+    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     quantize_modules(encoder, section.scheme(), cross_attention=frozenset())
     for path, found in quant_linears(encoder).items():
         linear = nn.Linear(found.weight.shape[1], found.out_features, bias=found.bias is not None)

@@ -1,0 +1,111 @@
+"""The bench of fidelity: its measures, its shares, and a whole run on the demo."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from p4q_edge.quant.macs import macs_by_module
+
+BENCH = Path(__file__).parents[2] / "tools" / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[dict[str, ModuleType]]:
+    before = set(sys.modules)
+    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
+    yield {name: importlib.import_module(name) for name in ("fidelity", "fidelity_models", "fidelity_tools")}
+    sys.path.remove(str(BENCH))
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
+            del sys.modules[name]
+
+
+def test_measures_of_what_is_the_same_and_of_what_is_not(bench: dict[str, ModuleType]) -> None:
+    reference = np.array([[1, 0, 0], [1, 0.1, 0], [0, 0, 1], [0, 0.2, 1]], np.float32)
+    same = bench["fidelity"].measures(3 * reference, reference)
+    assert same == {
+        "n": 4,
+        "cosine_mean": pytest.approx(1),
+        "cosine_p1": pytest.approx(1),
+        "cosine_min": pytest.approx(1),
+        "same_neighbour": 1.0,
+    }
+    moved = reference.copy()
+    moved[3] = [0.9, 0.1, 0]  # beside the first pair: its own neighbour is lost, and that of the third
+    found = bench["fidelity"].measures(moved, reference)
+    assert found["cosine_min"] < 0.1
+    assert found["same_neighbour"] <= 0.5
+
+
+def test_a_run_is_written_and_goes_on_where_it_stopped(
+    bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = bench["fidelity"]
+    words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--models", "demo"]
+    words += ["--rows", "FP32,P4Q Edge,ONNX Runtime (min", "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
+    assert tool.main(words) == 0
+    (result,) = tmp_path.glob("fidelity-w8a8-*.json")
+    document = json.loads(result.read_text())
+    (model,) = document["models"]
+    rows = {row["method"]: row for row in model["rows"]}
+    assert list(rows) == ["FP32", "P4Q Edge", "P4Q Edge, min-max", "ONNX Runtime (min-max)"]
+    assert (model["calibration_images"], model["images"], rows["FP32"]["n"]) == (48, 96, 96)
+    assert rows["FP32"]["cosine_min"] == pytest.approx(1, abs=1e-5)
+    assert rows["FP32"]["int8_mac_share"] == 0
+    assert 0.99 < rows["P4Q Edge"]["cosine_min"] < 1
+    assert rows["P4Q Edge"]["int8_mac_share"] == pytest.approx(rows["ONNX Runtime (min-max)"]["int8_mac_share"])
+    assert "| ONNX Runtime (min-max) | 0.99" in result.with_suffix(".md").read_text()
+    assert str(tmp_path) not in result.read_text()
+    monkeypatch.setattr(tool, "ask", lambda *_: pytest.fail("measured again"))
+    assert tool.main(words) == 0
+    assert json.loads(result.read_text())["models"] == document["models"]
+
+
+def test_graph_and_module_count_the_same_linears(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    place = bench["fidelity_models"].Place(data=tmp_path, output=tmp_path)
+    tower = bench["fidelity_models"].open_subject("demo", place, seed=0).tower
+    tools = bench["fidelity_tools"]
+    by_node = tools.node_macs(tower.graph())
+    linears = sum(by_node[name] for name in tools.linear_nodes(tower.graph().graph))
+    plain = tools.plain_linears(tower.model, tools.W8A8)
+    by_module = macs_by_module(plain, torch.zeros(1, 3, *tower.model.preprocess.size))
+    modules = [name for name, module in plain.named_modules() if type(module) is torch.nn.Linear]
+    assert linears == sum(by_module[name] for name in modules)
+    assert by_node[_stem(tower.graph())] == by_module["trunk.conv1"]
+
+
+def _stem(model: onnx.ModelProto) -> str:
+    return next(node.name for node in model.graph.node if node.op_type == "Conv")
+
+
+def test_a_tool_that_is_not_installed_has_its_reason(
+    bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def without(name: str, *args: object) -> ModuleType:
+        if name.startswith(("nncf", "modelopt")):
+            raise ImportError(f"no module named {name}")
+        return real(name, *args)  # type: ignore[arg-type]
+
+    place = bench["fidelity_models"].Place(data=tmp_path, output=tmp_path)
+    subject = bench["fidelity_models"].open_subject("demo", place, seed=0)
+    monkeypatch.setattr(importlib, "import_module", without)
+    reference = bench["fidelity_tools"].reference_features(subject.tower)
+    for name in ("NNCF", "Model Optimizer (AWQ)"):
+        assert bench["fidelity"].ask(name, subject, reference)["missing"].startswith("not installed: ")
+
+
+def test_a_row_that_is_none_is_refused(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--models", "resnet"]
+    assert bench["fidelity"].main(words) == 2

@@ -1,0 +1,221 @@
+"""How near each quantizer's W8A8 embeddings come to full precision, on models of real and of random weights.
+
+    python tools/bench/fidelity.py --data DIR --models-folder FOLDER
+    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"
+
+All get the same 48 images to calibrate on and are asked about others. Only the linears of the image tower are
+quantized, and of EfficientNet the convolutions too where a tool can: each row says in which share of the
+multiply-accumulates. FOLDER is where ``real_models.py`` puts its models; missing ones are made.
+
+| model | weights | images |
+|---|---|---|
+| vit | ViT-S/14, real (`real_models.py`) | imagenet_samples |
+| efficientnet | EfficientNet-Lite2, real, with its ImageNet classifier | imagenet_samples |
+| photo | the CLIP of photographs of 32 pixels in ``photo_clip/`` | cifar100 |
+| demo | the demo's CLIP | digits |
+| vit-b-32 | ViT-B/32, random | imagenet_samples |
+
+A finished row is kept under --work and taken from there while model, images, versions and, for our rows, our code are
+the same. The results go to
+``results/fidelity-w8a8-<date>.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accuracy import REPOSITORY, RESULTS, Finished, code_digest
+from accuracy_tools import UnavailableError, tool_versions
+from fidelity_models import MODELS, Subject, open_subject
+from fidelity_tools import Features, Quantized, quantizers, reference_features
+from real_models import Place
+
+from p4q_edge.runtime.errors import P4QEdgeError, UsageError
+from p4q_edge.runtime.machine import provenance
+from p4q_edge.runtime.storage import atomic_write
+
+logger = logging.getLogger("fidelity")
+SCHEMA_VERSION = 1
+TOOL_CALLS = 1
+"""Raised with any change of how the other tools are called, so that their rows are measured again."""
+
+OURS = "P4Q"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with imagenet_samples/ and cifar100/")
+    parser.add_argument("--models-folder", type=Path, required=True, help="folder of the real models")
+    parser.add_argument("--cache", type=Path, help="folder of the downloaded wheels")
+    parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
+    parser.add_argument("--rows", default="", help="only rows whose name begins with one of these; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("build/fidelity"), help="finished rows (%(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    return parser.parse_args(argv)
+
+
+def chosen(known: Sequence[str], text: str, *, option: str) -> list[str]:
+    """Names that begin with one of the words between commas; all without words.
+
+    Raises:
+        UsageError: a word begins no name.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not any(name.startswith(word) for name in known):
+            raise UsageError(f"{option}: nothing begins with {word!r}; there are {'; '.join(known)}")
+    return [name for name in known if not words or name.startswith(tuple(words))]
+
+
+def measures(features: Features, reference: Features) -> dict[str, Any]:
+    """Cosines to the reference and shared nearest neighbours, of features ``(N, dim)``."""
+    found, exact = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, reference))
+    cosines = (found * exact).sum(1)
+    return {
+        "n": len(cosines),
+        "cosine_mean": float(cosines.mean()),
+        "cosine_p1": float(np.percentile(cosines, 1)),
+        "cosine_min": float(cosines.min()),
+        "same_neighbour": float((_neighbours(found) == _neighbours(exact)).mean()),
+    }
+
+
+def _neighbours(embedding: Features) -> np.ndarray:
+    """Index of the nearest other image of each, ``(N,)``."""
+    similarity = embedding @ embedding.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest: np.ndarray = similarity.argmax(1)
+    return nearest
+
+
+def ask(name: str, subject: Subject, reference: Features) -> dict[str, Any]:
+    """One row of one model, or why there is none."""
+    begin = time.monotonic()
+    try:
+        # The tools warn and print about themselves.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            found: Quantized = quantizers()[name](subject.tower)
+    except UnavailableError as error:
+        logger.info("%s, %s: - (%s)", subject.name, name, error)
+        return {"missing": str(error)}
+    row = measures(found.features, reference)
+    row |= {"int8_mac_share": found.int8_mac_share, "execution": found.execution}
+    if subject.logits is not None:
+        row["top1"] = float((subject.logits(found.features).argmax(1) == subject.labels).mean())
+    row["seconds"] = round(time.monotonic() - begin, 1)
+    logger.info("%s, %s: mean %.5f, min %.5f", subject.name, name, row["cosine_mean"], row["cosine_min"])
+    return row
+
+
+def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All rows of one model."""
+    place = Place(data=args.data, output=args.models_folder, cache=args.cache)
+    subject = open_subject(name, place, seed=args.seed)
+    key = {
+        "weights": subject.tower.model.info.weights_sha256,
+        "images": subject.digest(),
+        "versions": provenance.versions() | tool_versions(),
+        "calls": TOOL_CALLS,
+    }
+    # Other tools do not depend on our code, beyond how they are called; they take most of the time.
+    others = Finished(args.work / f"{name}-tools.json", key)
+    ours = Finished(args.work / f"{name}-ours.json", key | {"code": code_digest(("tools/bench/fidelity*.py",))})
+    rows = chosen(tuple(quantizers()), args.rows, option="--rows")
+    files = {row: ours if row.startswith(OURS) else others for row in rows}
+    missing = [row for row in rows if row not in files[row].figures]
+    reference = reference_features(subject.tower) if missing else np.zeros((0, 0), np.float32)
+    for row in missing:
+        files[row].keep(row, ask(row, subject, reference))
+    return {
+        "model": name,
+        "what": MODELS[name],
+        "weights_sha256": key["weights"],
+        "images_sha256": key["images"],
+        "calibration_images": len(subject.tower.train),
+        "images": len(subject.tower.test),
+        "rows": [{"method": row} | files[row].figures[row] for row in rows],
+    }
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The tables of a document."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
+    lines = [f"# W8A8 embeddings against full precision, {document['created'][:10]}", ""]
+    lines += [f"`{' '.join(document['command'])}`", "", f"{versions}; commit {document['commit']}.", ""]
+    for model in document["models"]:
+        lines += [
+            f"## {model['model']}: {model['what']}",
+            "",
+            f"{model['calibration_images']} images to calibrate on, n = {model['images']} others.",
+            "",
+            "| quantizer | cosine mean | 1st pct | min | same neighbour, % | top-1, % | INT8 share of MACs, % |",
+            "|---|---|---|---|---|---|---|",
+            *(_line(row) for row in model["rows"]),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "missing" in row:
+        return f"| {row['method']} | - ({row['missing']}) | | | | | |"
+    cosines = " | ".join(f"{row[name]:.5f}" for name in ("cosine_mean", "cosine_p1", "cosine_min"))
+    top1 = f"{100 * row['top1']:.1f}" if "top1" in row else ""
+    share = f"{100 * row['int8_mac_share']:.1f}, {row['execution']}"
+    return f"| {row['method']} | {cosines} | {100 * row['same_neighbour']:.1f} | {top1} | {share} |"
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """The command that repeats this run; folders are named, not told."""
+    words = ["python", "tools/bench/fidelity.py", "--data", "DIR", "--models-folder", "FOLDER"]
+    for name in ("models", "rows", "seed", "threads"):
+        if value := getattr(args, name):
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the results, print their tables."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the tools give advice as warnings
+    logger.setLevel(logging.INFO)
+    torch.set_num_threads(args.threads)
+    try:
+        models = [run_model(name, args) for name in chosen(tuple(MODELS), args.models, option="--models")]
+    except P4QEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "models": models,
+        "commit": provenance.git_commit(REPOSITORY),
+        "versions": provenance.versions() | tool_versions(),
+        "machine": provenance.this_machine(),
+        "created": provenance.now(),
+        "command": command(args),
+    }
+    target = args.output / f"fidelity-w8a8-{document['created'][:10]}.json"
+    atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)
+    atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
+    print(markdown(document))
+    logger.info("wrote %s", target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
