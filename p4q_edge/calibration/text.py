@@ -3,9 +3,8 @@
 import torch
 
 from p4q_edge.calibration.calibrate import fix_scales
-from p4q_edge.models import TEXT_BATCH_SIZE, PromptLearner
+from p4q_edge.models import TEXT_BATCH_SIZE, PromptLearner, TextSide
 from p4q_edge.quant import Phase, quant_linears, quant_products, running_in, set_phase
-from p4q_edge.text_side import TextSide
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.models.load import Batches, LoadedModel, load_model, preprocess_spec, to_batch
     from p4q_edge.models.prompts import TEXT_BATCH_SIZE, PromptLearner, fill, initial_context, template_embeddings
+    from p4q_edge.models.text_side import TextSide
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ImageEncoder",
     "LoadedModel",
     "PromptLearner",
+    "TextSide",
     "TextTower",
     "encode_batches",
     "encoder_of",
@@ -86,6 +88,7 @@ if not TYPE_CHECKING:
                 "initial_context",
                 "template_embeddings",
             ),
+            "text_side": ("TextSide",),
             "text_tower": (
                 "TextTower",
                 "encoder_of",

@@ -14,7 +14,7 @@ import open_clip
 import torch
 from torch import nn
 
-from p4q_edge.model_folder import tower_configs
+from p4q_edge.models.model_folder import tower_configs
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from p4q_edge.models.text_side import Prefix, TextSide
 from p4q_edge.models.text_tower import normalized_mean
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.text_side import Prefix, TextSide
 
 Tokenizer = Callable[[list[str]], Tensor]
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from p4q_edge.huggingface_tower import HuggingFaceTower, is_huggingface
+from p4q_edge.models.huggingface_tower import HuggingFaceTower, is_huggingface
+from p4q_edge.models.text_side import Prefix, TextSide
 from p4q_edge.quant import Attention, AttentionProducts, QuantLinear, QuantScheme, attentions, quantize_modules
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.text_side import Prefix, TextSide
 
 
 class TextTower(TextSide):

@@ -23,6 +23,7 @@ from p4q_edge.models import (
     FoldedClassifier,
     LoadedModel,
     PromptLearner,
+    TextSide,
     encode_batches,
     encoder_of,
     initial_context,
@@ -36,7 +37,6 @@ from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.stages.cache import read_tensors, write_tensors
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
-from p4q_edge.text_side import TextSide
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import nn
 from p4q_edge.calibration.text import calibrate_text
 from p4q_edge.data.few_shot import Split
 from p4q_edge.data.image_set import ImageSet
-from p4q_edge.huggingface_tower import HuggingFaceTower
+from p4q_edge.models.huggingface_tower import HuggingFaceTower
 from p4q_edge.models.load import LoadedModel, load_model
 from p4q_edge.models.prompts import PromptLearner, initial_context, template_embeddings
 from p4q_edge.models.text_tower import encoder_of, make_text_side

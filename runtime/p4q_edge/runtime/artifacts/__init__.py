@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts.bundle import (
         GOLDEN,
         GRAPH_FP32,
-        LEAST_MAC_SHARE,
         REFERENCE,
         SUFFIX,
         WEIGHTS,
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
         Manifest,
         ModelInfo,
         read_bundle,
-        small_share,
     )
     from p4q_edge.runtime.artifacts.card import (
         Card,
@@ -42,7 +40,13 @@ if TYPE_CHECKING:
         require_fit,
         stored_heads,
     )
-    from p4q_edge.runtime.artifacts.precision import Precision, quantized_parts, width_label
+    from p4q_edge.runtime.artifacts.precision import (
+        LEAST_MAC_SHARE,
+        Precision,
+        quantized_parts,
+        small_share,
+        width_label,
+    )
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest
 
 __all__ = [
@@ -96,14 +100,12 @@ if not TYPE_CHECKING:
                 "Bundle",
                 "GOLDEN",
                 "GRAPH_FP32",
-                "LEAST_MAC_SHARE",
                 "Manifest",
                 "ModelInfo",
                 "REFERENCE",
                 "SUFFIX",
                 "WEIGHTS",
                 "read_bundle",
-                "small_share",
             ),
             "card": (
                 "Card",
@@ -135,8 +137,10 @@ if not TYPE_CHECKING:
                 "stored_heads",
             ),
             "precision": (
+                "LEAST_MAC_SHARE",
                 "Precision",
                 "quantized_parts",
+                "small_share",
                 "width_label",
             ),
             "recorded_results": (

@@ -68,10 +68,6 @@ _ZIP_ERRORS = (
 )
 
 
-LEAST_MAC_SHARE = 0.5
-"""A model with less of its multiply-accumulates quantized is not called by its bit widths alone."""
-
-
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and SHA-256 digest of one member of a bundle."""
 
@@ -95,13 +91,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     family: str
     license: str
     weights_sha256: str
-
-
-def small_share(mac_share: float | None) -> str:
-    """Return ` in 0.1 % of multiply-accumulates` where it is less than `LEAST_MAC_SHARE`, else nothing."""
-    if mac_share is None or mac_share >= LEAST_MAC_SHARE:
-        return ""
-    return f" in {100 * mac_share:.1f} % of multiply-accumulates"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

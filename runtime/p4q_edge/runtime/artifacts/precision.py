@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-# CROSS
-from p4q_edge.runtime.artifacts.bundle import small_share
+LEAST_MAC_SHARE = 0.5
+"""A model with less of its multiply-accumulates quantized is not called by its bit widths alone."""
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,3 +56,10 @@ def quantized_parts(linears: int, attentions: int, mac_share: float | None = Non
     products = f" and the products of {attentions} attentions" if attentions else ""
     share = "" if mac_share is None else f" ({100 * mac_share:.1f} % of multiply-accumulates)"
     return f"{linears} linears{products}{share}"
+
+
+def small_share(mac_share: float | None) -> str:
+    """Return ` in 0.1 % of multiply-accumulates` where it is less than `LEAST_MAC_SHARE`, else nothing."""
+    if mac_share is None or mac_share >= LEAST_MAC_SHARE:
+        return ""
+    return f" in {100 * mac_share:.1f} % of multiply-accumulates"

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from p4q_edge.models.text_side import TextSide
 from p4q_edge.quant import QuantScheme, quantize_modules
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.text_side import TextSide
 
 PARTS = ("transformer", "pooler", "proj", "config")
 """What open_clip's adapter of such a tower is made of."""
