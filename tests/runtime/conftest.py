@@ -1,9 +1,12 @@
-"""The tiny bundle of tools/make_golden_models.py, engines built from it, and damaged copies of both."""
+"""The tiny bundle of tools/make_golden_models.py, engines made of it, doubles of CUDA and TensorRT."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,7 +18,12 @@ from p4q_edge.runtime.artifacts.card import card_path, read_card, write_card
 from p4q_edge.runtime.builders.build import build_engine
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.engines.onnxruntime.engine import optimized_path
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.storage.files import sha256_file
+
+from doubles.cuda import RecordingCuda
+from doubles.tensorrt import CLASSES_BEHIND, CLASSES_OF_MODULE, SURFACE, TensorRTDouble, compute, make_module
+from doubles.tensorrt_api import SIDE, IConstantLayer, IDequantizeLayer, ILayer, ITensor
 
 TINY = Path(__file__).parent / "data" / "tiny.p4q"
 
@@ -102,3 +110,86 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, captured.out, captured.err
 
     return command
+
+
+@pytest.fixture
+def cuda() -> RecordingCuda:
+    """A Jetson Orin."""
+    return RecordingCuda()
+
+
+@pytest.fixture
+def desktop() -> RecordingCuda:
+    """A desktop GPU."""
+    return RecordingCuda(name="NVIDIA RTX A2000", compute_capability="8.6", integrated=False)
+
+
+@pytest.fixture(params=["10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106"])
+def double(request: pytest.FixtureRequest, cuda: RecordingCuda) -> TensorRTDouble:
+    """TensorRT, every supported version in turn."""
+    return TensorRTDouble(request.param, cuda)
+
+
+@pytest.fixture
+def double_of(cuda: RecordingCuda) -> Callable[[str], TensorRTDouble]:
+    """TensorRT of a version that the test chooses."""
+    return lambda version: TensorRTDouble(version, cuda)
+
+
+@pytest.fixture
+def doubles() -> Any:
+    """The classes of the double and helpers, for tests that build networks of it."""
+    return SimpleNamespace(
+        compute=compute,
+        ILayer=ILayer,
+        ITensor=ITensor,
+        IConstantLayer=IConstantLayer,
+        IDequantizeLayer=IDequantizeLayer,
+        classes=(*CLASSES_OF_MODULE, *CLASSES_BEHIND),
+        surface=json.loads(SURFACE.read_text(encoding="utf-8")),
+        make_module=make_module,
+        RecordingCuda=RecordingCuda,
+    )
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """(9, 3, SIDE, SIDE) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (9, 3, SIDE, SIDE), dtype=np.uint8)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> TensorRTDouble:
+    """Install the doubles where the runtime looks for CUDA and TensorRT."""
+    _install(monkeypatch, double)
+    return double
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[TensorRTDouble], None]:
+    """Install a double that the test made."""
+    return lambda double: _install(monkeypatch, double)
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> None:
+    def open_cuda(backend: str = "auto", *, device: int = 0) -> RecordingCuda:
+        double.calls.append("open_cuda")
+        return double.cuda
+
+    for module in ("engines.tensorrt.engine", "builders.tensorrt.builder", "builders.tensorrt.worker"):
+        monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_cuda)
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", double.trt)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Any]:
+    """A real GPU through cuda.bindings; tests with it are skipped, and counted, where there is none."""
+    pytest.importorskip("cuda.bindings.runtime", reason="no GPU: cuda-bindings is not installed")
+    from p4q_edge.runtime.engines.cuda.bindings import CudaBindings
+
+    try:
+        backend = CudaBindings(0)
+    except EnvironmentNotAbleError as error:
+        pytest.skip(f"no GPU: {error}")
+    with backend.current():
+        yield backend

@@ -6,6 +6,7 @@ Nothing of them is kept in the repository. Where a wheel cannot be had the tests
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -225,9 +226,9 @@ def run_python(program: str, *arguments: str, path: Path, environment: Sequence[
 
 
 @pytest.fixture(scope="session")
-def doubles(repository: Path) -> ModuleType:
+def doubles() -> ModuleType:
     """The doubles that the runtime's tests use."""
-    return _module("tensorrt_doubles", repository / "tests" / "runtime" / "tensorrt_engine" / "conftest.py")
+    return importlib.import_module("doubles.tensorrt")
 
 
 def _module(name: str, source: Path) -> ModuleType:

@@ -17,7 +17,7 @@ import torch
 from p4q_edge.quant.linear import quant_linears
 from p4q_edge.runtime.errors import InputError
 
-BENCH = Path(__file__).parents[2] / "tools" / "bench"
+BENCH = Path(__file__).parents[3] / "tools" / "bench"
 MODULES = ("accuracy", "accuracy_rows", "accuracy_table", "accuracy_tools")
 COLOURS = {"orange": (240, 140, 30), "sea": (60, 120, 190), "forest": (30, 90, 40)}
 RUN = ("--sets", "cifar100", "--shots", "4", "--seeds", "0,1", "--widths", "W8A8", "--epochs", "1")

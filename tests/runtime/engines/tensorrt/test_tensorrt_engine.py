@@ -19,6 +19,9 @@ from p4q_edge.runtime.engines.tensorrt.session import SessionPool
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.storage.files import sha256_bytes
 
+from doubles.cuda import RecordingCuda
+from doubles.tensorrt import TensorRTDouble, compute
+
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
@@ -115,28 +118,15 @@ def test_results_are_right_for_every_batch_also_beyond_the_largest(
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_any_sequence_of_batches_gives_what_each_gives_alone(batches: list[int]) -> None:
-    doubles = _doubles()
-    cuda = doubles.RecordingCuda()
-    double = doubles.TensorRTDouble("11.4.0.106", cuda)
+    cuda = RecordingCuda()
+    double = TensorRTDouble("11.4.0.106", cuda)
     loaded = TensorRTEngine.from_plan(double.trt, cuda, b"plan", name="plan")
     generator = np.random.default_rng(1)
     for batch in batches:
         image = generator.integers(0, 256, (batch, 3, 4, 4), dtype=np.uint8)
-        np.testing.assert_array_equal(loaded.run(image)["features"], doubles.compute(image)["features"])
+        np.testing.assert_array_equal(loaded.run(image)["features"], compute(image)["features"])
     loaded.close()
     assert cuda.leaks == {}
-
-
-def _doubles() -> Any:
-    """The conftest's module: hypothesis cannot use function fixtures."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("tensorrt_doubles", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_results_are_copies(engine: Any, images: np.ndarray) -> None:

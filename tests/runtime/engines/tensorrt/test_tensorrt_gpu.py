@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of the tiny bundle, built once by the command."""
     pytest.importorskip("tensorrt", reason="a GPU, but no TensorRT")
-    bundle = Path(__file__).parents[1] / "data" / "tiny.p4q"
+    bundle = Path(__file__).parents[2] / "data" / "tiny.p4q"
     path = tmp_path_factory.mktemp("plan") / "out.plan"
     assert main(["build", str(bundle), "--engine", str(path), "--max-batch", "4"]) == 0
     return path

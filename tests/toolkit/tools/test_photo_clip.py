@@ -17,7 +17,7 @@ from PIL import Image
 
 from p4q_edge.runtime.errors import InputError, UsageError
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = Path(__file__).parents[3] / "tools"
 CLASSES = {"n01443537": (220, 40, 40), "n02123045": (40, 220, 40), "n04366367": (40, 40, 220)}
 NAMES = {
     "n01443537": "goldfish, Carassius auratus",

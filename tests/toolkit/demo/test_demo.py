@@ -28,7 +28,7 @@ GAP_TOP1 = (50.0, 72.0)  # below, the demo has nothing to adapt; above, there is
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    path = Path(__file__).parents[2] / "tools" / "train_demo_clip.py"
+    path = Path(__file__).parents[3] / "tools" / "train_demo_clip.py"
     spec = importlib.util.spec_from_file_location("train_demo_clip", path)
     assert spec is not None
     assert spec.loader is not None

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[4]
 
 
 def test_the_page_is_what_the_tool_writes() -> None:
