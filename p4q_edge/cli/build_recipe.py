@@ -1,7 +1,6 @@
 """`p4q-edge build` without a bundle: run the stages of a recipe, then build the engine."""
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -9,13 +8,12 @@ import msgspec
 
 from p4q_edge.cli.common import choose_recipe, epoch_progress
 from p4q_edge.recipe import Recipe, to_toml
-from p4q_edge.runtime.artifacts import card_path, read_card
-from p4q_edge.runtime.builders import BuildOptions, build_engine, recorded_options
+from p4q_edge.runtime.artifacts import card_path
+from p4q_edge.runtime.builders import build_unless_current
 from p4q_edge.runtime.cli import Command, write_result
 from p4q_edge.runtime.cli.commands import build_options
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
-from p4q_edge.runtime.storage import atomic_write, sha256_bytes, sha256_file
-from p4q_edge.stages import CODE_VERSION, Learned, RunFiles, export_bundle, learn_stage, open_source, prepare
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.stages import Learned, RunFiles, export_unless_current, learn_stage, open_source, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -28,46 +26,6 @@ def run_stages(recipe: Recipe, folder: Path, *, quiet: bool) -> Learned:
         return learn_stage(prepared, files, progress=progress)
 
 
-def bundle_is_current(learned: Learned, bundle: Path, folder: Path) -> bool:
-    """Whether the bundle was exported from exactly this and not changed since."""
-    record = folder / "bundle.json"
-    if not bundle.is_file() or not record.is_file():
-        return False
-    expected = json.loads(record.read_text(encoding="utf-8"))
-    return bool(expected == {"key": _bundle_key(learned), "sha256": sha256_file(bundle)})
-
-
-def export_if_needed(learned: Learned, bundle: Path, folder: Path, *, force: bool) -> None:
-    """Stage `export`, skipped when the bundle is current.
-
-    Raises:
-        UsageError: another bundle is there and `force` is false.
-    """
-    if bundle_is_current(learned, bundle, folder) and not force:
-        logger.info("export: unchanged, %s", bundle)
-        return
-    written = export_bundle(learned, bundle, force=force)
-    record = {"key": _bundle_key(learned), "sha256": written.sha256()}
-    atomic_write(folder / "bundle.json", json.dumps(record).encode(), force=True)
-
-
-def engine_is_current(engine: Path, bundle: Path, options: BuildOptions) -> bool:
-    """Whether the engine was built from exactly this bundle with these options and not changed since."""
-    if not engine.is_file() or not card_path(engine).is_file():
-        return False
-    try:
-        card = read_card(engine)
-    except P4QEdgeError:
-        return False
-    same_options = recorded_options(options, card.backend).items() <= card.options.items()
-    return same_options and card.bundle_sha256 == sha256_file(bundle) and card.engine_sha256 == sha256_file(engine)
-
-
-def _bundle_key(learned: Learned) -> str:
-    document = [CODE_VERSION, learned.key, to_toml(learned.prepared.source.recipe)]
-    return sha256_bytes(json.dumps(document).encode())
-
-
 def _run(args: argparse.Namespace) -> int:
     recipe = choose_recipe(args)
     if getattr(args, "print_config", False):
@@ -77,13 +35,9 @@ def _run(args: argparse.Namespace) -> int:
     if bundle == args.engine:
         raise UsageError(f"--engine {args.engine} names a bundle; end it in .onnx (CPU) or .plan (TensorRT)")
     learned = run_stages(recipe, folder, quiet=args.quiet)
-    export_if_needed(learned, bundle, folder, force=args.force)
+    export_unless_current(learned, bundle, folder, force=args.force)
     options = build_options(args)
-    if engine_is_current(args.engine, bundle, options) and not args.force:
-        logger.info("build: unchanged, %s", args.engine)
-        card = read_card(args.engine)
-    else:
-        card = build_engine(bundle, args.engine, backend=args.backend, force=args.force, options=options)
+    card = build_unless_current(bundle, args.engine, backend=args.backend, force=args.force, options=options)
     document = {
         "engine": str(args.engine),
         "card": str(card_path(args.engine)),

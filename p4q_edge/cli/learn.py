@@ -16,8 +16,8 @@ from p4q_edge.runtime.artifacts import quantized_parts
 from p4q_edge.runtime.cli import Command, write_result
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Baseline, baseline, baseline_table
-from p4q_edge.runtime.storage import atomic_write
-from p4q_edge.stages import CODE_VERSION, RunFiles, open_source, prepare
+from p4q_edge.runtime.storage import atomic_write, is_unchanged, write_record
+from p4q_edge.stages import RunFiles, open_source, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +90,12 @@ def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
         "quantization": ablate.quantization_variants(),
     }[args.ablate]
     target = args.output / (BASELINES if methods else f"{args.ablate}.json")
-    record = args.output / f"{target.stem}.key"
-    key = msgspec.json.encode([recipe, seeds, CODE_VERSION])
-    if target.is_file() and record.is_file() and record.read_bytes() == key and not args.force:
+    scored: ablate.Scored = "tested" if methods else "cross_validated"
+    record, key = target.with_suffix(".record.json"), ablate.ablation_key(recipe, seeds, variants, scored)
+    if is_unchanged(record, key, [target]) and not args.force:
         logger.info("ablate: unchanged, %s", target)
         rows = list(msgspec.json.decode(target.read_bytes(), type=tuple[Baseline, ...]))
     else:
-        scored: ablate.Scored = "tested" if methods else "cross_validated"
         results = ablate.ablate(recipe, seeds, variants, scored, progress=logger.info)
         scheme = recipe.quantization.scheme()
         execution = scheme.execution if recipe.method == "p4q" else "simulated"
@@ -104,7 +103,7 @@ def _ablate(args: argparse.Namespace, recipe: Recipe) -> int:
         rows = [baseline(name, shares, n=n, precision=widths[name]) for name, (shares, n) in results.items()]
         atomic_write(target, msgspec.json.format(msgspec.json.encode(rows)), force=True)
         atomic_write(target.with_suffix(".md"), baseline_table(rows).encode(), force=True)
-        atomic_write(record, key, force=True)
+        write_record(record, key, [target])
     write_result(
         args,
         document={"rows": msgspec.to_builtins(rows), "seeds": seeds, "path": str(target)},

@@ -6,7 +6,7 @@ that levers are chosen without a look at the test images; `tested` does both on 
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from p4q_edge.baselines import as_released
 from p4q_edge.calibration import calibrate_encoder, calibrate_text
-from p4q_edge.data import pixels
+from p4q_edge.data import pixels, read_split
 from p4q_edge.learning import CachedFeatures, LearningRun, Student, learn
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
+from p4q_edge.runtime.storage import StageCode
 from p4q_edge.stages import Source, augmented_views, image_features, new_student, open_source, teacher_embeddings
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 FOLDS = 4
 
 Scored = Literal["tested", "cross_validated"]
+
+ABLATE = StageCode(modules=("p4q_edge.evaluation.ablation",), rooms=("p4q_edge.stages", "p4q_edge.baselines"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +334,18 @@ def ablate(
                 results[variant.name] = ([*results[variant.name][0], share], len(correct))
                 progress(f"seed {seed}, {variant.name}: {100 * share:.2f} %")
     return results
+
+
+def ablation_key(recipe: Recipe, seeds: Sequence[int], variants: Sequence[Variant], scored: Scored) -> str:
+    """Return the key of an ablation: of the model, the images of every seed, the recipe, the variants and the code."""
+    images = []
+    for seed in seeds:
+        split = read_split(recipe.data, seed=seed)
+        sets = (split.train, split.test) if scored == "tested" else (split.train,)
+        images.append([[one.digests(), one.labels.tolist(), one.class_names] for one in sets])
+    source = open_source(recipe)
+    inputs = [images, source.templates, source.class_prompts, [asdict(variant) for variant in variants], seeds, scored]
+    return source.key(ABLATE, recipe=recipe, inputs=inputs)
 
 
 def _by_encoder(recipe: Recipe, variants: Sequence[Variant]) -> list[tuple[QuantizationSection | None, list[Variant]]]:

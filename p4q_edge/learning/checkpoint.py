@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.learning.tensor_file import read_tensors, write_tensors
 
 SECONDS_BETWEEN_SAVES = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The state after a whole epoch, to be written."""
+
+    key: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
 
 @dataclass(kw_only=True)
@@ -24,7 +30,7 @@ class Checkpoint:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     saved_at: float = 0.0
-    pending: bytes | None = None
+    pending: Snapshot | None = None
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Parameters with a gradient, by name."""
@@ -42,8 +48,8 @@ def save_checkpoint(path: Path, state: Checkpoint, *, key: str, epoch: int, fina
         tensors[f"weight.{name}"] = parameter.detach().clone()
         for moment, value in state.optimizer.state[parameter].items():
             tensors[f"{moment}.{name}"] = value.detach().clone()
-    metadata = {"key": key, "epoch": str(epoch), "rates": json.dumps(state.schedule.get_last_lr())}
-    state.pending = save(tensors, metadata)
+    metadata = {"epoch": str(epoch), "rates": json.dumps(state.schedule.get_last_lr())}
+    state.pending = Snapshot(key=key, tensors=tensors, metadata=metadata)
     if final or time.monotonic() - state.saved_at >= SECONDS_BETWEEN_SAVES:
         flush_checkpoint(path, state)
 
@@ -51,7 +57,7 @@ def save_checkpoint(path: Path, state: Checkpoint, *, key: str, epoch: int, fina
 def flush_checkpoint(path: Path, state: Checkpoint) -> None:
     """Write the snapshot that is pending, if any."""
     if state.pending is not None:
-        atomic_write(path, state.pending, force=True)
+        write_tensors(path, state.pending.tensors, key=state.pending.key, metadata=state.pending.metadata)
         state.pending, state.saved_at = None, time.monotonic()
 
 
@@ -62,18 +68,12 @@ def load_checkpoint(path: Path, state: Checkpoint, *, key: str) -> int:
         The number of epochs done; 0 when there is no checkpoint, or one of another run.
 
     Raises:
-        CorruptArtifactError: the file cannot be read.
+        CorruptArtifactError: the file cannot be read, or its contents are not what was written.
     """
-    if not path.is_file():
+    stored = read_tensors(path, key=key)
+    if stored is None:
         return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise CorruptArtifactError(f"checkpoint {path} cannot be read ({error}); delete it to start again") from error
+    tensors, metadata = stored
     for name, parameter in state.learned().items():
         parameter.data.copy_(tensors[f"weight.{name}"])
         state.optimizer.state[parameter] = {

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.stages.cache import read_metadata, read_tensors, write_tensors
-    from p4q_edge.stages.export import export_bundle
+    from p4q_edge.stages.export import bundle_key, export_bundle, export_unless_current
     from p4q_edge.stages.pipeline import (
         BATCH_SIZE,
-        CODE_VERSION,
         Learned,
         RunFiles,
         Source,
@@ -28,38 +26,30 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_SIZE",
-    "CODE_VERSION",
     "Learned",
     "RunFiles",
     "Source",
     "augmented_views",
+    "bundle_key",
     "cache_features",
     "export_bundle",
+    "export_unless_current",
     "hand_written_embeddings",
     "image_features",
     "learn_stage",
     "new_student",
     "open_source",
     "prepare",
-    "read_metadata",
-    "read_tensors",
     "teacher_embeddings",
-    "write_tensors",
 ]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "cache": (
-                "read_metadata",
-                "read_tensors",
-                "write_tensors",
-            ),
-            "export": ("export_bundle",),
+            "export": ("bundle_key", "export_bundle", "export_unless_current"),
             "pipeline": (
                 "BATCH_SIZE",
-                "CODE_VERSION",
                 "Learned",
                 "RunFiles",
                 "Source",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from p4q_edge.calibration import CalibratedEncoder, add_products
+from p4q_edge.learning import read_tensors, write_tensors
 from p4q_edge.models import (
     ImageEncoder,
     LoadedModel,
@@ -18,7 +19,6 @@ from p4q_edge.quant import (
     quantize_modules,
     set_phase,
 )
-from p4q_edge.stages.cache import read_metadata, read_tensors, write_tensors
 
 _FACTS = ("kept_float", "folded", "cross_attention", "attention_owners", "products", "images")
 
@@ -31,10 +31,11 @@ def save_encoder(calibrated: CalibratedEncoder, path: Path, *, key: str) -> None
 
 def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key: str) -> CalibratedEncoder | None:
     """A calibrated encoder from its file, or None when there is none that was made from the same things."""
-    tensors = read_tensors(path, key=key)
-    if tensors is None:
+    stored = read_tensors(path, key=key)
+    if stored is None:
         return None
-    facts = json.loads(read_metadata(path)["calibration"])
+    tensors, metadata = stored
+    facts = json.loads(metadata["calibration"])
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     quantize_modules(
         encoder,

@@ -13,16 +13,44 @@ from p4q_edge.data import pixels
 from p4q_edge.graph import export_classifier
 from p4q_edge.models import Adapter, FoldedClassifier, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_linears, quant_products
+from p4q_edge.recipe import to_toml
 from p4q_edge.runtime.artifacts import Bundle, Golden, Manifest, Precision
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
-from p4q_edge.runtime.storage import encode_json
+from p4q_edge.runtime.storage import LIBRARIES, StageCode, encode_json, is_unchanged, stage_key, write_record
 from p4q_edge.stages.pipeline import Learned
-from p4q_edge.stages.record_results import median_losses, record_reference, validation_images
+from p4q_edge.stages.record_results import median_losses, record_reference, recorded_images, validation_images
 
 logger = logging.getLogger(__name__)
 
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
+EXPORT = StageCode(
+    modules=tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "export", "record_results")),
+    rooms=("p4q_edge.data", "p4q_edge.graph", "p4q_edge.models"),
+    libraries=(*LIBRARIES, "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
+)
+
+
+def bundle_key(learned: Learned) -> str:
+    """Return the key of the bundle of what was learned."""
+    source = learned.prepared.source
+    recorded = recorded_images(source)
+    images = [recorded.digests(), recorded.labels.tolist(), len(source.split.test)]
+    return stage_key(EXPORT, inputs=[learned.key, images], recipe=to_toml(source.recipe))
+
+
+def export_unless_current(learned: Learned, path: Path, folder: Path, *, force: bool = False) -> None:
+    """Stage `export`, skipped where the bundle was exported from exactly this and not changed since.
+
+    Raises:
+        UsageError: another bundle is there and `force` is false.
+    """
+    record, key = folder / "bundle.json", bundle_key(learned)
+    if is_unchanged(record, key, [path]) and not force:
+        logger.info("export: unchanged, %s", path)
+        return
+    export_bundle(learned, path, force=force)
+    write_record(record, key, [path])
 
 
 def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundle:

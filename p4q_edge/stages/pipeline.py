@@ -4,8 +4,6 @@ A run folder holds the resolved recipe, the calibrated encoder with its cached f
 what was learned. Each file carries the digest of everything that made it.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +15,15 @@ from torch import Tensor, nn
 
 from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder, calibrate_text
 from p4q_edge.data import Split, augment, pixels, read_class_prompts, read_split, read_words
-from p4q_edge.learning import CachedFeatures, LearningRun, Student, learn, make_student
+from p4q_edge.learning import (
+    CachedFeatures,
+    LearningRun,
+    Student,
+    learn,
+    make_student,
+    read_tensors,
+    write_tensors,
+)
 from p4q_edge.models import (
     Batches,
     FoldedClassifier,
@@ -34,14 +40,14 @@ from p4q_edge.models import (
 from p4q_edge.recipe import Recipe, to_toml
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import PreprocessSpec
-from p4q_edge.runtime.storage import atomic_write
-from p4q_edge.stages.cache import read_tensors, write_tensors
+from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = "1"
-"""Raised with any change of meaning of a stage's files, so that older ones are made again."""
+_MODULES = ("p4q_edge.stages.pipeline", "p4q_edge.stages.encoder_file")
+CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.calibration"))
+LEARN = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.calibration", "p4q_edge.learning"))
 
 BATCH_SIZE = 64
 
@@ -88,11 +94,11 @@ class Source:
     def class_names(self) -> tuple[str, ...]:
         return self.split.train.class_names
 
-    def key(self, *parts: object) -> str:
-        """Digest of the model, the images learned from and any further parts."""
-        content = [CODE_VERSION, self.model.info.weights_sha256, msgspec.to_builtins(self.model.preprocess)]
-        content += [self.train_digests, self.split.train.labels.tolist(), self.recipe.seed, *parts]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def key(self, code: StageCode, *, recipe: object, inputs: object = None) -> str:
+        """Return the key of a stage, whose inputs are the model, the images learned from and any further ones."""
+        model = [self.model.info, self.model.preprocess, self.recipe.model.quick_gelu]
+        images = [self.train_digests, self.split.train.labels.tolist(), self.recipe.seed]
+        return stage_key(code, inputs=[model, images, inputs], recipe=recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +165,12 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     section, learn_section = source.recipe.quantization, source.recipe.learn
     scheme = section.scheme()
     atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
-    key = source.key("calibrate", msgspec.to_builtins(section), learn_section.views, learn_section.flip)
+    key = source.key(CALIBRATE, recipe=[section, learn_section.views, learn_section.flip])
     stored = read_tensors(files.features, key=key)
     calibrated = restore_encoder(files.encoder, source.model, scheme, key=key) if stored is not None else None
     if calibrated is not None and stored is not None:
         logger.info("calibrate: unchanged, taken from %s", files.folder)
-        return Prepared(source=source, calibrated=calibrated, features=CachedFeatures(**stored), key=key)
+        return Prepared(source=source, calibrated=calibrated, features=CachedFeatures(**stored[0]), key=key)
     images = pixels(source.split.train, source.model.preprocess)
     logger.info("calibrate: %d images, %s", len(images), scheme.label)
     calibrated = calibrate_encoder(source.model, images, scheme)
@@ -255,14 +261,15 @@ def learn_stage(
     recipe = prepared.source.recipe
     student, tower = new_student(prepared.source)
     words = [prepared.source.class_names, prepared.source.templates, prepared.source.class_prompts]
-    key = prepared.source.key("learn", prepared.key, words, msgspec.to_builtins(recipe.learn))
+    key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, words])
     if tower is not None and recipe.quantization.text:
         calibrate_text(tower, student.prompts)
     stored = read_tensors(files.learned, key=key) if files else None
     if stored is not None:
         logger.info("learn: unchanged, taken from %s", files.learned if files else "")
-        restore_student(student, stored)
-        text = stored["text_embedding"]
+        tensors, _ = stored
+        restore_student(student, tensors)
+        text = tensors["text_embedding"]
     else:
         run = LearningRun(checkpoint=files.checkpoint if files else None, key=key)
         if progress is not None:

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p4q_edge.data import pixels
+from p4q_edge.data import ImageSet, pixels
 from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.runtime.artifacts import RecordedResults, pixel_digest
 from p4q_edge.runtime.images import draw
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
-from p4q_edge.stages.pipeline import Learned
+from p4q_edge.stages.pipeline import Learned, Source
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,14 @@ def validation_images(learned: Learned) -> tuple[Tensor, np.ndarray]:
         uint8 ``(n, 3, H, W)`` and int32 ``(n,)`` labels; n is 0 where the recipe asks for none.
     """
     source = learned.prepared.source
-    wanted, test = source.recipe.export.reference_images, source.split.test
-    chosen = draw(len(test), wanted, seed=source.recipe.seed) if wanted else np.arange(0)
-    part = test.subset(chosen)
+    part = recorded_images(source)
     return pixels(part, source.model.preprocess), part.labels.astype(np.int32)
+
+
+def recorded_images(source: Source) -> ImageSet:
+    """Return the images whose results are recorded; none where the recipe asks for none."""
+    wanted, test = source.recipe.export.reference_images, source.split.test
+    return test.subset(draw(len(test), wanted, seed=source.recipe.seed) if wanted else np.arange(0))
 
 
 @torch.no_grad()

@@ -427,7 +427,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(prepared: Prepared, tmp_path
 def test_a_damaged_checkpoint_says_so(prepared: Prepared, tmp_path: Path) -> None:
     file = tmp_path / "learning.safetensors"
     file.write_bytes(b"no safetensors")
-    with pytest.raises(CorruptArtifactError, match="delete it to start again"):
+    with pytest.raises(CorruptArtifactError, match="delete it and run the command again"):
         _learned_values(prepared, LearningRun(checkpoint=file, key="k"))
 
 

@@ -13,7 +13,7 @@ from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.toml import parse_recipe, to_toml
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.cli.main import main
-from p4q_edge.stages.pipeline import open_source
+from p4q_edge.stages.pipeline import CALIBRATE, open_source
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,7 @@ def test_stages_are_run_again(change: dict[str, object]) -> None:
     source = open_source(demo_recipe())
     section = source.recipe.quantization
     changed = msgspec.structs.replace(section, **change)
-    assert source.key("calibrate", msgspec.to_builtins(section)) != source.key(
-        "calibrate", msgspec.to_builtins(changed)
-    )
+    assert source.key(CALIBRATE, recipe=section) != source.key(CALIBRATE, recipe=changed)
     other = replace(source, recipe=msgspec.structs.replace(source.recipe, quantization=changed))
     assert to_toml(other.recipe) != to_toml(source.recipe)
 

@@ -9,20 +9,34 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.storage.cache import cache_folder
     from p4q_edge.runtime.storage.files import atomic_write, read_bounded, refuse_existing, sha256_bytes, sha256_file
+    from p4q_edge.runtime.storage.unchanged import (
+        LIBRARIES,
+        StageCode,
+        contents_digest,
+        is_unchanged,
+        stage_key,
+        write_record,
+    )
     from p4q_edge.runtime.storage.untrusted import MAX_JSON_BYTES, decode_json, encode_json, load_tensors, save_tensors
 
 __all__ = [
+    "LIBRARIES",
     "MAX_JSON_BYTES",
+    "StageCode",
     "atomic_write",
     "cache_folder",
+    "contents_digest",
     "decode_json",
     "encode_json",
+    "is_unchanged",
     "load_tensors",
     "read_bounded",
     "refuse_existing",
     "save_tensors",
     "sha256_bytes",
     "sha256_file",
+    "stage_key",
+    "write_record",
 ]
 
 if not TYPE_CHECKING:
@@ -43,6 +57,14 @@ if not TYPE_CHECKING:
                 "encode_json",
                 "load_tensors",
                 "save_tensors",
+            ),
+            "unchanged": (
+                "LIBRARIES",
+                "StageCode",
+                "contents_digest",
+                "is_unchanged",
+                "stage_key",
+                "write_record",
             ),
         },
     )
