@@ -15,13 +15,15 @@ PYTEST_ARGS ?=
 # A file of tests stays on one worker, which makes its fixtures once; threads of torch would fight for the same cores.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help demo test check format venv clean
+.PHONY: help demo test check lint coverage format venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    learn, export, build, validate and classify with the built-in demo recipe'
 	@echo 'make test    run the tests'
 	@echo 'make check   ruff, mypy and the tests'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make coverage  the tests with line and branch coverage'
 	@echo 'make format  let ruff format and mend the code'
 	@echo 'make clean   remove build/ and the caches, keep $(VENV)'
 
@@ -45,6 +47,12 @@ test: venv
 
 check: venv
 	OMP_NUM_THREADS=1 VENV=$(VENV) tools/check.sh $(PARALLEL) $(PYTEST_ARGS)
+
+lint: venv
+	VENV=$(VENV) tools/check.sh --lint
+
+coverage: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 format: venv
 	$(BIN)/ruff format .

@@ -36,19 +36,30 @@ Granularity = PerTensor | PerAxis
 
 
 def activation_range(bits: int) -> tuple[int, int]:
-    """Integer range of a `bits`-bit activation: the whole two's complement range, [-128, 127] at 8 bits."""
+    """Return the integer range of a `bits`-bit activation: the whole two's complement range.
+
+    >>> activation_range(8), activation_range(4)
+    ((-128, 127), (-8, 7))
+    """
     _check_bits(bits)
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def weight_range(bits: int) -> tuple[int, int]:
-    """Integer range of a `bits`-bit weight: symmetric, [-127, 127] at 8 bits."""
+    """Return the integer range of a `bits`-bit weight: symmetric.
+
+    >>> weight_range(8), weight_range(4)
+    ((-127, 127), (-7, 7))
+    """
     _check_bits(bits)
     return -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1
 
 
 def representable_scale(scale: Tensor) -> Tensor:
-    """Round a scale to a value that FP16 holds exactly, where FP16 has full precision.
+    """Return the nearest scale that FP16 holds exactly, where FP16 has full precision.
+
+    >>> representable_scale(torch.tensor([0.1, 2.0**-20])).tolist()
+    [0.0999755859375, 9.5367431640625e-07]
 
     Args:
         scale: float32, any shape, non-negative.
@@ -64,7 +75,11 @@ def representable_scale(scale: Tensor) -> Tensor:
 
 
 def scale_for(amax: Tensor, quant_max: int) -> Tensor:
-    """Scale whose integer range just covers [-amax, amax]; same shape as `amax`, float32, positive."""
+    """Return the scale whose integer range just covers [-amax, amax]; same shape as `amax`, float32, positive.
+
+    >>> scale_for(torch.tensor([127.0, 0.0]), 127).tolist()
+    [1.0, 5.960464477539063e-08]
+    """
     return representable_scale(amax / quant_max)
 
 
@@ -73,25 +88,40 @@ def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor
 
     Args:
         x: float, any shape.
-        scale: positive, broadcastable to `x` (see `scale_shape`).
+        scale: positive, broadcastable to `x` (see `broadcast_scale`).
+
+    >>> quantize(torch.tensor([0.5, 1.5, -2.5, 300.0]), torch.tensor(1.0), -128, 127).tolist()
+    [0.0, 2.0, -2.0, 127.0]
     """
     return torch.clamp(torch.round(x / scale), quant_min, quant_max)
 
 
 def floor_and_rest(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The integer at or below ``x / scale``, not clamped, and what is left, in [0, 1)."""
+    """Return the integer at or below ``x / scale``, not clamped, and what is left, in [0, 1).
+
+    >>> [part.item() for part in floor_and_rest(torch.tensor(-1.25), torch.tensor(0.5))]
+    [-3.0, 0.5]
+    """
     position = x / scale
     low = torch.floor(position)
     return low, position - low
 
 
 def dequantize(q: Tensor, scale: Tensor) -> Tensor:
-    """Real values ``q * scale``."""
+    """Return the real values ``q * scale``.
+
+    >>> dequantize(torch.tensor([-3.0, 2.0]), torch.tensor(0.5)).tolist()
+    [-1.5, 1.0]
+    """
     return q * scale
 
 
 def broadcast_scale(scale: Tensor, rank: int, granularity: Granularity) -> Tensor:
-    """View a scale of shape ``()`` or ``(channels,)`` so that it broadcasts to a tensor of `rank` dimensions."""
+    """View a scale of shape ``()`` or ``(channels,)`` so that it broadcasts to a tensor of `rank` dimensions.
+
+    >>> tuple(broadcast_scale(torch.ones(3), 4, PerAxis(1)).shape)
+    (1, 3, 1, 1)
+    """
     if isinstance(granularity, PerTensor):
         return scale
     shape = [1] * rank
@@ -100,7 +130,11 @@ def broadcast_scale(scale: Tensor, rank: int, granularity: Granularity) -> Tenso
 
 
 def amax_of(x: Tensor, granularity: Granularity) -> Tensor:
-    """Largest absolute value of `x`, shape ``()`` or ``(channels,)``."""
+    """Return the largest absolute value of `x`, shape ``()`` or ``(channels,)``.
+
+    >>> amax_of(torch.tensor([[1.0, -4.0], [2.0, 3.0]]), PerAxis(0)).tolist()
+    [4.0, 3.0]
+    """
     if isinstance(granularity, PerTensor):
         return x.abs().amax()
     others = [d for d in range(x.ndim) if d != granularity.axis % x.ndim]

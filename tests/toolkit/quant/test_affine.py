@@ -1,5 +1,7 @@
 """Properties of the one quantization arithmetic."""
 
+import doctest
+
 import hypothesis.strategies as st
 import numpy as np
 import onnx
@@ -147,3 +149,8 @@ def test_scales_are_positive_and_fp16_where_fp16_is_precise(amax: torch.Tensor) 
 def test_widths_that_int8_cannot_carry_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match=f"bits must be between 2 and 8 .* got {bits}"):
         affine.weight_range(bits)
+
+
+def test_the_examples_of_the_docstrings_hold() -> None:
+    result = doctest.testmod(affine)
+    assert (result.failed, result.attempted >= 9) == (0, True)

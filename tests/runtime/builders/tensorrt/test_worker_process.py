@@ -119,15 +119,16 @@ def test_a_child_that_does_not_stop_is_killed(monkeypatch: Any, tmp_path: Path) 
 
 def test_a_real_sigint_in_the_parent_ends_both(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    child = _child(f"open({str(ready)!r}, 'w').close()\nsys.stdin.read()\nsys.exit(130)")
+    child = _child("emit(event='progress', phase='', fraction=0)\nsys.stdin.read()\nsys.exit(130)")
     program = (
+        "import pathlib\n"
         "from p4q_edge.runtime.builders.tensorrt.worker_process import run_worker\n"
-        f"run_worker({{}}, task='INT8 plan', command={child!r})"
+        f"ready = pathlib.Path({str(ready)!r})\n"
+        f"run_worker({{}}, task='INT8 plan', command={child!r}, progress=lambda _: ready.touch())"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if ready.exists():
-            break
+    # The parent writes the file itself, from within the loop that the signal must end.
+    while not ready.exists() and parent.poll() is None:
         time.sleep(0.05)
     parent.send_signal(signal.SIGINT)
     _, said = parent.communicate(timeout=30)
