@@ -58,13 +58,8 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
         tested = train.subset(rest)
         tested = _without_copies(tested, learned)
     else:
-        if len(test.class_names) != len(train.class_names):
-            raise InputError(
-                f"data.test has {len(test.class_names)} classes, data.train has {len(train.class_names)}; "
-                "both need the same class folders"
-            )
+        tested = test.with_classes_of(train, source="data.test")
         _refuse_overlap(learned, test)
-        tested = test.with_class_names(train.class_names)
     if test_limit and len(tested) > test_limit:
         tested = tested.subset(np.sort(np.random.default_rng(seed).permutation(len(tested))[:test_limit]))
     return Split(train=learned, test=tested)

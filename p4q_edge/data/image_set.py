@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import PreprocessSpec, preprocess
+from p4q_edge.runtime.images import PreprocessSpec, match_classes, missing_classes, pair_class_names, preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,8 @@ class ImageSet:
         class_names: in label order.
         open_image: index to decoded PIL image.
         read_bytes: index to the bytes that make two images the same.
+        found_names: what the images' source calls the classes, in label order, where `class_names` are other words
+            for them; else empty.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     open_image: Callable[[int], Image.Image]
     read_bytes: Callable[[int], bytes]
+    found_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,34 +55,37 @@ class ImageSet:
         """SHA-256 of each image's bytes."""
         return [hashlib.sha256(self.read_bytes(i)).hexdigest() for i in range(len(self))]
 
-    def with_class_names(self, class_names: Sequence[str]) -> "ImageSet":
-        """The same images with these classes.
+    def with_class_names(self, class_names: Sequence[str], *, source: str, key: str) -> "ImageSet":
+        """The same images with these classes, of which the own names become the `found_names`.
 
         Names decide where they are the same words in another order. Else they are other words for the classes, in
-        label order.
+        label order; the log shows the pairs.
 
         Raises:
             InputError: the numbers differ, or some names are known and stand elsewhere.
         """
-        if len(class_names) != len(self.class_names):
-            known = set(class_names)
-            missing = next((name for name in self.class_names if name not in known), None)
-            reason = "" if missing is None else f"; {missing!r} is not among the names"
-            raise InputError(
-                f"{len(class_names)} class names were given for {len(self.class_names)} classes "
-                f"({', '.join(self.class_names[:3])}, ...){reason}; give one name for each class, in label order"
-            )
-        place = {name: index for index, name in enumerate(class_names)}
-        if set(place) == set(self.class_names):
-            order = np.asarray([place[name] for name in self.class_names], dtype=np.int64)
-            return replace(self, class_names=tuple(class_names), labels=order[self.labels])
-        for index, name in enumerate(self.class_names):
-            if place.get(name, index) != index:
-                raise InputError(
-                    f"class {name!r} is number {index} of the images and number {place[name]} of the names, and other "
-                    "classes have no name of theirs; name all classes as the images do, or all by other words"
-                )
-        return replace(self, class_names=tuple(class_names))
+        order = np.asarray(pair_class_names(self.class_names, class_names, source=source, key=key), dtype=np.int64)
+        found_names = [""] * len(order)
+        for name, place in zip(self.class_names, order, strict=True):
+            found_names[place] = name
+        return replace(self, class_names=tuple(class_names), found_names=tuple(found_names), labels=order[self.labels])
+
+    def with_classes_of(self, other: "ImageSet", *, source: str) -> "ImageSet":
+        """The same images with the classes of another set, matched by name; classes without images are told of.
+
+        Raises:
+            InputError: a class that the other set does not have.
+        """
+        matched = match_classes(self.class_names, other.class_names, source=source, other_names=other.found_names)
+        missing = missing_classes(matched, other.class_names)
+        if missing:
+            logger.warning("%s has no images of %d classes: %s", source, len(missing), ", ".join(missing))
+        return replace(
+            self,
+            class_names=other.class_names,
+            found_names=other.found_names,
+            labels=np.asarray(matched, dtype=np.int64)[self.labels],
+        )
 
 
 def pixels(images: ImageSet, spec: PreprocessSpec) -> Tensor:

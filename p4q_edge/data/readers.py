@@ -3,7 +3,6 @@
 import difflib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from p4q_edge.data.image_set import ImageSet
 from p4q_edge.data.table_reader import DELIMITERS, from_paths, read_table
 from p4q_edge.recipe import DEMO_DATA, DataSection
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images import SUFFIXES, image_files
+from p4q_edge.runtime.images import labelled_files, same_form
 
 Prompts = Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)]
 
@@ -30,11 +29,10 @@ def read_split(section: DataSection, *, seed: int) -> Split:
     """
     train = read_images(section.train, key="data.train")
     names = read_words(section.class_names, key="data.class_names")
+    if names:
+        train = train.with_class_names(names, source=section.train, key="data.class_names")
     test = read_images(section.test, key="data.test") if section.test else None
-    split = make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
-    if not names:
-        return split
-    return replace(split, train=split.train.with_class_names(names), test=split.test.with_class_names(names))
+    return make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
 
 
 def read_images(source: str, *, key: str = "--data") -> ImageSet:
@@ -101,6 +99,7 @@ def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, 
         document = msgspec.json.decode(_read_text(Path(path), key=key), type=dict[str, Prompts])
     except msgspec.DecodeError as error:
         raise InputError(f'{key}: {path} is not of the form {{"class name": ["prompt", ...]}}: {error}') from error
+    document = {same_form(name): prompts for name, prompts in document.items()}
     unknown = next((name for name in document if class_names and name not in class_names), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, class_names, n=1, cutoff=0.0)
@@ -135,18 +134,10 @@ def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
 
 
 def _read_folder(root: Path) -> ImageSet:
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    if not folders:
-        raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = image_files(folder)
-        if not found:
-            raise InputError(f"class folder {folder} has no images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
-        paths += found
-        labels += [label] * len(found)
-    return from_paths(paths, labels, [folder.name for folder in folders], root)
+    found = list(labelled_files(root))
+    paths = [path for _, files in found for path in files]
+    labels = [label for label, (_, files) in enumerate(found) for _ in files]
+    return from_paths(paths, labels, [same_form(folder.name) for folder, _ in found], root)
 
 
 def _read_demo() -> ImageSet:

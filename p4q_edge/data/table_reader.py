@@ -8,7 +8,7 @@ import numpy as np
 
 from p4q_edge.data.image_set import ImageSet
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import load_image
+from p4q_edge.runtime.images import in_label_order, load_image, same_form
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNS = ("path", "label")
@@ -47,8 +47,8 @@ def read_table(path: Path) -> ImageSet:
         if not file.is_file():
             raise InputError(f"{path}, line {line}: {file} does not exist; paths are relative to the table's folder")
         lines[file] = line
-        words.append(named[1])
-    class_names = sorted(set(words))
+        words.append(same_form(named[1]))
+    class_names = in_label_order(words)
     place = {name: index for index, name in enumerate(class_names)}
     return from_paths(list(lines), [place[word] for word in words], class_names, path.parent)
 

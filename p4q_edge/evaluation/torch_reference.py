@@ -27,6 +27,7 @@ from p4q_edge.runtime.evaluation import (
     Reference,
     Renderer,
     Request,
+    found_names,
     learned_digests,
     validate,
 )
@@ -93,17 +94,18 @@ def open_torch_reference(request: Request, card: Card) -> TorchReference | None:
 
 def reference_of(request: Request, card: Card, found: TorchReference | None) -> Reference:
     """Return the PyTorch stages and the images for a validation."""
-    learned_from = learned_digests(_bundle_of(request))
+    bundle = _bundle_of(request)
+    learned_from, known = learned_digests(bundle), found_names(bundle)
     images = None
     if found is None:
         if request.data is not None:
-            images = labelled(read_images(request.data), card, learned_from=learned_from, source=request.data)
+            images = _data_of(request.data, card, learned_from, known)
         missing = f"PyTorch itself: no run folder {request.engine.with_suffix('.run')}"
         return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
     source = found.learned.prepared.source
     learned_from |= frozenset(source.train_digests)
     if request.data is not None:
-        images = labelled(read_images(request.data), card, learned_from=learned_from, source=request.data)
+        images = _data_of(request.data, card, learned_from, known or source.split.train.found_names)
     else:
         name = source.recipe.data.test or source.recipe.data.train
         images = labelled(source.split.test, card, learned_from=learned_from, source=f"{name}, not learned from")
@@ -141,13 +143,20 @@ def compare_linears(bundle: bundles.Bundle | None, classifier: FoldedClassifier)
     return (GateResult(name=name, passed=not differing, value=len(differing), limit=0, unit="linears"),)
 
 
-def labelled(images: ImageSet, card: Card, *, learned_from: frozenset[str], source: str) -> LabelledImages:
+def _data_of(data: str, card: Card, learned_from: frozenset[str], other_names: tuple[str, ...]) -> LabelledImages:
+    images = read_images(data)
+    return labelled(images, card, learned_from=learned_from, source=data, other_names=other_names)
+
+
+def labelled(
+    images: ImageSet, card: Card, *, learned_from: frozenset[str], source: str, other_names: tuple[str, ...] = ()
+) -> LabelledImages:
     """Return the images of a data set that the model was not learned from, as the engine takes them.
 
     Raises:
         InputError: none is left, or the classes do not fit.
     """
-    to_class = np.asarray(match_classes(images.class_names, card.class_names, source=source))
+    to_class = np.asarray(match_classes(images.class_names, card.class_names, source=source, other_names=other_names))
     digests = images.digests()
     kept = [index for index, digest in enumerate(digests) if digest not in learned_from]
     if not kept:

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
         tokens_read,
     )
     from p4q_edge.models.load import Batches, LoadedModel, load_model, preprocess_spec, to_batch
-    from p4q_edge.models.prompts import TEXT_BATCH_SIZE, PromptLearner, fill, initial_context, template_embeddings
+    from p4q_edge.models.prompts import (
+        TEXT_BATCH_SIZE,
+        PromptLearner,
+        class_prompts_of,
+        fill,
+        initial_context,
+        template_embeddings,
+    )
     from p4q_edge.models.text_side import TextSide
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
@@ -35,6 +42,7 @@ __all__ = [
     "PromptLearner",
     "TextSide",
     "TextTower",
+    "class_prompts_of",
     "encode_batches",
     "encoder_of",
     "fill",
@@ -84,6 +92,7 @@ if not TYPE_CHECKING:
             "prompts": (
                 "PromptLearner",
                 "TEXT_BATCH_SIZE",
+                "class_prompts_of",
                 "fill",
                 "initial_context",
                 "template_embeddings",

@@ -23,15 +23,40 @@ SHARED_PREFIX_CLASSES = 4
 """With fewer classes than this the shared prefix saves nothing."""
 
 
+def spoken(class_name: str) -> str:
+    """A class name as words: "_" and "-", which folders have for spaces, become spaces; the label keeps them."""
+    words = " ".join(class_name.replace("_", " ").replace("-", " ").split())
+    return words or class_name
+
+
 def fill(template: str, class_name: str) -> str:
-    """Put a class name into a template; ``{}`` marks its place.
+    """Put a class name, as words, into a template; ``{}`` marks its place.
 
     Raises:
         UsageError: the template has no ``{}``.
     """
     if "{}" not in template:
         raise UsageError(f"template {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'")
-    return template.replace("{}", class_name)
+    return template.replace("{}", spoken(class_name))
+
+
+def class_prompts_of(
+    class_names: Sequence[str],
+    *,
+    templates: Sequence[str],
+    class_prompts: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """The hand-written prompts of each class: its own (as in CuPL), or the templates with its name.
+
+    Raises:
+        UsageError: a class has no prompt, or a template no place for its name.
+    """
+    own = class_prompts or {}
+    prompts = {name: tuple(own.get(name, ())) or tuple(fill(t, name) for t in templates) for name in class_names}
+    bare = next((name for name, of_class in prompts.items() if not of_class), None)
+    if bare is not None:
+        raise UsageError(f"class {bare!r} has no prompt; set data.templates, e.g. ['a photo of a {{}}.']")
+    return prompts
 
 
 @torch.no_grad()
@@ -56,13 +81,10 @@ def template_embeddings(
 
     Source: CLIP, arXiv:2103.00020, section 3.1.4.
     """
-    prompts = [list((class_prompts or {}).get(name, ())) or [fill(t, name) for t in templates] for name in class_names]
-    bare = next((name for name, of_class in zip(class_names, prompts, strict=True) if not of_class), None)
-    if bare is not None:
-        raise UsageError(f"class {bare!r} has no prompt; set data.templates, e.g. ['a photo of a {{}}.']")
-    tokens = tokenizer([prompt for of_class in prompts for prompt in of_class])
+    prompts = class_prompts_of(class_names, templates=templates, class_prompts=class_prompts)
+    tokens = tokenizer([prompt for of_class in prompts.values() for prompt in of_class])
     features = torch.cat([encode(batch) for batch in torch.split(tokens, TEXT_BATCH_SIZE)])
-    rows = torch.split(features, [len(of_class) for of_class in prompts])
+    rows = torch.split(features, [len(of_class) for of_class in prompts.values()])
     return torch.stack([normalized_mean(of_class) for of_class in rows])
 
 
@@ -114,7 +136,7 @@ class PromptLearner(nn.Module):
         self.__dict__["tower"] = tower  # not a submodule: its frozen weights are no part of what is learned
         self.context = nn.Parameter(context.clone())
         num_start = 1 if _has_start_token(tokenizer) else 0
-        tokens = tokenizer([f"{name}." for name in class_names])  # (classes, context_length)
+        tokens = tokenizer([f"{spoken(name)}." for name in class_names])  # (classes, context_length)
         moved = _with_room(tokens, num_start, len(context), class_names, tower)
         end = tower.end_index(moved)
         length = int(end.max()) + 1 if tower.cuts_at_end else moved.shape[1]

@@ -49,6 +49,8 @@ class DataSection(Section, frozen=True, kw_only=True):
         class_prompts: a ``.json`` file of prompts for each class, in place of templates.
         shots: labelled images of each class that are learned from; 0 takes all.
         test_limit: at most so many test images, drawn with the seed; 0 takes all.
+        orient: turn photographs as their EXIF orientation says; false leaves them as open_clip's loader does. The
+            engine's card records it, and the device does the same.
     """
 
     train: str
@@ -58,6 +60,7 @@ class DataSection(Section, frozen=True, kw_only=True):
     class_prompts: str = ""
     shots: int = 16
     test_limit: int = 0
+    orient: bool = True
 
 
 class QuantizationSection(Section, frozen=True, kw_only=True):

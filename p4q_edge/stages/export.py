@@ -185,9 +185,16 @@ def portable_recipe(learned: Learned) -> dict[str, object]:
 
 
 def data_index(learned: Learned) -> dict[str, object]:
-    """Which images were learned from: names and digests in label order, and how many were left for testing."""
-    split = learned.prepared.source.split
+    """Which images were learned from: names and digests in label order, and how many were left for testing.
+
+    With it what the data calls the classes, where the recipe gave other names for them, and the first hand-written
+    prompt of each class.
+    """
+    source = learned.prepared.source
+    split = source.split
     return {
+        **({"found_names": list(split.train.found_names)} if split.train.found_names else {}),
+        "prompts": {name: prompts[0] for name, prompts in source.prompts.items()},
         "learned": [
             {"name": name, "label": int(label), "sha256": digest}
             for name, label, digest in zip(

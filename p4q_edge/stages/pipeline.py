@@ -30,6 +30,7 @@ from p4q_edge.models import (
     LoadedModel,
     PromptLearner,
     TextSide,
+    class_prompts_of,
     encode_batches,
     encoder_of,
     initial_context,
@@ -94,6 +95,11 @@ class Source:
     def class_names(self) -> tuple[str, ...]:
         return self.split.train.class_names
 
+    @property
+    def prompts(self) -> dict[str, tuple[str, ...]]:
+        """The hand-written prompts of each class, in label order."""
+        return class_prompts_of(self.class_names, templates=self.templates, class_prompts=self.class_prompts)
+
     def key(self, code: StageCode, *, recipe: object, inputs: object = None) -> str:
         """Return the key of a stage, whose inputs are the model, the images learned from and any further ones."""
         model = [self.model.info, self.model.preprocess, self.recipe.model.quick_gelu]
@@ -124,6 +130,7 @@ class Learned:
 def open_source(recipe: Recipe) -> Source:
     """Stage `load`, and the data of a recipe."""
     model = open_model(recipe)
+    model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
     split = read_split(recipe.data, seed=recipe.seed)
     return Source(
         recipe=recipe,
@@ -211,6 +218,9 @@ def teacher_embeddings(model: LoadedModel, images: Tensor) -> Tensor:
 
 def hand_written_embeddings(source: Source) -> Tensor:
     """Class embeddings of the recipe's templates by the float text tower, ``(classes, dim)`` normalized."""
+    for name, prompts in source.prompts.items():
+        more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
+        logger.debug("prompt of class %r: %r%s", name, prompts[0], more)
     return template_embeddings(
         encoder_of(source.model.clip),
         source.model.tokenizer,
@@ -260,7 +270,7 @@ def learn_stage(
     """Stages `learn` and `fold`. Without `files` nothing is stored."""
     recipe = prepared.source.recipe
     student, tower = new_student(prepared.source)
-    words = [prepared.source.class_names, prepared.source.templates, prepared.source.class_prompts]
+    words = [prepared.source.class_names, prepared.source.prompts]
     key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, words])
     if tower is not None and recipe.quantization.text:
         calibrate_text(tower, student.prompts)

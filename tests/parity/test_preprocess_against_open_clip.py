@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from p4q_edge.runtime.errors import InputError
@@ -141,7 +142,7 @@ def test_files_are_read_as_pillow_reads_them(file_format: str, mode: str) -> Non
     np.testing.assert_array_equal(preprocess(load_image(buffer.getvalue()), specs(config)), expected)
 
 
-def test_the_exif_orientation_is_not_applied_as_in_open_clip() -> None:
+def test_the_exif_orientation_is_applied_or_as_in_open_clip_not() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -149,7 +150,9 @@ def test_the_exif_orientation_is_not_applied_as_in_open_clip() -> None:
     config = PreprocessCfg(size=32)
     expected = open_clip_pixels(Image.open(io.BytesIO(buffer.getvalue())), config)
     np.testing.assert_array_equal(preprocess(load_image(buffer.getvalue()), specs(config)), expected)
-    oriented = preprocess(load_image(buffer.getvalue(), orient=True), specs(config))
+    upright = open_clip_pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))), config)
+    oriented = preprocess(load_image(buffer.getvalue()), msgspec.structs.replace(specs(config), orient=True))
+    np.testing.assert_array_equal(oriented, upright)
     assert not np.array_equal(oriented, expected)
 
 

@@ -295,15 +295,12 @@ def test_images_that_were_learned_from_are_left_out(tmp_path: Path) -> None:
         labelled.read_class_folders(root, class_names=("cat", "dog"), spec=SPEC, learned=everything)
 
 
-def test_unknown_names_are_taken_in_order_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
-    assert labelled.match_classes(["a", "b"], ["cat", "dog"], source="x") == (0, 1)
-    assert "classes are taken in order: 'a' is 'cat'" in caplog.text
-
-
-@pytest.mark.parametrize("found", [["cat", "cow"], ["a", "b", "c"], ["a"]])
-def test_classes_that_do_not_fit_are_refused(found: list[str]) -> None:
-    with pytest.raises(InputError, match="which the engine does not know"):
-        labelled.match_classes(found, ["cat", "dog"], source="x")
+def test_folders_may_have_the_names_that_were_learned_from(tmp_path: Path) -> None:
+    root = folders(tmp_path, n02=1, n01=2)
+    images = labelled.read_class_folders(root, class_names=("dog", "cat"), spec=SPEC, other_names=("n02", "n01"))
+    assert images.labels.tolist() == [1, 1, 0]
+    with pytest.raises(InputError, match="the class 'n01', which is none of the 2 known classes"):
+        labelled.read_class_folders(root, class_names=("dog", "cat"), spec=SPEC)
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:

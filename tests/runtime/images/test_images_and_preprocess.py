@@ -6,6 +6,7 @@ import io
 import warnings
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,12 +30,48 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_exif_orientation_is_applied_only_when_asked_for(picture: Image.Image) -> None:
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("tag", "turn"), [(1, None), (9, None), *geometry._TURNS.items()])
+def test_the_exif_orientation_is_applied_where_the_specification_says_so(
+    picture: Image.Image, file_format: str, tag: int, turn: Image.Transpose | None
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    data = encoded(picture, file_format, exif=exif)
+    stored = Image.open(io.BytesIO(data)).convert("RGB")
+    upright = stored if turn is None else stored.transpose(turn)
+    image = load_image(data)
+    np.testing.assert_array_equal(preprocess(image, spec_of(orient=True)), preprocess(upright, spec_of()))
+    np.testing.assert_array_equal(preprocess(image, spec_of()), preprocess(stored, spec_of()))
+
+
+def test_a_phone_s_portrait_stands_upright() -> None:
+    """Row 0 is the right-hand side of the scene with tag 6: what is stored on the left belongs at the top."""
+    stored = Image.new("RGB", (8, 4), (0, 0, 0))
+    stored.paste((255, 255, 255), (0, 0, 4, 4))
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(picture, "JPEG", exif=exif)
-    assert load_image(data).size == (40, 30)
-    assert load_image(data, orient=True).size == (30, 40)
+    pixels = preprocess(load_image(encoded(stored, "PNG", exif=exif)), spec_of((8, 4), orient=True))
+    assert pixels.shape == (3, 8, 4)
+    assert pixels[:, :3].min() > 200 > 50 > pixels[:, 5:].max()
+
+
+@pytest.mark.filterwarnings("ignore:.*[cC]orrupt EXIF data")
+@pytest.mark.parametrize("note", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
+def test_damaged_notes_beside_intact_pixels_change_nothing(picture: Image.Image, note: bytes) -> None:
+    image = load_image(encoded(picture, "JPEG", exif=note))
+    np.testing.assert_array_equal(preprocess(image, spec_of(orient=True)), preprocess(image, spec_of()))
+
+
+def test_records_that_do_not_say_were_made_without_orientation() -> None:
+    old = b'{"size": [8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}'
+    assert msgspec.json.decode(old, type=PreprocessSpec).orient is False
+
+
+def test_a_draft_leaves_enough_of_a_picture_that_is_turned_afterwards() -> None:
+    spec = spec_of((16, 64), orient=True)
+    assert draft_size(spec) == (128, 128)
+    assert draft_size(spec_of((16, 64))) == (128, 32)
 
 
 def test_a_draft_decodes_less_of_a_large_jpeg() -> None:

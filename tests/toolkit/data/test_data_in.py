@@ -21,9 +21,9 @@ from p4q_edge.models.load import Batches, LoadedModel, to_batch
 from p4q_edge.models.prompts import template_embeddings
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images.decode import image_files
 from p4q_edge.runtime.images.inputs import _files
 from p4q_edge.runtime.images.labelled import read_class_folders
+from p4q_edge.runtime.images.listing import image_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 from p4q_edge.runtime.storage.files import sha256_bytes
 from p4q_edge.stages.export import data_index
@@ -290,7 +290,7 @@ def test_other_words_name_the_classes_in_order(photos: Path) -> None:
 
 
 def test_a_name_of_another_class_is_an_error(photos: Path) -> None:
-    with pytest.raises(InputError, match="class 'cat' is number 0 of the images and number 1 of the names"):
+    with pytest.raises(InputError, match="class 'cat' is number 0 of .*photos and number 1 of the names"):
         read_split(DataSection(train=str(photos), class_names=("kitten", "cat"), shots=2), seed=0)
 
 
@@ -346,6 +346,7 @@ def test_only_learned_images_become_pixels_and_the_bundle_lists_them(
             {"name": f"toy[{i}]", "label": int(images.labels[i]), "sha256": sha256_bytes(images.read_bytes(i))}
             for i in drawn
         ],
+        "prompts": {name: f"a photo of a {name}." for name in images.class_names},
         "test_images": 192,
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_head, read_card, require_fit, stored_heads
@@ -46,7 +47,8 @@ class RuntimeOptions:
         decode_threads: threads that decode and resize images ahead of the engine.
         batch_size: most images in one run of the engine; bounds the memory.
         fast: an inexact, faster way to shrink large images; None is exact.
-        orient: apply the EXIF orientation of files, which open_clip's loader does not.
+        orient: apply the EXIF orientation of images; None does what the engine's card says, which is what the model
+            was learned with. open_clip's loader never applies it.
         check: run the golden samples when an engine is first loaded on a machine, or never.
     """
 
@@ -54,7 +56,7 @@ class RuntimeOptions:
     decode_threads: int = 2
     batch_size: int = 8
     fast: Fast | None = None
-    orient: bool = False
+    orient: bool | None = None
     check: Literal["first", "never"] = "first"
 
     def __post_init__(self) -> None:
@@ -216,10 +218,12 @@ class ZeroShotClassifier:
     def _batches(self, images: Images, *, color: ColorOrder) -> Iterator[tuple[list[str | None], np.ndarray]]:
         """Yield sources and arrays (n, 3, H, W) uint8 of up to `batch_size` images."""
         options, spec = self._options, self.card.preprocess
+        if options.orient is not None:
+            spec = msgspec.structs.replace(spec, orient=options.orient)
         draft = draft_size(spec) if options.fast == "draft" else None
 
         def prepare(image: ImageLike) -> tuple[str | None, np.ndarray]:
-            picture = load_image(image, color=color, orient=options.orient, draft=draft)
+            picture = load_image(image, color=color, draft=draft)
             return source_of(image), preprocess(picture, spec, fast=options.fast)
 
         if is_single(images):

@@ -200,6 +200,7 @@ class Request:
         head: name of the head; the built-in one is that of the card.
         unknown: folder of images that show none of the classes, or None.
         learned: SHA-256 of images that the model was learned from; they are left out.
+        other_names: other names of the head's classes in the same order, such as the folders learned from.
     """
 
     engine: Path
@@ -207,6 +208,7 @@ class Request:
     head: str = BUILT_IN
     unknown: Path | None = None
     learned: frozenset[str] = frozenset()
+    other_names: tuple[str, ...] = ()
 
 
 def calibrate(request: Request, options: FitOptions) -> Fit:
@@ -219,7 +221,11 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
     card = read_card(request.engine)
     head = card if request.head == BUILT_IN else find_head(request.engine, request.head)
     images = read_class_folders(
-        request.data, class_names=head.class_names, spec=card.preprocess, learned=request.learned
+        request.data,
+        class_names=head.class_names,
+        spec=card.preprocess,
+        learned=request.learned,
+        other_names=request.other_names,
     )
     engine = load_engine(request.engine, card)
     try:

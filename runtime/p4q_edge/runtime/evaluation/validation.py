@@ -178,6 +178,13 @@ def learned_digests(bundle: Bundle | None) -> frozenset[str]:
     return frozenset(str(entry["sha256"]) for entry in learned)
 
 
+def found_names(bundle: Bundle | None) -> tuple[str, ...]:
+    """Return what the images learned from call the classes, in label order, where the recipe names them otherwise."""
+    names = [] if bundle is None else bundle.manifest.data_index.get("found_names", [])
+    usable = isinstance(names, list) and bundle is not None and len(names) == len(bundle.manifest.class_names)
+    return tuple(map(str, names)) if usable else ()
+
+
 def default_report(engine: Path) -> Path:
     """Return where the report of an engine lies: `demo.onnx` -> `demo.report.json`."""
     return engine.with_name(engine.stem + REPORT_SUFFIX)
@@ -214,6 +221,7 @@ def _images(request: Request, target: Target, reference: Reference) -> LabelledI
             class_names=card.class_names,
             spec=card.preprocess,
             learned=learned_digests(target.bundle),
+            other_names=found_names(target.bundle),
         )
     return images
 

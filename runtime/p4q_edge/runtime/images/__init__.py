@@ -8,17 +8,24 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.images import video
-    from p4q_edge.runtime.images.decode import SUFFIXES, ColorOrder, ImageLike, image_files, load_image
+    from p4q_edge.runtime.images.class_names import (
+        in_label_order,
+        match_classes,
+        missing_classes,
+        pair_class_names,
+        same_form,
+    )
+    from p4q_edge.runtime.images.decode import SUFFIXES, ColorOrder, ImageLike, load_image
     from p4q_edge.runtime.images.inputs import batched, expand, is_single, mapped_ahead, source_of
     from p4q_edge.runtime.images.labelled import (
         LabelledImages,
         Pixels,
         digest_of,
         draw,
-        match_classes,
         read_class_folders,
         subset,
     )
+    from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
     from p4q_edge.runtime.images.preprocessing import PreprocessSpec, draft_size, preprocess
 
 __all__ = [
@@ -26,20 +33,27 @@ __all__ = [
     "ColorOrder",
     "ImageLike",
     "LabelledImages",
+    "LeftOut",
     "Pixels",
     "PreprocessSpec",
     "batched",
+    "class_folders",
     "digest_of",
     "draft_size",
     "draw",
     "expand",
     "image_files",
+    "in_label_order",
     "is_single",
+    "labelled_files",
     "load_image",
     "mapped_ahead",
     "match_classes",
+    "missing_classes",
+    "pair_class_names",
     "preprocess",
     "read_class_folders",
+    "same_form",
     "source_of",
     "subset",
     "video",
@@ -49,11 +63,17 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "class_names": (
+                "in_label_order",
+                "match_classes",
+                "missing_classes",
+                "pair_class_names",
+                "same_form",
+            ),
             "decode": (
                 "ColorOrder",
                 "ImageLike",
                 "SUFFIXES",
-                "image_files",
                 "load_image",
             ),
             "inputs": (
@@ -68,9 +88,14 @@ if not TYPE_CHECKING:
                 "Pixels",
                 "digest_of",
                 "draw",
-                "match_classes",
                 "read_class_folders",
                 "subset",
+            ),
+            "listing": (
+                "LeftOut",
+                "class_folders",
+                "image_files",
+                "labelled_files",
             ),
             "preprocessing": (
                 "PreprocessSpec",

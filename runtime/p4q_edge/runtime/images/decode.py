@@ -2,7 +2,7 @@
 
 What is done with a file is what open_clip's own loaders do (`PIL.Image.open`), with these consequences:
 
-* The EXIF orientation is not applied, as there; `orient=True` applies it.
+* The EXIF orientation is left to `preprocess`, which applies it or, as open_clip does, not.
 * Of an animation or a multi-page file the first frame is taken.
 * 16-bit greyscale is reduced to its upper 8 bits. open_clip would saturate it to a white image.
 * Alpha is dropped after resizing, palettes are expanded after (nearest-neighbour) resizing: see `preprocess`.
@@ -10,6 +10,8 @@ What is done with a file is what open_clip's own loaders do (`PIL.Image.open`), 
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import os
 import struct
@@ -17,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from p4q_edge.runtime.errors import InputError
 
@@ -28,9 +30,24 @@ ColorOrder = Literal["rgb", "bgr"]
 ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray"]
 
 # Vector formats are left out: Pillow hands EPS to an external interpreter.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+_HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+_HAS_AVIF = bool(features.check("avif")) if "avif" in features.modules else False
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"),
+    *(("HEIF",) if _HAS_HEIF else ()),
+    *(("AVIF",) if _HAS_AVIF else ()),
+)
+_HEIF = dict.fromkeys((".heic", ".heif", ".hif"), "to read them: pip install 'p4q-edge-runtime[heif]'")
+_AVIF = {".avif": "to read them: pip install 'pillow>=11.3'"}
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    | (_HEIF.keys() if _HAS_HEIF else set())
+    | (_AVIF.keys() if _HAS_AVIF else set())
+)
+READABLE_WITH = {**({} if _HAS_HEIF else _HEIF), **({} if _HAS_AVIF else _AVIF)}
+"""Suffixes of photographs that cannot be read here, and what to install for them."""
 MAX_FILE_BYTES = 512 << 20
+_ORIENTATION_TAG = 0x0112
 # Pillow's own warning threshold: 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
 # Pillow's decoders have no common error class; these are what its file plugins raise on damaged bytes.
@@ -56,7 +73,6 @@ def load_image(
     image: ImageLike,
     *,
     color: ColorOrder = "rgb",
-    orient: bool = False,
     draft: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Return a decoded PIL image of any mode that can be converted to RGB.
@@ -64,7 +80,6 @@ def load_image(
     Args:
         image: a path, the bytes of an image file, a PIL image, or an array (H, W, 3) or (H, W) uint8.
         color: the channel order of an array.
-        orient: apply the EXIF orientation of a file, which open_clip's loader does not.
         draft: a (width, height) down to which a JPEG decoder may skip detail; None decodes all of it.
 
     Raises:
@@ -73,32 +88,44 @@ def load_image(
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         _check_file(path)
-        return _decode(path, name=str(path), orient=orient, draft=draft)
+        return _decode(path, name=str(path), draft=draft)
     if isinstance(image, bytes):
-        return _decode(io.BytesIO(image), name=f"image of {len(image)} bytes", orient=orient, draft=draft)
+        return _decode(io.BytesIO(image), name=f"image of {len(image)} bytes", draft=draft)
     if isinstance(image, Image.Image):
         return _decode_pil(image)
     return _from_array(image, color=color)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files in a folder and below, sorted, without hidden ones such as macOS's `._photo.jpg`."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if not _is_hidden(path.relative_to(folder)) and path.is_file())
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 (upright) where it says nothing or cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (*_DECODER_ERRORS, UserWarning):
+        # Damaged notes beside intact pixels are common; the pixels are used as they are.
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+@functools.cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC, where the optional package is installed."""
+    if _HAS_HEIF:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
-def _decode(source: Path | io.BytesIO, *, name: str, orient: bool, draft: tuple[int, int] | None) -> Image.Image:
+def _decode(source: Path | io.BytesIO, *, name: str, draft: tuple[int, int] | None) -> Image.Image:
+    _register_heif()
     try:
         with Image.open(source, formats=FORMATS) as image:
             _check_pixels(*image.size, name=name)
             if draft is not None:
                 image.draft(None, draft)
             image.load()
-            return ImageOps.exif_transpose(image) if orient else image
+            # Read while the file is open, and kept with the image; see `orientation_of`.
+            orientation_of(image)
+            return image
     except InputError:
         raise
     except MemoryError as error:

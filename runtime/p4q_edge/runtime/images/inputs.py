@@ -13,7 +13,8 @@ from typing import TypeVar
 from PIL import Image
 
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images.decode import SUFFIXES, ImageLike, image_files
+from p4q_edge.runtime.images.decode import SUFFIXES, ImageLike
+from p4q_edge.runtime.images.listing import LeftOut, image_files
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -86,7 +87,9 @@ def _is_many(path: str | os.PathLike[str]) -> bool:
 
 def _files(path: str | os.PathLike[str]) -> list[ImageLike]:
     if Path(path).is_dir():
-        images = [str(file) for file in image_files(Path(path))]
+        left_out = LeftOut()
+        images = [str(file) for file in image_files(Path(path), left_out)]
+        left_out.log(os.fspath(path))
     else:
         found = glob.glob(os.fspath(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         images = sorted(name for name in found if Path(name).suffix.lower() in SUFFIXES and Path(name).is_file())

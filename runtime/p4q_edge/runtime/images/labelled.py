@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images.decode import SUFFIXES, image_files, load_image
+from p4q_edge.runtime.images.class_names import match_classes
+from p4q_edge.runtime.images.decode import load_image
+from p4q_edge.runtime.images.listing import labelled_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import sha256_bytes, sha256_file
-
-logger = logging.getLogger(__name__)
 
 # Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
@@ -66,7 +65,12 @@ class Pixels:
 
 
 def read_class_folders(
-    folder: Path, *, class_names: Sequence[str], spec: PreprocessSpec, learned: frozenset[str] = frozenset()
+    folder: Path,
+    *,
+    class_names: Sequence[str],
+    spec: PreprocessSpec,
+    learned: frozenset[str] = frozenset(),
+    other_names: Sequence[str] = (),
 ) -> LabelledImages:
     """Open `folder/CLASS/IMAGE` for an engine with these class names, without the images it was learned from.
 
@@ -75,6 +79,7 @@ def read_class_folders(
         class_names: of the engine.
         spec: how the engine wants its pixels.
         learned: SHA-256 of the files that the model was learned from.
+        other_names: of the same classes in the same order, such as the folders that they were learned from.
 
     Raises:
         UsageError: the folder does not exist.
@@ -85,18 +90,12 @@ def read_class_folders(
             f"--data {folder} is no folder; expected one with a folder for each class. Tables, .npz and .tar files "
             "need the toolkit: pip install ./runtime ."
         )
-    folders = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if not folders:
-        raise InputError(f"{folder} has no class folders; expected {folder}/CLASS/IMAGE.jpg, one folder a class")
-    to_class = match_classes([child.name for child in folders], class_names, source=str(folder))
-    files: list[Path] = []
-    labels: list[int] = []
-    for child, label in zip(folders, to_class, strict=True):
-        found = image_files(child)
-        if not found:
-            raise InputError(f"class folder {child} has no images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
-        files += found
-        labels += [label] * len(found)
+    found = list(labelled_files(folder))
+    to_class = match_classes(
+        [child.name for child, _ in found], class_names, source=str(folder), other_names=other_names
+    )
+    files = [path for _, paths in found for path in paths]
+    labels = [label for (_, paths), label in zip(found, to_class, strict=True) for _ in paths]
     digests = [sha256_file(path) for path in files]
     kept = [index for index, digest in enumerate(digests) if digest not in learned]
     if not kept:
@@ -110,30 +109,6 @@ def read_class_folders(
         digest=digest_of([digests[index] for index in kept], [labels[index] for index in kept]),
         source=f"{len(kept)} images of {folder}",
         left_out=len(files) - len(kept),
-    )
-
-
-def match_classes(found: Sequence[str], class_names: Sequence[str], *, source: str) -> tuple[int, ...]:
-    """Return the engine's class index of each class of a data set.
-
-    Equal names decide. Where none is equal and the numbers are, the order decides, as it does when learning from
-    folders with a separate list of names; the log says so.
-
-    Raises:
-        InputError: some names are equal and some are unknown, or the numbers differ.
-    """
-    index = {name: position for position, name in enumerate(class_names)}
-    unknown = [name for name in found if name not in index]
-    if not unknown:
-        return tuple(index[name] for name in found)
-    if len(unknown) == len(found) == len(class_names):
-        logger.warning(
-            "classes are taken in order: %r is %r, ..., %r is %r", found[0], class_names[0], found[-1], class_names[-1]
-        )
-        return tuple(range(len(found)))
-    raise InputError(
-        f"{source} has the class {unknown[0]!r}, which the engine does not know; it has {len(class_names)} classes: "
-        f"{', '.join(class_names[:4])}, ... Name the folders so, or list them: p4q-edge head list ENGINE"
     )
 
 

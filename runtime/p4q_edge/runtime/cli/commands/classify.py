@@ -25,7 +25,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
     parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster, not exactly")
-    parser.add_argument("--orient", action="store_true", help="apply the EXIF orientation")
+    parser.add_argument(
+        "--orient",
+        action=argparse.BooleanOptionalAction,
+        help="turn images as their EXIF orientation says, or leave them (default: as the card says)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

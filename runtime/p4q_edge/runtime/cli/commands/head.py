@@ -57,14 +57,16 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from p4q_edge.runtime.artifacts import BUILT_IN, read_bundle
     from p4q_edge.runtime.classification import FitOptions, Request, calibrate
-    from p4q_edge.runtime.evaluation import learned_digests
+    from p4q_edge.runtime.evaluation import found_names, learned_digests
 
+    bundle = None if args.bundle is None else read_bundle(args.bundle)
     request = Request(
         engine=args.artifact,
         data=args.source,
         head=args.name or BUILT_IN,
         unknown=args.unknown,
-        learned=learned_digests(None if args.bundle is None else read_bundle(args.bundle)),
+        learned=learned_digests(bundle),
+        other_names=found_names(bundle) if args.name in (None, BUILT_IN) else (),
     )
     given = {name: value for name in ("accuracy", "per_class") if (value := getattr(args, name)) is not None}
     fitted = calibrate(request, FitOptions(**given))

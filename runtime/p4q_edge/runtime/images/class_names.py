@@ -1,0 +1,120 @@
+"""Names of classes: the order of folders and labels, and which names of two sources mean the same class."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from p4q_edge.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_DIGITS = re.compile("([0-9]+)")
+_SHOWN_PAIRS = 24
+
+
+def in_label_order(names: Iterable[str]) -> list[str]:
+    """Return each name once, sorted as people do: digits by their value, so that `2` comes before `10`."""
+    return sorted(set(names), key=_natural_key)
+
+
+def same_form(name: str) -> str:
+    """Return a name in the one Unicode form (NFC) in which names are compared; macOS writes folders in another."""
+    return unicodedata.normalize("NFC", name)
+
+
+def match_classes(
+    found: Sequence[str], class_names: Sequence[str], *, source: str, other_names: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """Return the index of each class of a data set among the known ones. Names alone decide, never the order.
+
+    Args:
+        found: names of the data set's classes.
+        class_names: the known classes.
+        source: the data set, in words.
+        other_names: other names of the known classes in the same order, such as the folders they were learned from.
+
+    Raises:
+        InputError: a name is unknown, or two names are the same one.
+    """
+    index = {same_form(name): position for position, name in enumerate(other_names)}
+    index.update({same_form(name): position for position, name in enumerate(class_names)})
+    seen: dict[int, str] = {}
+    for name in found:
+        position = index.get(same_form(name))
+        if position is None:
+            raise InputError(_unknown(name, class_names, source=source))
+        if position in seen:
+            raise InputError(f"{source} has {seen[position]!r} and {name!r}, which are one class. Put them together.")
+        seen[position] = name
+    return tuple(seen)
+
+
+def pair_class_names(found: Sequence[str], given: Sequence[str], *, source: str, key: str) -> tuple[int, ...]:
+    """Return which given name each class of a data set gets; for names that a user wrote for these very classes.
+
+    Names decide where they are the same words in any order. Else they are other words for the classes in label order:
+    the log shows each pair.
+
+    Args:
+        found: names of the data set's classes, in label order.
+        given: the names to use.
+        source: the data set, in words.
+        key: what gave the names, such as a key of the recipe.
+
+    Raises:
+        InputError: the numbers differ, or some names are known and stand elsewhere.
+    """
+    index = {same_form(name): position for position, name in enumerate(given)}
+    unknown = [name for name in found if same_form(name) not in index]
+    if len(given) != len(found):
+        reason = f"; {unknown[0]!r} is not among the names" if unknown else ""
+        raise InputError(
+            f"{key}: {len(given)} class names were given for {len(found)} classes of {source} "
+            f"({', '.join(found[:3])}, ...){reason}; give one name for each class, in label order"
+        )
+    if not unknown:
+        return match_classes(found, given, source=source)
+    for place, name in enumerate(found):
+        other = index.get(same_form(name), place)
+        if other != place:
+            raise InputError(
+                f"{key}: class {name!r} is number {place} of {source} and number {other} of the names, and other "
+                "classes have no name of theirs; name all classes as the images do, or all by other words"
+            )
+    pairs = [f"{name!r} is {word!r}" for name, word in zip(found, given, strict=True)]
+    more = f", and {len(pairs) - _SHOWN_PAIRS} more" if len(pairs) > _SHOWN_PAIRS else ""
+    logger.info("%s, in label order: %s%s", key, ", ".join(pairs[:_SHOWN_PAIRS]), more)
+    return tuple(range(len(found)))
+
+
+def missing_classes(matched: Sequence[int], class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the known classes that a matched data set has no images of."""
+    return tuple(name for position, name in enumerate(class_names) if position not in set(matched))
+
+
+def _unknown(name: str, class_names: Sequence[str], *, source: str) -> str:
+    folded = {known.casefold(): known for known in class_names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    known = ", ".join(class_names[:4]) + (", ..." if len(class_names) > 4 else "")
+    return (
+        f"{source} has the class {name!r}, which is none of the {len(class_names)} known classes ({known}); {hint}"
+        "classes are matched by name: rename it, or remove it from the data"
+    )
+
+
+def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    parts = _DIGITS.split(same_form(name))
+    key = []
+    for place, part in enumerate(parts):
+        if place % 2:
+            # Compared by length first: as numbers, but of any length.
+            number = part.lstrip("0")
+            key.append((0, len(number), number))
+        elif part:
+            key.append((1, 0, part))
+    return key, name

@@ -1,0 +1,133 @@
+"""Which files of a folder are images, and which are left out and why."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images.class_names import in_label_order
+from p4q_edge.runtime.images.decode import READABLE_WITH, SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# What archives and network storages put beside photographs: copies of names and thumbnails, no photographs.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
+
+
+class LeftOut:
+    """How many files and folders were not taken, by reason in words."""
+
+    def __init__(self) -> None:
+        """Start with nothing left out."""
+        self.reasons: Counter[str] = Counter()
+        self._meant = False
+
+    def add(self, reason: str, *, meant: bool = False) -> None:
+        """Count one more; `meant` if it may well be a photograph that the user wants to be taken."""
+        self.reasons[reason] += 1
+        self._meant = self._meant or meant
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+
+    def log(self, source: str) -> None:
+        """Say in one line what was left out; a warning where it could have been meant to be taken."""
+        if self.reasons:
+            logger.log(logging.WARNING if self._meant else logging.INFO, "left out of %s: %s", source, self)
+
+
+def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """Return the image files in a folder and below, sorted.
+
+    Hidden files (macOS's `._photo.jpg`), system folders (thumbnails of `@eaDir`), linked folders and files of other
+    kinds are left out; linked files are taken.
+
+    Args:
+        folder: where to look.
+        left_out: counts what is left out.
+    """
+    counted = LeftOut() if left_out is None else left_out
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if _is_taken_folder(Path(root, name), counted)]
+        found += [Path(root, name) for name in names if _is_taken(Path(root, name), counted)]
+    return sorted(found)
+
+
+def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """Return the class folders of `root/CLASS/IMAGE` in label order, digits by their value; linked ones are taken.
+
+    Raises:
+        InputError: there is none.
+    """
+    counted = LeftOut() if left_out is None else left_out
+    found = {}
+    for child in root.iterdir():
+        if child.is_dir():
+            if not _is_system(child.name, counted, "folders"):
+                found[child.name] = child
+        elif _is_taken(child, counted):
+            counted.add("images outside of the class folders", meant=True)
+    if not found:
+        raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
+    return [found[name] for name in in_label_order(found)]
+
+
+def labelled_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield each class folder in label order with its image files, and say at the end what was left out.
+
+    Raises:
+        InputError: no class folder, or one without images.
+    """
+    left_out = LeftOut()
+    for folder in class_folders(root, left_out):
+        files = image_files(folder, left_out)
+        if not files:
+            here = LeftOut()
+            image_files(folder, here)
+            why = f"; left out: {here}" if here.reasons else ""
+            raise InputError(
+                f"class folder {folder} has no images ({', '.join(sorted(SUFFIXES))}){why}; fill or remove it"
+            )
+        yield folder, files
+    left_out.log(str(root))
+
+
+def _is_taken_folder(folder: Path, counted: LeftOut) -> bool:
+    if _is_system(folder.name, counted, "folders"):
+        return False
+    if folder.is_symlink():
+        counted.add("linked folders (copy them in)", meant=True)
+        return False
+    return True
+
+
+def _is_taken(path: Path, counted: LeftOut) -> bool:
+    suffix = path.suffix.lower()
+    if _is_system(path.name, counted, "files"):
+        return False
+    if suffix in SUFFIXES:
+        if path.is_file():
+            return True
+        counted.add("broken links", meant=True)
+    elif suffix in READABLE_WITH:
+        counted.add(f"{suffix} files ({READABLE_WITH[suffix]})", meant=True)
+    else:
+        counted.add(f"{suffix} files" if suffix else "files without a suffix")
+    return False
+
+
+def _is_system(name: str, counted: LeftOut, kind: str) -> bool:
+    """Return whether a name is hidden or one of the system's, and count it."""
+    if name.startswith("."):
+        counted.add(f"hidden {kind}")
+    elif name in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES:
+        counted.add(f"of the system ({name})")
+    else:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""Which files of a folder are taken as images, and what is said about those that are not."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image, features
+
+from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images import decode, listing
+from p4q_edge.runtime.images.decode import load_image
+from p4q_edge.runtime.images.inputs import expand
+from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
+
+
+def write(path: Path, file_format: str = "PNG") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(buffer, file_format)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """What lies in folders that came from a network storage, a Mac and a browser."""
+    root = tmp_path / "photos"
+    write(root / "a" / "0.png")
+    write(root / "a" / "saved.jfif", "JPEG")
+    (root / "a" / "IMG_1.HEIC").touch()
+    write(root / "b" / "0.png")
+    write(root / "b" / "@eaDir" / "0.png" / "SYNOPHOTO_THUMB_M.jpg", "JPEG")
+    write(root / "b" / "._0.png")
+    (root / "b" / "Thumbs.db").touch()
+    (root / "b" / "linked").symlink_to(write(tmp_path / "far" / "x.png").parent)
+    (root / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    write(root / "__MACOSX" / "a" / "0.png")
+    write(root / "cover.png")
+    (root / "labels.csv").touch()
+    return root
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "SUFFIXES", decode.SUFFIXES - decode._HEIF.keys())
+    monkeypatch.setattr(listing, "READABLE_WITH", {**decode.READABLE_WITH, **decode._HEIF})
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_one_line_says_what_was_left_out_and_why(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = {folder.name: [file.name for file in files] for folder, files in labelled_files(photos)}
+    assert found == {"a": ["0.png", "saved.jfif"], "b": ["0.png"]}
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        (
+            "WARNING",
+            f"left out of {photos}: 1 .csv files, 1 .heic files (to read them: pip install 'p4q-edge-runtime[heif]'), "
+            "1 broken links, 1 hidden files, 1 images outside of the class folders, 1 linked folders (copy them in), "
+            "1 of the system (@eaDir), 1 of the system (Thumbs.db), 1 of the system (__MACOSX)",
+        )
+    ]
+
+
+def test_what_nobody_means_to_be_taken_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a" / "0.png")
+    (tmp_path / "a" / ".DS_Store").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    with caplog.at_level(logging.INFO):
+        assert list(expand(tmp_path)) == [str(tmp_path / "a" / "0.png")]
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    caplog.clear()
+    (tmp_path / "a" / ".DS_Store").unlink()
+    (tmp_path / "a" / "notes.txt").unlink()
+    with caplog.at_level(logging.INFO):
+        assert len(list(expand(tmp_path))) == 1
+    assert not caplog.records
+
+
+def test_linked_files_and_linked_class_folders_are_taken(tmp_path: Path) -> None:
+    far = write(tmp_path / "far" / "x.png")
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "cat").symlink_to(far.parent)
+    write(root / "dog" / "0.png")
+    (root / "dog" / "1.png").symlink_to(far)
+    assert [folder.name for folder in class_folders(root)] == ["cat", "dog"]
+    assert image_files(root / "cat") == [root / "cat" / "x.png"]
+    assert image_files(root / "dog") == [root / "dog" / "0.png", root / "dog" / "1.png"]
+
+
+def test_numbered_folders_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in range(1, 13):
+        (tmp_path / str(number)).mkdir()
+    assert [folder.name for folder in class_folders(tmp_path)] == [str(number) for number in range(1, 13)]
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_a_class_of_unreadable_photographs_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "0.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.heic").touch()
+    with pytest.raises(InputError, match=r"class folder .*b has no images .*; left out: 1 \.heic files \(to read them"):
+        list(labelled_files(tmp_path))
+
+
+def test_left_out_counts_by_reason() -> None:
+    left_out = LeftOut()
+    assert str(left_out) == ""
+    left_out.add("x")
+    left_out.add("x")
+    left_out.add("a")
+    assert str(left_out) == "1 a, 2 x"
+
+
+@pytest.mark.skipif("avif" not in features.modules or not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read_where_pillow_does(tmp_path: Path) -> None:
+    assert load_image(write(tmp_path / "a.avif", "AVIF")).size == (8, 8)
+    assert image_files(tmp_path) == [tmp_path / "a.avif"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
+def test_heic_is_read_with_the_optional_package(tmp_path: Path) -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    assert load_image(write(tmp_path / "a.heic", "HEIF")).size == (8, 8)
+    assert image_files(tmp_path) == [tmp_path / "a.heic"]
