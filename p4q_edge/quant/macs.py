@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from p4q_edge.quant.attention import attentions
-from p4q_edge.quant.linear import Phase, quant_linears, running_in
+from p4q_edge.quant.linear import Phase, running_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,11 @@ class MacCount:
     def integer_share(self) -> float:
         """Between 0 and 1; 0 where nothing is multiplied."""
         return self.integer / self.total if self.total else 0.0
+
+
+def _quantized(module: nn.Module) -> bool:
+    """Whether a module multiplies by a weight on integer grids, whatever kind of layer it is."""
+    return isinstance(getattr(module, "weight", None), Tensor) and bool(getattr(module, "calibrated", False))
 
 
 @torch.no_grad()
@@ -57,7 +62,7 @@ def count_macs(encoder: nn.Module, sample: Tensor) -> MacCount:
     def of(paths: Iterable[str]) -> int:
         return sum(counts.get(path, 0) for path in paths)
 
-    integer = of(path for path, linear in quant_linears(encoder).items() if linear.calibrated)
+    integer = of(path for path, module in encoder.named_modules() if _quantized(module))
     for path, attention in attentions(encoder).items():
         if attention.products is not None and attention.products.calibrated:
             integer += of([path]) - of(f"{path}.{name}" for name, _ in attention.named_children())
