@@ -16,7 +16,7 @@ import torch
 
 from p4q_edge.quant.macs import macs_by_module
 
-BENCH = Path(__file__).parents[2] / "tools" / "bench"
+BENCH = Path(__file__).parents[3] / "tools" / "bench"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from p4q_edge.models.load import load_model, to_batch
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.storage.files import sha256_bytes
 
-BENCH = Path(__file__).parents[2] / "tools" / "bench"
+BENCH = Path(__file__).parents[3] / "tools" / "bench"
 MODULES = ("index_weights", "model_folders", "real_clip", "real_efficientnet", "real_models", "real_photos", "real_vit")
 
 
