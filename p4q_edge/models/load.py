@@ -1,22 +1,21 @@
 """Stage `load`: a float CLIP model of open_clip with everything else that belongs to it."""
 
 import hashlib
-import json
 import logging
-import pickle  # noqa: TID251  (only its error class: torch raises it when it refuses a checkpoint)
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import open_clip
 import torch
 from torch import nn
 
-from p4q_edge.models.model_folder import tower_configs
+from p4q_edge.models.untrusted_config import checked_config, written_licence
 from p4q_edge.runtime.artifacts import ModelInfo
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,8 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
     """
     _check_arguments(name, pretrained)
     force_quick_gelu = bool(quick_gelu) if quick_gelu is not None else _tag_needs_quick_gelu(name, pretrained)
-    local = tower_configs(Path(name.removeprefix("local-dir:"))) if name.startswith("local-dir:") else {}
     try:
+        document = checked_config(name) if name.startswith(SCHEMAS) else {}
         with warnings.catch_warnings():
             # a tag trained with QuickGELU on a config without it is mended above, by force_quick_gelu
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
@@ -85,12 +84,14 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
                 precision="fp32",
                 device="cpu",
                 require_pretrained=True,
-                **local,
+                **_checked_towers(document),
             )
-            tokenizer = open_clip.get_tokenizer(name)
+            tokenizer = open_clip.get_tokenizer(name, **_no_code(name))
+    except P4QEdgeError:
+        raise
     except ModuleNotFoundError as error:
         raise EnvironmentNotAbleError(_missing_package(name, str(error.name))) from error
-    except (RuntimeError, KeyError, ValueError, OSError, AssertionError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what four libraries raise on damaged files has no common class
         if "pip install transformers" in str(error):  # open_clip's own words for a Hugging Face text tower
             raise EnvironmentNotAbleError(_missing_package(name, "transformers")) from error
         raise InputError(
@@ -107,7 +108,7 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
             name=_portable(name),
             pretrained=_portable(pretrained),
             family=type(getattr(clip, "visual", clip)).__name__,
-            license=licence or _licence(name, pretrained),
+            license=licence or _licence(document, pretrained),
             weights_sha256=weights_digest(clip),
         ),
         logit_scale=float(clip.logit_scale.exp()),
@@ -121,18 +122,24 @@ def _missing_package(name: str, package: str) -> str:
 
 
 def preprocess_spec(config: dict[str, Any]) -> PreprocessSpec:
-    """open_clip's preprocessing configuration as our own record."""
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    """open_clip's preprocessing configuration as our own record.
+
+    Raises:
+        InputError: a value is missing, of another type or out of its range.
+    """
     defaults = open_clip.transform.PreprocessCfg()
-    return PreprocessSpec(
-        size=(int(height), int(width)),
-        mean=tuple(config.get("mean", defaults.mean)),
-        std=tuple(config.get("std", defaults.std)),
-        interpolation=config.get("interpolation", defaults.interpolation),
-        resize_mode=config.get("resize_mode", defaults.resize_mode),
-        fill_color=int(config.get("fill_color", defaults.fill_color)),
-    )
+    values = {
+        key: config.get(key, getattr(defaults, key))
+        for key in ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
+    }
+    if isinstance(values["size"], int):
+        values["size"] = (values["size"], values["size"])
+    try:
+        return msgspec.convert(values, PreprocessSpec)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"the model's preprocess_cfg cannot be used: {error}. Correct it in its configuration."
+        ) from error
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -188,10 +195,29 @@ def _tag_needs_quick_gelu(name: str, pretrained: str) -> bool:
     return needed
 
 
-def _licence(name: str, pretrained: str) -> str:
-    if name.startswith("local-dir:"):
-        config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())
-        return str(config.get("license", "unknown"))
+def _checked_towers(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the towers as they were checked: open_clip reads the file again, which may have changed since."""
+    if not document:
+        return {}
+    model = document["model_cfg"]
+    towers = {key: dict(model[key]) for key in ("vision_cfg", "text_cfg", "multimodal_cfg") if model.get(key)}
+    # The model's own weights are loaded, never others by name.
+    if "timm_model_name" in towers["vision_cfg"]:
+        towers["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in towers["text_cfg"]:
+        towers["text_cfg"]["hf_model_pretrained"] = False
+    return towers
+
+
+def _no_code(name: str) -> dict[str, bool]:
+    """Return the option that outweighs what the tokenizer's own files say, where transformers reads them."""
+    config = open_clip.get_model_config(name if name.startswith(SCHEMAS) else name.replace("/", "-")) or {}
+    return {"trust_remote_code": False} if config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
+
+
+def _licence(document: dict[str, Any], pretrained: str) -> str:
+    if document:
+        return written_licence(document)
     if pretrained.endswith(".safetensors"):
         from safetensors import safe_open
 
