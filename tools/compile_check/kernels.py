@@ -76,13 +76,19 @@ class Compilation:
         }
 
 
-def compile_model(model: Path, toolchain: Toolchain, *, batch: int = 8) -> Compilation:
-    """Compile `model` for 1 to `batch` images in a process of its own.
+CAPABILITIES = ("SM86", "SM89", "SM120")
+"""Ampere, Ada and Blackwell desktops. Orin (8.7) is not among those that TensorRT-RTX compiles for."""
+
+
+def compile_model(
+    model: Path, toolchain: Toolchain, *, batch: int = 8, capability: str = CAPABILITIES[0]
+) -> Compilation:
+    """Compile `model` for 1 to `batch` images and one compute capability, in a process of its own.
 
     Raises:
         ToolchainError: the process died; the compiler's own refusals are in the result.
     """
-    command = [sys.executable, str(WORKER), str(model), str(batch)]
+    command = [sys.executable, str(WORKER), str(model), str(batch), capability]
     done = subprocess.run(command, env=toolchain.environment(), capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

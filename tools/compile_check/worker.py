@@ -1,13 +1,12 @@
-"""Compile one ONNX file and print what the compiler said, as JSON. Runs in a process of its own.
+"""Compile one ONNX file for one compute capability and print what the compiler said, as JSON.
 
-The pairing of bindings and library is not a supported one: a mistake in it ends in a crash, never in a wrong
-answer, so nothing else lives in this process.
+Runs in a process of its own, where the compiler's log is read.
 """
 
 import json
 import sys
 
-import tensorrt_bindings as trt
+import tensorrt_rtx_bindings as trt
 
 # The compiler lists the fused kernels in its verbose log, one to a line, when profiling is detailed.
 KERNEL_MARK = "LayerType: "
@@ -29,8 +28,8 @@ class Recorder(trt.ILogger):
             self.warnings.append(message)
 
 
-def compile_file(path: str, batch: int) -> dict[str, object]:
-    """Parse and build with a profile of 1 to `batch` images."""
+def compile_file(path: str, batch: int, capability: str) -> dict[str, object]:
+    """Parse and build with a profile of 1 to `batch` images, for a capability such as `SM86`."""
     recorder = Recorder()
     builder = trt.Builder(recorder)
     # Strong typing is the only kind from version 11 on; its bit is 0 there.
@@ -42,6 +41,8 @@ def compile_file(path: str, batch: int) -> dict[str, object]:
         return result
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -55,4 +56,4 @@ def compile_file(path: str, batch: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_file(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(compile_file(sys.argv[1], int(sys.argv[2]), sys.argv[3])))

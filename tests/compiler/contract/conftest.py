@@ -56,7 +56,12 @@ json.dump({"version": trt.__version__, "classes": classes, "refused": refused}, 
 """
 
 
-ALIAS = "import sys, tensorrt_bindings\nsys.modules['tensorrt'] = tensorrt_bindings\n"
+# RTX counts versions of its own; its API is that of TensorRT 11.
+ALIAS = (
+    "import sys, tensorrt_rtx_bindings\n"
+    "tensorrt_rtx_bindings.__version__ = '11.4.0.106'\n"
+    "sys.modules['tensorrt'] = tensorrt_rtx_bindings\n"
+)
 
 
 def cache_folder() -> Path:

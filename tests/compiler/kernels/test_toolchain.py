@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+PIN = "tensorrt-rtx-cu13-libs"
 
 
 def _is_installed() -> bool:
@@ -38,7 +38,7 @@ def test_without_the_wheels_one_line_and_exit_code_3(repository: Path, tmp_path:
     assert not list((tmp_path / "p4q-edge" / "compiler").iterdir())  # nothing half made stays
 
 
-@pytest.mark.parametrize("arguments", [[], ["model.onnx", "--batch", "many"]])
+@pytest.mark.parametrize("arguments", [[], ["model.onnx", "--batch", "many"], ["model.onnx", "--capability", "SM87"]])
 def test_wrong_arguments(repository: Path, arguments: list[str]) -> None:
     command = [sys.executable, str(repository / "tools" / "compile_check"), *arguments]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 2
