@@ -65,6 +65,7 @@ def test_both_dialects_give_the_same_figures(dialect: str) -> None:
     assert found["fused_attention"] == 1
     assert found["attentions"] == {"fp16": 1}
     assert found["convolutions"] == {"fp16": 1}
+    assert found["convolution_share"] == {}
     assert found["reformats"] == 1
     assert found["kinds"]["gemm"] == 2
     expected = {"image": "unknown", "logits": "unknown"} if dialect == "10" else {"image": "uint8", "logits": "fp16"}
@@ -81,9 +82,38 @@ def test_attentions_in_int8_are_told_from_others(dialect: str) -> None:
     assert summarize_inspection(information)["attentions"] == {"fp16": 1, "int8": 1}
 
 
+CONVOLUTIONS = ("CaskConvActPool", "ConvActPool", "CudaDepthwiseConvolution", "CaskGemmConvolution", "CaskJitConv")
+
+
+@pytest.mark.parametrize("kind", [*CONVOLUTIONS, "CaskDeconvolution", "CaskConvolution", "correlation", "Convolution"])
+def test_convolutions_under_all_their_names(kind: str) -> None:
+    """Counted by precision, and by weights times positions; none passes for a matrix product."""
+    layers = [
+        {
+            "Name": f"conv{index}",
+            "LayerType": kind,
+            "Weights": {"Type": "Half", "Count": count},
+            "Inputs": [_tensor_10("x", datatype, [-1, 16, 8, 8])],
+            "Outputs": [_tensor_10("y", datatype, [-1, 16, side, side])],
+        }
+        for index, (datatype, count, side) in enumerate([("int8", 2304, 8), ("int8", 256, 4), ("fp16", 512, 4)])
+    ]
+    found = summarize_inspection({"Layers": layers, "Bindings": []})
+    assert found["convolutions"] == {"fp16": 1, "int8": 2}
+    total = 2304 * 64 + 256 * 16 + 512 * 16
+    share = round(512 * 16 / total, 4)
+    assert found["convolution_share"] == {"fp16": share, "int8": pytest.approx(1 - share)}
+    assert found["gemms"] == {}
+
+
 @pytest.mark.parametrize(
     ("tensor", "expected"),
     [
+        ({"Datatype": "FP8"}, "fp8"),
+        ({"Datatype": "Float8E4M3FN"}, "fp8"),
+        ({"Format/Datatype": "Row major linear FP4 format"}, "fp4"),
+        ({"Datatype": "Float4E2M1"}, "fp4"),
+        ({"Datatype": "Int4"}, "int4"),
         ({"Format/Datatype": "Row major linear FP16 format"}, "fp16"),
         ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}, "int8"),
         ({"Format/Datatype": "Row major linear FP32"}, "fp32"),

@@ -20,12 +20,29 @@ _PSEUDO_LAYERS = frozenset({"signal", "wait", "shape_call", "shapehostcopy", "no
 _GEMM_TYPES = ("gemm", "matrixmultiply", "fullyconnected")
 # A product that is compiled into a kernel of its own together with its neighbours; `Fc` in its name tells it.
 _FUSION_TYPE = "runtime_fusion"
-_WIDTHS = ("unknown", "int4", "int8", "fp8", "bf16", "fp16", "fp32")
-_CONVOLUTION_TYPES = ("correlation", "convolution", "caskconvolution", "caskconvactpool")
+_WIDTHS = ("unknown", "fp4", "int4", "int8", "fp8", "bf16", "fp16", "fp32")
+# As Myelin, TensorRT's own kernels and its fused convolution, activation and pool are called.
+_CONVOLUTION_TYPES = frozenset(
+    {
+        "caskconvactpool",
+        "caskconvolution",
+        "caskdeconvolution",
+        "caskgemmconvolution",
+        "caskjitconv",
+        "convactpool",
+        "convolution",
+        "correlation",
+        "cudadepthwiseconvolution",
+        "deconvolution",
+    }
+)
 # The first that occurs in a description decides: `Int8` must be found before `Float`, and `Half` never with it.
 _DATATYPES = (
     ("int8", "int8"),
     ("fp8", "fp8"),
+    ("float8", "fp8"),
+    ("fp4", "fp4"),
+    ("float4", "fp4"),
     ("int4", "int4"),
     ("bf16", "bf16"),
     ("bfloat16", "bf16"),
@@ -67,7 +84,8 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
         that run on the GPU), `pseudo_layers`, `kinds` (number by layer type), `gemms` (number by the precision of the
         operands), `gemm_share` (the same by multiply-accumulates; a dynamic batch counts as one), `runtime_fusions`
         (how many of the products are generated kernels instead of library ones: in INT8 a sign of a bad graph),
-        `fused_attention`, `attentions` and `convolutions` (by precision), `reformats`, and `io` (type of each input and
+        `fused_attention`, `attentions` and `convolutions` (by precision), `convolution_share` (these by
+        multiply-accumulates, where the inspector gives their weights), `reformats`, and `io` (type of each input and
         output).
     """
     layers = list(information.get("Layers", []))
@@ -77,10 +95,7 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
     work = [layer for layer in entries if not _is_pseudo(layer)]
     attention = [layer for layer in work if _is_attention(layer)]
     gemms = [layer for layer in work if _is_gemm(layer)]
-    operations: Counter[str] = Counter()
-    for layer in gemms:
-        operations[_precision(layer)] += _multiply_accumulates(layer)
-    total = sum(operations.values())
+    convolutions = [layer for layer in work if _is_convolution(layer)]
     return {
         "dialect": "11" if "I/O Tensors" in information else "10",
         "detailed": detailed,
@@ -88,11 +103,12 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
         "pseudo_layers": len(entries) - len(work),
         "kinds": dict(sorted(kinds.items())),
         "gemms": _counted(map(_precision, gemms)),
-        "gemm_share": {name: round(count / total, 4) for name, count in sorted(operations.items())} if total else {},
+        "gemm_share": _shares((_precision(layer), _multiply_accumulates(layer)) for layer in gemms),
         "runtime_fusions": sum(_type(layer) == _FUSION_TYPE for layer in gemms),
         "fused_attention": len(attention),
         "attentions": _counted(map(_precision, attention)),
-        "convolutions": _counted(_precision(layer) for layer in work if _is_convolution(layer)),
+        "convolutions": _counted(map(_precision, convolutions)),
+        "convolution_share": _shares((_precision(layer), _convolved(layer)) for layer in convolutions),
         "reformats": sum(_type(layer) == "reformat" for layer in work),
         "io": _io(information),
     }
@@ -149,6 +165,23 @@ def _multiply_accumulates(layer: Mapping[str, Any]) -> int:
         return 0
     inner = abs(inputs[0]["Dimensions"][-1])
     return int(inner * math.prod(max(size, 1) for size in outputs[0]["Dimensions"]))
+
+
+def _convolved(layer: Mapping[str, Any]) -> int:
+    """Return weights times output positions; 0 where the inspector says nothing of the weights."""
+    weights, outputs = layer.get("Weights"), layer.get("Outputs") or []
+    if not isinstance(weights, Mapping) or not outputs or not outputs[0].get("Dimensions"):
+        return 0
+    positions = math.prod(max(size, 1) for size in outputs[0]["Dimensions"][2:])
+    return int(weights.get("Count", 0) * positions)
+
+
+def _shares(operations: Iterable[tuple[str, int]]) -> dict[str, float]:
+    sums: Counter[str] = Counter()
+    for name, count in operations:
+        sums[name] += count
+    total = sum(sums.values())
+    return {name: round(count / total, 4) for name, count in sorted(sums.items())} if total else {}
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:
