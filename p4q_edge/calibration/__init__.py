@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.calibration.calibrate import CalibratedEncoder, add_products, calibrate_encoder
+    from p4q_edge.calibration.calibrate import SAMPLE_SIZE, CalibratedEncoder, add_products, calibrate_encoder
     from p4q_edge.calibration.fit import refine
     from p4q_edge.calibration.text import calibrate_text
 
-__all__ = ["CalibratedEncoder", "add_products", "calibrate_encoder", "calibrate_text", "refine"]
+__all__ = ["SAMPLE_SIZE", "CalibratedEncoder", "add_products", "calibrate_encoder", "calibrate_text", "refine"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -19,6 +19,7 @@ if not TYPE_CHECKING:
         {
             "calibrate": (
                 "CalibratedEncoder",
+                "SAMPLE_SIZE",
                 "add_products",
                 "calibrate_encoder",
             ),

@@ -16,23 +16,33 @@ from p4q_edge.models import (
     find_cross_attention,
     round_float_weights,
     to_batch,
+    to_deployment_form,
     tokens_read,
 )
 from p4q_edge.quant import (
     MAX_TOKENS,
     AttentionProducts,
+    GridPoint,
     Phase,
     QuantScheme,
     attentions,
+    choose_convolutions,
+    choose_grids,
     correct_biases,
+    correct_conv_biases,
     count_macs,
+    fix_conv_scales,
     fold_channels,
     fuses_in_int8,
+    may_be_quantized,
+    quant_convs,
     quant_linears,
     quant_products,
     quantize_modules,
     running_in,
     set_phase,
+    swap_convolutions,
+    trace_flow,
 )
 from p4q_edge.runtime.errors import InputError
 
@@ -41,6 +51,9 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 64
 SAMPLE_SIZE = 4
 """Images of the forward passes that only watch which module reads what."""
+
+CORRECTION_IMAGES = 64
+"""At most so many images correct the biases of convolutions; each channel has a mean over all positions of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +67,8 @@ class CalibratedEncoder:
         cross_attention: attentions that do not attend to their own query.
         attention_owners: modules whose linears have the scheme's bits for attentions.
         products: attentions whose products are quantized.
+        convolutions: those that are quantized.
+        grids: tensors between convolutions that have a grid for all their readers.
         images: number of calibration images.
     """
 
@@ -63,6 +78,8 @@ class CalibratedEncoder:
     cross_attention: tuple[str, ...]
     attention_owners: tuple[str, ...]
     products: tuple[str, ...]
+    convolutions: tuple[str, ...]
+    grids: tuple[GridPoint, ...]
     images: int
 
 
@@ -82,6 +99,8 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     batches = Batches(images=images, spec=model.preprocess, size=BATCH_SIZE)
     sample = to_batch(images[:SAMPLE_SIZE], model.preprocess)
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    to_deployment_form(encoder, sample)
+    convolutions, grids = quantize_convolutions(encoder, sample, scheme)
     round_float_weights(encoder)
     cross = find_cross_attention(encoder, sample)
     owners = find_attention_owners(encoder, sample)
@@ -92,15 +111,18 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     observe(encoder, lambda: _run(encoder, batches), Phase.RANGING)
     folded = fold_channels(encoder, scheme, sample)
     observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
-    unreached = fix_scales(encoder)
+    unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
+    if convolutions:
+        correct_conv_biases(encoder, to_batch(evenly(images, CORRECTION_IMAGES), model.preprocess))
     if scheme.bias_correction:
         correct_biases(encoder, batches)
     refine(encoder, model.clip.visual, batches, scheme)  # type: ignore[arg-type]
     set_phase(encoder, Phase.QUANTIZED)
     share = 100 * count_macs(encoder, sample).integer_share
     logger.info(
-        "quantized %d linears, %.1f %% of multiply-accumulates; kept %d linears in float",
+        "quantized %d linears and %d convolutions, %.1f %% of multiply-accumulates; kept %d linears in float",
         len(quant_linears(encoder)),
+        len(quant_convs(encoder)),
         share,
         len(kept) + len(unreached),
     )
@@ -111,8 +133,26 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         cross_attention=tuple(sorted(cross)),
         attention_owners=tuple(sorted(owners)),
         products=tuple(products),
+        convolutions=tuple(convolutions),
+        grids=tuple(grids),
         images=len(images),
     )
+
+
+def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantScheme) -> tuple[list[str], list[GridPoint]]:
+    """Swap the convolutions that the scheme quantizes, with the grids between them, and return both."""
+    if scheme.convolutions == "off" or not (scheme.stem or any(may_be_quantized(m) for m in encoder.modules())):
+        return [], []
+    flow = trace_flow(encoder, sample)
+    convolutions = choose_convolutions(encoder, flow, scheme)
+    grids = choose_grids(flow, convolutions)
+    swap_convolutions(encoder, convolutions, grids, scheme)
+    return convolutions, grids
+
+
+def evenly(images: Tensor, count: int) -> Tensor:
+    """At most `count` of the images, evenly drawn."""
+    return images[:: max(1, -(-len(images) // count))]
 
 
 def fusable_products(encoder: nn.Module, sample: Tensor) -> list[str]:

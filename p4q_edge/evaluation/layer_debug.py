@@ -19,7 +19,7 @@ from torch import nn
 
 from p4q_edge.graph import linear_quantizations
 from p4q_edge.graph.analysis import differing_linears, linear_nodes
-from p4q_edge.quant import Phase, quant_linears, running_in
+from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in
 from p4q_edge.runtime.artifacts import Card
 from p4q_edge.runtime.engines.onnxruntime import session_options, seven_bit_weights
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
@@ -91,7 +91,7 @@ def run_module(model: nn.Module, images: NDArray[np.uint8]) -> LayerValues:
 
     handles = [linear.register_forward_hook(keep(path)) for path, linear in quant_linears(model).items()]
     try:
-        with torch.inference_mode(), running_in(model, Phase.QUANTIZED):
+        with torch.inference_mode(), running_as_cpu_graph(model):
             model(torch.from_numpy(images))
     finally:
         for handle in handles:

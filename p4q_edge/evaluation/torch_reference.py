@@ -55,11 +55,12 @@ class TorchReference:
         return self.learned.classifier
 
 
-def torch_stage(classifier: FoldedClassifier, phase: Phase) -> Stage:
-    """Return a stage of the chain that runs the folded classifier in one phase."""
+def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: bool = False) -> Stage:
+    """Return a stage of the chain that runs the folded classifier in one phase; see `run_folded`."""
 
     def run(batch: NDArray[np.uint8]) -> Outputs:
-        logits, embedding, _ = run_folded(classifier, torch.from_numpy(np.ascontiguousarray(batch)), phase=phase)
+        images = torch.from_numpy(np.ascontiguousarray(batch))
+        logits, embedding, _ = run_folded(classifier, images, phase=phase, as_cpu_graph=as_cpu_graph)
         return {"logits": logits.numpy(), "embedding": embedding.numpy()}
 
     return run
@@ -112,7 +113,7 @@ def reference_of(request: Request, card: Card, found: TorchReference | None) -> 
     return Reference(
         stages={
             FLOAT: torch_stage(found.classifier, Phase.FLOAT),
-            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED),
+            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.backend == "onnxruntime"),
         },
         images=images,
         baselines=read_baselines(found.folder),

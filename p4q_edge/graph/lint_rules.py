@@ -18,6 +18,7 @@ from p4q_edge.runtime.errors import QualityGateError
 OPSETS = range(17, 21)
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_POOLS = frozenset({"AveragePool", "MaxPool"})
 _GRID = frozenset({"Clip", "QuantizeLinear", "DequantizeLinear", "Cast"})
 _NEWER = frozenset({"Gelu", "Attention", "RMSNormalization", "RotaryEmbedding", "Swish"})
 _WIDE = frozenset({"MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax", "Gelu", "Erf", "Sigmoid", "Tanh"})
@@ -166,10 +167,35 @@ def _placement(subject: Subject) -> Iterator[Problem]:
         if constant(read(node, 0)) is not None:
             continue
         for user in _readers(node):
-            if user.op_type not in _PRODUCTS:
-                yield str(node.name), f"expected a linear layer behind the activation's Q/DQ, got {user.op_type}"
+            if user.op_type == "Add" and not _adds_to_convolution(user):
+                yield str(node.name), f"expected {user.name} to add a convolution's result to the quantized tensor"
+            elif user.op_type not in _PRODUCTS | _POOLS | {"Add"}:
+                yield (
+                    str(node.name),
+                    f"expected a linear layer, convolution, residual or pool behind Q/DQ, got {user.op_type}",
+                )
+            elif user.op_type not in _PRODUCTS:
+                continue
             elif not subject.quantized_attention and not _has_constant_weight(user):
                 yield str(node.name), f"expected attention products in high precision, {user.name} is quantized"
+
+
+def _adds_to_convolution(addition: ir.Node) -> bool:
+    """Whether one side is restored from INT8, and the other the result of a convolution in high precision."""
+    others = [value.producer() for value in addition.inputs if value is not None and not _is_restored(value)]
+    return len(others) == 1 and others[0] is not None and _is_convolution(others[0])
+
+
+def _is_convolution(node: ir.Node) -> bool:
+    if node.op_type in {"Mul", "Cast"}:  # a lifted weight scale, and float32 scales in an FP16 graph
+        before = read(node, 0).producer()
+        return before is not None and _is_convolution(before)
+    return node.op_type == "Conv"
+
+
+def _batch_norm(subject: Subject) -> Iterator[Problem]:
+    for node in nodes_of(subject.graph, "BatchNormalization"):
+        yield str(node.name), "expected BatchNormalization folded into the convolution before it, got the operator"
 
 
 def _attention(subject: Subject) -> Iterator[Problem]:
@@ -272,6 +298,7 @@ RULES: dict[str, Callable[[Subject], Iterator[Problem]]] = {
     "placement": _placement,
     "attention": _attention,
     "layer-norm": _layer_norm,
+    "batch-norm": _batch_norm,
     "fp16-remainder": _remainder,
 }
 """Each rule by name; a rule yields the node at fault and what was expected."""

@@ -1,7 +1,7 @@
-"""What a quantized linear layer and a quantized attention bring to the graph."""
+"""What a quantized linear layer, convolution and attention bring to the graph."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,56 @@ class LinearQuantization:
         affine.activation_range(self.input_bits)
         if not (np.isfinite(self.input_scale) and self.input_scale > 0):
             raise ValueError(f"expected: input_scale is positive and finite; got {self.input_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvQuantization:
+    """The integers and scales of one convolution; symmetric, zero point 0.
+
+    Attributes:
+        weight: int8 (out, in / groups, kH, kW).
+        weight_scale: float32 (out,), positive.
+        weight_bits: 2 to 8.
+        input_scale: positive, for the whole input tensor.
+        input_bits: 2 to 8.
+
+    Raises:
+        ValueError: an array of another type or shape, or values outside these ranges.
+    """
+
+    weight: NDArray[np.int8]
+    weight_scale: NDArray[np.float32]
+    weight_bits: int
+    input_scale: float
+    input_bits: int
+
+    def __post_init__(self) -> None:
+        _check(self.weight.dtype == np.int8 and self.weight.ndim == 4, "weight is int8 (out, in, kH, kW)", self.weight)
+        # The rules of a linear hold for the same numbers as one row an output channel.
+        LinearQuantization(
+            weight=self.weight.reshape(len(self.weight), -1),
+            weight_scale=self.weight_scale,
+            weight_bits=self.weight_bits,
+            input_scale=self.input_scale,
+            input_bits=self.input_bits,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridQuantization:
+    """One grid of a tensor for all that read it.
+
+    Attributes:
+        conv: path of the convolution by which the tensor is found.
+        via: it is that convolution's input or output, or what the pool before the convolution reads.
+        scale: positive.
+        bits: 2 to 8.
+    """
+
+    conv: str
+    via: Literal["input", "output", "pooled"]
+    scale: float
+    bits: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.models.adapter import Adapter
+    from p4q_edge.models.deployment import to_deployment_form
     from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
     from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
     from p4q_edge.models.image_tower import (
@@ -57,6 +58,7 @@ __all__ = [
     "run_folded",
     "template_embeddings",
     "to_batch",
+    "to_deployment_form",
     "tokens_read",
 ]
 
@@ -65,6 +67,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "adapter": ("Adapter",),
+            "deployment": ("to_deployment_form",),
             "families": (
                 "MAX_COUNTED",
                 "_BYTES_OF_FLOAT",

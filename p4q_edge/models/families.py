@@ -23,8 +23,7 @@ class ModelRow:
         input: side of the square image, in pixels.
         dim: width of the embedding.
         image_parameters: of the image tower; None if not counted.
-        int8: what is quantized: `all linears`; `linears only` where convolutions do most of the work; `adapter only`
-            where the tower has no linear but those of its pool (open_clip's ResNets).
+        int8: what is quantized: `all linears`, or `linears and convolutions`, but those of a channel a group.
         prompts: whether context vectors can be learned: through any text tower but that of a captioner.
     """
 
@@ -84,15 +83,9 @@ def _row(name: str, tags: tuple[str, ...], config: dict[str, Any], *, count: boo
         input=int(vision.get("image_size", 224)),
         dim=int(config["embed_dim"]),
         image_parameters=image_parameters(name) if count and not text.get("hf_model_name") else None,
-        int8=_quantized(family, vision),
+        int8="all linears" if family == "vit" else "linears and convolutions",
         prompts="multimodal_cfg" not in config,
     )
-
-
-def _quantized(family: str, vision: dict[str, Any]) -> str:
-    if isinstance(vision.get("layers"), list):
-        return "adapter only"
-    return "all linears" if family == "vit" else "linears only"
 
 
 def _family(vision: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.models.adapter import Adapter
-from p4q_edge.quant import Phase, running_in
+from p4q_edge.quant import Phase, running_as_cpu_graph, running_in
 from p4q_edge.runtime.images import PreprocessSpec
 
 
@@ -60,10 +60,15 @@ class FoldedClassifier(nn.Module):
 
 @torch.no_grad()
 def run_folded(
-    model: FoldedClassifier, images: Tensor, *, phase: Phase, batch_size: int = 64
+    model: FoldedClassifier, images: Tensor, *, phase: Phase, as_cpu_graph: bool = False, batch_size: int = 64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, embedding and features of many images, fake-quantized or in float (the same folded weights)."""
-    with running_in(model, phase):
+    """Logits, embedding and features of many images, fake-quantized or in float (the same folded weights).
+
+    Args:
+        as_cpu_graph: with ``Phase.QUANTIZED``, quantize as the graph for CPUs does.
+    """
+    cpu = as_cpu_graph and phase is Phase.QUANTIZED
+    with running_as_cpu_graph(model) if cpu else running_in(model, phase):
         parts = [model(chunk) for chunk in torch.split(images, batch_size)]
     logits, embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, embedding, features

@@ -9,20 +9,30 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.quant import affine
     from p4q_edge.quant.attention import Attention, attentions, quant_products
+    from p4q_edge.quant.attention_pool import AttentionPool
     from p4q_edge.quant.attention_products import MAX_TOKENS, AttentionProducts, fuses_in_int8, softmax_scale
     from p4q_edge.quant.channel_folds import correct_biases, fold_channels
+    from p4q_edge.quant.conv import quant_convs, running_as_cpu_graph, tensor_grids
+    from p4q_edge.quant.conv_swap import GRIDS, correct_conv_biases, fix_conv_scales, swap_convolutions
+    from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
     from p4q_edge.quant.least_squares import Moments, correct_affine, correct_bias, paired_pass
     from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in, set_phase
     from p4q_edge.quant.macs import count_macs, macs_by_module
+    from p4q_edge.quant.placement import GridPoint, choose_convolutions, choose_grids, may_be_quantized
     from p4q_edge.quant.rounding import choose_rounding
-    from p4q_edge.quant.scheme import ObserverName, QuantScheme, RoundingName
+    from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
     from p4q_edge.quant.swap import quantize_modules, replace_module
 
 __all__ = [
+    "GRIDS",
     "MAX_TOKENS",
     "Attention",
+    "AttentionPool",
     "AttentionProducts",
+    "ConvolutionChoice",
+    "Flow",
+    "GridPoint",
     "Moments",
     "ObserverName",
     "Phase",
@@ -31,23 +41,37 @@ __all__ = [
     "RoundingName",
     "affine",
     "attentions",
+    "choose_convolutions",
+    "choose_grids",
     "choose_rounding",
     "correct_affine",
     "correct_bias",
     "correct_biases",
+    "correct_conv_biases",
     "count_macs",
+    "fix_conv_scales",
     "fold_channels",
     "fuses_in_int8",
+    "kind_of",
     "learn_scales",
     "macs_by_module",
+    "may_be_quantized",
+    "module_of",
     "paired_pass",
+    "quant_convs",
     "quant_linears",
     "quant_products",
     "quantize_modules",
+    "readers",
     "replace_module",
+    "running_as_cpu_graph",
     "running_in",
     "set_phase",
     "softmax_scale",
+    "source",
+    "swap_convolutions",
+    "tensor_grids",
+    "trace_flow",
 ]
 
 if not TYPE_CHECKING:
@@ -59,6 +83,7 @@ if not TYPE_CHECKING:
                 "attentions",
                 "quant_products",
             ),
+            "attention_pool": ("AttentionPool",),
             "attention_products": (
                 "AttentionProducts",
                 "MAX_TOKENS",
@@ -68,6 +93,25 @@ if not TYPE_CHECKING:
             "channel_folds": (
                 "correct_biases",
                 "fold_channels",
+            ),
+            "conv": (
+                "quant_convs",
+                "running_as_cpu_graph",
+                "tensor_grids",
+            ),
+            "conv_swap": (
+                "GRIDS",
+                "correct_conv_biases",
+                "fix_conv_scales",
+                "swap_convolutions",
+            ),
+            "dataflow": (
+                "Flow",
+                "kind_of",
+                "module_of",
+                "readers",
+                "source",
+                "trace_flow",
             ),
             "learned_scales": ("learn_scales",),
             "least_squares": (
@@ -87,8 +131,15 @@ if not TYPE_CHECKING:
                 "count_macs",
                 "macs_by_module",
             ),
+            "placement": (
+                "GridPoint",
+                "choose_convolutions",
+                "choose_grids",
+                "may_be_quantized",
+            ),
             "rounding": ("choose_rounding",),
             "scheme": (
+                "ConvolutionChoice",
                 "ObserverName",
                 "QuantScheme",
                 "RoundingName",

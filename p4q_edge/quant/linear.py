@@ -19,7 +19,8 @@ class Phase(enum.Enum):
     """What a quantizable module does with its input.
 
     TRACED is FLOAT with the biases of QUANTIZED, for the exporter. In PAIRED the products of attentions take the first
-    half of a batch as in FLOAT and the second as in QUANTIZED; linears are visited by `paired_pass`.
+    half of a batch as in FLOAT and the second as in QUANTIZED; linears are visited by `paired_pass`. WEIGHTS is for
+    convolutions: the weight on its grid, the input as it is, as the graph for CPUs has them.
     """
 
     FLOAT = "float"
@@ -28,6 +29,7 @@ class Phase(enum.Enum):
     QUANTIZED = "quantized"
     TRACED = "traced"
     PAIRED = "paired"
+    WEIGHTS = "weights"
 
 
 class QuantLinear(nn.Module):

@@ -8,12 +8,13 @@ from p4q_edge.quant import affine
 from p4q_edge.runtime.artifacts import width_label
 
 ObserverName = Literal["minmax", "percentile", "mse"]
+ConvolutionChoice = Literal["auto", "off"]
 RoundingName = Literal["nearest", "adaround", "descent"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantScheme:
-    """Signed symmetric quantization of linears: weights per output channel, activations per tensor.
+    """Signed symmetric quantization of linears and convolutions: weights per output channel, activations per tensor.
 
     Attributes:
         weight_bits: 2 to 8.
@@ -36,6 +37,9 @@ class QuantScheme:
             the image tower has them.
         affine_correction: fold the least-squares factor and offset of each output channel into scale and bias.
         scale_epochs: passes over the images in which the scales are learned (LSQ); 0 keeps the calibrated ones.
+        convolutions: quantize those that have INT8 kernels (`auto`; see `p4q_edge.quant.placement`), or none (`off`).
+        depthwise: quantize convolutions of one channel a group too, beside quantized ones.
+        stem: quantize the convolution that reads the image too.
         keep_float: glob patterns of module paths that stay in high precision.
 
     Source: P4Q, arXiv:2409.17634, section 3; RepQ-ViT, arXiv:2212.08254 (reparameterized LayerNorm ranges), here as
@@ -57,6 +61,9 @@ class QuantScheme:
     weight_rounding: RoundingName = "nearest"
     affine_correction: bool = False
     scale_epochs: int = 0
+    convolutions: ConvolutionChoice = "auto"
+    depthwise: bool = False
+    stem: bool = False
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

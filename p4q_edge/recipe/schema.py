@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from p4q_edge.quant import ObserverName, QuantScheme, RoundingName
+from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
 
 Method = Literal["p4q", "as-released"]
 
@@ -82,6 +82,9 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     weight_rounding: RoundingName = QuantScheme.weight_rounding
     affine_correction: bool = QuantScheme.affine_correction
     scale_epochs: int = QuantScheme.scale_epochs
+    convolutions: ConvolutionChoice = QuantScheme.convolutions
+    depthwise: bool = QuantScheme.depthwise
+    stem: bool = QuantScheme.stem
     keep_float: tuple[str, ...] = QuantScheme.keep_float
     text: bool = False
 

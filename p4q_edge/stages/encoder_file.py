@@ -1,31 +1,36 @@
 """The calibrated encoder in a run folder."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from p4q_edge.calibration import CalibratedEncoder, add_products
+from p4q_edge.calibration import SAMPLE_SIZE, CalibratedEncoder, add_products
 from p4q_edge.learning import read_tensors, write_tensors
 from p4q_edge.models import (
     ImageEncoder,
     LoadedModel,
+    to_deployment_form,
 )
 from p4q_edge.quant import (
+    GridPoint,
     Phase,
     QuantScheme,
     quant_linears,
     quantize_modules,
     set_phase,
+    swap_convolutions,
 )
 
-_FACTS = ("kept_float", "folded", "cross_attention", "attention_owners", "products", "images")
+_FACTS = ("kept_float", "folded", "cross_attention", "attention_owners", "products", "convolutions", "images")
 
 
 def save_encoder(calibrated: CalibratedEncoder, path: Path, *, key: str) -> None:
     """Write weights, scales and what is needed to build the same modules again."""
     facts = {name: getattr(calibrated, name) for name in _FACTS}
+    facts["grids"] = [asdict(point) for point in calibrated.grids]
     write_tensors(path, calibrated.encoder.state_dict(), key=key, metadata={"calibration": json.dumps(facts)})
 
 
@@ -37,6 +42,10 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     tensors, metadata = stored
     facts = json.loads(metadata["calibration"])
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    noise = torch.randn(SAMPLE_SIZE, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(0))
+    to_deployment_form(encoder, noise)
+    grids = [GridPoint(**{**point, "sharing": tuple(point["sharing"])}) for point in facts["grids"]]
+    swap_convolutions(encoder, facts["convolutions"], grids, scheme)
     quantize_modules(
         encoder,
         scheme,
@@ -57,5 +66,7 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
         cross_attention=tuple(facts["cross_attention"]),
         attention_owners=tuple(facts["attention_owners"]),
         products=tuple(facts["products"]),
+        convolutions=tuple(facts["convolutions"]),
+        grids=tuple(grids),
         images=facts["images"],
     )

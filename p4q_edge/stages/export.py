@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from p4q_edge.data import pixels
-from p4q_edge.graph import export_classifier
+from p4q_edge.graph import OUTPUTS, export_classifier
 from p4q_edge.models import Adapter, FoldedClassifier, run_folded, to_batch
-from p4q_edge.quant import Phase, count_macs, quant_linears, quant_products
+from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
 from p4q_edge.recipe import to_toml
 from p4q_edge.runtime.artifacts import Bundle, Golden, Manifest, Precision
 from p4q_edge.runtime.artifacts import bundle as bundles
@@ -133,6 +133,10 @@ def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
     """What the fake-quantized and the float classifier compute on the golden images."""
     logits, embedding, features = run_folded(classifier, images, phase=Phase.QUANTIZED)
     float_logits, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
+    on_cpu = {}
+    if quant_convs(classifier):
+        found = run_folded(classifier, images, phase=Phase.QUANTIZED, as_cpu_graph=True)
+        on_cpu = dict(zip(OUTPUTS, (values.numpy() for values in found), strict=True))
     return Golden(
         image=images.numpy(),
         features=features.numpy(),
@@ -140,6 +144,7 @@ def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
         logits=logits.numpy(),
         float_embedding=float_embedding.numpy(),
         float_logits=float_logits.numpy(),
+        on_cpu=on_cpu,
     )
 
 

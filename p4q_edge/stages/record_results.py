@@ -9,7 +9,7 @@ from torch import Tensor
 from p4q_edge.data import ImageSet, pixels
 from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
 from p4q_edge.models import FoldedClassifier, run_folded
-from p4q_edge.quant import Phase
+from p4q_edge.quant import Phase, quant_convs
 from p4q_edge.runtime.artifacts import RecordedResults, pixel_digest
 from p4q_edge.runtime.images import draw
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
@@ -45,11 +45,15 @@ def record_reference(classifier: FoldedClassifier, images: Tensor, labels: np.nd
     logger.info("export: results of PyTorch on %d validation images", len(images))
     _, embedding, _ = run_folded(classifier, images, phase=Phase.QUANTIZED)
     _, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
+    cpu_embedding = None
+    if quant_convs(classifier):
+        cpu_embedding = run_folded(classifier, images, phase=Phase.QUANTIZED, as_cpu_graph=True)[1].numpy()
     return RecordedResults(
         digest=np.stack([np.frombuffer(pixel_digest(image), np.uint8) for image in images.numpy()]),
         label=labels,
         embedding=embedding.numpy(),
         float_embedding=float_embedding.numpy(),
+        cpu_embedding=cpu_embedding,
     )
 
 
@@ -61,7 +65,8 @@ def median_losses(graphs: ExportedGraphs, reference: RecordedResults, images: Te
         # A few at a time: the activations of all would need gigabytes.
         batches = [few[start : start + _BATCH_SIZE] for start in range(0, len(few), _BATCH_SIZE)]
         found = np.concatenate([run_in_onnxruntime(graph + graphs.weights, batch)["embedding"] for batch in batches])
-        loss = 1.0 - cosine_rows(reference.embedding[: len(few)], found)
+        expected = (reference if name == "fp16" else reference.for_cpu()).embedding
+        loss = 1.0 - cosine_rows(expected[: len(few)], found)
         median = bootstrap_quantile(loss, 0.5, generator=np.random.default_rng(0))
         losses[f"{name}.median_loss"] = max(median.high, 0.0)
     return losses

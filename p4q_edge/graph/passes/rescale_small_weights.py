@@ -47,16 +47,26 @@ def _is_small_weight(node: ir.Node) -> bool:
 def _lift(graph: ir.Graph, node: ir.Node) -> None:
     scale = constant(read(node, 1))
     product = only_user(node.outputs[0])
-    if scale is None or product is None or product.op_type != "MatMul":
-        raise ValueError(f"{node.name} does not restore the weight of one MatMul")
+    if scale is None or product is None or product.op_type not in {"MatMul", "Conv"}:
+        raise ValueError(f"{node.name} does not restore the weight of one MatMul or Conv")
     path = name_of(read(node, 0)).removesuffix(".weight_int8")
     factor = lift(scale)
     node.replace_input_with(1, add_constant(graph, f"{path}.weight_scale_lifted", scale * factor))
+    inverse = 1 / factor
+    if product.op_type == "Conv":
+        inverse = inverse.reshape(-1, 1, 1)
+        _lift_bias(graph, product, path, factor)
     output = product.outputs[0]
     users = list(output.uses())
-    lower = add_constant(graph, f"{path}.weight_lift_inverse", 1 / factor)
+    lower = add_constant(graph, f"{path}.weight_lift_inverse", inverse)
     restore = operation("Mul", (output, lower), f"{name_of(output)}.lowered", output)
     restore.metadata_props.update(product.metadata_props)
     graph.insert_after(product, restore)
     for user, index in users:
         user.replace_input_with(index, restore.outputs[0])
+
+
+def _lift_bias(graph: ir.Graph, conv: ir.Node, path: str, factor: NDArray[np.float32]) -> None:
+    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+    if bias is not None:
+        conv.replace_input_with(2, add_constant(graph, f"{path}.bias_lifted", bias * factor))

@@ -66,14 +66,34 @@ OTHERS = {
 }
 
 
-@pytest.mark.skipif(not os.environ.get("P4Q_COMPILE_ALL"), reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50")
-@pytest.mark.parametrize("architecture", [*OTHERS, "RN50"])
+CONVOLUTIONAL = {"RN50": (54, 55), "MobileCLIP-S1": (84, 172)}
+"""Convolutions in INT8, and all: the stem and convolutions of a channel a group stay in FP16."""
+
+only_on_demand = pytest.mark.skipif(
+    not os.environ.get("P4Q_COMPILE_ALL"), reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50, MobileCLIP-S1"
+)
+
+
+@only_on_demand
+@pytest.mark.parametrize("architecture", OTHERS)
 def test_other_architectures(compiled: Compile, repository: Path, architecture: str) -> None:
     document = compiled(architecture).document
     assert document["warnings"] == []
     assert document["uint8_kernels"] == 1
-    assert document["products"] == OTHERS.get(architecture, document["products"])
-    assert document["runtime_fusions"] == 0 or architecture == "RN50"
+    assert document["products"] == OTHERS[architecture]
+    assert document["runtime_fusions"] == 0
+    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+
+
+@only_on_demand
+@pytest.mark.parametrize("architecture", CONVOLUTIONAL)
+def test_convolutions_are_int8_products(compiled: Compile, repository: Path, architecture: str) -> None:
+    document = compiled(architecture).document
+    convolutions = [line for line in document["list"] if line.startswith("correlation")]
+    quantized = [line for line in convolutions if ": Int8" in line]
+    assert (len(quantized), len(convolutions)) == CONVOLUTIONAL[architecture]
+    # What this compiler says of every INT8 convolution.
+    assert all("Converting conv" in warning and "scales to fp32" in warning for warning in document["warnings"])
     _compare_with_recorded(compiled(architecture).text, repository, architecture)
 
 

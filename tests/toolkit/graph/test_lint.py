@@ -174,6 +174,12 @@ def float_product(model: Model) -> None:
     model.graph.node.append(helper.make_node("MatMul", ["embedding", "wide"], ["wide_logits"], name="extra"))
 
 
+def batch_norm_left(model: Model) -> None:
+    names = [f"norm_{part}" for part in ("scale", "bias", "mean", "variance")]
+    model.graph.initializer.extend(numpy_helper.from_array(np.ones(32, np.float32), name) for name in names)
+    model.graph.node.append(helper.make_node("BatchNormalization", ["embedding", *names], ["normed"], name="extra"))
+
+
 BROKEN: list[tuple[Callable[[Model], None], str, str]] = [
     (newer_opset, "opset", ""),
     (newer_ir, "opset", ""),
@@ -195,6 +201,7 @@ BROKEN: list[tuple[Callable[[Model], None], str, str]] = [
     (quantized_softmax, "attention", f"{ATTENTION}/Softmax"),
     (quantized_class_attention, "attention", "encoder.trunk/Softmax"),
     (norm_in_parts, "layer-norm", "extra"),
+    (batch_norm_left, "batch-norm", "extra"),
     (float_product, "fp16-remainder", "extra"),
 ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from p4q_edge.runtime.storage import load_tensors, save_tensors
 MAX_SAMPLES = 64
 
 _IMAGE = "image"
-_FLOATS = ("features", "embedding", "logits", "float_embedding", "float_logits")
+_QUANTIZED = ("features", "embedding", "logits")
+_FLOATS = (*_QUANTIZED, "float_embedding", "float_logits")
+_ON_CPU = "on_cpu."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +29,8 @@ class Golden:
         logits: (n, classes) float32 likewise.
         float_embedding: (n, dim) float32 of the full-precision model.
         float_logits: (n, classes) float32 of the full-precision model.
+        on_cpu: features, embedding and logits of the model quantized as the graph for CPUs, where that one is quantized
+            otherwise (its convolutions compute in float); empty where both graphs are alike.
     """
 
     image: np.ndarray
@@ -34,11 +39,17 @@ class Golden:
     logits: np.ndarray
     float_embedding: np.ndarray
     float_logits: np.ndarray
+    on_cpu: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def for_cpu(self) -> Golden:
+        """Return the samples that the graph for CPUs is compared with."""
+        return replace(self, **self.on_cpu, on_cpu={})
 
     def to_bytes(self) -> bytes:
         """Return the samples as safetensors."""
-        names = (_IMAGE, *_FLOATS)
-        return save_tensors({name: getattr(self, name) for name in names}, {"format": "p4q-edge golden 1"})
+        tensors = {name: getattr(self, name) for name in (_IMAGE, *_FLOATS)}
+        tensors |= {_ON_CPU + name: values for name, values in self.on_cpu.items()}
+        return save_tensors(tensors, {"format": "p4q-edge golden 1"})
 
 
 def read_golden(data: bytes, *, source: str) -> Golden:
@@ -54,8 +65,10 @@ def read_golden(data: bytes, *, source: str) -> Golden:
     image = tensors[_IMAGE]
     samples = len(image) if image.ndim == 4 else 0
     shapes_agree = image.ndim == 4 and image.shape[1] == 3 and image.dtype == np.uint8 and image.size > 0
-    for name in _FLOATS:
-        tensor = tensors[name]
+    on_cpu = {name: tensors[_ON_CPU + name] for name in _QUANTIZED if _ON_CPU + name in tensors}
+    shapes_agree &= len(on_cpu) in (0, len(_QUANTIZED))
+    shapes_agree &= all(values.shape == tensors[name].shape for name, values in on_cpu.items())
+    for tensor in (*(tensors[name] for name in _FLOATS), *on_cpu.values()):
         shapes_agree &= tensor.ndim == 2 and len(tensor) == samples and tensor.dtype == np.float32
         shapes_agree &= tensor.size > 0 and bool(np.isfinite(tensor).all())
     if not shapes_agree or not 0 < samples <= MAX_SAMPLES:
@@ -63,4 +76,4 @@ def read_golden(data: bytes, *, source: str) -> Golden:
             f"{source}: expected up to {MAX_SAMPLES} uint8 images (n, 3, H, W) and finite float32 results (n, m); "
             f"got { ({name: tensor.shape for name, tensor in tensors.items()}) }. Export the bundle again."
         )
-    return Golden(**{name: tensors[name] for name in (_IMAGE, *_FLOATS)})
+    return Golden(**{name: tensors[name] for name in (_IMAGE, *_FLOATS)}, on_cpu=on_cpu)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ DIGEST_BYTES = 32
 _INTEGERS: Mapping[str, str] = {"digest": "<u1", "label": "<i4"}
 _FLOATS = ("embedding", "float_embedding")
 _NAMES = (*_INTEGERS, *_FLOATS)
+_ON_CPU = "cpu_embedding"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,19 +34,28 @@ class RecordedResults:
         label: (n,) int32, index into the bundle's class names.
         embedding: (n, dim) float32 of the fake-quantized model, L2-normalized.
         float_embedding: (n, dim) float32 of the full-precision model, likewise.
+        cpu_embedding: (n, dim) float32 of the model quantized as the graph for CPUs; None where both graphs are alike.
     """
 
     digest: np.ndarray
     label: np.ndarray
     embedding: np.ndarray
     float_embedding: np.ndarray
+    cpu_embedding: np.ndarray | None = None
+
+    def for_cpu(self) -> RecordedResults:
+        """Return the results that the graph for CPUs is compared with."""
+        return self if self.cpu_embedding is None else replace(self, embedding=self.cpu_embedding, cpu_embedding=None)
 
     def __len__(self) -> int:
         return len(self.label)
 
     def to_bytes(self) -> bytes:
         """Return the results as safetensors: 36 bytes and two embeddings an image."""
-        return save_tensors({name: getattr(self, name) for name in _NAMES}, {"format": "p4q-edge reference 1"})
+        tensors = {name: getattr(self, name) for name in _NAMES}
+        if self.cpu_embedding is not None:
+            tensors[_ON_CPU] = self.cpu_embedding
+        return save_tensors(tensors, {"format": "p4q-edge reference 1"})
 
     def match(self, images: Images, order: Iterable[int], *, limit: int = 0) -> tuple[dict[int, int], int]:
         """Return the row of each image that has results, and how many images were looked at.
@@ -90,8 +100,8 @@ def read_reference(data: bytes, *, classes: int, dim: int, source: str) -> Recor
     count = len(tensors["label"]) if tensors["label"].ndim == 1 else -1
     fits = count > 0 and tensors["digest"].shape == (count, DIGEST_BYTES)
     fits &= all(tensors[name].dtype == dtype for name, dtype in _INTEGERS.items())
-    for name in _FLOATS:
-        tensor = tensors[name]
+    on_cpu = tensors.get(_ON_CPU)
+    for tensor in (*(tensors[name] for name in _FLOATS), *(() if on_cpu is None else (on_cpu,))):
         fits &= tensor.shape == (count, dim) and tensor.dtype == np.float32 and bool(np.isfinite(tensor).all())
     if not fits or not 0 <= tensors["label"].min() <= tensors["label"].max() < classes:
         shapes = {name: tensors[name].shape for name in _NAMES}
@@ -99,4 +109,4 @@ def read_reference(data: bytes, *, classes: int, dim: int, source: str) -> Recor
             f"{source}: expected digests (n, {DIGEST_BYTES}) uint8, labels (n,) int32 below {classes} and finite "
             f"float32 embeddings (n, {dim}); got {shapes}. Export the bundle again."
         )
-    return RecordedResults(**{name: tensors[name] for name in _NAMES})
+    return RecordedResults(**{name: tensors[name] for name in _NAMES}, cpu_embedding=on_cpu)

@@ -136,7 +136,7 @@ def _warn_of_small_share(bundle: Bundle) -> None:
 
 
 def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
-    golden = bundle.golden()
+    golden = bundle.golden().for_cpu()
     built, rows = cpu_model(
         bundle.model("fp32"), options.cpu_profile, image=golden.image[:1], threads=options.threads, name=str(engine)
     )
@@ -162,6 +162,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
             sha256=sha256_bytes(built.optimized),
             engine_sha256=sha256_bytes(built.model),
         ),
+        golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
         measured=measured(outputs["embedding"], result),
         inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
     )

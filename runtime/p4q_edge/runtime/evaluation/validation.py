@@ -127,6 +127,8 @@ def with_recorded(
     if found is None or target.bundle is None:
         missing = "no bundle" if target.bundle is None else "the bundle has no results of it (export.reference_images)"
         return _without(reference, missing), images
+    if target.card.backend == "onnxruntime":
+        found = found.for_cpu()
     # In the order in which a limit draws: as many as it allows are looked for, not looked for among so many.
     order = np.random.default_rng(request.seed).permutation(len(images.labels))
     rows, seen = found.match(images.pixels, order, limit=request.limit)

@@ -245,9 +245,9 @@ def test_bench_compares_with_full_precision_and_pytorch(engine: Path, capsys: py
 @pytest.mark.parametrize(
     ("name", "int8", "prompts"),
     [
-        ("RN50", "adapter only", True),
-        ("convnext_base", "linears only", True),
-        ("MobileCLIP-S1", "linears only", True),
+        ("RN50", "linears and convolutions", True),
+        ("convnext_base", "linears and convolutions", True),
+        ("MobileCLIP-S1", "linears and convolutions", True),
         ("ViT-B-16-SigLIP", "all linears", True),
         ("EVA02-B-16", "all linears", True),
         ("coca_ViT-B-32", "all linears", False),

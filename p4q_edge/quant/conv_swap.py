@@ -1,0 +1,90 @@
+"""Swapping convolutions for their quantizable form, with the grids between them, and their scales and biases."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from p4q_edge.quant.conv import QuantConv2d, TensorGrid, quant_convs, tensor_grids
+from p4q_edge.quant.linear import Phase, running_in
+from p4q_edge.quant.placement import GridPoint
+from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.swap import replace_module
+
+GRIDS = "tensor_grids"
+"""Name of the child that holds the grids of a model, by their producers' paths."""
+
+
+class _ThroughGrid:
+    """A forward hook that passes a module's result through a grid; a class, so that it is copied with its model."""
+
+    def __init__(self, grid: TensorGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        result: Tensor = self.grid(output)
+        return result
+
+
+def swap_convolutions(model: nn.Module, paths: Iterable[str], points: Iterable[GridPoint], scheme: QuantScheme) -> None:
+    """Swap the convolutions at `paths` and put grids at `points`, in place."""
+    for path in paths:
+        conv = model.get_submodule(path)
+        assert isinstance(conv, nn.Conv2d)
+        replace_module(model, path, QuantConv2d(conv, scheme))
+    grids = nn.ModuleDict()
+    for point in points:
+        grid = TensorGrid(scheme, conv=point.conv, via=point.via)
+        model.get_submodule(point.producer).register_forward_hook(_ThroughGrid(grid))
+        grids[point.producer.replace(".", "/")] = grid
+    if grids:
+        model.add_module(GRIDS, grids)
+
+
+def fix_conv_scales(model: nn.Module, points: Iterable[GridPoint]) -> list[str]:
+    """Fix weight and input scales of all convolutions that observed something, and the grids between them.
+
+    Returns:
+        Paths of convolutions that the forward pass never reached; they cannot be quantized.
+    """
+    convs, grids = quant_convs(model), tensor_grids(model)
+    unreached = [path for path, conv in convs.items() if not conv.input.fix_scale()]
+    for path, conv in convs.items():
+        if path not in unreached:
+            conv.scale_weight()
+    for grid in grids.values():
+        grid.fix_scale()
+    for point in points:
+        scale = grids[f"{GRIDS}.{point.producer.replace('.', '/')}"].scale
+        for path in point.sharing:
+            convs[path].input.scale = scale.clone()
+    return unreached
+
+
+@torch.no_grad()
+def correct_conv_biases(model: nn.Module, images: Tensor) -> None:
+    """Give each convolution the bias with which the mean of each output channel is that of the float model.
+
+    The batch holds each image twice, in float and quantized. A convolution is corrected when the pass reaches it, so
+    that all behind it see the correction.
+
+    Args:
+        images: ``(N, 3, H, W)`` float32; activations of 2 N images are held at once.
+
+    Source: Nagel et al., Data-Free Quantization, arXiv:1906.04721, section 4.2 (empirical form), layer by layer.
+    """
+
+    def correct(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert isinstance(conv, QuantConv2d)
+        exact, actual = output.chunk(2)
+        error = (exact - actual).double().mean((0, 2, 3)).float()
+        conv.correct_bias(conv.bias.detach() + error)
+        return torch.cat([exact, actual + error[:, None, None]])
+
+    handles = [conv.register_forward_hook(correct) for conv in quant_convs(model).values() if conv.calibrated]
+    try:
+        with running_in(model, Phase.PAIRED):
+            model(torch.cat([images, images]))
+    finally:
+        for handle in handles:
+            handle.remove()
