@@ -48,6 +48,7 @@ class FloatClassifier:
         train, test: uint8 ``(N, 3, H, W)``.
         seed: of the order in which NNCF sees the images.
         convolutions: quantize these too; else the linears of the image tower alone.
+        histogram_images: at most so many for ONNX Runtime's histograms, which hold every activation in memory.
     """
 
     model: LoadedModel
@@ -56,6 +57,7 @@ class FloatClassifier:
     test: Tensor
     seed: int = 0
     convolutions: bool = False
+    histogram_images: int = HISTOGRAM_IMAGES
 
     @classmethod
     def of(cls, source: Source) -> FloatClassifier:
@@ -132,7 +134,7 @@ def onnxruntime_graph(classifier: FloatClassifier, section: QuantizationSection,
         raise UnavailableError("ONNX Runtime has no 6-bit type")
     images = classifier.train.numpy()
     if method != "MinMax":
-        images = images[np.linspace(0, len(images) - 1, min(HISTOGRAM_IMAGES, len(images))).astype(int)]
+        images = images[np.linspace(0, len(images) - 1, min(classifier.histogram_images, len(images))).astype(int)]
 
     class Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

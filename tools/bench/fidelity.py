@@ -148,6 +148,7 @@ def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "images_sha256": key["images"],
         "calibration_images": len(subject.tower.train),
         "images": len(subject.tower.test),
+        "histogram_images": subject.tower.histogram_images,
         "rows": [{"method": row} | files[row].figures[row] for row in rows],
     }
 
@@ -161,7 +162,8 @@ def markdown(document: dict[str, Any]) -> str:
         lines += [
             f"## {model['model']}: {model['what']}",
             "",
-            f"{model['calibration_images']} images to calibrate on, n = {model['images']} others.",
+            f"{model['calibration_images']} images to calibrate on, n = {model['images']} others; ONNX Runtime's "
+            f"percentile and entropy saw {model['histogram_images']} of the images to calibrate on.",
             "",
             "| quantizer | cosine mean | 1st pct | min | same neighbour, % | top-1, % | INT8 share of MACs, % |",
             "|---|---|---|---|---|---|---|",

@@ -33,6 +33,8 @@ MODELS = {
     "vit-b-32": "ViT-B/32, random weights",
 }
 CALIBRATION, ASKED = 48, 96
+HISTOGRAM_IMAGES = {"efficientnet": 16, "vit-b-32": 16}
+"""Of these, ONNX Runtime's histograms of all 48 images take more memory than a small machine has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ def open_subject(name: str, place: Place, *, seed: int) -> Subject:
         test=images[CALIBRATION:],
         seed=seed,
         convolutions=name == "efficientnet",
+        histogram_images=HISTOGRAM_IMAGES.get(name, CALIBRATION),
     )
     if name != "efficientnet":
         return Subject(name=name, tower=tower)
@@ -98,7 +101,7 @@ def _folder(name: str, place: Place) -> Path:
 
 
 def _images(name: str, place: Place, spec: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled images uint8 ``(N, 3, H, W)`` with their labels; of EfficientNet all there are, for its top-1."""
+    """Shuffled images uint8 ``(N, 3, H, W)`` with their labels."""
     generator = np.random.default_rng(seed)
     if name in ("photo", "demo"):
         found = read_images(str(place.photographs / "cifar100" / "test.npz") if name == "photo" else DEMO_DATA)
@@ -106,8 +109,6 @@ def _images(name: str, place: Place, spec: Any, seed: int) -> tuple[Tensor, Tens
         some = found.subset(order)
         return pixels(some, spec), torch.from_numpy(some.labels)
     samples = imagenet_samples(place.photographs)
-    order = generator.permutation(len(samples.files))
-    if name != "efficientnet":
-        order = order[: CALIBRATION + ASKED]
+    order = generator.permutation(len(samples.files))[: CALIBRATION + ASKED]
     chosen = [int(index) for index in order]
     return samples.subset(chosen).pixels(spec), samples.labels[chosen]
