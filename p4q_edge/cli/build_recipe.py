@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
         "engine_sha256": card.engine_sha256,
         "engine_size_bytes": card.engine_size_bytes,
     }
-    what = f"{card.backend}, {card.precision.label}, {card.engine_size_bytes / 1e6:.2f} MB"
+    what = f"{card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.2f} MB"
     text = f"{args.engine}  {what}\n{bundle}  the bundle"
     write_result(args, document=document, text=text)
     return 0

@@ -49,6 +49,8 @@ def test_precision_in_words() -> None:
     most = msgspec.structs.replace(whole, int8_mac_share=0.9712)
     parts = "51 linears and the products of 11 attentions (97.1 % of multiply-accumulates)"
     assert (most.label, most.parts) == ("W8A8 executed", parts)
+    assert most.description == f"W8A8 executed, {parts}"
+    assert msgspec.structs.replace(most, quantized_linears=0).description == "W8A8 executed"
     hardly = msgspec.structs.replace(plain, int8_mac_share=0.0006, quantized_linears=1)
     assert hardly.label == "W8A8 executed in 0.1 % of multiply-accumulates"
     assert hardly.parts == "1 linears (0.1 % of multiply-accumulates)"

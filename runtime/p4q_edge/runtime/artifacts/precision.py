@@ -43,6 +43,11 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """What is quantized, in words."""
         return quantized_parts(self.quantized_linears, self.quantized_attentions, self.int8_mac_share)
 
+    @property
+    def description(self) -> str:
+        """Label and parts; of a model in floating point the label alone."""
+        return f"{self.label}, {self.parts}" if self.quantized_linears else self.label
+
 
 def width_label(weight_bits: int, activation_bits: int, attention_bits: int | None = None) -> str:
     """Return `W8A8`, or `W4A4 (attention W8A8)` where attentions have bits of their own."""

@@ -151,7 +151,7 @@ def _build(args: argparse.Namespace, options: BuildOptions) -> int:
         "golden": golden,
     }
     text = (
-        f"{args.engine}  {card.backend}, {card.engine_size_bytes / 1e6:.1f} MB, "
+        f"{args.engine}  {card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.1f} MB, "
         f"cosine to the reference {golden['cosine_min']:.6f} (n = {golden['samples']})"
     )
     write_result(args, document=document, text=text)
