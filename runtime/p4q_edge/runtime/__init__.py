@@ -6,6 +6,7 @@ Public names are imported when they are first used, so that `p4q-edge --help` lo
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.lazy import lazy_exports
@@ -44,6 +45,10 @@ __all__ = [
     "load_head",
     "selftest",
 ]
+
+# ONNX Runtime reads this when its library is loaded, and otherwise keeps a device id and a database in the user's cache
+# and looks up a host of its vendor. Every room of both distributions imports this module first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 logging.getLogger("p4q_edge").addHandler(logging.NullHandler())
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.storage.files import atomic_write, read_bounded, sha256_bytes, sha256_file
 
 
@@ -65,3 +69,56 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
         read_bounded(path, limit_bytes=4, kind="card")
     with pytest.raises(InputError, match="cannot read the card .*absent: No such file"):
         read_bounded(tmp_path / "absent", limit_bytes=4, kind="card")
+
+
+def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = (tmp_path / f".out.{child.pid}-0123abcd.tmp", tmp_path / ".out.0123abcd.tmp")
+    others = (tmp_path / f".out.{os.getppid()}-0123abcd.tmp", tmp_path / f".other.{child.pid}-0123abcd.tmp")
+    for path in (*dead, *others):
+        path.touch()
+    atomic_write(tmp_path / "out", b"new")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "out"])
+
+
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        calls.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    atomic_write(tmp_path / "out", b"new")
+    assert calls == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize(("code", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full")])
+def test_a_full_disk_is_said_and_the_old_file_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "out").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(P4QEdgeError, match=message) as caught:
+        atomic_write(tmp_path / "out", b"new", force=True)
+    assert caught.value.exit_code == 1
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="cannot read the card .*: not a regular file"):
+            read_bounded(path, limit_bytes=4, kind="card")

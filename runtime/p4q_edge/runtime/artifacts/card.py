@@ -11,7 +11,7 @@ import msgspec
 
 from p4q_edge.runtime.artifacts.bundle import ModelInfo
 from p4q_edge.runtime.artifacts.golden import Golden, read_golden
-from p4q_edge.runtime.artifacts.head import Calibration
+from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, Calibration
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
@@ -91,6 +91,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     golden: str
     measured: dict[str, Any] = {}
     inspection: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if not abs(self.logit_scale) <= MAX_LOGIT_FACTOR:
+            raise ValueError(f"logit_scale must be finite and at most {MAX_LOGIT_FACTOR:g}, got {self.logit_scale}")
+        if self.engine_size_bytes < 0 or self.embedding_dim < 1 or self.rounding_bits < 1:
+            raise ValueError("engine_size_bytes, embedding_dim and rounding_bits must be positive")
 
     def golden_samples(self) -> Golden:
         """Return the golden samples.

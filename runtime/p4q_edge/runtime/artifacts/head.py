@@ -18,6 +18,8 @@ from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError
 from p4q_edge.runtime.storage import decode_json, load_tensors, read_bounded, save_tensors
 
 MAX_HEAD_BYTES = 1 << 30
+MAX_LOGIT_FACTOR = 1e6
+"""Most that a scale, a bias, a temperature or a weight may be: products of two of them stay finite in float32."""
 _TEXT = "text_embedding"
 _ADAPTER = ("adapter.down.weight", "adapter.down.bias", "adapter.up.weight", "adapter.up.bias")
 # A unit row in float16 may be off by this much.
@@ -40,8 +42,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     class_thresholds: dict[str, float] = {}
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 1 / MAX_LOGIT_FACTOR <= self.temperature <= MAX_LOGIT_FACTOR:
+            raise ValueError(f"temperature must be positive, at most {MAX_LOGIT_FACTOR:g}, got {self.temperature}")
         if not all(0 <= value <= 1 for value in (self.threshold, *self.class_thresholds.values())):
             raise ValueError("thresholds must be between 0 and 1")
 
@@ -214,13 +216,15 @@ def _matrix(tensors: dict[str, np.ndarray], name: str, *, shape: tuple[int | Non
     fits = tensor.ndim == len(shape) and all(
         want in (None, got) for want, got in zip(shape, tensor.shape, strict=False)
     )
-    if tensor.dtype not in (np.float32, np.float16) or not fits or not np.isfinite(tensor).all():
-        raise ValueError(f"tensor {name} must be finite float {shape}, got {tensor.dtype} {tensor.shape}")
+    if tensor.dtype not in (np.float32, np.float16) or not fits or not (np.abs(tensor) <= MAX_LOGIT_FACTOR).all():
+        raise ValueError(
+            f"tensor {name} must be finite float {shape} up to {MAX_LOGIT_FACTOR:g}, got {tensor.dtype} {tensor.shape}"
+        )
     return tensor.astype(np.float32)
 
 
 def _number(text: str) -> float:
     value = float(text)
-    if not np.isfinite(value):
-        raise ValueError(f"expected a finite number, got {text}")
+    if not abs(value) <= MAX_LOGIT_FACTOR:
+        raise ValueError(f"expected a finite number up to {MAX_LOGIT_FACTOR:g}, got {text[:40]}")
     return value

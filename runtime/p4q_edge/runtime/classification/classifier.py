@@ -16,7 +16,7 @@ from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_hea
 from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import QualityGateError, UsageError
 from p4q_edge.runtime.images import (
     ColorOrder,
     ImageLike,
@@ -168,6 +168,12 @@ class ZeroShotClassifier:
         )
         for sources, batch in self._batches(images, color=color):
             logits, _ = self._run(batch, head)
+            if not np.isfinite(logits).all():
+                named = ", ".join(str(source) for source in sources)
+                raise QualityGateError(
+                    f"{self._path} gives values that are not finite for {named}. "
+                    f"Check it: p4q-edge selftest {self._path}"
+                )
             for source, scores in zip(sources, probabilities(logits, ranking.calibration), strict=True):
                 yield ranking.predict(scores, source=source)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
 
 _BLOCK_BYTES = 1 << 20
+_TEMPORARY = ".tmp"
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -22,7 +28,7 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 digest of a file as 64 hexadecimal digits, reading it in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -38,25 +44,48 @@ def read_bounded(path: Path, *, limit_bytes: int, kind: str) -> bytes:
     """Return the bytes of a regular file of at most `limit_bytes`.
 
     Raises:
-        InputError: the file is missing, a folder, not readable, or larger than a file of this kind can be.
+        InputError: the file is missing, no regular file, not readable, or larger than a file of this kind can be.
     """
     try:
-        size = path.stat().st_size
-        if size > limit_bytes:
-            raise InputError(
-                f"{path} has {size} bytes; a {kind} has at most {limit_bytes}. Check that this is the right file."
-            )
-        return path.read_bytes()
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            # Bounded by what is read too: the file may grow.
+            data = stream.read(limit_bytes + 1) if size <= limit_bytes else b""
     except OSError as error:
         raise InputError(
             f"cannot read the {kind} {path}: {error.strerror}. Check the path and its permissions."
         ) from error
+    if max(size, len(data)) > limit_bytes:
+        raise InputError(
+            f"{path} has {max(size, len(data))} bytes; a {kind} has at most {limit_bytes}. Check that this is the "
+            "right file."
+        )
+    return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe or a device would let the reader wait or read without end.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    # Without O_NONBLOCK the opening of a pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    if folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def atomic_write(
     path: str | Path, data: bytes | memoryview | Callable[[BinaryIO], object], *, force: bool = False
 ) -> None:
     """Write a file through a temporary one in the same folder, so that it appears complete or not at all.
+
+    When this returns, the file survives a power cut. Temporary files of writers that were killed are removed.
 
     Args:
         path: the file to make; missing parent folders are made.
@@ -65,21 +94,65 @@ def atomic_write(
 
     Raises:
         UsageError: the file exists and `force` is false, or the folder cannot be written.
+        P4QEdgeError: the disk is full.
     """
     path = Path(path)
-    refuse_existing(path, force=force)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        refuse_existing(path, force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        # The process is named, so that a file of a living one is told from a leftover.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}")
         try:
             _write_synced(temporary, data)
             temporary.replace(path)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}. Name a file in a folder that you may write to."
-        ) from error
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> P4QEdgeError:
+    """Return what it means that a file could not be written."""
+    if error.errno in _FULL:
+        return P4QEdgeError(f"cannot write {path}: the disk is full ({error.strerror}). Make room and run this again.")
+    return UsageError(f"cannot write {path}: {error.strerror}. Name a file in a folder that you may write to.")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` whose writers are gone."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(?:(\d+)-)?[0-9a-f]{{8}}{re.escape(_TEMPORARY)}")
+    with os.scandir(path.parent) as entries:
+        found = [(entry.path, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
+    for leftover, match in found:
+        if match[1] is None or not _runs(int(match[1])):
+            Path(leftover).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process of this number runs; on another machine that shares the folder it may not be ours."""
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system can do that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # e.g. a network file system without it
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_synced(path: Path, data: bytes | memoryview | Callable[[BinaryIO], object]) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import Card, read_card, verify_parts
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
-from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
-from p4q_edge.runtime.storage import atomic_write, cache_folder, sha256_bytes
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
+from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
 from p4q_edge.runtime.verification.golden_check import MAX_DRIFT, GoldenResult, compare, require, run_golden
+
+_MAX_PROOF_BYTES = 1 << 16
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +56,34 @@ def ensure_golden(engine: Engine, card: Card, *, name: str, device: str = "auto"
     Raises:
         QualityGateError: the engine computes wrong values here.
     """
-    proof = cache_folder() / "golden" / f"{_key(card, device=device)}.json"
-    if proof.is_file():
+    key, folder = _key(card, device=device), cache_folder()
+    proof = None if folder is None else folder / "golden" / f"{key}.json"
+    if proof is not None and _proves(proof, key):
         return
     result = check_golden(engine, card, device=device)
     require(result, engine=name)
     try:
-        atomic_write(proof, msgspec.json.encode(result), force=True)
+        if proof is None:
+            raise UsageError("this user has no folder for caches. Set P4Q_EDGE_CACHE to one.")
+        atomic_write(proof, msgspec.json.encode(_Proof(key=key, result=result)), force=True)
     except UsageError as error:
         logger.info("the golden samples are checked again at the next start: %s", error)
+
+
+class _Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a check that passed: its result, and the digest of all that it depends on."""
+
+    key: str
+    result: GoldenResult
+
+
+def _proves(path: Path, key: str) -> bool:
+    """Return whether a kept result is that of this engine here; a damaged or unreadable one counts as none."""
+    try:
+        proof = msgspec.json.decode(read_bounded(path, limit_bytes=_MAX_PROOF_BYTES, kind="kept result"), type=_Proof)
+    except (InputError, msgspec.DecodeError):
+        return False
+    return proof.key == key and proof.result.problem() is None
 
 
 def _key(card: Card, *, device: str) -> str:
