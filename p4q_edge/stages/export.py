@@ -108,6 +108,7 @@ def precision_of(learned: Learned) -> Precision:
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
         attention_bits=scheme.attention_bits,
         quantized_attentions=len(quant_products(learned.classifier)),
+        quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),
         int8_mac_share=integer_mac_share(learned),
     )
 

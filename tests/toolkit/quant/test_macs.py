@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from p4q_edge.calibration.calibrate import calibrate_encoder
 from p4q_edge.models.load import LoadedModel
+from p4q_edge.quant.conv import QuantConv2d
 from p4q_edge.quant.linear import QuantLinear, quant_linears
 from p4q_edge.quant.macs import MacCount, count_macs
 from p4q_edge.quant.scheme import QuantScheme
@@ -66,6 +67,14 @@ def test_convolutions_count_by_groups_kernel_and_place(channels: int, groups: in
     width = channels * groups
     found = count_macs(tiny, torch.rand(1, width, size, size))
     assert found == MacCount(total=size * size * width * channels * kernel * kernel + 7 * width, integer=7 * width)
+
+
+def test_a_quantized_convolution_counts_once_it_is_calibrated() -> None:
+    tiny = _Tiny(4, 1, 3)
+    tiny.conv = QuantConv2d(tiny.conv, QuantScheme())  # type: ignore[assignment]
+    assert count_macs(tiny, torch.rand(1, 4, 5, 5)).integer == 0
+    tiny.conv.input.scale = torch.ones(())  # type: ignore[union-attr]
+    assert count_macs(tiny, torch.rand(1, 4, 5, 5)).integer == 5 * 5 * 4 * 4 * 9
 
 
 def test_nothing_to_multiply_is_a_share_of_nothing() -> None:

@@ -19,6 +19,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
         quantized_attentions: attentions whose two products are quantized as well.
+        quantized_convolutions: convolutions that are quantized.
         int8_mac_share: of the image tower's multiply-accumulates, the share that is quantized, 0 to 1; None where it
             was not counted.
     """
@@ -30,6 +31,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quantized_linears: int
     attention_bits: int | None = None
     quantized_attentions: int = 0
+    quantized_convolutions: int = 0
     int8_mac_share: float | None = None
 
     @property
@@ -41,12 +43,17 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def parts(self) -> str:
         """What is quantized, in words."""
-        return quantized_parts(self.quantized_linears, self.quantized_attentions, self.int8_mac_share)
+        return quantized_parts(
+            self.quantized_linears,
+            self.quantized_attentions,
+            convolutions=self.quantized_convolutions,
+            mac_share=self.int8_mac_share,
+        )
 
     @property
     def description(self) -> str:
         """Label and parts; of a model in floating point the label alone."""
-        return f"{self.label}, {self.parts}" if self.quantized_linears else self.label
+        return f"{self.label}, {self.parts}" if self.quantized_linears + self.quantized_convolutions else self.label
 
 
 def width_label(weight_bits: int, activation_bits: int, attention_bits: int | None = None) -> str:
@@ -56,11 +63,12 @@ def width_label(weight_bits: int, activation_bits: int, attention_bits: int | No
     return label if attention_bits is None or own == label else f"{label} (attention {own})"
 
 
-def quantized_parts(linears: int, attentions: int, mac_share: float | None = None) -> str:
+def quantized_parts(linears: int, attentions: int, *, convolutions: int = 0, mac_share: float | None = None) -> str:
     """Return `51 linears and the products of 11 attentions (97.1 % of multiply-accumulates)`, or what is known."""
+    layers = f"{linears} linears" + (f" and {convolutions} convolutions" if convolutions else "")
     products = f" and the products of {attentions} attentions" if attentions else ""
     share = "" if mac_share is None else f" ({100 * mac_share:.1f} % of multiply-accumulates)"
-    return f"{linears} linears{products}{share}"
+    return f"{layers}{products}{share}"
 
 
 def small_share(mac_share: float | None) -> str:

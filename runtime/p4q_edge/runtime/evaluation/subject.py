@@ -195,6 +195,7 @@ def built_of(target: Target) -> Built:
         quantized_linears=card.precision.quantized_linears,
         attention_bits=card.precision.attention_bits,
         quantized_attentions=card.precision.quantized_attentions,
+        quantized_convolutions=card.precision.quantized_convolutions,
         int8_mac_share=card.precision.int8_mac_share,
         int8_share=_int8_share(card.inspection),
         # TensorRT's layer kinds, or ONNX Runtime's kernels with the number of their runs.

@@ -53,6 +53,7 @@ class Built:
         kernels: layer kinds of the built engine and how often each occurs.
         attention_bits: of weights and activations in attentions, where they differ from the others.
         quantized_attentions: attentions whose products are quantized as well.
+        quantized_convolutions: convolutions that are quantized.
         int8_mac_share: of the image tower's multiply-accumulates, as counted where it was quantized; None: not counted.
     """
 
@@ -70,6 +71,7 @@ class Built:
     kernels: dict[str, int] = field(default_factory=dict)
     attention_bits: int | None = None
     quantized_attentions: int = 0
+    quantized_convolutions: int = 0
     int8_mac_share: float | None = None
 
     @property
@@ -81,7 +83,12 @@ class Built:
     @property
     def parts(self) -> str:
         """What is quantized, in words."""
-        return quantized_parts(self.quantized_linears, self.quantized_attentions, self.int8_mac_share)
+        return quantized_parts(
+            self.quantized_linears,
+            self.quantized_attentions,
+            convolutions=self.quantized_convolutions,
+            mac_share=self.int8_mac_share,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
