@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.models.adapter import Adapter
+    from p4q_edge.models.checkpoint_settings import PreprocessKeys
     from p4q_edge.models.deployment import to_deployment_form
     from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
     from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
@@ -40,6 +41,7 @@ __all__ = [
     "FoldedClassifier",
     "ImageEncoder",
     "LoadedModel",
+    "PreprocessKeys",
     "PromptLearner",
     "TextSide",
     "TextTower",
@@ -67,6 +69,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "adapter": ("Adapter",),
+            "checkpoint_settings": ("PreprocessKeys",),
             "deployment": ("to_deployment_form",),
             "families": (
                 "MAX_COUNTED",

@@ -13,6 +13,17 @@ import open_clip
 import torch
 from torch import nn
 
+from p4q_edge.models.checkpoint_file import plain_checkpoint
+from p4q_edge.models.checkpoint_settings import (
+    NO_KEYS,
+    CheckpointSettings,
+    PreprocessKeys,
+    apply_keys,
+    check_finite,
+    check_positions,
+    log_settings,
+    settings_for_path,
+)
 from p4q_edge.models.untrusted_config import checked_config, written_licence
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
@@ -56,7 +67,14 @@ class LoadedModel:
     logit_bias: float | None
 
 
-def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = None, licence: str = "") -> LoadedModel:
+def load_model(
+    name: str,
+    pretrained: str = "",
+    *,
+    quick_gelu: bool | None = None,
+    licence: str = "",
+    keys: PreprocessKeys = NO_KEYS,
+) -> LoadedModel:
     """Load an open_clip model.
 
     Args:
@@ -64,29 +82,66 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
         pretrained: with a plain name: a pretrained tag, or the path of a ``.pt`` or ``.safetensors`` checkpoint.
         quick_gelu: the activation of the checkpoint; None follows the tag's own record.
         licence: overrides the licence string found with the weights.
+        keys: what the recipe says about the images that the weights were trained with.
 
     Raises:
-        UsageError: the name, tag or path does not exist.
-        InputError: the checkpoint does not fit the model.
+        UsageError: the name, tag or path does not exist, or nothing tells how a checkpoint was trained.
+        InputError: the checkpoint does not fit the model, or holds values that are no numbers.
         EnvironmentNotAbleError: a package of the model is missing, such as its tokenizer's.
     """
     _check_arguments(name, pretrained)
-    force_quick_gelu = bool(quick_gelu) if quick_gelu is not None else _tag_needs_quick_gelu(name, pretrained)
+    by_path = not name.startswith(SCHEMAS) and pretrained not in _tags(name)
+    if by_path:
+        settings = settings_for_path(name, pretrained, quick_gelu=quick_gelu, keys=keys)
+        with plain_checkpoint(pretrained) as (path, state):
+            clip, tokenizer, document = _create(name, path, quick_gelu=settings.quick_gelu, image_size=keys.image_size)
+            check_positions(clip, state, path=pretrained, image_size=keys.image_size)
+    else:
+        needed = _tag_needs_quick_gelu(name, pretrained) if quick_gelu is None else quick_gelu
+        clip, tokenizer, document = _create(name, pretrained, quick_gelu=needed, image_size=keys.image_size)
+        settings = CheckpointSettings(quick_gelu=needed, preprocessing={}, taken_from="its record")
+    check_finite(clip, source=pretrained or name)
+    clip.eval().requires_grad_(False)
+    spec = apply_keys(preprocess_spec(open_clip.get_model_preprocess_cfg(clip)), settings.preprocessing, keys)
+    if by_path:
+        log_settings(pretrained, spec, settings)
+    return LoadedModel(
+        clip=clip,
+        tokenizer=tokenizer,
+        preprocess=spec,
+        info=ModelInfo(
+            name=_portable(name),
+            pretrained=_portable(pretrained),
+            family=type(getattr(clip, "visual", clip)).__name__,
+            license=licence or _licence(document, pretrained),
+            weights_sha256=weights_digest(clip),
+        ),
+        logit_scale=float(clip.logit_scale.exp()),
+        logit_bias=None if clip.logit_bias is None else float(clip.logit_bias),
+    )
+
+
+def _create(name: str, pretrained: str, *, quick_gelu: bool, image_size: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    """open_clip's model and tokenizer, and the checked configuration of a folder or repository."""
     try:
         document = checked_config(name) if name.startswith(SCHEMAS) else {}
+        towers = _checked_towers(document)
+        if image_size is not None and "vision_cfg" in towers:
+            towers["vision_cfg"] = {**towers["vision_cfg"], "image_size": image_size}
         with warnings.catch_warnings():
-            # a tag trained with QuickGELU on a config without it is mended above, by force_quick_gelu
+            # a tag trained with QuickGELU on a config without it is mended by force_quick_gelu
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             clip = open_clip.create_model(
                 name,
                 pretrained or None,
-                force_quick_gelu=force_quick_gelu,
+                force_quick_gelu=quick_gelu,
+                force_image_size=image_size,
                 precision="fp32",
                 device="cpu",
                 require_pretrained=True,
-                **_checked_towers(document),
+                **towers,
             )
-            tokenizer = open_clip.get_tokenizer(name, **_no_code(name))
+            return clip, open_clip.get_tokenizer(name, **_no_code(name)), document
     except P4QEdgeError:
         raise
     except ModuleNotFoundError as error:
@@ -98,22 +153,6 @@ def load_model(name: str, pretrained: str = "", *, quick_gelu: bool | None = Non
             f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "
             "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"
         ) from error
-    clip.eval().requires_grad_(False)
-    config = open_clip.get_model_preprocess_cfg(clip)
-    return LoadedModel(
-        clip=clip,
-        tokenizer=tokenizer,
-        preprocess=preprocess_spec(config),
-        info=ModelInfo(
-            name=_portable(name),
-            pretrained=_portable(pretrained),
-            family=type(getattr(clip, "visual", clip)).__name__,
-            license=licence or _licence(document, pretrained),
-            weights_sha256=weights_digest(clip),
-        ),
-        logit_scale=float(clip.logit_scale.exp()),
-        logit_bias=None if clip.logit_bias is None else float(clip.logit_bias),
-    )
 
 
 def _missing_package(name: str, package: str) -> str:

@@ -12,6 +12,8 @@ from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, Roundin
 
 Method = Literal["p4q", "as-released"]
 
+MAX_IMAGE_SIZE = 4096
+
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
 
@@ -26,14 +28,30 @@ class ModelSection(Section, frozen=True, kw_only=True):
     Attributes:
         name: a name of open_clip, ``hf-hub:org/repo``, ``local-dir:path`` or ``demo``.
         pretrained: tag or checkpoint path, for plain names.
-        quick_gelu: overrides the activation that the tag records.
+        quick_gelu: overrides the activation that the tag records; needed for weights by path where tags differ.
+        image_size: side of the images in pixels; the model's table of positions is stretched to it.
+        mean: of the normalization, for each of three channels between 0 and 1.
+        std: of the normalization.
+        interpolation: filter of the resize.
+        resize_mode: ``shortest`` side then crop, ``longest`` side then pad, or ``squash``.
         license: overrides the licence string found with the weights.
     """
 
     name: str
     pretrained: str = ""
     quick_gelu: bool | None = None
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
     license: str = ""
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and not 8 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {self.image_size}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
 
 
 class DataSection(Section, frozen=True, kw_only=True):

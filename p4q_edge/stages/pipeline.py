@@ -28,6 +28,7 @@ from p4q_edge.models import (
     Batches,
     FoldedClassifier,
     LoadedModel,
+    PreprocessKeys,
     PromptLearner,
     TextSide,
     class_prompts_of,
@@ -152,7 +153,16 @@ def open_model(recipe: Recipe) -> LoadedModel:
             raise UsageError("model 'demo' brings its own weights; remove model.pretrained")
         loaded = load_model(f"local-dir:{MODEL_DIR}")
         return replace(loaded, info=msgspec.structs.replace(loaded.info, name="demo"))
-    return load_model(section.name, section.pretrained, quick_gelu=section.quick_gelu, licence=section.license)
+    keys = PreprocessKeys(
+        image_size=section.image_size,
+        mean=section.mean,
+        std=section.std,
+        interpolation=section.interpolation,
+        resize_mode=section.resize_mode,
+    )
+    return load_model(
+        section.name, section.pretrained, quick_gelu=section.quick_gelu, licence=section.license, keys=keys
+    )
 
 
 def prepare(source: Source, files: RunFiles) -> Prepared:

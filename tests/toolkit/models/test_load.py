@@ -202,7 +202,7 @@ def test_prompts_of_a_captioning_model_cannot_be_learned(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_another_architecture(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="check that the checkpoint belongs to this architecture"):
-        load_model("RN50", str(checkpoint))
+        load_model("RN50", str(checkpoint), quick_gelu=True)
 
 
 def test_a_local_folder_without_weights(checkpoint: Path, tmp_path: Path) -> None:
