@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from p4q_edge.calibration import CalibratedEncoder
 from p4q_edge.cli.build_recipe import run_stages
 from p4q_edge.cli.common import add_recipe_arguments, choose_recipe
 from p4q_edge.evaluation import BASELINES
@@ -53,14 +54,19 @@ def _calibrate(args: argparse.Namespace) -> int:
         "kept_float": list(prepared.calibrated.kept_float),
         "folded": list(prepared.calibrated.folded),
         "quantized_attentions": list(prepared.calibrated.products),
+        "quantized_convolutions": list(prepared.calibrated.convolutions),
     }
     text = (
         f"{args.output}  {document['scheme']} {document['execution']}, "
-        f"{quantized_parts(len(scales), len(prepared.calibrated.products))} quantized, "
+        f"{_parts(prepared.calibrated, len(scales))} quantized, "
         f"{len(prepared.calibrated.kept_float)} kept in float (n = {prepared.calibrated.images} images)"
     )
     write_result(args, document=document, text=text)
     return 0
+
+
+def _parts(calibrated: CalibratedEncoder, linears: int) -> str:
+    return quantized_parts(linears, len(calibrated.products), convolutions=len(calibrated.convolutions))
 
 
 def _learn(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from p4q_edge.quant.attention import attentions
+from p4q_edge.quant.conv import QuantConv2d
 from p4q_edge.quant.linear import Phase, running_in
 
 
@@ -50,11 +51,12 @@ def macs_by_module(encoder: nn.Module, sample: Tensor) -> dict[str, int]:
     }
 
 
-def count_macs(encoder: nn.Module, sample: Tensor) -> MacCount:
+def count_macs(encoder: nn.Module, sample: Tensor, *, convolutions: bool = True) -> MacCount:
     """Count while one image runs through a calibrated encoder in floating point; nothing is changed.
 
     Args:
         sample: normalized float32 images, of which the first is used, ``(N, 3, H, W)``.
+        convolutions: whether quantized convolutions count as integer work; on CPUs they compute in float.
     """
     with running_in(encoder, Phase.FLOAT):
         counts = macs_by_module(encoder, sample)
@@ -62,7 +64,8 @@ def count_macs(encoder: nn.Module, sample: Tensor) -> MacCount:
     def of(paths: Iterable[str]) -> int:
         return sum(counts.get(path, 0) for path in paths)
 
-    integer = of(path for path, module in encoder.named_modules() if _quantized(module))
+    chosen = {path: module for path, module in encoder.named_modules() if _quantized(module)}
+    integer = of(path for path, module in chosen.items() if convolutions or not isinstance(module, QuantConv2d))
     for path, attention in attentions(encoder).items():
         if attention.products is not None and attention.products.calibrated:
             integer += of([path]) - of(f"{path}.{name}" for name, _ in attention.named_children())

@@ -110,16 +110,17 @@ def precision_of(learned: Learned) -> Precision:
         quantized_attentions=len(quant_products(learned.classifier)),
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),
         int8_mac_share=integer_mac_share(learned),
+        linear_mac_share=integer_mac_share(learned, convolutions=False) if quant_convs(learned.classifier) else None,
     )
 
 
-def integer_mac_share(learned: Learned) -> float:
-    """Share of the image tower's multiply-accumulates that is quantized."""
+def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
+    """Share of the image tower's multiply-accumulates that is quantized, with or without its convolutions."""
     source = learned.prepared.source
     image = to_batch(
         pixels(source.split.train.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
     )
-    return count_macs(learned.prepared.calibrated.encoder, image).integer_share
+    return count_macs(learned.prepared.calibrated.encoder, image, convolutions=convolutions).integer_share
 
 
 def golden_images(learned: Learned) -> Tensor:

@@ -204,7 +204,9 @@ def test_a_dry_run_builds_nothing(
     document = json.loads(out)
     assert (document["backend"], document["exists"]) == ("onnxruntime", False)
     assert document["model_bytes"] == len(read_bundle(tiny_bundle).model("fp32"))
-    monkeypatch.setattr(tensorrt_builder, "describe_build", lambda size, *, engine, options: {"model_bytes": size})
+    monkeypatch.setattr(
+        tensorrt_builder, "describe_build", lambda size, *, engine, options, convolutions: {"model_bytes": size}
+    )
     code, out, _ = run("build", tiny_bundle, "--engine", tmp_path / "out.plan", "--dry-run")
     assert code == 0
     assert out == f"model_bytes  {len(read_bundle(tiny_bundle).model('fp16'))}\n"

@@ -63,6 +63,10 @@ def test_from_recipe_to_validated_engine(recipe: Path, capsys: pytest.CaptureFix
     assert golden.on_cpu
     assert not (golden.for_cpu().logits == golden.logits).all()
     assert (recorded.for_cpu().embedding == recorded.cpu_embedding).all()
+    stored, built = bundle.manifest.precision, read_card(engine).precision
+    assert stored.quantized_convolutions > built.quantized_convolutions == 0
+    assert stored.int8_mac_share > built.int8_mac_share == stored.linear_mac_share
+    assert built.parts.startswith(f"{built.quantized_linears} linears (")
     assert (read_card(engine).golden_samples().logits == golden.on_cpu["logits"]).all()
     capsys.readouterr()
     assert main(["validate", str(engine), "--json", "--debug"]) == 0

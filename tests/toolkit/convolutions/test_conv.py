@@ -178,8 +178,10 @@ def test_a_copy_of_a_model_has_grids_of_its_own() -> None:
 
 def test_they_count_as_integer_work() -> None:
     x = random_input()
-    found = count_macs(quantized_residual(x), x)
+    model = quantized_residual(x)
+    found = count_macs(model, x)
     assert found.total == found.integer == 25 * (8 * 16 * 9 + 8 * 8)
+    assert count_macs(model, x, convolutions=False).integer == 0
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         quantized_convolutions: convolutions that are quantized.
         int8_mac_share: of the image tower's multiply-accumulates, the share that is quantized, 0 to 1; None where it
             was not counted.
+        linear_mac_share: `int8_mac_share` where all convolutions compute in float, as on CPUs; None where none is
+            quantized.
     """
 
     weight_bits: int
@@ -33,6 +35,14 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quantized_attentions: int = 0
     quantized_convolutions: int = 0
     int8_mac_share: float | None = None
+    linear_mac_share: float | None = None
+
+    def with_float_convolutions(self) -> Precision:
+        """Return the precision of an engine that quantizes the same but convolutions."""
+        if not self.quantized_convolutions:
+            return self
+        share = self.linear_mac_share
+        return msgspec.structs.replace(self, quantized_convolutions=0, int8_mac_share=share, linear_mac_share=None)
 
     @property
     def label(self) -> str:

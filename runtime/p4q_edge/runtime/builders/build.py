@@ -118,14 +118,14 @@ def build_engine(
     for path in (engine, card_path(engine)):
         refuse_existing(path, force=force)
     opened = read_bundle(bundle)
-    _warn_of_small_share(opened)
+    _warn_of_small_share(opened, _on(chosen, opened.manifest.precision))
     if chosen == "tensorrt":
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     return _build_onnxruntime(opened, engine, force=force, options=options)
 
 
-def _warn_of_small_share(bundle: Bundle) -> None:
-    share = bundle.manifest.precision.int8_mac_share
+def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
+    share = precision.int8_mac_share
     if share is not None and share < LEAST_MAC_SHARE:
         logger.warning(
             "only %.1f %% of the multiply-accumulates of %s are quantized, the rest runs in floating point: expect "
@@ -201,7 +201,7 @@ def _build_tensorrt(
         card,
         engine_sha256=plan.sha256,
         engine_size_bytes=plan.size_bytes,
-        precision=card.precision if plan.choice.kept == "int8" else FP16,
+        precision=_of_flavour(card.precision, plan.choice.kept),
         options=recorded_options(options, "tensorrt"),
         golden=base64.b64encode(plan.golden.to_bytes()).decode("ascii"),
         measured=measured(plan.outputs["embedding"], result),
@@ -209,6 +209,11 @@ def _build_tensorrt(
     )
     write_card(engine, card, force=force)
     return card
+
+
+def _of_flavour(precision: Precision, kept: str) -> Precision:
+    """Return the precision of a kept plan; see `TensorRTOptions.flavours`."""
+    return {"int8": precision, "int8-linears": precision.with_float_convolutions()}.get(kept, FP16)
 
 
 def _gated(options: TensorRTOptions, bundle: Bundle) -> TensorRTOptions:
@@ -254,7 +259,8 @@ def describe_build(
 
         size = len(opened.model("fp16"))
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
-        return tensorrt_builder.describe_build(size, engine=engine, options=gated)
+        convolutions = opened.manifest.precision.quantized_convolutions > 0
+        return tensorrt_builder.describe_build(size, engine=engine, options=gated, convolutions=convolutions)
     return {
         "engine": str(engine),
         "exists": engine.exists(),
@@ -277,7 +283,7 @@ def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]
         built_by=f"p4q-edge-runtime {version('p4q-edge-runtime')}",
         built_with=built_with,
         model=manifest.model,
-        precision=msgspec.structs.replace(manifest.precision, remainder="fp32" if backend == "onnxruntime" else "fp16"),
+        precision=_on(backend, manifest.precision),
         class_names=manifest.class_names,
         preprocess=bundle.preprocess(),
         embedding_dim=manifest.embedding_dim,
@@ -286,6 +292,12 @@ def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]
         rounding_bits=manifest.rounding_bits,
         golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
     )
+
+
+def _on(backend: BackendName, precision: Precision) -> Precision:
+    if backend == "onnxruntime":
+        return msgspec.structs.replace(precision.with_float_convolutions(), remainder="fp32")
+    return msgspec.structs.replace(precision, remainder="fp16")
 
 
 def _part(bundle: Bundle, name: str) -> Part:

@@ -69,10 +69,8 @@ class FakeWorker:
                 "float_cosine_min": self.float_cosine[plan],
                 "float_top1_agreement": 1.0,
             }
-        ratio = None
-        if len(rows) == 2:
-            ratio = {"value": self.speedup, "low": self.speedup - 0.05, "high": self.speedup + 0.05, "n": 50}
-        return {"rows": rows, "ratio": ratio}
+        ratio = {"value": self.speedup, "low": self.speedup - 0.05, "high": self.speedup + 0.05, "n": 50}
+        return {"rows": rows, "ratios": {name: ratio for name in rows if name != "fp16" and "fp16" in rows}}
 
 
 def _build(tmp_path: Path, golden: Golden, worker: FakeWorker, *, force: bool = False, **options: Any) -> Any:

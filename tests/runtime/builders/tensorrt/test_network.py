@@ -192,6 +192,31 @@ def test_removing_quantization_reroutes_activations_and_dequantizes_weights(
     assert network.get_layer(8)._known["array"] is weights[0]
 
 
+def test_only_the_pairs_of_convolutions_are_removed(double: Any, doubles: Any) -> None:
+    """Those that a matrix product reads stay, behind a cast too."""
+
+    def layers(trt: Any) -> list[Any]:
+        kinds, tensor, half = trt.LayerType, doubles.ITensor, trt.DataType.HALF
+        linear = _quantized_linear(doubles, trt, scale=np.array([0.25, 0.125], np.float16))
+        cast = tensor("cast", half, (-1, 3))
+        linear[6]._inputs[0] = cast
+        linear.insert(6, doubles.ILayer(kinds.CAST, "Cast", [linear[2].get_output(0)], cast))
+        conv = _quantized_linear(doubles, trt, scale=np.array([0.25, 0.125], np.float16))[:7]
+        for layer in conv:
+            for value in (*layer._inputs, layer.get_output(0)):
+                value.name = value.name if value.name.startswith("conv_") else f"conv_{value.name}"
+        conv[6].type = kinds.CONVOLUTION
+        return [*linear, *conv]
+
+    double.layers = layers
+    _, network, _ = _parsed(double)
+    (weights,) = remove_quantization(double.trt, network, only_convolutions=True)
+    assert weights.shape == (3, 2)
+    assert [network.get_layer(7).get_input(index).name for index in (0, 1)] == ["cast", "wdq"]
+    assert network.get_layer(15).get_input(0).name == "conv_x"
+    assert network.get_layer(15).get_input(1).name.startswith("constant")
+
+
 @pytest.mark.parametrize(("scale", "axis"), [([0.5], 1), ([0.5, 0.25, 0.125], 0)])
 def test_weights_are_scaled_per_tensor_or_along_the_layers_axis(
     double: Any, doubles: Any, scale: list[float], axis: int

@@ -63,8 +63,9 @@ def test_batches_are_accepted_exactly_in_order(smallest: int, tuned: int, larges
 
 
 def test_auto_builds_both_precisions() -> None:
-    assert TensorRTOptions().flavours == ("int8", "fp16")
-    assert TensorRTOptions(precision="fp16").flavours == ("fp16",)
+    assert TensorRTOptions().flavours(convolutions=False) == ("int8", "fp16")
+    assert TensorRTOptions().flavours(convolutions=True) == ("int8", "int8-linears", "fp16")
+    assert TensorRTOptions(precision="fp16").flavours(convolutions=True) == ("fp16",)
 
 
 def test_workspace_is_a_quarter_on_jetson_and_tensorrts_own_elsewhere() -> None:

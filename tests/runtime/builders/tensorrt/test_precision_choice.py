@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p4q_edge.runtime.artifacts.golden import Golden
-from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, choose, gate_problem, table
+from p4q_edge.runtime.builders.tensorrt.precision_choice import (
+    Choice,
+    Row,
+    choose,
+    compare_to_reference,
+    gate_problem,
+    reference_of,
+    table,
+)
 from p4q_edge.runtime.errors import QualityGateError
 
 RATIOS = st.floats(0.2, 5.0)
@@ -71,25 +80,27 @@ def test_nan_never_passes(precision: str) -> None:
 
 def test_int8_is_kept_where_it_is_faster_beyond_the_noise() -> None:
     rows = {"int8": row("int8"), "fp16": row("fp16")}
-    assert choose(rows, ratio(1.1, 1.15, 1.2), prefer="speed") == Choice(
+    assert choose(rows, {"int8": ratio(1.1, 1.15, 1.2)}, prefer="speed") == Choice(
         kept="int8", reason="INT8 is 1.15x as fast as FP16 [1.10, 1.20], n = 50: faster"
     )
-    assert choose(rows, ratio(0.99, 1.02, 1.05), prefer="speed") == Choice(
+    assert choose(rows, {"int8": ratio(0.99, 1.02, 1.05)}, prefer="speed") == Choice(
         kept="fp16", reason="INT8 is 1.02x as fast as FP16 [0.99, 1.05], n = 50: not faster"
     )
 
 
 def test_size_is_preferred_on_request() -> None:
     rows = {"int8": row("int8", size=90), "fp16": row("fp16", size=170)}
-    choice = choose(rows, ratio(0.8, 0.9, 1.0), prefer="size")
+    choice = choose(rows, {"int8": ratio(0.8, 0.9, 1.0)}, prefer="size")
     assert choice.kept == "int8"
     assert choice.reason.startswith("the smaller plan, as asked for; INT8 is 0.90x")
 
 
 def test_the_only_accurate_plan_is_kept_and_the_reason_names_the_other() -> None:
     rows = {"int8": row("int8", problem="cosine 0.5"), "fp16": row("fp16")}
-    assert choose(rows, ratio(2, 2, 2), prefer="speed") == Choice(kept="fp16", reason="int8 fails its gate: cosine 0.5")
-    assert choose({"int8": row("int8")}, None, prefer="speed").reason == "the only plan that was asked for"
+    assert choose(rows, {"int8": ratio(2, 2, 2)}, prefer="speed") == Choice(
+        kept="fp16", reason="int8 fails its gate: cosine 0.5"
+    )
+    assert choose({"int8": row("int8")}, {}, prefer="speed").reason == "the only plan that was asked for"
 
 
 def test_without_an_accurate_plan_nothing_is_kept() -> None:
@@ -98,12 +109,12 @@ def test_without_an_accurate_plan_nothing_is_kept() -> None:
         QualityGateError,
         match=r"no plan computes what the reference computes \(int8: cosine 0\.5; fp16: cosine 0\.6\)\. Nothing was",
     ):
-        choose(rows, ratio(1, 1, 1), prefer="speed")
+        choose(rows, {"int8": ratio(1, 1, 1)}, prefer="speed")
 
 
 def test_two_plans_without_a_ratio_are_a_programming_error() -> None:
-    with pytest.raises(ValueError, match="need a ratio"):
-        choose({"int8": row("int8"), "fp16": row("fp16")}, None, prefer="speed")
+    with pytest.raises(ValueError, match="need the ratios"):
+        choose({"int8": row("int8"), "fp16": row("fp16")}, {}, prefer="speed")
 
 
 @given(st.tuples(RATIOS, RATIOS, RATIOS).map(sorted), st.booleans(), st.booleans(), st.sampled_from(["speed", "size"]))
@@ -116,9 +127,9 @@ def test_a_plan_that_fails_is_never_kept_and_slow_int8_only_for_size(
     }
     if int8_fails and fp16_fails:
         with pytest.raises(QualityGateError):
-            choose(rows, ratio(*bounds), prefer=prefer)
+            choose(rows, {"int8": ratio(*bounds)}, prefer=prefer)
         return
-    kept = choose(rows, ratio(*bounds), prefer=prefer).kept
+    kept = choose(rows, {"int8": ratio(*bounds)}, prefer=prefer).kept
     assert rows[kept].problem is None
     if kept == "int8" and not fp16_fails and prefer == "speed":
         assert bounds[0] > 1
@@ -131,3 +142,38 @@ def test_the_table_has_both_rows_and_the_choice() -> None:
     assert lines[1].split()[:5] == ["int8", "4.90", "5.10", "50", "91.0"]
     assert lines[2].split()[:5] == ["fp16", "4.90", "5.10", "50", "175.0"]
     assert lines[3] == "kept fp16: not faster"
+
+
+def three(**times: float) -> dict[str, Row]:
+    return {name.replace("_", "-"): replace(row(name.replace("_", "-")), p50_ms=value) for name, value in times.items()}
+
+
+def test_of_two_quantized_plans_the_fastest_is_compared_with_fp16() -> None:
+    """INT8 convolutions may cost more than they give: then the linears alone are kept in INT8."""
+    rows = three(int8=5.0, int8_linears=4.0, fp16=4.6)
+    ratios = {"int8": ratio(0.9, 0.92, 0.94), "int8-linears": ratio(1.1, 1.15, 1.2)}
+    assert choose(rows, ratios, prefer="speed") == Choice(
+        kept="int8-linears", reason="INT8 in linears only is 1.15x as fast as FP16 [1.10, 1.20], n = 50: faster"
+    )
+    assert choose(three(int8=4.7, int8_linears=4.8, fp16=4.6), ratios, prefer="speed").kept == "fp16"
+
+
+def test_without_an_accurate_fp16_plan_the_fastest_quantized_one_is_kept() -> None:
+    rows = three(int8=3.0, int8_linears=4.0, fp16=4.6)
+    rows["fp16"] = replace(rows["fp16"], problem="cosine 0.5")
+    ratios = {"int8": ratio(1.4, 1.5, 1.6), "int8-linears": ratio(1.1, 1.15, 1.2)}
+    choice = choose(rows, ratios, prefer="speed")
+    assert choice.kept == "int8"
+    assert choice.reason.endswith("fp16 fails its gate: cosine 0.5")
+
+
+def test_linears_alone_are_compared_with_the_model_quantized_like_that() -> None:
+    samples = golden(reference_cosine=0.9)
+    other = dict.fromkeys(("features", "embedding", "logits"), samples.float_embedding)
+    samples = replace(samples, on_cpu=other)
+    outputs = {"embedding": samples.float_embedding, "logits": samples.float_embedding}
+    for precision, cosine in (("int8", 0.9), ("int8-linears", 1.0)):
+        found = compare_to_reference(outputs, reference_of(precision, samples))
+        assert found["cosine_min"] == pytest.approx(cosine, abs=1e-6)
+        problem = gate_problem({"precision": precision, **found}, samples, min_cosine=0.999)
+        assert (problem is None) == (precision == "int8-linears")

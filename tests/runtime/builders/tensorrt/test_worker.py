@@ -247,7 +247,7 @@ def test_plans_are_measured_and_compared_with_the_golden_samples(
     assert rows["int8"].items() >= {"precision": "int8", "n": 5, "size_bytes": 4, "samples": 4}.items()
     assert rows["fp16"]["cosine_min"] == pytest.approx(1)
     assert rows["fp16"]["float_top1_agreement"] < 1
-    assert events[-1]["ratio"]["n"] == 5
+    assert events[-1]["ratios"]["int8"]["n"] == 5
     assert (tmp_path / "int8.safetensors").is_file()
     assert installed.cuda.leaks == {}
     assert installed.open_contexts == 0

@@ -18,7 +18,7 @@ from p4q_edge.runtime.builders.tensorrt.options import (
     timing_cache_path,
     workspace_bytes,
 )
-from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, choose, gate_problem, table
+from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, choose, gate_problem, reference_of, table
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
@@ -84,10 +84,10 @@ def build_plan(
         (folder / "golden.safetensors").write_bytes(golden)
         built = {
             flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
-            for flavour in options.flavours
+            for flavour in options.flavours(convolutions=bool(samples.on_cpu))
         }
-        rows, ratio = _measure(folder, tuple(built), samples, options=options)
-        choice = choose(rows, ratio, prefer=options.prefer)
+        rows, ratios = _measure(folder, tuple(built), samples, options=options)
+        choice = choose(rows, ratios, prefer=options.prefer)
         logger.info("%s", table(rows, choice))
         outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
         refuse_existing(engine, force=force)
@@ -99,9 +99,9 @@ def build_plan(
         sha256=sha256_file(engine),
         size_bytes=engine.stat().st_size,
         built_with=built[choice.kept]["built_with"],
-        inspection=_inspection(built, rows, ratio, choice),
+        inspection=_inspection(built, rows, ratios, choice),
         choice=choice,
-        golden=samples if choice.kept == "int8" else _as_reference(samples, outputs),
+        golden=_as_reference(samples, outputs) if choice.kept == "fp16" else reference_of(choice.kept, samples),
         outputs=outputs,
     )
 
@@ -123,8 +123,8 @@ def _build(
 
 def _measure(
     folder: Path, flavours: tuple[str, ...], samples: Golden, *, options: TensorRTOptions
-) -> tuple[dict[str, Row], dict[str, Any] | None]:
-    """Return the measured plans by precision, and how much faster INT8 is where both were built."""
+) -> tuple[dict[str, Row], dict[str, Any]]:
+    """Return the measured plans by precision, and how much faster each is than FP16 where that was built too."""
     request = {
         "action": "measure",
         "options": asdict(options),
@@ -136,34 +136,38 @@ def _measure(
         flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.accuracy_gate))
         for flavour, row in measured["rows"].items()
     }
-    return rows, measured["ratio"]
+    return rows, measured["ratios"]
 
 
 def _inspection(
-    built: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Row], ratio: Mapping[str, Any] | None, choice: Choice
+    built: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Row], ratios: Mapping[str, Any], choice: Choice
 ) -> dict[str, Any]:
     """Return what the card records of the kept plan's kernels and of the measurement that chose it."""
     return {
         **built[choice.kept]["inspection"],
         "rows": {flavour: asdict(row) for flavour, row in rows.items()},
         "choice": asdict(choice),
-        "ratio": ratio,
+        "ratio": ratios.get("int8"),
+        "ratios": dict(ratios),
         "build_seconds": {flavour: result["seconds"] for flavour, result in built.items()},
     }
 
 
 def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
     """Return golden samples whose reference is what an accepted plan computed."""
-    return replace(samples, **{name: outputs[name] for name in ("features", "embedding", "logits")})
+    return replace(samples, **{name: outputs[name] for name in ("features", "embedding", "logits")}, on_cpu={})
 
 
-def describe_build(model_bytes: int, *, engine: Path, options: TensorRTOptions) -> dict[str, Any]:
+def describe_build(
+    model_bytes: int, *, engine: Path, options: TensorRTOptions, convolutions: bool = False
+) -> dict[str, Any]:
     """Return what `build_plan` would do on this device, without building: the document of `--dry-run`.
 
     Args:
         model_bytes: size of the ONNX model.
         engine: the plan that would be made.
         options: how it would be built.
+        convolutions: whether the model has quantized ones.
 
     Raises:
         EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
@@ -178,7 +182,7 @@ def describe_build(model_bytes: int, *, engine: Path, options: TensorRTOptions) 
     return {
         "engine": str(engine),
         "exists": engine.exists(),
-        "plans": list(options.flavours),
+        "plans": list(options.flavours(convolutions=convolutions)),
         "keeps": f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
         "accuracy_gate": f"golden cosine of at least {options.accuracy_gate}",
         "batches": {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch},

@@ -59,12 +59,15 @@ def _check_input(trt: Any, network: Any) -> None:
         )
 
 
-def remove_quantization(trt: Any, network: Any) -> list[npt.NDArray[Any]]:
+def remove_quantization(trt: Any, network: Any, *, only_convolutions: bool = False) -> list[npt.NDArray[Any]]:
     """Re-route a parsed network around its Q/DQ pairs, so that the same model runs in its remainder's precision.
 
     Activations skip Quantize and Dequantize. Weights, which the model holds as integers, are dequantized here
     in float32 and rounded once to the precision of their scale. The result has the INT8 model's weight grid and no
     activation quantization: as fast as any FP16 build of this model, and at least as accurate as its INT8 build.
+
+    Args:
+        only_convolutions: leave the pairs that matrix products read.
 
     Returns:
         The new weights. TensorRT keeps pointers to them, so they must live until the plan is serialized.
@@ -79,8 +82,9 @@ def remove_quantization(trt: Any, network: Any) -> list[npt.NDArray[Any]]:
             producers[layer.get_output(index).name] = layer
     replacements = {}
     weights = []
+    kept = _restored_for_products(trt, layers, producers) if only_convolutions else frozenset()
     for layer in layers:
-        if layer.type != trt.LayerType.DEQUANTIZE:
+        if layer.type != trt.LayerType.DEQUANTIZE or layer.get_output(0).name in kept:
             continue
         source = producers.get(layer.get_input(0).name)
         output = layer.get_output(0)
@@ -109,6 +113,23 @@ def remove_quantization(trt: Any, network: Any) -> list[npt.NDArray[Any]]:
                 layer.set_input(index, replacements[tensor.name])
     logger.info("removed %d Q/DQ pairs, %d of them weights", len(replacements), len(weights))
     return weights
+
+
+def _restored_for_products(trt: Any, layers: list[Any], producers: dict[str, Any]) -> frozenset[str]:
+    """Return the names of the dequantized tensors that matrix products read, directly or behind a cast or reshape."""
+    passed = {trt.LayerType.CAST, trt.LayerType.SHUFFLE}
+    found = set()
+    for layer in layers:
+        if layer.type != trt.LayerType.MATRIX_MULTIPLY:
+            continue
+        for index in range(layer.num_inputs):
+            tensor = layer.get_input(index)
+            source = None if tensor is None else producers.get(tensor.name)
+            while source is not None and source.type in passed:
+                source = producers.get(source.get_input(0).name)
+            if source is not None and source.type == trt.LayerType.DEQUANTIZE:
+                found.add(source.get_output(0).name)
+    return frozenset(found)
 
 
 def _dequantized(trt: Any, layer: Any, source: Any, producers: dict[str, Any]) -> npt.NDArray[Any]:

@@ -32,7 +32,7 @@ class TensorRTOptions:
     max_batch: int = 8
     """Largest batch that the engine accepts."""
     precision: Precision = "auto"
-    """`auto` builds INT8 and FP16, measures both on this device and keeps the better one."""
+    """`auto` builds INT8 and FP16, measures them on this device and keeps the better one."""
     prefer: Prefer = "speed"
     """What `auto` means by better: `speed`, or `size` of the plan."""
     min_cosine: float | None = None
@@ -94,10 +94,18 @@ class TensorRTOptions:
         """The limit of `min_cosine`; that of 8 bits unless one was set."""
         return least_cosine(FULL_BITS) if self.min_cosine is None else self.min_cosine
 
-    @property
-    def flavours(self) -> tuple[str, ...]:
-        """The precisions that are built, in building order."""
-        return ("int8", "fp16") if self.precision == "auto" else (self.precision,)
+    def flavours(self, *, convolutions: bool) -> tuple[str, ...]:
+        """Return the precisions that are built, in building order.
+
+        `int8-linears` is the INT8 model with its convolutions in FP16: INT8 convolutions are slower than FP16 on some
+        devices and shapes, and only measuring tells.
+
+        Args:
+            convolutions: whether the model has quantized ones.
+        """
+        if self.precision != "auto":
+            return (self.precision,)
+        return ("int8", "int8-linears", "fp16") if convolutions else ("int8", "fp16")
 
 
 def workspace_bytes(options: TensorRTOptions, facts: DeviceFacts) -> int | None:

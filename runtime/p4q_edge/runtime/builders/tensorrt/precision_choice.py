@@ -1,6 +1,6 @@
-"""INT8 or FP16: both are built, measured on the golden images of the bundle on this device, and the better is kept.
+"""INT8, INT8 but for convolutions, or FP16: each is built and measured on the golden images, and the best is kept.
 
-INT8 of a vision transformer is often little faster than FP16 and sometimes slower, so neither is assumed.
+INT8 is often little faster than FP16 on the device at hand and sometimes slower, so nothing is assumed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from p4q_edge.runtime.storage import save_tensors
 from p4q_edge.runtime.verification import cosine, run_golden
 
 ROUNDS = Rounds(warmup=10, minimum=50, maximum=500, seconds=3.0)
+NAMES = {"int8": "INT8", "int8-linears": "INT8 in linears only"}
 _SEED = 0  # of the bootstrap; fixed so that a build says the same twice
 
 
@@ -31,7 +32,7 @@ class Row:
     """One plan as it was measured on this device, batch 1, from host memory to host memory.
 
     Attributes:
-        precision: `int8` or `fp16`.
+        precision: `int8`, `int8-linears` or `fp16`.
         n: timed runs.
         p50_ms, p90_ms: latency.
         size_bytes: size of the plan.
@@ -72,8 +73,8 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
         golden: the golden samples (safetensors); each plan's outputs are written beside, `<precision>.safetensors`.
 
     Returns:
-        `rows` (precision to the fields of `Row` but `problem`), and `ratio`: FP16 time over INT8 time with its
-        interval, or None where only one plan was built.
+        `rows` (precision to the fields of `Row` but `problem`), and `ratios`: FP16 time over that of each other plan
+        with its interval; empty where there is no FP16 plan.
     """
     samples = read_golden(golden.read_bytes(), source=str(golden))
     with ExitStack() as stack:
@@ -96,13 +97,19 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
             "p50_ms": latency.p50_ms,
             "p90_ms": latency.p90_ms,
             "size_bytes": plans[name].stat().st_size,
-            **compare_to_reference(outputs[name], samples),
+            **compare_to_reference(outputs[name], reference_of(name, samples)),
         }
-    ratio = None
-    if {"int8", "fp16"} <= times.keys():
-        generator = np.random.default_rng(_SEED)
-        ratio = asdict(paired_ratio(times["fp16"], times["int8"], generator=generator))
-    return {"rows": rows, "ratio": ratio}
+    ratios = {
+        name: asdict(paired_ratio(times["fp16"], values, generator=np.random.default_rng(_SEED)))
+        for name, values in times.items()
+        if name != "fp16" and "fp16" in times
+    }
+    return {"rows": rows, "ratios": ratios}
+
+
+def reference_of(precision: str, golden: Golden) -> Golden:
+    """Return the samples whose reference is quantized as a plan is: on CPUs, too, only linears are."""
+    return golden.for_cpu() if precision == "int8-linears" else golden
 
 
 def _runner(engine: TensorRTEngine, image: np.ndarray) -> Any:
@@ -126,7 +133,7 @@ def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -
     INT8 must reproduce the fake-quantized reference. FP16 does not quantize activations, so it differs from that
     reference for the better; it must be as near to the full-precision model as the reference is.
     """
-    if row["precision"] == "int8":
+    if row["precision"] in {"int8", "int8-linears"}:
         if row["cosine_min"] >= min_cosine:
             return None
         return f"embeddings reach a cosine of {row['cosine_min']:.5f} to the reference; expected {min_cosine}"
@@ -139,15 +146,15 @@ def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -
     )
 
 
-def choose(rows: Mapping[str, Row], ratio: Mapping[str, Any] | None, *, prefer: Prefer) -> Choice:
+def choose(rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, prefer: Prefer) -> Choice:
     """Return which plan to keep.
 
-    INT8 is kept only if it passes its gate and is faster beyond the interval of the measurement (or smaller, if
-    `prefer` is `size`).
+    A quantized plan, of several the fastest, is kept only if it passes its gate and is faster than FP16 beyond the
+    interval of the measurement (or smaller, if `prefer` is `size`).
 
     Args:
         rows: the measured plans by precision.
-        ratio: `value`, `low`, `high` and `n` of FP16 time over INT8 time; None where only one plan was built.
+        ratios: precision to `value`, `low`, `high` and `n` of FP16 time over its time.
         prefer: what counts.
 
     Raises:
@@ -164,25 +171,30 @@ def choose(rows: Mapping[str, Row], ratio: Mapping[str, Any] | None, *, prefer: 
     if len(passing) == 1:
         why = "; ".join(f"{name} fails its gate: {problem}" for name, problem in failed.items())
         return Choice(kept=passing[0], reason=why or "the only plan that was asked for")
-    if ratio is None:
-        raise ValueError("two plans need a ratio of their times")
+    fastest = min((name for name in passing if name != "fp16"), key=lambda name: rows[name].p50_ms)
+    if fastest not in ratios:
+        raise ValueError("several plans need the ratios of their times")
+    ratio = ratios[fastest]
     figures = (
-        f"INT8 is {ratio['value']:.2f}x as fast as FP16 [{ratio['low']:.2f}, {ratio['high']:.2f}], n = {ratio['n']}"
+        f"{NAMES[fastest]} is {ratio['value']:.2f}x as fast as FP16 [{ratio['low']:.2f}, {ratio['high']:.2f}], "
+        f"n = {ratio['n']}"
     )
     if prefer == "size":
         smallest = min(passing, key=lambda name: rows[name].size_bytes)
         return Choice(kept=smallest, reason=f"the smaller plan, as asked for; {figures}")
+    if "fp16" not in passing:
+        return Choice(kept=fastest, reason=f"{figures}; fp16 fails its gate: {failed['fp16']}")
     if ratio["low"] > 1:
-        return Choice(kept="int8", reason=f"{figures}: faster")
+        return Choice(kept=fastest, reason=f"{figures}: faster")
     return Choice(kept="fp16", reason=f"{figures}: not faster")
 
 
 def table(rows: Mapping[str, Row], choice: Choice) -> str:
-    """Return both rows and the choice as text."""
-    lines = ["plan  p50 ms  p90 ms     n  size MB  cosine to reference  cosine to float  top-1 as float"]
+    """Return all rows and the choice as text."""
+    lines = ["plan          p50 ms  p90 ms     n  size MB  cosine to reference  cosine to float  top-1 as float"]
     for row in rows.values():
         lines.append(
-            f"{row.precision:4}  {row.p50_ms:6.2f}  {row.p90_ms:6.2f}  {row.n:4}  {row.size_bytes / 1e6:7.1f}  "
+            f"{row.precision:12}  {row.p50_ms:6.2f}  {row.p90_ms:6.2f}  {row.n:4}  {row.size_bytes / 1e6:7.1f}  "
             f"{row.cosine_min:19.5f}  {row.float_cosine_min:15.5f}  {row.float_top1_agreement:8.0%} n={row.samples}"
         )
     lines.append(f"kept {choice.kept}: {choice.reason}")

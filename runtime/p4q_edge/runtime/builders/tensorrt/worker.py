@@ -103,7 +103,7 @@ class Job:
 
     options: TensorRTOptions
     flavour: str
-    """`int8` or `fp16`."""
+    """`int8`, `int8-linears` or `fp16`."""
     model: Path
     """The complete ONNX model."""
     plan: Path
@@ -170,7 +170,9 @@ def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> tuple[Any, s
     log = make_logger(trt)
     builder = trt.Builder(log)
     network, parser = parse_network(trt, builder, log, job.model.read_bytes(), strong=strong)
-    kept = remove_quantization(trt, network) if job.flavour == "fp16" else []
+    kept = []
+    if job.flavour != "int8":
+        kept = remove_quantization(trt, network, only_convolutions=job.flavour == "int8-linears")
     workspace = workspace_bytes(job.options, cuda.facts)
     allowed = ("FP16",) if job.flavour == "fp16" else ("INT8", "FP16")
     config = make_config(trt, builder, network, job.options, workspace=workspace, weak_flags=() if strong else allowed)

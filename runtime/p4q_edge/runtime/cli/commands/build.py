@@ -28,7 +28,7 @@ _TENSORRT_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "--precision",
         "precision",
-        {"choices": ("auto", "int8", "fp16"), "help": "auto (default) builds both and keeps the better"},
+        {"choices": ("auto", "int8", "fp16"), "help": "auto (default) builds all and keeps the best"},
     ),
     ("--prefer", "prefer", {"choices": ("speed", "size"), "help": "what auto means by better (default: speed)"}),
     ("--min-batch", "min_batch", {"type": int, "help": "smallest batch (default: 1)"}),
