@@ -1,11 +1,11 @@
 """A graph pass: one change of an ONNX graph, with what it needs and what it promises.
 
-A pass edits an `onnx_ir.Model` in place. `requires` refuses a model the pass would break, `ensures`
-checks the promise afterwards, and both name the node at fault.
+Passes are `onnx_ir` passes: they edit a model in place, `onnx_ir` checks pre- and postconditions around them and runs
+them in sequence. What is ours are the messages, which name the nodes at fault.
 """
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
@@ -16,14 +16,14 @@ from p4q_edge.runtime.errors import P4QEdgeError
 logger = logging.getLogger(__name__)
 
 
-class GraphPassError(P4QEdgeError):
+class GraphPassError(P4QEdgeError, ir.passes.PreconditionError, ir.passes.PostconditionError):
     """A graph that a pass cannot handle, or that breaks the pass's own promise."""
 
 
-class GraphPass(ABC):
+class GraphPass(ir.passes.InPlacePass):
     """One named change of a graph."""
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         """Yield what keeps this pass from running; nothing when it may run."""
         return ()
 
@@ -31,33 +31,46 @@ class GraphPass(ABC):
     def apply(self, model: ir.Model) -> bool:
         """Change `model` in place and return whether anything changed."""
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         """Yield what contradicts this pass's promise; nothing when it holds."""
         return ()
 
-    def __call__(self, model: ir.Model) -> bool:
-        """Check, apply, check.
+    def requires(self, model: ir.Model) -> None:
+        """Raise `GraphPassError`, naming the pass and the first nodes at fault, unless it may run."""
+        _refuse(f"{type(self).__name__} cannot run", self.obstacles(model))
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass; it must keep the names of the outputs.
 
         Raises:
-            GraphPassError: naming the pass and the first nodes at fault.
+            GraphPassError: it renamed one.
         """
         name = type(self).__name__
-        _refuse(f"{name} cannot run", self.requires(model))
         outputs = [value.name for value in model.graph.outputs]
         modified = self.apply(model)
-        _refuse(f"{name} broke its promise", self.ensures(model))
         found = [value.name for value in model.graph.outputs]
         _refuse(f"{name} renamed outputs", [f"expected {outputs}, got {found}"] if found != outputs else [])
         logger.debug("%s: %s", name, "changed" if modified else "nothing to do")
-        return modified
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise `GraphPassError`, naming the pass and the first nodes at fault, unless its promise holds."""
+        _refuse(f"{type(self).__name__} broke its promise", self.broken_promises(model))
 
 
 def run_passes(model: ir.Model, passes: Sequence[GraphPass]) -> ir.Model:
-    """Run `passes` in order on `model`, drop what nothing reads any more, and return it."""
-    for graph_pass in passes:
-        graph_pass(model)
-    ir_passes.RemoveUnusedNodesPass()(model)
-    return model
+    """Run `passes` in order on `model`, drop what nothing reads any more, and return it.
+
+    Raises:
+        GraphPassError: a pass cannot run, or broke its promise.
+    """
+    try:
+        return ir.passes.Sequential(*passes, ir_passes.RemoveUnusedNodesPass())(model).model
+    except ir.passes.PassError as error:
+        # The sequence tells which pass; so does our own message, without a stack of wrappers.
+        if isinstance(error.__cause__, P4QEdgeError):
+            raise error.__cause__ from None
+        raise
 
 
 def _refuse(what: str, problems: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ class GeluInParts(GraphPass):
             _rewrite(model.graph, node)
         return bool(found)
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         return [f"{node.name} is still a Gelu" for node in nodes_of(model.graph, "Gelu")]
 
 

@@ -23,7 +23,7 @@ class InsertQdq(GraphPass):
     def __init__(self, linears: Mapping[str, LinearQuantization]) -> None:
         self.linears = linears
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         products = linear_products(model.graph)
         for path, linear in self.linears.items():
             found = products.get(path, [])
@@ -51,7 +51,7 @@ class InsertQdq(GraphPass):
                 del graph.initializers[name_of(weight)]
         return bool(self.linears)
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for path in self.linears:
             if f"{path}.weight_int8" not in model.graph.initializers:
                 yield f"{path} has no int8 weight"

@@ -27,7 +27,7 @@ class LinearToMatMul(GraphPass):
             _fold_transpose(graph, node, array)
         return bool(gemms or constants)
 
-    def ensures(self, model: ir.Model) -> list[str]:
+    def broken_promises(self, model: ir.Model) -> list[str]:
         return [f"{node.name} is still a Gemm" for node in nodes_of(model.graph, "Gemm") if _is_plain(node)]
 
 

@@ -22,7 +22,7 @@ class QuantizeAttention(GraphPass):
     def __init__(self, attentions: Mapping[str, AttentionQuantization]) -> None:
         self.attentions = attentions
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         found = {module_path(softmax): products_of(softmax) for softmax in nodes_of(model.graph, "Softmax")}
         for path in self.attentions:
             products = found.get(path)

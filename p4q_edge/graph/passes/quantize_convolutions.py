@@ -23,7 +23,7 @@ class QuantizeConvolutions(GraphPass):
         self.convs = convs
         self.grids = grids
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         yield from _missing(model.graph, self.convs)
         nodes = conv_nodes(model.graph)
         for grid in self.grids:
@@ -54,7 +54,7 @@ class QuantizeConvolutions(GraphPass):
             _set_weight(graph, node, _restored_weight(graph, node, path, conv))
         return bool(self.convs)
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         yield from _without_integers(model.graph, self.convs)
 
 
@@ -68,7 +68,7 @@ class ConvolutionsFromIntegers(GraphPass):
     def __init__(self, convs: Mapping[str, ConvQuantization]) -> None:
         self.convs = convs
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         yield from _missing(model.graph, self.convs)
 
     def apply(self, model: ir.Model) -> bool:
@@ -78,7 +78,7 @@ class ConvolutionsFromIntegers(GraphPass):
             _set_weight(model.graph, node, _computed_weight(model.graph, node, path, conv))
         return bool(self.convs)
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         yield from _without_integers(model.graph, self.convs)
 
 

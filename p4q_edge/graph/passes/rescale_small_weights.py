@@ -25,7 +25,7 @@ class RescaleSmallWeights(GraphPass):
             _lift(model.graph, node)
         return bool(small)
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for node in nodes_of(model.graph, "DequantizeLinear"):
             if _is_small_weight(node):
                 yield f"{node.name} still has a scale below {affine.SMALLEST_NORMAL_FP16}"

@@ -34,7 +34,7 @@ class SelectTokenEarly(GraphPass):
             ir_passes.RemoveUnusedNodesPass()(model)
         return modified
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for gather in nodes_of(model.graph, "Gather"):
             if _selects_token(gather) and _can_move(read(gather, 0)):
                 yield f"{gather.name} can still move up"

@@ -23,7 +23,7 @@ class SequenceFirst(GraphPass):
     projection as it lies. The numbers are the same.
     """
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         for attention in find_attentions(model.graph):
             if _rank(attention.source) != 3:
                 yield f"{attention.source.name} has rank {_rank(attention.source)}, expected (N, L, 3 * D)"
@@ -35,7 +35,7 @@ class SequenceFirst(GraphPass):
             ir_passes.RemoveUnusedNodesPass()(model)
         return bool(attentions)
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for attention in find_attentions(model.graph):
             # One without transpositions is not matched any more.
             yield f"the attention behind {attention.source.name} still has the batch first"

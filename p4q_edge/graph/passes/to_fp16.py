@@ -22,7 +22,7 @@ class ToFp16(GraphPass):
     a layer gets float32 scales between two Casts.
     """
 
-    def requires(self, model: ir.Model) -> Iterable[str]:
+    def obstacles(self, model: ir.Model) -> Iterable[str]:
         for name, value in model.graph.initializers.items():
             if value.dtype is ir.DataType.FLOAT:
                 array = constant(value)
@@ -40,7 +40,7 @@ class ToFp16(GraphPass):
         _restore_outputs(graph)
         return True
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for node in model.graph:
             types = {v.dtype for v in node.inputs if v is not None and v.dtype in FLOATS}
             if len(types) > 1:

@@ -126,7 +126,7 @@ def test_an_expand_that_gives_the_shape_stays() -> None:
         }""",
         row=floats(1, 4),
     )
-    assert not DropExpand()(model)
+    assert not DropExpand()(model).modified
     assert count(model)["Expand"] == 1
 
 
@@ -154,7 +154,7 @@ def test_a_constant_query_is_not_repeated_for_each_image() -> None:
 def test_restored_weights_are_not_folded() -> None:
     model, linears = two_linears()
     run_passes(model, [InsertQdq(linears)])
-    assert not FoldConstants()(model)
+    assert not FoldConstants()(model).modified
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -259,7 +259,7 @@ def test_tokens_first_computes_the_same(early: bool) -> None:
 
 def test_tokens_first_without_attention_changes_nothing() -> None:
     model = model_of("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
-    assert not SequenceFirst()(model)
+    assert not SequenceFirst()(model).modified
 
 
 def quantization(weight: np.ndarray, *, input_bits: int = 8) -> LinearQuantization:
@@ -303,7 +303,7 @@ def test_large_matrices_are_stored_as_fp16_and_scales_stay_constants() -> None:
         w=np.ones((64, 4096), np.float32),
         scale=np.full(4096, 0.5, np.float32),
     )
-    assert StoreWeightsAsFp16()(model)
+    assert StoreWeightsAsFp16()(model).modified
     assert count(model) == {"Cast": 1, "MatMul": 1, "Mul": 1}
     assert "scale" in model.graph.initializers
     assert model.graph.initializers["w.fp16"].dtype is ir.DataType.FLOAT16
@@ -339,7 +339,7 @@ class Broken(GraphPass):
     def apply(self, model: ir.Model) -> bool:
         return False
 
-    def ensures(self, model: ir.Model) -> Iterable[str]:
+    def broken_promises(self, model: ir.Model) -> Iterable[str]:
         yield from (f"node {i} is left" for i in range(5))
 
 
