@@ -65,7 +65,7 @@ def cut_linear(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
     source.inputs.clear()
     graph.inputs, graph.outputs = [source], [product]
     graph.cleanup(remove_unused_graph_inputs=True).toposort()
-    cut = gs.export_onnx(graph)
+    cut: onnx.ModelProto = gs.export_onnx(graph)
     cut.ir_version = model.ir_version
     return cut
 
