@@ -56,7 +56,9 @@ def read_table(path: Path) -> ImageSet:
 def from_paths(paths: list[Path], labels: list[int], class_names: Sequence[str], root: Path) -> ImageSet:
     """Images in files, each opened when it is needed; named as seen from `root`."""
     return ImageSet(
-        names=tuple(str(path.relative_to(root)) if path.is_relative_to(root) else path.name for path in paths),
+        names=tuple(
+            same_form(str(path.relative_to(root)) if path.is_relative_to(root) else path.name) for path in paths
+        ),
         labels=np.asarray(labels, dtype=np.int64),
         class_names=tuple(class_names),
         open_image=lambda i: load_image(paths[i]),

@@ -14,7 +14,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Head, load_head
     from p4q_edge.runtime.builders import BuildOptions, build_engine
-    from p4q_edge.runtime.classification import Prediction, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.classification import Failure, Prediction, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.errors import (
         ArtifactError,
         CorruptArtifactError,
@@ -32,6 +32,7 @@ __all__ = [
     "BuildOptions",
     "CorruptArtifactError",
     "EnvironmentNotAbleError",
+    "Failure",
     "Head",
     "IncompatibleEngineError",
     "InputError",
@@ -58,7 +59,7 @@ if not TYPE_CHECKING:
         {
             "artifacts": ("Head", "load_head"),
             "builders": ("BuildOptions", "build_engine"),
-            "classification": ("Prediction", "RuntimeOptions", "ZeroShotClassifier"),
+            "classification": ("Failure", "Prediction", "RuntimeOptions", "ZeroShotClassifier"),
             "errors": tuple(name for name in __all__ if name.endswith("Error")),
             "verification": ("selftest",),
         },

@@ -211,7 +211,9 @@ def test_images_that_cannot_be_used_are_named(classifier: ZeroShotClassifier, ph
         classifier.classify(empty)
     with pytest.raises(InputError, match=r"\*\.tif holds no images"):
         classifier.classify(str(tmp_path / "*.tif"))
-    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or a NumPy array; got int"):
+    with pytest.raises(
+        TypeError, match="expected a path, bytes, a file object, a PIL image, an array or a tensor; got int"
+    ):
         classifier.classify([3])  # type: ignore[list-item]
 
 

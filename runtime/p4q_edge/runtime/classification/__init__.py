@@ -8,10 +8,19 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification.classifier import RuntimeOptions, ZeroShotClassifier
-    from p4q_edge.runtime.classification.predictions import Prediction, probabilities
+    from p4q_edge.runtime.classification.predictions import Failure, Prediction, probabilities
     from p4q_edge.runtime.classification.score_calibration import FitOptions, Request, calibrate
 
-__all__ = ["FitOptions", "Prediction", "Request", "RuntimeOptions", "ZeroShotClassifier", "calibrate", "probabilities"]
+__all__ = [
+    "Failure",
+    "FitOptions",
+    "Prediction",
+    "Request",
+    "RuntimeOptions",
+    "ZeroShotClassifier",
+    "calibrate",
+    "probabilities",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -22,6 +31,7 @@ if not TYPE_CHECKING:
                 "ZeroShotClassifier",
             ),
             "predictions": (
+                "Failure",
                 "Prediction",
                 "probabilities",
             ),

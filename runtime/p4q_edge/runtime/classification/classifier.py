@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_head, read_card, require_fit, stored_heads
 from p4q_edge.runtime.choices import Fast
-from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
+from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.errors import QualityGateError, UsageError
+from p4q_edge.runtime.errors import InputError, QualityGateError, UsageError
 from p4q_edge.runtime.images import (
     ColorOrder,
     ImageLike,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
 
 Images = ImageLike | Iterable[ImageLike]
+_Prepared = tuple[str | None, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,9 @@ class RuntimeOptions:
 class ZeroShotClassifier:
     """An engine with its class names: `ZeroShotClassifier("out.onnx").classify("a.jpg").label`.
 
-    Images are paths, folders, globs, the bytes of image files, PIL images or uint8 arrays (RGB unless
-    `color="bgr"`), or lists and generators of these. Threads may share one classifier; a fork may not.
+    Images are paths, folders, globs, the bytes of image files, open binary files and uploads, PIL images, uint8 arrays
+    (H, W, 3) or tensors (3, H, W) (RGB unless `color="bgr"`), or lists and generators of these. Threads may share one
+    classifier; a fork may not.
     """
 
     def __init__(
@@ -155,8 +157,36 @@ class ZeroShotClassifier:
         predictions = list(self.iterate(images, top_k=top_k, color=color))
         return predictions[0] if is_single(images) else predictions
 
-    def iterate(self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb") -> Iterator[Prediction]:
-        """Yield the predictions of any number of images, decoding ahead of the engine."""
+    @overload
+    def iterate(
+        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: Literal["raise"] = "raise"
+    ) -> Iterator[Prediction]: ...
+
+    @overload
+    def iterate(
+        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: Literal["yield"]
+    ) -> Iterator[Prediction | Failure]: ...
+
+    def iterate(
+        self,
+        images: Images,
+        *,
+        top_k: int = 5,
+        color: ColorOrder = "rgb",
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Prediction | Failure]:
+        """Yield the predictions of any number of images in order, decoding ahead of the engine.
+
+        Args:
+            images: see the class.
+            top_k: number of classes in each answer.
+            color: channel order of arrays.
+            on_error: what an image does that cannot be used: `raise` ends everything, `yield` gives a `Failure` in its
+                place and goes on.
+
+        Raises:
+            InputError: an image cannot be used, and `on_error` is `raise`.
+        """
         if top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}.")
         head = self._heads[self._active]
@@ -166,16 +196,10 @@ class ZeroShotClassifier:
             threshold=self._threshold,
             top_k=top_k,
         )
-        for sources, batch in self._batches(images, color=color):
-            logits, _ = self._run(batch, head)
-            if not np.isfinite(logits).all():
-                named = ", ".join(str(source) for source in sources)
-                raise QualityGateError(
-                    f"{self._path} gives values that are not finite for {named}. "
-                    f"Check it: p4q-edge selftest {self._path}"
-                )
-            for source, scores in zip(sources, probabilities(logits, ranking.calibration), strict=True):
-                yield ranking.predict(scores, source=source)
+        for batch in self._batches(images, color=color, on_error=on_error):
+            scores = iter(self._scores([item for item in batch if not isinstance(item, Failure)], head, ranking))
+            for item in batch:
+                yield item if isinstance(item, Failure) else ranking.predict(next(scores), source=item[0])
 
     def stream(
         self, source: Images | int, *, top_k: int = 5, max_fps: float | None = None, color: ColorOrder = "rgb"
@@ -206,7 +230,10 @@ class ZeroShotClassifier:
     def embed(self, images: Images, *, color: ColorOrder = "rgb") -> np.ndarray:
         """Return the embeddings of the active head, (n, dim) float32, L2-normalized; n = 1 for one image."""
         head = self._heads[self._active]
-        rows = [self._run(batch, head)[1] for _, batch in self._batches(images, color=color)]
+        batches = (
+            [item for item in batch if not isinstance(item, Failure)] for batch in self._batches(images, color=color)
+        )
+        rows = [self._run(np.stack([pixels for _, pixels in batch]), head)[1] for batch in batches]
         return np.concatenate([np.empty((0, self.card.embedding_dim), np.float32), *rows])
 
     def close(self) -> None:
@@ -221,27 +248,44 @@ class ZeroShotClassifier:
     ) -> None:
         self.close()
 
-    def _batches(self, images: Images, *, color: ColorOrder) -> Iterator[tuple[list[str | None], np.ndarray]]:
-        """Yield sources and arrays (n, 3, H, W) uint8 of up to `batch_size` images."""
+    def _scores(self, batch: list[_Prepared], head: Head | None, ranking: Ranking) -> np.ndarray:
+        """Return the probabilities (n, classes) of prepared images; n may be 0."""
+        if not batch:
+            return np.empty((0, len(ranking.class_names)))
+        logits, _ = self._run(np.stack([pixels for _, pixels in batch]), head)
+        if not np.isfinite(logits).all():
+            named = ", ".join(str(source) for source, _ in batch)
+            raise QualityGateError(
+                f"{self._path} gives values that are not finite for {named}. Check it: p4q-edge selftest {self._path}"
+            )
+        return probabilities(logits, ranking.calibration)
+
+    def _batches(
+        self, images: Images, *, color: ColorOrder, on_error: Literal["raise", "yield"] = "raise"
+    ) -> Iterator[list[_Prepared | Failure]]:
+        """Yield up to `batch_size` images at a time: source and array (3, H, W) uint8, or what is wrong with one."""
         options, spec = self._options, self.card.preprocess
         if options.orient is not None:
             spec = msgspec.structs.replace(spec, orient=options.orient)
         draft = draft_size(spec) if options.fast == "draft" else None
 
-        def prepare(image: ImageLike) -> tuple[str | None, np.ndarray]:
-            picture = load_image(image, color=color, draft=draft)
-            return source_of(image), preprocess(picture, spec, fast=options.fast)
+        def prepare(image: ImageLike) -> _Prepared | Failure:
+            try:
+                picture = load_image(image, color=color, draft=draft)
+                return source_of(image), preprocess(picture, spec, fast=options.fast)
+            except InputError as error:
+                if on_error == "raise":
+                    raise
+                return Failure(error=error, source=source_of(image))
 
         if is_single(images):
-            source, array = prepare(images)  # type: ignore[arg-type]
-            yield [source], array[np.newaxis]
+            yield [prepare(images)]  # type: ignore[arg-type]
             return
         size = options.batch_size
         prepared = mapped_ahead(
             prepare, expand(images), threads=options.decode_threads, ahead=2 * size + options.decode_threads
         )
-        for batch in batched(prepared, size):
-            yield [source for source, _ in batch], np.stack([array for _, array in batch])
+        yield from batched(prepared, size)
 
     def _run(self, batch: np.ndarray, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (n, classes) and embeddings (n, dim) of images (n, 3, H, W) uint8."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from p4q_edge.runtime.artifacts import Calibration
+from p4q_edge.runtime.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,19 @@ class Prediction:
     def to_dict(self) -> list[dict[str, str | float]]:
         """Return `[{"label": ..., "score": ...}, ...]`, the shape of other image-classification pipelines."""
         return [{"label": label, "score": score} for label, score in self.topk]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An image that could not be used, in place of its prediction.
+
+    Attributes:
+        error: what is wrong with it; the message names it and says what to do.
+        source: path of the image, if it was given as one.
+    """
+
+    error: InputError
+    source: str | None = None
 
 
 def probabilities(logits: np.ndarray, calibration: Calibration) -> np.ndarray:

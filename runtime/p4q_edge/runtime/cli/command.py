@@ -54,9 +54,27 @@ def write_result(args: argparse.Namespace, *, document: Mapping[str, Any], text:
 
     The document gets the key `schema_version` if it has none.
     """
-    if args.json:
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    write_line(as_json(document) if args.json else text.rstrip("\n"))
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """Return a document as one line of JSON that the encoding of stdout can hold, without loss.
+
+    File names need not be text; what cannot be encoded is written as JSON's own escapes.
+    """
+    whole = {"schema_version": SCHEMA_VERSION, **document}
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(whole, allow_nan=False)
+    return text
+
+
+def write_line(text: str) -> None:
+    """Write a line to stdout; characters that its encoding lacks become escapes such as `\\xe9`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def toolkit_command(entry_point: str, *, missing: str) -> Command:

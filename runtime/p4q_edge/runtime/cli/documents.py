@@ -43,7 +43,8 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
     },
     "classify": {
         "engine": _ENGINE,
-        "predictions": "for each image `source`, `label`, `score`, `known`, `accepted` and `topk`",
+        "predictions": "for each image `source`, `label`, `score`, `known`, `accepted` and `topk`; or, of one "
+        "that cannot be used, `source` and `error` (`type`, `message`). With `--stream` each is a line of its own",
     },
     "inspect MODEL.p4q": {
         "kind": _KIND,

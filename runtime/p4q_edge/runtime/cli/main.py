@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from p4q_edge.runtime.cli.command import RUNTIME_COMMANDS, SCHEMA_VERSION, Command
+from p4q_edge.runtime.cli.command import RUNTIME_COMMANDS, Command, as_json, write_line
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
 
 ENTRY_POINT_GROUP = "p4q_edge.commands"
@@ -267,6 +266,5 @@ def _report(error: BaseException, *, message: str, exit_code: int, flags: _Flags
     if flags.json:
         kind = "Interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
         document = {"type": kind, "message": line, "exit_code": exit_code}
-        text = json.dumps({"schema_version": SCHEMA_VERSION, "error": document}, ensure_ascii=False)
-        sys.stdout.write(text + "\n")
+        write_line(as_json({"error": document}))
     return exit_code

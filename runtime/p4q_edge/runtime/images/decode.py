@@ -17,17 +17,20 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, BinaryIO, Literal, Union
 
 from PIL import Image, UnidentifiedImageError, features
 
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images.arrays import TensorLike, as_pixels, encoded_bytes, is_buffer, is_tensor
 
 if TYPE_CHECKING:
     import numpy as np
 
 ColorOrder = Literal["rgb", "bgr"]
-ImageLike = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray"]
+ImageLike = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, Image.Image, "np.ndarray", TensorLike
+]
 
 # Vector formats are left out: Pillow hands EPS to an external interpreter.
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -78,8 +81,9 @@ def load_image(
     """Return a decoded PIL image of any mode that can be converted to RGB.
 
     Args:
-        image: a path, the bytes of an image file, a PIL image, or an array (H, W, 3) or (H, W) uint8.
-        color: the channel order of an array.
+        image: a path; the bytes of an image file, or an open binary file of them; a PIL image; an array (H, W, 3) or
+            (H, W) uint8; or a tensor of torch, (3, H, W) or (H, W) uint8.
+        color: the channel order of an array or tensor.
         draft: a (width, height) down to which a JPEG decoder may skip detail; None decodes all of it.
 
     Raises:
@@ -89,8 +93,9 @@ def load_image(
         path = Path(image)
         _check_file(path)
         return _decode(path, name=str(path), draft=draft)
-    if isinstance(image, bytes):
-        return _decode(io.BytesIO(image), name=f"image of {len(image)} bytes", draft=draft)
+    if is_buffer(image) and not isinstance(image, Image.Image):
+        data = encoded_bytes(image, limit=MAX_FILE_BYTES)
+        return _decode(io.BytesIO(data), name=f"image of {len(data)} bytes", draft=draft)
     if isinstance(image, Image.Image):
         return _decode_pil(image)
     return _from_array(image, color=color)
@@ -164,21 +169,18 @@ def _decode_pil(image: Image.Image) -> Image.Image:
     return image
 
 
-def _from_array(array: np.ndarray, *, color: ColorOrder) -> Image.Image:
+def _from_array(array: object, *, color: ColorOrder) -> Image.Image:
     import numpy as np
 
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"expected a path, bytes, a PIL image or a NumPy array; got {type(array).__name__}")
-    grey = array.ndim == 2
-    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
-        raise InputError(
-            f"expected an array (H, W, 3) or (H, W) of uint8; got {array.shape} of {array.dtype}. "
-            "Convert it, e.g. `(array * 255).round().astype('uint8')` for values between 0 and 1."
+    if not isinstance(array, np.ndarray) and not is_tensor(array):
+        raise TypeError(
+            f"expected a path, bytes, a file object, a PIL image, an array or a tensor; got {type(array).__name__}"
         )
-    _check_pixels(array.shape[1], array.shape[0], name="the array")
-    if color == "bgr" and not grey:
-        array = array[:, :, ::-1]
-    return Image.fromarray(np.ascontiguousarray(array))
+    pixels = as_pixels(array)
+    _check_pixels(pixels.shape[1], pixels.shape[0], name="the array")
+    if color == "bgr" and pixels.ndim == 3:
+        pixels = pixels[:, :, ::-1]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from PIL import Image
 
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images.arrays import is_buffer, is_tensor
 from p4q_edge.runtime.images.decode import SUFFIXES, ImageLike
 from p4q_edge.runtime.images.listing import LeftOut, image_files
 
@@ -21,8 +22,10 @@ _Result = TypeVar("_Result")
 
 
 def is_single(images: object) -> bool:
-    """Return whether an argument is one image: bytes, PIL, an array, or the path of a file."""
-    if isinstance(images, (bytes, Image.Image)) or hasattr(images, "__array_interface__"):
+    """Return whether an argument is one image: bytes or an open file of them, PIL, an array, or the path of a file."""
+    if isinstance(images, Image.Image) or is_buffer(images) or hasattr(images, "__array_interface__"):
+        return True
+    if is_tensor(images):
         return True
     return isinstance(images, (str, os.PathLike)) and not _is_many(images)
 
@@ -40,7 +43,9 @@ def expand(images: object) -> Iterator[ImageLike]:
         yield images  # type: ignore[misc]
     else:
         if not isinstance(images, Iterable):
-            raise TypeError(f"expected a path, bytes, a PIL image or a NumPy array; got {type(images).__name__}")
+            raise TypeError(
+                f"expected a path, bytes, a file object, a PIL image, an array or a tensor; got {type(images).__name__}"
+            )
         for item in images:
             yield from expand(item)
 

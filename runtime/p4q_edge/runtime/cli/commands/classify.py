@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import Fast
-from p4q_edge.runtime.cli.command import Command, write_result
+from p4q_edge.runtime.cli.command import Command, as_json, write_line
+from p4q_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.classification import Prediction
+    from p4q_edge.runtime.classification import Failure, Prediction
+
+logger = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,30 +34,75 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="turn images as their EXIF orientation says, or leave them (default: as the card says)",
     )
+    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
+    parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
 def _run(args: argparse.Namespace) -> int:
-    from p4q_edge.runtime.classification import RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.images import expand
 
+    if args.stream and not args.json:
+        raise UsageError(
+            "--stream writes JSON lines and needs --json; without it answers come as they are found anyway."
+        )
     options = RuntimeOptions(threads=args.threads, fast=args.fast, orient=args.orient)
-    images = [sys.stdin.buffer.read() if image == "-" else image for image in args.images]
+    given = [_opened(image) for image in args.images]
+    # Listed before the engine is loaded: an empty folder or a wrong pattern shows at once.
+    images = list(expand(given))
+    answers: list[Prediction | Failure] = []
     with ZeroShotClassifier(
         args.engine, heads=args.head, device=args.device, threshold=args.threshold, options=options
     ) as classifier:
-        predictions = list(classifier.iterate(images, top_k=args.top_k))
-    document = {"engine": str(args.engine), "predictions": [_document(item) for item in predictions]}
-    write_result(args, document=document, text="\n".join(_line(item) for item in predictions))
-    return 0
+        for answer in classifier.iterate(images, top_k=args.top_k, on_error="yield"):
+            if isinstance(answer, Failure) and len(images) == 1:
+                raise answer.error
+            answers.append(answer)
+            _show(args, answer)
+    if args.json and not args.stream:
+        document = {"engine": str(args.engine), "predictions": [_document(answer) for answer in answers]}
+        write_line(as_json(document))
+    failed = sum(isinstance(answer, Failure) for answer in answers)
+    if failed:
+        logger.error(
+            "%d of %d images could not be used. Mend or remove them, or add --skip-errors", failed, len(images)
+        )
+    return 1 if failed and not args.skip_errors else 0
 
 
-def _document(prediction: Prediction) -> dict[str, object]:
+def _opened(image: str) -> str | bytes:
+    if image.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{image} is an address, and nothing is fetched from networks. Fetch it first: curl -O {image}"
+        )
+    return sys.stdin.buffer.read() if image == "-" else image
+
+
+def _show(args: argparse.Namespace, answer: Prediction | Failure) -> None:
+    """Write an answer as soon as it is there, unless all belong into one document."""
+    from p4q_edge.runtime.classification import Failure
+
+    if isinstance(answer, Failure):
+        logger.error("%s", answer.error)
+    if args.stream:
+        write_line(as_json(_document(answer)))
+    elif not args.json and not isinstance(answer, Failure):
+        write_line(_line(answer))
+    sys.stdout.flush()
+
+
+def _document(answer: Prediction | Failure) -> dict[str, object]:
+    from p4q_edge.runtime.classification import Failure
+
+    if isinstance(answer, Failure):
+        return {"source": answer.source, "error": {"type": type(answer.error).__name__, "message": str(answer.error)}}
     return {
-        "source": prediction.source,
-        "label": prediction.label,
-        "score": prediction.score,
-        "known": prediction.known,
-        "accepted": list(prediction.accepted),
-        "topk": prediction.to_dict(),
+        "source": answer.source,
+        "label": answer.label,
+        "score": answer.score,
+        "known": answer.known,
+        "accepted": list(answer.accepted),
+        "topk": answer.to_dict(),
     }
 
 
