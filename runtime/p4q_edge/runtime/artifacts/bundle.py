@@ -26,7 +26,8 @@ from p4q_edge.runtime.storage import (
     MAX_JSON_BYTES,
     atomic_write,
     decode_json,
-    encode_json,
+    decode_sealed,
+    encode_sealed,
     refuse_existing,
     sha256_bytes,
     sha256_file,
@@ -199,7 +200,7 @@ def read_bundle(path: str | Path) -> Bundle:
     with _opened(path) as archive:
         members = archive.infolist()
         _check_members(members, path)
-        manifest = decode_json(archive.read(MANIFEST), Manifest, source=f"{MANIFEST} of {path}")
+        manifest = decode_sealed(archive.read(MANIFEST), Manifest, source=f"{MANIFEST} of {path}")
         _check_manifest(manifest, members, path)
         for name, recorded in manifest.members.items():
             if _digest(archive, name) != recorded.sha256:
@@ -228,7 +229,7 @@ def write_bundle(
     if absent or unusable:
         raise ValueError(f"a bundle needs the members {absent} and cannot have {unusable}")
     manifest = msgspec.structs.replace(manifest, members={name: _member(members[name]) for name in sorted(members)})
-    contents: dict[str, bytes | Path] = {**members, MANIFEST: encode_json(manifest)}
+    contents: dict[str, bytes | Path] = {**members, MANIFEST: encode_sealed(manifest)}
 
     def write(stream: BinaryIO) -> None:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:

@@ -20,8 +20,8 @@ from p4q_edge.runtime.statistics import FULL_BITS
 from p4q_edge.runtime.storage import (
     MAX_JSON_BYTES,
     atomic_write,
-    decode_json,
-    encode_json,
+    decode_sealed,
+    encode_sealed,
     read_bounded,
     sha256_bytes,
     sha256_file,
@@ -134,7 +134,7 @@ def read_card(engine: str | Path) -> Card:
             f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."
         )
     data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
-    card = decode_json(data, Card, source=str(path))
+    card = decode_sealed(data, Card, source=str(path))
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
         raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
     return card
@@ -142,7 +142,7 @@ def read_card(engine: str | Path) -> Card:
 
 def write_card(engine: str | Path, card: Card, *, force: bool = False) -> None:
     """Write the card of an engine beside it."""
-    atomic_write(card_path(engine), encode_json(card), force=force)
+    atomic_write(card_path(engine), encode_sealed(card), force=force)
 
 
 def verify_engine(engine: str | Path, card: Card) -> None:

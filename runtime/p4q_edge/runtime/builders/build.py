@@ -25,6 +25,7 @@ from p4q_edge.runtime.artifacts import (
     read_bundle,
     write_card,
 )
+from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
 from p4q_edge.runtime.builders.onnxruntime import cpu_model, inspect_kernels
 from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import fingerprint, optimized_path
@@ -109,7 +110,7 @@ def build_engine(
 
     Raises:
         UsageError: the suffix names no backend, or the engine exists and `force` is false.
-        CorruptArtifactError: the bundle is damaged.
+        CorruptArtifactError: the bundle is damaged, or its members contradict each other.
         EnvironmentNotAbleError: the backend is not installed.
         QualityGateError: the engine does not compute what the reference computes; nothing is written.
     """
@@ -118,6 +119,7 @@ def build_engine(
     for path in (engine, card_path(engine)):
         refuse_existing(path, force=force)
     opened = read_bundle(bundle)
+    check_consistent(opened)
     _warn_of_small_share(opened, _on(chosen, opened.manifest.precision))
     if chosen == "tensorrt":
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
@@ -142,6 +144,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
     )
     loaded = built.load(threads=options.threads, name=str(engine))
     outputs = run_golden(loaded, golden)
+    check_outputs(bundle, outputs, input_shape=loaded.input_shape)
     loaded.close()
     card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
     bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits

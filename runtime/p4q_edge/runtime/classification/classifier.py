@@ -16,7 +16,7 @@ from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_hea
 from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.errors import InputError, QualityGateError, UsageError
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError, QualityGateError, UsageError
 from p4q_edge.runtime.images import (
     ColorOrder,
     ImageLike,
@@ -253,6 +253,10 @@ class ZeroShotClassifier:
         if not batch:
             return np.empty((0, len(ranking.class_names)))
         logits, _ = self._run(np.stack([pixels for _, pixels in batch]), head)
+        if logits.shape[1] != len(ranking.class_names):
+            raise CorruptArtifactError(
+                f"{self._path} gives {logits.shape[1]} logits for {len(ranking.class_names)} classes. Build it again."
+            )
         if not np.isfinite(logits).all():
             named = ", ".join(str(source) for source, _ in batch)
             raise QualityGateError(

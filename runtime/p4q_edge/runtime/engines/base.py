@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from p4q_edge.runtime.artifacts import Card, verify_engine
+from p4q_edge.runtime.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +50,24 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
     if card.backend == "tensorrt":
         from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
 
-        return TensorRTEngine(path, card, device=device)
+        return _fitting(TensorRTEngine(path, card, device=device), card, path)
     from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, require_cpu
 
     require_cpu(device, engine=str(path))
     verify_engine(path, card)
-    return OnnxRuntimeEngine.from_card(Path(path), card, threads=threads)
+    return _fitting(OnnxRuntimeEngine.from_card(Path(path), card, threads=threads), card, path)
+
+
+def _fitting(engine: Engine, card: Card, path: str | Path) -> Engine:
+    """Return the engine if it takes images as its card prepares them."""
+    if tuple(engine.input_shape[2:]) != tuple(card.preprocess.size):
+        taken = tuple(engine.input_shape[2:])
+        engine.close()
+        raise CorruptArtifactError(
+            f"{path} takes images of {taken} pixels; its card prepares them with {tuple(card.preprocess.size)}. "
+            f"Build it again: p4q-edge build model.p4q --engine {path} --force"
+        )
+    return engine
 
 
 def fingerprint(card: Card, *, device: str = "auto") -> dict[str, str]:

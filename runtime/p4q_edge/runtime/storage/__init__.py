@@ -9,6 +9,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.storage.cache import cache_folder
     from p4q_edge.runtime.storage.files import atomic_write, read_bounded, refuse_existing, sha256_bytes, sha256_file
+    from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
     from p4q_edge.runtime.storage.unchanged import (
         LIBRARIES,
         StageCode,
@@ -27,7 +28,9 @@ __all__ = [
     "cache_folder",
     "contents_digest",
     "decode_json",
+    "decode_sealed",
     "encode_json",
+    "encode_sealed",
     "is_unchanged",
     "load_tensors",
     "read_bounded",
@@ -50,6 +53,10 @@ if not TYPE_CHECKING:
                 "refuse_existing",
                 "sha256_bytes",
                 "sha256_file",
+            ),
+            "sealed": (
+                "decode_sealed",
+                "encode_sealed",
             ),
             "untrusted": (
                 "MAX_JSON_BYTES",

@@ -43,6 +43,11 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
     On the machine that built the engine, its outputs must also be those recorded then.
     """
     golden = card.golden_samples()
+    if golden.logits.shape[1] != len(card.class_names) or golden.embedding.shape[1] != card.embedding_dim:
+        raise CorruptArtifactError(
+            f"the card names {len(card.class_names)} classes and embeddings of {card.embedding_dim} numbers; its "
+            f"golden samples have {golden.logits.shape[1]} and {golden.embedding.shape[1]}. Build the engine again."
+        )
     built_here = fingerprint(card, device=device).items() <= card.built_with.items()
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
     outputs, scale, bits = run_golden(engine, golden), card.logit_scale, card.rounding_bits

@@ -1,0 +1,46 @@
+"""One digest over all that a document says, in the document: parts of two documents never pass for one."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.storage.files import sha256_bytes
+from p4q_edge.runtime.storage.untrusted import decode_json, encode_json
+
+SEAL = "content_sha256"
+"""Key of the digest. It belongs to the file, not to what is read from it."""
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def encode_sealed(value: msgspec.Struct) -> bytes:
+    """Return a structure as JSON, with a digest of all that it says."""
+    document = msgspec.to_builtins(value)
+    return encode_json({**document, SEAL: _digest(document)})
+
+
+def decode_sealed(data: bytes, struct: type[_T], *, source: str) -> _T:
+    """Return the structure that `encode_sealed` wrote; documents of versions without digest are read as they are.
+
+    Raises:
+        CorruptArtifactError: it is not such a document, or was changed since it was written.
+    """
+    document = decode_json(data, dict[str, Any], source=source)
+    seal = document.pop(SEAL, None)
+    content = msgspec.json.encode(document)
+    value = decode_json(content, struct, source=source)
+    # Over what is written, not over the structure: that of a later version may have more fields.
+    if seal is not None and seal != _digest(document):
+        raise CorruptArtifactError(
+            f"{source} was changed after it was written: its content has another digest than its {SEAL}. Get it again, "
+            "or build it again."
+        )
+    return value
+
+
+def _digest(document: dict[str, Any]) -> str:
+    # Decoded once more, so that numbers are those that a reader finds.
+    return sha256_bytes(msgspec.json.encode(msgspec.json.decode(msgspec.json.encode(document)), order="sorted"))
