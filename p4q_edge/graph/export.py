@@ -1,8 +1,7 @@
 """Export a folded classifier as Q/DQ ONNX: one graph with FP16 and one with FP32 remainder, one set of weights."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,12 +9,9 @@ import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from p4q_edge.graph.analysis.convolutions import differing_convolutions
-from p4q_edge.graph.analysis.linears import differing_linears
 from p4q_edge.graph.lint_rules import check_lint, lint
-from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.passes.align_classes import AlignClasses
 from p4q_edge.graph.passes.base import run_passes
 from p4q_edge.graph.passes.class_token import ClassTokenByPad
@@ -33,6 +29,7 @@ from p4q_edge.graph.passes.select_token_early import SelectTokenEarly
 from p4q_edge.graph.passes.sequence_first import SequenceFirst
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
+from p4q_edge.graph.proof.verdict import KINDS, Proof, Subject, candidates_of, prove
 from p4q_edge.graph.quantization import AttentionQuantization, ConvQuantization, GridQuantization, LinearQuantization
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
 from p4q_edge.quant import (
@@ -47,7 +44,7 @@ from p4q_edge.quant import (
     tensor_grids,
 )
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.statistics import rounding_limits as tolerance
+from p4q_edge.runtime.statistics import FULL_BITS
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +57,9 @@ class ExportedGraphs:
         fp16, fp32: ModelProto bytes without the shared initializers.
         weights: ModelProto bytes with nothing but these; `fp16 + weights` and `fp32 + weights` are complete.
         parity: least cosine of each output and top-1 agreement with the fake-quantized module, keyed
-            ``<graph>.<measure>`` with graph in fp32, fp32_unoptimized, fp16, and placed (see `Graphs`).
+            ``<graph>.<measure>`` with graph in fp32, fp32_unoptimized, fp16, and placed (see `Graphs`); and the noise
+            of the module's own roundings (see `NoiseFloor`) for fp32, fp16, and the profiles seven_bit and float.
+        unsound: why a graph does not compute what the module computes, by kind; empty where both do.
         narrowest_bits: of the narrowest quantized input.
     """
 
@@ -68,6 +67,7 @@ class ExportedGraphs:
     fp32: bytes
     weights: bytes
     parity: dict[str, float]
+    unsound: dict[str, str]
     narrowest_bits: int
 
 
@@ -157,7 +157,7 @@ class Quantizations:
         widths = [linear.input_bits for linear in self.linears.values()]
         widths += [attention.bits for attention in self.attentions.values()]
         widths += [conv.input_bits for conv in self.convs.values()]
-        return min(widths, default=tolerance.FULL_BITS)
+        return min(widths, default=FULL_BITS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,18 +216,15 @@ def reference_outputs(
     return {name: output.float().numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
 
 
-def export_classifier(
-    model: nn.Module, images: NDArray[np.uint8], *, least_cosine: float | None = None
-) -> ExportedGraphs:
+def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGraphs:
     """Export a calibrated classifier and compare it with itself in ONNX Runtime.
 
     Args:
         model: uint8 (N, 3, H, W) -> (logits, embedding, features), its linears `QuantLinear`.
-        images: uint8 (N, 3, H, W) to compare on.
-        least_cosine: the gate for every output of every graph; that of rounding at the narrowest input by default.
+        images: uint8 (N, 3, H, W) to compare on, at least 16 for a fair view of the noise.
 
     Raises:
-        QualityGateError: a graph breaks a lint rule, or differs from the fake-quantized module.
+        QualityGateError: a graph breaks a lint rule, or neither graph computes what the fake-quantized module does.
     """
     with running_in(model, Phase.TRACED):
         traced = trace_float_graph(model, images.shape[2:])
@@ -235,86 +232,46 @@ def export_classifier(
     protos = build_graphs(traced, quantized)
     stored = (protos.fp16, protos.fp32)
     check_lint(finding for proto in stored for finding in lint(proto, quantized_attention=bool(quantized.attentions)))
-    check_linears(protos.fp32, quantized.linears)
-    if protos.placed is not None:
-        check_convolutions(protos.placed, quantized.convs)
     placed = None if protos.placed is None else protos.placed.SerializeToString()
     (fp16, fp32), weights = split_shared(stored)
-    parity, on_fp16 = _parity(model, images, fp16=fp16 + weights, fp32=fp32 + weights, placed=placed)
-    narrowest = quantized.narrowest_bits
-    least = tolerance.least_cosine(narrowest) if least_cosine is None else least_cosine
-    check_parity(parity, least, dict.fromkeys(("fp16", "placed"), min(least, on_fp16)))
-    return ExportedGraphs(fp16=fp16, fp32=fp32, weights=weights, parity=parity, narrowest_bits=narrowest)
+    subject = Subject(
+        model=model,
+        linears=quantized.linears,
+        convs=quantized.convs,
+        images=images,
+        logit_scale=float(getattr(model, "logit_scale", 1.0)),
+    )
+    proof = prove(subject, candidates_of(fp16=fp16 + weights, fp32=fp32 + weights, placed=placed))
+    check_proof(proof)
+    return ExportedGraphs(
+        fp16=fp16,
+        fp32=fp32,
+        weights=weights,
+        parity=dict(proof.parity),
+        unsound=dict(proof.problems),
+        narrowest_bits=quantized.narrowest_bits,
+    )
 
 
-def _parity(
-    model: nn.Module, images: NDArray[np.uint8], *, fp16: bytes, fp32: bytes, placed: bytes | None
-) -> tuple[dict[str, float], float]:
-    """Return `ExportedGraphs.parity`, and the least cosine that FP16 arithmetic explains in a model of convolutions."""
-    reference = reference_outputs(model, images)
-    on_cpu, on_fp16 = reference, 1.0
-    runs = [("fp32", fp32, True), ("fp32_unoptimized", fp32, False), ("fp16", fp16, True)]
-    if placed is not None:
-        on_cpu = reference_outputs(model, images, as_cpu_graph=True)
-        runs.append(("placed", placed, False))
-        with rounding_outputs_to_fp16(model):
-            noise = compare(reference, reference_outputs(model, images))
-        on_fp16 = 1.0 - tolerance.EXCESS * (1.0 - min(noise[f"cosine_{name}"] for name in reference))
-    parity: dict[str, float] = {}
-    for name, graph, optimized in runs:
-        found = run_in_onnxruntime(graph, images, optimized=optimized)
-        expected = on_cpu if name.startswith("fp32") else reference
-        parity.update({f"{name}.{measure}": value for measure, value in compare(expected, found).items()})
-    return parity, on_fp16
+def check_proof(proof: Proof) -> None:
+    """Warn of a graph that is not sound.
 
-
-@contextmanager
-def rounding_outputs_to_fp16(model: nn.Module) -> Iterator[None]:
-    """Round the result of every module without children to FP16: how far FP16 alone moves a quantized model.
-
-    In a deep model with many quantized convolutions values next to a rounding border go to the other side, layer after
-    layer; no constant limit is right for all depths.
+    Raises:
+        QualityGateError: no graph is.
     """
-
-    def rounded(module: nn.Module, inputs: object, output: object) -> object:
-        return output.half().float() if isinstance(output, Tensor) else output
-
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    convolutions = [*quant_convs(model).values()]
-    handles = [module.register_forward_hook(rounded) for module in (*leaves, *convolutions)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def check_linears(graph: onnx.ModelProto, linears: Mapping[str, LinearQuantization]) -> None:
-    """Raise QualityGateError unless the graph with FP32 remainder holds the integers and scales of the module."""
-    differing = differing_linears(graph, linears)
-    if differing:
+    if len(proof.problems) == len(KINDS):
         raise QualityGateError(
-            f"the exported graph holds other integers or scales than the module in {len(differing)} linears, first "
-            f"{differing[0]}. This is a fault of the exporter; report it with this line."
+            f"no exported graph computes what the fake-quantized model computes: {_listed(proof.problems)}. This is a "
+            "fault of the exporter, or the model leaves the range of its numbers; report it with this line."
+        )
+    for kind, problem in proof.problems.items():
+        logger.warning(
+            "the graph with %s remainder is not sound: %s. %s; everything else goes on.",
+            kind.upper(),
+            problem,
+            "No TensorRT engine can be built from this bundle" if kind == "fp16" else "No CPU engine can be built",
         )
 
 
-def check_convolutions(graph: onnx.ModelProto, convs: Mapping[str, ConvQuantization]) -> None:
-    """Raise QualityGateError unless a graph before `ToFp16` holds the integers and scales of the module."""
-    differing = differing_convolutions(graph, convs)
-    if differing:
-        raise QualityGateError(
-            f"the exported graph holds other integers or scales than the module in {len(differing)} convolutions, "
-            f"first {differing[0]}. This is a fault of the exporter; report it with this line."
-        )
-
-
-def check_parity(parity: Mapping[str, float], least_cosine: float, of_graph: Mapping[str, float] | None = None) -> None:
-    """Raise QualityGateError when a cosine is NaN or below `least_cosine`, or below the one of its own graph."""
-    for name, value in parity.items():
-        least = (of_graph or {}).get(name.partition(".")[0], least_cosine)
-        if ".cosine_" in name and not value >= least:
-            raise QualityGateError(
-                f"parity {name} is {value:.6f}, expected at least {least:.4g}: the exported graph "
-                "does not compute what the fake-quantized model computes. Calibrate again, or report it with this line."
-            )
+def _listed(problems: Mapping[str, str]) -> str:
+    return "; ".join(f"that with {kind.upper()} remainder: {problem}" for kind, problem in problems.items())

@@ -19,8 +19,8 @@ class Phase(enum.Enum):
     """What a quantizable module does with its input.
 
     TRACED is FLOAT with the biases of QUANTIZED, for the exporter. In PAIRED the products of attentions take the first
-    half of a batch as in FLOAT and the second as in QUANTIZED; linears are visited by `paired_pass`. WEIGHTS is for
-    convolutions: the weight on its grid, the input as it is, as the graph for CPUs has them.
+    half of a batch as in FLOAT and the second as in QUANTIZED; linears are visited by `paired_pass`. In WEIGHTS weights
+    lie on their grid and inputs are as they are, as the graph for CPUs has its convolutions.
     """
 
     FLOAT = "float"
@@ -85,13 +85,15 @@ class QuantLinear(nn.Module):
         """``(..., in_features) -> (..., out_features)``."""
         if self.phase is Phase.QUANTIZED:
             return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        if self.phase is Phase.WEIGHTS and self.calibrated:
+            return F.linear(x, self.quantized_weight(), self.bias)
         if self.phase is Phase.RANGING:
             self.channel_range.observe(x[..., self.float_prefix :, :] if self.float_prefix else x)
         elif self.phase is Phase.CALIBRATING:
             if self.histogram is None:
                 self.histogram = MagnitudeHistogram(self.channel_range.amax)
             self.histogram.observe(x[..., self.float_prefix :, :] if self.float_prefix else x)
-        corrected = self.phase is Phase.TRACED or self.float_bias is None
+        corrected = self.phase in (Phase.TRACED, Phase.WEIGHTS) or self.float_bias is None
         return F.linear(x, self.weight, self.bias if corrected else self.float_bias)
 
     def correct_bias(self, bias: Tensor) -> None:

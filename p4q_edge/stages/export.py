@@ -23,6 +23,9 @@ from p4q_edge.stages.record_results import median_losses, record_reference, reco
 
 logger = logging.getLogger(__name__)
 
+NOISE_IMAGES = 24
+"""Graphs are compared, and the noise of roundings is measured, on so many images."""
+
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
 EXPORT = StageCode(
     modules=tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "export", "record_results")),
@@ -58,12 +61,12 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
 
     Raises:
         UsageError: the file exists and `force` is false.
-        QualityGateError: an exported graph does not compute what the fake-quantized module computes.
+        QualityGateError: no exported graph computes what the fake-quantized module computes.
     """
     source = learned.prepared.source
     classifier = learned.classifier
     images = golden_images(learned)
-    graphs = export_classifier(classifier, images.numpy())
+    graphs = export_classifier(classifier, spread_images(learned, NOISE_IMAGES).numpy())
     members: dict[str, bytes | Path] = {
         bundles.GRAPH_FP16: graphs.fp16,
         bundles.GRAPH_FP32: graphs.fp32,
@@ -90,6 +93,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         recipe=portable_recipe(learned),
         data_index=data_index(learned),
         parity=parity,
+        unsound=graphs.unsound or msgspec.UNSET,
         narrowest_bits=graphs.narrowest_bits,
     )
     return bundles.write_bundle(path, manifest, members, force=force)
@@ -124,9 +128,14 @@ def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
 
 
 def golden_images(learned: Learned) -> Tensor:
-    """A few of the labelled images, spread over the classes, uint8 ``(n, 3, H, W)``."""
+    """The samples that prove an engine where it runs, uint8 ``(n, 3, H, W)``."""
+    return spread_images(learned, learned.prepared.source.recipe.export.golden_samples)
+
+
+def spread_images(learned: Learned, count: int) -> Tensor:
+    """At most `count` of the labelled images, spread over the classes, uint8 ``(n, 3, H, W)``."""
     train = learned.prepared.source.split.train
-    count = min(learned.prepared.source.recipe.export.golden_samples, len(train))
+    count = min(count, len(train))
     chosen = np.linspace(0, len(train) - 1, count).round().astype(int)
     return pixels(train.subset(chosen), learned.prepared.source.model.preprocess)
 

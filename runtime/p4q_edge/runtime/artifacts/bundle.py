@@ -102,7 +102,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         narrowest_bits: of the narrowest quantized input in the graphs; None in bundles that do not tell.
         parity: how near the exported graphs came to the fake-quantized model, keyed `GRAPH.MEASURE` with GRAPH in
             fp32, fp16; `GRAPH.median_loss` is the upper end of the interval of the median of 1 - cosine of the
-            embeddings of `loss_images` images.
+            embeddings of `loss_images` images; `GRAPH.noise_MEASURE` is what the module differs by from itself, see
+            `NoiseFloor`.
+        unsound: why a graph does not compute what the module computes, by GRAPH: no engine is built from it. Left out
+            where both graphs are sound, so that older readers take the bundle.
     """
 
     schema_version: int = 1
@@ -119,10 +122,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_index: dict[str, Any] = {}
     parity: dict[str, float] = {}
     narrowest_bits: int | None = None
+    unsound: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+    def problem(self, kind: Literal["fp16", "fp32"]) -> str | None:
+        """Return why a graph does not compute what the module computes; None where it does."""
+        return (self.unsound or {}).get(kind)
 
     @property
     def rounding_bits(self) -> int:
-        """Bits of the narrowest quantized input, which decide what rounding may do; see `tolerance`."""
+        """Bits of the narrowest quantized input, which decide what rounding may do where no noise was measured."""
         return self.precision.activation_bits if self.narrowest_bits is None else self.narrowest_bits
 
 

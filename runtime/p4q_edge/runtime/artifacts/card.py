@@ -16,7 +16,7 @@ from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.images import PreprocessSpec
-from p4q_edge.runtime.statistics import FULL_BITS
+from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, rounding_limits_of
 from p4q_edge.runtime.storage import (
     MAX_JSON_BYTES,
     atomic_write,
@@ -62,7 +62,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         embedding_dim: width of `embedding` and `features`.
         logit_scale: factor between cosines and logits.
         calibration: from logits of the folded head to probabilities.
-        rounding_bits: of the narrowest quantized value of the reference or of the engine; see `tolerance`.
+        rounding_bits: of the narrowest quantized value of the reference or of the engine.
+        noise: what roundings do in this model, measured at export; None in cards of older bundles.
         options: build options.
         optimized: the copy beside the engine that loads faster where `built_with` fits; None if there is none.
         golden: golden samples (safetensors, base64).
@@ -86,6 +87,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     logit_scale: float
     calibration: Calibration = Calibration()
     rounding_bits: int = FULL_BITS
+    noise: NoiseFloor | None = None
     options: dict[str, Any] = {}
     optimized: OptimizedCopy | None = None
     golden: str
@@ -97,6 +99,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"logit_scale must be finite and at most {MAX_LOGIT_FACTOR:g}, got {self.logit_scale}")
         if self.engine_size_bytes < 0 or self.embedding_dim < 1 or self.rounding_bits < 1:
             raise ValueError("engine_size_bytes, embedding_dim and rounding_bits must be positive")
+
+    @property
+    def limits(self) -> RoundingLimits:
+        """How far roundings may take this engine from the reference."""
+        return rounding_limits_of(self.rounding_bits, self.noise)
 
     def golden_samples(self) -> Golden:
         """Return the golden samples.

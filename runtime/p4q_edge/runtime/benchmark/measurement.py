@@ -219,7 +219,7 @@ def bench(
 def check_predictions(candidate: Candidate, golden: Golden, card: Card) -> str | None:
     """Return what is wrong with the predictions on the golden samples, or None."""
     outputs = {name: np.asarray(values) for name, values in candidate.run(golden.image).items()}
-    problem = compare(outputs, golden, logit_scale=card.logit_scale, bits=card.rounding_bits).problem()
+    problem = compare(outputs, golden, logit_scale=card.logit_scale, limits=card.limits).problem()
     return None if problem is None else f"wrong predictions: {problem}"
 
 

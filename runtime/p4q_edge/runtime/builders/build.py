@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -29,9 +29,9 @@ from p4q_edge.runtime.builders.consistency import check_consistent, check_output
 from p4q_edge.runtime.builders.onnxruntime import cpu_model, inspect_kernels
 from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import fingerprint, optimized_path
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
-from p4q_edge.runtime.statistics import least_cosine
+from p4q_edge.runtime.statistics import noise_floor, rounding_limits_of
 from p4q_edge.runtime.storage import atomic_write, refuse_existing, sha256_bytes, sha256_file
 from p4q_edge.runtime.verification import GoldenResult, compare, require, run_golden
 
@@ -50,6 +50,8 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
 }
 FAST_BITS = 7
 """Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
+NOISE_OF_PROFILE = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
+"""Under which name a bundle records what a profile may differ by from the fake-quantized module."""
 FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
 """Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
 FP16 = Precision(weight_bits=16, activation_bits=16, execution="executed", remainder="fp16", quantized_linears=0)
@@ -138,6 +140,7 @@ def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
 
 
 def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
+    refuse_unsound(bundle, "fp32", engine=engine)
     golden = bundle.golden().for_cpu()
     built, rows = cpu_model(
         bundle.model("fp32"), options.cpu_profile, image=golden.image[:1], threads=options.threads, name=str(engine)
@@ -148,7 +151,9 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
     loaded.close()
     card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
     bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits
-    result = compare(outputs, golden, logit_scale=card.logit_scale, bits=bits)
+    noise = noise_floor(bundle.manifest.parity, NOISE_OF_PROFILE[built.profile])
+    card = msgspec.structs.replace(card, rounding_bits=bits, noise=noise)
+    result = compare(outputs, golden, logit_scale=card.logit_scale, limits=card.limits)
     require(result, engine=str(engine))
     logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
     unchanged = built.profile == "exact"
@@ -158,7 +163,6 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         engine_size_bytes=len(built.model),
         parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
         precision=_cpu_precision(card.precision, built.profile),
-        rounding_bits=bits,
         options={**recorded_options(options, "onnxruntime"), "kept_profile": built.profile},
         optimized=OptimizedCopy(
             size_bytes=len(built.optimized),
@@ -185,6 +189,7 @@ def _cpu_precision(precision: Precision, profile: CpuProfile) -> Precision:
 def _build_tensorrt(
     bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions, progress: ShowProgress | None
 ) -> Card:
+    refuse_unsound(bundle, "fp16", engine=engine)
     _require_tensorrt(engine)
     from p4q_edge.runtime.builders.tensorrt.builder import build_plan
     from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
@@ -198,8 +203,8 @@ def _build_tensorrt(
         progress=progress,
     )
     card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
-    outputs, scale, bits = dict(plan.outputs), card.logit_scale, card.rounding_bits
-    result = compare(outputs, plan.golden, logit_scale=scale, bits=bits)
+    card = msgspec.structs.replace(card, noise=noise_floor(bundle.manifest.parity, "fp16"))
+    result = compare(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale, limits=card.limits)
     card = msgspec.structs.replace(
         card,
         engine_sha256=plan.sha256,
@@ -220,10 +225,27 @@ def _of_flavour(precision: Precision, kept: str) -> Precision:
 
 
 def _gated(options: TensorRTOptions, bundle: Bundle) -> TensorRTOptions:
-    """Return the options with the accuracy gate of the bundle's bit width, unless one was asked for."""
+    """Return the options with the accuracy gate of the bundle's own noise, unless one was asked for."""
     if options.min_cosine is not None:
         return options
-    return replace(options, min_cosine=least_cosine(bundle.manifest.rounding_bits))
+    limits = rounding_limits_of(bundle.manifest.rounding_bits, noise_floor(bundle.manifest.parity, "fp16"))
+    return replace(options, min_cosine=limits.least_cosine)
+
+
+def refuse_unsound(bundle: Bundle, kind: Literal["fp16", "fp32"], *, engine: Path) -> None:
+    """Refuse a graph of which the exporter recorded that it does not compute what the model computes.
+
+    Raises:
+        QualityGateError: names what was found and the engine that can be built.
+    """
+    problem = bundle.manifest.problem(kind)
+    if problem is None:
+        return
+    needs, other = ("TensorRT", ".onnx") if kind == "fp16" else ("ONNX Runtime", ".plan")
+    raise QualityGateError(
+        f"{engine} cannot be built: the graph for {needs} in {bundle.path} is not sound, as its exporter found: "
+        f"{problem}. The other graph is: build {engine.with_suffix(other)}, or export again and report this line."
+    )
 
 
 def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
@@ -252,10 +274,12 @@ def describe_build(
     """Return what `build_engine` would do here, without doing it: the document of `--dry-run`.
 
     Raises:
-        UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError: as `build_engine`.
+        UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError, QualityGateError: as `build_engine`.
     """
     engine, opened = Path(engine), read_bundle(bundle)
-    if backend_of(engine, backend) == "tensorrt":
+    kind: Literal["fp16", "fp32"] = "fp16" if backend_of(engine, backend) == "tensorrt" else "fp32"
+    refuse_unsound(opened, kind, engine=engine)
+    if kind == "fp16":
         _require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
         from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from p4q_edge.runtime.statistics import (
     EXCESS,
     FULL_BITS,
-    LARGEST_LOSS,
     SMALLEST_LOSS,
-    largest_shift,
-    least_cosine,
-    step_ratio,
+    NoiseFloor,
+    RoundingLimits,
+    rounding_limits_of,
 )
 
 if TYPE_CHECKING:
@@ -33,27 +32,26 @@ class Gates:
 
     Attributes:
         max_top1_drop: percentage points that the last stage may lose against the float one; None: no limit.
-        bits: of the narrowest quantized value; see `tolerance`.
+        bits: of the narrowest quantized value, which decides where no noise was recorded.
+        noise: what roundings do in this model, for the graph and for the engine, as its bundle records it.
         grids: of the graph and of the engine, where it is not that of the reference.
         expected_loss: recorded median of 1 - cosine that rounding causes, for the graph and for the engine.
     """
 
     max_top1_drop: float | None = None
     bits: int = FULL_BITS
+    noise: Mapping[str, NoiseFloor] = field(default_factory=dict)
     grids: Mapping[str, Grid] = field(default_factory=dict)
     expected_loss: Mapping[str, float] = field(default_factory=dict)
 
+    def limits(self, stage: str) -> RoundingLimits:
+        """Return how far roundings may take a stage from the fake-quantized model."""
+        return rounding_limits_of(self.bits, self.noise.get(stage))
+
     @property
     def rule(self) -> str:
-        """How the limits follow from the bit width, in words."""
-        ratio = step_ratio(self.bits)
-        if ratio == 1:
-            return "limits of 8 bits"
-        return (
-            f"limits of {self.bits} bits: a step is {ratio:g} times that of 8 bits, so that the cosine may lose "
-            f"{LARGEST_LOSS:g} x {ratio:g}^2 and top-1 may move by what chance explains, at most "
-            f"{largest_shift(FULL_BITS, changed=0, n=10**6):g} x {ratio:g} points"
-        )
+        """How the limits came about, in words."""
+        return self.limits(ENGINE).rule
 
     def grid(self, stage: str) -> Grid:
         """Return the grid of a stage."""
@@ -85,17 +83,17 @@ def judge(hops: Sequence[StageComparison], *, gates: Gates) -> tuple[GateResult,
 
 def _of_rounding(hop: StageComparison, gates: Gates, *, same: bool) -> Iterator[GateResult]:
     """Yield the gates of two stages with integers; `same` if these are the same ones, so that only roundings differ."""
-    pair = f"{hop.reference} to {hop.candidate}"
-    cosine, least = hop.cosine.p1.value, least_cosine(gates.bits)
+    pair, limits = f"{hop.reference} to {hop.candidate}", gates.limits(hop.candidate)
+    cosine, least = hop.cosine.p1.value, limits.least_cosine
     yield GateResult(name=f"cosine (p1), {pair}", value=cosine, limit=least, unit="", passed=cosine >= least)
     shift = 100 * abs(hop.top1_difference.value)
-    allowed = largest_shift(gates.bits, changed=hop.mcnemar.only_first + hop.mcnemar.only_second, n=hop.n)
+    allowed = limits.largest_shift(changed=hop.mcnemar.only_first + hop.mcnemar.only_second, n=hop.n)
     yield GateResult(
         name=f"top-1 shift, {pair}", value=shift, limit=allowed, unit="points", passed=shift <= allowed + 1e-9
     )
     expected = gates.expected_loss.get(hop.candidate)
     if same and expected is not None and hop.n >= MIN_IMAGES:
-        limit = max(EXCESS * expected, SMALLEST_LOSS)
+        limit = max(EXCESS * expected, limits.median_loss or 0.0, SMALLEST_LOSS)
         # Beyond chance: the better end of the interval must break the limit.
         yield GateResult(
             name=f"median loss, {pair}",
@@ -112,7 +110,7 @@ def _of_float(hop: StageComparison, hops: Sequence[StageComparison], gates: Gate
         # An engine that quantizes no activation differs from the quantized model for the better.
         reference = [h.cosine.p1.value for h in hops if (h.reference, h.candidate) == (FLOAT, FAKE_QUANT)]
         for value in reference:
-            least, cosine = value - (1 - least_cosine(gates.bits)), hop.cosine.p1.value
+            least, cosine = value - (1 - gates.limits(ENGINE).least_cosine), hop.cosine.p1.value
             name = "cosine (p1), float to engine, as near as the quantized model"
             yield GateResult(name=name, value=cosine, limit=least, unit="", passed=cosine >= least)
     if gates.max_top1_drop is not None:

@@ -19,7 +19,7 @@ from p4q_edge.runtime.evaluation.recorded_stages import Recorded
 from p4q_edge.runtime.evaluation.report.document import Built
 from p4q_edge.runtime.evaluation.request import Request
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, STAGE_ORDER, Outputs, Stage
-from p4q_edge.runtime.statistics import FULL_BITS
+from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, noise_floor
 
 BUNDLE_SUFFIX = ".p4q"
 
@@ -82,6 +82,7 @@ def open_target(request: Request) -> Target:
         gates=Gates(
             max_top1_drop=request.max_top1_drop,
             bits=card.rounding_bits,
+            noise=_noise(card, bundle, grids),
             grids=grids,
             expected_loss=_expected_loss(card, bundle),
         ),
@@ -114,6 +115,18 @@ def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
     parity = bundle.manifest.parity
     kinds = {ONNX: graph_of(card, bundle), ENGINE: "fp16" if card.backend == "tensorrt" else "fp32"}
     return {stage: parity[f"{kind}.median_loss"] for stage, kind in kinds.items() if f"{kind}.median_loss" in parity}
+
+
+def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict[str, NoiseFloor]:
+    """Return what roundings do in this model, for each stage of which the bundle or the card records it."""
+    found = {ENGINE: card.noise}
+    if bundle is not None:
+        kind = "fp16" if card.backend == "tensorrt" else "fp32"
+        kinds = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
+        if grids[ENGINE] == "none":
+            kinds[ENGINE] = kind
+        found |= {stage: noise_floor(bundle.manifest.parity, name) for stage, name in kinds.items()}
+    return {stage: floor for stage, floor in found.items() if floor is not None}
 
 
 def compare_file(engine: Path, card: Card, graph: bytes) -> GateResult:

@@ -1,14 +1,21 @@
 """How far rounding alone may take two runs of one quantized model apart: the one rule of every gate.
 
+The exporter measures that noise on the model itself, and a bundle records it: see `NoiseFloor`. Bundles without one
+keep constants, which follow the bit width; these are too narrow for deep models and for those with large activations.
+
 Two libraries add a sum in another order. Where it lies near a rounding boundary, one of them is off by a whole step,
 and the layers after it round other values in turn. With FP32 between the linears this stays rare; with FP16 it ends
-where the roundings of both runs are independent. The limits hold for both: at 8 bits they are measured ones, and a
+where the roundings of both runs are independent. The constants hold for both: at 8 bits they are measured ones, and a
 step doubles with each bit less, so that distances grow with the step and squared distances with its square.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
 
 LARGEST_LOSS = 1e-3
 """1 - cosine at 8 bits above which something else was computed; roundings alone stay below 5e-4."""
@@ -24,6 +31,12 @@ SMALLEST_LOSS = 1e-9
 """A limit for models in which most images round alike in both runs: their median loss is that of float32 sums, 1e-14 to
 1e-12 at every width, and one input on a grid of twice the step loses 1e-7 or more. The mean would not do: few images
 with many roundings make it up."""
+
+NOISE_FACTOR = 2.0
+"""A distance between embeddings or logits may be so many times the largest one that the exporter saw between two
+arithmetics of the module, and a loss of cosine, which is its square, as many times squared."""
+WALK = 4.0
+"""Standard deviations of a random walk that the number of right answers may go."""
 
 FULL_BITS = 8
 
@@ -52,3 +65,91 @@ def largest_shift(bits: int, *, changed: int, n: int) -> float:
     """
     walk = 100.0 * 2.0 * math.sqrt(changed) / n
     return max(min(LARGEST_SHIFT * step_ratio(bits), max(LARGEST_SHIFT, walk)), 100.0 / n)
+
+
+class NoiseFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the fake-quantized module differs by from itself, run with sums in other orders and precisions.
+
+    Attributes:
+        worst_loss: largest 1 - cosine of an embedding.
+        median_loss: upper end of the interval of the median of 1 - cosine.
+        margin: how far the lead of the best class over another one moved at most, as a difference of cosines.
+    """
+
+    worst_loss: float
+    median_loss: float
+    margin: float
+
+    def as_parity(self, kind: str) -> dict[str, float]:
+        """Return it as `Manifest.parity` keeps it."""
+        return {f"{kind}.noise_{name}": float(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def noise_floor(parity: Mapping[str, float], kind: str) -> NoiseFloor | None:
+    """Return the floor of a graph (fp32, fp16) or of 7-bit weights (seven_bit); None in bundles that record none."""
+    names = {name: f"{kind}.noise_{name}" for name in NoiseFloor.__struct_fields__}
+    if not all(key in parity for key in names.values()):
+        return None
+    return NoiseFloor(**{name: parity[key] for name, key in names.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingLimits:
+    """Limits of two runs of one model.
+
+    Attributes:
+        least_cosine: of any embedding.
+        top1_margin: the best class may change where its lead, as a difference of cosines, is smaller.
+        median_loss: that rounding explains; None where nothing was recorded.
+        rule: how they came about, in words.
+    """
+
+    bits: int
+    measured: bool
+    least_cosine: float
+    top1_margin: float
+    median_loss: float | None
+    rule: str
+
+    def largest_shift(self, *, changed: int, n: int) -> float:
+        """Return how many percentage points top-1 may move over n images, of which `changed` became right or wrong."""
+        if not self.measured:
+            return largest_shift(self.bits, changed=changed, n=n)
+        # Roundings move answers both ways alike; how many they move is what the noise of the model decides.
+        return max(LARGEST_SHIFT, 100.0 / n, 100.0 * WALK * math.sqrt(changed) / n)
+
+
+def rounding_limits_of(bits: int, floor: NoiseFloor | None = None) -> RoundingLimits:
+    """Return the limits of a model: from its own noise where that was measured, else from its bit width."""
+    if floor is not None:
+        loss = max(NOISE_FACTOR**2 * floor.worst_loss, SMALLEST_LOSS)
+        return RoundingLimits(
+            bits=bits,
+            measured=True,
+            least_cosine=max(1.0 - loss, -1.0),
+            top1_margin=NOISE_FACTOR * floor.margin,
+            median_loss=EXCESS * floor.median_loss,
+            rule=(
+                f"limits from the noise of this model's own roundings, measured at export: the cosine may lose "
+                f"{NOISE_FACTOR**2:g} x {floor.worst_loss:.2g}, and top-1 may move by what chance explains"
+            ),
+        )
+    return RoundingLimits(
+        bits=bits,
+        measured=False,
+        least_cosine=least_cosine(bits),
+        top1_margin=top1_margin(bits),
+        median_loss=None,
+        rule=_rule_of(bits),
+    )
+
+
+def _rule_of(bits: int) -> str:
+    ratio = step_ratio(bits)
+    if ratio == 1:
+        return "limits of 8 bits"
+    return (
+        f"limits of {bits} bits: a step is {ratio:g} times that of 8 bits, so that the cosine may lose "
+        f"{LARGEST_LOSS:g} x {ratio:g}^2 and top-1 may move by what chance explains, at most "
+        f"{largest_shift(FULL_BITS, changed=0, n=10**6):g} x {ratio:g} points"
+    )

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
-from p4q_edge.runtime.statistics import FULL_BITS, least_cosine, top1_margin
+from p4q_edge.runtime.statistics import FULL_BITS, RoundingLimits, least_cosine, rounding_limits_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
@@ -31,7 +31,7 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
         float_top1_agreement: share of images with the best class of the full-precision model.
         drift: largest absolute difference of embeddings to those at build time; None on another machine.
         max_drift: the limit of `drift`.
-        min_cosine: the limit of `cosine_min`, which follows the bit width.
+        min_cosine: the limit of `cosine_min`: from the noise of the model, or its bit width where none was recorded.
     """
 
     samples: int
@@ -47,7 +47,9 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
     def problem(self) -> str | None:
         """Return in words what is wrong, or None if the engine computes what the reference computes."""
         if not self.cosine_min >= self.min_cosine:
-            return f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {self.min_cosine}"
+            return (
+                f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {self.min_cosine:.5g}"
+            )
         if self.top1_flips:
             return f"{self.top1_flips} of {self.samples} golden images get another class than in the reference"
         if self.drift is not None and not self.drift <= self.max_drift:
@@ -70,7 +72,7 @@ def compare(
     *,
     logit_scale: float,
     recorded: np.ndarray | None = None,
-    bits: int = FULL_BITS,
+    limits: RoundingLimits | None = None,
 ) -> GoldenResult:
     """Compare an engine's outputs with the reference, and with its own of build time.
 
@@ -79,8 +81,9 @@ def compare(
         golden: the samples.
         logit_scale: factor between cosines and logits.
         recorded: (n, dim) embeddings of the engine when it was built on this machine, or None.
-        bits: of the narrowest quantized value, which decides what rounding may do.
+        limits: what rounding may do in this model; None takes that of 8 bits.
     """
+    limits = limits or rounding_limits_of(FULL_BITS)
     embedding, logits = outputs["embedding"], outputs["logits"]
     if embedding.shape != golden.embedding.shape or logits.shape != golden.logits.shape:
         raise CorruptArtifactError(
@@ -89,7 +92,7 @@ def compare(
         )
     best, reference_best = logits.argmax(axis=1), golden.logits.argmax(axis=1)
     two_best = np.sort(golden.logits, axis=1)[:, -2:]
-    clear = (two_best[:, -1] - two_best[:, 0] > top1_margin(bits) * logit_scale) | (golden.logits.shape[1] == 1)
+    clear = (two_best[:, -1] - two_best[:, 0] > limits.top1_margin * logit_scale) | (golden.logits.shape[1] == 1)
     drift = None if recorded is None else float(np.abs(embedding - recorded).max())
     return GoldenResult(
         samples=len(embedding),
@@ -99,7 +102,7 @@ def compare(
         logit_difference=float(np.abs(logits - golden.logits).max()),
         float_top1_agreement=float((best == golden.float_logits.argmax(axis=1)).mean()),
         drift=drift,
-        min_cosine=least_cosine(bits),
+        min_cosine=limits.least_cosine,
     )
 
 

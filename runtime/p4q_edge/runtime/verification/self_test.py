@@ -50,8 +50,8 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
         )
     built_here = fingerprint(card, device=device).items() <= card.built_with.items()
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
-    outputs, scale, bits = run_golden(engine, golden), card.logit_scale, card.rounding_bits
-    result = compare(outputs, golden, logit_scale=scale, recorded=recorded, bits=bits)
+    outputs = run_golden(engine, golden)
+    result = compare(outputs, golden, logit_scale=card.logit_scale, recorded=recorded, limits=card.limits)
     return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend])
 
 

@@ -37,7 +37,7 @@ class TensorRTOptions:
     """What `auto` means by better: `speed`, or `size` of the plan."""
     min_cosine: float | None = None
     """Accuracy gate of `auto`: smallest cosine of a golden embedding to that of the PyTorch reference; None takes what
-    rounding explains at the bit width of the bundle, 0.999 at 8 bits."""
+    rounding explains in this model, as its bundle records; 0.999 at 8 bits where it records nothing."""
     workspace_mib: int | None = None
     """Scratch memory of the builder in MiB; default a quarter of the memory on Jetson, else TensorRT's own."""
     optimization_level: int = 3

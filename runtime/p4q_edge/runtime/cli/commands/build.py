@@ -34,7 +34,11 @@ _TENSORRT_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--min-batch", "min_batch", {"type": int, "help": "smallest batch (default: 1)"}),
     ("--opt-batch", "opt_batch", {"type": int, "help": "batch that is tuned for (default: 1)"}),
     ("--max-batch", "max_batch", {"type": int, "help": "largest batch (default: 8)"}),
-    ("--min-cosine", "min_cosine", {"type": float, "help": "accuracy gate (default: 0.999 at 8 bits, less below)"}),
+    (
+        "--min-cosine",
+        "min_cosine",
+        {"type": float, "help": "accuracy gate (default: what rounding explains in this model)"},
+    ),
     ("--workspace-mib", "workspace_mib", {"type": int, "help": "scratch memory of the builder in MiB"}),
     ("--optimization-level", "optimization_level", {"type": int, "help": "0 builds fastest, 5 searches longest"}),
     ("--no-timing-cache", "timing_cache", {"action": "store_false", "help": "keep no kernel times beside the engine"}),

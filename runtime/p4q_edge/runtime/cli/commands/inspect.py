@@ -48,7 +48,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "path": str(path),
         "size_bytes": path.stat().st_size,
         "sha256": bundle.sha256(),
-        **_values(msgspec.to_builtins(bundle.manifest)),
+        **_values({"unsound": {}, **msgspec.to_builtins(bundle.manifest)}),
         "preprocess": msgspec.to_builtins(bundle.preprocess()),
         "golden_samples": len(bundle.golden().image),
     }

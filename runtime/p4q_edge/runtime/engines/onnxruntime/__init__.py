@@ -18,7 +18,12 @@ if TYPE_CHECKING:
         session_errors,
         session_options,
     )
-    from p4q_edge.runtime.engines.onnxruntime.models import differing_tensors, float_weights, seven_bit_weights
+    from p4q_edge.runtime.engines.onnxruntime.models import (
+        differing_tensors,
+        float_weights,
+        narrowed,
+        seven_bit_weights,
+    )
 
 __all__ = [
     "OnnxRuntimeEngine",
@@ -27,6 +32,7 @@ __all__ = [
     "float_weights",
     "import_onnxruntime",
     "load_error",
+    "narrowed",
     "open_session",
     "optimized_path",
     "refuse_external_data",
@@ -53,6 +59,7 @@ if not TYPE_CHECKING:
             "models": (
                 "differing_tensors",
                 "float_weights",
+                "narrowed",
                 "seven_bit_weights",
             ),
         },

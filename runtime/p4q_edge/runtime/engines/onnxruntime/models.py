@@ -32,7 +32,7 @@ def seven_bit_weights(model: bytes) -> bytes:
         name = node.input[0]
         if name not in scales:
             scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
-            rounded, wider = _narrowed(weight, scale, axis=_axis(node))
+            rounded, wider = narrowed(weight, scale, axis=_axis(node))
             tensors[name].CopyFrom(onnx.numpy_helper.from_array(rounded, name))
             # The scale may be shared with another weight, so that this one gets one of its own.
             scales[name] = f"{name}.scale7"
@@ -43,7 +43,7 @@ def seven_bit_weights(model: bytes) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _narrowed(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def narrowed(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 weights within [-63, 63] and their scale; a scale has one value, or one for each index of `axis`."""
     others = tuple(index for index in range(weight.ndim) if index != axis) if scale.ndim else None
     largest = np.abs(weight.astype(np.int16)).max(axis=others, keepdims=True)

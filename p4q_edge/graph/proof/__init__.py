@@ -1,0 +1,1 @@
+"""Whether an exported graph computes what its module computes: exact checks, and the noise of rounding."""

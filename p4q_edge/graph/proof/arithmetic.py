@@ -1,0 +1,105 @@
+"""Other arithmetics in which a module may legitimately be run: its results differ by roundings alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_MATMULS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+_SUMS = _MATMULS | frozenset(
+    {F.linear, F.conv2d, torch.einsum, F.scaled_dot_product_attention, F.layer_norm}
+    | {F.softmax, torch.softmax, Tensor.softmax, torch.linalg.vector_norm}
+)
+_OF_THE_GRID = frozenset(
+    {torch.round, torch.clamp, Tensor.clamp, Tensor.__truediv__, Tensor.div, torch.div, Tensor.half, Tensor.float}
+)
+
+
+class Float64Sums(TorchFunctionMode):
+    """Add every sum of products, norm and softmax in float64, and round the result to float32 once."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _SUMS:
+            return func(*args, **kwargs)
+        result = func(*_each(_wider, args), **_each(_wider, kwargs))
+        return _each(_narrower, result)
+
+
+class PermutedSums(TorchFunctionMode):
+    """Add the products of linear layers and matrix products in another order of their channels."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear:
+            x, weight, *rest = args
+            order = self._order(weight.shape[1])
+            args = (x[..., order], weight[:, order], *rest)
+        elif func in _MATMULS and args[0].ndim > 1 and args[1].ndim > 1:
+            order = self._order(args[0].shape[-1])
+            args = (args[0][..., order], args[1][..., order, :])
+        return func(*args, **(kwargs or {}))
+
+    def _order(self, size: int) -> Tensor:
+        return torch.randperm(size, generator=self.generator)
+
+
+class ScaledInput(TorchFunctionMode):
+    """Multiply the pixels by a factor next to one, once they are floating-point numbers."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * self.factor if func is Tensor.float and args[0].dtype is torch.uint8 else result
+
+
+class HalfPrecision(TorchFunctionMode):
+    """Round every operand of a sum of products, and every result but those on an integer grid, to FP16."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _OF_THE_GRID:
+            return func(*args, **kwargs)
+        if func in _SUMS:
+            args, kwargs = _each(_to_half_and_back, args), _each(_to_half_and_back, kwargs)
+        return _each(_to_half_and_back, func(*args, **kwargs))
+
+
+def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Change every tensor in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each(change, one) for key, one in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_each(change, one) for one in value)
+    return value
+
+
+def _wider(x: Tensor) -> Tensor:
+    return x.double() if x.dtype is torch.float32 else x
+
+
+def _narrower(x: Tensor) -> Tensor:
+    return x.float() if x.dtype is torch.float64 else x
+
+
+def _to_half_and_back(x: Tensor) -> Tensor:
+    return x.half().float() if x.dtype is torch.float32 else x

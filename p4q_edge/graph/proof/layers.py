@@ -1,0 +1,203 @@
+"""Each quantized linear of a graph by itself: fed what the module's own layer gets, it has to give what that one gives.
+
+The nodes of the layer are evaluated in NumPy as ONNX defines them, so that no kernel of a library takes part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from p4q_edge.graph.proof.bypass import grid_of
+from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
+
+ROWS = 128
+"""So many inputs of a layer are compared."""
+EXPLAINED_SHARE = 1e-3
+"""Share of integers that may be off by one step: values next to a border, where a division is rounded otherwise."""
+_WEIGHT = ".weight_int8"
+_GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
+_EPSILON = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The nodes of one linear of a graph.
+
+    Attributes:
+        grid: nodes that quantize the input, in the order in which they run.
+        weight: the node that restores the weight.
+        after: nodes behind the product, up to the bias.
+    """
+
+    grid: tuple[onnx.NodeProto, ...]
+    weight: onnx.NodeProto
+    after: tuple[onnx.NodeProto, ...]
+
+
+class GraphLayers:
+    """The quantized linears of a complete graph by module path."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._producers = {output: node for node in model.graph.node for output in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self.layers = dict(self._found(model))
+
+    def _found(self, model: onnx.ModelProto) -> Iterator[tuple[str, Layer]]:
+        for product in model.graph.node:
+            if product.op_type != "MatMul":
+                continue
+            weight = self._producers.get(product.input[1])
+            while weight is not None and weight.op_type == "Cast":
+                weight = self._producers.get(weight.input[0])
+            if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
+                continue
+            path = weight.input[0].removesuffix(_WEIGHT)
+            yield path, Layer(grid=self._before(product), weight=weight, after=self._behind(product, path))
+
+    def _before(self, product: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
+        nodes: list[onnx.NodeProto] = []
+        node = self._producers.get(product.input[0])
+        while node is not None and node.op_type in _GRID:
+            nodes.insert(0, node)
+            node = self._producers.get(node.input[0])
+        return tuple(nodes)
+
+    def _behind(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
+        """Return the inverse of a lifted scale and the addition of a bias, where they follow."""
+        nodes: list[onnx.NodeProto] = []
+        value = product.output[0]
+        while len(readers := self._readers.get(value, [])) == 1 and readers[0].op_type in ("Mul", "Add"):
+            (node,) = readers
+            constants = [name for name in node.input if name in self._tensors]
+            lifting = node.op_type == "Mul" and any(name.startswith(f"{path}.weight_lift") for name in constants)
+            if not constants or not (lifting or node.op_type == "Add"):
+                break
+            nodes.append(node)
+            value = node.output[0]
+            if node.op_type == "Add":
+                break
+        return tuple(nodes)
+
+    def constant(self, name: str) -> NDArray[Any]:
+        """Return an initializer by name."""
+        return numpy_helper.to_array(self._tensors[name])
+
+    def on_grid(self, layer: Layer, x: Floats) -> Floats:
+        """Return the input as the product gets it, float32 of the same shape."""
+        integers = False
+        for node in layer.grid:
+            if node.op_type == "Clip":
+                low, high = (float(self.constant(name)) for name in node.input[1:3])
+                x = np.clip(x, np.float32(low), np.float32(high))
+            elif node.op_type != "Cast":
+                scale, zero = (self.constant(name).astype(np.float32) for name in node.input[1:3])
+                integers = node.op_type == "QuantizeLinear"
+                x = np.clip(np.rint(x / scale) + zero, -128, 127) if integers else (x - zero) * scale
+        return x
+
+    def product(self, layer: Layer, x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return product and bias of an input on its grid (rows, in), float64 (rows, out), and how far roundings reach.
+
+        The reach is that of a sum in float32 in any order, and of a bias rounded to the type in which it is stored.
+        """
+        scale = self.constant(layer.weight.input[1]).astype(np.float64)
+        weight = self.constant(layer.weight.input[0]).astype(np.float64) * scale
+        wide = x.astype(np.float64)
+        value = wide @ weight
+        reach = len(weight) * _EPSILON[np.dtype(np.float32)] * (np.abs(wide) @ np.abs(weight))
+        for node in layer.after:
+            (name,) = [name for name in node.input if name in self._tensors]
+            other = self.constant(name)
+            if node.op_type == "Mul":
+                value, reach = value * other.astype(np.float64), reach * np.abs(other.astype(np.float64))
+            else:
+                value = value + other.astype(np.float64)
+                reach = reach + 2 * _EPSILON[other.dtype] * np.abs(other.astype(np.float64))
+        return value, reach + 4 * _EPSILON[np.dtype(np.float32)] * np.abs(value)
+
+
+def wrong_layers(model: nn.Module, graph: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, str]:
+    """Return what differs by the path of each linear of `graph` that does not compute what the module's computes.
+
+    Args:
+        model: uint8 (N, 3, H, W) -> outputs; its calibrated `QuantLinear` are compared.
+        graph: complete, with float32 or FP16 remainder.
+        images: a few, (N, 3, H, W).
+    """
+    found: dict[str, str] = {}
+    layers = GraphLayers(graph)
+
+    def compare(path: str, linear: QuantLinear, x: Tensor, y: Tensor) -> None:
+        if path not in layers.layers or path in found:
+            return
+        problem = _problem(layers, layers.layers[path], linear, x, y)
+        if problem is not None:
+            found[path] = problem
+
+    hooks = [
+        linear.register_forward_hook(lambda m, args, y, path=path: compare(path, m, args[0], y))
+        for path, linear in quant_linears(model).items()
+        if linear.calibrated
+    ]
+    try:
+        with torch.inference_mode(), running_in(model, Phase.QUANTIZED):
+            model(torch.from_numpy(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _problem(layers: GraphLayers, layer: Layer, linear: QuantLinear, x: Tensor, y: Tensor) -> str | None:
+    rows, results = x.flatten(0, -2), y.flatten(0, -2)
+    chosen = torch.linspace(0, len(rows) - 1, min(len(rows), ROWS)).round().long()
+    rows, results = rows[chosen], results[chosen]
+    expected = linear.quantized_input(rows)
+    given = layers.on_grid(layer, rows.numpy())
+    steps = np.abs(given - expected.numpy()) / float(linear.input_scale)
+    off = float((steps > 1e-3).mean())
+    if steps.max(initial=0.0) > 1.5 or off > EXPLAINED_SHARE:
+        return f"its input lies on another grid ({100 * off:.3g} % of the values, up to {steps.max():.3g} steps)"
+    if linear.bias is not None and bool(linear.bias.any()) and not any(n.op_type == "Add" for n in layer.after):
+        return "it has no bias"
+    value, reach = layers.product(layer, expected.numpy())
+    excess = np.abs(value - results.numpy()) - reach
+    if not excess.max(initial=-1.0) <= 0.0:
+        return f"weight or bias differ (outputs by up to {np.abs(value - results.numpy()).max():.3g})"
+    return None
+
+
+def differing_attentions(model: nn.Module, graph: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the operands, as ``<path>.<name>``, that a graph does not hold on the grid of the module's attention."""
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    grids = {grid_of(node): node.input[1] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+    expected = {
+        f"{path}.{name}": scale
+        for path, products in quant_products(model).items()
+        for name, scale in zip(
+            ("query", "key", "value", "softmax"),
+            (*(float(operand.scale) for operand in products.operands), softmax_scale(products.bits)),
+            strict=True,
+        )
+    }
+
+    def holds(operand: str, scale: float) -> bool:
+        if operand not in grids:
+            return False
+        stored = numpy_helper.to_array(tensors[grids[operand]])
+        return bool(stored == np.asarray(scale, stored.dtype))
+
+    return tuple(operand for operand, scale in expected.items() if not holds(operand, scale))

@@ -1,0 +1,147 @@
+"""How far a fake-quantized module differs from itself when nothing but roundings of its sums differ."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision, PermutedSums, ScaledInput
+from p4q_edge.graph.trace import OUTPUTS
+from p4q_edge.quant import Phase, quant_linears, running_in
+from p4q_edge.runtime.engines.onnxruntime import narrowed
+from p4q_edge.runtime.statistics import NoiseFloor, bootstrap_quantile, cosine_rows
+
+Outputs = Mapping[str, NDArray[np.float32]]
+Running = Callable[[], AbstractContextManager[None]]
+
+_FINE: tuple[Callable[[], TorchFunctionMode], ...] = (
+    Float64Sums,
+    lambda: PermutedSums(0),
+    lambda: PermutedSums(1),
+    lambda: ScaledInput(1 + 1e-6),
+    lambda: ScaledInput(1 - 1e-6),
+)
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What the runs of one module differ by.
+
+    Attributes:
+        losses: 1 - cosine to the plain run by output, (runs, n) each.
+        shifts: (runs, n): how far the lead of the best class over any other one moves, in units of cosine.
+    """
+
+    losses: Mapping[str, NDArray[np.float64]]
+    shifts: NDArray[np.float64]
+
+    def worst(self, output: str) -> float:
+        """Return the largest loss of an output over runs and images; infinite where a run is not finite."""
+        largest = float(self.losses[output].max(initial=0.0))
+        return largest if np.isfinite(largest) else float("inf")
+
+    def and_(self, other: "Noise") -> "Noise":
+        """Return the runs of both."""
+        losses = {name: np.concatenate([rows, other.losses[name]]) for name, rows in self.losses.items()}
+        return Noise(losses=losses, shifts=np.concatenate([self.shifts, other.shifts]))
+
+    def floor(self, typical: "Noise") -> NoiseFloor:
+        """Return what a bundle records: the worst case of these runs, the median of the `typical` ones."""
+        medians = [
+            bootstrap_quantile(row, 0.5, generator=np.random.default_rng(0)).high
+            for row in typical.losses["embedding"]
+            if np.isfinite(row).all()
+        ]
+        return NoiseFloor(
+            worst_loss=self.worst("embedding"),
+            median_loss=max(medians, default=0.0),
+            margin=float(np.nan_to_num(self.shifts, nan=np.inf).max(initial=0.0)),
+        )
+
+
+def run_module(model: nn.Module, images: NDArray[np.uint8], arithmetic: TorchFunctionMode | None = None) -> Outputs:
+    """Return the outputs of a module in the phase it is in, by name, on uint8 (n, 3, H, W)."""
+    with torch.inference_mode(), arithmetic or nullcontext():
+        parts = [model(torch.from_numpy(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
+    columns = zip(*parts, strict=True)
+    return {name: torch.cat(column).float().numpy() for name, column in zip(OUTPUTS, columns, strict=True)}
+
+
+def difference(reference: Outputs, *runs: Outputs, logit_scale: float) -> Noise:
+    """Return what runs differ by from a reference on the same images."""
+    losses = {
+        name: np.stack([1.0 - cosine_rows(rows, run[name]) for run in runs]).clip(0.0)
+        for name, rows in reference.items()
+    }
+    best = reference["logits"].argmax(axis=1)[:, None]
+
+    def moved(run: Outputs) -> NDArray[np.float64]:
+        shift = run["logits"].astype(np.float64) - reference["logits"]
+        return np.asarray(np.abs(np.take_along_axis(shift, best, axis=1) - shift).max(axis=1) / logit_scale)
+
+    return Noise(losses=losses, shifts=np.stack([moved(run) for run in runs]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleRuns:
+    """A quantized module and what it differs by from itself.
+
+    Attributes:
+        reference: its outputs.
+        fine: float32 sums in other orders, in float64, and inputs that differ by a millionth.
+        half: everything but the integers in FP16.
+        seven_bit: weights of 7 bits.
+        unquantized: no activation on a grid.
+    """
+
+    reference: Outputs
+    fine: Noise
+    half: Noise
+    seven_bit: Noise
+    unquantized: Noise
+
+    @property
+    def on_cpu(self) -> Noise:
+        """What an engine in float32 may do.
+
+        In a shallow model few roundings go the other way there, and FP16 shows what one of them leads to.
+        """
+        return self.fine.and_(self.half)
+
+
+def run_quantized(model: nn.Module, images: NDArray[np.uint8], *, running: Running, logit_scale: float) -> ModuleRuns:
+    """Run a module in its phase on uint8 (n, 3, H, W), plainly and in every other arithmetic."""
+    with running():
+        reference = run_module(model, images)
+
+        def noise(*arithmetics: TorchFunctionMode) -> Noise:
+            runs = [run_module(model, images, arithmetic) for arithmetic in arithmetics]
+            return difference(reference, *runs, logit_scale=logit_scale)
+
+        fine, half = noise(*(make() for make in _FINE)), noise(HalfPrecision())
+        with weights_of_seven_bits(model):
+            coarse = difference(reference, run_module(model, images), logit_scale=logit_scale)
+    with running_in(model, Phase.WEIGHTS):
+        unquantized = difference(reference, run_module(model, images), logit_scale=logit_scale)
+    return ModuleRuns(reference=reference, fine=fine, half=half, seven_bit=coarse, unquantized=unquantized)
+
+
+@contextmanager
+def weights_of_seven_bits(model: nn.Module) -> Iterator[None]:
+    """Run a module with the weights of the CPU profile `fast`."""
+    layers = [linear for linear in quant_linears(model).values() if linear.calibrated]
+    before = [(layer, layer.integers, layer.weight_scale) for layer in layers]
+    try:
+        for layer, _, scale in before:
+            integers, wider = narrowed(layer.integer_weight().numpy(), scale.detach().numpy(), axis=0)
+            layer.set_integers(torch.from_numpy(integers), torch.from_numpy(wider))
+        yield
+    finally:
+        for layer, own, scale in before:
+            layer.set_integers(own, scale)

@@ -1,0 +1,227 @@
+"""Whether the exported graphs of a module are sound, in words where they are not."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import nn
+
+from p4q_edge.graph.analysis.convolutions import differing_convolutions
+from p4q_edge.graph.analysis.linears import differing_linears
+from p4q_edge.graph.parity import compare, run_in_onnxruntime
+from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
+from p4q_edge.graph.proof.bypass import without_activation_grids
+from p4q_edge.graph.proof.layers import differing_attentions, wrong_layers
+from p4q_edge.graph.proof.noise import (
+    ModuleRuns,
+    Noise,
+    Outputs,
+    difference,
+    run_module,
+    run_quantized,
+)
+from p4q_edge.graph.quantization import ConvQuantization, LinearQuantization
+from p4q_edge.quant import Phase, running_as_cpu_graph, running_in
+from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("fp16", "fp32")
+"""The graphs of a bundle, named after their remainder: for TensorRT and for CPUs."""
+FLOAT_LIMIT = 1e-5
+"""Relative difference of outputs in float32 that no order of sums explains in a well-conditioned model."""
+FLOAT_FACTOR = 10.0
+"""A model may amplify roundings: so many times what float64 sums change is allowed too."""
+HALF_FACTOR = 4.0
+"""The graph in FP16 rounds within GELU and normalizations too, where the module's functions are one step."""
+FLOAT_IMAGES = 8
+LAYER_IMAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatRuns:
+    """A module whose weights alone are quantized.
+
+    Attributes:
+        reference: its outputs.
+        sums: their relative change by output where sums are added in float64.
+        half: likewise in FP16.
+    """
+
+    reference: Outputs
+    sums: Mapping[str, float]
+    half: Mapping[str, float]
+
+    def limit(self, output: str, *, half: bool) -> float:
+        """Return how far a graph without activation grids may differ."""
+        if half:
+            return HALF_FACTOR * self.half[output]
+        return max(FLOAT_LIMIT, FLOAT_FACTOR * self.sums[output])
+
+
+def run_float(model: nn.Module, images: NDArray[np.uint8]) -> FloatRuns:
+    """Run a module without activation grids on the first of uint8 (n, 3, H, W)."""
+    images = images[:FLOAT_IMAGES]
+    with running_in(model, Phase.WEIGHTS):
+        reference = run_module(model, images)
+        sums, half = (run_module(model, images, arithmetic) for arithmetic in (Float64Sums(), HalfPrecision()))
+    return FloatRuns(reference=reference, sums=_relative(reference, sums), half=_relative(reference, half))
+
+
+def _relative(reference: Outputs, found: Outputs) -> dict[str, float]:
+    """Return the largest relative difference of a row by output; infinite where it is not finite."""
+    changes = {
+        name: float(np.max(np.linalg.norm(found[name] - rows, axis=1) / np.linalg.norm(rows, axis=1)))
+        for name, rows in reference.items()
+    }
+    return {name: change if np.isfinite(change) else float("inf") for name, change in changes.items()}
+
+
+def float_problem(graph: onnx.ModelProto, floats: FloatRuns, images: NDArray[np.uint8], *, half: bool) -> str | None:
+    """Return how a graph without activation grids differs from the module without them, or None."""
+    bypassed = without_activation_grids(graph).SerializeToString()
+    found = _relative(floats.reference, run_in_onnxruntime(bypassed, images[:FLOAT_IMAGES], optimized=False))
+    for name, change in found.items():
+        limit = floats.limit(name, half=half)
+        if not change <= limit or not np.isfinite(change):
+            return (
+                f"without the grids of its activations the output {name} differs from the module's by {change:.3g} "
+                f"(relative; arithmetic explains {limit:.3g})"
+            )
+    return None
+
+
+def layer_problem(model: nn.Module, graph: onnx.ModelProto, images: NDArray[np.uint8]) -> str | None:
+    """Return which quantized linears do not compute what the module's compute, or None."""
+    wrong = wrong_layers(model, graph, images[:LAYER_IMAGES])
+    if not wrong:
+        return None
+    path, problem = next(iter(wrong.items()))
+    return f"{len(wrong)} of its linears differ from the module's, first {path}: {problem}"
+
+
+def noise_problem(reference: Outputs, found: Outputs, noise: Noise) -> str | None:
+    """Return how outputs differ beyond the noise of the module's own roundings, or None."""
+    losses = difference(reference, found, logit_scale=1.0)
+    for name in reference:
+        limit, loss = NOISE_FACTOR**2 * noise.worst(name), float(losses.losses[name].max())
+        if not loss <= max(limit, SMALLEST_LOSS):
+            return (
+                f"the output {name} reaches a cosine of {1 - loss:.6f} to the module's; the noise of this model's own "
+                f"roundings explains {1 - limit:.6f}"
+            )
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """One graph to prove.
+
+    Attributes:
+        name: of its figures.
+        kind: of the stored graph that it stands for.
+        model: the complete graph.
+        as_cpu_graph: whether it is compared with the module quantized as the graph for CPUs is.
+    """
+
+    name: str
+    kind: str
+    model: bytes
+    as_cpu_graph: bool = False
+
+    @property
+    def half(self) -> bool:
+        """Whether its remainder is FP16."""
+        return self.name == "fp16"
+
+    @property
+    def ways(self) -> tuple[tuple[str, bool], ...]:
+        """How it is run: name of the figures, and whether ONNX Runtime may optimize it."""
+        both = (("fp32", True), ("fp32_unoptimized", False))
+        return both if self.name == "fp32" else ((self.name, self.half),)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """The module that graphs were made of, what it holds, and uint8 images (n, 3, H, W)."""
+
+    model: nn.Module
+    linears: Mapping[str, LinearQuantization]
+    convs: Mapping[str, ConvQuantization]
+    images: NDArray[np.uint8]
+    logit_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was found.
+
+    Attributes:
+        parity: as `Manifest.parity` keeps it: cosines and top-1 agreement by graph, and the noise of the module.
+        problems: in words, by kind of graph; none where all are sound.
+    """
+
+    parity: Mapping[str, float]
+    problems: Mapping[str, str]
+
+
+def prove(subject: Subject, candidates: Sequence[Candidate]) -> Proof:
+    """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise."""
+    parity: dict[str, float] = {"noise_images": float(len(subject.images))}
+    problems: dict[str, str] = {}
+    floats = run_float(subject.model, subject.images)
+    runs_of: dict[bool, ModuleRuns] = {}
+    for candidate in candidates:
+        # Only in a model with quantized convolutions the graph for CPUs is quantized otherwise.
+        on_cpu = candidate.as_cpu_graph and bool(subject.convs)
+        if on_cpu not in runs_of:
+            runs_of[on_cpu] = _runs(subject, as_cpu_graph=on_cpu)
+        runs = runs_of[on_cpu]
+        noise, typical = (runs.half, runs.half) if candidate.half else (runs.on_cpu, runs.fine)
+        if candidate.name == candidate.kind:
+            parity |= noise.floor(typical).as_parity(candidate.kind)
+        if candidate.as_cpu_graph:
+            # What the other profiles of a CPU engine may differ by.
+            parity |= runs.seven_bit.and_(noise).floor(runs.seven_bit).as_parity("seven_bit")
+            parity |= runs.unquantized.floor(runs.unquantized).as_parity("float")
+        problem = _exact_problem(subject, candidate, floats)
+        for name, optimized in candidate.ways:
+            found = run_in_onnxruntime(candidate.model, subject.images, optimized=optimized)
+            parity |= {f"{name}.{measure}": value for measure, value in compare(runs.reference, found).items()}
+            problem = problem or noise_problem(runs.reference, found, noise)
+        if problem is not None:
+            problems.setdefault(candidate.kind, problem)
+    finite = {name: value for name, value in parity.items() if np.isfinite(value)}  # JSON knows no other numbers
+    return Proof(parity=finite, problems=problems)
+
+
+def candidates_of(*, fp16: bytes, fp32: bytes, placed: bytes | None) -> list[Candidate]:
+    """Return what is to prove of complete graphs; `placed` is `fp16` before its remainder was turned into FP16."""
+    found = [Candidate(name="fp32", kind="fp32", model=fp32, as_cpu_graph=True)]
+    if placed is not None:
+        found.append(Candidate(name="placed", kind="fp16", model=placed))
+    return [*found, Candidate(name="fp16", kind="fp16", model=fp16)]
+
+
+def _runs(subject: Subject, *, as_cpu_graph: bool) -> ModuleRuns:
+    def running() -> AbstractContextManager[None]:
+        return running_as_cpu_graph(subject.model) if as_cpu_graph else running_in(subject.model, Phase.QUANTIZED)
+
+    return run_quantized(subject.model, subject.images, running=running, logit_scale=subject.logit_scale)
+
+
+def _exact_problem(subject: Subject, candidate: Candidate, floats: FloatRuns) -> str | None:
+    graph = onnx.load_from_string(candidate.model)
+    if candidate.name == "placed" and (differing := differing_convolutions(graph, subject.convs)):
+        return f"it holds other integers or scales in {len(differing)} convolutions, first {differing[0]}"
+    if candidate.name == "fp32" and (differing := differing_linears(graph, subject.linears)):
+        return f"it holds other integers or scales than the module in {len(differing)} linears, first {differing[0]}"
+    if operands := differing_attentions(subject.model, graph):
+        return f"it holds other scales than the module in {len(operands)} operands of attentions, first {operands[0]}"
+    return layer_problem(subject.model, graph, subject.images) or float_problem(
+        graph, floats, subject.images, half=candidate.half
+    )
