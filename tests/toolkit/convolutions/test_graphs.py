@@ -16,7 +16,6 @@ from p4q_edge.graph.analysis.convolutions import conv_layers, differing_convolut
 from p4q_edge.graph.export import (
     ExportedGraphs,
     Quantizations,
-    check_convolutions,
     conv_quantizations,
     export_classifier,
     reference_outputs,
@@ -27,7 +26,6 @@ from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.conv import quant_convs
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.runtime.errors import QualityGateError
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 Tower = Callable[[str], nn.Module]
@@ -197,5 +195,3 @@ def test_other_integers_or_scales_are_seen(export: Export) -> None:
         if tensor.name == name:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, name))
     assert path in differing_convolutions(half, convs)
-    with pytest.raises(QualityGateError, match=f"than the module in .* convolutions, first {path}"):
-        check_convolutions(half, convs)

@@ -122,7 +122,7 @@ def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict
     found = {ENGINE: card.noise}
     if bundle is not None:
         kind = "fp16" if card.backend == "tensorrt" else "fp32"
-        kinds = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
+        kinds: dict[str, str] = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
         if grids[ENGINE] == "none":
             kinds[ENGINE] = kind
         found |= {stage: noise_floor(bundle.manifest.parity, name) for stage, name in kinds.items()}
