@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.recipe import Recipe, demo_recipe, read_recipe
+from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.cli.commands import add_recipe_overrides
 
 logger = logging.getLogger(__name__)
@@ -25,20 +26,20 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_overrides(parser)
 
 
-def choose_recipe(args: argparse.Namespace) -> Recipe:
+def choose_recipe(request: RecipeRequest) -> Recipe:
     """The recipe that was named, or ``p4q.toml`` in the current folder, or the built-in demo."""
-    if args.recipe is not None:
-        recipe = read_recipe(args.recipe)
+    if request.path is not None:
+        recipe = read_recipe(request.path)
     elif DEFAULT_RECIPE.is_file():
         logger.info("using %s", DEFAULT_RECIPE)
         recipe = read_recipe(DEFAULT_RECIPE)
     else:
         recipe = demo_recipe()
         logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
-    if args.seed is not None:
-        recipe = msgspec.structs.replace(recipe, seed=args.seed)
-    if args.quantize_attention is not None:
-        section = msgspec.structs.replace(recipe.quantization, quantize_attention=args.quantize_attention)
+    if request.seed is not None:
+        recipe = msgspec.structs.replace(recipe, seed=request.seed)
+    if request.quantize_attention is not None:
+        section = msgspec.structs.replace(recipe.quantization, quantize_attention=request.quantize_attention)
         recipe = msgspec.structs.replace(recipe, quantization=section)
     return recipe
 

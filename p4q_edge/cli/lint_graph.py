@@ -1,16 +1,12 @@
 """`p4q-edge inspect --lint`: which rules of TensorRT and ONNX Runtime the graphs of an artifact break."""
 
-import argparse
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from p4q_edge.runtime.artifacts import card_path, read_bundle, read_card
-from p4q_edge.runtime.cli import Command, write_result
-from p4q_edge.runtime.errors import CorruptArtifactError, InputError, QualityGateError
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 
-logger = logging.getLogger(__name__)
 _REMAINDERS: tuple[Literal["fp16"], Literal["fp32"]] = ("fp16", "fp32")
 
 
@@ -47,17 +43,3 @@ def lint_artifact(path: Path) -> list[dict[str, Any]]:
         for name, model in models.items()
         for finding in lint(model, quantized_attention=attentions > 0)
     ]
-
-
-def _run(args: argparse.Namespace) -> int:
-    findings = lint_artifact(args.artifact)
-    lines = [f"{f['graph']}  {f['rule']}  {f['node'] or 'model'}: {f['message']}" for f in findings]
-    document = {"kind": "lint", "path": str(args.artifact), "findings": findings}
-    write_result(args, document=document, text="\n".join(lines) or "no rule is broken")
-    if not findings:
-        return 0
-    logger.error("%s breaks %d rules. Export it again with this version: p4q-edge build", args.artifact, len(findings))
-    return QualityGateError.exit_code
-
-
-COMMAND = Command(name="lint-graph", help="check the graphs of a bundle", add_arguments=lambda parser: None, run=_run)

@@ -1,12 +1,20 @@
 """`p4q-edge models`: the models of open_clip, and what this project can do with each."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from p4q_edge.models import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
-from p4q_edge.runtime.cli import Command, write_result
+from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.evaluation.report import columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsRequest:
+    """What `models` was asked for: a part of a name, and whether the parameters of many models are counted."""
+
+    search: str = ""
+    sizes: bool | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +27,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> int:
-    rows = list_models(args.search, count=args.sizes)
+def _request(args: argparse.Namespace) -> ModelsRequest:
+    return ModelsRequest(search=args.search, sizes=args.sizes)
+
+
+def _run(request: ModelsRequest, output: Output) -> int:
+    rows = list_models(request.search, count=request.sizes)
     if not rows:
-        raise InputError(f"no open_clip model or tag contains {args.search!r}. Run: p4q-edge models")
+        raise InputError(f"no open_clip model or tag contains {request.search!r}. Run: p4q-edge models")
     table = [
         (
             row.name,
@@ -38,10 +50,8 @@ def _run(args: argparse.Namespace) -> int:
         for row in rows
     ]
     header = ("model", "family", "input", "dim", "image M", "FP32 MB", "INT8", "prompts", "weights")
-    write_result(args, document={"models": [asdict(row) for row in rows]}, text="\n".join(columns(header, table)))
+    output.write(document={"models": [asdict(row) for row in rows]}, text="\n".join(columns(header, table)))
     return 0
 
 
-COMMAND = Command(
-    name="models", help="list the open_clip models that can be used", add_arguments=_add_arguments, run=_run
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

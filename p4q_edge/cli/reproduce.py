@@ -2,33 +2,62 @@
 
 import argparse
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from p4q_edge.evaluation import compare, repeat
-from p4q_edge.runtime.cli import Command, write_result
-from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.evaluation.report import columns, read_report
+from p4q_edge.runtime.cli import Command, Output, parse
+from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
+from p4q_edge.runtime.evaluation import ValidateRequest
+from p4q_edge.runtime.evaluation.report import Report, columns, read_report
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceRequest:
+    """What `reproduce` was asked for: a report to repeat."""
+
+    report: Path
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("report", type=Path, help="report.json that `p4q-edge validate` wrote")
 
 
-def _run(args: argparse.Namespace) -> int:
-    before = read_report(args.report)
-    figures = compare(before, repeat(before, source=str(args.report)))
+def _request(args: argparse.Namespace) -> ReproduceRequest:
+    return ReproduceRequest(report=args.report)
+
+
+def request_of(report: Report, *, source: str) -> ValidateRequest:
+    """Return what a report was asked for, without what changes no figure.
+
+    Reports of older versions hold the typed words alone.
+
+    Raises:
+        CorruptArtifactError: the report names no request of `validate`.
+    """
+    request, words = report.provenance.request, report.provenance.command
+    if request is None and words and words[0] == "validate":
+        request = parse(words)[1]
+    if request is None:
+        raise CorruptArtifactError(f"{source} names no `validate` command to repeat. Write it again: p4q-edge validate")
+    return replace(request, debug=False, bench=None, reports=())
+
+
+def _run(request: ReproduceRequest, output: Output) -> int:
+    before, source = read_report(request.report), str(request.report)
+    figures = compare(before, repeat(before, request_of(before, source=source), source=source))
     different = [figure for figure in figures if not figure.same]
     rows = [(f.name, f"{f.before:.6f}", f"{f.now:.6f}", "same" if f.same else "DIFFERS") for f in figures]
     document = {
-        "report": str(args.report),
+        "report": str(request.report),
         "same": not different,
         "figures": [{**msgspec.to_builtins(figure), "same": figure.same} for figure in figures],
     }
-    write_result(args, document=document, text="\n".join(columns(("figure", "then", "now", ""), rows)))
+    output.write(document=document, text="\n".join(columns(("figure", "then", "now", ""), rows)))
     if not different:
         return 0
     # Not raised: the document was written, and an error would add a second one.
@@ -36,14 +65,9 @@ def _run(args: argparse.Namespace) -> int:
         "%d of %d figures of %s differ. Compare versions and machine in the report.",
         len(different),
         len(figures),
-        args.report,
+        request.report,
     )
     return QualityGateError.exit_code
 
 
-COMMAND = Command(
-    name="reproduce",
-    help="repeat a validation from its report and compare",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

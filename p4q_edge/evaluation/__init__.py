@@ -23,10 +23,9 @@ if TYPE_CHECKING:
         quantization_variants,
     )
     from p4q_edge.evaluation.reproduce import compare, repeat
-    from p4q_edge.evaluation.torch_reference import ALL_RENDERERS, BASELINES, run_request
+    from p4q_edge.evaluation.torch_reference import BASELINES
 
 __all__ = [
-    "ALL_RENDERERS",
     "BASELINES",
     "PTQ",
     "UNCHANGED",
@@ -43,7 +42,6 @@ __all__ = [
     "quantization_section",
     "quantization_variants",
     "repeat",
-    "run_request",
 ]
 
 if not TYPE_CHECKING:
@@ -68,10 +66,6 @@ if not TYPE_CHECKING:
                 "compare",
                 "repeat",
             ),
-            "torch_reference": (
-                "ALL_RENDERERS",
-                "BASELINES",
-                "run_request",
-            ),
+            "torch_reference": ("BASELINES",),
         },
     )

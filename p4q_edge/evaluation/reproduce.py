@@ -4,11 +4,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from p4q_edge.evaluation.torch_reference import run_request
-from p4q_edge.runtime.cli import build_parser
-from p4q_edge.runtime.cli.commands import validate as device
-from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, P4QEdgeError
-from p4q_edge.runtime.evaluation import ChainReport
+from p4q_edge.evaluation.torch_reference import reference_for
+from p4q_edge.runtime.errors import ArtifactError, P4QEdgeError
+from p4q_edge.runtime.evaluation import ChainReport, ValidateRequest, validate
 from p4q_edge.runtime.evaluation.report import Report
 
 logger = logging.getLogger(__name__)
@@ -35,24 +33,19 @@ class Figure:
         return abs(self.now - self.before) <= self.limit
 
 
-def repeat(report: Report, *, source: str) -> Report:
-    """Run the command of a report again; nothing is written.
+def repeat(report: Report, request: ValidateRequest, *, source: str) -> Report:
+    """Run the request of a report again; nothing is written.
 
     Raises:
-        CorruptArtifactError: the report names no command of `validate`.
         ArtifactError: the engine, the images or the recipe are others than then.
     """
-    words = report.provenance.command
-    if not words or words[0] != "validate":
-        raise CorruptArtifactError(f"{source} names no `validate` command to repeat. Write it again: p4q-edge validate")
-    args = build_parser(device.COMMAND).parse_args(list(words[1:]))
-    again = run_request(device.request_of(args)).report
+    again = validate(request, torch_reference=reference_for).report
     then, now = report.provenance.digests, again.provenance.digests
     changed = [name for name in then if name != "card" and then[name] != now.get(name)]
     if changed:
         raise ArtifactError(
             f"{source} cannot be repeated: {', '.join(changed)} changed since it was written. Restore them, or write a "
-            f"new report: p4q-edge {' '.join(words)}"
+            f"new report: p4q-edge {' '.join(request.command())}"
         )
     return again
 

@@ -4,7 +4,7 @@ The comparison itself is `p4q_edge.runtime.evaluation.comparison`, which a devic
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -13,23 +13,21 @@ import torch
 from numpy.typing import NDArray
 
 from p4q_edge.data import ImageSet, read_images
-from p4q_edge.evaluation.report.html import make_thumbnails, render_html
+from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.recipe import read_recipe, run_recipe_of, to_toml
-from p4q_edge.runtime.artifacts import Card, read_card
-from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts import SUFFIX, Bundle, Card
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
 from p4q_edge.runtime.evaluation import (
-    RENDERERS,
     GateResult,
     Outcome,
     Reference,
     Renderer,
-    Request,
+    Target,
+    ValidateRequest,
     found_names,
     learned_digests,
-    validate,
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport
 from p4q_edge.runtime.images import LabelledImages, Pixels, PreprocessSpec, digest_of, match_classes, preprocess
@@ -66,7 +64,7 @@ def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: boo
     return run
 
 
-def open_torch_reference(request: Request, card: Card) -> TorchReference | None:
+def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference | None:
     """Run or restore the stages of the run folder that an engine came from; None if there is none.
 
     Raises:
@@ -77,7 +75,7 @@ def open_torch_reference(request: Request, card: Card) -> TorchReference | None:
     folder = request.engine.with_suffix(".run")
     if named is not None and named.is_dir():
         folder = named
-    elif named is not None and named.suffix not in (".toml", bundles.SUFFIX):
+    elif named is not None and named.suffix not in (".toml", SUFFIX):
         raise UsageError(f"--reference {named}: expected a bundle (.p4q), a recipe (.toml) or a run folder")
     recipe = read_recipe(named) if named is not None and named.suffix == ".toml" else None
     if recipe is None and not (folder / "recipe.toml").is_file() and folder != named:
@@ -93,10 +91,9 @@ def open_torch_reference(request: Request, card: Card) -> TorchReference | None:
     return TorchReference(learned=learned, folder=folder)
 
 
-def reference_of(request: Request, card: Card, found: TorchReference | None) -> Reference:
+def reference_of(request: ValidateRequest, target: Target, found: TorchReference | None) -> Reference:
     """Return the PyTorch stages and the images for a validation."""
-    bundle = _bundle_of(request)
-    learned_from, known = learned_digests(bundle), found_names(bundle)
+    card, learned_from, known = target.card, learned_digests(target.bundle), found_names(target.bundle)
     images = None
     if found is None:
         if request.data is not None:
@@ -122,11 +119,11 @@ def reference_of(request: Request, card: Card, found: TorchReference | None) -> 
             "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),
         },
         seeds={"recipe": source.recipe.seed},
-        files=compare_linears(_bundle_of(request), found.classifier),
+        files=compare_linears(target.bundle, found.classifier),
     )
 
 
-def compare_linears(bundle: bundles.Bundle | None, classifier: FoldedClassifier) -> tuple[GateResult, ...]:
+def compare_linears(bundle: Bundle | None, classifier: FoldedClassifier) -> tuple[GateResult, ...]:
     """Whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
     if bundle is None:
         return ()
@@ -206,22 +203,28 @@ def page(outcome: Outcome) -> bytes:
     return render_html(outcome.report, thumbnails=thumbnails).encode()
 
 
-ALL_RENDERERS: dict[str, Renderer] = {**RENDERERS, ".html": page}
+def html_renderer() -> Renderer:
+    """Return what writes a report as a page.
+
+    Raises:
+        EnvironmentNotAbleError: a library that draws it is missing.
+    """
+    require_libraries()
+    return page
 
 
-def run_request(request: Request, *, debug: bool = False) -> Outcome:
-    """Validate with everything that PyTorch can add; `debug` compares layers as well."""
-    card = read_card(request.engine)
-    found = open_torch_reference(request, card)
-    reference = reference_of(request, card, found)
-    return validate(request, reference=reference, debug=_debug(request, card, found, reference) if debug else None)
+def reference_for(request: ValidateRequest, target: Target) -> Reference:
+    """Return everything that PyTorch can add to a validation: the toolkit's half of `p4q-edge validate`."""
+    found = open_torch_reference(request, target.card)
+    reference = reference_of(request, target, found)
+    return replace(reference, debug=_debug(target, found, reference)) if request.debug else reference
 
 
-def _debug(request: Request, card: Card, found: TorchReference | None, reference: Reference) -> DebugReport:
+def _debug(target: Target, found: TorchReference | None, reference: Reference) -> DebugReport:
     # Imported here: it needs onnx, and a validation without --debug should not.
     from p4q_edge.evaluation.layer_debug import MAX_IMAGES, find_difference
 
-    bundle = _bundle_of(request)
+    card, bundle = target.card, target.bundle
     golden = card.golden_samples().image
     images = golden if reference.images is None else reference.images.pixels[slice(0, MAX_IMAGES)]
     if card.backend == "tensorrt" and bundle is not None:
@@ -229,15 +232,9 @@ def _debug(request: Request, card: Card, found: TorchReference | None, reference
 
         return compare_with_onnxruntime(bundle.model("fp16"), images)
     return find_difference(
-        request.engine,
+        target.engine,
         card,
         images,
         graph=None if bundle is None else bundle.model("fp32"),
         module=None if found is None else found.classifier,
     )
-
-
-def _bundle_of(request: Request) -> bundles.Bundle | None:
-    named = request.reference
-    path = named if named is not None and named.suffix == bundles.SUFFIX else request.engine.with_suffix(bundles.SUFFIX)
-    return bundles.read_bundle(path) if path == named or path.is_file() else None

@@ -44,6 +44,6 @@ def test_what_a_container_starts_is_a_command_with_its_options(repository: Path,
     text = (repository / f"tools/docker/{name}.Dockerfile").read_text(encoding="utf-8")
     entry, command = (json.loads(found) for found in re.findall(r"(?m)^(?:ENTRYPOINT|CMD) (\[.*\])$", text))
     assert entry == ["p4q-edge"]
-    cli.build_parser(cli.load_command(command[0])).parse_args(command[1:])
+    cli.build_parser(command[0]).parse_args(command[1:])
     (example,) = re.findall(rf"p4q-edge:{re.escape(name)} (\w+) (.*)", text)
-    cli.build_parser(cli.load_command(example[0])).parse_args(example[1].split())
+    cli.build_parser(example[0]).parse_args(example[1].split())

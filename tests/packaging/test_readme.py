@@ -39,8 +39,13 @@ def commands(text: str) -> Iterator[list[str]]:
             yield shlex.split(line, comments=True)
 
 
-def parsers(name: str) -> argparse.ArgumentParser:
-    return cli.build_parser(cli.load_command(name))
+def parser_of(words: list[str]) -> argparse.ArgumentParser:
+    """Return the parser of a command line, also of `p4q-edge head ACTION`."""
+    parser: argparse.ArgumentParser = cli.build_parser(words[1])
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and len(words) > 2:
+            return action.choices[words[2]]
+    return parser
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -61,7 +66,7 @@ def test_commands_can_be_typed(repository: Path, document: str) -> None:
             targets = [word for word in words[1:] if "=" not in word]
             assert all(re.search(rf"(?m)^{target}:", makefile) for target in targets), words
         elif words[0] == "p4q-edge":
-            options = {option for action in parsers(words[1])._actions for option in action.option_strings}
+            options = {option for action in parser_of(words)._actions for option in action.option_strings}
             assert {word.partition("=")[0] for word in words[2:] if word.startswith("-") and word != "-"} <= options, (
                 words
             )
@@ -134,6 +139,5 @@ def test_the_check_of_the_accuracies_can_fail(
 
 @pytest.mark.parametrize("name", cli.TOOLKIT_HELP)
 def test_a_subcommand_of_the_toolkit_is_what_help_says(name: str) -> None:
-    command = cli.load_command(name)
-    assert isinstance(command, Command)
-    assert (command.name, command.help) == (name, cli.TOOLKIT_HELP[name])
+    assert isinstance(cli.load_command(name), Command)
+    assert cli.TOOLKIT_HELP[name].lower() in cli.build_parser(name).format_help().lower().replace("\n", " ")

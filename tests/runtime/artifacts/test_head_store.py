@@ -14,6 +14,7 @@ from p4q_edge.runtime.artifacts import head_store
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.head_store import add_head, find_head, heads_folder, stored_heads
 from p4q_edge.runtime.classification.classifier import Prediction
+from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, UsageError
 
 
@@ -126,15 +127,37 @@ def test_wrong_exports(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["add", "a.onnx"], "source is missing; expected `head add ENGINE HEAD`"),
-        (["list", "a.onnx", "b.safetensors"], "source has no effect on list"),
-        (["list", "a.onnx", "-o", "b.safetensors"], "output has no effect on list"),
-        (["export", "a.onnx"], "output is missing; expected"),
-        (["list", "a.onnx", "--name", "b"], "name has no effect on list"),
-        (["add", "a.onnx", "b.safetensors", "--per-class"], "per-class has no effect on add"),
+        ([], "the following arguments are required: ACTION. Run: p4q-edge head --help"),
+        (["remove", "a.onnx"], "invalid choice: 'remove'"),
+        (["add", "a.onnx"], "the following arguments are required: source. Run: p4q-edge head add --help"),
+        (["list", "a.onnx", "b.safetensors"], "unrecognized arguments: b.safetensors"),
+        (["list", "a.onnx", "-o", "b.safetensors"], "unrecognized arguments: -o b.safetensors"),
+        (["export", "a.onnx"], "the following arguments are required: -o/--output. Run: p4q-edge head export --help"),
+        (["list", "a.onnx", "--name", "b"], "unrecognized arguments: --name b"),
+        (["add", "a.onnx", "b.safetensors", "--per-class"], "unrecognized arguments: --per-class"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, run: Callable[..., tuple[int, str, str]]) -> None:
     code, _, err = run("head", *arguments)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_common_flags_are_taken_before_and_after_the_action(
+    tiny_engine: Path, place: int, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ["head", "list", str(tiny_engine)]
+    code, out, _ = run(*words[:place], "--json", *words[place:])
+    assert code == 0
+    assert out.startswith("{")
+
+
+@pytest.mark.parametrize("action", ["list", "add", "export", "calibrate"])
+def test_every_action_has_a_help_of_its_own(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["head", action, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: p4q-edge head {action} " in out
+    assert ("--per-class" in out) == (action == "calibrate")

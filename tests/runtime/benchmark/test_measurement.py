@@ -191,6 +191,6 @@ def test_wrong_arguments_are_one_line(
 def test_full_precision_without_the_toolkit_says_what_to_install(
     tiny_engine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p4q_edge.runtime.cli.commands.bench.entry_points", lambda **_: [])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
     assert main(["bench", str(tiny_engine), "--against", "fp32"]) == 3
     assert "needs the toolkit" in capsys.readouterr().err

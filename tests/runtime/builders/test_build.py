@@ -17,7 +17,7 @@ from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, verify_engine
 from p4q_edge.runtime.artifacts.golden import Golden
-from p4q_edge.runtime.cli.command import Command
+from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.verification.self_test import selftest
@@ -137,17 +137,23 @@ class _EntryPoint:
         return self._target
 
 
-def test_build_without_a_bundle_is_handed_to_the_toolkit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+def test_build_without_a_bundle_asks_the_toolkit_for_one(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
 
-    seen = []
-    toolkit = Command(
-        name="build-recipe", help="", add_arguments=lambda parser: None, run=lambda args: seen.append(args.recipe) or 7
-    )
-    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint(toolkit)])
-    assert run("build", "--recipe", "r.toml", "--engine", tmp_path / "out.onnx")[0] == 7
-    assert seen == [Path("r.toml")]
+    seen: list[BuildRequest] = []
+
+    def bundle_from_recipe(request: BuildRequest) -> Path:
+        seen.append(request)
+        return tiny_bundle
+
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint(bundle_from_recipe)])
+    engine = tmp_path / "out.onnx"
+    code, out, _ = run("build", "--recipe", "r.toml", "--seed", "3", "--engine", engine, "--json", "-q")
+    assert (code, json.loads(out)["bundle"]) == (0, str(tiny_bundle))
+    recipe = RecipeRequest(path=Path("r.toml"), seed=3)
+    assert seen == [BuildRequest(engine=engine, options=BuildOptions(), recipe=recipe, quiet=True)]
+    assert read_card(engine).bundle_sha256 == read_bundle(tiny_bundle).sha256()
     monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint("text")])
     assert run("build", "--engine", tmp_path / "out.onnx")[0] == 1
     monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
@@ -159,12 +165,14 @@ def test_build_without_a_bundle_is_handed_to_the_toolkit(
 def test_inspect_hands_the_lint_to_the_toolkit(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    seen = []
-    toolkit = Command(
-        name="lint-graph", help="", add_arguments=lambda parser: None, run=lambda args: seen.append(args.artifact) or 5
+    seen: list[Path] = []
+    finding = {"graph": "g", "rule": "opset", "node": "", "message": "is old"}
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda **_: [_EntryPoint(lambda path: seen.append(path) or [finding])]
     )
-    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint(toolkit)])
-    assert run("inspect", tiny_bundle, "--lint")[0] == 5
+    code, out, err = run("inspect", tiny_bundle, "--lint")
+    assert (code, out) == (5, "g  opset  model: is old\n")
+    assert "breaks 1 rules" in err
     assert seen == [tiny_bundle]
     monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
     code, _, err = run("inspect", tiny_bundle, "--lint")

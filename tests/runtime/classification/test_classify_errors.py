@@ -60,7 +60,7 @@ def test_the_command_goes_on_past_damaged_files(
     output = capsys.readouterr()
     assert [line.partition(": ")[0] for line in output.out.splitlines()] == [str(folder / f"{i}.png") for i in GOOD]
     assert f"{folder / '4.png'} cannot be decoded" in output.err
-    assert "2 of 9 images could not be used. Mend or remove them, or add --skip-errors" in output.err
+    assert "2 of 9 images could not be used. Repair or remove them, or add --skip-errors" in output.err
     assert run_cli(["classify", str(tiny_engine), str(folder), "--skip-errors"]) == 0
 
 

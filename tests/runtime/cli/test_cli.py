@@ -15,7 +15,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 
 from p4q_edge.runtime.cli import main as cli
-from p4q_edge.runtime.cli.command import RUNTIME_COMMANDS, Command, write_result
+from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.registry import RUNTIME_HELP
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, InputError, P4QEdgeError, QualityGateError
 
 HEAVY = ("numpy", "PIL", "safetensors", "msgspec", "onnxruntime", "onnx", "torch", "torchvision", "open_clip", "timm")
@@ -53,11 +54,12 @@ def test_importing_the_runtime_loads_no_heavy_library() -> None:
 def subcommand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let `p4q-edge trial` run the given function."""
 
-    def install(run: Callable[[argparse.Namespace], int]) -> None:
+    def install(run: Callable[[str | None, Output], int]) -> None:
         module = types.ModuleType("trial_module")
-        module.COMMAND = Command(name="trial", help="try it", add_arguments=_add_path, run=run)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "trial_module", module)
-        monkeypatch.setattr(cli, "RUNTIME_COMMANDS", {"trial": "trial_module:COMMAND"})
+        module.COMMAND = Command(add_arguments=_add_path, request=lambda args: args.path, run=run)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"{cli.COMMANDS}.trial", module)
+        monkeypatch.setattr(cli, "RUNTIME_HELP", {"trial": "try it"})
+        monkeypatch.setattr(cli, "ALL_HELP", {**cli.ALL_HELP, "trial": "try it"})
 
     def _add_path(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("path", nargs="?")
@@ -65,8 +67,8 @@ def subcommand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return install
 
 
-def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
-    def run(args: argparse.Namespace) -> int:
+def raising(error: BaseException) -> Callable[[str | None, Output], int]:
+    def run(path: str | None, output: Output) -> int:
         raise error
 
     return run
@@ -146,7 +148,7 @@ def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["tryal"], "error: there is no subcommand 'tryal'. Run: p4q-edge --help\n"),
+        (["tryal"], "error: there is no subcommand 'tryal' (nearest: trial). Run: p4q-edge --help\n"),
         (["doctr"], "error: there is no subcommand 'doctr' (nearest: doctor). Run: p4q-edge --help\n"),
         (["--json"], "error: a subcommand must come first, not --json. Run: p4q-edge --help\n"),
         (["trial", "--no"], "error: unrecognized arguments: --no. Run: p4q-edge trial --help\n"),
@@ -160,7 +162,7 @@ def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
 def test_wrong_usage(
     subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
-    subcommand(lambda args: 0)
+    subcommand(lambda path, output: 0)
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err == line
 
@@ -175,20 +177,21 @@ def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture
 def test_help_names_every_subcommand_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for name in [*RUNTIME_COMMANDS, *cli.TOOLKIT_HELP]:
+    for name in [*RUNTIME_HELP, *cli.TOOLKIT_HELP]:
         assert f"\n  {name} " in out
     for code in (0, 1, 2, 3, 4, 5, 130):
         assert f"{code} " in out
 
 
-@pytest.mark.parametrize("name", RUNTIME_COMMANDS)
+@pytest.mark.parametrize("name", RUNTIME_HELP)
 def test_a_subcommand_of_the_runtime_is_what_help_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = cli.load_command(name)
-    assert (command.name, command.help) == (name, cli.RUNTIME_HELP[name])
     with pytest.raises(SystemExit) as stopped:
         cli.main([name, "--help"])
     assert stopped.value.code == 0
-    assert f"usage: p4q-edge {name} " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"usage: p4q-edge {name} " in out
+    about = RUNTIME_HELP[name]
+    assert f"\n{about[0].upper()}{about[1:]}.\n" in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,12 +268,12 @@ def test_an_entry_point_must_name_a_command(
 def test_messages_go_to_stderr_as_far_as_they_are_wanted(
     subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
 ) -> None:
-    def run(args: argparse.Namespace) -> int:
+    def run(path: str | None, output: Output) -> int:
         messages = logging.getLogger("p4q_edge.trial")
         messages.debug("detail")
         messages.info("working")
         messages.warning("careful")
-        write_result(args, document={"answer": 42}, text="the answer is 42")
+        output.write(document={"answer": 42}, text="the answer is 42")
         return 0
 
     subcommand(run)
@@ -284,7 +287,7 @@ def test_messages_go_to_stderr_as_far_as_they_are_wanted(
 def test_warnings_of_libraries_are_shown_with_v(
     subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str], shown: bool
 ) -> None:
-    def run(args: argparse.Namespace) -> int:
+    def run(path: str | None, output: Output) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             logging.captureWarnings(False)
@@ -321,8 +324,8 @@ def test_colours_only_where_wanted(
 def test_flags_after_a_double_dash_are_paths(
     subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(args: argparse.Namespace) -> int:
-        raise InputError(args.path)
+    def run(path: str | None, output: Output) -> int:
+        raise InputError(path)
 
     subcommand(run)
     assert cli.main(["trial", "--", "--json"]) == 2

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from p4q_edge.runtime.cli.documents import DOCUMENTS, WITH_RECORDS
-from p4q_edge.runtime.cli.main import RUNTIME_HELP, TOOLKIT_HELP
+from p4q_edge.runtime.cli.registry import RUNTIME_HELP, TOOLKIT_HELP
 
 Run = Callable[..., tuple[int, str, str]]
 

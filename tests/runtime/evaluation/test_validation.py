@@ -24,7 +24,7 @@ from p4q_edge.runtime.storage.files import sha256_file
 
 @pytest.fixture(autouse=True)
 def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p4q_edge.runtime.cli.commands.validate.entry_points", lambda **_: [])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
 
 
 @pytest.fixture

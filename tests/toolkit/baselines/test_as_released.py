@@ -181,7 +181,7 @@ def test_the_adapter_is_quantized_after_learning() -> None:
 def test_it_is_never_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    for module in ("build_recipe", "learn"):
+    for module in ("from_recipe", "learn"):
         monkeypatch.setattr(f"p4q_edge.cli.{module}.choose_recipe", lambda _: released_recipe())
     assert cli.main(command.format(tmp_path / "out").split()) == 2
     error = capsys.readouterr().err

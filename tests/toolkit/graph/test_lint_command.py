@@ -23,7 +23,7 @@ from p4q_edge.runtime.cli.main import main
 
 @pytest.fixture(autouse=True)
 def _entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint(name="lint-graph", value="p4q_edge.cli.lint_graph:COMMAND", group="p4q_edge.commands")
+    entry = EntryPoint(name="lint_artifact", value="p4q_edge.cli.lint_graph:lint_artifact", group="p4q_edge.toolkit")
     monkeypatch.setattr(metadata, "entry_points", lambda **_: (entry,))
 
 
@@ -85,6 +85,5 @@ def test_without_the_toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_the_entry_point_is_declared(repository: Path) -> None:
-    assert (
-        f'{inspect.LINT_ENTRY_POINT} = "{lint_graph.__name__}:COMMAND"' in (repository / "pyproject.toml").read_text()
-    )
+    line = f'{inspect.LINT_FUNCTION} = "{lint_graph.__name__}:{lint_graph.lint_artifact.__name__}"'
+    assert line in (repository / "pyproject.toml").read_text()

@@ -75,9 +75,13 @@ def test_absent_attention_bits_follow_the_others() -> None:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"calibrate": "learn:CALIBRATE", "build-recipe": "build_recipe:COMMAND", "lint-graph": "lint_graph:COMMAND"}
+    names = {
+        "calibrate": ("learn:CALIBRATE", "p4q_edge.commands"),
+        "bundle_from_recipe": ("from_recipe:bundle_from_recipe", "p4q_edge.toolkit"),
+        "lint_artifact": ("lint_graph:lint_artifact", "p4q_edge.toolkit"),
+    }
     entries = tuple(
-        EntryPoint(name=name, value=f"p4q_edge.cli.{value}", group="p4q_edge.commands") for name, value in names.items()
+        EntryPoint(name=name, value=f"p4q_edge.cli.{value}", group=group) for name, (value, group) in names.items()
     )
     monkeypatch.setattr(
         metadata, "entry_points", lambda *, group, name=None: [e for e in entries if name in (None, e.name)]

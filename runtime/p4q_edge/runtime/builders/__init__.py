@@ -9,8 +9,18 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, describe_build, recorded_options
     from p4q_edge.runtime.builders.current import build_unless_current
+    from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest
 
-__all__ = ["BuildOptions", "backend_of", "build_engine", "build_unless_current", "describe_build", "recorded_options"]
+__all__ = [
+    "BuildOptions",
+    "BuildRequest",
+    "RecipeRequest",
+    "backend_of",
+    "build_engine",
+    "build_unless_current",
+    "describe_build",
+    "recorded_options",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -24,5 +34,9 @@ if not TYPE_CHECKING:
                 "recorded_options",
             ),
             "current": ("build_unless_current",),
+            "request": (
+                "BuildRequest",
+                "RecipeRequest",
+            ),
         },
     )

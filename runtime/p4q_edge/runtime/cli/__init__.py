@@ -8,10 +8,10 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.cli import documents
-    from p4q_edge.runtime.cli.command import Command, write_result
-    from p4q_edge.runtime.cli.main import build_parser
+    from p4q_edge.runtime.cli.command import Command, Output
+    from p4q_edge.runtime.cli.main import parse
 
-__all__ = ["Command", "build_parser", "documents", "write_result"]
+__all__ = ["Command", "Output", "documents", "parse"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -19,8 +19,8 @@ if not TYPE_CHECKING:
         {
             "command": (
                 "Command",
-                "write_result",
+                "Output",
             ),
-            "main": ("build_parser",),
+            "main": ("parse",),
         },
     )

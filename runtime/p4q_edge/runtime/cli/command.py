@@ -1,8 +1,8 @@
 """What a subcommand of `p4q-edge` is, and what all subcommands share.
 
-A subcommand is a module with one object `COMMAND`. The modules of the runtime are listed in
-`RUNTIME_COMMANDS`; those of the toolkit come from the entry-point group `p4q_edge.commands`. Nothing here
-imports more than the standard library, so that `p4q-edge --help` stays fast.
+A subcommand is a module with one object `COMMAND`; its name and its line in `--help` stand in `registry`. It parses
+its arguments into one frozen request record, which is what it passes on. Nothing here imports more than the standard
+library, so that `p4q-edge --help` stays fast.
 """
 
 from __future__ import annotations
@@ -12,49 +12,61 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 
 ENTRY_POINT_GROUP = "p4q_edge.commands"
 """The group of entry points that the toolkit adds its subcommands to."""
+FUNCTION_GROUP = "p4q_edge.toolkit"
+"""The group of the functions that the toolkit lends to the runtime's subcommands."""
 SCHEMA_VERSION = 1
 """Schema number of every document that `--json` writes to stdout."""
 
-RUNTIME_COMMANDS: Mapping[str, str] = {
-    "build": "p4q_edge.runtime.cli.commands.build:COMMAND",
-    "classify": "p4q_edge.runtime.cli.commands.classify:COMMAND",
-    "inspect": "p4q_edge.runtime.cli.commands.inspect:COMMAND",
-    "selftest": "p4q_edge.runtime.cli.commands.selftest:COMMAND",
-    "validate": "p4q_edge.runtime.cli.commands.validate:COMMAND",
-    "bench": "p4q_edge.runtime.cli.commands.bench:COMMAND",
-    "doctor": "p4q_edge.runtime.cli.commands.doctor:COMMAND",
-    "head": "p4q_edge.runtime.cli.commands.head:COMMAND",
-}
-"""Where each subcommand of the runtime lives, as `module:object`."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
-    """One subcommand: its name, its line in `--help`, its options and what it does.
+class Output:
+    """How a subcommand answers: the flags that the command line adds to every one.
 
-    `add_arguments` gets the subcommand's own parser. The flags `--json`, `-q`, `-v` and `--force` are added by
-    the CLI to every subcommand: `args.json`, `args.quiet`, `args.verbose` and `args.force` always exist.
-    `run` returns the exit code, or raises a `P4QEdgeError`, whose `exit_code` the CLI returns.
+    Attributes:
+        json: write the result as one JSON document.
+        force: replace files that exist.
+        quiet: show no progress.
     """
 
-    name: str
-    help: str
+    json: bool = False
+    force: bool = False
+    quiet: bool = False
+
+    def write(self, *, document: Mapping[str, Any], text: str) -> None:
+        """Write the result of a subcommand to stdout: `document` as JSON if `--json` was given, else `text`.
+
+        The document gets the key `schema_version` if it has none.
+        """
+        write_line(as_json(document) if self.json else text.rstrip("\n"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Generic[R]):
+    """One subcommand: its options, the request that they make, and what it does.
+
+    `add_arguments` gets the subcommand's own parser, to which the command line adds the flags of `Output`. `request`
+    turns parsed arguments into the request record, and is the last to see them. `run` returns the exit code, or raises
+    a `P4QEdgeError`, whose `exit_code` the command line returns.
+    """
+
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    request: Callable[[argparse.Namespace], R]
+    run: Callable[[R, Output], int]
 
 
-def write_result(args: argparse.Namespace, *, document: Mapping[str, Any], text: str) -> None:
-    """Write the result of a subcommand to stdout: `document` as JSON if `--json` was given, else `text`.
+@dataclass(frozen=True, kw_only=True)
+class CommandGroup:
+    """A subcommand that only has subcommands of its own."""
 
-    The document gets the key `schema_version` if it has none.
-    """
-    write_line(as_json(document) if args.json else text.rstrip("\n"))
+    commands: Mapping[str, Command[Any]]
 
 
 def as_json(document: Mapping[str, Any]) -> str:
@@ -77,12 +89,13 @@ def write_line(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
-def toolkit_command(entry_point: str, *, missing: str) -> Command:
-    """Return a command that the toolkit registers for the runtime's commands to call.
+def toolkit_function(name: str, *, missing: str, group: str = FUNCTION_GROUP) -> Callable[..., Any]:
+    """Return a function that the toolkit lends to the runtime's subcommands.
 
     Args:
-        entry_point: its name in the group `p4q_edge.commands`.
+        name: its name in the group.
         missing: the message where the toolkit is not installed.
+        group: of entry points.
 
     Raises:
         EnvironmentNotAbleError: the toolkit is not installed.
@@ -90,10 +103,17 @@ def toolkit_command(entry_point: str, *, missing: str) -> Command:
     # Imported here: it takes longer than the rest of the start-up.
     from importlib.metadata import entry_points
 
-    found = list(entry_points(group=ENTRY_POINT_GROUP, name=entry_point))
+    found = list(entry_points(group=group, name=name))
     if not found:
         raise EnvironmentNotAbleError(missing)
-    command = found[0].load()
-    if not isinstance(command, Command):
-        raise TypeError(f"the entry point {entry_point} is a {type(command).__name__}, not a Command")
-    return command
+    function = found[0].load()
+    if not callable(function):
+        raise TypeError(f"the entry point {name} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def has_toolkit() -> bool:
+    """Return whether the toolkit is installed."""
+    from importlib.metadata import entry_points
+
+    return bool(list(entry_points(group=FUNCTION_GROUP)))

@@ -18,34 +18,15 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from p4q_edge.runtime.cli.command import RUNTIME_COMMANDS, Command, as_json, write_line
+from p4q_edge.runtime.cli.command import ENTRY_POINT_GROUP, Command, CommandGroup, Output, as_json, write_line
+from p4q_edge.runtime.cli.registry import ACTIONS_HELP, ALL_HELP, RUNTIME_HELP, TOOLKIT_HELP
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
 
-ENTRY_POINT_GROUP = "p4q_edge.commands"
 INSTALL_TOOLKIT = "pip install ./runtime ."
 INTERRUPTED = 130
-
-RUNTIME_HELP: Mapping[str, str] = {
-    "build": "build an engine from a bundle, a recipe or the built-in demo",
-    "classify": "name what images show",
-    "inspect": "show what is in a bundle, an engine or its card",
-    "selftest": "run the golden samples through an engine and compare",
-    "validate": "compare PyTorch, ONNX and engine on real images",
-    "bench": "measure latency, throughput and memory of an engine",
-    "doctor": "check this machine and say how to mend it",
-    "head": "list, add, export or calibrate the class sets of an engine",
-}
-TOOLKIT_HELP: Mapping[str, str] = {
-    "calibrate": "measure activation ranges on images",
-    "learn": "learn prompts and a low-bit adapter from a few images a class",
-    "export": "write the bundle model.p4q",
-    "reproduce": "repeat a validation from its report and compare",
-    "report": "write a report as HTML or Markdown",
-    "models": "list the open_clip models that can be used",
-}
-"""The lines of `--help`, written here so that it loads no subcommand; a test compares the two."""
+COMMANDS = "p4q_edge.runtime.cli.commands"
 
 logger = logging.getLogger(__name__)
 
@@ -73,33 +54,65 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error, message=message, exit_code=1, flags=flags)
 
 
-def load_command(name: str) -> Command:
+def load_command(name: str) -> Command[Any] | CommandGroup:
     """Import and return the subcommand `name` of the runtime, or of the toolkit through its entry point.
 
     Raises:
         EnvironmentNotAbleError: the toolkit, or a library that it needs, is not installed.
         UsageError: there is no such subcommand.
     """
-    if name in RUNTIME_COMMANDS:
-        module, _, attribute = RUNTIME_COMMANDS[name].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-    else:
+    if name in RUNTIME_HELP:
+        command = importlib.import_module(f"{COMMANDS}.{name}").COMMAND
+    elif name in TOOLKIT_HELP:
         command = _load_entry_point(name)
-    if not isinstance(command, Command):
+    else:
+        raise UsageError(f"there is no subcommand {name!r}{_nearest(name)}. Run: p4q-edge --help")
+    if not isinstance(command, (Command, CommandGroup)):
         raise TypeError(f"the subcommand {name} must be a Command, not {type(command).__name__}")
     return command
 
 
-def build_parser(command: Command) -> argparse.ArgumentParser:
+def build_parser(name: str) -> _Parser:
     """Return the argument parser of one subcommand, with the flags that all of them share."""
+    command = load_command(name)
+    about = ALL_HELP[name]
     parser = _Parser(
-        prog=f"p4q-edge {command.name}",
-        description=command.help[:1].upper() + command.help[1:] + ".",
+        prog=f"p4q-edge {name}",
+        description=about[:1].upper() + about[1:] + ".",
         parents=[_common_flags()],
         allow_abbrev=False,
     )
-    command.add_arguments(parser)
+    if isinstance(command, Command):
+        command.add_arguments(parser)
+        parser.set_defaults(command=command)
+        return parser
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for action, one in command.commands.items():
+        about = ACTIONS_HELP[name][action]
+        sub = actions.add_parser(
+            action,
+            help=about,
+            description=about[:1].upper() + about[1:] + ".",
+            # What stands before the action must not be overwritten by a default of its parser.
+            parents=[_common_flags(suppressed=True)],
+            allow_abbrev=False,
+        )
+        one.add_arguments(sub)
+        sub.set_defaults(command=one)
     return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Command[Any], Any, Output]:
+    """Return the subcommand that arguments name, the request that they make, and how it is to be answered.
+
+    Raises:
+        UsageError: an argument is wrong.
+        EnvironmentNotAbleError: the toolkit, or a library that it needs, is not installed.
+    """
+    name, *rest = arguments
+    args = build_parser(name).parse_args(rest)
+    command: Command[Any] = args.command
+    return command, command.request(args), Output(json=args.json, force=args.force, quiet=args.quiet)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +126,7 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         sys.stderr.write(_help_text())
         return UsageError.exit_code
-    first, *rest = arguments
+    first = arguments[0]
     if first in ("-h", "--help"):
         sys.stdout.write(_help_text())
         return 0
@@ -122,9 +135,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if first.startswith("-"):
         raise UsageError(f"a subcommand must come first, not {first}. Run: p4q-edge --help")
-    command = load_command(first)
-    args = build_parser(command).parse_args(rest)
-    return command.run(args)
+    command, request, output = parse(arguments)
+    return command.run(request, output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +160,22 @@ def _peek_flags(arguments: list[str]) -> _Flags:
     )
 
 
-def _common_flags() -> argparse.ArgumentParser:
+def _common_flags(*, suppressed: bool = False) -> _Parser:
+    """Return the flags of every subcommand; where `suppressed`, those that are not given are left out."""
     parser = _Parser(prog="p4q-edge", add_help=False, allow_abbrev=False)
+    absent: Any = argparse.SUPPRESS if suppressed else False
     group = parser.add_argument_group("common")
-    group.add_argument("--json", action="store_true", help="write the result to stdout as one JSON document")
-    group.add_argument("--force", action="store_true", help="replace files that exist")
-    group.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
     group.add_argument(
-        "-v", "--verbose", action="count", default=0, help="show details; -vv adds the traceback of an error"
+        "--json", action="store_true", default=absent, help="write the result to stdout as one JSON document"
+    )
+    group.add_argument("--force", action="store_true", default=absent, help="replace files that exist")
+    group.add_argument("-q", "--quiet", action="store_true", default=absent, help="show warnings and errors only")
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=argparse.SUPPRESS if suppressed else 0,
+        help="show details; -vv adds the traceback of an error",
     )
     return parser
 
@@ -165,13 +185,11 @@ def _load_entry_point(name: str) -> object:
     from importlib.metadata import entry_points
 
     found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
-    if not found and name in TOOLKIT_HELP:
+    if not found:
         raise EnvironmentNotAbleError(
             f"p4q-edge {name} needs the toolkit (Python 3.11 or newer, torch), which is not installed here. "
             f"Run, in a checkout of P4Q Edge: {INSTALL_TOOLKIT}"
         )
-    if not found:
-        raise UsageError(f"there is no subcommand {name!r}{_nearest(name)}. Run: p4q-edge --help")
     try:
         return found[0].load()
     except ModuleNotFoundError as error:
@@ -186,7 +204,7 @@ def _load_entry_point(name: str) -> object:
 def _nearest(name: str) -> str:
     import difflib
 
-    matches = difflib.get_close_matches(name, [*RUNTIME_HELP, *TOOLKIT_HELP], n=1)
+    matches = difflib.get_close_matches(name, [*ALL_HELP], n=1)
     return f" (nearest: {matches[0]})" if matches else ""
 
 

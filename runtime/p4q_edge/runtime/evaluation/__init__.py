@@ -9,13 +9,14 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation.comparison import ChainReport
     from p4q_edge.runtime.evaluation.gates import GateResult, Gates, judge
-    from p4q_edge.runtime.evaluation.request import Request
+    from p4q_edge.runtime.evaluation.request import ValidateRequest
     from p4q_edge.runtime.evaluation.stage_comparison import StageComparison, StageReport
-    from p4q_edge.runtime.evaluation.subject import find_bundle
+    from p4q_edge.runtime.evaluation.subject import Target, find_bundle
     from p4q_edge.runtime.evaluation.validation import (
         RENDERERS,
         Outcome,
         Reference,
+        ReferenceOf,
         Renderer,
         check_report_paths,
         default_report,
@@ -32,10 +33,12 @@ __all__ = [
     "Gates",
     "Outcome",
     "Reference",
+    "ReferenceOf",
     "Renderer",
-    "Request",
     "StageComparison",
     "StageReport",
+    "Target",
+    "ValidateRequest",
     "check_report_paths",
     "default_report",
     "find_bundle",
@@ -56,16 +59,17 @@ if not TYPE_CHECKING:
                 "Gates",
                 "judge",
             ),
-            "request": ("Request",),
+            "request": ("ValidateRequest",),
             "stage_comparison": (
                 "StageComparison",
                 "StageReport",
             ),
-            "subject": ("find_bundle",),
+            "subject": ("Target", "find_bundle"),
             "validation": (
                 "Outcome",
                 "RENDERERS",
                 "Reference",
+                "ReferenceOf",
                 "Renderer",
                 "check_report_paths",
                 "default_report",

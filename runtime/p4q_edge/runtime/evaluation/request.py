@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `validate` was asked for; paths as they were given.
+class ValidateRequest:
+    """What `validate` was asked for; paths as they were given. A report holds it, and `reproduce` passes it on again.
 
     Attributes:
         reference: bundle, recipe or run folder; None looks beside the engine.
         data: labelled images; None takes those of the reference.
         limit: at most so many images, drawn with the seed; 0 takes all.
+        batch_size: images a batch.
+        seed: of the bootstrap and of the limit.
         max_top1_drop: percentage points, see `Gates`.
         bench: a document of `p4q-edge bench` on this engine, to show beside the accuracy.
-        command: the arguments after `p4q-edge`.
+        debug: name the first layer where engine and reference diverge.
+        reports: files to write beside the engine's own report.
     """
 
     engine: Path
@@ -29,4 +32,15 @@ class Request:
     device: str = "auto"
     threads: int | None = None
     bench: Path | None = None
-    command: tuple[str, ...] = ()
+    debug: bool = False
+    reports: tuple[Path, ...] = ()
+
+    def command(self) -> tuple[str, ...]:
+        """Return the arguments that decide the figures, as they would be typed again after `p4q-edge`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        words = ["validate", str(self.engine)]
+        for name in ("data", "reference", "max_top1_drop", "threads", "limit", "batch_size", "seed", "device"):
+            value = getattr(self, name)
+            if value != defaults[name]:
+                words += ["--batch" if name == "batch_size" else f"--{name.replace('_', '-')}", str(value)]
+        return (*words, "--debug") if self.debug else tuple(words)

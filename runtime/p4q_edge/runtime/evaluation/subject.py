@@ -17,7 +17,7 @@ from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, va
 from p4q_edge.runtime.evaluation.gates import GateResult, Gates, Grid
 from p4q_edge.runtime.evaluation.recorded_stages import Recorded
 from p4q_edge.runtime.evaluation.report.document import Built
-from p4q_edge.runtime.evaluation.request import Request
+from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, STAGE_ORDER, Outputs, Stage
 from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, noise_floor
 
@@ -45,7 +45,7 @@ class Target:
     close: Callable[[], None]
 
 
-def open_target(request: Request) -> Target:
+def open_target(request: ValidateRequest) -> Target:
     """Load the engine, its card, its bundle and the bundle's graph.
 
     Raises:

@@ -21,7 +21,7 @@ from p4q_edge.runtime.evaluation.recorded_stages import recorded_stages
 from p4q_edge.runtime.evaluation.report.document import Baseline, DebugReport, Provenance, Report, encode, is_report
 from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
-from p4q_edge.runtime.evaluation.request import Request
+from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.evaluation.subject import Target, built_of, golden_chain, in_order, open_target
 from p4q_edge.runtime.images import LabelledImages, draw, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
@@ -41,6 +41,7 @@ class Reference:
         stages: `float` and `fake_quant`, as far as PyTorch can run them.
         images: the data of the recipe or of `--data`; None if there is none.
         files: whether the bundle's graph is what the PyTorch model gives.
+        debug: what the comparison of layers found, if it was asked for.
         not_checked: what could not be added, and why.
     """
 
@@ -50,6 +51,7 @@ class Reference:
     digests: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     files: tuple[GateResult, ...] = ()
+    debug: DebugReport | None = None
     not_checked: tuple[str, ...] = ()
 
 
@@ -61,6 +63,8 @@ class Outcome:
     images: LabelledImages | None
 
 
+ReferenceOf = Callable[[ValidateRequest, Target], Reference]
+"""The toolkit's `torch_reference`."""
 Renderer = Callable[[Outcome], bytes]
 RENDERERS: Mapping[str, Renderer] = {
     ".json": lambda outcome: encode(outcome.report),
@@ -68,20 +72,20 @@ RENDERERS: Mapping[str, Renderer] = {
 }
 
 
-def validate(request: Request, *, reference: Reference | None = None, debug: DebugReport | None = None) -> Outcome:
-    """Run every stage that there is and report.
+def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = None) -> Outcome:
+    """Run every stage that there is and report. Every artifact is opened and checked once.
 
     Args:
         request: what to validate.
-        reference: what the toolkit adds.
-        debug: what the comparison of layers found, if it was asked for.
+        torch_reference: the toolkit's function that adds PyTorch, given what is opened here.
 
     Raises:
         UsageError: a limit was asked for that nothing here can answer.
     """
-    reference = reference or Reference()
     target = open_target(request)
     try:
+        reference = Reference() if torch_reference is None else torch_reference(request, target)
+        debug = reference.debug
         speed = () if request.bench is None else read_bench(request.bench, engine_sha256=target.card.engine_sha256)
         images = _images(request, target, reference)
         if images is not None and FAKE_QUANT not in reference.stages:
@@ -117,7 +121,7 @@ def validate(request: Request, *, reference: Reference | None = None, debug: Deb
 
 
 def with_recorded(
-    reference: Reference, images: LabelledImages, target: Target, request: Request
+    reference: Reference, images: LabelledImages, target: Target, request: ValidateRequest
 ) -> tuple[Reference, LabelledImages]:
     """Add what PyTorch computed when the bundle was exported, and keep the images that it was computed on.
 
@@ -214,7 +218,7 @@ def write_reports(outcome: Outcome, paths: tuple[Path, ...], renderers: Mapping[
         atomic_write(path, renderers[path.suffix](outcome), force=True)
 
 
-def _images(request: Request, target: Target, reference: Reference) -> LabelledImages | None:
+def _images(request: ValidateRequest, target: Target, reference: Reference) -> LabelledImages | None:
     images = reference.images
     if images is None and request.data is not None:
         card = target.card
@@ -228,7 +232,9 @@ def _images(request: Request, target: Target, reference: Reference) -> LabelledI
     return images
 
 
-def _provenance(request: Request, target: Target, reference: Reference, images: LabelledImages | None) -> Provenance:
+def _provenance(
+    request: ValidateRequest, target: Target, reference: Reference, images: LabelledImages | None
+) -> Provenance:
     card = target.card
     digests = {
         "engine": card.engine_sha256,
@@ -244,7 +250,8 @@ def _provenance(request: Request, target: Target, reference: Reference, images: 
     if images is not None:
         digests["images and labels"] = images.digest
     return Provenance(
-        command=request.command,
+        request=request,
+        command=request.command(),
         digests={**digests, **reference.digests},
         seeds={"bootstrap and drawing": request.seed, **reference.seeds},
         versions=provenance.versions(),

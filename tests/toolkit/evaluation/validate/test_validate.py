@@ -15,7 +15,8 @@ from p4q_edge.models.families import list_models
 from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle, write_bundle
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.cli.documents import DOCUMENTS
-from p4q_edge.runtime.cli.main import TOOLKIT_HELP, main
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.cli.registry import TOOLKIT_HELP
 from p4q_edge.runtime.evaluation.report.document import baseline, encode, read_report
 
 
@@ -69,7 +70,7 @@ def test_debug_names_the_layer_with_the_doubled_scale(
     assert report.debug.first == scale.rpartition(".")[0]
     assert report.debug.reference == "the bundle's graph"
     assert report.debug.operator is not None
-    assert f"{report.debug.first} parts from the bundle's graph. Build it again" in capsys.readouterr().err
+    assert f"{report.debug.first} diverges from the bundle's graph. Build it again" in capsys.readouterr().err
 
 
 def test_debug_of_a_sound_engine_names_no_layer_but_the_costly_linears(engine: Path) -> None:
@@ -219,7 +220,7 @@ def test_changed_inputs_cannot_be_reproduced(
 
 def test_a_report_of_nothing_cannot_be_reproduced(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = read_report(report)
-    report.write_bytes(encode(replace(loaded, provenance=replace(loaded.provenance, command=()))))
+    report.write_bytes(encode(replace(loaded, provenance=replace(loaded.provenance, command=(), request=None))))
     assert main(["reproduce", str(report), "-q"]) == 4
     assert "names no `validate` command" in capsys.readouterr().err
 

@@ -9,8 +9,9 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
     from p4q_edge.runtime.builders.tensorrt.progress import ProgressLine
+    from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress
 
-__all__ = ["ProgressLine", "TensorRTOptions"]
+__all__ = ["ProgressLine", "ShowProgress", "TensorRTOptions"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -18,5 +19,6 @@ if not TYPE_CHECKING:
         {
             "options": ("TensorRTOptions",),
             "progress": ("ProgressLine",),
+            "worker_process": ("ShowProgress",),
         },
     )

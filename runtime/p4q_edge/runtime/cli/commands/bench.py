@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from importlib.metadata import entry_points
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p4q_edge.runtime.cli.command import Command, write_result
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
+from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
+from p4q_edge.runtime.errors import QualityGateError, UsageError
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card
@@ -21,6 +22,24 @@ TOOLKIT_CANDIDATES = "p4q_edge.bench"
 KIND = "p4q-edge bench"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest:
+    """What `bench` was asked for.
+
+    Attributes:
+        against: what is measured in turns with the engine: `fp32`, `fp16`, `torch` or the path of another engine.
+        report: file that the document is written to as well.
+    """
+
+    engine: Path
+    options: BenchOptions
+    against: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    strict: bool = False
+    report: Path | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,34 +64,46 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON document to this file")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _request(args: argparse.Namespace) -> BenchRequest:
+    return BenchRequest(
+        engine=args.engine,
+        options=_options(args),
+        against=tuple(args.against),
+        device=args.device,
+        threads=args.threads,
+        strict=args.strict,
+        report=args.output,
+    )
+
+
+def _run(request: BenchRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import read_card
     from p4q_edge.runtime.benchmark import bench, load_candidate, measure_memory, reset_peak, this_setting
     from p4q_edge.runtime.storage import atomic_write, encode_json, refuse_existing
 
-    options, setting = _options(args), this_setting()
-    if args.output is not None:
-        refuse_existing(args.output, force=args.force)
-    card = read_card(args.engine)
+    options, setting = request.options, this_setting()
+    if request.report is not None:
+        refuse_existing(request.report, force=output.force)
+    card = read_card(request.engine)
     reset_peak()
-    candidates = [load_candidate(args.engine, name=_name(card), device=args.device, threads=args.threads)]
+    candidates = [load_candidate(request.engine, name=_name(card), device=request.device, threads=request.threads)]
     try:
         # Before the others are loaded: their libraries would count as this engine's memory.
         memory = measure_memory(candidates[0], card, batch=max(options.batches), setting=setting)
-        for against in args.against:
-            candidates.append(_against(against, args, card, taken={candidate.name for candidate in candidates}))
+        for against in request.against:
+            candidates.append(_against(against, request, card, taken={candidate.name for candidate in candidates}))
         measured = bench(candidates, card, options, setting, memory=memory)
     finally:
         for candidate in candidates:
             candidate.close()
-    document = _document(args, card, measured)
-    if args.output is not None:
-        atomic_write(args.output, encode_json(document), force=args.force)
-    write_result(args, document=document, text=_text(measured))
-    if measured.predictions is not None or (args.strict and not measured.valid):
+    document = _document(request, card, measured)
+    if request.report is not None:
+        atomic_write(request.report, encode_json(document), force=output.force)
+    output.write(document=document, text=_text(measured))
+    if measured.predictions is not None or (request.strict and not measured.valid):
         # Not raised: the document was written, and an error would add a second one.
         reasons = dict.fromkeys(reason for row in measured.rows for reason in row.invalid)
-        logger.error("%s: %s. Measure again on a quiet machine, or build again.", args.engine, "; ".join(reasons))
+        logger.error("%s: %s. Measure again on a quiet machine, or build again.", request.engine, "; ".join(reasons))
         return QualityGateError.exit_code
     return 0
 
@@ -100,30 +131,28 @@ def _name(card: Card) -> str:
     return card.precision.label
 
 
-def _against(against: str, args: argparse.Namespace, card: Card, *, taken: set[str]) -> Candidate:
+def _against(against: str, request: BenchRequest, card: Card, *, taken: set[str]) -> Candidate:
     from p4q_edge.runtime.benchmark import load_candidate
 
     if Path(against).suffix in (".onnx", ".plan", ".engine"):
         if against in taken:
             raise UsageError(f"--against {against} was given twice")
-        return load_candidate(Path(against), name=against, device=args.device, threads=args.threads)
+        return load_candidate(Path(against), name=against, device=request.device, threads=request.threads)
     if against == "fp16":
-        return _fp16(args, card)
+        return _fp16(request, card)
     if against not in ("fp32", "torch"):
         raise UsageError(
             f"--against {against}: expected fp32, fp16, torch, or an engine ending in .onnx, .plan or .engine"
         )
-    found = list(entry_points(group=TOOLKIT_CANDIDATES, name=against))
-    if not found:
-        raise EnvironmentNotAbleError(
-            f"--against {against} needs the toolkit, which is not installed here. Run, in a checkout: "
-            "pip install ./runtime . Or name an engine to compare with"
-        )
-    candidate: Candidate = found[0].load()(args.engine, threads=args.threads)
-    return candidate
+    missing = (
+        f"--against {against} needs the toolkit, which is not installed here. Run, in a checkout: "
+        "pip install ./runtime . Or name an engine to compare with"
+    )
+    make: Callable[..., Candidate] = toolkit_function(against, group=TOOLKIT_CANDIDATES, missing=missing)
+    return make(request.engine, threads=request.threads)
 
 
-def _fp16(args: argparse.Namespace, card: Card) -> Candidate:
+def _fp16(request: BenchRequest, card: Card) -> Candidate:
     """Build the FP16 plan of the engine's bundle as the engine itself was built, and load it; its file is not kept."""
     from dataclasses import replace
     from tempfile import TemporaryDirectory
@@ -135,13 +164,13 @@ def _fp16(args: argparse.Namespace, card: Card) -> Candidate:
 
     if card.backend != "tensorrt":
         raise UsageError(
-            f"--against fp16: expected a TensorRT engine, got {args.engine}; ONNX Runtime computes in FP32 on a CPU. "
-            "Use --against fp32"
+            f"--against fp16: expected a TensorRT engine, got {request.engine}; ONNX Runtime computes in FP32 on a "
+            "CPU. Use --against fp32"
         )
-    bundle = find_bundle(args.engine, card)
+    bundle = find_bundle(request.engine, card)
     if bundle is None:
         raise UsageError(
-            f"--against fp16 builds from the bundle, and there is no {args.engine.with_suffix('.p4q')}; "
+            f"--against fp16 builds from the bundle, and there is no {request.engine.with_suffix('.p4q')}; "
             "copy it beside the engine"
         )
     options = BuildOptions(tensorrt=replace(TensorRTOptions(**card.options), precision="fp16"))
@@ -149,10 +178,10 @@ def _fp16(args: argparse.Namespace, card: Card) -> Candidate:
     with TemporaryDirectory() as folder:
         plan = Path(folder) / "fp16.plan"
         build_engine(bundle.path, plan, options=options)
-        return load_candidate(plan, name="fp16", device=args.device)
+        return load_candidate(plan, name="fp16", device=request.device)
 
 
-def _document(args: argparse.Namespace, card: Card, measured: Measured) -> dict[str, Any]:
+def _document(request: BenchRequest, card: Card, measured: Measured) -> dict[str, Any]:
     import msgspec
 
     from p4q_edge.runtime.machine import provenance
@@ -160,12 +189,12 @@ def _document(args: argparse.Namespace, card: Card, measured: Measured) -> dict[
     return {
         "schema_version": 1,
         "kind": KIND,
-        "engine": str(args.engine),
+        "engine": str(request.engine),
         "engine_sha256": card.engine_sha256,
         "engine_size_bytes": card.engine_size_bytes,
         "backend": card.backend,
         "precision": msgspec.to_builtins(card.precision),
-        "threads": args.threads,
+        "threads": request.threads,
         "valid": measured.valid,
         **msgspec.to_builtins(measured),
         "versions": provenance.versions(),
@@ -209,9 +238,4 @@ def _text(measured: Measured) -> str:
     return "\n".join([*lines, *(f"INVALID: {reason}" for reason in reasons)])
 
 
-COMMAND = Command(
-    name="bench",
-    help="measure latency, throughput and memory of an engine",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -4,62 +4,81 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from p4q_edge.runtime.choices import BackendName, CpuChoice
-from p4q_edge.runtime.cli.command import Command, toolkit_command, write_result
+from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.builders import BuildOptions
+    from p4q_edge.runtime.builders import BuildOptions, BuildRequest, RecipeRequest
+    from p4q_edge.runtime.builders.tensorrt import ShowProgress
 
-RECIPE_ENTRY_POINT = "build-recipe"
+BUNDLE_FUNCTION, RESOLVE_FUNCTION = "bundle_from_recipe", "resolved_recipe"
 NEEDS_TOOLKIT = (
     "building from a recipe needs the toolkit, which is not installed. Run: pip install ./runtime . in a checkout, or "
     "name a bundle: p4q-edge build model.p4q --engine out.onnx"
 )
 
 
-# Options of the TensorRT builder: flag, field of `TensorRTOptions`, and how argparse reads it. All default to None, so
-# that a flag which was given is told from one that was not; the defaults stand in the dataclass alone.
-_TENSORRT_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    (
-        "--precision",
-        "precision",
-        {"choices": ("auto", "int8", "fp16"), "help": "auto (default) builds all and keeps the best"},
-    ),
-    ("--prefer", "prefer", {"choices": ("speed", "size"), "help": "what auto means by better (default: speed)"}),
-    ("--min-batch", "min_batch", {"type": int, "help": "smallest batch (default: 1)"}),
-    ("--opt-batch", "opt_batch", {"type": int, "help": "batch that is tuned for (default: 1)"}),
-    ("--max-batch", "max_batch", {"type": int, "help": "largest batch (default: 8)"}),
-    (
-        "--min-cosine",
-        "min_cosine",
-        {"type": float, "help": "accuracy gate (default: what rounding explains in this model)"},
-    ),
-    ("--workspace-mib", "workspace_mib", {"type": int, "help": "scratch memory of the builder in MiB"}),
-    ("--optimization-level", "optimization_level", {"type": int, "help": "0 builds fastest, 5 searches longest"}),
-    ("--no-timing-cache", "timing_cache", {"action": "store_false", "help": "keep no kernel times beside the engine"}),
-    ("--typing", "typing", {"choices": ("auto", "strong", "weak"), "help": "strong typing, or weak below 10.12"}),
-    (
-        "--version-compatible",
-        "version_compatible",
-        {"action": "store_true", "help": "make a plan that newer TensorRT versions load"},
-    ),
-    (
-        "--hardware-compatibility",
-        "hardware_compatibility",
-        {"choices": ("none", "ampere_plus", "same_compute_capability"), "help": "make a plan for more desktop GPUs"},
-    ),
-    ("--gpu", "device", {"type": int, "metavar": "N", "help": "index of the GPU (default: 0)"}),
-    (
-        "--cuda-backend",
-        "cuda_backend",
-        {"choices": ("auto", "cuda-bindings", "pycuda"), "help": "library that reaches CUDA (default: auto)"},
-    ),
+@dataclass(frozen=True)
+class _Flag:
+    """A flag of the TensorRT builder; default and choices are those of the field of `TensorRTOptions`."""
+
+    field: str
+    help: str
+    name: str = ""
+    metavar: str | None = None
+    default: str = ""
+    """How the help line puts the default; `{}` is its value."""
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return self.name or "--" + self.field.replace("_", "-")
+
+
+_TENSORRT_FLAGS = (
+    _Flag("precision", "auto (default) builds all and keeps the best"),
+    _Flag("prefer", "what auto means by better", default="{}"),
+    _Flag("min_batch", "smallest batch", default="{}"),
+    _Flag("opt_batch", "batch that is tuned for", default="{}"),
+    _Flag("max_batch", "largest batch", default="{}"),
+    _Flag("min_cosine", "accuracy gate", default="what rounding explains in this model"),
+    _Flag("workspace_mib", "scratch memory of the builder in MiB"),
+    _Flag("optimization_level", "0 builds fastest, 5 searches longest"),
+    _Flag("timing_cache", "keep no kernel times beside the engine", name="--no-timing-cache"),
+    _Flag("typing", "strong typing, or weak below 10.12"),
+    _Flag("version_compatible", "make a plan that newer TensorRT versions load"),
+    _Flag("hardware_compatibility", "make a plan for more desktop GPUs"),
+    _Flag("device", "index of the GPU", name="--gpu", metavar="N", default="{}"),
+    _Flag("cuda_backend", "library that reaches CUDA", default="{}"),
 )
+
+
+def _add_tensorrt_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the flags of the TensorRT builder.
+
+    All are absent by default, so that a flag which was given is told from one that was not.
+    """
+    from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
+
+    hints = get_type_hints(TensorRTOptions)
+    defaults = {field.name: field.default for field in fields(TensorRTOptions)}
+    for flag in _TENSORRT_FLAGS:
+        kind, default = hints[flag.field], defaults[flag.field]
+        note = f" (default: {flag.default.format(default)})" if flag.default else ""
+        keywords: dict[str, Any] = {"dest": flag.field, "default": None, "help": flag.help + note}
+        if kind is bool:
+            keywords["action"] = "store_false" if default else "store_true"
+        elif get_origin(kind) is Literal:
+            keywords["choices"] = get_args(kind)
+        else:
+            keywords |= {"type": float if float in (kind, *get_args(kind)) else int, "metavar": flag.metavar}
+        parser.add_argument(flag.flag, **keywords)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +100,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the faster of exact "
         "and float, measured here (default: %(default)s)",
     )
-    tensorrt = parser.add_argument_group("TensorRT")
-    for flag, field, keywords in _TENSORRT_FLAGS:
-        tensorrt.add_argument(flag, dest=field, default=None, **keywords)
+    _add_tensorrt_arguments(parser.add_argument_group("TensorRT"))
 
 
 def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -96,83 +113,137 @@ def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGro
     )
 
 
-def build_options(args: argparse.Namespace) -> BuildOptions:
-    """Return the build options that the arguments of `p4q-edge build` ask for.
+def recipe_request(args: argparse.Namespace) -> RecipeRequest:
+    """Return which recipe the arguments name, and what they override."""
+    from p4q_edge.runtime.builders import RecipeRequest
+
+    return RecipeRequest(path=args.recipe, seed=args.seed, quantize_attention=args.quantize_attention)
+
+
+def _options(args: argparse.Namespace) -> BuildOptions:
+    """Return the build options that the arguments ask for.
 
     Raises:
         UsageError: an option of another backend than the engine's was given, or a value is out of range.
     """
     from p4q_edge.runtime.builders import BuildOptions, backend_of
 
-    given = {field: getattr(args, field) for _, field, _ in _TENSORRT_FLAGS if getattr(args, field) is not None}
+    given = {flag: value for flag in _TENSORRT_FLAGS if (value := getattr(args, flag.field)) is not None}
     if backend_of(args.engine, args.backend) == "tensorrt":
         from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
 
         if args.cpu_profile != "exact":
             raise UsageError(f"--cpu-profile has no effect on {args.engine}, a TensorRT engine. Leave it out.")
-        return BuildOptions(tensorrt=TensorRTOptions(**given))
+        return BuildOptions(tensorrt=TensorRTOptions(**{flag.field: value for flag, value in given.items()}))
     if given:
-        flags = ", ".join(flag for flag, field, _ in _TENSORRT_FLAGS if field in given)
+        flags = ", ".join(flag.flag for flag in given)
         raise UsageError(f"{flags} has no effect on {args.engine}, an ONNX Runtime engine. Leave it out.")
     return BuildOptions(cpu_profile=args.cpu_profile)
 
 
-def _run(args: argparse.Namespace) -> int:
-    options = build_options(args)
-    if args.bundle is None:
-        if args.dry_run:
-            raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
-        return toolkit_command(RECIPE_ENTRY_POINT, missing=NEEDS_TOOLKIT).run(args)
-    overrides = (args.recipe, args.seed, args.quantize_attention)
-    if args.print_config or any(value is not None for value in overrides):
+def _request(args: argparse.Namespace) -> BuildRequest:
+    from p4q_edge.runtime.builders import BuildRequest
+
+    options, recipe = _options(args), recipe_request(args)
+    if args.bundle is None and args.dry_run:
+        raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
+    if args.bundle is not None and (args.print_config or not recipe.empty):
         raise UsageError("a bundle and an option for recipes were both given. Leave out one of them.")
-    if args.dry_run:
-        return _describe(args, options)
-    return _build(args, options)
+    return BuildRequest(
+        engine=args.engine,
+        options=options,
+        bundle=args.bundle,
+        backend=args.backend,
+        recipe=recipe,
+        force=args.force,
+        quiet=args.quiet,
+        dry_run=args.dry_run,
+        print_config=args.print_config,
+    )
 
 
-def _build(args: argparse.Namespace, options: BuildOptions) -> int:
+def _run(request: BuildRequest, output: Output) -> int:
+    if request.print_config:
+        document, text = toolkit_function(RESOLVE_FUNCTION, missing=NEEDS_TOOLKIT)(request.recipe)
+        output.write(document={"recipe": document}, text=text)
+    elif request.bundle is None:
+        _build_from_recipe(request, output)
+    elif request.dry_run:
+        _describe(request, request.bundle, output)
+    else:
+        _build(request, request.bundle, output)
+    return 0
+
+
+def _build_from_recipe(request: BuildRequest, output: Output) -> None:
+    from p4q_edge.runtime.artifacts import card_path
+    from p4q_edge.runtime.builders import build_unless_current
+
+    bundle: Path = toolkit_function(BUNDLE_FUNCTION, missing=NEEDS_TOOLKIT)(request)
+    with _progress(request) as progress:
+        card = build_unless_current(
+            bundle,
+            request.engine,
+            backend=request.backend,
+            force=request.force,
+            options=request.options,
+            progress=progress,
+        )
+    document = {
+        "engine": str(request.engine),
+        "card": str(card_path(request.engine)),
+        "bundle": str(bundle),
+        "run": str(request.engine.with_suffix(".run")),
+        "backend": card.backend,
+        "engine_sha256": card.engine_sha256,
+        "engine_size_bytes": card.engine_size_bytes,
+    }
+    what = f"{card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.2f} MB"
+    output.write(document=document, text=f"{request.engine}  {what}\n{bundle}  the bundle")
+
+
+def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
     from p4q_edge.runtime.builders import build_engine
 
-    if options.tensorrt is not None and not args.quiet:
-        # Minutes on a Jetson, so it shows how far it is.
-        from p4q_edge.runtime.builders.tensorrt import ProgressLine
-
-        progress = ProgressLine(sys.stderr)
-    else:
-        progress = None
-    with progress or nullcontext():
+    with _progress(request) as progress:
         card = build_engine(
-            args.bundle, args.engine, backend=args.backend, force=args.force, options=options, progress=progress
+            bundle,
+            request.engine,
+            backend=request.backend,
+            force=request.force,
+            options=request.options,
+            progress=progress,
         )
     golden = card.measured["golden"]
     document = {
-        "engine": str(args.engine),
-        "card": f"{args.engine}.json",
+        "engine": str(request.engine),
+        "card": f"{request.engine}.json",
         "backend": card.backend,
         "engine_size_bytes": card.engine_size_bytes,
         "engine_sha256": card.engine_sha256,
         "golden": golden,
     }
     text = (
-        f"{args.engine}  {card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.1f} MB, "
+        f"{request.engine}  {card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.1f} MB, "
         f"cosine to the reference {golden['cosine_min']:.6f} (n = {golden['samples']})"
     )
-    write_result(args, document=document, text=text)
-    return 0
+    output.write(document=document, text=text)
 
 
-def _describe(args: argparse.Namespace, options: BuildOptions) -> int:
+def _progress(request: BuildRequest) -> AbstractContextManager[ShowProgress | None]:
+    """Return what shows how far a build is: minutes on a Jetson, and nothing for builds that take seconds."""
+    if request.options.tensorrt is None or request.quiet:
+        return nullcontext()
+    from p4q_edge.runtime.builders.tensorrt import ProgressLine
+
+    return ProgressLine(sys.stderr)
+
+
+def _describe(request: BuildRequest, bundle: Path, output: Output) -> None:
     from p4q_edge.runtime.builders import describe_build
 
-    document = describe_build(args.bundle, args.engine, backend=args.backend, options=options)
-    write_result(args, document=document, text="\n".join(f"{key}  {value}" for key, value in document.items()))
-    return 0
+    document = describe_build(bundle, request.engine, backend=request.backend, options=request.options)
+    output.write(document=document, text="\n".join(f"{key}  {value}" for key, value in document.items()))
 
 
-COMMAND = Command(
-    name="build",
-    help="build an engine from a bundle, a recipe or the built-in demo",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

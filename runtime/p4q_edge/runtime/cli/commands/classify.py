@@ -5,17 +5,35 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import Fast
-from p4q_edge.runtime.cli.command import Command, as_json, write_line
+from p4q_edge.runtime.cli.command import Command, Output, as_json, write_line
 from p4q_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Failure, Prediction
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """What `classify` was asked for; of `images`, `-` is one image on stdin."""
+
+    engine: Path
+    images: tuple[str, ...]
+    top_k: int = 5
+    threshold: float | None = None
+    head: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    fast: Fast | None = None
+    orient: bool | None = None
+    skip_errors: bool = False
+    stream: bool = False
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,36 +56,52 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
-def _run(args: argparse.Namespace) -> int:
-    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
-    from p4q_edge.runtime.images import expand
-
+def _request(args: argparse.Namespace) -> ClassifyRequest:
     if args.stream and not args.json:
         raise UsageError(
             "--stream writes JSON lines and needs --json; without it answers come as they are found anyway."
         )
-    options = RuntimeOptions(threads=args.threads, fast=args.fast, orient=args.orient)
-    given = [_opened(image) for image in args.images]
+    return ClassifyRequest(
+        engine=args.engine,
+        images=tuple(args.images),
+        top_k=args.top_k,
+        threshold=args.threshold,
+        head=args.head,
+        device=args.device,
+        threads=args.threads,
+        fast=args.fast,
+        orient=args.orient,
+        skip_errors=args.skip_errors,
+        stream=args.stream,
+    )
+
+
+def _run(request: ClassifyRequest, output: Output) -> int:
+    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.images import expand
+
+    options = RuntimeOptions(threads=request.threads, fast=request.fast, orient=request.orient)
+    given = [_opened(image) for image in request.images]
     # Listed before the engine is loaded: an empty folder or a wrong pattern shows at once.
     images = list(expand(given))
     answers: list[Prediction | Failure] = []
     with ZeroShotClassifier(
-        args.engine, heads=args.head, device=args.device, threshold=args.threshold, options=options
+        request.engine, heads=request.head, device=request.device, threshold=request.threshold, options=options
     ) as classifier:
-        for answer in classifier.iterate(images, top_k=args.top_k, on_error="yield"):
+        for answer in classifier.iterate(images, top_k=request.top_k, on_error="yield"):
             if isinstance(answer, Failure) and len(images) == 1:
                 raise answer.error
             answers.append(answer)
-            _show(args, answer)
-    if args.json and not args.stream:
-        document = {"engine": str(args.engine), "predictions": [_document(answer) for answer in answers]}
-        write_line(as_json(document))
+            _show(request, output, answer)
+    if output.json and not request.stream:
+        document = {"engine": str(request.engine), "predictions": [_document(answer) for answer in answers]}
+        output.write(document=document, text="")
     failed = sum(isinstance(answer, Failure) for answer in answers)
     if failed:
         logger.error(
-            "%d of %d images could not be used. Mend or remove them, or add --skip-errors", failed, len(images)
+            "%d of %d images could not be used. Repair or remove them, or add --skip-errors", failed, len(images)
         )
-    return 1 if failed and not args.skip_errors else 0
+    return 1 if failed and not request.skip_errors else 0
 
 
 def _opened(image: str) -> str | bytes:
@@ -78,15 +112,15 @@ def _opened(image: str) -> str | bytes:
     return sys.stdin.buffer.read() if image == "-" else image
 
 
-def _show(args: argparse.Namespace, answer: Prediction | Failure) -> None:
+def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure) -> None:
     """Write an answer as soon as it is there, unless all belong into one document."""
     from p4q_edge.runtime.classification import Failure
 
     if isinstance(answer, Failure):
         logger.error("%s", answer.error)
-    if args.stream:
+    if request.stream:
         write_line(as_json(_document(answer)))
-    elif not args.json and not isinstance(answer, Failure):
+    elif not output.json and not isinstance(answer, Failure):
         write_line(_line(answer))
     sys.stdout.flush()
 
@@ -112,4 +146,4 @@ def _line(prediction: Prediction) -> str:
     return f"{prediction.source or '-'}: {unknown}{classes}"
 
 
-COMMAND = Command(name="classify", help="name what images show", add_arguments=_add_arguments, run=_run)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.cli.command import Command, write_result
+from p4q_edge.runtime.cli.command import Command, Output
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.machine import (
     BACKENDS,
@@ -23,6 +23,14 @@ from p4q_edge.runtime.machine import (
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """What `doctor` was asked for: the backend that must run (None: any), and a bundle whose size is foreseen."""
+
+    backend: str | None = None
+    bundle: Path | None = None
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, help="the backend that must be able to run (default: at least one)"
@@ -32,21 +40,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> int:
+def _request(args: argparse.Namespace) -> DoctorRequest:
+    return DoctorRequest(backend=args.backend, bundle=args.bundle)
+
+
+def _run(request: DoctorRequest, output: Output) -> int:
     bundle_bytes = TYPICAL_BUNDLE_BYTES
-    if args.bundle is not None:
-        if not args.bundle.is_file():
-            raise InputError(f"{args.bundle} is not a file. Name a bundle (model.p4q), or leave --bundle out.")
-        bundle_bytes = args.bundle.stat().st_size
+    if request.bundle is not None:
+        if not request.bundle.is_file():
+            raise InputError(f"{request.bundle} is not a file. Name a bundle (model.p4q), or leave --bundle out.")
+        bundle_bytes = request.bundle.stat().st_size
     findings = examine(read_environment(), bundle_bytes=bundle_bytes)
     able = able_backends(findings)
     document: dict[str, Any] = {"findings": [asdict(finding) for finding in findings], "backends": able}
-    write_result(args, document=document, text=_text(findings, able))
-    wanted = [args.backend] if args.backend else list(BACKENDS)
+    output.write(document=document, text=_text(findings, able))
+    wanted = [request.backend] if request.backend else list(BACKENDS)
     if any(able[backend] for backend in wanted):
         return 0
     # Not raised: the findings are the result, and with --json there is only one document.
-    logger.error("%s cannot run here; mend what is missing above, then run this again.", " and ".join(wanted))
+    logger.error("%s cannot run here; fix what is missing above, then run this again.", " and ".join(wanted))
     return EnvironmentNotAbleError.exit_code
 
 
@@ -60,9 +72,4 @@ def _text(findings: list[Finding], able: Mapping[str, bool]) -> str:
     return "\n".join(lines)
 
 
-COMMAND = Command(
-    name="doctor",
-    help="check this machine and say how to mend it",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.cli.command import Command, toolkit_command, write_result
+from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
+from p4q_edge.runtime.errors import QualityGateError
 
-LINT_ENTRY_POINT = "lint-graph"
+LINT_FUNCTION = "lint_artifact"
 NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
 _LISTED = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """What `inspect` was asked for: an artifact, and whether its graphs are checked."""
+
+    artifact: Path
+    lint: bool = False
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +32,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lint", action="store_true", help="check the graphs of a bundle or .onnx (toolkit only)")
 
 
-def _run(args: argparse.Namespace) -> int:
-    if args.lint:
-        return toolkit_command(LINT_ENTRY_POINT, missing=NEEDS_TOOLKIT).run(args)
-    document = describe(args.artifact)
-    write_result(args, document=document, text="\n".join(_lines(document)))
+def _request(args: argparse.Namespace) -> InspectRequest:
+    return InspectRequest(artifact=args.artifact, lint=args.lint)
+
+
+def _run(request: InspectRequest, output: Output) -> int:
+    if request.lint:
+        return _lint(request.artifact, output)
+    document = describe(request.artifact)
+    output.write(document=document, text="\n".join(_lines(document)))
     return 0
+
+
+def _lint(artifact: Path, output: Output) -> int:
+    findings: list[dict[str, Any]] = toolkit_function(LINT_FUNCTION, missing=NEEDS_TOOLKIT)(artifact)
+    lines = [f"{f['graph']}  {f['rule']}  {f['node'] or 'model'}: {f['message']}" for f in findings]
+    document = {"kind": "lint", "path": str(artifact), "findings": findings}
+    output.write(document=document, text="\n".join(lines) or "no rule is broken")
+    if not findings:
+        return 0
+    logger.error("%s breaks %d rules. Export it again with this version: p4q-edge build", artifact, len(findings))
+    return QualityGateError.exit_code
 
 
 def describe(artifact: Path) -> dict[str, Any]:
@@ -114,9 +142,4 @@ def _precision(value: Mapping[str, Any]) -> str:
     return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized"
 
 
-COMMAND = Command(
-    name="inspect",
-    help="show what is in a bundle, an engine or its card",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
-from p4q_edge.runtime.cli.command import Command, write_result
+from p4q_edge.runtime.cli.command import Command, Output
 from p4q_edge.runtime.errors import QualityGateError
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelftestRequest:
+    """What `selftest` was asked for."""
+
+    engine: Path
+    device: str = "auto"
+    threads: int | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,30 +28,29 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _request(args: argparse.Namespace) -> SelftestRequest:
+    return SelftestRequest(engine=args.engine, device=args.device, threads=args.threads)
+
+
+def _run(request: SelftestRequest, output: Output) -> int:
     import msgspec
 
     from p4q_edge.runtime.verification import selftest, wrong_values
 
-    result = selftest(args.engine, device=args.device, threads=args.threads)
+    result = selftest(request.engine, device=request.device, threads=request.threads)
     problem = result.problem()
     drift = "built on another machine" if result.drift is None else f"moved by {result.drift:.1e} since built"
     text = (
-        f"{'FAILED' if problem else 'passed'}: {args.engine}  cosine to the reference {result.cosine_min:.6f}, "
+        f"{'FAILED' if problem else 'passed'}: {request.engine}  cosine to the reference {result.cosine_min:.6f}, "
         f"top-1 agreement {result.top1_agreement:.3f}, {drift} (n = {result.samples})"
     )
-    document = {"engine": str(args.engine), "passed": problem is None, **msgspec.structs.asdict(result)}
-    write_result(args, document=document, text=text)
+    document = {"engine": str(request.engine), "passed": problem is None, **msgspec.structs.asdict(result)}
+    output.write(document=document, text=text)
     if problem is None:
         return 0
     # Not raised: the document with the figures was written, and an error would add a second one.
-    logger.error("%s", wrong_values(str(args.engine), problem))
+    logger.error("%s", wrong_values(str(request.engine), problem))
     return QualityGateError.exit_code
 
 
-COMMAND = Command(
-    name="selftest",
-    help="run the golden samples through an engine and compare",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

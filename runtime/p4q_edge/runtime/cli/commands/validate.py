@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, write_result
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError
+from p4q_edge.runtime.cli.command import Command, Output, has_toolkit, toolkit_function
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.evaluation import Request
+    from p4q_edge.runtime.evaluation import ReferenceOf, ValidateRequest
     from p4q_edge.runtime.evaluation.report import Report
 
-TOOLKIT_ENTRY_POINT = "validate-reference"
+REFERENCE_FUNCTION, PAGE_FUNCTION = "torch_reference", "html_renderer"
+NEEDS_TOOLKIT = (
+    "--debug, recipes and run folders need the toolkit (PyTorch), which is not installed here. Leave them out: "
+    "the bundle's results of PyTorch are the reference. Or run, in a checkout: pip install ./runtime ."
+)
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `validate`; the toolkit's half has the same."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--data", help="labelled images: a folder of class folders; default: the recipe's test images")
     parser.add_argument(
@@ -47,22 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
     parser.add_argument(
-        "--debug", action="store_true", help="name the first layer where engine and reference part (toolkit)"
+        "--debug", action="store_true", help="name the first layer where engine and reference diverge (toolkit)"
     )
 
 
-def request_of(args: argparse.Namespace) -> Request:
+def _request(args: argparse.Namespace) -> ValidateRequest:
     """Return what the arguments ask for.
 
     Raises:
         UsageError: a number that makes no sense.
     """
-    from p4q_edge.runtime.errors import UsageError
-    from p4q_edge.runtime.evaluation import Request
+    from p4q_edge.runtime.evaluation import ValidateRequest
 
     if args.limit < 0 or args.batch < 1:
         raise UsageError(f"--limit must be at least 0 and --batch at least 1; got {args.limit} and {args.batch}")
-    return Request(
+    return ValidateRequest(
         engine=args.engine,
         reference=args.reference,
         data=args.data,
@@ -73,75 +74,54 @@ def request_of(args: argparse.Namespace) -> Request:
         device=args.device,
         threads=args.threads,
         bench=args.bench,
-        command=command_line(args),
+        debug=args.debug,
+        reports=tuple(args.report),
     )
 
 
-def command_line(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the arguments that decide the figures, as they would be typed again."""
-    words = ["validate", str(args.engine)]
-    for name in ("data", "reference", "max_top1_drop", "threads"):
-        value = getattr(args, name)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    defaults = {"limit": 0, "batch": 64, "seed": 0, "device": "auto"}
-    for name, default in defaults.items():
-        if getattr(args, name) != default:
-            words += [f"--{name}", str(getattr(args, name))]
-    return (*words, "--debug") if args.debug else tuple(words)
+def _run(request: ValidateRequest, output: Output) -> int:
+    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, validate, write_reports
+
+    renderers, reference = dict(RENDERERS), _torch_reference(request)
+    paths = tuple(dict.fromkeys((default_report(request.engine), *request.reports)))
+    if reference is not None and any(path.suffix == ".html" for path in paths):
+        renderers[".html"] = toolkit_function(PAGE_FUNCTION, missing=NEEDS_TOOLKIT)()
+    check_report_paths(paths, renderers, force=output.force)
+    outcome = validate(request, torch_reference=reference)
+    write_reports(outcome, paths, renderers)
+    return _finish(request, output, outcome.report, paths)
 
 
-def finish(args: argparse.Namespace, report: Report, paths: tuple[Path, ...]) -> int:
+def _torch_reference(request: ValidateRequest) -> ReferenceOf | None:
+    """Return the toolkit's half; None where there is no toolkit and none is needed."""
+    if has_toolkit():
+        return toolkit_function(REFERENCE_FUNCTION, missing=NEEDS_TOOLKIT)
+    if request.debug or (request.reference is not None and request.reference.suffix != ".p4q"):
+        raise EnvironmentNotAbleError(NEEDS_TOOLKIT)
+    logger.info("without PyTorch the reference is what it computed when the bundle was exported")
+    return None
+
+
+def _finish(request: ValidateRequest, output: Output, report: Report, paths: tuple[Path, ...]) -> int:
     """Write the result to stdout, name the gates that fail on stderr, and return the exit code."""
-    import msgspec
+    from p4q_edge.runtime.evaluation.report import report_values, summary
 
-    from p4q_edge.runtime.evaluation.report import summary
-
-    document = {**msgspec.to_builtins(report), "reports": [str(path) for path in paths]}
-    write_result(args, document=document, text=summary(report, paths))
+    document = {**report_values(report), "reports": [str(path) for path in paths]}
+    output.write(document=document, text=summary(report, paths))
     if report.passed:
         return 0
     parts = [part.gates for part in (report.chain, report.golden) if part is not None]
     failed = dict.fromkeys(gate.name for gates in (report.files, *parts) for gate in gates if not gate.passed)
     # Not raised: the document was written, and an error would add a second one.
     if report.debug is not None and report.debug.same_arithmetic and report.debug.first is not None:
-        failed[f"{report.debug.first} parts from {report.debug.reference}"] = None
+        failed[f"{report.debug.first} diverges from {report.debug.reference}"] = None
     hint = (
-        "Build it again from its bundle" if args.debug else f"Find the layer: p4q-edge validate {args.engine} --debug"
+        "Build it again from its bundle"
+        if request.debug
+        else f"Find the layer: p4q-edge validate {request.engine} --debug"
     )
-    logger.error("%s fails: %s. %s", args.engine, "; ".join(failed), hint)
+    logger.error("%s fails: %s. %s", request.engine, "; ".join(failed), hint)
     return QualityGateError.exit_code
 
 
-def _run(args: argparse.Namespace) -> int:
-    found = list(entry_points(group="p4q_edge.commands", name=TOOLKIT_ENTRY_POINT))
-    if found:
-        command = found[0].load()
-        if not isinstance(command, Command):
-            raise TypeError(f"the entry point {TOOLKIT_ENTRY_POINT} is a {type(command).__name__}, not a Command")
-        return command.run(args)
-    return _run_on_device(args)
-
-
-def _run_on_device(args: argparse.Namespace) -> int:
-    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, validate, write_reports
-
-    if args.debug or (args.reference is not None and args.reference.suffix != ".p4q"):
-        raise EnvironmentNotAbleError(
-            "--debug, recipes and run folders need the toolkit (PyTorch), which is not installed here. Leave them out: "
-            "the bundle's results of PyTorch are the reference. Or run, in a checkout: pip install ./runtime ."
-        )
-    paths = tuple(dict.fromkeys((default_report(args.engine), *args.report)))
-    check_report_paths(paths, RENDERERS, force=args.force)
-    logger.info("without PyTorch the reference is what it computed when the bundle was exported")
-    outcome = validate(request_of(args))
-    write_reports(outcome, paths, RENDERERS)
-    return finish(args, outcome.report, paths)
-
-
-COMMAND = Command(
-    name="validate",
-    help="compare PyTorch, ONNX and engine on real images",
-    add_arguments=add_arguments,
-    run=_run,
-)
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

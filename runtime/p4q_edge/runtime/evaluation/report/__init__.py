@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Report,
         baseline,
         read_report,
+        report_values,
     )
     from p4q_edge.runtime.evaluation.report.markdown import baseline_table, render_markdown
     from p4q_edge.runtime.evaluation.report.text_summary import columns, summary
@@ -32,6 +33,7 @@ __all__ = [
     "formatting",
     "read_report",
     "render_markdown",
+    "report_values",
     "summary",
 ]
 
@@ -46,6 +48,7 @@ if not TYPE_CHECKING:
                 "LayerFinding",
                 "Report",
                 "baseline",
+                "report_values",
                 "read_report",
             ),
             "markdown": (

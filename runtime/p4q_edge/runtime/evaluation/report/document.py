@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from p4q_edge.runtime.benchmark import SpeedRow
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
+from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.statistics import wilson_interval
 
 SCHEMA_VERSION = 1
@@ -106,7 +108,7 @@ class LayerFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class DebugReport:
-    """Where engine and reference part.
+    """Where engine and reference diverge.
 
     Attributes:
         reference: what the engine was compared with.
@@ -133,7 +135,8 @@ class Provenance:
     """What is needed to repeat the run.
 
     Attributes:
-        command: the arguments of `p4q-edge`, paths as they were given.
+        request: what was asked for, paths as they were given; None in reports of older versions.
+        command: the same as arguments of `p4q-edge`.
         digests: SHA-256 of everything that went in: engine, bundle, weights, onnx, images, labels, ...
         seeds: of the recipe and the bootstrap.
         versions: libraries, Python, platform.
@@ -148,6 +151,7 @@ class Provenance:
     machine: dict[str, str]
     git_commit: str
     created: str
+    request: ValidateRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +211,17 @@ def baseline(name: str, top1_per_seed: Sequence[float], *, n: int, precision: st
 
 def encode(report: Report) -> bytes:
     """Return the report as indented JSON with sorted keys."""
-    return msgspec.json.format(msgspec.json.encode(report, order="sorted"), indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(report, order="sorted", enc_hook=str), indent=1) + b"\n"
+
+
+def report_values(report: Report) -> dict[str, Any]:
+    """Return the report as JSON values."""
+    values: dict[str, Any] = msgspec.to_builtins(report, enc_hook=str)
+    return values
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    return Path(value) if kind is Path else value
 
 
 def decode(data: bytes, *, source: str) -> Report:
@@ -217,7 +231,7 @@ def decode(data: bytes, *, source: str) -> Report:
         CorruptArtifactError: not a report of this schema.
     """
     try:
-        report = msgspec.json.decode(data, type=Report)
+        report = msgspec.json.decode(data, type=Report, dec_hook=_decode_path)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptArtifactError(
             f"{source} is not a report that this version reads: {error}. Write it again: p4q-edge validate ENGINE"

@@ -38,7 +38,7 @@ def summary(report: Report, paths: Sequence[Path]) -> str:
         if chain is not None:
             lines += _chain_lines(chain, title)
     if report.debug is not None:
-        lines += ["", f"first layer that parts from {report.debug.reference}: {report.debug.first or 'none'}"]
+        lines += ["", f"first layer that diverges from {report.debug.reference}: {report.debug.first or 'none'}"]
         lines += [f"keep in FP16: {', '.join(report.debug.keep_float)}"] if report.debug.keep_float else []
     lines += ["", *(f"not checked: {line}" for line in report.not_checked)]
     lines += [f"report: {path}" for path in paths]

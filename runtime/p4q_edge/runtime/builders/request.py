@@ -1,0 +1,57 @@
+"""What `p4q-edge build` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.choices import BackendName
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.builders.build import BuildOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeRequest:
+    """Which recipe is run, and which of its keys are overridden; what is None stays as it is.
+
+    Attributes:
+        path: None takes `p4q.toml` of the current folder, or else the built-in demo.
+    """
+
+    path: Path | None = None
+    seed: int | None = None
+    quantize_attention: bool | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was asked for."""
+        return self == RecipeRequest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What `build` was asked for.
+
+    Attributes:
+        engine: file to write.
+        options: how it is built.
+        bundle: what it is built from; None runs the recipe.
+        backend: overrides the suffix of the engine.
+        recipe: what is run without a bundle.
+        force: replace bundle and engine, and run what made them again.
+        quiet: show no progress.
+        dry_run: say what would be built, and build nothing.
+        print_config: write the resolved recipe, and build nothing.
+    """
+
+    engine: Path
+    options: BuildOptions
+    bundle: Path | None = None
+    backend: BackendName | None = None
+    recipe: RecipeRequest = RecipeRequest()
+    force: bool = False
+    quiet: bool = False
+    dry_run: bool = False
+    print_config: bool = False

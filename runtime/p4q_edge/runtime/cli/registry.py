@@ -1,0 +1,39 @@
+"""Names and help of every subcommand, in one place; `p4q-edge --help` is made of it and loads no subcommand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+RUNTIME_HELP: Mapping[str, str] = {
+    "build": "build an engine from a bundle, a recipe or the built-in demo",
+    "classify": "name what images show",
+    "inspect": "show what is in a bundle, an engine or its card",
+    "selftest": "run the golden samples through an engine and compare",
+    "validate": "compare PyTorch, ONNX and engine on real images",
+    "bench": "measure latency, throughput and memory of an engine",
+    "doctor": "check this machine and suggest fixes",
+    "head": "list, add, export or calibrate the class sets of an engine",
+}
+"""Each is the object `COMMAND` of the module of its name in `cli/commands`."""
+
+TOOLKIT_HELP: Mapping[str, str] = {
+    "calibrate": "measure activation ranges on images",
+    "learn": "learn prompts and a low-bit adapter from a few images a class",
+    "export": "write the bundle model.p4q",
+    "reproduce": "repeat a validation from its report and compare",
+    "report": "write a report as HTML or Markdown",
+    "models": "list the open_clip models that can be used",
+}
+"""Each is an entry point of the group `p4q_edge.commands`."""
+
+ACTIONS_HELP: Mapping[str, Mapping[str, str]] = {
+    "head": {
+        "list": "list the class sets of an engine",
+        "add": "add a class set to an engine",
+        "export": "write a class set to a file",
+        "calibrate": "fit probabilities and thresholds on the built engine",
+    },
+}
+"""Subcommands of subcommands."""
+
+ALL_HELP: Mapping[str, str] = {**RUNTIME_HELP, **TOOLKIT_HELP}
