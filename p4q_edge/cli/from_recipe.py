@@ -1,21 +1,28 @@
 """The functions that the toolkit lends to `p4q-edge build`: the bundle of a recipe, and the recipe itself."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from p4q_edge.cli.common import choose_recipe, epoch_progress
+from p4q_edge.cli.preflight import check_build
+from p4q_edge.data import Split
 from p4q_edge.recipe import Recipe, to_toml
 from p4q_edge.runtime.builders import BuildRequest, RecipeRequest
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.stages import Learned, RunFiles, export_unless_current, learn_stage, open_source, prepare
+
+if TYPE_CHECKING:
+    from p4q_edge.stages import Learned
 
 
-def run_stages(recipe: Recipe, folder: Path, *, quiet: bool) -> Learned:
-    """load, calibrate, learn and fold, each skipped when unchanged."""
+def run_stages(recipe: Recipe, folder: Path, *, quiet: bool, split: Split | None = None) -> "Learned":
+    """load, calibrate, learn and fold, each skipped when unchanged; `split` is what the recipe's data gave already."""
+    # Imported here: they need torch, and everything cheap is checked before.
+    from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
+
     files = RunFiles(folder=folder)
-    prepared = prepare(open_source(recipe), files)
+    prepared = prepare(open_source(recipe, split), files)
     with epoch_progress(recipe.learn.passes(len(prepared.features.labels)), quiet=quiet) as progress:
         return learn_stage(prepared, files, progress=progress)
 
@@ -24,13 +31,16 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     """Run the stages of a recipe up to the bundle, which lies beside the engine as the run folder does.
 
     Raises:
-        UsageError: the engine has a bundle's name, or another bundle is there and `request.force` is false.
+        UsageError: the engine has a bundle's name, or `check_build` found problems.
     """
     recipe = choose_recipe(request.recipe)
     bundle, folder = request.engine.with_suffix(".p4q"), request.engine.with_suffix(".run")
     if bundle == request.engine:
         raise UsageError(f"--engine {request.engine} names a bundle; end it in .onnx (CPU) or .plan (TensorRT)")
-    learned = run_stages(recipe, folder, quiet=request.quiet)
+    split = check_build(recipe, request.engine, force=request.force)
+    from p4q_edge.stages import export_unless_current
+
+    learned = run_stages(recipe, folder, quiet=request.quiet, split=split)
     export_unless_current(learned, bundle, folder, force=request.force)
     return bundle
 

@@ -10,9 +10,20 @@ if TYPE_CHECKING:
     from p4q_edge.data.augmentation import augment
     from p4q_edge.data.few_shot import Split
     from p4q_edge.data.image_set import ImageSet, pixels
+    from p4q_edge.data.preflight import check_data
     from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
 
-__all__ = ["ImageSet", "Split", "augment", "pixels", "read_class_prompts", "read_images", "read_split", "read_words"]
+__all__ = [
+    "ImageSet",
+    "Split",
+    "augment",
+    "check_data",
+    "pixels",
+    "read_class_prompts",
+    "read_images",
+    "read_split",
+    "read_words",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -24,6 +35,7 @@ if not TYPE_CHECKING:
                 "ImageSet",
                 "pixels",
             ),
+            "preflight": ("check_data",),
             "readers": (
                 "read_class_prompts",
                 "read_images",

@@ -10,6 +10,10 @@ from p4q_edge.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+TEST_SHARE = 5
+"""Without a test set one of so many images of each class is kept to test on."""
+_SHOWN = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -19,42 +23,63 @@ class Split:
     test: ImageSet
 
 
-def few_shot(images: ImageSet, *, shots: int, seed: int) -> list[int]:
-    """Indices of `shots` images of each class, drawn without replacement; all of them when `shots` is 0.
+def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) -> list[int]:
+    """Indices of up to `shots` images of each class, drawn without replacement; all of them when `shots` is 0.
+
+    Args:
+        images: labelled, at least two of each class.
+        shots: images of a class to learn from.
+        seed: of the drawing.
+        keep_share: leave one of so many images of a class, but learn from at least two; 0 leaves none on purpose.
 
     Raises:
-        InputError: a class has fewer than two images, or fewer than `shots`.
+        InputError: classes have fewer than two images.
     """
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    small = [f"{name!r} has {count}" for name, count in zip(images.class_names, counts, strict=True) if count < 2]
+    if small:
+        named = ", ".join(small[:_SHOWN]) + (f" and {len(small) - _SHOWN} more classes" if len(small) > _SHOWN else "")
+        raise InputError(
+            f"at least 2 images of a class are needed: class {named}. Add photos of it, or remove the class"
+        )
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
+    fewer: list[str] = []
     for label, name in enumerate(images.class_names):
         members = np.flatnonzero(images.labels == label)
-        if len(members) < 2:
-            raise InputError(
-                f"class {name!r} has {len(members)} image{'' if len(members) == 1 else 's'}; at least 2 are needed: "
-                "add photos of it or remove the class"
-            )
-        if shots > len(members):
-            raise InputError(f"class {name!r} has {len(members)} images, data.shots asks for {shots}; lower data.shots")
-        chosen += sorted(generator.permutation(members)[: shots or len(members)].tolist())
+        most = len(members)
+        if shots and keep_share:
+            most = max(2, len(members) - max(1, len(members) // keep_share))
+        count = min(shots or most, most)
+        if count < shots:
+            fewer.append(f"{name} {count} of {len(members)}")
+        chosen += sorted(generator.permutation(members)[:count].tolist())
+    if fewer:
+        named = ", ".join(fewer[:_SHOWN]) + (f" and {len(fewer) - _SHOWN} more" if len(fewer) > _SHOWN else "")
+        kept = ", with a share kept to test on" if keep_share else ""
+        logger.warning("data.shots = %d: %d classes have fewer; learned from%s: %s", shots, len(fewer), kept, named)
     return chosen
 
 
 def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int, test_limit: int) -> Split:
     """Draw the few-shot images; test on `test`, or on the rest of `train` where there is none.
 
+    Where all are learned from (`shots` is 0) and there is no `test`, the test set is empty.
+
     Raises:
-        InputError: nothing is left to test on, other classes, or an image in both sets (same name or same bytes).
+        InputError: too few images, unknown classes, or an image in both sets (same bytes).
     """
-    chosen = few_shot(train, shots=shots, seed=seed)
+    chosen = few_shot(train, shots=shots, seed=seed, keep_share=0 if test is not None else TEST_SHARE)
     learned = train.subset(chosen)
     if test is None:
         rest = np.setdiff1d(np.arange(len(train)), chosen)
         if len(rest) == 0:
-            raise InputError(
-                f"all {len(train)} images are learned from and none is left to test on; "
-                "lower data.shots or set data.test"
+            logger.warning(
+                "all %d images are learned from and none is left to test on: accuracy is not measured. Name others "
+                "with data.test, or compare by cross-validation: p4q-edge learn --ablate levers",
+                len(train),
             )
+            return Split(train=learned, test=train.subset([]))
         tested = train.subset(rest)
         tested = _without_copies(tested, learned)
     else:

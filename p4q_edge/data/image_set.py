@@ -4,14 +4,16 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from p4q_edge.runtime.images import PreprocessSpec, match_classes, missing_classes, pair_class_names, preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +90,15 @@ class ImageSet:
         )
 
 
-def pixels(images: ImageSet, spec: PreprocessSpec) -> Tensor:
+def pixels(images: ImageSet, spec: PreprocessSpec) -> "Tensor":
     """All images as the engine takes them, uint8 ``(images, 3, H, W)``.
 
     Raises:
         InputError: an image cannot be read; the message names it.
     """
+    # Imported here: labelled images are read and checked before torch is loaded.
+    import torch
+
     out = np.empty((len(images), 3, *spec.size), dtype=np.uint8)
     for i in range(len(images)):
         out[i] = preprocess(images.open_image(i), spec)

@@ -19,6 +19,7 @@ from p4q_edge.calibration import calibrate_encoder, calibrate_text
 from p4q_edge.data import pixels, read_split
 from p4q_edge.learning import CachedFeatures, LearningRun, Student, learn
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
+from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import StageCode
 from p4q_edge.stages import Source, augmented_views, image_features, new_student, open_source, teacher_embeddings
 
@@ -218,6 +219,11 @@ def open_seed(recipe: Recipe, variants: Sequence[Variant], *, tested: bool) -> S
     teacher = {
         flip: torch.stack([teacher_embeddings(source.model, view) for view in some]) for flip, some in views.items()
     }
+    if tested and not len(source.split.test):
+        raise UsageError(
+            "methods are compared on test images, and all images are learned from; name some with data.test, or set "
+            "data.shots"
+        )
     test = source.split.test if tested else source.split.test.subset([])
     return SeedData(
         source=source,

@@ -104,7 +104,7 @@ def reference_of(request: ValidateRequest, target: Target, found: TorchReference
     learned_from |= frozenset(source.train_digests)
     if request.data is not None:
         images = _data_of(request.data, card, learned_from, known or source.split.train.found_names)
-    else:
+    elif len(source.split.test):
         name = source.recipe.data.test or source.recipe.data.train
         images = labelled(source.split.test, card, learned_from=learned_from, source=f"{name}, not learned from")
     return Reference(

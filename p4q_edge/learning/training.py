@@ -15,6 +15,7 @@ from p4q_edge.learning.losses import contrastive_loss, cosine_loss, distillation
 from p4q_edge.models import Adapter, PromptLearner
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import LearnSection
+from p4q_edge.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,9 @@ def _run_epochs(
     try:
         for epoch in range(start, epochs):
             loss = _run_epoch(student, features, section, optimizer, seed=seed, epoch=epoch)
+            if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
+                steps = -(-len(features.labels) // section.batch_size)
+                _refuse_divergence(torch.tensor(torch.nan), step=(epoch + 1) * steps, section=section)
             schedule.step()
             done = epoch + 1
             if run.checkpoint:
@@ -206,14 +210,32 @@ def _run_epoch(
     order = torch.randperm(count, generator=generator)
     view = torch.randint(views, (count,), generator=generator)
     total = 0.0
-    for chosen in torch.split(order, section.batch_size):
+    for step, chosen in enumerate(torch.split(order, section.batch_size), 1):
         at = view[chosen], chosen
         loss = batch_loss(student, features.student[at], features.teacher[at], features.labels[chosen], section)
+        _refuse_divergence(loss, step=epoch * -(-count // section.batch_size) + step, section=section)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += float(loss.detach()) * len(chosen)
     return total / count
+
+
+def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> None:
+    """End a run whose loss is no number any more, before its weights are stored.
+
+    Raises:
+        InputError: it is not finite; the message has the step and the key to lower.
+    """
+    if torch.isfinite(loss):
+        return
+    value = float(loss.detach())
+    rates = {f"learn.{name}": getattr(section, name) for name in ("context_rate", "adapter_rate", "class_rate")}
+    highest = max(rates, key=lambda name: rates[name])
+    raise InputError(
+        f"learning diverged: the loss is {value:g} in step {step}. Lower {highest} (now {rates[highest]:g}), or "
+        "leave it out for its default"
+    )
 
 
 def batch_loss(

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from p4q_edge.quant import affine
 from p4q_edge.runtime.artifacts import width_label
 
 ObserverName = Literal["minmax", "percentile", "mse"]
@@ -67,6 +66,9 @@ class QuantScheme:
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # Imported here: it needs torch, and a recipe is read and checked without.
+        from p4q_edge.quant import affine
+
         affine.weight_range(self.weight_bits)
         affine.activation_range(self.activation_bits)
         if self.attention_bits is not None:

@@ -13,6 +13,8 @@ from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, Roundin
 Method = Literal["p4q", "as-released"]
 
 MAX_IMAGE_SIZE = 4096
+MAX_RATE = 1e30
+"""Far beyond what any learning survives; above it the optimizer itself overflows."""
 
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
@@ -65,7 +67,8 @@ class DataSection(Section, frozen=True, kw_only=True):
             ``.txt``/``.json`` file of them; empty: the folders' names.
         templates: prompts with ``{}``, or a ``.txt``/``.json`` file of them.
         class_prompts: a ``.json`` file of prompts for each class, in place of templates.
-        shots: labelled images of each class that are learned from; 0 takes all.
+        shots: labelled images of each class that are learned from, or as many as there are; without `test` one of five
+            is kept to test on. 0 takes all and keeps none.
         test_limit: at most so many test images, drawn with the seed; 0 takes all.
         orient: turn photographs as their EXIF orientation says; false leaves them as open_clip's loader does. The
             engine's card records it, and the device does the same.
@@ -186,6 +189,9 @@ class LearnSection(Section, frozen=True, kw_only=True):
         for name in ("steps", "batch_size", "views", "text_memory_mib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("context_rate", "adapter_rate", "class_rate"):
+            if not 0.0 <= getattr(self, name) <= MAX_RATE:
+                raise ValueError(f"{name} must be between 0 and {MAX_RATE:g}, got {getattr(self, name)}")
         if not self.context_init and self.num_context_tokens < 1:
             raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
 

@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
     Raises:
         UsageError: unknown key (with the nearest known one), wrong type or value.
     """
-    _check_keys(document, Recipe, prefix="", source=source)
+    unknown = list(_unknown_keys(document, Recipe, prefix=""))
+    if unknown:
+        raise UsageError(f"{source}: {'; '.join(unknown)}")
     try:
         return msgspec.convert(document, Recipe)
     except (msgspec.ValidationError, ValueError) as error:
@@ -78,12 +81,13 @@ def _toml_value(value: object) -> str:
     return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
-def _check_keys(document: dict[str, Any], section: type[Section], *, prefix: str, source: str) -> None:
+def _unknown_keys(document: dict[str, Any], section: type[Section], *, prefix: str) -> Iterator[str]:
     known = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in document.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UsageError(f"{source}: unknown key {prefix + key!r}; did you mean {prefix + near!r}?")
+            yield f"unknown key {prefix + key!r}; did you mean {prefix + near!r}?"
+            continue
         kind = known[key]
         if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict):
-            _check_keys(value, kind, prefix=f"{prefix}{key}.", source=source)
+            yield from _unknown_keys(value, kind, prefix=f"{prefix}{key}.")

@@ -128,11 +128,11 @@ class Learned:
     key: str
 
 
-def open_source(recipe: Recipe) -> Source:
-    """Stage `load`, and the data of a recipe."""
+def open_source(recipe: Recipe, split: Split | None = None) -> Source:
+    """Stage `load`, and the data of a recipe; `split` is what its [data] gave already."""
     model = open_model(recipe)
     model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
-    split = read_split(recipe.data, seed=recipe.seed)
+    split = split or read_split(recipe.data, seed=recipe.seed)
     return Source(
         recipe=recipe,
         model=model,

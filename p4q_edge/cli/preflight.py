@@ -1,0 +1,88 @@
+"""Everything about a build that can be checked in seconds, before torch is imported and weights are loaded."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from p4q_edge.data import Split, check_data
+from p4q_edge.recipe import Recipe, to_toml
+from p4q_edge.runtime.artifacts import card_path
+from p4q_edge.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+COPIES = 4
+"""Weights on the disk of a build: calibrated, in the bundle for two graphs, in the engine."""
+LEAST_FREE_BYTES = 64 << 20
+
+
+def check_build(recipe: Recipe, engine: Path, *, force: bool) -> Split:
+    """Return the recipe's images, after all that can be checked about a build.
+
+    Raises:
+        UsageError: every problem that was found, in one list.
+    """
+    problems = [*output_problems(recipe, engine, force=force), *model_problems(recipe)]
+    split, found = check_data(recipe.data, seed=recipe.seed)
+    problems += found
+    if split is None or problems:
+        raise UsageError(_in_one_list(problems))
+    return split
+
+
+def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
+    """What stands in the way of the files to write: other files, rights, space.
+
+    Files of a run with the same recipe are no problem: what did not change is skipped.
+    """
+    bundle, run = engine.with_suffix(".p4q"), engine.with_suffix(".run")
+    problems = []
+    folder = next((parent for parent in engine.absolute().parents if parent.exists()), Path("/"))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problems.append(f"{folder} cannot be written to; name another place with --engine")
+    else:
+        free, needed = shutil.disk_usage(folder).free, max(LEAST_FREE_BYTES, COPIES * _weights_bytes(recipe))
+        if free < needed:
+            problems.append(
+                f"{folder} has {free >> 20} MiB free, and a build of this model needs about {needed >> 20} MiB; free "
+                "some, or name another place with --engine"
+            )
+    same = (run / "recipe.toml").is_file() and (run / "recipe.toml").read_bytes() == to_toml(recipe).encode()
+    if not same and not force:
+        there = [str(path) for path in (engine, card_path(engine), bundle, run) if path.exists()]
+        if there:
+            problems.append(
+                f"{', '.join(there)} exist already and are of another recipe; add --force to replace them, or name "
+                "another --engine"
+            )
+    return problems
+
+
+def model_problems(recipe: Recipe) -> list[str]:
+    """Whether the files that [model] names are there; open_clip, which knows the names, is not asked yet."""
+    section = recipe.model
+    if section.name.startswith("local-dir:"):
+        config = Path(section.name.removeprefix("local-dir:")) / "open_clip_config.json"
+        if not config.is_file():
+            return [f"model.name: {config} does not exist; local-dir: names a folder with that file and its weights"]
+    elif section.pretrained.endswith(CHECKPOINT_SUFFIXES) and not Path(section.pretrained).is_file():
+        return [f"model.pretrained: {section.pretrained} does not exist"]
+    return []
+
+
+def _weights_bytes(recipe: Recipe) -> int:
+    section = recipe.model
+    if section.name.startswith("local-dir:"):
+        folder = Path(section.name.removeprefix("local-dir:"))
+        return max((path.stat().st_size for path in folder.glob("*") if path.suffix in CHECKPOINT_SUFFIXES), default=0)
+    path = Path(section.pretrained)
+    return path.stat().st_size if section.pretrained.endswith(CHECKPOINT_SUFFIXES) and path.is_file() else 0
+
+
+def _in_one_list(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return f"{len(problems)} problems were found before anything was run: {numbered}"

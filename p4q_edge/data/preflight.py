@@ -1,0 +1,76 @@
+"""What can be said about a recipe's data before anything is run: all problems at once, without torch."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from p4q_edge.data.few_shot import Split, make_split
+from p4q_edge.data.image_set import ImageSet
+from p4q_edge.data.readers import read_class_prompts, read_images, read_words
+from p4q_edge.recipe import DataSection
+from p4q_edge.runtime.errors import P4QEdgeError
+
+T = TypeVar("T")
+
+SHOWN_IMAGES = 10
+THREADS = 2
+
+
+def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
+    """Open what a recipe's [data] names, and decode every image that will be used.
+
+    Returns:
+        The split, None where it cannot be made; and the problems in words, each with what to do.
+    """
+    problems: list[str] = []
+    train = _tried(problems, lambda: read_images(section.train, key="data.train"))
+    test = _tried(problems, lambda: read_images(section.test, key="data.test")) if section.test else None
+    names = _tried(problems, lambda: read_words(section.class_names, key="data.class_names"))
+    templates = _tried(problems, lambda: read_words(section.templates, key="data.templates")) or ()
+    problems += [
+        f"data.templates: {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
+        for template in templates
+        if "{}" not in template
+    ]
+    if train is not None and names:
+        named = train
+        train = _tried(problems, lambda: named.with_class_names(names, source=section.train, key="data.class_names"))
+    if train is None or (section.test and test is None):
+        return None, problems
+    known, prompts_known = train, train.class_names
+    _tried(problems, lambda: read_class_prompts(section.class_prompts, prompts_known))
+    split = _tried(
+        problems,
+        lambda: make_split(known, test, shots=section.shots, seed=seed, test_limit=section.test_limit),
+    )
+    if split is not None:
+        for images in (split.train, split.test):
+            problems += unreadable_images(images)
+    return split, problems
+
+
+def _tried(problems: list[str], step: Callable[[], T]) -> T | None:
+    try:
+        return step()
+    except P4QEdgeError as error:
+        problems.append(str(error))
+        return None
+
+
+def unreadable_images(images: ImageSet) -> list[str]:
+    """What is wrong with each image that cannot be decoded; of many the first few, and how many there are."""
+    found = [problem for problem in _decoded(images) if problem]
+    more = len(found) - SHOWN_IMAGES
+    return found[:SHOWN_IMAGES] + ([f"and {more} more images cannot be read"] if more > 0 else [])
+
+
+def _decoded(images: ImageSet) -> Iterator[str]:
+    def problem(index: int) -> str:
+        try:
+            images.open_image(index)
+        except P4QEdgeError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="p4q-edge-check") as pool:
+        yield from pool.map(problem, range(len(images)))

@@ -1,0 +1,83 @@
+"""What is found about a recipe's data before anything is run: everything, in one list."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from p4q_edge.data.preflight import SHOWN_IMAGES, check_data
+from p4q_edge.recipe.schema import DataSection
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (16, 16), (100 * label, i, 9)).save(tmp_path / "train" / name / f"{i}.png")
+    return tmp_path / "train"
+
+
+def test_sound_data_give_the_split_and_no_problem(folder: Path) -> None:
+    split, problems = check_data(DataSection(train=str(folder), shots=4), seed=0)
+    assert not problems
+    assert split is not None
+    assert (len(split.train), len(split.test)) == (8, 32)
+
+
+def test_every_damaged_image_is_named(folder: Path) -> None:
+    (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:50])
+    (folder / "dog" / "7.png").write_bytes(b"")
+    _, problems = check_data(DataSection(train=str(folder), shots=4), seed=0)
+    assert len(problems) == 2
+    assert any("cat/3.png cannot be decoded" in problem for problem in problems)
+    assert any("dog/7.png is none of" in problem for problem in problems)
+
+
+def test_of_many_damaged_images_the_first_are_named(folder: Path) -> None:
+    for i in range(19):
+        (folder / "cat" / f"{i}.png").write_bytes(b"%d" % i)
+    _, problems = check_data(DataSection(train=str(folder), shots=0), seed=0)
+    assert len(problems) == SHOWN_IMAGES + 1
+    assert problems[-1] == "and 9 more images cannot be read"
+
+
+def test_problems_of_all_keys_stand_in_one_list(folder: Path, tmp_path: Path) -> None:
+    (folder / "dog" / "7.png").write_bytes(b"")
+    section = DataSection(
+        train=str(folder),
+        test=str(tmp_path / "gone"),
+        class_names=str(tmp_path / "names.txt"),
+        templates=("a photo", "a {}"),
+        class_prompts=str(tmp_path / "prompts.json"),
+    )
+    split, problems = check_data(section, seed=0)
+    assert split is None
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "data.test",
+        "data.class_names",
+        "data.templates",
+    ]
+    _, problems = check_data(DataSection(train=str(folder), class_prompts=str(tmp_path / "prompts.json")), seed=0)
+    assert problems[0].startswith("data.class_prompts")
+    assert "7.png" in problems[1]
+
+
+def test_classes_that_do_not_fit_are_a_problem(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "test" / "cow").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "cow" / "0.png")
+    split, problems = check_data(DataSection(train=str(folder), test=str(tmp_path / "test")), seed=0)
+    assert split is None
+    assert len(problems) == 1
+    assert "data.test has the class 'cow'" in problems[0]
+
+
+def test_the_check_needs_no_torch() -> None:
+    code = (
+        "import sys; from p4q_edge.cli import from_recipe, preflight; from p4q_edge.data.preflight import check_data; "
+        "from p4q_edge.recipe import DataSection; check_data(DataSection(train='nowhere'), seed=0); "
+        "sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
