@@ -25,7 +25,7 @@ from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice
 from p4q_edge.runtime.engines import base as engines
 from p4q_edge.runtime.engines.base import load_engine
 from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
-from p4q_edge.runtime.storage.files import sha256_file
+from p4q_edge.runtime.storage.files import sha256_file, temporary_path
 from p4q_edge.runtime.verification import self_test as proof
 
 MACHINE = {"tensorrt": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "platform": "linux aarch64"}
@@ -46,11 +46,12 @@ class Builder:
         self, model: bytes, *, engine: Path, options: TensorRTOptions, golden: bytes, force: bool, progress: object
     ) -> PlanResult:
         self.asked = {"model": model, "options": options, "force": force}
-        engine.write_bytes(b"plan")
+        plan = temporary_path(engine)
+        plan.write_bytes(b"plan")
         samples = read_golden(golden, source="x")
         return PlanResult(
-            plan=engine,
-            sha256=sha256_file(engine),
+            plan=plan,
+            sha256=sha256_file(plan),
             size_bytes=4,
             built_with={**MACHINE, "driver": "x"},
             inspection={"kernels": {"int8": 3}},

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
-from p4q_edge.runtime.storage.files import atomic_write, read_bounded, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage.files import atomic_write, locked, read_bounded, sha256_bytes, sha256_file
 
 
 def test_digests_of_bytes_and_files_agree_with_hashlib(tmp_path: Path) -> None:
@@ -74,11 +74,16 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
 def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    dead = (tmp_path / f".out.{child.pid}-0123abcd.tmp", tmp_path / ".out.0123abcd.tmp")
-    others = (tmp_path / f".out.{os.getppid()}-0123abcd.tmp", tmp_path / f".other.{child.pid}-0123abcd.tmp")
+    dead = (tmp_path / f".out.{child.pid}-0123abcd.tmp", tmp_path / f".other.{child.pid}-0123abcd.tmp")
+    living = tmp_path / f".out.{os.getppid()}-0123abcd.tmp"
+    elsewhere = tmp_path / f".out.{child.pid}-89abcdef.tmp"  # of a container with other numbers of processes
+    others = (living, elsewhere, tmp_path / ".out.0123abcd.tmp", tmp_path / f".out.{child.pid}.tmp")
     for path in (*dead, *others):
         path.touch()
-    atomic_write(tmp_path / "out", b"new")
+    folder = tmp_path / f".out.{child.pid}-00000000.tmp"
+    (folder / "deep").mkdir(parents=True)
+    with locked(elsewhere):
+        atomic_write(tmp_path / "out", b"new")
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "out"])
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         verify_engine,
         verify_parts,
         write_card,
+        write_deployment,
     )
     from p4q_edge.runtime.artifacts.golden import Golden, read_golden
     from p4q_edge.runtime.artifacts.head import Adapter, Calibration, Head, load_head
@@ -90,6 +91,7 @@ __all__ = [
     "verify_parts",
     "width_label",
     "write_card",
+    "write_deployment",
 ]
 
 if not TYPE_CHECKING:
@@ -116,6 +118,7 @@ if not TYPE_CHECKING:
                 "verify_engine",
                 "verify_parts",
                 "write_card",
+                "write_deployment",
             ),
             "golden": (
                 "Golden",

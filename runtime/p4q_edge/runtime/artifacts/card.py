@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, r
 from p4q_edge.runtime.storage import (
     MAX_JSON_BYTES,
     atomic_write,
+    complete_switch,
     decode_sealed,
     encode_sealed,
     read_bounded,
     sha256_bytes,
     sha256_file,
+    switch_files,
 )
 
 
@@ -134,6 +137,7 @@ def read_card(engine: str | Path) -> Card:
         CorruptArtifactError: the card is not one.
     """
     path = card_path(engine)
+    complete_switch(Path(engine))
     if not Path(engine).is_file():
         raise InputError(f"{engine} does not exist. Build it: p4q-edge build model.p4q --engine {engine}")
     if not path.is_file():
@@ -145,6 +149,17 @@ def read_card(engine: str | Path) -> Card:
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
         raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
     return card
+
+
+def write_deployment(engine: str | Path, card: Card, files: Mapping[str, bytes | Path]) -> None:
+    """Replace an engine, what lies beside it and its card together: none of them is ever met without the others.
+
+    Args:
+        engine: the engine's file.
+        card: its card.
+        files: contents by suffix of the engine's name, or a file in its folder to take; "" is the engine itself.
+    """
+    switch_files(Path(engine), {**files, card_path(engine).name.removeprefix(Path(engine).name): encode_sealed(card)})
 
 
 def write_card(engine: str | Path, card: Card, *, force: bool = False) -> None:

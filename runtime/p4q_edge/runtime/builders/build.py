@@ -23,16 +23,16 @@ from p4q_edge.runtime.artifacts import (
     Precision,
     card_path,
     read_bundle,
-    write_card,
+    write_deployment,
 )
 from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
 from p4q_edge.runtime.builders.onnxruntime import cpu_model, inspect_kernels
 from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
-from p4q_edge.runtime.engines.onnxruntime import fingerprint, optimized_path
+from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import noise_floor, rounding_limits_of
-from p4q_edge.runtime.storage import atomic_write, refuse_existing, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_bytes, sha256_file
 from p4q_edge.runtime.verification import GoldenResult, compare, require, run_golden
 
 if TYPE_CHECKING:
@@ -118,14 +118,19 @@ def build_engine(
     """
     engine = Path(engine)
     chosen = backend_of(engine, backend)
-    for path in (engine, card_path(engine)):
-        refuse_existing(path, force=force)
+    complete_switch(engine)
+    _refuse_existing(engine, force=force)
     opened = read_bundle(bundle)
     check_consistent(opened)
     _warn_of_small_share(opened, _on(chosen, opened.manifest.precision))
     if chosen == "tensorrt":
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     return _build_onnxruntime(opened, engine, force=force, options=options)
+
+
+def _refuse_existing(engine: Path, *, force: bool) -> None:
+    for path in (engine, card_path(engine)):
+        refuse_existing(path, force=force)
 
 
 def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
@@ -173,10 +178,8 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         measured=measured(outputs["embedding"], result),
         inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
     )
-    atomic_write(engine, built.model, force=force)
-    # A copy without its engine is a leftover, so that it is replaced in any case.
-    atomic_write(optimized_path(engine), built.optimized, force=True)
-    write_card(engine, card, force=force)
+    _refuse_existing(engine, force=force)
+    write_deployment(engine, card, {"": built.model, OPTIMIZED: built.optimized})
     return card
 
 
@@ -215,7 +218,11 @@ def _build_tensorrt(
         measured=measured(plan.outputs["embedding"], result),
         inspection=dict(plan.inspection),
     )
-    write_card(engine, card, force=force)
+    try:
+        _refuse_existing(engine, force=force)
+        write_deployment(engine, card, {"": plan.plan})
+    finally:
+        plan.plan.unlink(missing_ok=True)
     return card
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.artifacts import Card, card_path, read_card
 from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, recorded_options
 from p4q_edge.runtime.choices import BackendName
-from p4q_edge.runtime.storage import StageCode, is_unchanged, sha256_file, stage_key, write_record
+from p4q_edge.runtime.storage import StageCode, complete_switch, is_unchanged, sha256_file, stage_key, write_record
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress
@@ -34,6 +34,7 @@ def build_unless_current(
 
     The record of what it was built from lies in the run folder beside the engine.
     """
+    complete_switch(engine)
     record = engine.with_suffix(".run") / f"{engine.name}.record.json"
     key, files = engine_key(bundle, engine, backend=backend, options=options), [engine, card_path(engine)]
     if is_unchanged(record, key, files) and not force:

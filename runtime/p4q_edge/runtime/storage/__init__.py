@@ -8,8 +8,17 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.storage.cache import cache_folder
-    from p4q_edge.runtime.storage.files import atomic_write, read_bounded, refuse_existing, sha256_bytes, sha256_file
+    from p4q_edge.runtime.storage.files import (
+        atomic_write,
+        read_bounded,
+        refuse_existing,
+        remove_leftovers,
+        sha256_bytes,
+        sha256_file,
+        temporary_path,
+    )
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
+    from p4q_edge.runtime.storage.switch import complete_switch, switch_files
     from p4q_edge.runtime.storage.unchanged import (
         LIBRARIES,
         StageCode,
@@ -26,6 +35,7 @@ __all__ = [
     "StageCode",
     "atomic_write",
     "cache_folder",
+    "complete_switch",
     "contents_digest",
     "decode_json",
     "decode_sealed",
@@ -35,10 +45,13 @@ __all__ = [
     "load_tensors",
     "read_bounded",
     "refuse_existing",
+    "remove_leftovers",
     "save_tensors",
     "sha256_bytes",
     "sha256_file",
     "stage_key",
+    "switch_files",
+    "temporary_path",
     "write_record",
 ]
 
@@ -51,12 +64,18 @@ if not TYPE_CHECKING:
                 "atomic_write",
                 "read_bounded",
                 "refuse_existing",
+                "remove_leftovers",
                 "sha256_bytes",
                 "sha256_file",
+                "temporary_path",
             ),
             "sealed": (
                 "decode_sealed",
                 "encode_sealed",
+            ),
+            "switch": (
+                "complete_switch",
+                "switch_files",
             ),
             "untrusted": (
                 "MAX_JSON_BYTES",

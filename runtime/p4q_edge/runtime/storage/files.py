@@ -8,15 +8,17 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
 
 _BLOCK_BYTES = 1 << 20
-_TEMPORARY = ".tmp"
+TEMPORARY = ".tmp"
+_LEFTOVER = re.compile(r"\..+\.(\d{1,9})-[0-9a-z_]{8}\.tmp", re.DOTALL)
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -100,11 +102,10 @@ def atomic_write(
     try:
         refuse_existing(path, force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        # The process is named, so that a file of a living one is told from a leftover.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}")
+        remove_leftovers(path.parent)
+        temporary = temporary_path(path)
         try:
-            _write_synced(temporary, data)
+            write_synced(temporary, data)
             temporary.replace(path)
             sync_folder(path.parent)
         finally:
@@ -120,18 +121,26 @@ def write_error(path: Path, error: OSError) -> P4QEdgeError:
     return UsageError(f"cannot write {path}: {error.strerror}. Name a file in a folder that you may write to.")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `path` whose writers are gone."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(?:(\d+)-)?[0-9a-f]{{8}}{re.escape(_TEMPORARY)}")
-    with os.scandir(path.parent) as entries:
-        found = [(entry.path, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
+def temporary_path(path: Path) -> Path:
+    """Return a name beside `path` for what this process writes; if it is killed, the next writer removes it."""
+    # The process is named, so that a file of a living one is told from a leftover.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of writers that were killed."""
+    with os.scandir(folder) as entries:
+        found = [(Path(entry.path), match) for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))]
     for leftover, match in found:
-        if match[1] is None or not _runs(int(match[1])):
-            Path(leftover).unlink(missing_ok=True)
+        if _runs(int(match[1])) or _is_locked(leftover):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:
-    """Return whether a process of this number runs; on another machine that shares the folder it may not be ours."""
     if process == os.getpid():
         return True
     try:
@@ -141,6 +150,41 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that tells other processes, in other containers too, that a temporary file has a living writer."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # e.g. a network file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(path: Path) -> bool:
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -155,8 +199,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_synced(path: Path, data: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
-    with path.open("xb") as stream:
+def write_synced(path: Path, data: bytes | memoryview | Callable[[BinaryIO], object]) -> None:
+    """Write a new file and bring it to the disk."""
+    with path.open("xb") as stream, locked(path):
         if callable(data):
             data(stream)
         else:

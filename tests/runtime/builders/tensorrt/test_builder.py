@@ -104,7 +104,8 @@ def test_faster_int8_is_kept_with_the_bundles_golden_samples(tmp_path: Path, gol
     assert result.inspection["build_seconds"] == {"int8": 60.0, "fp16": 60.0}
     json.dumps(result.inspection)
     np.testing.assert_array_equal(result.golden.embedding, golden.embedding)
-    assert _files(tmp_path) == ["out.plan", "timing-trt10.3.0-sm87-orin.cache"]
+    assert _files(tmp_path) == [result.plan.name, "timing-trt10.3.0-sm87-orin.cache"]
+    assert result.plan.name.startswith(".out.plan."), "it takes its place together with its card"
     assert (result.plan.parent / "timing-trt10.3.0-sm87-orin.cache").read_bytes() == b"after fp16"
     assert "kept int8" in caplog.text
 
@@ -162,8 +163,8 @@ def test_an_existing_engine_is_kept_without_force_and_replaced_with_it(tmp_path:
     with pytest.raises(UsageError, match="exists already; add --force"):
         _build(tmp_path, golden, worker)
     assert (worker.requests, engine.read_bytes()) == ([], b"older")
-    _build(tmp_path, golden, worker, force=True)
-    assert engine.read_bytes() == b"the int8 plan"
+    result = _build(tmp_path, golden, worker, force=True)
+    assert (engine.read_bytes(), result.plan.read_bytes()) == (b"older", b"the int8 plan")
 
 
 def test_an_engine_that_appears_during_the_build_is_not_replaced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, cho
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
-from p4q_edge.runtime.storage import load_tensors, refuse_existing, sha256_file
+from p4q_edge.runtime.storage import load_tensors, refuse_existing, remove_leftovers, sha256_file, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class PlanResult:
     """A built plan and what its card records.
 
     Attributes:
-        plan: the engine file.
+        plan: the engine, under a temporary name in its folder, until it takes its place together with its card.
         sha256: its digest.
         size_bytes: its size.
         built_with: versions, GPU, platform and how it was built.
@@ -63,10 +64,11 @@ def build_plan(
     force: bool = False,
     progress: ShowProgress | None = None,
 ) -> PlanResult:
-    """Build INT8 and FP16 plans (or the one asked for), measure both here, and keep the better as `engine`.
+    """Build INT8 and FP16 plans (or the one asked for), measure both here, and keep the better for `engine`.
 
     `model` is the complete ONNX model with FP16 remainder, `golden` the samples (safetensors) that gate the plans.
-    Only the engine and, beside it, the timing cache stay; nothing is left of a build that fails or is interrupted.
+    Only the plan, under a temporary name beside the engine, and the timing cache stay; nothing is left
+    of a build that fails or is interrupted.
 
     Raises:
         UsageError: the engine exists and `force` is false, or the options do not fit this device.
@@ -77,8 +79,9 @@ def build_plan(
     refuse_existing(engine, force=force)
     samples = read_golden(golden, source="the golden samples of the bundle")
     engine.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(engine.parent)
     # In the engine's folder, so that the kept plan only needs a rename.
-    with tempfile.TemporaryDirectory(dir=engine.parent, prefix=".p4q-build-") as name:
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f".p4q-build.{os.getpid()}-", suffix=".tmp") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model)
         (folder / "golden.safetensors").write_bytes(golden)
@@ -91,13 +94,14 @@ def build_plan(
         logger.info("%s", table(rows, choice))
         outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
         refuse_existing(engine, force=force)
-        (folder / f"{choice.kept}.plan").replace(engine)
+        plan = temporary_path(engine)
+        (folder / f"{choice.kept}.plan").replace(plan)
         for cache in folder.glob(TIMING_CACHES):
             cache.replace(engine.with_name(cache.name))
     return PlanResult(
-        plan=engine,
-        sha256=sha256_file(engine),
-        size_bytes=engine.stat().st_size,
+        plan=plan,
+        sha256=sha256_file(plan),
+        size_bytes=plan.stat().st_size,
         built_with=built[choice.kept]["built_with"],
         inspection=_inspection(built, rows, ratios, choice),
         choice=choice,

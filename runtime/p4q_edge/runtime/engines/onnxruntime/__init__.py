@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines.onnxruntime.engine import (
+        OPTIMIZED,
         OnnxRuntimeEngine,
         fingerprint,
         import_onnxruntime,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "OPTIMIZED",
     "OnnxRuntimeEngine",
     "differing_tensors",
     "fingerprint",
@@ -46,6 +48,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "engine": (
+                "OPTIMIZED",
                 "OnnxRuntimeEngine",
                 "fingerprint",
                 "import_onnxruntime",

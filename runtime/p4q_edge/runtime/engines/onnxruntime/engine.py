@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # How protobuf encodes the entry `location` of a tensor's external_data: field 1, 8 bytes.
 _EXTERNAL_DATA = b"\x0a\x08location"
+OPTIMIZED = ".optimized"
+"""What the name of an engine's optimized copy adds to that of the engine."""
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
 
@@ -178,7 +180,7 @@ def load_error(error: Exception, *, name: str) -> P4QEdgeError:
 
 def optimized_path(engine: Path) -> Path:
     """Return where the optimized copy of an engine lies: `out.onnx` -> `out.onnx.optimized`."""
-    return engine.with_name(engine.name + ".optimized")
+    return engine.with_name(engine.name + OPTIMIZED)
 
 
 def session_options(profile: CpuProfile, *, threads: int | None = None, optimized: bool = False) -> Any:
