@@ -11,6 +11,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from p4q_edge.runtime.statistics.binomial import lower_tail
+
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
@@ -213,10 +215,7 @@ def mcnemar_exact(first: Bools, second: Bools) -> McNemar:
     only_first = int(np.count_nonzero(first & ~second))
     only_second = int(np.count_nonzero(second & ~first))
     differing, fewer = only_first + only_second, min(only_first, only_second)
-    # Integers are exact, so thousands of differing images do not underflow.
-    tail = sum(math.comb(differing, k) for k in range(fewer + 1))
-    p_value = min(1.0, 2 * tail / 2**differing)
-    return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
+    return McNemar(only_first=only_first, only_second=only_second, p_value=min(1.0, 2 * lower_tail(fewer, differing)))
 
 
 def cosine_rows(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
