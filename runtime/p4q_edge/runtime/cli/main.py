@@ -201,9 +201,32 @@ def _load_entry_point(name: str) -> object:
         ) from error
 
 
+_OTHER_WORDS: Mapping[str, str] = {
+    "predict": "p4q-edge classify names what images show",
+    "infer": "p4q-edge classify names what images show",
+    "run": "p4q-edge classify names what images show",
+    "train": "p4q-edge learn learns prompts and an adapter, build does that and builds the engine",
+    "fit": "p4q-edge learn learns prompts and an adapter, build does that and builds the engine",
+    "quantize": "p4q-edge build calibrates, learns and builds the engine, calibrate does the first of these",
+    "convert": "p4q-edge build makes an engine from a bundle or a recipe",
+    "compile": "p4q-edge build makes an engine from a bundle or a recipe",
+    "test": "p4q-edge validate compares accuracy on labelled images, selftest checks an engine with its golden samples",
+    "eval": "p4q-edge validate compares accuracy on labelled images",
+    "evaluate": "p4q-edge validate compares accuracy on labelled images",
+    "benchmark": "p4q-edge bench measures speed, memory and energy",
+    "info": "p4q-edge inspect shows what is in a bundle or an engine",
+    "show": "p4q-edge inspect shows what is in a bundle or an engine",
+    "embed": "in Python: ZeroShotClassifier(ENGINE).embed(images)",
+}
+"""What people type who know other programs."""
+
+
 def _nearest(name: str) -> str:
     import difflib
 
+    meant = _OTHER_WORDS.get(name)
+    if meant is not None:
+        return f"; {meant}"
     matches = difflib.get_close_matches(name, [*ALL_HELP], n=1)
     return f" (nearest: {matches[0]})" if matches else ""
 
