@@ -35,7 +35,11 @@ Runner = Callable[[onnx.ModelProto, int], object]
 
 
 def compare_with_onnxruntime(
-    graph: bytes, images: NDArray[np.uint8], *, make_runner: Runner | None = None
+    graph: bytes,
+    images: NDArray[np.uint8],
+    *,
+    make_runner: Runner | None = None,
+    on_difference: Callable[[str, LayerValues], None] | None = None,
 ) -> DebugReport:
     """Name the first linear where TensorRT parts from ONNX Runtime.
 
@@ -43,6 +47,7 @@ def compare_with_onnxruntime(
         graph: the complete ONNX model with FP16 remainder, as the bundle has it for TensorRT.
         images: uint8 (n, 3, H, W).
         make_runner: makes the runner that is compared; TensorRT's by default.
+        on_difference: is given the first linear that diverges, and what every linear of TensorRT read and gave.
 
     Raises:
         EnvironmentNotAbleError: no GPU, no TensorRT, or polygraphy is not installed.
@@ -65,6 +70,8 @@ def compare_with_onnxruntime(
     }
     findings = compare_layers(layers["reference"], layers["candidate"], [node.path for node in nodes])
     first = first_difference(findings, TENSORRT_KERNELS)
+    if first is not None and on_difference is not None:
+        on_difference(first.layer, layers["candidate"])
     operators = {node.path: node.operator for node in nodes}
     logger.info("compared %d linears on %d images with %s", len(findings), len(images), REFERENCE)
     return DebugReport(

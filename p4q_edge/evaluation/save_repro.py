@@ -5,7 +5,9 @@ polygraphy that compares them. onnx-graphsurgeon cuts, polygraphy writes and com
 """
 
 import importlib
+import logging
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,14 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from numpy.typing import NDArray
 
+from p4q_edge.evaluation.layer_debug import OWN_GRAPH, LayerValues, run_graph
 from p4q_edge.graph.analysis import linear_nodes
+from p4q_edge.runtime.engines.onnxruntime import session_options
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.evaluation.report import DebugReport
 from p4q_edge.runtime.storage import atomic_write
+
+logger = logging.getLogger(__name__)
 
 MODEL, INPUTS, REFERENCE, CANDIDATE, README = (
     *("layer.onnx", "inputs.json", "reference.json", "candidate.json"),
@@ -100,6 +107,57 @@ def save_repro(folder: Path, model: onnx.ModelProto, found: Divergence, *, force
     for file, data in written.items():
         atomic_write(folder / file, data, force=True)
     return tuple(folder / file for file in written)
+
+
+def save_engine_repro(
+    folder: Path, engine: Path, report: DebugReport, *, graph: bytes | None, images: NDArray[np.uint8]
+) -> None:
+    """Write what `find_difference` found in an ONNX Runtime engine; nothing where nothing diverges.
+
+    Args:
+        folder: to make.
+        engine: the engine's file.
+        report: names the linear and what the engine was compared with.
+        graph: the bundle's graph with FP32 remainder, or None.
+        images: uint8 (n, 3, H, W), those that were compared.
+
+    Raises:
+        UsageError: the folder holds files.
+    """
+    if report.first is None:
+        logger.warning("no layer diverges: %s is not written", folder)
+        return
+    built = onnx.load_model_from_string(engine.read_bytes())
+    fused = report.reference == OWN_GRAPH
+    values = run_graph(built, images, session_options("exact") if fused else None)
+    reference = built if fused or graph is None else onnx.load_model_from_string(graph)
+    found = Divergence(
+        layer=report.first,
+        reference_name=report.reference,
+        candidate_name=f"{engine.name} in ONNX Runtime {onnxruntime.__version__}",
+        read=values.inputs[report.first],
+        gave=values.outputs[report.first],
+    )
+    save_repro(folder, reference, found)
+    logger.info("%s: %s as a model of its own; its README.md has the command", folder, report.first)
+
+
+def save_plan_repro(folder: Path, graph: bytes) -> Callable[[str, LayerValues], None]:
+    """Return what writes a linear that TensorRT computes otherwise than ONNX Runtime; `graph` is the FP16 one."""
+
+    def save(layer: str, candidate: LayerValues) -> None:
+        found = Divergence(
+            layer=layer,
+            reference_name="the same graph in ONNX Runtime",
+            candidate_name="TensorRT",
+            read=candidate.inputs[layer],
+            gave=candidate.outputs[layer],
+            flag="--trt",
+        )
+        save_repro(folder, onnx.load_model_from_string(graph), found)
+        logger.info("%s: %s as a model of its own; its README.md has the command", folder, layer)
+
+    return save
 
 
 def command(flag: str) -> str:

@@ -217,12 +217,13 @@ def reference_for(request: ValidateRequest, target: Target) -> Reference:
     """Return everything that PyTorch can add to a validation: the toolkit's half of `p4q-edge validate`."""
     found = open_torch_reference(request, target.card)
     reference = reference_of(request, target, found)
-    return replace(reference, debug=_debug(target, found, reference)) if request.debug else reference
+    return replace(reference, debug=_debug(request, target, found, reference)) if request.debug else reference
 
 
-def _debug(target: Target, found: TorchReference | None, reference: Reference) -> DebugReport:
+def _debug(request: ValidateRequest, target: Target, found: TorchReference | None, reference: Reference) -> DebugReport:
     # Imported here: it needs onnx, and a validation without --debug should not.
     from p4q_edge.evaluation.layer_debug import MAX_IMAGES, find_difference
+    from p4q_edge.evaluation.save_repro import save_engine_repro, save_plan_repro
 
     card, bundle = target.card, target.bundle
     golden = card.golden_samples().image
@@ -230,11 +231,17 @@ def _debug(target: Target, found: TorchReference | None, reference: Reference) -
     if card.backend == "tensorrt" and bundle is not None:
         from p4q_edge.evaluation.layer_debug_tensorrt import compare_with_onnxruntime
 
-        return compare_with_onnxruntime(bundle.model("fp16"), images)
-    return find_difference(
+        half = bundle.model("fp16")
+        save = None if request.save_repro is None else save_plan_repro(request.save_repro, half)
+        return compare_with_onnxruntime(half, images, on_difference=save)
+    graph = None if bundle is None else bundle.model("fp32")
+    report = find_difference(
         target.engine,
         card,
         images,
-        graph=None if bundle is None else bundle.model("fp32"),
+        graph=graph,
         module=None if found is None else found.classifier,
     )
+    if request.save_repro is not None:
+        save_engine_repro(request.save_repro, target.engine, report, graph=graph, images=images[:MAX_IMAGES])
+    return report

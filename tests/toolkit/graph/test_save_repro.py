@@ -5,16 +5,27 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from p4q_edge.evaluation.layer_debug import run_graph
-from p4q_edge.evaluation.save_repro import CANDIDATE, MODEL, README, Divergence, command, cut_linear, save_repro
+from p4q_edge.evaluation.layer_debug import BUNDLE_GRAPH, run_graph
+from p4q_edge.evaluation.save_repro import (
+    CANDIDATE,
+    MODEL,
+    README,
+    Divergence,
+    command,
+    cut_linear,
+    save_engine_repro,
+    save_repro,
+)
 from p4q_edge.graph.analysis.linears import linear_nodes
 from p4q_edge.runtime.errors import ArtifactError, UsageError
+from p4q_edge.runtime.evaluation.report.document import DebugReport
 
 pytest.importorskip("polygraphy")
 
@@ -84,3 +95,33 @@ def test_both_outputs_are_kept(graph: onnx.ModelProto, divergence: Divergence, t
     np.testing.assert_array_equal(output, divergence.gave)
     with pytest.raises(UsageError, match="is not empty; add --force"):
         save_repro(tmp_path / "repro", graph, divergence)
+
+
+def test_an_engine_with_a_doubled_scale_is_cut_at_that_layer(
+    graph: onnx.ModelProto, images: np.ndarray, tmp_path: Path
+) -> None:
+    layer = linear_nodes(graph)[1]
+    engine = onnx.ModelProto()
+    engine.CopyFrom(graph)
+    scale = next(tensor for tensor in engine.graph.initializer if tensor.name == layer.weight_scale)
+    scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
+    onnx.save(engine, tmp_path / "out.onnx")
+    report = DebugReport(
+        reference=BUNDLE_GRAPH,
+        n=2,
+        tolerance=1e-4,
+        first=layer.path,
+        operator=layer.operator,
+        layers=(),
+        keep_float=(),
+    )
+    save_engine_repro(
+        tmp_path / "repro", tmp_path / "out.onnx", report, graph=graph.SerializeToString(), images=images[:2]
+    )
+    text = (tmp_path / "repro" / README).read_text()
+    assert text.startswith(f"# {layer.path}\n")
+    assert "out.onnx in ONNX Runtime" in text
+    save_engine_repro(
+        tmp_path / "none", tmp_path / "out.onnx", replace(report, first=None), graph=None, images=images[:2]
+    )
+    assert not (tmp_path / "none").exists()

@@ -51,6 +51,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug", action="store_true", help="name the first layer where engine and reference diverge (toolkit)"
     )
+    parser.add_argument(
+        "--save-repro",
+        type=Path,
+        metavar="DIR",
+        help="with --debug, write that layer as a model of its own, with its inputs, both outputs and the polygraphy "
+        "command that compares them",
+    )
 
 
 def _request(args: argparse.Namespace) -> ValidateRequest:
@@ -63,6 +70,8 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
 
     if args.limit < 0 or args.batch < 1:
         raise UsageError(f"--limit must be at least 0 and --batch at least 1; got {args.limit} and {args.batch}")
+    if args.save_repro is not None and not args.debug:
+        raise UsageError("--save-repro writes the layer that --debug finds. Add --debug.")
     return ValidateRequest(
         engine=args.engine,
         reference=args.reference,
@@ -75,6 +84,7 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
         threads=args.threads,
         bench=args.bench,
         debug=args.debug,
+        save_repro=args.save_repro,
         reports=tuple(args.report),
     )
 
