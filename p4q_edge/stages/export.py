@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p4q_edge.data import pixels
 from p4q_edge.graph import OUTPUTS, export_classifier
@@ -19,13 +19,20 @@ from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
 from p4q_edge.runtime.storage import LIBRARIES, StageCode, encode_json, is_unchanged, stage_key, write_record
 from p4q_edge.stages.pipeline import Learned
-from p4q_edge.stages.record_results import median_losses, record_reference, recorded_images, validation_images
+from p4q_edge.stages.record_results import (
+    median_losses,
+    record_reference,
+    recorded_images,
+    validation_images,
+    zero_shot_answers,
+)
 
 logger = logging.getLogger(__name__)
 
 NOISE_IMAGES = 24
 """Graphs are compared, and the noise of roundings is measured, on so many images."""
 
+BYTES_OF_FLOAT = 4
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
 EXPORT = StageCode(
     modules=tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "export", "record_results")),
@@ -76,8 +83,10 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         bundles.GOLDEN: make_golden(classifier, images).to_bytes(),
     }
     parity = dict(graphs.parity)
+    index = data_index(learned)
     validated, labels = validation_images(learned)
     if len(validated):
+        index["zero_shot"] = zero_shot_answers(learned, validated)
         reference = record_reference(classifier, validated, labels)
         members[bundles.REFERENCE] = reference.to_bytes()
         parity |= median_losses(graphs, reference, validated)
@@ -91,7 +100,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         versions={name: version(name) for name in RECORDED_VERSIONS},
         seed=source.recipe.seed,
         recipe=portable_recipe(learned),
-        data_index=data_index(learned),
+        data_index=index,
         parity=parity,
         unsound=graphs.unsound or msgspec.UNSET,
         narrowest_bits=graphs.narrowest_bits,
@@ -203,8 +212,8 @@ def portable_recipe(learned: Learned) -> dict[str, object]:
 def data_index(learned: Learned) -> dict[str, object]:
     """Which images were learned from: names and digests in label order, and how many were left for testing.
 
-    With it what the data calls the classes, where the recipe gave other names for them, and the first hand-written
-    prompt of each class.
+    With it what the data calls the classes, where the recipe gave other names for them, the first hand-written prompt
+    of each class, and the size of the image tower in full precision.
     """
     source = learned.prepared.source
     split = source.split
@@ -218,4 +227,10 @@ def data_index(learned: Learned) -> dict[str, object]:
             )
         ],
         "test_images": len(split.test),
+        "float_bytes": _float_bytes(source.model.clip),
     }
+
+
+def _float_bytes(clip: nn.Module) -> int:
+    tower = clip.get_submodule("visual")
+    return BYTES_OF_FLOAT * sum(weight.numel() for weight in tower.parameters())

@@ -40,6 +40,14 @@ def recorded_images(source: Source) -> ImageSet:
 
 
 @torch.no_grad()
+def zero_shot_answers(learned: Learned, images: Tensor) -> list[int]:
+    """Class of each image uint8 ``(n, 3, H, W)`` by the full-precision model and the hand-written prompts alone."""
+    _, _, features = run_folded(learned.classifier, images, phase=Phase.FLOAT)
+    scores = torch.nn.functional.normalize(features, dim=-1) @ learned.student.hand_written.T
+    return [int(answer) for answer in scores.argmax(dim=1)]
+
+
+@torch.no_grad()
 def record_reference(classifier: FoldedClassifier, images: Tensor, labels: np.ndarray) -> RecordedResults:
     """Run the fake-quantized and the float classifier on uint8 ``(n, 3, H, W)``, n at least 1."""
     logger.info("export: results of PyTorch on %d validation images", len(images))

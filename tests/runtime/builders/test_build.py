@@ -147,7 +147,8 @@ def test_build_without_a_bundle_asks_the_toolkit_for_one(
         seen.append(request)
         return tiny_bundle
 
-    monkeypatch.setattr(metadata, "entry_points", lambda **_: [_EntryPoint(bundle_from_recipe)])
+    lent = {"bundle_from_recipe": bundle_from_recipe, "build_summary": lambda *_: ({"n": 0, "rows": []}, "table")}
+    monkeypatch.setattr(metadata, "entry_points", lambda **asked: [_EntryPoint(lent[asked["name"]])])
     engine = tmp_path / "out.onnx"
     code, out, _ = run("build", "--recipe", "r.toml", "--seed", "3", "--engine", engine, "--json", "-q")
     assert (code, json.loads(out)["bundle"]) == (0, str(tiny_bundle))

@@ -348,6 +348,7 @@ def test_only_learned_images_become_pixels_and_the_bundle_lists_them(
         ],
         "prompts": {name: f"a photo of a {name}." for name in images.class_names},
         "test_images": 192,
+        "float_bytes": 4 * sum(weight.numel() for weight in toy_clip.clip.get_submodule("visual").parameters()),
     }
 
 

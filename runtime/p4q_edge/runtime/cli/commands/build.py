@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.builders import BuildOptions, BuildRequest, RecipeRequest
     from p4q_edge.runtime.builders.tensorrt import ShowProgress
 
-BUNDLE_FUNCTION, RESOLVE_FUNCTION = "bundle_from_recipe", "resolved_recipe"
+BUNDLE_FUNCTION, RESOLVE_FUNCTION, SUMMARY_FUNCTION = "bundle_from_recipe", "resolved_recipe", "build_summary"
 NEEDS_TOOLKIT = (
     "building from a recipe needs the toolkit, which is not installed. Run: pip install ./runtime . in a checkout, or "
     "name a bundle: p4q-edge build model.p4q --engine out.onnx"
@@ -189,17 +189,19 @@ def _build_from_recipe(request: BuildRequest, output: Output) -> None:
             options=request.options,
             progress=progress,
         )
+    summary, table = toolkit_function(SUMMARY_FUNCTION, missing=NEEDS_TOOLKIT)(request, bundle)
     document = {
         "engine": str(request.engine),
         "card": str(card_path(request.engine)),
         "bundle": str(bundle),
+        "summary": summary,
         "run": str(request.engine.with_suffix(".run")),
         "backend": card.backend,
         "engine_sha256": card.engine_sha256,
         "engine_size_bytes": card.engine_size_bytes,
     }
     what = f"{card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.2f} MB"
-    output.write(document=document, text=f"{request.engine}  {what}\n{bundle}  the bundle")
+    output.write(document=document, text=f"{request.engine}  {what}\n{bundle}  the bundle\n\n{table}")
 
 
 def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
