@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "gpu" in report.keywords]
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", ()) if "gpu" in getattr(report, "keywords", ())
+    ]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} tests need a CUDA device and did not run.")
 

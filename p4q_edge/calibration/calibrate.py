@@ -21,7 +21,6 @@ from p4q_edge.models import (
 )
 from p4q_edge.quant import (
     MAX_TOKENS,
-    AttentionProducts,
     GridPoint,
     Phase,
     QuantScheme,
@@ -182,7 +181,7 @@ def add_products(encoder: nn.Module, paths: Iterable[str], scheme: QuantScheme) 
     """Give the attentions at `paths` grids for their products."""
     found = attentions(encoder)
     for path in paths:
-        found[path].products = AttentionProducts(scheme)
+        found[path].quantize_products(scheme)
 
 
 @torch.no_grad()

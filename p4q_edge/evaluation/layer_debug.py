@@ -273,9 +273,8 @@ def sensitive_linears(module: nn.Module, images: NDArray[np.uint8]) -> tuple[str
             everything = _divergence(reference, logits())
             gains = {}
             for path, linear in quant_linears(module).items():
-                linear.phase = Phase.FLOAT
-                gains[path] = everything - _divergence(reference, logits())
-                linear.phase = Phase.QUANTIZED
+                with running_in(linear, Phase.FLOAT):
+                    gains[path] = everything - _divergence(reference, logits())
     # A tenth of the whole loss: below it a linear in FP16 costs speed and buys nothing.
     worst = sorted((path for path in gains if gains[path] > everything / 10), key=lambda path: -gains[path])
     return _as_keep_float(worst)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge.quant import Phase, QuantLinear, QuantScheme, running_in
+from p4q_edge.quant import Phase, QuantLinear, QuantScheme, running_in, set_phase
 
 REDUCTION = 4
 
@@ -53,8 +53,8 @@ class Adapter(nn.Module):
     def set_dynamic(self, dynamic: bool) -> None:
         """Let scales follow weights and batches (while learning), or hold them."""
         for linear in (self.down, self.up):
-            linear.dynamic = dynamic
-            linear.phase = Phase.QUANTIZED
+            linear.follow(dynamic)
+        set_phase(self, Phase.QUANTIZED)
 
     @torch.no_grad()
     def freeze(self, features: Tensor) -> None:

@@ -106,6 +106,13 @@ class Chunk:
         return torch.cat([classes for classes, _ in self.runs])
 
 
+@dataclass(frozen=True)
+class _Outside:
+    """Holds the tower so that it is no submodule: its frozen weights are no part of what is learned."""
+
+    tower: TextSide
+
+
 class PromptLearner(nn.Module):
     """``[SOS][v_1 .. v_M][class name][.][EOT]`` with M learned context vectors shared by all classes.
 
@@ -133,7 +140,7 @@ class PromptLearner(nn.Module):
         context: Tensor,
     ) -> None:
         super().__init__()
-        self.__dict__["tower"] = tower  # not a submodule: its frozen weights are no part of what is learned
+        self._outside = _Outside(tower=tower)
         self.context = nn.Parameter(context.clone())
         num_start = 1 if _has_start_token(tokenizer) else 0
         tokens = tokenizer([f"{spoken(name)}." for name in class_names])  # (classes, context_length)
@@ -148,9 +155,14 @@ class PromptLearner(nn.Module):
         self.lengths = end + 1 if tower.cuts_at_end else torch.full_like(end, length)
         self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths)),)
 
+    @property
+    def tower(self) -> TextSide:
+        """The text tower that the prompts run through."""
+        return self._outside.tower
+
     def forward(self) -> Tensor:
         """Class embeddings ``(classes, dim)``, normalized, with a gradient to the context."""
-        tower: TextSide = self.__dict__["tower"]
+        tower = self.tower
         prefix = torch.cat([self.start, self.context])  # (P, width)
         shared = tower.read_prefix(prefix) if self.share_prefix else None
         features = []
@@ -166,7 +178,7 @@ class PromptLearner(nn.Module):
 
     def _features(self, chunk: Chunk, prefix: Tensor, shared: Prefix | None) -> Tensor:
         """Features of one chunk's classes ``(classes, dim)``, in the order of its runs."""
-        tower: TextSide = self.__dict__["tower"]
+        tower = self.tower
         suffixes = [self.suffixes[classes, : length - len(prefix)] for classes, length in chunk.runs]
         if shared is not None:
             return tower.continue_prefix(shared, suffixes)
@@ -198,7 +210,7 @@ class PromptLearner(nn.Module):
         return len(self.start) + len(self.context) if self.share_prefix else 0
 
     def _kept_bytes_per_token(self, longest: int) -> float:
-        tower: TextSide = self.__dict__["tower"]
+        tower = self.tower
         length = int(self.lengths[longest])
         prefix = torch.cat([self.start, self.context])
         shared = tower.read_prefix(prefix) if self.share_prefix else None

@@ -50,11 +50,11 @@ class TextTower(TextSide):
         quantize_modules(self.transformer, scheme, cross_attention=frozenset())
         if scheme.quantize_attention:
             for attention in attentions(self.transformer).values():
-                attention.products = AttentionProducts(scheme)
+                attention.quantize_products(scheme)
         if self.causal:
             # The start token draws outliers a hundred times the rest; a constant may stay in high precision.
             for module in self._quantizing():
-                module.float_prefix = 1
+                module.skip_prefix(1)
         self.requires_grad_(False)
 
     @property
@@ -164,12 +164,12 @@ class TextTower(TextSide):
         modules = self._quantizing()
         before = [module.float_prefix for module in modules]
         for module in modules:
-            module.float_prefix = count
+            module.skip_prefix(count)
         try:
             yield
         finally:
             for module, own in zip(modules, before, strict=True):
-                module.float_prefix = own
+                module.skip_prefix(own)
 
 
 def make_text_side(clip: nn.Module, scheme: QuantScheme) -> TextSide:

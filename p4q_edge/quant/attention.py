@@ -30,6 +30,10 @@ class Attention(nn.Module):
         self.phase = Phase.FLOAT
         self.products: AttentionProducts | None = None
 
+    def quantize_products(self, scheme: QuantScheme) -> None:
+        """Give the products grids of their own, which are measured in the observing phases."""
+        self.products = AttentionProducts(scheme)
+
     @classmethod
     def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
         """Take over the weights of a plain self-attention whose query, key and value share one width."""

@@ -70,6 +70,10 @@ class AttentionProducts(nn.Module):
         self.key = Operand()
         self.value = Operand()
 
+    def skip_prefix(self, tokens: int) -> None:
+        """Leave so many leading tokens in float."""
+        self.float_prefix = tokens
+
     @property
     def operands(self) -> tuple[Operand, Operand, Operand]:
         """Query, key and value."""

@@ -68,6 +68,14 @@ class QuantLinear(nn.Module):
         self.histogram: MagnitudeHistogram | None = None
         self._restored: Tensor | None = None
 
+    def skip_prefix(self, tokens: int) -> None:
+        """Leave so many leading tokens in float."""
+        self.float_prefix = tokens
+
+    def follow(self, dynamic: bool) -> None:
+        """Let scales follow the weight and each batch, or hold them."""
+        self.dynamic = dynamic
+
     @classmethod
     def from_linear(cls, linear: nn.Linear, scheme: QuantScheme) -> "QuantLinear":
         """Take over weight and bias of a linear layer."""

@@ -197,3 +197,34 @@ def test_every_requirement_is_pinned(repository: Path) -> None:
         for requirement in (line for group in groups for line in group):
             name = re.split(r"[^\w-]", requirement)[0].replace("_", "-").lower()
             assert name in pinned | {"p4q-edge", "p4q-edge-runtime"}, f"{name} is not in tools/constraints.txt"
+
+
+def outside_state(source: str) -> list[str]:
+    """Return assignments to attributes that the quantized modules keep for themselves, and unmade constructors."""
+    own = {"phase", "products", "dynamic", "float_prefix"}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found += [
+            ast.unparse(target)
+            for target in targets
+            if isinstance(target, ast.Attribute) and target.attr in own and ast.unparse(target.value) != "self"
+        ]
+        if isinstance(node, ast.Attribute) and (node.attr == "__dict__" or ast.unparse(node) == "cls.__new__"):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_room_sets_the_state_of_another(repository: Path) -> None:
+    for path in (repository / "p4q_edge").rglob("*.py"):
+        if path.parent.name != "quant":
+            assert outside_state(path.read_text(encoding="utf-8")) == [], path
+    for path in (repository / "runtime" / "p4q_edge").rglob("*.py"):
+        assert outside_state(path.read_text(encoding="utf-8")) == [], path
+
+
+def test_the_search_for_outside_state_can_find_some() -> None:
+    planted = 'linear.phase = x\nself.__dict__["tower"] = t\nengine = cls.__new__(cls)\nself.phase = x'
+    assert outside_state(planted) == ["linear.phase", "self.__dict__", "cls.__new__"]

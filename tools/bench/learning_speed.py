@@ -81,7 +81,7 @@ class PaddedPrompts(PromptLearner):
     """Prompts as the plain loop runs them: each padded to the whole context length."""
 
     def forward(self) -> Tensor:
-        tower: TextTower = self.__dict__["tower"]
+        tower: TextTower = self.tower
         whole = self.prompts()
         padding = tower.embed(torch.zeros(len(whole), tower.context_length - whole.shape[1], dtype=torch.long))
         return F.normalize(tower(torch.cat([whole, padding], dim=1), self.end), dim=-1)
@@ -214,7 +214,7 @@ def quantized_text(
     steps = {}
     for name in ("cut", "prefix"):
         prompts = students[name].prompts
-        calibrate_text(prompts.__dict__["tower"], prompts)
+        calibrate_text(prompts.tower, prompts)
         steps[name] = Step(students[name], images.from_cache, labels, setting.section)
     times = measure(args, steps)
     return {

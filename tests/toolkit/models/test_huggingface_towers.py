@@ -124,7 +124,7 @@ def test_a_memory_limit_leaves_embeddings_and_gradient_as_they_are(model: Loaded
 
 def test_the_papers_track_quantizes_such_a_tower(model: LoadedModel) -> None:
     learner = _learner(model)
-    tower = learner.__dict__["tower"]
+    tower = learner.tower
     before = learner().detach()
     calibrate_text(tower, learner)
     after = learner()

@@ -35,7 +35,7 @@ def _learner(
 
 
 def _tower(learner: PromptLearner) -> TextTower:
-    tower = learner.__dict__["tower"]
+    tower = learner.tower
     assert isinstance(tower, TextTower)
     return tower
 

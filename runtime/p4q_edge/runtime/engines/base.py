@@ -50,7 +50,7 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
     if card.backend == "tensorrt":
         from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
 
-        return _fitting(TensorRTEngine(path, card, device=device), card, path)
+        return _fitting(TensorRTEngine.open(path, card, device=device), card, path)
     from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, require_cpu
 
     require_cpu(device, engine=str(path))

@@ -55,7 +55,7 @@ def plan(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(installed: Any, plan: Path) -> Any:
-    loaded = TensorRTEngine(plan, card_of(installed), sessions=1)
+    loaded = TensorRTEngine.open(plan, card_of(installed), sessions=1)
     installed.calls.clear()
     installed.cuda.calls.clear()
     return loaded

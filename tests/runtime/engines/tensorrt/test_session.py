@@ -70,7 +70,7 @@ def test_an_engine_that_cannot_be_captured_runs_plainly(engine: Any, installed: 
 
 
 def test_graphs_can_be_switched_off(installed: Any, plan: Path, images: np.ndarray) -> None:
-    loaded = TensorRTEngine(plan, card_of(installed), graphs=False)
+    loaded = TensorRTEngine.open(plan, card_of(installed), graphs=False)
     for _ in range(3):
         loaded.run(images[:1])
     assert "capture" not in installed.cuda.calls

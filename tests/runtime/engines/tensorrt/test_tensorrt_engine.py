@@ -22,21 +22,21 @@ from doubles.tensorrt import TensorRTDouble, compute
 
 def test_everything_is_compared_before_tensorrt_sees_the_plan(installed: Any, plan: Path) -> None:
     with pytest.raises(IncompatibleEngineError, match=re.escape(f"{plan} was built by TensorRT 9.9.9 for Orin")):
-        TensorRTEngine(plan, card_of(installed, tensorrt="9.9.9"))
+        TensorRTEngine.open(plan, card_of(installed, tensorrt="9.9.9"))
     plan.write_bytes(b"another plan")
     with pytest.raises(CorruptArtifactError, match="is not the plan that its card describes: their digests differ"):
-        TensorRTEngine(plan, card_of(installed))
+        TensorRTEngine.open(plan, card_of(installed))
     assert installed.calls == ["open_cuda", "open_cuda"]
 
 
 def test_cuda_comes_before_the_runtime_and_the_runtime_before_the_plan(installed: Any, plan: Path) -> None:
-    TensorRTEngine(plan, card_of(installed))
+    TensorRTEngine.open(plan, card_of(installed))
     assert installed.calls == ["open_cuda", "Runtime", "deserialize_cuda_engine"]
     assert installed.runtimes[-1].engine_host_code_allowed is False
 
 
 def test_host_code_is_allowed_only_where_the_card_says_so(installed: Any, plan: Path) -> None:
-    TensorRTEngine(plan, card_of(installed, version_compatible="true"))
+    TensorRTEngine.open(plan, card_of(installed, version_compatible="true"))
     assert installed.runtimes[-1].engine_host_code_allowed is True
 
 
@@ -45,7 +45,7 @@ def test_a_plan_that_tensorrt_refuses_is_incompatible_with_its_reason(installed:
     with pytest.raises(
         IncompatibleEngineError, match=r"cannot load .*out\.plan: Serialization assertion magicTag failed\. Run: p4q"
     ):
-        TensorRTEngine(plan, card_of(installed))
+        TensorRTEngine.open(plan, card_of(installed))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_engine_of_something_else_is_refused(
     for name, value in changes.items():
         setattr(installed, name, value)
     with pytest.raises(CorruptArtifactError, match=message):
-        TensorRTEngine(plan, card_of(installed))
+        TensorRTEngine.open(plan, card_of(installed))
 
 
 def test_results_are_right_for_every_batch_also_beyond_the_largest(
@@ -140,7 +140,7 @@ def test_images_that_are_not_contiguous_are_run_as_they_look(engine: Any, double
 
 def test_fewer_images_than_the_smallest_batch_are_refused(installed: Any, plan: Path, images: np.ndarray) -> None:
     installed.batches = (2, 2, 4)
-    loaded = TensorRTEngine(plan, card_of(installed))
+    loaded = TensorRTEngine.open(plan, card_of(installed))
     assert loaded.batches == (2, 4)
     for count in (1, 5, 9):
         with pytest.raises(InputError, match=f"takes batches of 2 to 4 images, got {count}"):
@@ -150,7 +150,7 @@ def test_fewer_images_than_the_smallest_batch_are_refused(installed: Any, plan: 
 
 def test_a_fixed_batch_engine_says_so(installed: Any, plan: Path, images: np.ndarray) -> None:
     installed.io = {name: (dtype, (2, *shape[1:])) for name, (dtype, shape) in installed.io.items()}
-    loaded = TensorRTEngine(plan, card_of(installed))
+    loaded = TensorRTEngine.open(plan, card_of(installed))
     assert (loaded.input_shape, loaded.batches) == ((2, 3, 4, 4), (2, 2))
     assert len(loaded.run(images[:4])["logits"]) == 4
 
@@ -174,7 +174,7 @@ def test_another_device_is_refused(device: str) -> None:
 
 def test_at_least_one_session(installed: Any, plan: Path) -> None:
     with pytest.raises(UsageError, match="at least one session, got 0"):
-        TensorRTEngine(plan, card_of(installed), sessions=0)
+        TensorRTEngine.open(plan, card_of(installed), sessions=0)
 
 
 def test_the_fingerprint_names_what_decides_the_values(installed: Any) -> None:

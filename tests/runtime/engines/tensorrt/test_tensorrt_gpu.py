@@ -49,7 +49,7 @@ def test_every_batch_and_every_replay_gives_the_golden_values(plan: Path, backen
     if backend == "pycuda":
         pytest.importorskip("pycuda.driver", reason="pycuda is not installed")
     golden = read_card(plan).golden_samples()
-    engine = TensorRTEngine(plan, read_card(plan), backend=backend)
+    engine = TensorRTEngine.open(plan, read_card(plan), backend=backend)
     for batch in (1, 1, 1, 4, 4, 4, 2, 1):
         outputs = engine.run(golden.image[:batch])
         np.testing.assert_allclose(outputs["embedding"], golden.embedding[:batch], atol=0.05)
@@ -60,7 +60,7 @@ def test_every_batch_and_every_replay_gives_the_golden_values(plan: Path, backen
 
 def test_futures_of_many_requests_agree_with_single_runs(plan: Path) -> None:
     golden = read_card(plan).golden_samples()
-    engine = TensorRTEngine(plan, read_card(plan))
+    engine = TensorRTEngine.open(plan, read_card(plan))
     single = [engine.run(golden.image[index : index + 1])["logits"] for index in range(4)]
     futures = [engine.submit(golden.image[index % 4 : index % 4 + 1]) for index in range(64)]
     for index, future in enumerate(futures):

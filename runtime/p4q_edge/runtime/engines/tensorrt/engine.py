@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from p4q_edge.runtime.engines.tensorrt.library import (
     make_logger,
     problems,
 )
-from p4q_edge.runtime.engines.tensorrt.session import Session, SessionPool, read_io
+from p4q_edge.runtime.engines.tensorrt.session import EngineIO, Session, SessionPool, read_io
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
 from p4q_edge.runtime.storage import sha256_bytes
 
@@ -32,11 +33,74 @@ SESSIONS = 2
 _DEVICE = re.compile(r"auto|cuda(?::(\d+))?")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedPlan:
+    """A plan that TensorRT has loaded, with all that must live as long as it."""
+
+    name: str
+    cuda: Cuda
+    log: Any
+    runtime: Any
+    engine: Any
+    io: EngineIO
+
+
+def load_plan(trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool) -> LoadedPlan:
+    """Load a plan.
+
+    Args:
+        trt: the module `tensorrt`.
+        cuda: the GPU.
+        plan: its bytes.
+        name: what messages call it.
+        host_code: let code that the plan carries run.
+
+    Raises:
+        IncompatibleEngineError: TensorRT cannot load it.
+    """
+    log = make_logger(trt)
+    with cuda.current():
+        runtime = trt.Runtime(log)
+        if host_code:
+            # Version-compatible plans carry code. It runs only if the card, whose digest fits, says so.
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise IncompatibleEngineError(
+                f"TensorRT {trt.__version__} cannot load {name}: {problems(log)}. "
+                f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
+            )
+        io = read_io(trt, engine, name=name)
+    return LoadedPlan(name=name, cuda=cuda, log=log, runtime=runtime, engine=engine, io=io)
+
+
 class TensorRTEngine:
     """A TensorRT plan on one GPU. `run` may be called from several threads at once, `submit` from any."""
 
-    def __init__(
-        self,
+    def __init__(self, loaded: LoadedPlan, *, sessions: int = SESSIONS, graphs: bool = True) -> None:
+        """Serve a loaded plan.
+
+        Args:
+            loaded: the plan.
+            sessions: how many runs may be under way at once; each allocates the memory of the largest batch.
+            graphs: replay a CUDA graph when a batch size repeats.
+
+        Raises:
+            UsageError: no session was asked for.
+        """
+        _require_sessions(sessions)
+        self._name, self._cuda, self._io, self._log = loaded.name, loaded.cuda, loaded.io, loaded.log
+        # Held one by one: `close` drops the engine before its runtime, while CUDA is there.
+        self._engine, self._runtime = loaded.engine, loaded.runtime
+        self._pool = SessionPool(
+            lambda: Session(self._cuda, self._engine, self._io, self._log, graphs=graphs), limit=sessions
+        )
+        # Threads start at the first `submit`; an engine that is only called directly never has any.
+        self._executor = ThreadPoolExecutor(max_workers=sessions, thread_name_prefix="p4q-engine")
+
+    @classmethod
+    def open(
+        cls,
         path: str | Path,
         card: Card,
         *,
@@ -44,7 +108,7 @@ class TensorRTEngine:
         backend: Backend = "auto",
         sessions: int = SESSIONS,
         graphs: bool = True,
-    ) -> None:
+    ) -> TensorRTEngine:
         """Check the plan against its card and this machine, then load it.
 
         Args:
@@ -60,8 +124,7 @@ class TensorRTEngine:
             IncompatibleEngineError: built by another TensorRT version, for another GPU or platform.
             CorruptArtifactError: not the plan of the card.
         """
-        if sessions < 1:
-            raise UsageError(f"expected at least one session, got {sessions}.")
+        _require_sessions(sessions)
         path = Path(path)
         cuda = open_cuda(backend, device=device_index(device, engine=str(path)))
         trt = import_tensorrt(cuda.facts)
@@ -74,39 +137,13 @@ class TensorRTEngine:
                 f"build again: p4q-edge build MODEL.p4q --engine {path} --force"
             )
         host_code = card.built_with.get("version_compatible") == "true"
-        self._load(trt, cuda, plan, name=str(path), host_code=host_code)
-        self._serve(sessions=sessions, graphs=graphs)
+        loaded = load_plan(trt, cuda, plan, name=str(path), host_code=host_code)
+        return cls(loaded, sessions=sessions, graphs=graphs)
 
     @classmethod
     def from_plan(cls, trt: Any, cuda: Cuda, plan: bytes, *, name: str) -> TensorRTEngine:
-        """Load a plan that this machine built a moment ago, before it has a card."""
-        engine = cls.__new__(cls)
-        engine._load(trt, cuda, plan, name=name, host_code=True)
-        engine._serve(sessions=1, graphs=True)
-        return engine
-
-    def _load(self, trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool) -> None:
-        self._name, self._cuda = name, cuda
-        self._log = make_logger(trt)
-        with cuda.current():
-            self._runtime = trt.Runtime(self._log)
-            if host_code:
-                # Version-compatible plans carry code. It runs only if the card, whose digest fits, says so.
-                self._runtime.engine_host_code_allowed = True
-            self._engine = self._runtime.deserialize_cuda_engine(plan)
-            if self._engine is None:
-                raise IncompatibleEngineError(
-                    f"TensorRT {trt.__version__} cannot load {name}: {problems(self._log)}. "
-                    f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
-                )
-            self._io = read_io(trt, self._engine, name=name)
-
-    def _serve(self, *, sessions: int, graphs: bool) -> None:
-        self._pool = SessionPool(
-            lambda: Session(self._cuda, self._engine, self._io, self._log, graphs=graphs), limit=sessions
-        )
-        # Threads start at the first `submit`; an engine that is only called directly never has any.
-        self._executor = ThreadPoolExecutor(max_workers=sessions, thread_name_prefix="p4q-engine")
+        """Serve a plan that this machine built a moment ago, before it has a card."""
+        return cls(load_plan(trt, cuda, plan, name=name, host_code=True), sessions=1)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -218,3 +255,8 @@ def fingerprint(device: str = "auto") -> Mapping[str, str]:
     cuda = open_cuda(device=device_index(device, engine="the engine"))
     facts = machine_facts(import_tensorrt(cuda.facts), cuda.facts)
     return {name: facts[name] for name in ("tensorrt", "gpu", "compute_capability", "platform")}
+
+
+def _require_sessions(sessions: int) -> None:
+    if sessions < 1:
+        raise UsageError(f"expected at least one session, got {sessions}.")
