@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.data.augmentation import augment
     from p4q_edge.data.few_shot import Split
     from p4q_edge.data.image_set import ImageSet, pixels
-    from p4q_edge.data.preflight import check_data
+    from p4q_edge.data.preflight import check_data, find_copies, unreadable_images
     from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
 
 __all__ = [
@@ -18,11 +18,13 @@ __all__ = [
     "Split",
     "augment",
     "check_data",
+    "find_copies",
     "pixels",
     "read_class_prompts",
     "read_images",
     "read_split",
     "read_words",
+    "unreadable_images",
 ]
 
 if not TYPE_CHECKING:
@@ -35,7 +37,7 @@ if not TYPE_CHECKING:
                 "ImageSet",
                 "pixels",
             ),
-            "preflight": ("check_data",),
+            "preflight": ("check_data", "find_copies", "unreadable_images"),
             "readers": (
                 "read_class_prompts",
                 "read_images",

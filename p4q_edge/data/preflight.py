@@ -64,6 +64,17 @@ def unreadable_images(images: ImageSet) -> list[str]:
     return found[:SHOWN_IMAGES] + ([f"and {more} more images cannot be read"] if more > 0 else [])
 
 
+def find_copies(images: ImageSet) -> list[tuple[str, str]]:
+    """Names of images with the same bytes in different classes."""
+    first: dict[str, int] = {}
+    found = []
+    for index, digest in enumerate(images.digests()):
+        other = first.setdefault(digest, index)
+        if images.labels[other] != images.labels[index]:
+            found.append((images.names[other], images.names[index]))
+    return found
+
+
 def _decoded(images: ImageSet) -> Iterator[str]:
     def problem(index: int) -> str:
         try:

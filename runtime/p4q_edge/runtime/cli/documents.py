@@ -168,6 +168,14 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "figures": "`name`, `before`, `now`, `limit` and `same`",
     },
     "report": {"report": "path of what was written", "passed": "whether every gate holds"},
+    "init": {
+        "recipe": "path of the recipe that was written",
+        "train": "folder to learn from",
+        "test": "folder to test on, or null",
+        "classes": "number of images of each class",
+        "unusable": "what is wrong with each image that cannot be read",
+        "advice": "what to mend before learning",
+    },
     "models": {
         "models": "`name`, `tags`, `family`, `input`, `dim`, `image_parameters`, `int8`, `prompts`",
     },

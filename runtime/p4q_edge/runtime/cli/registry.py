@@ -17,6 +17,7 @@ RUNTIME_HELP: Mapping[str, str] = {
 """Each is the object `COMMAND` of the module of its name in `cli/commands`."""
 
 TOOLKIT_HELP: Mapping[str, str] = {
+    "init": "look through a folder of photographs and write a recipe",
     "calibrate": "measure activation ranges on images",
     "learn": "learn prompts and a low-bit adapter from a few images a class",
     "export": "write the bundle model.p4q",

@@ -1,0 +1,145 @@
+"""`p4q-edge init`: look through a folder of photographs and write the recipe to start from."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from p4q_edge.data import ImageSet, find_copies, read_images, unreadable_images
+from p4q_edge.runtime.cli import Command, Output
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import atomic_write, refuse_existing
+
+FEW_IMAGES = 8
+"""With fewer images a class most of them are either learned from or tested on, and both suffer."""
+UNEQUAL = 10
+_TESTS = ("test", "val", "valid", "validation")
+_SHOWN = 5
+_RECIPE = """\
+# A recipe of P4Q Edge. Build and use it:
+#   p4q-edge build --recipe {name} --engine out.onnx      (out.plan on a machine with TensorRT)
+#   p4q-edge classify out.onnx {train}
+# Every key with its default: p4q-edge build --recipe {name} --engine out.onnx --print-config
+
+[model]
+name = "ViT-B-32"            # `p4q-edge models` lists what open_clip has
+pretrained = "openai"        # a tag, which is fetched once, or the path of your own weights
+
+[data]
+train = {train_toml}
+{test_line}
+shots = 16                   # images of each class to learn from; classes with fewer give what they have; 0: all
+# class_names = ["...", ...]   # other words for the {classes} classes, in this order: {first}
+# templates = ["a photo of a {{}}."]
+# orient = false             # leave photographs as stored, whatever their EXIF orientation says
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitRequest:
+    """What `init` was asked for: the photographs, and the recipe to write."""
+
+    photos: Path
+    output: Path = Path("p4q.toml")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, help="folder of class folders, or with folders train and test of these")
+    parser.add_argument("-o", "--output", type=Path, default=InitRequest.output, help="recipe to write (%(default)s)")
+
+
+def _request(args: argparse.Namespace) -> InitRequest:
+    return InitRequest(photos=args.photos, output=args.output)
+
+
+def _run(request: InitRequest, output: Output) -> int:
+    refuse_existing(request.output, force=output.force)
+    train, test = find_sets(request.photos)
+    images = read_images(str(train), key="PHOTOS")
+    counts = {name: int((images.labels == label).sum()) for label, name in enumerate(images.class_names)}
+    unusable = unreadable_images(images)
+    advice = advise(images, counts)
+    atomic_write(request.output, recipe_text(request.output, train, test, counts).encode(), force=output.force)
+    document = {
+        "recipe": str(request.output),
+        "train": str(train),
+        "test": None if test is None else str(test),
+        "classes": counts,
+        "unusable": unusable,
+        "advice": advice,
+    }
+    width = max(map(len, counts))
+    lines = [f"{name:<{width}}  {count:>5}" for name, count in counts.items()]
+    lines += [f"cannot be used: {problem}" for problem in unusable]
+    lines += [f"advice: {line}" for line in advice]
+    lines += [
+        f"{request.output}  {sum(counts.values())} images of {len(counts)} classes",
+        f"next: p4q-edge build --recipe {request.output} --engine out.onnx",
+    ]
+    output.write(document=document, text="\n".join(lines))
+    return 0
+
+
+def find_sets(photos: Path) -> tuple[Path, Path | None]:
+    """The folders to learn from and to test on: `photos` itself, or its `train` and `test`.
+
+    Raises:
+        UsageError: `photos` is no folder.
+    """
+    if not photos.is_dir():
+        raise UsageError(f"{photos} is no folder. Put the photographs of each class into a folder of their own, in one")
+    train = photos / "train"
+    if not train.is_dir():
+        return photos, None
+    return train, next((photos / name for name in _TESTS if (photos / name).is_dir()), None)
+
+
+def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
+    """What to mend before learning: too few images, very unequal classes, the same image in two classes."""
+    advice = []
+    unusable = [name for name, count in counts.items() if count < 2]
+    few = [f"{name} ({count})" for name, count in counts.items() if 2 <= count < FEW_IMAGES]
+    if unusable:
+        advice.append(f"a class needs at least 2 images; add some or remove the folder: {_some(unusable)}")
+    if few:
+        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on serve better: {_some(few)}")
+    most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+    if counts[most] >= UNEQUAL * counts[least]:
+        advice.append(
+            f"very unequal: {most} has {counts[most]}, {least} {counts[least]}; data.shots takes equally many of each"
+        )
+    copies = find_copies(images)
+    if copies:
+        pairs = [f"{one} and {other}" for one, other in copies]
+        advice.append(f"the same image in two classes; keep it in the right one: {_some(pairs)}")
+    return advice
+
+
+def recipe_text(path: Path, train: Path, test: Path | None, counts: dict[str, int]) -> str:
+    """The recipe with comments; its paths are relative to its own folder where they lie below."""
+    folder = path.absolute().parent
+
+    def relative(other: Path) -> str:
+        other = other.absolute()
+        return str(other.relative_to(folder)) if other.is_relative_to(folder) else str(other)
+
+    names = list(counts)
+    test_line = '# test = "..."              # without it a share of each class is kept to test on'
+    return _RECIPE.format(
+        name=path.name,
+        train=relative(train),
+        train_toml=_toml(relative(train)),
+        test_line=test_line if test is None else f"test = {_toml(relative(test))}",
+        classes=len(names),
+        first=", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""),
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _toml(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -1,0 +1,94 @@
+"""`p4q-edge init`: what it says about photographs, and the recipe that it writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from p4q_edge.cli.init import find_sets
+from p4q_edge.recipe.schema import DataSection
+from p4q_edge.recipe.toml import read_recipe
+from p4q_edge.runtime.cli.documents import DOCUMENTS
+from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.errors import UsageError
+
+
+def fill(folder: Path, count: int, shade: int) -> None:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", (8, 8), (i, shade, 9)).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes: enough, few and one; a damaged file; the same picture in two classes."""
+    root = tmp_path / "my photos"
+    fill(root / "grand_piano", 30, 1)
+    fill(root / "cat 10", 3, 2)
+    fill(root / "cat 9", 1, 3)
+    (root / "grand_piano" / "7.png").write_bytes(b"no image")
+    (root / "cat 10" / "copy.png").write_bytes((root / "grand_piano" / "2.png").read_bytes())
+    return root
+
+
+def test_the_document_tells_everything(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my photos", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) - {"schema_version"} == set(DOCUMENTS["init"])
+    assert list(document["classes"].items()) == [("cat 9", 1), ("cat 10", 4), ("grand_piano", 30)]
+    assert len(document["unusable"]) == 1
+    assert "grand_piano/7.png is none of JPEG" in document["unusable"][0]
+    assert document["advice"] == [
+        "a class needs at least 2 images; add some or remove the folder: cat 9",
+        "fewer than 8 images; 16 and some to test on serve better: cat 10 (4)",
+        "very unequal: grand_piano has 30, cat 9 1; data.shots takes equally many of each",
+        "the same image in two classes; keep it in the right one: cat 10/copy.png and grand_piano/2.png",
+    ]
+
+
+def test_the_recipe_is_commented_and_can_be_read(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my photos"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["cat 9            1", "cat 10           4", "grand_piano     30"]
+    assert lines[-2:] == [
+        "p4q.toml  35 images of 3 classes",
+        "next: p4q-edge build --recipe p4q.toml --engine out.onnx",
+    ]
+    text = (tmp_path / "p4q.toml").read_text()
+    assert 'train = "my photos"' in text
+    assert "in this order: cat 9, cat 10, grand_piano" in text
+    recipe = read_recipe(tmp_path / "p4q.toml")
+    assert recipe.data == DataSection(train=str(photos))
+    assert (recipe.model.name, recipe.model.pretrained) == ("ViT-B-32", "openai")
+
+
+def test_an_older_recipe_is_kept_unless_forced(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "p4q.toml"
+    target.write_text("mine")
+    assert main(["init", str(photos), "-o", str(target)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+    assert main(["init", str(photos), "-o", str(target), "--force"]) == 0
+
+
+def test_train_and_test_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "val"):
+        fill(tmp_path / name / "cat", 9, len(name))
+    assert find_sets(tmp_path) == (tmp_path / "train", tmp_path / "val")
+    assert main(["init", str(tmp_path), "-o", str(tmp_path / "p4q.toml")]) == 0
+    recipe = read_recipe(tmp_path / "p4q.toml")
+    assert (recipe.data.train, recipe.data.test) == (str(tmp_path / "train"), str(tmp_path / "val"))
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere is no folder. Put the photographs of each class into a folder"):
+        find_sets(tmp_path / "nowhere")
