@@ -3,6 +3,7 @@
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -15,11 +16,25 @@ from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import SUFFIXES, load_image
 
 MAX_IMAGE_BYTES = 64 << 20
+MAX_RATIO = 100
 MAX_TEXT_BYTES = 1 << 20
+MAX_CLASSES = 1 << 16
+MAX_LABEL_LENGTH = 20
+MAX_ARRAY_BYTES = 4 << 30
 CLASS_NAMES_FILE = "classnames.txt"
 
 # What NumPy raises on files that are damaged or of another kind; it promises no common class.
-_NPZ_ERRORS = (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+_NPZ_ERRORS = (
+    KeyError,
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_npz(path: Path) -> ImageSet:
@@ -31,6 +46,7 @@ def read_npz(path: Path) -> ImageSet:
     try:
         # Opened here, as NumPy leaves a file that it refuses open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            _check_unpacked(path)
             images, labels, class_names = archive["images"], archive["labels"], archive["class_names"]
     except _NPZ_ERRORS as error:
         raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {error}") from error
@@ -44,6 +60,18 @@ def read_npz(path: Path) -> ImageSet:
     if class_names.ndim != 1 or class_names.dtype.kind != "U":
         raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
     return from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise `ValueError` if the arrays would take far more memory than their file, as NumPy unpacks each at once."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    limit = min(MAX_ARRAY_BYTES, max(MAX_IMAGE_BYTES, MAX_RATIO * path.stat().st_size))
+    if size > limit:
+        raise ValueError(f"its arrays claim {size} bytes, at most {limit} are unpacked from {path.stat().st_size}")
+    if any(member.flag_bits & 1 for member in members):
+        raise ValueError("it is encrypted")
 
 
 def from_arrays(
@@ -93,6 +121,11 @@ def read_tar(path: Path) -> ImageSet:
             f"{path}: every KEY.jpg needs a KEY.cls with its class index; found {len(keys)} images{example}"
         )
     labels = np.asarray([members.labels[key] for key in keys], dtype=np.int64)
+    if not members.class_names and int(labels.max()) >= MAX_CLASSES:
+        raise InputError(
+            f"{path}: a KEY.cls holds {labels.max()}; without {CLASS_NAMES_FILE} at most {MAX_CLASSES} classes are "
+            "read, numbered from 0"
+        )
     names = members.class_names or tuple(f"class {i}" for i in range(int(labels.max()) + 1))
 
     def read(index: int) -> bytes:
@@ -129,9 +162,16 @@ def _take(members: _Members, member: tarfile.TarInfo, archive: tarfile.TarFile, 
         members.images[key] = member.offset_data, member.size
     elif suffix.lower() == "cls":
         _refuse_second(key, members.labels, path)
-        members.labels[key] = int(_text(member, archive, path))
+        members.labels[key] = _label(_text(member, archive, path), key)
     elif name.name == CLASS_NAMES_FILE:
         members.class_names = tuple(line.strip() for line in _text(member, archive, path).splitlines() if line.strip())
+
+
+def _label(text: str, key: str) -> int:
+    value = int(text) if len(text) <= MAX_LABEL_LENGTH else -1
+    if not 0 <= value < 1 << 31:
+        raise ValueError(f"{key}.cls holds {text[:MAX_LABEL_LENGTH]!r}, expected the index of a class")
+    return value
 
 
 def _text(member: tarfile.TarInfo, archive: tarfile.TarFile, path: Path) -> str:
@@ -156,7 +196,8 @@ def _checked(labels: npt.NDArray[np.integer], class_names: tuple[str, ...], sour
             f"{source}: labels must be between 0 and {len(class_names) - 1} ({len(class_names)} class names), "
             f"got {labels.min()} to {labels.max()}"
         )
-    repeated = next((name for index, name in enumerate(class_names) if name in class_names[:index]), None)
+    counts = Counter(class_names)
+    repeated = next((name for name in class_names if counts[name] > 1), None)
     if repeated is not None:
         raise InputError(f"{source}: class name {repeated!r} stands there more than once; every class needs its own")
     return labels.astype(np.int64)

@@ -15,6 +15,7 @@ from p4q_edge.runtime.evaluation import ChainReport
 from p4q_edge.runtime.evaluation.report import KIND, Report
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.stage import Images
+from p4q_edge.runtime.storage import printable
 
 MAX_THUMBNAILS = 24
 _THUMBNAIL_PIXELS = 96
@@ -39,6 +40,7 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("p4q_edge.evaluation.report", "."),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -52,6 +54,12 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
         changes=_changes(report.chain),
         max_thumbnails=MAX_THUMBNAILS,
     )
+
+
+def _visible(value: object) -> object:
+    """Return a value whose control characters, as of names of files, are shown."""
+    # Markup, of our own filters, must stay so.
+    return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def require_libraries() -> None:

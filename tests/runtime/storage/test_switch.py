@@ -85,7 +85,7 @@ def test_a_writer_that_dies_anywhere_leaves_all_old_or_all_new(
     tmp_path: Path, died: str, before: dict[str, bytes]
 ) -> None:
     boundaries = _boundaries(tmp_path)
-    assert boundaries > 30
+    assert boundaries > 20
     outcomes = set()
     for at in range(boundaries):
         main = tmp_path / str(at) / "out.onnx"

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
+from p4q_edge.runtime.storage import printable
 
 ENTRY_POINT_GROUP = "p4q_edge.commands"
 """The group of entry points that the toolkit adds its subcommands to."""
@@ -84,9 +86,28 @@ def as_json(document: Mapping[str, Any]) -> str:
 
 
 def write_line(text: str) -> None:
-    """Write a line to stdout; characters that its encoding lacks become escapes such as `\\xe9`."""
+    """Write a line to stdout; control characters, and those that its encoding lacks, become escapes."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    shown = printable(text, keep="\n\t")
+    flush_stdout(shown.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def flush_stdout(text: str = "") -> None:
+    """Write a text to stdout, and bring there what was written before.
+
+    Raises:
+        BrokenPipeError: its reader is gone.
+        P4QEdgeError: it cannot be written, e.g. as the disk is full.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter must not write to it again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise P4QEdgeError(f"cannot write to stdout: {error.strerror}. Direct it elsewhere.") from error
 
 
 def toolkit_function(name: str, *, missing: str, group: str = FUNCTION_GROUP) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ Only the invoked subcommand's module is imported; `--help` and `--version` impor
 The result goes to stdout, every message to stderr.
 
 Exit codes: 0 done, 1 failure, 2 wrong usage or input, 3 the environment lacks something, 4 an artifact that must
-not be used here, 5 a quality gate failed, 130 interrupted.
+not be used here, 5 a quality gate failed, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -18,11 +18,22 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-from p4q_edge.runtime.cli.command import ENTRY_POINT_GROUP, Command, CommandGroup, Output, as_json, write_line
+from p4q_edge.runtime.cli.command import (
+    ENTRY_POINT_GROUP,
+    Command,
+    CommandGroup,
+    Output,
+    as_json,
+    flush_stdout,
+    write_line,
+)
+from p4q_edge.runtime.cli.interruption import Interruption
 from p4q_edge.runtime.cli.registry import ACTIONS_HELP, ALL_HELP, RUNTIME_HELP, TOOLKIT_HELP
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
+from p4q_edge.runtime.storage import printable
 
 INSTALL_TOOLKIT = "pip install ./runtime ."
 INTERRUPTED = 130
@@ -35,19 +46,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `p4q-edge` with `argv` (the process's own arguments by default) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = _peek_flags(arguments)
+    interruption = Interruption()
+    if argv is None:
+        _open_streams()
+        interruption.watch()
     _configure_logging(quiet=flags.quiet, verbose=flags.verbose)
     try:
         code = _dispatch(arguments)
-        sys.stdout.flush()
+        flush_stdout()
         return code
+    except BrokenPipeError:  # the reader of stdout (`| head`) is gone
+        return 1
+    except BaseException as error:  # noqa: BLE001  # a signal may end in any of them
+        if interruption.signal is not None:
+            # Whatever it broke while it passed through a library.
+            return _report(KeyboardInterrupt(), message="interrupted", exit_code=interruption.exit_code, flags=flags)
+        return _report_any(error, flags=flags)
+
+
+def _open_streams() -> None:
+    """Give streams that were closed by the caller a place, so that no file gets their numbers."""
+    nowhere = Path(os.devnull)
+    if sys.stderr is None:
+        sys.stderr = nowhere.open("w")
+    if sys.stdout is None:
+        full = Path("/dev/full")
+        sys.stdout = (full if full.exists() else nowhere).open("w")
+
+
+def _report_any(error: BaseException, *, flags: _Flags) -> int:
+    """Report an error as one line and return its exit code; what ends the process otherwise is raised again."""
+    try:
+        raise error
     except P4QEdgeError as error:
         return _report(error, message=str(error), exit_code=error.exit_code, flags=flags)
     except KeyboardInterrupt as error:
         return _report(error, message="interrupted", exit_code=INTERRUPTED, flags=flags)
-    except BrokenPipeError:
-        # The reader of stdout (`| head`) is gone; the interpreter must not write to it again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:  # noqa: BLE001  # the boundary to the user: an unforeseen error is one line as well
         hint = "" if flags.verbose > 1 else " (add -vv for the traceback)"
         message = f"{type(error).__name__}: {error}{hint}"
@@ -128,10 +162,10 @@ def _dispatch(arguments: list[str]) -> int:
         return UsageError.exit_code
     first = arguments[0]
     if first in ("-h", "--help"):
-        sys.stdout.write(_help_text())
+        flush_stdout(_help_text())
         return 0
     if first == "--version":
-        sys.stdout.write(_version_text())
+        flush_stdout(_version_text())
         return 0
     if first.startswith("-"):
         raise UsageError(f"a subcommand must come first, not {first}. Run: p4q-edge --help")
@@ -267,7 +301,7 @@ class _Formatter(logging.Formatter):
         self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record), keep="\n\t")
         colour = self._COLOURS.get(record.levelno)
         if colour is None:
             return text

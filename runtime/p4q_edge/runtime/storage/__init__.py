@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
     from p4q_edge.runtime.storage.switch import complete_switch, switch_files
+    from p4q_edge.runtime.storage.terminal import printable
     from p4q_edge.runtime.storage.unchanged import (
         LIBRARIES,
         StageCode,
@@ -43,6 +44,7 @@ __all__ = [
     "encode_sealed",
     "is_unchanged",
     "load_tensors",
+    "printable",
     "read_bounded",
     "refuse_existing",
     "remove_leftovers",
@@ -77,6 +79,7 @@ if not TYPE_CHECKING:
                 "complete_switch",
                 "switch_files",
             ),
+            "terminal": ("printable",),
             "untrusted": (
                 "MAX_JSON_BYTES",
                 "decode_json",

@@ -110,7 +110,7 @@ def test_hostile_names_are_text(report: Any) -> None:
     page = html.render_html(page_report)
     assert "<script" not in page
     assert "<b>|title|" not in page
-    assert render_markdown(page_report).startswith("<!-- p4q-edge report -->\n\n# <b>\\|title\\|</b>")
+    assert render_markdown(page_report).startswith("<!-- p4q-edge report -->\n\n# &lt;b&gt;\\|title\\|&lt;/b&gt;")
 
 
 def test_thumbnails_are_few_and_keep_their_index() -> None:

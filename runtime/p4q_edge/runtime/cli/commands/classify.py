@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.cli.command import Command, Output, as_json, write_line
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import printable
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Failure, Prediction
@@ -141,9 +142,9 @@ def _document(answer: Prediction | Failure) -> dict[str, object]:
 
 
 def _line(prediction: Prediction) -> str:
-    classes = "  ".join(f"{label} {score:.3f}" for label, score in prediction.topk)
+    classes = "  ".join(f"{printable(label)} {score:.3f}" for label, score in prediction.topk)
     unknown = "" if prediction.known else "unknown? "
-    return f"{prediction.source or '-'}: {unknown}{classes}"
+    return f"{printable(prediction.source or '-')}: {unknown}{classes}"
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from p4q_edge.runtime.cli.command import Command, CommandGroup, Output
+from p4q_edge.runtime.storage import printable
 
 _ENGINE = "engine (.onnx, .plan)"
 _NAME = "name of the head (default: the built-in one)"
@@ -125,9 +126,8 @@ def _list(request: ListRequest, output: Output) -> int:
     for name in stored_heads(request.engine):
         head = find_head(request.engine, name)
         heads.append({"name": name, "class_names": list(head.class_names)})
-    lines = [
-        f"{head['name']}  {len(head['class_names'])} classes: {', '.join(head['class_names'][:8])}" for head in heads
-    ]
+    shown = [(head, printable(", ".join(head["class_names"][:8]))) for head in heads]
+    lines = [f"{head['name']}  {len(head['class_names'])} classes: {names}" for head, names in shown]
     output.write(document={"engine": str(request.engine), "heads": heads}, text="\n".join(lines))
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.storage import printable
 
 LINT_FUNCTION = "lint_artifact"
 NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
@@ -124,12 +125,12 @@ def _lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
         if key == "precision":
             value = _precision(value)
         if isinstance(value, Mapping) and value:
-            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+            lines += [f"{indent}{printable(key)}", *_lines(value, indent + "  ")]
         elif isinstance(value, (list, tuple)):
             more = f", ... ({len(value)})" if len(value) > _LISTED else ""
-            lines.append(f"{indent}{key}  {', '.join(str(item) for item in value[:_LISTED])}{more}")
+            lines.append(f"{indent}{key}  {', '.join(printable(str(item)) for item in value[:_LISTED])}{more}")
         elif value not in ("", {}, None):
-            lines.append(f"{indent}{key}  {value}")
+            lines.append(f"{indent}{key}  {printable(str(value))}")
     return lines
 
 

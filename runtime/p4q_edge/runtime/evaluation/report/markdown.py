@@ -1,5 +1,6 @@
 """The report as Markdown tables, for an issue or a terminal."""
 
+import html
 from collections.abc import Iterable, Sequence
 
 from p4q_edge.runtime.benchmark import SpeedRow
@@ -7,6 +8,7 @@ from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import KIND, Baseline, Report
+from p4q_edge.runtime.storage import printable
 
 
 def render_markdown(report: Report) -> str:
@@ -34,7 +36,7 @@ def render_markdown(report: Report) -> str:
         parts += ["## Speed", speed_table(report.speed)]
     if report.not_checked:
         parts += ["## Not checked", "\n".join(f"- {line}" for line in report.not_checked)]
-    parts += ["## How to repeat it", "```\np4q-edge " + " ".join(report.provenance.command) + "\n```"]
+    parts += ["## How to repeat it", "```\np4q-edge " + printable(" ".join(report.provenance.command)) + "\n```"]
     digests = [(name, f"`{digest}`") for name, digest in report.provenance.digests.items()]
     parts += [_table(("digest of", "SHA-256"), digests)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -129,4 +131,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    shown = html.escape(" ".join(printable(text, keep="\n\t").split()), quote=False)
+    return shown.replace("|", "\\|")

@@ -1,0 +1,20 @@
+"""Text of strangers on a terminal or in a page: what steers a terminal is shown instead of obeyed."""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls, line and paragraph separators, and what changes the direction of writing.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return a text whose control characters are escapes such as `\x1b` and `\u202e`, but for those of `keep`."""
+    return _STEERING.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
+    code = ord(character)
+    # Those above ASCII in JSON's own way, so that a document stays one.
+    return named or (f"\\x{code:02x}" if code < 127 else f"\\u{code:04x}")

@@ -1,0 +1,89 @@
+"""However a command is ended, it ends soon, with its code and one line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import pytest
+
+from p4q_edge.runtime.artifacts.card import read_card, write_card
+
+MAIN = "import sys; from p4q_edge.runtime.cli.main import main; sys.exit(main())"
+# A library that computes in native code without end, or is imported without end.
+STUCK = """
+import os, sys, time, types
+from p4q_edge.runtime.cli import command, main as _
+import p4q_edge.runtime.cli.main as cli
+def native():
+    import ctypes
+    print("started", file=sys.stderr, flush=True)
+    ctypes.CDLL(None).sleep(60)  # without the interpreter's lock, deaf to Python's handlers
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("started", file=sys.stderr, flush=True)
+            while True:
+                try:
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    raise ImportError("numpy is broken")
+if sys.argv.pop(1) == "import":
+    sys.meta_path.insert(0, Finder())
+else:
+    cli._dispatch = lambda arguments: native()
+sys.exit(cli.main())
+"""
+
+
+def _ended(*arguments: object, program: str = MAIN, stdout: int | IO[bytes] = subprocess.PIPE) -> tuple[int, str]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    result = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=300, check=False)
+    return result.returncode, result.stderr.decode()
+
+
+@pytest.mark.parametrize("where", ["native", "import"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_code_and_one_line(
+    tiny_engine: Path, photo: Path, where: str, number: int, code: int
+) -> None:
+    command = [sys.executable, "-c", STUCK, where, "classify", str(tiny_engine), str(photo)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"started\n"
+        process.send_signal(number)
+        process.wait(timeout=60)  # asleep for 60 s otherwise; the grace is 1.5 s
+        errors = process.stderr.read().decode()
+    assert process.returncode == code
+    assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
+
+
+def test_a_full_stdout_is_one_line(tiny_engine: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        for arguments in (("inspect", tiny_engine), ("inspect", tiny_engine, "--json"), ("--help",), ("--version",)):
+            code, errors = _ended(*arguments, stdout=full)
+            assert code == 1
+            assert errors == "error: cannot write to stdout: No space left on device. Direct it elsewhere.\n"
+
+
+def test_a_closed_stdout_is_one_line(tiny_engine: Path) -> None:
+    again = f"[sys.executable, '-c', {MAIN!r}, *sys.argv[1:]]"
+    closing = f"import os, sys; os.close(1); os.execv(sys.executable, {again})"
+    code, errors = _ended("inspect", tiny_engine, program=closing)
+    assert code == 1
+    assert len(errors.splitlines()) == 1
+    assert "cannot write to stdout" in errors
+
+
+def test_names_that_steer_a_terminal_are_shown(tiny_engine: Path, photo: Path, run: object) -> None:
+    names = ("\x1b[2Jevil", "two\nlines", "\u202etfel")
+    write_card(tiny_engine, msgspec.structs.replace(read_card(tiny_engine), class_names=names), force=True)
+    for arguments in (("classify", tiny_engine, photo), ("inspect", tiny_engine), ("head", "list", tiny_engine)):
+        _, out, err = run(*arguments)  # type: ignore[operator]
+        assert "\\x1b[2Jevil" in out
+        assert "two\\nlines" in out
+        assert not set(out + err) & {"\x1b", "\u202e"}
