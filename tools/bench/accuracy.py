@@ -112,14 +112,18 @@ def code_digest(more: Sequence[str] = ()) -> str:
 
 
 class Finished:
-    """Figures by row, width and seed, kept in a file while `key` stays the same."""
+    """Figures by row, width and seed, kept in a file while `key` stays the same.
 
-    def __init__(self, path: Path, key: dict[str, Any]) -> None:
+    Args:
+        ignore: parts of the stored key that need not be there.
+    """
+
+    def __init__(self, path: Path, key: dict[str, Any], *, ignore: Sequence[str] = ()) -> None:
         self.path, self.key = path, key
         self.figures: dict[str, dict[str, Any]] = {}
         if path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["key"] == key:
+            if {name: part for name, part in stored["key"].items() if name not in ignore} == key:
                 self.figures = stored["figures"]
                 logger.info("%s: going on after %d figures", path, len(self.figures))
             else:

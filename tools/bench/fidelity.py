@@ -51,6 +51,7 @@ TOOL_CALLS = 1
 """Raised with any change of how the other tools are called, so that their rows are measured again."""
 
 OURS = "P4Q"
+NOT_MEASURED = {"missing": "not measured in this run"}
 ENTROPY = "ONNX Runtime (entropy)"
 
 
@@ -65,6 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("build/fidelity"), help="finished rows (%(default)s)")
+    parser.add_argument("--finished", action="store_true", help="write what is finished under --work; measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args(argv)
 
@@ -137,13 +139,14 @@ def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     # Other tools do not depend on our code, beyond how they are called; they take most of the time.
     others = Finished(args.work / f"{name}-tools.json", key)
-    ours = Finished(args.work / f"{name}-ours.json", key | {"code": code_digest(("tools/bench/fidelity*.py",))})
+    code = {} if args.finished else {"code": code_digest(("tools/bench/fidelity*.py",))}
+    ours = Finished(args.work / f"{name}-ours.json", key | code, ignore=("code",) if args.finished else ())
     rows = chosen(tuple(quantizers()), args.rows, option="--rows")
     files = {row: ours if row.startswith(OURS) else others for row in rows}
-    missing = [row for row in rows if row not in files[row].figures]
+    missing = [row for row in rows if row not in files[row].figures and not args.finished]
     reference = reference_features(subject.tower) if missing else np.zeros((0, 0), np.float32)
     for row in missing:
-        files[row].keep(row, ask(row, subject, reference))
+        files[row].keep(row, ask(row, subject, reference) | {"commit": provenance.git_commit(REPOSITORY)})
     return {
         "model": name,
         "what": MODELS[name],
@@ -152,7 +155,7 @@ def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "calibration_images": len(subject.tower.train),
         "images": len(subject.tower.test),
         "histogram_images": subject.tower.histogram_images,
-        "rows": [{"method": row} | files[row].figures[row] for row in rows],
+        "rows": [{"method": row} | files[row].figures.get(row, NOT_MEASURED) for row in rows],
     }
 
 
