@@ -13,7 +13,7 @@ from torch import nn
 
 from p4q_edge.graph.lint_rules import check_lint, lint
 from p4q_edge.graph.passes.align_classes import AlignClasses
-from p4q_edge.graph.passes.base import run_passes
+from p4q_edge.graph.passes.base import GraphPassError, run_passes
 from p4q_edge.graph.passes.class_token import ClassTokenByPad
 from p4q_edge.graph.passes.drop_expand import DropExpand
 from p4q_edge.graph.passes.fold_constants import FoldConstants
@@ -54,7 +54,7 @@ class ExportedGraphs:
     """What the bundle stores of an exported classifier.
 
     Attributes:
-        fp16, fp32: ModelProto bytes without the shared initializers.
+        fp16, fp32: ModelProto bytes without the shared initializers; empty for a graph that could not be made.
         weights: ModelProto bytes with nothing but these; `fp16 + weights` and `fp32 + weights` are complete.
         parity: least cosine of each output and top-1 agreement with the fake-quantized module, keyed
             ``<graph>.<measure>`` with graph in fp32, fp32_unoptimized, fp16, and placed (see `Graphs`); and the noise
@@ -165,19 +165,30 @@ class Graphs:
     """The complete graphs of one model.
 
     Attributes:
-        fp16: for TensorRT, with FP16 remainder.
+        fp16: for TensorRT, with FP16 remainder; None where a pass could not make it.
         fp32: for CPUs, with FP32 remainder and convolutions in float.
         placed: where there are quantized convolutions, `fp16` before its remainder was turned into FP16: the same
             quantized model in float arithmetic. It is compared, not stored.
+        failure: why there is no `fp16`.
     """
 
-    fp16: onnx.ModelProto
+    fp16: onnx.ModelProto | None
     fp32: onnx.ModelProto
     placed: onnx.ModelProto | None
+    failure: str = ""
+
+    @property
+    def stored(self) -> dict[str, onnx.ModelProto]:
+        """The graphs that there are, by kind."""
+        return {"fp32": self.fp32} if self.fp16 is None else {"fp16": self.fp16, "fp32": self.fp32}
 
 
 def build_graphs(traced: ir.Model, quantized: Quantizations) -> Graphs:
-    """Return the graphs of a traced model, which is changed."""
+    """Return the graphs of a traced model, which is changed.
+
+    Raises:
+        GraphPassError: a pass that the graph for CPUs needs cannot handle the model.
+    """
     passes = [
         LinearToMatMul(),
         FoldConstants(),
@@ -190,13 +201,22 @@ def build_graphs(traced: ir.Model, quantized: Quantizations) -> Graphs:
     ]
     model = run_passes(traced, passes)
     products = QuantizeAttention(quantized.attentions)
+    half, placed, failure = None, None, ""
+    try:
+        half, placed = _for_tensorrt(model.clone(), quantized)
+    except GraphPassError as error:
+        failure = str(error)
+    single = run_passes(model, [ConvolutionsFromIntegers(quantized.convs), products, StoreWeightsAsFp16(), NameNodes()])
+    return Graphs(fp16=half, fp32=_to_proto(single), placed=placed, failure=failure)
+
+
+def _for_tensorrt(model: ir.Model, quantized: Quantizations) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
+    """Return the graph with FP16 remainder, and the same before that, where there are convolutions."""
     convolutions = QuantizeConvolutions(quantized.convs, quantized.grids)
     layout = [convolutions, RescaleSmallWeights(), SequenceFirst(), AlignClasses(), GeluInParts()]
-    half = run_passes(model.clone(), [*layout, products])
-    placed = _to_proto(run_passes(half.clone(), [NameNodes()])) if quantized.convs else None
-    half = run_passes(half, [ToFp16(), NameNodes()])
-    single = run_passes(model, [ConvolutionsFromIntegers(quantized.convs), products, StoreWeightsAsFp16(), NameNodes()])
-    return Graphs(fp16=_to_proto(half), fp32=_to_proto(single), placed=placed)
+    model = run_passes(model, [*layout, QuantizeAttention(quantized.attentions)])
+    placed = _to_proto(run_passes(model.clone(), [NameNodes()])) if quantized.convs else None
+    return _to_proto(run_passes(model, [ToFp16(), NameNodes()])), placed
 
 
 def _to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -224,16 +244,18 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         images: uint8 (N, 3, H, W) to compare on, at least 16 for a fair view of the noise.
 
     Raises:
-        QualityGateError: a graph breaks a lint rule, or neither graph computes what the fake-quantized module does.
+        QualityGateError: neither graph keeps the lint rules and computes what the fake-quantized module does.
+        GraphPassError: a pass that the graph for CPUs needs cannot handle the model.
     """
     with running_in(model, Phase.TRACED):
         traced = trace_float_graph(model, images.shape[2:])
     quantized = Quantizations.of(model)
     protos = build_graphs(traced, quantized)
-    stored = (protos.fp16, protos.fp32)
-    check_lint(finding for proto in stored for finding in lint(proto, quantized_attention=bool(quantized.attentions)))
+    problems = {} if protos.fp16 is not None else {"fp16": protos.failure}
+    problems |= _lint_problems(protos.stored, quantized_attention=bool(quantized.attentions))
     placed = None if protos.placed is None else protos.placed.SerializeToString()
-    (fp16, fp32), weights = split_shared(stored)
+    parts, weights = split_shared([*protos.stored.values()])
+    graphs = {kind: part + weights for kind, part in zip(protos.stored, parts, strict=True) if kind not in problems}
     subject = Subject(
         model=model,
         linears=quantized.linears,
@@ -241,16 +263,26 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         images=images,
         logit_scale=float(getattr(model, "logit_scale", 1.0)),
     )
-    proof = prove(subject, candidates_of(fp16=fp16 + weights, fp32=fp32 + weights, placed=placed))
+    proof = prove(subject, candidates_of(graphs, placed=placed), known=problems)
     check_proof(proof)
     return ExportedGraphs(
-        fp16=fp16,
-        fp32=fp32,
+        **dict.fromkeys(KINDS, b"") | dict(zip(protos.stored, parts, strict=True)),
         weights=weights,
         parity=dict(proof.parity),
         unsound=dict(proof.problems),
         narrowest_bits=quantized.narrowest_bits,
     )
+
+
+def _lint_problems(graphs: Mapping[str, onnx.ModelProto], *, quantized_attention: bool) -> dict[str, str]:
+    """Return which graphs break a lint rule, and which rule."""
+    found = {}
+    for kind, graph in graphs.items():
+        try:
+            check_lint(lint(graph, quantized_attention=quantized_attention))
+        except QualityGateError as error:
+            found[kind] = str(error)
+    return found
 
 
 def check_proof(proof: Proof) -> None:

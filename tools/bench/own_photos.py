@@ -57,6 +57,7 @@ class Row:
         error: last line of the first command that failed.
         right, answers: of `classify` on the photographs that were not learned from.
         share_of_limit: largest loss of cosine of each graph, as a share of the limit from its noise.
+        unsound: what the bundle records of a graph that is not sound.
     """
 
     number: int
@@ -69,12 +70,13 @@ class Row:
     answers: int = 0
     share_of_limit: dict[str, float] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
+    unsound: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """Whether all commands ended with 0."""
-        return bool(self.codes) and not any(self.codes.values())
+        """Whether all commands ended with 0, and the graph for the other backend is sound too."""
+        return bool(self.codes) and not any(self.codes.values()) and not self.unsound
 
 
 def photographs(folder: Path) -> dict[str, list[Path]]:
@@ -148,7 +150,9 @@ def run_set(one: PhotoSet, found: dict[str, list[Path]], *, steps: int) -> Row:
                 row.answers = len(answers)
                 row.right = sum(answer["label"] == Path(answer["source"]).parent.name for answer in answers)
         if engine.with_suffix(".p4q").is_file():
-            _record(row, read_bundle(engine.with_suffix(".p4q")).manifest.parity)
+            manifest = read_bundle(engine.with_suffix(".p4q")).manifest
+            row.unsound = dict(manifest.unsound or {})
+            _record(row, manifest.parity)
     row.seconds = time.perf_counter() - started
     return row
 

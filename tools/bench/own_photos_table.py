@@ -42,7 +42,13 @@ def markdown(document: dict[str, Any]) -> str:
             f"{max(losses):.1e}; {above} of {len(losses)} are above the constant 1e-3 that was the limit before.",
         ]
     refused = [row for row in rows if not row["passed"]]
-    lines += ["", *(f"- set {row['number']} ({row['model']}): {row['codes']} {row['error']}" for row in refused)]
+    lines += [
+        "",
+        *(
+            f"- set {row['number']} ({row['model']}): {row['codes']} {row['error']} {row['unsound'] or ''}".rstrip()
+            for row in refused
+        ),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -15,7 +15,7 @@ from p4q_edge.graph.analysis.linears import differing_linears
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
 from p4q_edge.graph.proof.bypass import without_activation_grids
-from p4q_edge.graph.proof.layers import differing_attentions, wrong_layers
+from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, record_layers, wrong_layers
 from p4q_edge.graph.proof.noise import (
     ModuleRuns,
     Noise,
@@ -95,9 +95,9 @@ def float_problem(graph: onnx.ModelProto, floats: FloatRuns, images: NDArray[np.
     return None
 
 
-def layer_problem(model: nn.Module, graph: onnx.ModelProto, images: NDArray[np.uint8]) -> str | None:
+def layer_problem(records: Mapping[str, LayerRecord], graph: onnx.ModelProto) -> str | None:
     """Return which quantized linears do not compute what the module's compute, or None."""
-    wrong = wrong_layers(model, graph, images[:LAYER_IMAGES])
+    wrong = wrong_layers(records, graph)
     if not wrong:
         return None
     path, problem = next(iter(wrong.items()))
@@ -169,11 +169,18 @@ class Proof:
     problems: Mapping[str, str]
 
 
-def prove(subject: Subject, candidates: Sequence[Candidate]) -> Proof:
-    """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise."""
+def prove(subject: Subject, candidates: Sequence[Candidate], *, known: Mapping[str, str]) -> Proof:
+    """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise.
+
+    Args:
+        subject: the module.
+        candidates: the graphs.
+        known: problems of graphs that are no candidates, by kind.
+    """
     parity: dict[str, float] = {"noise_images": float(len(subject.images))}
-    problems: dict[str, str] = {}
+    problems = dict(known)
     floats = run_float(subject.model, subject.images)
+    records = record_layers(subject.model, subject.images[:LAYER_IMAGES])
     runs_of: dict[bool, ModuleRuns] = {}
     for candidate in candidates:
         # Only in a model with quantized convolutions the graph for CPUs is quantized otherwise.
@@ -188,7 +195,7 @@ def prove(subject: Subject, candidates: Sequence[Candidate]) -> Proof:
             # What the other profiles of a CPU engine may differ by.
             parity |= runs.seven_bit.and_(noise).floor(runs.seven_bit).as_parity("seven_bit")
             parity |= runs.unquantized.floor(runs.unquantized).as_parity("float")
-        problem = _exact_problem(subject, candidate, floats)
+        problem = _exact_problem(subject, candidate, floats, records)
         for name, optimized in candidate.ways:
             found = run_in_onnxruntime(candidate.model, subject.images, optimized=optimized)
             parity |= {f"{name}.{measure}": value for measure, value in compare(runs.reference, found).items()}
@@ -199,12 +206,12 @@ def prove(subject: Subject, candidates: Sequence[Candidate]) -> Proof:
     return Proof(parity=finite, problems=problems)
 
 
-def candidates_of(*, fp16: bytes, fp32: bytes, placed: bytes | None) -> list[Candidate]:
-    """Return what is to prove of complete graphs; `placed` is `fp16` before its remainder was turned into FP16."""
-    found = [Candidate(name="fp32", kind="fp32", model=fp32, as_cpu_graph=True)]
-    if placed is not None:
-        found.append(Candidate(name="placed", kind="fp16", model=placed))
-    return [*found, Candidate(name="fp16", kind="fp16", model=fp16)]
+def candidates_of(graphs: Mapping[str, bytes], *, placed: bytes | None) -> list[Candidate]:
+    """Return what is to prove of complete graphs by kind; `placed` is `fp16` before its remainder turned into FP16."""
+    found = [
+        Candidate(name=kind, kind=kind, model=graph, as_cpu_graph=kind == "fp32") for kind, graph in graphs.items()
+    ]
+    return found if placed is None else [*found, Candidate(name="placed", kind="fp16", model=placed)]
 
 
 def _runs(subject: Subject, *, as_cpu_graph: bool) -> ModuleRuns:
@@ -214,7 +221,9 @@ def _runs(subject: Subject, *, as_cpu_graph: bool) -> ModuleRuns:
     return run_quantized(subject.model, subject.images, running=running, logit_scale=subject.logit_scale)
 
 
-def _exact_problem(subject: Subject, candidate: Candidate, floats: FloatRuns) -> str | None:
+def _exact_problem(
+    subject: Subject, candidate: Candidate, floats: FloatRuns, records: Mapping[str, LayerRecord]
+) -> str | None:
     graph = onnx.load_from_string(candidate.model)
     if candidate.name == "placed" and (differing := differing_convolutions(graph, subject.convs)):
         return f"it holds other integers or scales in {len(differing)} convolutions, first {differing[0]}"
@@ -222,6 +231,4 @@ def _exact_problem(subject: Subject, candidate: Candidate, floats: FloatRuns) ->
         return f"it holds other integers or scales than the module in {len(differing)} linears, first {differing[0]}"
     if operands := differing_attentions(subject.model, graph):
         return f"it holds other scales than the module in {len(operands)} operands of attentions, first {operands[0]}"
-    return layer_problem(subject.model, graph, subject.images) or float_problem(
-        graph, floats, subject.images, half=candidate.half
-    )
+    return layer_problem(records, graph) or float_problem(graph, floats, subject.images, half=candidate.half)

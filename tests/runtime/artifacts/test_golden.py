@@ -9,6 +9,7 @@ import pytest
 
 from p4q_edge.runtime.artifacts.golden import MAX_SAMPLES, Golden, read_golden
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
+from p4q_edge.runtime.statistics import NOISE_FACTOR, NoiseFloor, rounding_limits_of
 from p4q_edge.runtime.storage.untrusted import load_tensors, save_tensors
 from p4q_edge.runtime.verification.golden_check import GoldenResult, compare, cosine, require
 
@@ -34,6 +35,21 @@ def golden() -> Golden:
         float_embedding=embedding,
         float_logits=logits,
     )
+
+
+def test_limits_may_come_from_the_noise_of_the_model(golden: Golden) -> None:
+    turned = golden.embedding.copy()
+    turned[0] = unit([[1, 0.5, 0.1, 0]])[0]  # clearly class 0 before; now class 1 leads by little
+    outputs = {"embedding": turned, "logits": SCALE * turned @ TEXT.T}
+
+    def compared(worst: float, margin: float) -> GoldenResult:
+        floor = NoiseFloor(worst_loss=worst, median_loss=0.0, margin=margin)
+        return compare(outputs, golden, logit_scale=SCALE, limits=rounding_limits_of(8, floor))
+
+    lead = float(golden.logits[0, 0] - golden.logits[0, 1]) / SCALE
+    assert compared(0.05, lead / NOISE_FACTOR + 0.01).problem() is None
+    assert "1 of 2 golden images get another class" in str(compared(0.05, lead / NOISE_FACTOR - 0.01).problem())
+    assert "embeddings reach a cosine of" in str(compared(0.001, lead).problem())
 
 
 def result_of(golden: Golden, embedding: np.ndarray, recorded: np.ndarray | None = None) -> GoldenResult:

@@ -20,7 +20,7 @@ from p4q_edge.graph.export import (
     linear_quantizations,
     reference_outputs,
 )
-from p4q_edge.graph.lint_rules import lint
+from p4q_edge.graph.lint_rules import Finding, lint
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.passes.base import GraphPassError
 from p4q_edge.graph.passes.to_fp16 import ToFp16
@@ -294,3 +294,40 @@ def test_the_graph_for_tensorrt_alone_may_be_unsound(
     assert list(found.unsound) == ["fp16"]
     assert "without the grids of its activations the output logits differs" in found.unsound["fp16"]
     assert found.fp32 == graphs.fp32
+
+
+def test_a_graph_for_tensorrt_that_cannot_be_made_stops_nothing_else(
+    toy_graphs: Exported, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs, model = toy_graphs
+
+    class Beyond(ToFp16):
+        def obstacles(self, model: ir.Model) -> list[str]:
+            return ["the constant c is beyond the FP16 range"]
+
+    monkeypatch.setattr("p4q_edge.graph.export.ToFp16", Beyond)
+    found = export_classifier(model, images)
+    assert list(found.unsound) == ["fp16"]
+    assert "the constant c is beyond the FP16 range" in found.unsound["fp16"]
+    assert found.fp16 == b""
+    assert "fp16.cosine_embedding" not in found.parity
+    same = run_in_onnxruntime(graphs.fp32 + graphs.weights, images[:2])
+    assert np.array_equal(run_in_onnxruntime(found.fp32 + found.weights, images[:2])["logits"], same["logits"])
+
+
+def test_a_lint_rule_that_one_graph_breaks_stops_only_that_graph(
+    toy_graphs: Exported, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model = toy_graphs
+
+    def findings(proto: onnx.ModelProto, **options: bool) -> list[Finding]:
+        half = any(
+            t.data_type == onnx.TensorProto.FLOAT16 and t.name.endswith(".fp16") for t in proto.graph.initializer
+        )
+        rounded = any(node.op_type == "Cast" and "features" in node.output for node in proto.graph.node)
+        return [Finding(rule="placement", node="n", message="stands wrong")] if half and rounded else []
+
+    monkeypatch.setattr("p4q_edge.graph.export.lint", findings)
+    found = export_classifier(model, images)
+    assert list(found.unsound) == ["fp16"]
+    assert found.unsound["fp16"].startswith("lint: placement at n: stands wrong.")

@@ -18,7 +18,7 @@ from p4q_edge.graph.export import (
     linear_quantizations,
     reference_outputs,
 )
-from p4q_edge.graph.proof.layers import wrong_layers
+from p4q_edge.graph.proof.layers import record_layers, wrong_layers
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.engines.onnxruntime.engine import open_session, session_options
@@ -107,7 +107,7 @@ def test_any_wrong_scale_is_found_and_located(toy_graphs: Exported, data: st.Dat
     readers = [n.path for n in nodes if scale in (*n.input_scales, n.weight_scale)]
     linears = linear_quantizations(module)
     assert set(differing_linears(wrong, linears)) == set(readers)
-    found = wrong_layers(module, wrong, IMAGES[:8])
+    found = wrong_layers(record_layers(module, IMAGES[:8]), wrong)
     assert set(found) == set(readers)
     assert all(("another grid" if kind == "input_scale" else "weight or bias") in words for words in found.values())
     good, bad = (debug.run_graph(m, IMAGES[:8]) for m in (model, wrong))

@@ -1,0 +1,122 @@
+"""Other arithmetics, what they change in a sound module, and a graph without activation grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from p4q_edge.graph.export import ExportedGraphs, export_classifier
+from p4q_edge.graph.parity import run_in_onnxruntime
+from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision, PermutedSums, ScaledInput
+from p4q_edge.graph.proof.bypass import without_activation_grids
+from p4q_edge.graph.proof.noise import difference, run_module, run_quantized, weights_of_seven_bits
+from p4q_edge.graph.proof.verdict import float_problem, noise_problem, run_float
+from p4q_edge.models.folded_classifier import FoldedClassifier
+from p4q_edge.quant.linear import Phase, quant_linears, running_in
+from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.statistics import noise_floor
+
+Exported = tuple[ExportedGraphs, FoldedClassifier]
+
+
+def relative(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    return float((np.linalg.norm(first - second, axis=1) / np.linalg.norm(second, axis=1)).max())
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "low", "high"),
+    [
+        (Float64Sums, 1e-9, 1e-5),
+        (lambda: PermutedSums(0), 1e-9, 1e-5),
+        (lambda: ScaledInput(1 + 1e-6), 1e-9, 1e-4),
+        (HalfPrecision, 1e-5, 1e-2),
+    ],
+)
+def test_an_arithmetic_changes_roundings_and_no_more(
+    toy_graphs: Exported, images: NDArray[np.uint8], arithmetic: Callable[[], object], low: float, high: float
+) -> None:
+    _, model = toy_graphs
+    with running_in(model, Phase.FLOAT):
+        plain = run_module(model, images)
+        found = run_module(model, images, arithmetic())  # type: ignore[arg-type]
+    assert low < relative(found["features"], plain["features"]) < high
+
+
+@pytest.mark.parametrize("scheme", [QuantScheme(), QuantScheme(weight_bits=4, activation_bits=4)])
+def test_without_activation_grids_a_graph_is_the_module_in_float(
+    fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8], scheme: QuantScheme
+) -> None:
+    model = fold_toy(scheme)
+    graphs = export_classifier(model, images)
+    graph = onnx.load_from_string(graphs.fp32 + graphs.weights)
+    before = [node.op_type for node in graph.graph.node]
+    bypassed = without_activation_grids(graph)
+    kinds = {node.op_type for node in bypassed.graph.node}
+    assert not kinds & {"QuantizeLinear", "Clip"}
+    assert [node.op_type for node in graph.graph.node] == before
+    with running_in(model, Phase.WEIGHTS):
+        expected = run_module(model, images)
+    found = run_in_onnxruntime(bypassed.SerializeToString(), images, optimized=False)
+    assert relative(found["embedding"], expected["embedding"]) < 1e-5
+    assert float_problem(graph, run_float(model, images), images, half=False) is None
+
+
+def test_a_change_outside_of_linears_is_found_without_the_grids(
+    toy_graphs: Exported, fp32_model: onnx.ModelProto, images: NDArray[np.uint8]
+) -> None:
+    _, model = toy_graphs
+    floats = run_float(model, images)
+    (norm, *_) = (node for node in fp32_model.graph.node if node.op_type == "LayerNormalization")
+    (epsilon,) = (attribute for attribute in norm.attribute if attribute.name == "epsilon")
+    epsilon.f = 1e-2
+    problem = float_problem(fp32_model, floats, images, half=False)
+    assert problem is not None
+    assert problem.startswith("without the grids of its activations the output ")
+    assert "(relative; arithmetic explains 1e-05)" in problem
+
+
+def test_the_noise_is_that_of_the_module_and_the_module_stays_as_it_was(
+    toy_graphs: Exported, images: NDArray[np.uint8]
+) -> None:
+    graphs, model = toy_graphs
+    before = {path: linear.quantized_weight().clone() for path, linear in quant_linears(model).items()}
+    runs = run_quantized(model, images, running=partial(running_in, model, Phase.QUANTIZED), logit_scale=20.0)
+    assert runs.fine.losses["embedding"].shape == (5, len(images))
+    assert 0 < runs.half.worst("embedding") < 1e-3
+    assert runs.on_cpu.worst("embedding") >= runs.half.worst("embedding")
+    assert runs.seven_bit.worst("embedding") > runs.half.worst("embedding")
+    assert all(torch.equal(linear.quantized_weight(), before[path]) for path, linear in quant_linears(model).items())
+    recorded = noise_floor(graphs.parity, "fp16")
+    assert recorded == runs.half.floor(runs.half)
+    assert noise_problem(runs.reference, runs.reference, runs.half) is None
+
+
+def test_a_difference_beyond_the_noise_is_told_with_the_noise(toy_graphs: Exported, images: NDArray[np.uint8]) -> None:
+    _, model = toy_graphs
+    runs = run_quantized(model, images, running=partial(running_in, model, Phase.QUANTIZED), logit_scale=20.0)
+    off = dict(runs.reference)
+    off["embedding"] = np.roll(off["embedding"], 1, axis=1)
+    problem = noise_problem(runs.reference, off, runs.half)
+    assert problem is not None
+    assert problem.startswith("the output embedding reaches a cosine of ")
+    assert "the noise of this model's own roundings explains 0.999" in problem
+    off["embedding"] = np.full_like(off["embedding"], np.nan)
+    assert noise_problem(runs.reference, off, runs.half) is not None
+
+
+def test_the_lead_of_the_best_class_is_measured_in_cosines() -> None:
+    reference = {"logits": np.array([[10.0, 4.0]], np.float32)}
+    run = {"logits": np.array([[9.0, 5.0]], np.float32)}
+    assert difference(reference, run, logit_scale=10.0).shifts == pytest.approx(0.2)
+
+
+def test_seven_bit_weights_are_those_of_the_profile(toy_graphs: Exported) -> None:
+    _, model = toy_graphs
+    with weights_of_seven_bits(model):
+        assert max(int(linear.integer_weight().abs().max()) for linear in quant_linears(model).values()) == 63
