@@ -200,7 +200,7 @@ def correct_biases(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     def watch(name: str, linear: QuantLinear, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])
-        exact = flat @ linear.weight.detach().T
+        exact = linear.gained(flat) @ linear.weight.detach().T
         actual = linear.quantized_input(flat) @ linear.quantized_weight().T
         sums[name] += (exact - actual).double().sum(0)
         rows[name] += flat.shape[0]

@@ -23,7 +23,8 @@ class Moments:
     """What the least-squares error of a linear depends on, whatever its integers, scales and bias; all float64.
 
     With x the quantized input, y the float model's output and the bias at its optimum, the mean squared error of
-    output channel c with weight row w is ``target_square_c - 2 w . cross_c + w H w``.
+    output channel c with weight row w is ``target_square_c - 2 w . cross_c + w H w``. Means are over the rows, each
+    with its weight.
 
     Attributes:
         input_square: H, covariance of x, ``(in, in)``.
@@ -39,15 +40,18 @@ class Moments:
     target_mean: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> "Moments":
-        """Of paired rows ``(..., in)`` and ``(..., out)``."""
+    def of(cls, x: Tensor, y: Tensor, weights: Tensor | None = None) -> "Moments":
+        """Of paired rows ``(..., in)`` and ``(..., out)``, weighted by ``(rows,)``, all alike without."""
         x, y = x.flatten(0, -2), y.flatten(0, -2)
-        input_mean, target_mean = x.double().mean(0), y.double().mean(0)
+        share = torch.full((len(x),), 1.0 / len(x)) if weights is None else weights / weights.sum()
+        input_mean, target_mean = share.double() @ x.double(), share.double() @ y.double()
         square = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
         cross = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64)
         target = torch.zeros(y.shape[1], dtype=torch.float64)
-        for some_x, some_y in zip(torch.split(x, ROWS_AT_ONCE), torch.split(y, ROWS_AT_ONCE), strict=True):
-            centred_x, centred_y = some_x - input_mean.float(), some_y - target_mean.float()
+        root = (share * len(x)).sqrt()[:, None]
+        for some_x, some_y, factor in zip(*(torch.split(part, ROWS_AT_ONCE) for part in (x, y, root)), strict=True):
+            centred_x = (some_x - input_mean.float()) * factor
+            centred_y = (some_y - target_mean.float()) * factor
             square += centred_x.T @ centred_x
             cross += centred_y.T @ centred_x
             target += centred_y.square().sum(0)
@@ -78,7 +82,22 @@ class Moments:
         return torch.where((own > 0) & torch.isfinite(factor) & (factor > 0), factor, torch.ones_like(factor))
 
 
-Visit = Callable[[QuantLinear, Moments], None]
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a linear reads and should give on the same images.
+
+    Attributes:
+        exact: input in the float model, ``(N, ..., in)``, before the linear's own gain.
+        actual: input in the quantized model so far, likewise.
+        target: output in the float model, ``(N, ..., out)``.
+    """
+
+    exact: Tensor
+    actual: Tensor
+    target: Tensor
+
+
+Visit = Callable[[QuantLinear, Seen], None]
 
 
 @torch.no_grad()
@@ -87,15 +106,15 @@ def paired_pass(model: nn.Module, images: Tensor, visit: Visit) -> None:
 
     Args:
         images: ``(N, 3, H, W)`` float32; activations of 2 N images are held at once.
-        visit: may change the linear's integers, scales and bias.
+        visit: may change the linear's integers, scales, gain and bias.
     """
     outputs: dict[QuantLinear, tuple[Tensor, Tensor]] = {}
 
     def before(linear: QuantLinear, inputs: tuple[Tensor, ...]) -> None:
         exact, actual = inputs[0].chunk(2)
         target = linear.forward(exact)
+        visit(linear, Seen(exact=exact, actual=actual, target=target))
         quantized = linear.quantized_input(actual)
-        visit(linear, Moments.of(quantized, target))
         outputs[linear] = target, F.linear(quantized, linear.quantized_weight(), linear.bias)
 
     def after(linear: QuantLinear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

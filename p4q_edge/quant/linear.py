@@ -42,6 +42,9 @@ class QuantLinear(nn.Module):
         weight_scale: ``(out_features,)`` float32 buffer.
         integers: int8 ``(out_features, in_features)`` where the rounding was chosen; None rounds to the nearest.
         input_scale: ``()`` float32 buffer; 0 until calibrated.
+        input_gain: ``(in_features,)`` float32, multiplied onto the input before anything else, with the weight divided
+            by it: evens out channels where no module before the linear can take that factor. None: no gain.
+        in_float: the layer stays in high precision in ``Phase.QUANTIZED`` and in the exported graph.
         dynamic: while the layer itself is learned, scales follow the weight and the batch at each step;
             `freeze` ends that.
         float_prefix: leading tokens, ``x[..., :float_prefix, :]``, that are neither observed nor quantized.
@@ -51,6 +54,7 @@ class QuantLinear(nn.Module):
     integers: Tensor | None
     float_bias: Tensor | None
     input_scale: Tensor
+    input_gain: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scheme: QuantScheme) -> None:
         super().__init__()
@@ -60,10 +64,12 @@ class QuantLinear(nn.Module):
         self.phase = Phase.FLOAT
         self.dynamic = False
         self.float_prefix = 0
+        self.in_float = False
         self.register_buffer("weight_scale", torch.ones(weight.shape[0]))
         self.register_buffer("integers", None)
         self.register_buffer("float_bias", None)
         self.register_buffer("input_scale", torch.zeros(()))
+        self.register_buffer("input_gain", None)
         self.channel_range = ChannelRange()
         self.histogram: MagnitudeHistogram | None = None
         self._restored: Tensor | None = None
@@ -91,8 +97,9 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features) -> (..., out_features)``."""
-        if self.phase is Phase.QUANTIZED:
+        if self.phase is Phase.QUANTIZED and not self.in_float:
             return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        x = self.gained(x)
         if self.phase is Phase.WEIGHTS and self.calibrated:
             return F.linear(x, self.quantized_weight(), self.bias)
         if self.phase is Phase.RANGING:
@@ -110,8 +117,13 @@ class QuantLinear(nn.Module):
             self.float_bias = torch.zeros_like(bias) if self.bias is None else self.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
 
+    def gained(self, x: Tensor) -> Tensor:
+        """The input as the weight takes it: times the gain, where there is one."""
+        return x if self.input_gain is None else x * self.input_gain
+
     def quantized_input(self, x: Tensor) -> Tensor:
-        """The input on its integer grid, as real values."""
+        """The input, with its gain, on its integer grid, as real values."""
+        x = self.gained(x)
         if self.float_prefix:
             split = self.float_prefix
             return torch.cat([x[..., :split, :], self._on_grid(x[..., split:, :])], dim=-2)
@@ -154,6 +166,19 @@ class QuantLinear(nn.Module):
         self.weight.data = weight.detach().clone()
         self.integers = self._restored = None
 
+    def set_gain(self, gain: Tensor) -> None:
+        """Multiply the input by a gain ``(in_features,)``, positive and finite, and divide the weight by it.
+
+        The layer's float output stays the same. An earlier gain is multiplied by the new one.
+        """
+        if not bool((torch.isfinite(gain) & (gain > 0)).all()):
+            raise ValueError(f"expected: gains are positive and finite; got {float(gain.min())} to {float(gain.max())}")
+        self.set_weight(self.weight.detach() / gain)
+        self.input_gain = gain.clone() if self.input_gain is None else self.input_gain * gain
+        if self.channel_range.minimum is not None:
+            low, high = self.channel_range.require()
+            self.channel_range.minimum, self.channel_range.maximum = low * gain, high * gain
+
     def set_integers(self, integers: Tensor | None, scale: Tensor) -> None:
         """Choose rounding, int8 ``(out_features, in_features)`` or None for nearest, and scale ``(out_features,)``."""
         self.integers, self.weight_scale, self._restored = integers, scale, None
@@ -180,7 +205,7 @@ class QuantLinear(nn.Module):
         self.histogram = None
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
-        for name in ("integers", "float_bias"):
+        for name in ("integers", "float_bias", "input_gain"):
             stored = state.get(prefix + name)
             setattr(self, name, None if stored is None else torch.empty_like(stored))
         super()._load_from_state_dict(state, prefix, *args)

@@ -1,0 +1,194 @@
+"""The choice of one linear's input gain and clip range, by the error that they cause in its output.
+
+Candidates are judged on images that their ranges were not taken from: an unseen image leaves the ranges of those that
+were seen, the more so the more channels reach their bound, so that an error on the same images would choose too narrow
+a range and too strong a gain. Each half of the images gives the ranges for the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from p4q_edge.quant import affine
+from p4q_edge.quant.fake import fake_quantize
+from p4q_edge.quant.least_squares import Seen
+from p4q_edge.quant.linear import Phase, QuantLinear, running_in
+from p4q_edge.quant.sensitivity import OutputWeights
+
+STRENGTHS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.85)
+"""Exponents of the channels' ranges that a gain may take out; 0 is no gain."""
+
+CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
+"""Clip ranges in units of the largest absolute value; 1 is min-max."""
+
+JUDGED_ROWS = 1024
+"""Rows that each candidate is judged on, drawn by their weights."""
+
+DEAD_CHANNEL = 1e-3
+"""Ranges below this share of their mean are raised to it: a dead channel must not get an endless gain."""
+
+ROUNDING_GAIN = 0.5
+"""Share of the weights' rounding error that is left once roundings are fitted; as measured on a ViT-S/14."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of one linear that its model's output depends on.
+
+    Attributes:
+        actual: input in the quantized model so far, ``(n, in)``.
+        target: output in the float model, ``(n, out)``.
+        weights: of each row's squared error, ``(n,)``, positive.
+        second: whether the row's image is of the second half of the images, ``(n,)``.
+        channels: weights of the output channels, ``(out,)``.
+    """
+
+    actual: Tensor
+    target: Tensor
+    weights: Tensor
+    second: Tensor
+    channels: Tensor
+
+    @classmethod
+    def of(cls, seen: Seen, weights: OutputWeights) -> "Rows":
+        """Take the rows that are read from what a paired pass shows."""
+        images = len(seen.actual)
+        each = weights.of_rows(images)
+        read = each > 0
+        second = (torch.arange(len(each)) // max(1, len(each) // images)) % 2 == 1
+        return cls(
+            actual=seen.actual.flatten(0, -2)[read],
+            target=seen.target.flatten(0, -2)[read],
+            weights=each[read],
+            second=second[read],
+            channels=weights.channels,
+        )
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Masks of the two halves of the images; both are all rows where there is only one image."""
+        if not bool(self.second.any()):
+            return torch.ones_like(self.second), torch.ones_like(self.second)
+        return ~self.second, self.second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A candidate and its cost.
+
+    Attributes:
+        strength: exponent of the gain.
+        clip: range in units of the largest absolute value.
+        error: mean squared error of the output on images that the ranges were not taken from.
+    """
+
+    strength: float
+    clip: float
+    error: float
+
+
+def gain_of(largest: Tensor, strength: float) -> Tensor:
+    """Return the gain ``(largest / mean) ** -strength`` of each channel, ``(in,)``, as FP16 holds it.
+
+    Args:
+        largest: largest absolute value of each channel, ``(in,)``.
+    """
+    mean = largest.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    gain = (largest / mean).clamp(min=DEAD_CHANNEL) ** -strength
+    return gain.half().float()
+
+
+@torch.no_grad()
+def choose_input(
+    linear: QuantLinear, rows: Rows, *, strengths: Sequence[float] = (0.0,), bounds: Tensor | None = None
+) -> Choice:
+    """Give a linear the gain and input scale with the least error of its output.
+
+    Args:
+        strengths: of the gains to try; more than 0 only where nothing before the linear can take the factor.
+        bounds: largest absolute value of each input channel, ``(in,)``, on more images than the rows are of.
+    """
+    chosen = min(candidates(linear, rows, strengths), key=lambda choice: choice.error)
+    largest = rows.actual.abs().amax(0)
+    largest = largest if bounds is None else torch.maximum(largest, bounds)
+    if chosen.strength > 0:
+        gain = gain_of(largest, chosen.strength)
+        linear.set_gain(gain)
+        largest = largest * gain
+    _, quant_max = affine.activation_range(linear.scheme.activation_bits)
+    linear.input_scale = affine.scale_for(largest.amax() * chosen.clip, quant_max)
+    return chosen
+
+
+@torch.no_grad()
+def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float]) -> list[Choice]:
+    """Return all choices with their errors, each half of the images judged under the ranges of the other."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(rows.weights.double(), JUDGED_ROWS, replacement=True, generator=generator)
+    spread = rows.weights.double() @ rows.actual.double().square() / rows.weights.double().sum()
+    found = []
+    for strength in strengths:
+        errors = torch.zeros(len(CLIPS), dtype=torch.float64)
+        for ranged, judged in zip(rows.halves(), reversed(rows.halves()), strict=True):
+            largest = rows.actual[ranged].abs().amax(0)
+            gain = gain_of(largest, strength)
+            of_half = drawn[judged[drawn]]
+            x, weight = rows.actual[of_half] * gain, linear.weight.detach() / gain
+            for index, clip in enumerate(CLIPS):
+                scale = _scale(linear, (largest * gain).amax() * clip)
+                restored = fake_quantize(x, scale, *affine.activation_range(linear.scheme.activation_bits))
+                errors[index] += float((((restored - x) @ weight.T).square() @ rows.channels).sum())
+        errors /= len(drawn) * len(rows.channels)
+        added = _rounding_error(linear, rows, gain_of(rows.actual.abs().amax(0), strength), spread)
+        found += [
+            Choice(strength=strength, clip=clip, error=float(error) + added)
+            for clip, error in zip(CLIPS, errors, strict=True)
+        ]
+    return found
+
+
+def _rounding_error(linear: QuantLinear, rows: Rows, gain: Tensor, spread: Tensor) -> float:
+    """Expected squared error of the output by rounded weights: a gain that helps the input may widen a row's steps."""
+    _, quant_max = affine.weight_range(linear.scheme.weight_bits)
+    step = affine.amax_of(linear.weight.detach() / gain, affine.PerAxis(0)) / quant_max
+    of_weights = (step.square() * rows.channels).double().mean() / 12.0
+    return float(ROUNDING_GAIN * of_weights * (spread * gain.double().square()).sum())
+
+
+def _scale(linear: QuantLinear, bound: Tensor) -> Tensor:
+    return affine.scale_for(bound, affine.activation_range(linear.scheme.activation_bits)[1])
+
+
+def activation_readers(model: nn.Module, sample: Tensor) -> list[str]:
+    """Return the paths of the quantizable linears that read an activation function, found by watching one pass.
+
+    An activation function is a module without parameters, of the shape of its input, that computes something: GELU,
+    QuickGELU, SiLU and the like. No linear before it can take a channel's factor, so the reader may have a gain.
+    """
+    outputs: dict[int, Tensor] = {}  # the tensors are kept, so that their memory is not given to others
+    found: list[str] = []
+
+    def after(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        first = inputs[0] if inputs else None
+        if isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape == output.shape:
+            if first.untyped_storage().data_ptr() != output.untyped_storage().data_ptr():
+                outputs[output.untyped_storage().data_ptr()] = output
+
+    def before(path: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].untyped_storage().data_ptr() in outputs:
+            found.append(path)
+
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, QuantLinear):
+            handles.append(module.register_forward_pre_hook(lambda m, args, path=path: before(path, args)))
+        elif not [*module.children()] and not [*module.parameters()] and not isinstance(module, nn.Softmax):
+            handles.append(module.register_forward_hook(after))
+    try:
+        with running_in(model, Phase.FLOAT):
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(found))
