@@ -113,7 +113,7 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
     if convolutions:
         correct_conv_biases(encoder, to_batch(evenly(images, CORRECTION_IMAGES), model.preprocess))
-    if scheme.bias_correction:
+    if scheme.bias_correction and not scheme.fits_outputs:
         correct_biases(encoder, batches)
     refine(encoder, model.clip.visual, batches, scheme)  # type: ignore[arg-type]
     set_phase(encoder, Phase.QUANTIZED)

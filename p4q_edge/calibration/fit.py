@@ -1,47 +1,106 @@
 """Fit a calibrated encoder to the float model's outputs on the calibration images, as the scheme asks."""
 
-from collections.abc import Iterable
+import logging
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge.models import encode_batches
+from p4q_edge.models import Batches, encode_batches
 from p4q_edge.quant import (
+    STRENGTHS,
     Moments,
+    OutputWeights,
     QuantLinear,
     QuantScheme,
+    Rows,
+    Seen,
+    activation_readers,
+    choose_input,
     choose_rounding,
     correct_affine,
     correct_bias,
     learn_scales,
+    output_weights,
     paired_pass,
+    quant_linears,
 )
 
+logger = logging.getLogger(__name__)
+
 PAIRED_IMAGES = 512
-"""At most so many images, evenly drawn, run through the encoder at once to fit roundings and offsets."""
+PAIRED_ROWS = 16384
+"""At most so many images, evenly drawn, with at most so many rows run through the encoder at once."""
+
+WEIGHED_IMAGES = 16
+WEIGHED_AT_ONCE = 2
+"""Images whose gradients weigh the outputs of linears; all activations of those at once are held."""
 
 
-def refine(encoder: nn.Module, reference: nn.Module, batches: Iterable[Tensor], scheme: QuantScheme) -> None:
-    """Choose roundings, factors and offsets linear by linear, then learn the scales of all; in place.
+def refine(encoder: nn.Module, reference: nn.Module, batches: Batches, scheme: QuantScheme) -> None:
+    """Choose gains, ranges, roundings, factors and offsets linear by linear, then learn the scales of all; in place.
 
     Args:
         encoder: with weight and input scales.
         reference: the float encoder.
-        batches: images ``(N, 3, H, W)`` float32.
+        batches: the calibration images.
     """
-    fits_linears = scheme.weight_rounding != "nearest" or scheme.affine_correction
-    if not (fits_linears or scheme.scale_epochs):
-        return
-    images = torch.cat([*batches])
-    if fits_linears:
-
-        def visit(linear: QuantLinear, moments: Moments) -> None:
-            choose_rounding(linear, moments, scheme.weight_rounding)
-            correct = correct_affine if scheme.affine_correction else correct_bias
-            correct(linear, moments)
-
-        paired_pass(encoder, images[:: -(-len(images) // PAIRED_IMAGES)], visit)
+    if scheme.fits_outputs:
+        _fit_linears(encoder, batches, scheme)
     if scheme.scale_epochs:
         teacher = F.normalize(encode_batches(reference, batches), dim=-1)
-        learn_scales(encoder, images, teacher, epochs=scheme.scale_epochs)
+        learn_scales(encoder, torch.cat([*batches]), teacher, epochs=scheme.scale_epochs)
+
+
+def _fit_linears(encoder: nn.Module, batches: Batches, scheme: QuantScheme) -> None:
+    weights = output_weights(encoder, _some(batches, WEIGHED_IMAGES, at_once=WEIGHED_AT_ONCE))
+    rows = max((each.positions.numel() for each in weights.values()), default=1)
+    limit = max(2, min(PAIRED_IMAGES, PAIRED_ROWS // rows))
+    (images,) = _some(batches, limit, at_once=limit)
+    gained = set(activation_readers(encoder, images[:2])) if scheme.activation_gain else set()
+    fitted = {
+        linear: _LinearFit(scheme=scheme, weights=weights[path], gained=path in gained)
+        for path, linear in quant_linears(encoder).items()
+        if path in weights
+    }
+
+    def visit(linear: QuantLinear, seen: Seen) -> None:
+        if linear in fitted:  # what no output depends on keeps its observer's scales
+            fitted[linear](linear, seen)
+
+    paired_pass(encoder, images, visit)
+
+
+def _some(batches: Batches, limit: int, *, at_once: int) -> Batches:
+    step = -(-len(batches.images) // limit)
+    return replace(batches, images=batches.images[::step], size=at_once)
+
+
+class _LinearFit:
+    """Fits one linear to what it should give."""
+
+    def __init__(self, *, scheme: QuantScheme, weights: OutputWeights, gained: bool) -> None:
+        self.scheme = scheme
+        self.weights = weights
+        self.strengths = STRENGTHS if gained else (0.0,)
+
+    def __call__(self, linear: QuantLinear, seen: Seen) -> None:
+        rows = Rows.of(seen, self.weights)
+        if self.scheme.observer == "search":
+            all_read = self.weights.rows_read == self.weights.positions.numel()
+            choice = choose_input(
+                linear, rows, strengths=self.strengths, bounds=linear.channel_range.largest if all_read else None
+            )
+            logger.debug("gain strength %.2f, clip range %.2f", choice.strength, choice.clip)
+        moments = Moments.of(linear.quantized_input(rows.actual), self._target(linear, rows), rows.weights)
+        if self.scheme.weight_observer == "search" or linear.input_gain is not None:
+            linear.scale_weight(importance=moments.input_square.diagonal().float())
+        choose_rounding(linear, moments, self.scheme.weight_rounding)
+        if self.scheme.affine_correction:
+            correct_affine(linear, moments)
+        elif self.scheme.bias_correction or self.scheme.weight_rounding != "nearest":
+            correct_bias(linear, moments)
+
+    def _target(self, linear: QuantLinear, rows: Rows) -> Tensor:
+        return rows.target

@@ -19,7 +19,7 @@ from torch import nn
 
 from p4q_edge.graph import linear_quantizations
 from p4q_edge.graph.analysis import differing_linears, linear_nodes
-from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in
+from p4q_edge.quant import Phase, QuantLinear, quant_linears, running_as_cpu_graph, running_in
 from p4q_edge.runtime.artifacts import Card
 from p4q_edge.runtime.engines.onnxruntime import session_options, seven_bit_weights
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
@@ -81,15 +81,15 @@ def run_module(model: nn.Module, images: NDArray[np.uint8]) -> LayerValues:
     inputs: dict[str, NDArray[np.floating]] = {}
     outputs: dict[str, NDArray[np.floating]] = {}
 
-    def keep(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+    def keep(path: str, linear: QuantLinear) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
             bias = module.bias
-            inputs[path] = arguments[0].numpy()
+            inputs[path] = linear.gained(arguments[0]).numpy()
             outputs[path] = (result if not isinstance(bias, torch.Tensor) else result - bias).numpy()
 
         return hook
 
-    handles = [linear.register_forward_hook(keep(path)) for path, linear in quant_linears(model).items()]
+    handles = [linear.register_forward_hook(keep(path, linear)) for path, linear in quant_linears(model).items()]
     try:
         with torch.inference_mode(), running_as_cpu_graph(model):
             model(torch.from_numpy(images))

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from p4q_edge.quant.conv_swap import GRIDS, correct_conv_biases, fix_conv_scales, swap_convolutions
     from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
-    from p4q_edge.quant.least_squares import Moments, correct_affine, correct_bias, paired_pass
+    from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, correct_bias, paired_pass
     from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in, set_phase
     from p4q_edge.quant.macs import count_macs, macs_by_module
     from p4q_edge.quant.placement import GridPoint, choose_convolutions, choose_grids, may_be_quantized
     from p4q_edge.quant.rounding import choose_rounding
     from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
+    from p4q_edge.quant.search import STRENGTHS, Rows, activation_readers, choose_input
+    from p4q_edge.quant.sensitivity import OutputWeights, output_weights
     from p4q_edge.quant.swap import quantize_modules, replace_module
 
 __all__ = [
     "GRIDS",
     "MAX_TOKENS",
+    "STRENGTHS",
     "Attention",
     "AttentionPool",
     "AttentionProducts",
@@ -35,14 +38,19 @@ __all__ = [
     "GridPoint",
     "Moments",
     "ObserverName",
+    "OutputWeights",
     "Phase",
     "QuantLinear",
     "QuantScheme",
     "RoundingName",
+    "Rows",
+    "Seen",
+    "activation_readers",
     "affine",
     "attentions",
     "choose_convolutions",
     "choose_grids",
+    "choose_input",
     "choose_rounding",
     "correct_affine",
     "correct_bias",
@@ -57,6 +65,7 @@ __all__ = [
     "macs_by_module",
     "may_be_quantized",
     "module_of",
+    "output_weights",
     "paired_pass",
     "quant_convs",
     "quant_linears",
@@ -116,6 +125,7 @@ if not TYPE_CHECKING:
             "learned_scales": ("learn_scales",),
             "least_squares": (
                 "Moments",
+                "Seen",
                 "correct_affine",
                 "correct_bias",
                 "paired_pass",
@@ -143,6 +153,16 @@ if not TYPE_CHECKING:
                 "ObserverName",
                 "QuantScheme",
                 "RoundingName",
+            ),
+            "search": (
+                "Rows",
+                "STRENGTHS",
+                "activation_readers",
+                "choose_input",
+            ),
+            "sensitivity": (
+                "OutputWeights",
+                "output_weights",
             ),
             "swap": (
                 "quantize_modules",

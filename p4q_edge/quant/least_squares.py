@@ -31,6 +31,7 @@ class Moments:
         cross: covariance of y and x, ``(out, in)``.
         target_square: variance of y, ``(out,)``.
         input_mean, target_mean: ``(in,)`` and ``(out,)``.
+        effective_rows: how many rows of one weight tell as much: ``sum(w)**2 / sum(w**2)``.
     """
 
     input_square: Tensor
@@ -38,6 +39,7 @@ class Moments:
     target_square: Tensor
     input_mean: Tensor
     target_mean: Tensor
+    effective_rows: float
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, weights: Tensor | None = None) -> "Moments":
@@ -62,6 +64,7 @@ class Moments:
             target_square=target / rows,
             input_mean=input_mean,
             target_mean=target_mean,
+            effective_rows=1.0 / float(share.double().square().sum()),
         )
 
     def error(self, weight: Tensor) -> Tensor:

@@ -183,13 +183,14 @@ class QuantLinear(nn.Module):
         """Choose rounding, int8 ``(out_features, in_features)`` or None for nearest, and scale ``(out_features,)``."""
         self.integers, self.weight_scale, self._restored = integers, scale, None
 
-    def scale_weight(self) -> None:
-        """Choose the scale of each output channel from the present weight."""
+    def scale_weight(self, *, importance: Tensor | None = None) -> None:
+        """Choose the scale of each output channel from the present weight; see `weight_scale`."""
         self.weight_scale = weight_scale(
             self.weight.detach(),
             bits=self.scheme.weight_bits,
             observer=self.scheme.weight_observer,
             percentile=self.scheme.percentile,
+            importance=importance,
         )
         self.integers = self._restored = None
 

@@ -41,10 +41,15 @@ class ChannelRange:
         return self.minimum, self.maximum
 
     @property
+    def largest(self) -> Tensor:
+        """Largest absolute value of each channel, ``(channels,)``."""
+        low, high = self.require()
+        return torch.maximum(low.abs(), high.abs())
+
+    @property
     def amax(self) -> Tensor:
         """Largest absolute value over all channels, shape ``()``."""
-        low, high = self.require()
-        return torch.maximum(low.abs().amax(), high.abs().amax())
+        return self.largest.amax()
 
 
 class MagnitudeHistogram:
@@ -59,7 +64,7 @@ class MagnitudeHistogram:
         self.counts += torch.histc(x.detach().abs().float(), HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
 
     def clip(self, observer: ObserverName, *, quant_max: int, percentile: float) -> Tensor:
-        """Clip range, shape ``()``: the maximum, a percentile, or the least mean squared error.
+        """Clip range, shape ``()``: the maximum, a percentile, or (also for ``search``) the least mean squared error.
 
         Source: OMSE, Choukroun et al., arXiv:1902.06822, for the last.
         """
@@ -88,11 +93,19 @@ def activation_scale(histogram: MagnitudeHistogram, scheme: QuantScheme, *, bits
     return affine.scale_for(clip * scheme.headroom, quant_max)
 
 
-def weight_scale(weight: Tensor, *, bits: int, observer: ObserverName, percentile: float = 99.99) -> Tensor:
+def weight_scale(
+    weight: Tensor,
+    *,
+    bits: int,
+    observer: ObserverName,
+    percentile: float = 99.99,
+    importance: Tensor | None = None,
+) -> Tensor:
     """Scale of each output channel of a weight.
 
     Args:
         weight: ``(out_features, in_features)`` float32.
+        importance: of the squared error of each input channel, ``(in_features,)``, for ``mse`` and ``search``.
 
     Returns:
         ``(out_features,)`` float32, positive.
@@ -110,7 +123,8 @@ def weight_scale(weight: Tensor, *, bits: int, observer: ObserverName, percentil
         scale = affine.scale_for(amax * share, quant_max)
         column = scale[:, None]
         restored = affine.dequantize(affine.quantize(weight, column, quant_min, quant_max), column)
-        error = (restored - weight).square().sum(1)
+        square = (restored - weight).square()
+        error = square.sum(1) if importance is None else square @ importance
         better = error < best_error
         best_scale = torch.where(better, scale, best_scale)
         best_error = torch.where(better, error, best_error)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from p4q_edge.runtime.artifacts import width_label
 
-ObserverName = Literal["minmax", "percentile", "mse"]
+ObserverName = Literal["minmax", "percentile", "mse", "search"]
 ConvolutionChoice = Literal["auto", "off"]
 RoundingName = Literal["nearest", "adaround", "descent"]
 
@@ -22,14 +22,19 @@ class QuantScheme:
             attentions multiply; None: as all others.
         quantize_attention: quantize the products of attentions too, where TensorRT fuses them in INT8.
         observer: how the clip range of an activation is chosen: its maximum, a percentile of its absolute values,
-            or the range with the least mean squared quantization error (OMSE).
+            the range with the least mean squared quantization error (OMSE), or by a search for the least error of the
+            linear's output on images that the range was not taken from, with the rows that count most for the model's
+            output, such as the class token, counting most. Where no linear's output tells (attention products, the
+            text tower), `search` is `mse`.
         percentile: used by the percentile observer, in percent.
         weight_observer: the same choice for weights, per output channel.
+        activation_gain: let the search put a factor on each channel between an activation function and the linear
+            that reads it, with the inverse in its weight; one multiplication that joins the function's kernel.
         fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
         fold_value: equalize the channels between attention values and the output projection (exact fold).
         fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.
-        headroom: factor on every activation's clip range; images that were not seen in calibration exceed the
-            ranges of those that were, the more so the fewer those are and the stronger the fold.
+        headroom: factor on every activation's clip range but a searched one; images that were not seen in calibration
+            exceed the ranges of those that were, the more so the fewer those are and the stronger the fold.
         bias_correction: absorb the mean output error of each quantized linear into its bias.
         weight_rounding: each weight to its nearest integer; or, by the error of the linear's output, up or down
             (AdaRound) or to any integer (coordinate descent). This and the next two are fitted to the images, and only
@@ -50,9 +55,10 @@ class QuantScheme:
     activation_bits: int = 8
     attention_bits: int | None = None
     quantize_attention: bool = False
-    observer: ObserverName = "mse"
+    observer: ObserverName = "search"
     percentile: float = 99.99
-    weight_observer: ObserverName = "mse"
+    weight_observer: ObserverName = "search"
+    activation_gain: bool = True
     fold_norm: bool = True
     fold_value: bool = True
     fold_strength: float = 0.5
@@ -82,6 +88,12 @@ class QuantScheme:
             raise ValueError(f"fold_strength must be in [0, 1], got {self.fold_strength}")
         if self.scale_epochs < 0:
             raise ValueError(f"scale_epochs must not be negative, got {self.scale_epochs}")
+
+    @property
+    def fits_outputs(self) -> bool:
+        """Whether anything is chosen by the error of the linears' outputs."""
+        searches = "search" in (self.observer, self.weight_observer)
+        return searches or self.weight_rounding != "nearest" or self.affine_correction
 
     @property
     def execution(self) -> Literal["executed", "carried"]:

@@ -171,9 +171,11 @@ def activation_readers(model: nn.Module, sample: Tensor) -> list[str]:
 
     def after(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         first = inputs[0] if inputs else None
-        if isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape == output.shape:
-            if first.untyped_storage().data_ptr() != output.untyped_storage().data_ptr():
-                outputs[output.untyped_storage().data_ptr()] = output
+        if not (isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape == output.shape):
+            return
+        memory = output.untyped_storage().data_ptr()
+        if memory != first.untyped_storage().data_ptr():
+            outputs[memory] = output
 
     def before(path: str, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].untyped_storage().data_ptr() in outputs:

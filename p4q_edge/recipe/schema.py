@@ -95,6 +95,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     observer: ObserverName = QuantScheme.observer
     percentile: float = QuantScheme.percentile
     weight_observer: ObserverName = QuantScheme.weight_observer
+    activation_gain: bool = QuantScheme.activation_gain
     fold_norm: bool = QuantScheme.fold_norm
     fold_value: bool = QuantScheme.fold_value
     fold_strength: float = QuantScheme.fold_strength

@@ -19,7 +19,7 @@ from p4q_edge.quant import affine
 from p4q_edge.quant import attention_products as products
 from p4q_edge.quant.attention import Attention, TimmAttention, attentions, quant_products
 from p4q_edge.quant.attention_products import AttentionProducts, fuses_in_int8, softmax_scale
-from p4q_edge.quant.least_squares import Moments, paired_pass
+from p4q_edge.quant.least_squares import Seen, paired_pass
 from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules
@@ -258,8 +258,8 @@ def test_the_quantized_text_tower_quantizes_its_products_and_learns(toy_clip: Lo
 
 def test_the_paired_pass_runs_the_products_in_float_and_on_their_grids() -> None:
     attention, x = _calibrated_attention(SCHEME)
-    seen: dict[QuantLinear, Moments] = {}
-    paired_pass(attention, x, lambda linear, moments: seen.update({linear: moments}))
+    visited: dict[QuantLinear, Seen] = {}
+    paired_pass(attention, x, lambda linear, seen: visited.update({linear: seen}))
     with running_in(attention, Phase.FLOAT):
         exact = attention(x)[0]
     read: list[Tensor] = []
@@ -267,6 +267,6 @@ def test_the_paired_pass_runs_the_products_in_float_and_on_their_grids() -> None
     with running_in(attention, Phase.QUANTIZED):
         attention(x)
     handle.remove()
-    expected = Moments.of(attention.out_proj.quantized_input(read[0]), exact)
-    torch.testing.assert_close(seen[attention.out_proj].input_square, expected.input_square, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(seen[attention.out_proj].cross, expected.cross, rtol=1e-4, atol=1e-6)
+    seen = visited[attention.out_proj]
+    torch.testing.assert_close(seen.actual, read[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.target, exact, rtol=1e-4, atol=1e-6)

@@ -15,7 +15,7 @@ from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.image_tower import encode_batches
 from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
-from p4q_edge.quant.least_squares import Moments, correct_affine, paired_pass
+from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, paired_pass
 from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.rounding import choose_rounding
 from p4q_edge.quant.scheme import QuantScheme
@@ -135,19 +135,20 @@ def test_the_paired_pass_visits_in_order_and_shows_what_earlier_visits_changed()
     torch.manual_seed(0)
     model, x = _Chain(), torch.randn(50, 6)
     exact = model(x)
-    seen: list[tuple[QuantLinear, Moments]] = []
+    visited: list[tuple[QuantLinear, Moments]] = []
 
-    def visit(linear: QuantLinear, moments: Moments) -> None:
-        seen.append((linear, moments))
+    def visit(linear: QuantLinear, seen: Seen) -> None:
+        moments = Moments.of(linear.quantized_input(seen.actual), seen.target)
+        visited.append((linear, moments))
         correct_affine(linear, moments)
 
     paired_pass(model, x, visit)
-    assert [linear for linear, _ in seen] == [model.first, model.second]
+    assert [linear for linear, _ in visited] == [model.first, model.second]
     with running_in(model, Phase.QUANTIZED):
         hidden = model.second.quantized_input(F.relu(model.first(x)))
     expected = Moments.of(hidden, exact)
-    torch.testing.assert_close(seen[1][1].cross, expected.cross, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(seen[1][1].target_mean, exact.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(visited[1][1].cross, expected.cross, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(visited[1][1].target_mean, exact.double().mean(0), rtol=1e-5, atol=1e-6)
 
 
 def _distance(model: LoadedModel, encoder: nn.Module, batch: Tensor) -> float:
