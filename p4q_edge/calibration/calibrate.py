@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.calibration.fit import refine
+from p4q_edge.calibration.limit_loss import limit_loss
 from p4q_edge.models import (
     Batches,
     ImageEncoder,
@@ -62,6 +63,7 @@ class CalibratedEncoder:
     Attributes:
         encoder: in ``Phase.QUANTIZED``.
         kept_float: linears and attentions that stay in high precision.
+        in_float: of these, the linears that are there to keep `max_cosine_loss`.
         folded: producers whose channels were equalized.
         cross_attention: attentions that do not attend to their own query.
         attention_owners: modules whose linears have the scheme's bits for attentions.
@@ -73,6 +75,7 @@ class CalibratedEncoder:
 
     encoder: nn.Module
     kept_float: tuple[str, ...]
+    in_float: tuple[str, ...]
     folded: tuple[str, ...]
     cross_attention: tuple[str, ...]
     attention_owners: tuple[str, ...]
@@ -115,7 +118,10 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         correct_conv_biases(encoder, to_batch(evenly(images, CORRECTION_IMAGES), model.preprocess))
     if scheme.bias_correction and not scheme.fits_outputs:
         correct_biases(encoder, batches)
-    refine(encoder, model.clip.visual, batches, scheme)  # type: ignore[arg-type]
+    reference: nn.Module = model.clip.visual  # type: ignore[assignment]
+    refine(encoder, reference, batches, scheme)
+    limit = scheme.max_cosine_loss
+    in_float = () if limit is None else limit_loss(encoder, reference, batches, limit)
     set_phase(encoder, Phase.QUANTIZED)
     share = 100 * count_macs(encoder, sample).integer_share
     logger.info(
@@ -123,11 +129,12 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         len(quant_linears(encoder)),
         len(quant_convs(encoder)),
         share,
-        len(kept) + len(unreached),
+        len(kept) + len(unreached) + len(in_float),
     )
     return CalibratedEncoder(
         encoder=encoder,
-        kept_float=(*kept, *unreached),
+        kept_float=(*kept, *unreached, *in_float),
+        in_float=in_float,
         folded=tuple(folded),
         cross_attention=tuple(sorted(cross)),
         attention_owners=tuple(sorted(owners)),

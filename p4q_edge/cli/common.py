@@ -12,6 +12,7 @@ import msgspec
 from p4q_edge.recipe import Recipe, demo_recipe, read_recipe
 from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.cli.commands import add_recipe_overrides
+from p4q_edge.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,13 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
         logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
     if request.seed is not None:
         recipe = msgspec.structs.replace(recipe, seed=request.seed)
-    if request.quantize_attention is not None:
-        section = msgspec.structs.replace(recipe.quantization, quantize_attention=request.quantize_attention)
+    given = {"quantize_attention": request.quantize_attention, "max_cosine_loss": request.max_cosine_loss}
+    if overrides := {key: value for key, value in given.items() if value is not None}:
+        section = msgspec.structs.replace(recipe.quantization, **overrides)
+        try:
+            section.scheme()
+        except ValueError as error:
+            raise UsageError(f"{error}; see p4q-edge build --help") from error
         recipe = msgspec.structs.replace(recipe, quantization=section)
     return recipe
 

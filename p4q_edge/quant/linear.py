@@ -93,7 +93,8 @@ class QuantLinear(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        return bool(self.input_scale > 0)
+        """Whether the layer is quantized in ``Phase.QUANTIZED``."""
+        return bool(self.input_scale > 0) and not self.in_float
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features) -> (..., out_features)``."""
@@ -120,6 +121,15 @@ class QuantLinear(nn.Module):
     def gained(self, x: Tensor) -> Tensor:
         """The input as the weight takes it: times the gain, where there is one."""
         return x if self.input_gain is None else x * self.input_gain
+
+    def keep_float(self) -> None:
+        """Keep the layer in high precision from now on, with the bias that it had in float and without a gain."""
+        self.in_float = True
+        if self.input_gain is not None:
+            self.set_weight(self.weight.detach() * self.input_gain)
+            self.input_gain = None
+        if self.float_bias is not None:
+            self.bias, self.float_bias = nn.Parameter(self.float_bias, requires_grad=False), None
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input, with its gain, on its integer grid, as real values."""

@@ -75,8 +75,8 @@ def _descend(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
     Source: QuantEase, Behdin et al., arXiv:2309.01885, algorithm 1, with the float model's output as target.
     """
     limits = affine.weight_range(linear.scheme.weight_bits)
-    steps, crosses = linear.weight_scale.double().split(CHANNELS), problem.cross.split(CHANNELS)
-    parts = zip(start.split(CHANNELS), crosses, steps, strict=True)
+    steps = linear.weight_scale.double()
+    parts = zip(*(torch.split(of_all, CHANNELS) for of_all in (start, problem.cross, steps)), strict=True)
     return torch.cat([_descend_channels(q, problem.input_square, cross, step, limits) for q, cross, step in parts])
 
 

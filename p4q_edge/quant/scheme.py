@@ -46,6 +46,9 @@ class QuantScheme:
             EfficientNet-Lite2 most of what it loses (mean cosine of logits .9959 against .9984, n = 128 photographs).
         stem: quantize the convolution that reads the image too.
         keep_float: glob patterns of module paths that stay in high precision.
+        max_cosine_loss: limit of one minus the mean cosine between the embeddings of the quantized and the float image
+            tower on the calibration images; the linears that cost most accuracy for their work stay in high precision
+            until it holds. None: no limit.
 
     Source: P4Q, arXiv:2409.17634, section 3; RepQ-ViT, arXiv:2212.08254 (reparameterized LayerNorm ranges), here as
     an exact fold onto symmetric per-tensor ranges.
@@ -71,6 +74,7 @@ class QuantScheme:
     depthwise: bool = False
     stem: bool = False
     keep_float: tuple[str, ...] = ()
+    max_cosine_loss: float | None = None
 
     def __post_init__(self) -> None:
         # Imported here: it needs torch, and a recipe is read and checked without.
@@ -86,6 +90,8 @@ class QuantScheme:
             raise ValueError(f"headroom must be in [1, 4], got {self.headroom}")
         if not 0.0 <= self.fold_strength <= 1.0:
             raise ValueError(f"fold_strength must be in [0, 1], got {self.fold_strength}")
+        if self.max_cosine_loss is not None and not 0.0 < self.max_cosine_loss < 2.0:
+            raise ValueError(f"max_cosine_loss must be in (0, 2), got {self.max_cosine_loss}")
         if self.scale_epochs < 0:
             raise ValueError(f"scale_epochs must not be negative, got {self.scale_epochs}")
 

@@ -108,6 +108,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     depthwise: bool = QuantScheme.depthwise
     stem: bool = QuantScheme.stem
     keep_float: tuple[str, ...] = QuantScheme.keep_float
+    max_cosine_loss: float | None = QuantScheme.max_cosine_loss
     text: bool = False
 
     def scheme(self) -> QuantScheme:

@@ -24,7 +24,16 @@ from p4q_edge.quant import (
     swap_convolutions,
 )
 
-_FACTS = ("kept_float", "folded", "cross_attention", "attention_owners", "products", "convolutions", "images")
+_FACTS = (
+    "kept_float",
+    "in_float",
+    "folded",
+    "cross_attention",
+    "attention_owners",
+    "products",
+    "convolutions",
+    "images",
+)
 
 
 def save_encoder(calibrated: CalibratedEncoder, path: Path, *, key: str) -> None:
@@ -56,12 +65,16 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     for name, linear in quant_linears(encoder).items():
         if f"{name}.bias" in tensors and linear.bias is None:  # a fold gave it one
             linear.bias = nn.Parameter(torch.zeros(linear.out_features))
+    linears = quant_linears(encoder)
+    for name in facts["in_float"]:
+        linears[name].in_float = True
     encoder.load_state_dict(tensors)
     encoder.requires_grad_(False)
     set_phase(encoder, Phase.QUANTIZED)
     return CalibratedEncoder(
         encoder=encoder,
         kept_float=tuple(facts["kept_float"]),
+        in_float=tuple(facts["in_float"]),
         folded=tuple(facts["folded"]),
         cross_attention=tuple(facts["cross_attention"]),
         attention_owners=tuple(facts["attention_owners"]),

@@ -23,6 +23,7 @@ class RecipeRequest:
     path: Path | None = None
     seed: int | None = None
     quantize_attention: bool | None = None
+    max_cosine_loss: float | None = None
 
     @property
     def empty(self) -> bool:

@@ -111,13 +111,25 @@ def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGro
         action=argparse.BooleanOptionalAction,
         help="overrides the recipe's quantization.quantize_attention: the products of attentions in INT8 too",
     )
+    parser.add_argument(
+        "--max-cosine-loss",
+        type=float,
+        metavar="X",
+        help="overrides the recipe's quantization.max_cosine_loss: as few linears as possible stay in high precision, "
+        "so that the mean cosine of calibration images to the float model is at least 1 - X",
+    )
 
 
 def recipe_request(args: argparse.Namespace) -> RecipeRequest:
     """Return which recipe the arguments name, and what they override."""
     from p4q_edge.runtime.builders import RecipeRequest
 
-    return RecipeRequest(path=args.recipe, seed=args.seed, quantize_attention=args.quantize_attention)
+    return RecipeRequest(
+        path=args.recipe,
+        seed=args.seed,
+        quantize_attention=args.quantize_attention,
+        max_cosine_loss=args.max_cosine_loss,
+    )
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
