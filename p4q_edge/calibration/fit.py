@@ -93,7 +93,7 @@ class _LinearFit:
                 linear, rows, strengths=self.strengths, bounds=linear.channel_range.largest if all_read else None
             )
             logger.debug("gain strength %.2f, clip range %.2f", choice.strength, choice.clip)
-        moments = Moments.of(linear.quantized_input(rows.actual), self._target(linear, rows), rows.weights)
+        moments = Moments.of(linear.quantized_input(rows.actual), _target(linear, rows), rows.weights)
         if self.scheme.weight_observer == "search" or linear.input_gain is not None:
             linear.scale_weight(importance=moments.input_square.diagonal().float())
         choose_rounding(linear, moments, self.scheme.weight_rounding)
@@ -102,5 +102,14 @@ class _LinearFit:
         elif self.scheme.bias_correction or self.scheme.weight_rounding != "nearest":
             correct_bias(linear, moments)
 
-    def _target(self, linear: QuantLinear, rows: Rows) -> Tensor:
-        return rows.target
+
+def _target(linear: QuantLinear, rows: Rows) -> Tensor:
+    """What the linear should give: its float output, from the quantized model's input as far as rows are few.
+
+    With many rows the linear can make up for errors of those before it; with fewer than it has inputs it would learn
+    the images by heart.
+    """
+    share = rows.effective / (rows.effective + linear.weight.shape[1])
+    bias = linear.bias if linear.float_bias is None else linear.float_bias
+    own = F.linear(linear.gained(rows.actual), linear.weight, bias)
+    return torch.lerp(own, rows.target, share)

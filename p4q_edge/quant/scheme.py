@@ -66,7 +66,7 @@ class QuantScheme:
     fold_value: bool = True
     fold_strength: float = 0.5
     headroom: float = 1.15
-    bias_correction: bool = False
+    bias_correction: bool = True
     weight_rounding: RoundingName = "nearest"
     affine_correction: bool = False
     scale_epochs: int = 0

@@ -23,6 +23,11 @@ STRENGTHS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.85)
 CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
 """Clip ranges in units of the largest absolute value; 1 is min-max."""
 
+STRESS = 1.2
+"""Factor on the rows that candidates are judged on: images of another kind than those of the calibration exceed their
+ranges by more than these do each other, and what is cut off from a token that counts costs more than the squared error
+tells. Strong gains, which bring every channel to its bound, and ranges without headroom pay for it."""
+
 JUDGED_ROWS = 1024
 """Rows that each candidate is judged on, drawn by their weights."""
 
@@ -65,6 +70,11 @@ class Rows:
             second=second[read],
             channels=weights.channels,
         )
+
+    @property
+    def effective(self) -> float:
+        """How many rows of one weight tell as much as these: ``sum(w)**2 / sum(w**2)``."""
+        return float(self.weights.sum().square() / self.weights.square().sum())
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """Masks of the two halves of the images; both are all rows where there is only one image."""
@@ -134,7 +144,7 @@ def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float]) -> l
             largest = rows.actual[ranged].abs().amax(0)
             gain = gain_of(largest, strength)
             of_half = drawn[judged[drawn]]
-            x, weight = rows.actual[of_half] * gain, linear.weight.detach() / gain
+            x, weight = rows.actual[of_half] * (STRESS * gain), linear.weight.detach() / gain
             for index, clip in enumerate(CLIPS):
                 scale = _scale(linear, (largest * gain).amax() * clip)
                 restored = fake_quantize(x, scale, *affine.activation_range(linear.scheme.activation_bits))
