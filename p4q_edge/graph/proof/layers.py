@@ -65,15 +65,21 @@ class GraphLayers:
             if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
                 continue
             path = weight.input[0].removesuffix(_WEIGHT)
-            yield path, Layer(grid=self._before(product), weight=weight, after=self._behind(product, path))
+            yield path, Layer(grid=self._before(product, path), weight=weight, after=self._behind(product, path))
 
-    def _before(self, product: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
+    def _before(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
+        """Return what puts the input on its grid, with the gain before it, where there is one."""
         nodes: list[onnx.NodeProto] = []
         node = self._producers.get(product.input[0])
-        while node is not None and node.op_type in _GRID:
+        while node is not None and (node.op_type in _GRID or self._gain(node, path)):
             nodes.insert(0, node)
             node = self._producers.get(node.input[0])
         return tuple(nodes)
+
+    def _gain(self, node: onnx.NodeProto, path: str) -> bool:
+        return (
+            node.op_type == "Mul" and node.input[1].startswith(f"{path}.input_gain") and node.input[1] in self._tensors
+        )
 
     def _behind(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
         """Return the inverse of a lifted scale and the addition of a bias, where they follow."""
@@ -102,6 +108,8 @@ class GraphLayers:
             if node.op_type == "Clip":
                 low, high = (float(self.constant(name)) for name in node.input[1:3])
                 x = np.clip(x, np.float32(low), np.float32(high))
+            elif node.op_type == "Mul":
+                x = x * self.constant(node.input[1]).astype(np.float32)
             elif node.op_type != "Cast":
                 scale, zero = (self.constant(name).astype(np.float32) for name in node.input[1:3])
                 integers = node.op_type == "QuantizeLinear"
