@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, validate_chain
-from p4q_edge.runtime.evaluation.gates import Gates
+from p4q_edge.runtime.evaluation.gates import Gates, judge
 from p4q_edge.runtime.stage import Stage
+from p4q_edge.runtime.statistics import EXCESS
 from p4q_edge.runtime.statistics import rounding_limits as tolerance
 
 WIDTHS = (8, 6, 4, 2)
@@ -149,3 +152,19 @@ def test_the_report_says_how_its_limits_follow(bits: int, words: str) -> None:
     report = compared(bits, Network(bits).stage())
     assert words in report.rule
     assert report.bits == bits
+
+
+@pytest.mark.parametrize(("low", "value", "high", "passed"), [(3e-6, 2e-6, 0.5e-6, True), (3e-6, 2e-6, 1.2e-6, False)])
+def test_the_median_loss_fails_only_where_chance_cannot_explain_it(
+    low: float, value: float, high: float, passed: bool
+) -> None:
+    """The better end of the interval decides; losses, worst first, against a limit of 1e-6."""
+    report = compared(8, Network(8).stage())
+    hop = report.hop("fake_quant", "onnx")
+    median = replace(hop.cosine.median, low=1 - low, value=1 - value, high=1 - high)
+    hop = replace(hop, cosine=replace(hop.cosine, median=median))
+    gates = Gates(expected_loss={"onnx": 1e-6 / EXCESS})
+    (found,) = (gate for gate in judge([hop], gates=gates) if gate.name.startswith("median loss"))
+    assert found.limit == pytest.approx(1e-6)
+    assert found.value == pytest.approx(value)
+    assert found.passed == passed

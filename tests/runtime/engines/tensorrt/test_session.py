@@ -49,6 +49,16 @@ def test_another_batch_drops_the_graph_and_captures_anew(engine: Any, installed:
     assert shapes == [f"set_input_shape{(batch, 3, 4, 4)}" for batch in (1, 2, 1)]
 
 
+def test_the_first_run_of_every_batch_size_is_plain(engine: Any, images: np.ndarray) -> None:
+    """TensorRT may allocate in it, which a capture would record; so it holds for each size anew."""
+    seen = []
+    for batch in (1, 1, 2, 2, 1, 1):
+        before = len(engine._cuda.calls)
+        engine.run(images[:batch])
+        seen.append([call for call in engine._cuda.calls[before:] if call in ("capture", "launch")])
+    assert seen == [[], ["capture", "launch"]] * 3
+
+
 def test_a_refused_capture_is_logged_once_with_its_reason_and_runs_go_on(
     engine: Any, doubles: Any, images: np.ndarray, caplog: Any
 ) -> None:
