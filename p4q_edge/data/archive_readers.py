@@ -168,8 +168,8 @@ def _take(members: _Members, member: tarfile.TarInfo, archive: tarfile.TarFile, 
 
 
 def _label(text: str, key: str) -> int:
-    value = int(text) if len(text) <= MAX_LABEL_LENGTH else -1
-    if not 0 <= value < 1 << 31:
+    value = int(text) if len(text) <= MAX_LABEL_LENGTH else 1 << 31
+    if not abs(value) < 1 << 31:
         raise ValueError(f"{key}.cls holds {text[:MAX_LABEL_LENGTH]!r}, expected the index of a class")
     return value
 
