@@ -42,10 +42,6 @@ def random_classifier(architecture: str, *, classes: int, scheme: QuantScheme) -
         quick_gelu=config.get("quick_gelu", False),
     )
     clip.eval().requires_grad_(False)
-    for module in clip.visual.modules():
-        # At initialization a layer scale is 1e-5, which no weight takes in; trained ones are larger.
-        if isinstance(getattr(module, "gamma", None), torch.nn.Parameter):
-            module.gamma.fill_(0.5)
     size = clip.visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
     spec = PreprocessSpec(size=(height, width), mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
