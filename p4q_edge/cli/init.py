@@ -83,10 +83,12 @@ def find_sets(photos: Path) -> tuple[Path, Path | None]:
     """The folders to learn from and to test on: `photos` itself, or its `train` and `test`.
 
     Raises:
-        UsageError: `photos` is no folder.
+        UsageError: `photos` is not a directory.
     """
     if not photos.is_dir():
-        raise UsageError(f"{photos} is no folder. Put the photographs of each class into a folder of their own, in one")
+        raise UsageError(
+            f"{photos} is not a directory. Put the photographs of each class into a folder of their own, in one"
+        )
     train = photos / "train"
     if not train.is_dir():
         return photos, None

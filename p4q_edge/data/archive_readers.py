@@ -182,7 +182,7 @@ def _text(member: tarfile.TarInfo, archive: tarfile.TarFile, path: Path) -> str:
 
 def _refuse_second(key: str, known: dict[str, tuple[int, int]] | dict[str, int], path: Path) -> None:
     if key in known:
-        raise InputError(f"{path}: {key} stands there more than once; every image needs a key of its own")
+        raise InputError(f"{path}: {key} appears more than once; every image needs a key of its own")
 
 
 def _check_size(member: tarfile.TarInfo, limit: int, path: Path) -> None:
@@ -199,5 +199,5 @@ def _checked(labels: npt.NDArray[np.integer], class_names: tuple[str, ...], sour
     counts = Counter(class_names)
     repeated = next((name for name in class_names if counts[name] > 1), None)
     if repeated is not None:
-        raise InputError(f"{source}: class name {repeated!r} stands there more than once; every class needs its own")
+        raise InputError(f"{source}: class name {repeated!r} appears more than once; every class needs its own")
     return labels.astype(np.int64)

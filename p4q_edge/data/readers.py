@@ -129,7 +129,7 @@ def _json_words(text: str, source: str) -> tuple[str, ...]:
 def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
     repeated = sorted({word for word in words if words.count(word) > 1}) if len(set(words)) < len(words) else []
     if repeated:
-        raise InputError(f"{key}: {repeated[0]!r} stands there more than once; every entry must differ")
+        raise InputError(f"{key}: {repeated[0]!r} appears more than once; every entry must differ")
     return words
 
 

@@ -23,7 +23,7 @@ def read_table(path: Path) -> ImageSet:
     Paths are relative to the table's folder.
 
     Raises:
-        InputError: not UTF-8, a missing column or cell, a path that does not exist or stands there twice.
+        InputError: not UTF-8, a missing column or cell, a path that does not exist or appears twice.
     """
     delimiter = DELIMITERS[path.suffix.lower()]
     rows = _read_rows(path, delimiter)
@@ -41,9 +41,7 @@ def read_table(path: Path) -> ImageSet:
             raise InputError(f"{path}, line {line}: expected path and label, got {cells!r}")
         file = path.parent / named[0]
         if file in lines:
-            raise InputError(
-                f"{path}, line {line}: {named[0]} stands there again, after line {lines[file]}; name it once"
-            )
+            raise InputError(f"{path}, line {line}: {named[0]} appears again, after line {lines[file]}; name it once")
         if not file.is_file():
             raise InputError(f"{path}, line {line}: {file} does not exist; paths are relative to the table's folder")
         lines[file] = line

@@ -1,4 +1,4 @@
-"""Where an engine parts from its reference: the inputs and outputs of every linear, layer by layer.
+"""Where an engine diverges from its reference: the inputs and outputs of every linear, layer by layer.
 
 Two graphs are compared operator by operator without optimization, where equal files give equal numbers; then the
 engine as it runs, with its fused integer kernels, against the plain graph; then the plain graph against PyTorch.
@@ -148,7 +148,7 @@ def first_difference(layers: Sequence[LayerFinding], tolerance: float) -> LayerF
 def find_difference(
     engine: Path, card: Card, images: NDArray[np.uint8], *, graph: bytes | None, module: nn.Module | None
 ) -> DebugReport:
-    """Name the first linear where an engine and its reference part.
+    """Name the first linear where an engine and its reference diverge.
 
     Args:
         engine: the engine; an ONNX one.

@@ -1,4 +1,4 @@
-"""Where TensorRT parts from ONNX Runtime: the same graph in both, the outputs of every linear compared.
+"""Where TensorRT diverges from ONNX Runtime: the same graph in both, the outputs of every linear compared.
 
 A finished plan hides what its kernels pass to each other, so the bundle's TensorRT graph is built once more with the
 input and output of every linear as outputs of its own. That forbids some fusions: a difference that only a fused kernel
@@ -41,7 +41,7 @@ def compare_with_onnxruntime(
     make_runner: Runner | None = None,
     on_difference: Callable[[str, LayerValues], None] | None = None,
 ) -> DebugReport:
-    """Name the first linear where TensorRT parts from ONNX Runtime.
+    """Name the first linear where TensorRT diverges from ONNX Runtime.
 
     Args:
         graph: the complete ONNX model with FP16 remainder, as the bundle has it for TensorRT.

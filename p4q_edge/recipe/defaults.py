@@ -18,9 +18,11 @@ def run_recipe_of(folder: Path) -> Recipe:
     """The resolved recipe that a run folder holds.
 
     Raises:
-        UsageError: the folder is no run folder.
+        UsageError: the folder is not a run folder.
     """
     path = folder / "recipe.toml"
     if not path.is_file():
-        raise UsageError(f"{folder} is no run folder (it has no recipe.toml); `p4q-edge learn -o {folder}` makes one")
+        raise UsageError(
+            f"{folder} is not a run folder (it has no recipe.toml); `p4q-edge learn -o {folder}` makes one"
+        )
     return read_recipe(path)

@@ -105,6 +105,11 @@ def test_every_room_is_on_a_floor(repository: Path) -> None:
     assert {name.split(".")[1] for name in modules} - {"runtime"} == set(TOOLKIT)
 
 
+def test_every_room_of_the_toolkit_is_typed_for_its_users(repository: Path) -> None:
+    """The namespace has no `py.typed` of its own: two distributions share it."""
+    assert [room for room in TOOLKIT if not (repository / "p4q_edge" / room / "py.typed").is_file()] == []
+
+
 def test_rooms_import_only_what_the_rooms_below_them_offer(repository: Path) -> None:
     assert problems(sources(repository)) == []
 

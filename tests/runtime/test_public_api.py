@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -47,3 +49,17 @@ def test_every_error_is_public_and_drawn_in_the_tree() -> None:
         code = getattr(errors, name).exit_code
         (line,) = (line for line in (errors.__doc__ or "").splitlines() if f" {name} " in f" {line} ")
         assert line.split(name)[1].split()[0] == str(code), line
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(runtime.build_engine, runtime.Card), (runtime.selftest, runtime.GoldenResult), (runtime.load_head, runtime.Head)],
+)
+def test_what_public_functions_return_is_public(function: Callable[..., object], expected: type) -> None:
+    assert get_type_hints(function, localns={"ShowProgress": object, "TensorRTOptions": object})["return"] is expected
+
+
+def test_the_options_of_every_backend_are_public() -> None:
+    options = runtime.BuildOptions(tensorrt=runtime.TensorRTOptions(max_batch=4))
+    assert options.tensorrt is not None
+    assert options.tensorrt.batches == (1, 1, 4)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.artifacts import Head, load_head
+    from p4q_edge.runtime.artifacts import Card, Head, load_head
     from p4q_edge.runtime.builders import BuildOptions, build_engine
+    from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
     from p4q_edge.runtime.classification import Failure, Prediction, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.errors import (
         ArtifactError,
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
         QualityGateError,
         UsageError,
     )
-    from p4q_edge.runtime.verification import selftest
+    from p4q_edge.runtime.verification import GoldenResult, selftest
 
 __all__ = [
     "ArtifactError",
     "BuildOptions",
+    "Card",
     "CorruptArtifactError",
     "EnvironmentNotAbleError",
     "Failure",
+    "GoldenResult",
     "Head",
     "IncompatibleEngineError",
     "InputError",
@@ -40,6 +43,7 @@ __all__ = [
     "Prediction",
     "QualityGateError",
     "RuntimeOptions",
+    "TensorRTOptions",
     "UsageError",
     "ZeroShotClassifier",
     "build_engine",
@@ -57,10 +61,11 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "artifacts": ("Head", "load_head"),
+            "artifacts": ("Card", "Head", "load_head"),
             "builders": ("BuildOptions", "build_engine"),
+            "builders.tensorrt": ("TensorRTOptions",),
             "classification": ("Failure", "Prediction", "RuntimeOptions", "ZeroShotClassifier"),
             "errors": tuple(name for name in __all__ if name.endswith("Error")),
-            "verification": ("selftest",),
+            "verification": ("GoldenResult", "selftest"),
         },
     )

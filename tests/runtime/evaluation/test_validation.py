@@ -248,7 +248,7 @@ def test_an_older_report_is_replaced_and_another_file_is_not(
         (["--max-top1-drop", "1"], 2, "--max-top1-drop compares with the full-precision model"),
         (["--debug"], 3, "--debug, recipes and run folders need the toolkit"),
         (["--reference", "p4q.toml"], 3, "the bundle's results of PyTorch are the reference"),
-        (["--data", "nowhere"], 2, "--data nowhere is no folder"),
+        (["--data", "nowhere"], 2, "--data nowhere is not a directory"),
         (["--batch", "0"], 2, "--batch at least 1"),
         (["--limit", "-1"], 2, "--limit must be at least 0"),
     ],
@@ -304,7 +304,7 @@ def test_folders_may_have_the_names_that_were_learned_from(tmp_path: Path) -> No
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a directory"):
         labelled.read_class_folders(tmp_path / "x", class_names=("cat",), spec=SPEC)
     with pytest.raises(InputError, match="has no class folders"):
         labelled.read_class_folders(tmp_path, class_names=("cat",), spec=SPEC)

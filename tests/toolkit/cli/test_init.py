@@ -90,5 +90,5 @@ def test_train_and_test_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere is no folder. Put the photographs of each class into a folder"):
+    with pytest.raises(UsageError, match="nowhere is not a directory. Put the photographs of each class into a folder"):
         find_sets(tmp_path / "nowhere")

@@ -115,7 +115,7 @@ def test_tables_of_many_programs(photos: Path, name: str, text: str) -> None:
         (b"label,file\ncat,cat/0.png\n", r"has no column 'path'; its header names label, file"),
         (b"path,label\ncat/0.png,cat\ncat/1.png\n", r"line 3: expected path and label, got \['cat/1\.png'\]"),
         (b"path,label\ncat/0.png,\n", "line 2: expected path and label"),
-        (b"cat/0.png,cat\ncat/0.png,dog\n", r"line 2: cat/0\.png stands there again, after line 1; name it once"),
+        (b"cat/0.png,cat\ncat/0.png,dog\n", r"line 2: cat/0\.png appears again, after line 1; name it once"),
         (b"cat/0.png,cat\ncat,dog\n", r"line 2: .*cat does not exist; paths are relative"),
         (b"cat/0.png,\xe9t\xe9\n", r"is not UTF-8 \(invalid continuation byte at byte 10\); save it as UTF-8"),
         (b"path,label\n", "has no rows; expected lines of path,label"),
@@ -138,7 +138,7 @@ def test_tables_that_cannot_be_used(photos: Path, text: bytes, message: str) -> 
         ({"labels": np.array([0, 1, 1])}, r"one for each of 2 images, got int64 \(3,\)"),
         ({"labels": np.array([-1, 1])}, r"labels must be between 0 and 1 \(2 class names\), got -1 to 1"),
         ({"class_names": np.array([1, 2])}, r"class_names must be a list of strings, got int64 \(2,\)"),
-        ({"class_names": np.array(["a", "a"])}, "class name 'a' stands there more than once"),
+        ({"class_names": np.array(["a", "a"])}, "class name 'a' appears more than once"),
         ({"class_names": np.array(["a", None], dtype=object)}, "no pickles"),
     ],
 )
@@ -187,9 +187,9 @@ def test_a_tar_is_read_lazily_and_by_the_rules_of_webdataset(tmp_path: Path) -> 
     [
         ([("/etc/a.png", _png(0)), ("/etc/a.cls", b"0")], r"member '/etc/a\.png' leaves the archive; pack it again"),
         ([("x/../../a.png", _png(0))], r"member 'x/\.\./\.\./a\.png' leaves the archive"),
-        ([("a.png", _png(0)), ("a.png", _png(1)), ("a.cls", b"0")], "d.tar: a stands there more than once"),
-        ([("a.png", _png(0)), ("a.jpg", _png(1)), ("a.cls", b"0")], "d.tar: a stands there more than once"),
-        ([("a.png", _png(0)), ("a.cls", b"0"), ("a.cls", b"1")], "d.tar: a stands there more than once"),
+        ([("a.png", _png(0)), ("a.png", _png(1)), ("a.cls", b"0")], "d.tar: a appears more than once"),
+        ([("a.png", _png(0)), ("a.jpg", _png(1)), ("a.cls", b"0")], "d.tar: a appears more than once"),
+        ([("a.png", _png(0)), ("a.cls", b"0"), ("a.cls", b"1")], "d.tar: a appears more than once"),
         ([("a.png", _png(0)), ("a.cls", b"0"), ("b.cls", b"0")], "found 1 images, but b has only one"),
         ([("a.png", _png(0)), ("a.cls", b"-1")], r"labels must be between 0 and -1|labels must be between"),
         (

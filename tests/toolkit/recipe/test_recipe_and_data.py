@@ -248,7 +248,7 @@ def test_words_from_files(tmp_path: Path) -> None:
     ("name", "data", "message"),
     [
         ("n.txt", b"\n# only this\n", "names nothing"),
-        ("n.txt", b"cat\ncat\n", "'cat' stands there more than once"),
+        ("n.txt", b"cat\ncat\n", "'cat' appears more than once"),
         ("n.json", b'{"a": 1}', "must hold a list of strings"),
         ("n.json", b"[", "is not JSON"),
     ],

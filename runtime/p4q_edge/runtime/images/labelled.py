@@ -87,8 +87,8 @@ def read_class_folders(
     """
     if not folder.is_dir():
         raise UsageError(
-            f"--data {folder} is no folder; expected one with a folder for each class. Tables, .npz and .tar files "
-            "need the toolkit: pip install ./runtime ."
+            f"--data {folder} is not a directory; expected one with a folder for each class. Tables, .npz and .tar "
+            "files need the toolkit: pip install ./runtime ."
         )
     found = list(labelled_files(folder))
     to_class = match_classes(

@@ -180,7 +180,7 @@ def test_a_run_folder_and_a_recipe_can_be_named(engine: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "code", "message"),
-    [("x.txt", 2, "expected a bundle (.p4q), a recipe (.toml) or a run folder"), ("empty", 2, "is no run folder")],
+    [("x.txt", 2, "expected a bundle (.p4q), a recipe (.toml) or a run folder"), ("empty", 2, "is not a run folder")],
 )
 def test_another_kind_of_reference_is_refused(
     engine: Path, reference: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
