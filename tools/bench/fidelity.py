@@ -175,8 +175,15 @@ def markdown(document: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
             *(_line(row) for row in model["rows"]),
             "",
+            *_commits(model["rows"]),
         ]
     return "\n".join(lines)
+
+
+def _commits(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Which of our code was measured, where it is another one than the document's."""
+    found = sorted({row["commit"] for row in rows if row["method"].startswith(OURS) and "commit" in row})
+    return [f"Our rows were measured at commit {', '.join(found)}.", ""] if found else []
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -194,7 +201,7 @@ def command(args: argparse.Namespace) -> list[str]:
     for name in ("models", "rows", "seed", "threads"):
         if value := getattr(args, name):
             words += [f"--{name}", str(value)]
-    return words
+    return [*words, "--finished"] if args.finished else words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
