@@ -17,8 +17,9 @@ from p4q_edge.quant.least_squares import Seen
 from p4q_edge.quant.linear import Phase, QuantLinear, running_in
 from p4q_edge.quant.sensitivity import OutputWeights
 
-STRENGTHS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.85)
-"""Exponents of the channels' ranges that a gain may take out; 0 is no gain."""
+STRENGTHS = (0.0, 0.3, 0.5)
+"""Exponents of the channels' ranges that a gain may take out; 0 is no gain. Stronger ones gain on images like those of
+the calibration and lose on others."""
 
 CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
 """Clip ranges in units of the largest absolute value; 1 is min-max."""
