@@ -33,8 +33,8 @@ class QuantScheme:
         fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
         fold_value: equalize the channels between attention values and the output projection (exact fold).
         fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.
-        headroom: factor on every activation's clip range but a searched one; images that were not seen in calibration
-            exceed the ranges of those that were, the more so the fewer those are and the stronger the fold.
+        headroom: factor on every activation's clip range, of a searched one at 8 bits; images that were not seen in
+            calibration exceed the ranges of those that were, the more so the fewer those are and the stronger the fold.
         bias_correction: absorb the mean output error of each quantized linear into its bias.
         weight_rounding: each weight to its nearest integer; or, by the error of the linear's output, up or down
             (AdaRound) or to any integer (coordinate descent). This and the next two are fitted to the images, and only

@@ -15,6 +15,7 @@ from p4q_edge.quant import affine
 from p4q_edge.quant.fake import fake_quantize
 from p4q_edge.quant.least_squares import Seen
 from p4q_edge.quant.linear import Phase, QuantLinear, running_in
+from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.sensitivity import OutputWeights
 
 STRENGTHS = (0.0, 0.3, 0.5)
@@ -23,6 +24,10 @@ the calibration and lose on others."""
 
 CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
 """Clip ranges in units of the largest absolute value; 1 is min-max."""
+
+CLIPPED_BITS = 8
+"""Below so many bits a range may cut values off. With all of them, steps are fine enough to keep the scheme's headroom:
+what is cut off from a class token costs an image far more than the mean squared error tells."""
 
 STRESS = 1.2
 """Factor on the rows that candidates are judged on: images of another kind than those of the calibration exceed their
@@ -110,6 +115,12 @@ def gain_of(largest: Tensor, strength: float) -> Tensor:
     return gain.half().float()
 
 
+def clips(scheme: QuantScheme) -> tuple[float, ...]:
+    """Return the clip ranges to try, in units of the largest absolute value."""
+    bits = scheme.activation_bits
+    return CLIPS if bits < CLIPPED_BITS else tuple(clip * scheme.headroom for clip in CLIPS if clip >= 1.0)
+
+
 @torch.no_grad()
 def choose_input(
     linear: QuantLinear, rows: Rows, *, strengths: Sequence[float] = (0.0,), bounds: Tensor | None = None
@@ -137,16 +148,17 @@ def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float]) -> l
     """Return all choices with their errors, each half of the images judged under the ranges of the other."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(rows.weights.double(), JUDGED_ROWS, replacement=True, generator=generator)
+    ranges = clips(linear.scheme)
     spread = rows.weights.double() @ rows.actual.double().square() / rows.weights.double().sum()
     found = []
     for strength in strengths:
-        errors = torch.zeros(len(CLIPS), dtype=torch.float64)
+        errors = torch.zeros(len(ranges), dtype=torch.float64)
         for ranged, judged in zip(rows.halves(), reversed(rows.halves()), strict=True):
             largest = rows.actual[ranged].abs().amax(0)
             gain = gain_of(largest, strength)
             of_half = drawn[judged[drawn]]
             x, weight = rows.actual[of_half] * (STRESS * gain), linear.weight.detach() / gain
-            for index, clip in enumerate(CLIPS):
+            for index, clip in enumerate(ranges):
                 scale = _scale(linear, (largest * gain).amax() * clip)
                 restored = fake_quantize(x, scale, *affine.activation_range(linear.scheme.activation_bits))
                 errors[index] += float((((restored - x) @ weight.T).square() @ rows.channels).sum())
@@ -154,7 +166,7 @@ def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float]) -> l
         added = _rounding_error(linear, rows, gain_of(rows.actual.abs().amax(0), strength), spread)
         found += [
             Choice(strength=strength, clip=clip, error=float(error) + added)
-            for clip, error in zip(CLIPS, errors, strict=True)
+            for clip, error in zip(ranges, errors, strict=True)
         ]
     return found
 

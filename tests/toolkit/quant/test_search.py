@@ -25,7 +25,7 @@ from p4q_edge.quant import (
     quant_linears,
     quantize_modules,
 )
-from p4q_edge.quant.search import candidates, gain_of
+from p4q_edge.quant.search import candidates, clips, gain_of
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 SEEDS = st.integers(0, 2**31)
@@ -46,13 +46,21 @@ def _problem(seed: int, bits: int = 8, *, outlier: float = 1.0) -> tuple[QuantLi
 
 @given(SEEDS, st.integers(4, 8))
 @settings(max_examples=15, deadline=None)
-def test_the_choice_is_never_worse_than_min_max_on_images_not_ranged(seed: int, bits: int) -> None:
+def test_the_choice_is_never_worse_than_min_max_without_gain(seed: int, bits: int) -> None:
     linear, seen, weights = _problem(seed, bits, outlier=9.0)
     rows = Rows.of(seen, weights)
     all_errors = {(c.strength, c.clip): c.error for c in candidates(linear, rows, STRENGTHS)}
     chosen = choose_input(linear, rows, strengths=STRENGTHS)
     assert chosen.error == min(all_errors.values())
-    assert chosen.error <= all_errors[0.0, 1.0]
+    headroom = linear.scheme.headroom if bits == 8 else 1.0
+    assert chosen.error <= all_errors[0.0, headroom]
+
+
+def test_eight_bits_cut_nothing_off_and_four_may() -> None:
+    for bits, least in ((8, 1.15), (4, 0.0)):
+        linear, seen, weights = _problem(0, bits, outlier=9.0)
+        assert choose_input(linear, Rows.of(seen, weights), strengths=STRENGTHS).clip >= least
+        assert (min(clips(linear.scheme)) < 1.0) is (bits < 8)
 
 
 @given(SEEDS)

@@ -73,7 +73,7 @@ def test_wrong_bounds_of_a_narrow_grid_are_named(
 ) -> None:
     model = fold_toy(QuantScheme(weight_bits=4, activation_bits=4))
     graph = both(export_classifier(model, images))["fp32"]
-    multiply(graph, f"{PATH}.input_high", 2.0)
+    multiply(graph, f"{PATH}.input_high", 0.5)
     assert list(wrong_layers(record_layers(model, images[:4]), graph)) == [PATH]
 
 
