@@ -6,7 +6,7 @@ errors of a linear's outputs, each times its mean squared gradient, which is tak
 the token and one for the channel.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +54,15 @@ def output_weights(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0
     """
     outputs: dict[str, Tensor] = {}
     sums: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = [
-        linear.register_forward_hook(lambda m, args, output, name=name: outputs.update({name: output}))
-        for name, linear in quant_linears(model).items()
-    ]
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            # That of a constant, such as the learned query of a pool, depends on no image and counts all the same.
+            outputs[name] = output if output.requires_grad else output.requires_grad_()
+
+        return hook
+
+    handles = [linear.register_forward_hook(keep(name)) for name, linear in quant_linears(model).items()]
     generator = torch.Generator().manual_seed(seed)
     count = 0
     try:

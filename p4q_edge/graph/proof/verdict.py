@@ -1,7 +1,9 @@
 """Whether the exported graphs of a module are sound, in words where they are not."""
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from p4q_edge.graph.analysis.convolutions import differing_convolutions
-from p4q_edge.graph.analysis.linears import differing_linears
+from p4q_edge.graph.analysis.linears import differing_linears, linear_nodes
 from p4q_edge.graph.parity import compare, run_in_onnxruntime
 from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
 from p4q_edge.graph.proof.bypass import without_activation_grids
@@ -25,7 +27,7 @@ from p4q_edge.graph.proof.noise import (
     run_quantized,
 )
 from p4q_edge.graph.quantization import ConvQuantization, LinearQuantization
-from p4q_edge.quant import Phase, running_as_cpu_graph, running_in
+from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in, set_phase
 from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS
 
 logger = logging.getLogger(__name__)
@@ -63,13 +65,31 @@ class FloatRuns:
         return max(FLOAT_LIMIT, FLOAT_FACTOR * self.sums[output])
 
 
-def run_float(model: nn.Module, images: NDArray[np.uint8]) -> FloatRuns:
-    """Run a module without activation grids on the first of uint8 (n, 3, H, W)."""
+def run_float(model: nn.Module, images: NDArray[np.uint8], *, folded: Collection[str] = ()) -> FloatRuns:
+    """Run a module without activation grids on the first of uint8 (n, 3, H, W).
+
+    Args:
+        model: the module.
+        images: those that the graphs are run on too.
+        folded: paths of linears that the graphs have no node of: what they read is a constant, such as the learned
+            query of a pool, and the exporter has computed them with their grid.
+    """
     images = images[:FLOAT_IMAGES]
     with running_in(model, Phase.WEIGHTS):
+        linears = quant_linears(model)
+        for path in folded:
+            set_phase(linears[path], Phase.QUANTIZED)
         reference = run_module(model, images)
         sums, half = (run_module(model, images, arithmetic) for arithmetic in (Float64Sums(), HalfPrecision()))
     return FloatRuns(reference=reference, sums=_relative(reference, sums), half=_relative(reference, half))
+
+
+def folded_linears(model: nn.Module, candidates: Sequence[Candidate]) -> frozenset[str]:
+    """Return the paths of the module's quantized linears that no graph has a node of."""
+    paths = {path for path, linear in quant_linears(model).items() if linear.calibrated}
+    for candidate in candidates:
+        paths -= {node.path for node in linear_nodes(onnx.load_model_from_string(candidate.model))}
+    return frozenset(paths)
 
 
 def _relative(reference: Outputs, found: Outputs) -> dict[str, float]:
@@ -179,7 +199,7 @@ def prove(subject: Subject, candidates: Sequence[Candidate], *, known: Mapping[s
     """
     parity: dict[str, float] = {"noise_images": float(len(subject.images))}
     problems = dict(known)
-    floats = run_float(subject.model, subject.images)
+    floats = run_float(subject.model, subject.images, folded=folded_linears(subject.model, candidates))
     records = record_layers(subject.model, subject.images[:LAYER_IMAGES])
     runs_of: dict[bool, ModuleRuns] = {}
     for candidate in candidates:

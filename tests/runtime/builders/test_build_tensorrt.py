@@ -94,6 +94,10 @@ class Plan:
         self._golden = card.golden_samples()
         self.device = device
 
+    @classmethod
+    def open(cls, path: Path, card: Card, *, device: str) -> Plan:
+        return cls(path, card, device=device)
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         return (-1, *self._golden.image.shape[1:])

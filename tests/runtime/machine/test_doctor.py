@@ -301,9 +301,7 @@ def test_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert "\nmissing  ONNX Runtime: cannot be used: " in out
     assert "\n         run: pip install --upgrade onnxruntime\n" in out
     assert out.endswith("not able onnxruntime\nnot able tensorrt\n")
-    assert err == (
-        "error: onnxruntime and tensorrt cannot run here; mend what is missing above, then run this again.\n"
-    )
+    assert err == ("error: onnxruntime and tensorrt cannot run here; fix what is missing above, then run this again.\n")
 
 
 def test_json_is_one_document_even_when_a_backend_is_missing(

@@ -78,6 +78,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "calibrate": ("learn:CALIBRATE", "p4q_edge.commands"),
         "bundle_from_recipe": ("from_recipe:bundle_from_recipe", "p4q_edge.toolkit"),
+        "build_summary": ("build_summary:build_summary", "p4q_edge.toolkit"),
         "lint_artifact": ("lint_graph:lint_artifact", "p4q_edge.toolkit"),
     }
     entries = tuple(

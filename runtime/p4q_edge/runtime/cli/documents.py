@@ -147,6 +147,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "kept_float": "linears that are not quantized",
         "folded": "exact folds that were made",
         "quantized_attentions": "attentions whose products are quantized",
+        "quantized_convolutions": "convolutions that are quantized",
     },
     "learn": {
         "run": "run folder",

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from p4q_edge.evaluation.torch_reference import BASELINES
 from p4q_edge.models.families import list_models
@@ -270,8 +271,9 @@ def test_models_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_documents_of_the_toolkit_have_the_stated_keys(
-    report: Path, engine: Path, capsys: pytest.CaptureFixture[str]
+    report: Path, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    photos = tmp_path / "photos"
     run, recipe = str(engine.with_suffix(".run")), str(engine.with_name("recipe.toml"))
     lines = {
         "calibrate": ["calibrate", "--recipe", recipe, "-o", run],
@@ -283,7 +285,12 @@ def test_documents_of_the_toolkit_have_the_stated_keys(
         "report": ["report", str(report)],
         "reproduce": ["reproduce", str(report)],
         "models": ["models", "--search", "ViT-B-32-quickgelu"],
+        "init": ["init", str(photos), "-o", str(photos.parent / "p4q.toml")],
     }
+    for name in ("cat", "dog"):
+        (photos / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (20, 16), (40 * index, 10, 200)).save(photos / name / f"{index}.png")
     capsys.readouterr()
     for line, arguments in lines.items():
         assert main([*arguments, "--json", "-q"]) == 0, line
