@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from p4q_edge.runtime.artifacts.card import read_card, write_card
+from p4q_edge.runtime.cli.interruption import Interruption
 
 MAIN = "import sys; from p4q_edge.runtime.cli.main import main; sys.exit(main())"
 # A library that computes in native code without end, or is imported without end.
@@ -60,6 +61,15 @@ def test_a_signal_ends_the_command_with_its_code_and_one_line(
         errors = process.stderr.read().decode()
     assert process.returncode == code
     assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
+
+
+def test_a_signal_that_the_thread_saw_first_is_raised_once() -> None:
+    interruption = Interruption()
+    interruption.signal = signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        interruption._raise(signal.SIGTERM, None)
+    interruption._raise(signal.SIGINT, None)  # the second waits for the end that the first brings
+    assert interruption.exit_code == 143
 
 
 def test_a_full_stdout_is_one_line(tiny_engine: Path) -> None:

@@ -21,6 +21,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._raised = False
 
     @property
     def exit_code(self) -> int:
@@ -41,8 +42,10 @@ class Interruption:
         threading.Thread(target=self._end, args=(reading,), daemon=True, name="p4q-edge-interruption").start()
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        first, self.signal = self.signal is None, self.signal or number
-        if first:
+        # The thread may have seen the signal before this handler ran, so that it does not decide who is first.
+        self.signal = self.signal or number
+        if not self._raised:
+            self._raised = True
             raise KeyboardInterrupt
 
     def _end(self, reading: int) -> None:
