@@ -45,7 +45,3 @@ def grid_of(quantize: onnx.NodeProto) -> str:
     """Return what the constants of a QuantizeLinear are named after: ``<module path>.<tensor>``."""
     scale: str = quantize.input[1]
     return scale.removesuffix(_HALF).removesuffix("_scale")
-
-
-def _low(quantize: onnx.NodeProto) -> str:
-    return f"{grid_of(quantize)}_low"

@@ -1,6 +1,6 @@
 """Exported models and what NVIDIA's compiler makes of them; skipped where the compiler cannot be had.
 
-The tools run in processes of their own: the compiler's pairing with the bindings is not a supported one.
+The tools run in processes of their own, where the compiler's log is read.
 """
 
 from __future__ import annotations
