@@ -242,6 +242,8 @@ class Builder:
         if self._double.build_failures:
             self._log.log(ILogger.ERROR, self._double.build_failures.pop(0))
             return None
+        for profile in config._profiles:
+            self._double.batches = tuple(size for size, *_ in profile._shapes["image"])
         return b"plan"
 
 
@@ -268,7 +270,9 @@ class IExecutionContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._double.calls.append(f"set_input_shape{tuple(shape)}")
         self._shape = tuple(shape)
-        return not self._double.refuse_shape
+        fixed, (smallest, _, largest) = self._double.io[name][1][0], self._double.batches
+        taken = smallest <= shape[0] <= largest if fixed == -1 else shape[0] == fixed
+        return taken and not self._double.refuse_shape
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory

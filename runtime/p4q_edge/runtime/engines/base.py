@@ -20,7 +20,7 @@ class Engine(Protocol):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(N, 3, H, W) of the input; N is -1 where any batch size is accepted."""
+        """(N, 3, H, W) of the input; N is -1 where any number of images is accepted."""
 
     @property
     def output_names(self) -> tuple[str, ...]:

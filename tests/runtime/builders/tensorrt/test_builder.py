@@ -60,9 +60,11 @@ class FakeWorker:
             (folder / f"{plan}.safetensors").write_bytes(save_tensors(self.outputs[plan], {}))
             rows[plan] = {
                 "precision": plan,
+                "batch": 1,
                 "n": 50,
                 "p50_ms": 5.0,
                 "p90_ms": 5.5,
+                "one_image_p50_ms": 5.0,
                 "size_bytes": 13,
                 "samples": 4,
                 "cosine_min": self.cosine[plan],

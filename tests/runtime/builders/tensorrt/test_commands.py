@@ -80,6 +80,23 @@ def test_build_selftest_and_classify(device: Any, tiny_bundle: Path, tmp_path: P
     assert device.cuda.leaks == {}
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_plan_that_takes_no_single_image_is_built_proved_and_used(
+    device: Any, tiny_bundle: Path, tmp_path: Path, photo: Path, capsys: Any, fixed: bool
+) -> None:
+    if fixed:
+        device.input_shape = (3, *device.input_shape[1:])
+        device.io = {name: (dtype, (3, *shape[1:])) for name, (dtype, shape) in device.io.items()}
+    engine = tmp_path / "out.plan"
+    batches = ["--min-batch", "3", "--opt-batch", "3", "--max-batch", "3" if fixed else "4"]
+    assert main(["build", str(tiny_bundle), "--engine", str(engine), *batches]) == 0, capsys.readouterr().err
+    assert {row["batch"] for row in read_card(engine).inspection["rows"].values()} == {3}
+    assert main(["selftest", str(engine)]) == 0
+    assert main(["classify", str(engine), str(photo)]) == 0
+    assert main(["bench", str(engine), "--seconds", "0", "--json"]) == 0
+    assert device.cuda.leaks == {}
+
+
 def test_a_plan_that_was_changed_or_built_elsewhere_is_refused_with_exit_code_4(
     device: Any, tiny_bundle: Path, tmp_path: Path, capsys: Any
 ) -> None:

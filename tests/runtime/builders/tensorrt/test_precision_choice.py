@@ -28,9 +28,11 @@ RATIOS = st.floats(0.2, 5.0)
 def row(precision: str, *, size: int = 100, problem: str | None = None) -> Row:
     return Row(
         precision=precision,
+        batch=8,
         n=50,
         p50_ms=4.9,
         p90_ms=5.1,
+        one_image_p50_ms=1.25,
         size_bytes=size,
         samples=4,
         cosine_min=0.9995,
@@ -81,10 +83,10 @@ def test_nan_never_passes(precision: str) -> None:
 def test_int8_is_kept_where_it_is_faster_beyond_the_noise() -> None:
     rows = {"int8": row("int8"), "fp16": row("fp16")}
     assert choose(rows, {"int8": ratio(1.1, 1.15, 1.2)}, prefer="speed") == Choice(
-        kept="int8", reason="INT8 is 1.15x as fast as FP16 [1.10, 1.20], n = 50: faster"
+        kept="int8", reason="INT8 is 1.15x as fast as FP16 [1.10, 1.20], n = 50, batch 8: faster"
     )
     assert choose(rows, {"int8": ratio(0.99, 1.02, 1.05)}, prefer="speed") == Choice(
-        kept="fp16", reason="INT8 is 1.02x as fast as FP16 [0.99, 1.05], n = 50: not faster"
+        kept="fp16", reason="INT8 is 1.02x as fast as FP16 [0.99, 1.05], n = 50, batch 8: not faster"
     )
 
 
@@ -138,9 +140,9 @@ def test_a_plan_that_fails_is_never_kept_and_slow_int8_only_for_size(
 def test_the_table_has_both_rows_and_the_choice() -> None:
     rows = {"int8": row("int8", size=91_000_000), "fp16": row("fp16", size=175_000_000)}
     lines = table(rows, Choice(kept="fp16", reason="not faster")).splitlines()
-    assert lines[0].split()[:3] == ["plan", "p50", "ms"]
-    assert lines[1].split()[:5] == ["int8", "4.90", "5.10", "50", "91.0"]
-    assert lines[2].split()[:5] == ["fp16", "4.90", "5.10", "50", "175.0"]
+    assert lines[0].split()[:4] == ["plan", "batch", "p50", "ms"]
+    assert lines[1].split()[:7] == ["int8", "8", "4.90", "5.10", "50", "1.25", "91.0"]
+    assert lines[2].split()[:7] == ["fp16", "8", "4.90", "5.10", "50", "1.25", "175.0"]
     assert lines[3] == "kept fp16: not faster"
 
 
@@ -153,7 +155,8 @@ def test_of_two_quantized_plans_the_fastest_is_compared_with_fp16() -> None:
     rows = three(int8=5.0, int8_linears=4.0, fp16=4.6)
     ratios = {"int8": ratio(0.9, 0.92, 0.94), "int8-linears": ratio(1.1, 1.15, 1.2)}
     assert choose(rows, ratios, prefer="speed") == Choice(
-        kept="int8-linears", reason="INT8 in linears only is 1.15x as fast as FP16 [1.10, 1.20], n = 50: faster"
+        kept="int8-linears",
+        reason="INT8 in linears only is 1.15x as fast as FP16 [1.10, 1.20], n = 50, batch 8: faster",
     )
     assert choose(three(int8=4.7, int8_linears=4.8, fp16=4.6), ratios, prefer="speed").kept == "fp16"
 

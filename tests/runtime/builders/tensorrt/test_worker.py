@@ -237,14 +237,18 @@ def test_plans_are_measured_and_compared_with_the_golden_samples(
     code, events = _serve(
         {
             "action": "measure",
-            "options": asdict(TensorRTOptions()),
+            "options": asdict(TensorRTOptions(opt_batch=3)),
             "plans": {name: str(tmp_path / f"{name}.plan") for name in ("int8", "fp16")},
             "golden": str(tmp_path / "golden.safetensors"),
         }
     )
     assert code == 0
     rows = events[-1]["rows"]
-    assert rows["int8"].items() >= {"precision": "int8", "n": 5, "size_bytes": 4, "samples": 4}.items()
+    assert rows["int8"].items() >= {"precision": "int8", "batch": 3, "n": 5, "size_bytes": 4, "samples": 4}.items()
+    assert rows["int8"]["one_image_p50_ms"] > 0
+    shapes = [int(call.split("(")[1].split(",")[0]) for call in installed.calls if call.startswith("set_input_shape")]
+    # Golden images one by one in each plan, then the batch that is tuned for, then one image again.
+    assert shapes == [1, 1, 3, 3, 1, 1]
     assert rows["fp16"]["cosine_min"] == pytest.approx(1)
     assert rows["fp16"]["float_top1_agreement"] < 1
     assert events[-1]["ratios"]["int8"]["n"] == 5

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine, device_index, fingerprint
 from p4q_edge.runtime.engines.tensorrt.library import machine_facts
-from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
+from p4q_edge.runtime.errors import (
+    CorruptArtifactError,
+    IncompatibleEngineError,
+    InputError,
+    P4QEdgeError,
+    UsageError,
+)
 
 from doubles.cards import card_of
 from doubles.cuda import RecordingCuda
@@ -138,21 +144,35 @@ def test_images_that_are_not_contiguous_are_run_as_they_look(engine: Any, double
     np.testing.assert_array_equal(engine.run(turned)["features"], doubles.compute(turned.copy())["features"])
 
 
-def test_fewer_images_than_the_smallest_batch_are_refused(installed: Any, plan: Path, images: np.ndarray) -> None:
-    installed.batches = (2, 2, 4)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_fewer_images_than_the_smallest_batch_are_padded_and_dropped(
+    installed: Any, plan: Path, images: np.ndarray, fixed: bool
+) -> None:
+    installed.batches = (3, 3, 4)
+    if fixed:
+        installed.io = {name: (dtype, (3, *shape[1:])) for name, (dtype, shape) in installed.io.items()}
     loaded = TensorRTEngine.open(plan, card_of(installed))
-    assert loaded.batches == (2, 4)
-    for count in (1, 5, 9):
-        with pytest.raises(InputError, match=f"takes batches of 2 to 4 images, got {count}"):
-            loaded.run(images[:count])
-    assert len(loaded.run(images[:6])["logits"]) == 6
+    assert loaded.batches == (3, 3 if fixed else 4)
+    assert loaded.input_shape == (-1, 3, 4, 4)
+    for count in range(1, len(images) + 1):
+        outputs, expected = loaded.run(images[:count]), compute(images[:count])
+        for name, values in expected.items():
+            np.testing.assert_array_equal(outputs[name], values)
+    assert len(loaded.device_times_ms(images[:1], runs=2)) == 2
+    with pytest.raises(InputError, match="expected at most"):
+        loaded.device_times_ms(images, runs=2)
 
 
-def test_a_fixed_batch_engine_says_so(installed: Any, plan: Path, images: np.ndarray) -> None:
-    installed.io = {name: (dtype, (2, *shape[1:])) for name, (dtype, shape) in installed.io.items()}
+def test_the_double_refuses_a_batch_outside_of_its_profile(installed: Any, plan: Path, images: np.ndarray) -> None:
+    """Or the tests of padding would pass without any."""
+    installed.batches = (3, 3, 4)
     loaded = TensorRTEngine.open(plan, card_of(installed))
-    assert (loaded.input_shape, loaded.batches) == ((2, 3, 4, 4), (2, 2))
-    assert len(loaded.run(images[:4])["logits"]) == 4
+    with (
+        loaded._cuda.current(),
+        loaded._pool.lease(1) as session,
+        pytest.raises(P4QEdgeError, match="refuses the input"),
+    ):
+        session.run(images[:1])
 
 
 def test_what_the_engine_tells_of_itself(engine: Any) -> None:

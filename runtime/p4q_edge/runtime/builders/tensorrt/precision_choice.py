@@ -29,12 +29,14 @@ _SEED = 0  # of the bootstrap; fixed so that a build says the same twice
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One plan as it was measured on this device, batch 1, from host memory to host memory.
+    """One plan as it was measured on this device, from host memory to host memory.
 
     Attributes:
         precision: `int8`, `int8-linears` or `fp16`.
+        batch: images of a timed run: as many as the plan is tuned for.
         n: timed runs.
-        p50_ms, p90_ms: latency.
+        p50_ms, p90_ms: latency of a batch.
+        one_image_p50_ms: latency of a call with one image, padded where the plan takes no single one.
         size_bytes: size of the plan.
         samples: golden images.
         cosine_min: smallest cosine of embeddings to the fake-quantized reference.
@@ -44,9 +46,11 @@ class Row:
     """
 
     precision: str
+    batch: int
     n: int
     p50_ms: float
     p90_ms: float
+    one_image_p50_ms: float
     size_bytes: int
     samples: int
     cosine_min: float
@@ -63,18 +67,19 @@ class Choice:
     reason: str
 
 
-def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Path) -> dict[str, Any]:
-    """Run every plan on the golden images and time them interleaved.
+def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Path, batch: int) -> dict[str, Any]:
+    """Run every plan on the golden images and time them interleaved, with the batch they are tuned for and with one.
 
     Args:
         trt: the TensorRT module.
         cuda: the GPU.
         plans: precision to plan file.
         golden: the golden samples (safetensors); each plan's outputs are written beside, `<precision>.safetensors`.
+        batch: images of a timed run; the golden images are repeated to fill it.
 
     Returns:
         `rows` (precision to the fields of `Row` but `problem`), and `ratios`: FP16 time over that of each other plan
-        with its interval; empty where there is no FP16 plan.
+        with its interval, at this batch; empty where there is no FP16 plan.
     """
     samples = read_golden(golden.read_bytes(), source=str(golden))
     with ExitStack() as stack:
@@ -86,16 +91,18 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
             engines[name] = engine
             outputs[name] = run_golden(engine, samples)
             golden.with_name(f"{name}.safetensors").write_bytes(save_tensors(outputs[name], {}))
-        image = samples.image[:1]
-        times = measure_interleaved({name: _runner(engine, image) for name, engine in engines.items()}, ROUNDS)
+        times = _times(engines, np.resize(samples.image, (batch, *samples.image.shape[1:])))
+        alone = times if batch == 1 else _times(engines, samples.image[:1])
     rows = {}
     for name, values in times.items():
         latency = summarize(values)
         rows[name] = {
             "precision": name,
+            "batch": batch,
             "n": latency.n,
             "p50_ms": latency.p50_ms,
             "p90_ms": latency.p90_ms,
+            "one_image_p50_ms": summarize(alone[name]).p50_ms,
             "size_bytes": plans[name].stat().st_size,
             **compare_to_reference(outputs[name], reference_of(name, samples)),
         }
@@ -110,6 +117,10 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
 def reference_of(precision: str, golden: Golden) -> Golden:
     """Return the samples whose reference is quantized as a plan is: on CPUs, too, only linears are."""
     return golden.for_cpu() if precision == "int8-linears" else golden
+
+
+def _times(engines: Mapping[str, TensorRTEngine], image: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(measure_interleaved({name: _runner(engine, image) for name, engine in engines.items()}, ROUNDS))
 
 
 def _runner(engine: TensorRTEngine, image: np.ndarray) -> Any:
@@ -177,7 +188,7 @@ def choose(rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, 
     ratio = ratios[fastest]
     figures = (
         f"{NAMES[fastest]} is {ratio['value']:.2f}x as fast as FP16 [{ratio['low']:.2f}, {ratio['high']:.2f}], "
-        f"n = {ratio['n']}"
+        f"n = {ratio['n']}, batch {rows[fastest].batch}"
     )
     if prefer == "size":
         smallest = min(passing, key=lambda name: rows[name].size_bytes)
@@ -191,10 +202,14 @@ def choose(rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, 
 
 def table(rows: Mapping[str, Row], choice: Choice) -> str:
     """Return all rows and the choice as text."""
-    lines = ["plan          p50 ms  p90 ms     n  size MB  cosine to reference  cosine to float  top-1 as float"]
+    lines = [
+        "plan          batch  p50 ms  p90 ms     n  one image ms  size MB  cosine to reference  cosine to float  "
+        "top-1 as float"
+    ]
     for row in rows.values():
         lines.append(
-            f"{row.precision:12}  {row.p50_ms:6.2f}  {row.p90_ms:6.2f}  {row.n:4}  {row.size_bytes / 1e6:7.1f}  "
+            f"{row.precision:12}  {row.batch:5}  {row.p50_ms:6.2f}  {row.p90_ms:6.2f}  {row.n:4}  "
+            f"{row.one_image_p50_ms:12.2f}  {row.size_bytes / 1e6:7.1f}  "
             f"{row.cosine_min:19.5f}  {row.float_cosine_min:15.5f}  {row.float_top1_agreement:8.0%} n={row.samples}"
         )
     lines.append(f"kept {choice.kept}: {choice.reason}")

@@ -81,7 +81,8 @@ def serve(requests: TextIO, events: TextIO, *, cancelled: Callable[[], bool]) ->
                 result = build(trt, cuda, job)
             else:
                 plans = {name: Path(path) for name, path in request["plans"].items()}
-                result = measure_plans(trt, cuda, plans, golden=Path(request["golden"]))
+                golden = Path(request["golden"])
+                result = measure_plans(trt, cuda, plans, golden=golden, batch=options.opt_batch)
         emit({"event": "result", **result})
     except BuildCancelledError:
         return CANCELLED

@@ -89,7 +89,7 @@ class TensorRTEngine:
             UsageError: no session was asked for.
         """
         _require_sessions(sessions)
-        self._name, self._cuda, self._io, self._log = loaded.name, loaded.cuda, loaded.io, loaded.log
+        self._cuda, self._io, self._log = loaded.cuda, loaded.io, loaded.log
         # Held one by one: `close` drops the engine before its runtime, while CUDA is there.
         self._engine, self._runtime = loaded.engine, loaded.runtime
         self._pool = SessionPool(
@@ -147,8 +147,8 @@ class TensorRTEngine:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(N, 3, H, W) of the input; N is -1 where any batch size is accepted."""
-        return (-1 if self._io.dynamic else self._io.max_batch, *self._io.sample)
+        """(-1, 3, H, W): `run` takes any number of images, whatever batches the plan takes."""
+        return (-1, *self._io.sample)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ class TensorRTEngine:
 
     @property
     def batches(self) -> tuple[int, int]:
-        """Smallest and largest batch of one GPU run; `run` splits what is larger."""
+        """Smallest and largest batch of one GPU run; `run` pads what is smaller and splits what is larger."""
         return self._io.min_batch, self._io.max_batch
 
     @property
@@ -173,10 +173,10 @@ class TensorRTEngine:
     def run(self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Return the named outputs (all of them for None) of images (N, 3, H, W) uint8, RGB.
 
-        More images than the largest batch are run in parts.
+        More images than the largest batch are run in parts; a part below the smallest batch is padded with its last
+        image, whose further results are dropped.
 
         Raises:
-            InputError: fewer images, in all or in the last part, than the smallest batch.
             P4QEdgeError: CUDA or TensorRT failed; the message has their reason.
         """
         names = self._check(image, outputs)
@@ -191,12 +191,13 @@ class TensorRTEngine:
         return self._executor.submit(self.run, image, outputs)
 
     def device_times_ms(self, image: npt.NDArray[np.uint8], runs: int) -> list[float]:
-        """Return the milliseconds of `runs` runs of one batch on the GPU's own clock, copies included."""
+        """Return the milliseconds of `runs` runs of one batch on the GPU's own clock, copies and padding included."""
         self._check(image, None)
         if len(image) > self._io.max_batch:
             raise InputError(f"expected at most {self._io.max_batch} images for one GPU run, got {len(image)}.")
-        with self._cuda.current(), self._pool.lease(len(image)) as session:
-            return session.time_ms(image, runs)
+        padded = self._padded(image)
+        with self._cuda.current(), self._pool.lease(len(padded)) as session:
+            return session.time_ms(padded, runs)
 
     def close(self) -> None:
         """Wait for what runs, then release all memory; the engine cannot be run afterwards."""
@@ -208,8 +209,14 @@ class TensorRTEngine:
             self._runtime = None
 
     def _run_part(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        with self._cuda.current(), self._pool.lease(len(image)) as session:
-            return session.run(image)
+        padded = self._padded(image)
+        with self._cuda.current(), self._pool.lease(len(padded)) as session:
+            outputs = session.run(padded)
+        return {name: values[: len(image)] for name, values in outputs.items()}
+
+    def _padded(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        missing = self._io.min_batch - len(image)
+        return image if missing <= 0 else np.concatenate([image, np.repeat(image[-1:], missing, axis=0)])
 
     def _parts(self, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
         size = self._io.max_batch
@@ -222,12 +229,6 @@ class TensorRTEngine:
         unknown = set(names) - set(self.output_names)
         if unknown:
             raise ValueError(f"expected outputs of {self.output_names}, got {sorted(unknown)}")
-        last = len(image) % self._io.max_batch or self._io.max_batch
-        if last < self._io.min_batch:
-            raise InputError(
-                f"{self._name} takes batches of {self._io.min_batch} to {self._io.max_batch} images, got "
-                f"{len(image)}. Give more images, or build with a smaller --min-batch."
-            )
         return names
 
 
