@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 MAX_MODULE_LINES = 400
+MAX_TEST_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 50
 MAX_PARAMETERS = 6
 MAX_OBJECT_BYTES = 3_000_000
@@ -127,6 +128,13 @@ def test_modules_and_functions_are_short(repository: Path) -> None:
     paths = [*shipped(repository), *tracked(repository, "tools/*.py")]
     found = {path.relative_to(repository).as_posix(): too_long(path.read_text()) for path in paths}
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_no_test_module_is_too_long(repository: Path) -> None:
+    paths = tracked(repository, "tests/*.py")
+    lengths = {str(path.relative_to(repository)): len(path.read_text().splitlines()) for path in paths}
+    assert len(lengths) > 100
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_TEST_MODULE_LINES} == {}
 
 
 # Written in pieces, so that this file does not name them either.

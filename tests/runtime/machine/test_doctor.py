@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import ABSENT, DRIVER, GIB, JETSON, PC, WORKING, environment
 
-from p4q_edge.runtime.cli import main as cli
-from p4q_edge.runtime.cli.commands import doctor
 from p4q_edge.runtime.machine import findings
 from p4q_edge.runtime.machine.findings import Environment, Finding, able_backends, examine
 from p4q_edge.runtime.machine.host import Host, PowerMode
 from p4q_edge.runtime.machine.library_probe import Probe
-
-GIB = 1 << 30
-ABSENT = Probe(problem="ModuleNotFoundError: No module named 'it'")
-DRIVER = Probe(
-    facts={
-        "cuda": "12.6",
-        "devices": [{"name": "Orin", "compute_capability": "8.7", "memory_bytes": 8 * GIB}],
-    }
-)
-PC = Host(
-    system="Linux",
-    architecture="x86_64",
-    python=(3, 12, 1),
-    virtual_environment=True,
-    system_site_packages=False,
-    l4t=None,
-    jetpack=None,
-    board=None,
-    cpu_features=frozenset({"avx2", "avx512_vnni"}),
-    memory_bytes=16 * GIB,
-    available_bytes=12 * GIB,
-    free_swap_bytes=0,
-    power_mode=None,
-    tensorrt_pythons=(),
-)
-JETSON = replace(
-    PC,
-    architecture="aarch64",
-    python=(3, 10, 12),
-    l4t="36.4.3",
-    jetpack=6,
-    board="Orin Nano",
-    system_site_packages=True,
-    cpu_features=frozenset({"asimd", "asimddp"}),
-    power_mode=PowerMode(name="MAXN_SUPER", unlimited_id=2),
-    tensorrt_pythons=("3.10",),
-)
-WORKING = {
-    "cuda": DRIVER,
-    "cuda-bindings": Probe(facts={"version": "12.9.10", "device_count": 1}),
-    "pycuda": ABSENT,
-    "tensorrt": Probe(facts={"version": "10.3.0"}),
-    "onnxruntime": Probe(facts={"version": "1.23.2", "providers": ["CPUExecutionProvider"]}),
-}
-
-
-def environment(host: Host = JETSON, **probes: Probe) -> Environment:
-    named = {name.replace("_", "-"): result for name, result in probes.items()}
-    return Environment(host=host, probes={**WORKING, **named}, versions={"p4q-edge": None})
 
 
 def finding(subject: str, seen: Environment, **options: Any) -> Finding:
@@ -269,69 +218,3 @@ def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.Mon
     seen = findings.read_environment(root=tmp_path)
     assert set(seen.versions.values()) == {None}
     assert seen.host.l4t is None
-
-
-def run(monkeypatch: pytest.MonkeyPatch, seen: Environment, *arguments: str) -> int:
-    monkeypatch.setattr(doctor, "read_environment", lambda: seen)
-    return cli.main(["doctor", *arguments])
-
-
-@pytest.mark.parametrize(
-    ("missing", "arguments", "code"),
-    [
-        ((), (), 0),
-        (("tensorrt",), (), 0),
-        (("tensorrt",), ("--backend", "onnxruntime"), 0),
-        (("tensorrt",), ("--backend", "tensorrt"), 3),
-        (("cuda-bindings",), ("--backend", "tensorrt"), 3),
-        (("onnxruntime",), ("--backend", "onnxruntime"), 3),
-        (("onnxruntime", "tensorrt"), (), 3),
-    ],
-)
-def test_exit_code(
-    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], arguments: tuple[str, ...], code: int
-) -> None:
-    seen = Environment(host=JETSON, probes={**WORKING, **dict.fromkeys(missing, ABSENT)})
-    assert run(monkeypatch, seen, *arguments) == code
-
-
-def test_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, environment(tensorrt=ABSENT, onnxruntime=ABSENT)) == 3
-    out, err = capsys.readouterr()
-    assert "\nmissing  ONNX Runtime: cannot be used: " in out
-    assert "\n         run: pip install --upgrade onnxruntime\n" in out
-    assert out.endswith("not able onnxruntime\nnot able tensorrt\n")
-    assert err == ("error: onnxruntime and tensorrt cannot run here; fix what is missing above, then run this again.\n")
-
-
-def test_json_is_one_document_even_when_a_backend_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, environment(tensorrt=ABSENT), "--json", "--backend", "tensorrt") == 3
-    document = json.loads(capsys.readouterr().out)
-    assert document["schema_version"] == 1
-    assert document["backends"] == {"onnxruntime": True, "tensorrt": False}
-    assert {frozenset(item) for item in document["findings"]} == {
-        frozenset({"subject", "status", "message", "fix", "needed_by"})
-    }
-
-
-def test_the_bundle_gives_the_size(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    bundle = tmp_path / "model.p4q"
-    bundle.write_bytes(bytes(5_000_000))
-    assert run(monkeypatch, environment(), "--bundle", str(bundle)) == 0
-    assert "building a bundle of 5 MB for tensorrt" in capsys.readouterr().out
-
-
-def test_a_bundle_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, environment(), "--bundle", "no.p4q") == 2
-    expected = "error: no.p4q is not a file. Name a bundle (model.p4q), or leave --bundle out.\n"
-    assert capsys.readouterr().err == expected
-
-
-def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--json", "--backend", "onnxruntime"]) == 0
-    subjects = {item["subject"] for item in json.loads(capsys.readouterr().out)["findings"]}
-    assert {"Python", "CPU", "TensorRT", "Toolkit"} <= subjects

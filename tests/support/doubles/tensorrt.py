@@ -16,12 +16,9 @@ from doubles.tensorrt_api import (
     OUTPUT_SIZES,
     SIDE,
     Builder,
-    EngineInspector,
     IBuilderConfig,
     IConstantLayer,
-    ICudaEngine,
     IDequantizeLayer,
-    IExecutionContext,
     ILayer,
     ILogger,
     INetworkDefinition,
@@ -32,11 +29,11 @@ from doubles.tensorrt_api import (
     Last,
     OnnxParser,
     ParserError,
-    Runtime,
     Weights,
     make_enum,
     version_key,
 )
+from doubles.tensorrt_execution import EngineInspector, ICudaEngine, IExecutionContext, Runtime
 
 SURFACE = Path(__file__).with_name("surface.json")
 

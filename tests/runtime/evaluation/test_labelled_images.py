@@ -1,0 +1,88 @@
+"""Labelled images of a device: how folders are matched, what is left out, and when pixels are kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.images import labelled
+from p4q_edge.runtime.images.preprocessing import PreprocessSpec
+from p4q_edge.runtime.storage.files import sha256_file
+
+SPEC = PreprocessSpec(
+    size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize_mode="shortest", fill_color=0
+)
+
+
+def folders(root: Path, **counts: int) -> Path:
+    generator = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def test_folders_are_matched_by_name(tmp_path: Path) -> None:
+    images = labelled.read_class_folders(folders(tmp_path, owl=2, cat=1), class_names=("cat", "dog", "owl"), spec=SPEC)
+    assert images.labels.tolist() == [0, 2, 2]
+    assert images.pixels[slice(0, 2)].shape == (2, 3, 8, 8)
+    assert images.source.startswith("3 images of")
+
+
+def test_images_that_were_learned_from_are_left_out(tmp_path: Path) -> None:
+    root = folders(tmp_path, cat=2, dog=2)
+    learned = frozenset({sha256_file(root / "cat" / "0.png")})
+    images = labelled.read_class_folders(root, class_names=("cat", "dog"), spec=SPEC, learned=learned)
+    assert (images.labels.tolist(), images.left_out) == ([0, 1, 1], 1)
+    everything = frozenset(sha256_file(path) for path in root.rglob("*.png"))
+    with pytest.raises(InputError, match="all 4 images of .* accuracy on them means nothing"):
+        labelled.read_class_folders(root, class_names=("cat", "dog"), spec=SPEC, learned=everything)
+
+
+def test_folders_may_have_the_names_that_were_learned_from(tmp_path: Path) -> None:
+    root = folders(tmp_path, n02=1, n01=2)
+    images = labelled.read_class_folders(root, class_names=("dog", "cat"), spec=SPEC, other_names=("n02", "n01"))
+    assert images.labels.tolist() == [1, 1, 0]
+    with pytest.raises(InputError, match="the class 'n01', which is none of the 2 known classes"):
+        labelled.read_class_folders(root, class_names=("dog", "cat"), spec=SPEC)
+
+
+def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a directory"):
+        labelled.read_class_folders(tmp_path / "x", class_names=("cat",), spec=SPEC)
+    with pytest.raises(InputError, match="has no class folders"):
+        labelled.read_class_folders(tmp_path, class_names=("cat",), spec=SPEC)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match="has no images"):
+        labelled.read_class_folders(tmp_path, class_names=("cat",), spec=SPEC)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_pixels_are_decoded_once_if_they_fit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "MAX_CACHED_BYTES", limit)
+    read: list[int] = []
+
+    def decode(index: int) -> np.ndarray:
+        read.append(index)
+        return np.full((3, 2, 2), index, np.uint8)
+
+    pixels = labelled.Pixels(decode, 5, (3, 2, 2))
+    for _ in range(2):
+        assert pixels[slice(1, 3)][:, 0, 0, 0].tolist() == [1, 2]
+    assert read == ([1, 2] if limit > 1 else [1, 2, 1, 2])
+
+
+def test_a_drawn_subset_keeps_images_with_their_labels() -> None:
+    pixels = labelled.Pixels(lambda index: np.full((3, 2, 2), index, np.uint8), 50, (3, 2, 2))
+    images = labelled.LabelledImages(pixels=pixels, labels=np.arange(50), digest="d", source="50 images")
+    rows = labelled.draw(50, 10, seed=1)
+    assert rows.tolist() == labelled.draw(50, 10, seed=1).tolist() != labelled.draw(50, 10, seed=2).tolist()
+    part = labelled.subset(images, rows)
+    assert part.pixels[slice(0, 10)][:, 0, 0, 0].tolist() == part.labels.tolist() == rows.tolist()
+    assert part.source == "10 of 50 images"
+    assert part.digest != "d"
+    assert labelled.subset(images, labelled.draw(50, 0, seed=1)) is images

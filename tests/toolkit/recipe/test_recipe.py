@@ -1,0 +1,89 @@
+"""Recipes: defaults, what bad keys are told, and that each key is read."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+from p4q_edge.recipe.toml import parse_recipe, read_recipe, to_toml
+from p4q_edge.runtime.errors import UsageError
+
+MINIMAL = {"model": {"name": "ViT-B-32"}, "data": {"train": "photos"}}
+
+
+def test_a_minimal_recipe_gets_the_defaults() -> None:
+    recipe = parse_recipe(MINIMAL, source="x.toml")
+    assert recipe.learn == LearnSection()
+    assert recipe.quantization.scheme().label == "W8A8"
+
+
+@given(
+    st.builds(
+        Recipe,
+        seed=st.integers(0, 99),
+        model=st.builds(ModelSection, name=st.text("abc-\"\\'é", min_size=1), quick_gelu=st.none() | st.booleans()),
+        data=st.builds(
+            DataSection, train=st.just("/a"), class_names=st.lists(st.text(max_size=5), max_size=3).map(tuple)
+        ),
+        learn=st.builds(
+            LearnSection, residual_ratio=st.floats(0.01, 0.99), epochs=st.integers(1, 9), flip=st.booleans()
+        ),
+        quantization=st.builds(QuantizationSection, weight_bits=st.integers(2, 8), keep_float=st.just(("a.*",))),
+    )
+)
+def test_toml_gives_the_same_recipe_back(recipe: Recipe) -> None:
+    import tomllib
+
+    assert parse_recipe(tomllib.loads(to_toml(recipe)), source="x") == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lern": {}}, "x.toml: unknown key 'lern'; did you mean 'learn'?"),
+        ({"lern": {}, "learn": {"epoch": 3}}, "'lern'; did you mean 'learn'.*unknown key 'learn.epoch'"),
+        ({"learn": {"epoch": 3}}, "x.toml: unknown key 'learn.epoch'; did you mean 'learn.epochs'?"),
+        ({"learn": {"epochs": "three"}}, r"x.toml: Expected `int`, got `str` - at `\$.learn.epochs`"),
+        ({"learn": {"epochs": -1}}, "x.toml: epochs must not be negative, got -1"),
+        ({"learn": {"steps": 0}}, "x.toml: steps must be at least 1, got 0"),
+        ({"learn": {"residual_ratio": 1.0}}, "residual_ratio must be between 0 and 1, got 1.0"),
+        ({"learn": {"context_init": ""}}, "num_context_tokens must be at least 1 when context_init is empty"),
+        ({"quantization": {"observer": "best"}}, "Invalid enum value 'best'"),
+        ({"schema_version": 2}, "Invalid enum value 2"),
+    ],
+)
+def test_wrong_recipes_say_what_is_wrong(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_recipe(MINIMAL | change, source="x.toml")
+
+
+def test_recipes_that_are_no_toml_or_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist; `p4q-edge build --print-config`"):
+        read_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[model\n")
+    with pytest.raises(UsageError, match=r"bad\.toml is not TOML"):
+        read_recipe(tmp_path / "bad.toml")
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "p4q.toml").write_text(
+        '[model]\nname = "ViT-B-32"\npretrained = "w.pt"\n[data]\ntrain = "photos"\nclass_names = "names.txt"\n'
+    )
+    recipe = read_recipe(tmp_path / "p4q.toml")
+    assert recipe.data.train == str(tmp_path / "photos")
+    assert recipe.data.class_names == str(tmp_path / "names.txt")
+    assert recipe.model.pretrained == str(tmp_path / "w.pt")
+
+
+def test_every_key_of_a_recipe_is_read_somewhere(repository: Path) -> None:
+    """A field that no code outside its own record mentions would change nothing."""
+    sources = {path: path.read_text() for path in (repository / "p4q_edge").rglob("*.py")}
+    own = sources.pop(repository / "p4q_edge" / "recipe" / "schema.py")
+    used_by_scheme = QuantizationSection().scheme().__dataclass_fields__
+    for section in (ModelSection, DataSection, QuantizationSection, LearnSection):
+        for field in msgspec.structs.fields(section):
+            read = any(f".{field.name}" in text for text in sources.values())
+            assert read or field.name in used_by_scheme or own.count(f"self.{field.name}"), field.name
