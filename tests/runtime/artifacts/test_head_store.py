@@ -106,6 +106,49 @@ def test_commands(
     assert any(label in out for label in ("moon", "star", "comet"))
 
 
+def test_a_head_is_removed_and_no_other(
+    tiny_engine: Path, night: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    add_head(tiny_engine, night)
+    add_head(tiny_engine, night, name="dusk")
+    code, out, _ = run("head", "remove", tiny_engine, "night")
+    assert (code, list(stored_heads(tiny_engine))) == (0, ["dusk"])
+    assert "removed " in out
+    code, _, err = run("head", "remove", tiny_engine, "night")
+    assert code == 2
+    assert "has no head 'night'; it has built-in, dusk." in err
+    code, _, err = run("head", "remove", tiny_engine, "built-in")
+    assert code == 2
+    assert "the built-in head is part of" in err
+    assert "cannot be removed. Others: dusk." in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["classify", "{engine}", "{photo}", "--head", "dawn"],
+        ["head", "calibrate", "{engine}", "{photo}", "--name", "dawn"],
+        ["head", "reset", "{engine}", "--name", "dawn"],
+        ["head", "export", "{engine}", "--name", "dawn", "-o", "a.safetensors"],
+    ],
+)
+def test_an_unknown_head_lists_the_heads(
+    tiny_engine: Path, night: Path, photo: Path, words: list[str], run: Callable[..., tuple[int, str, str]]
+) -> None:
+    add_head(tiny_engine, night)
+    code, _, err = run(*[word.format(engine=tiny_engine, photo=photo) for word in words])
+    assert code == 2
+    assert "'dawn'" in err
+    assert "built-in, night" in err
+
+
+def test_the_built_in_head_can_be_named(tiny_engine: Path, night: Path, photo: Path) -> None:
+    add_head(tiny_engine, night)
+    with ZeroShotClassifier(tiny_engine, heads="built-in") as named, ZeroShotClassifier(tiny_engine) as plain:
+        assert named.active_head == "built-in"
+        assert named.classify(photo) == plain.classify(photo)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,7 +171,8 @@ def test_wrong_exports(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: ACTION. Run: p4q-edge head --help"),
-        (["remove", "a.onnx"], "invalid choice: 'remove'"),
+        (["swap", "a.onnx"], "invalid choice: 'swap'"),
+        (["remove", "a.onnx"], "the following arguments are required: name. Run: p4q-edge head remove --help"),
         (["add", "a.onnx"], "the following arguments are required: source. Run: p4q-edge head add --help"),
         (["list", "a.onnx", "b.safetensors"], "unrecognized arguments: b.safetensors"),
         (["list", "a.onnx", "-o", "b.safetensors"], "unrecognized arguments: -o b.safetensors"),
@@ -153,7 +197,7 @@ def test_common_flags_are_taken_before_and_after_the_action(
     assert out.startswith("{")
 
 
-@pytest.mark.parametrize("action", ["list", "add", "export", "calibrate"])
+@pytest.mark.parametrize("action", ["list", "add", "remove", "export", "calibrate", "reset"])
 def test_every_action_has_a_help_of_its_own(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["head", action, "--help"])

@@ -49,6 +49,8 @@ def commands(tiny_bundle: Path, tiny_engine: Path, photo: Path, tmp_path: Path) 
         "head add": ["head", "add", engine, str(head), "--name", "night"],
         "head list": ["head", "list", engine],
         "head calibrate": ["head", "calibrate", engine, str(labelled)],
+        "head reset": ["head", "reset", engine],
+        "head remove": ["head", "remove", engine, "night"],
         "selftest": ["selftest", engine],
         "doctor": ["doctor"],
     }

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         find_head,
         heads_folder,
         open_head,
+        remove_head,
         require_fit,
         stored_heads,
     )
@@ -84,6 +85,7 @@ __all__ = [
     "read_bundle",
     "read_card",
     "read_golden",
+    "remove_head",
     "require_fit",
     "small_share",
     "stored_heads",
@@ -136,6 +138,7 @@ if not TYPE_CHECKING:
                 "find_head",
                 "heads_folder",
                 "open_head",
+                "remove_head",
                 "require_fit",
                 "stored_heads",
             ),

@@ -61,6 +61,20 @@ def add_head(engine: str | Path, source: str | Path, *, name: str | None = None,
     return name
 
 
+def remove_head(engine: str | Path, name: str) -> Path:
+    """Remove a head from those of an engine, and return the file that was removed.
+
+    Raises:
+        UsageError: there is none of this name, or it is the one folded into the engine.
+    """
+    stored = stored_heads(engine)
+    if name == BUILT_IN:
+        raise UsageError(f"the built-in head is part of {engine} and cannot be removed. Others: {_listed(stored)}.")
+    _require_stored(engine, name, stored)
+    stored[name].unlink()
+    return stored[name]
+
+
 def open_head(source: str | Path) -> Head:
     """Return the head in a `.safetensors` file, or that of a bundle."""
     source = Path(source)
@@ -76,6 +90,14 @@ def find_head(engine: str | Path, name: str) -> Head:
     stored = stored_heads(engine)
     if name == BUILT_IN:
         raise UsageError(f"the built-in head is part of {engine}. Name the bundle instead of the engine to export it.")
+    _require_stored(engine, name, stored)
+    return load_head(stored[name])
+
+
+def _require_stored(engine: str | Path, name: str, stored: dict[str, Path]) -> None:
     if name not in stored:
         raise UsageError(f"{engine} has no head {name!r}; it has {', '.join([BUILT_IN, *stored])}.")
-    return load_head(stored[name])
+
+
+def _listed(stored: dict[str, Path]) -> str:
+    return ", ".join(stored) or "none"

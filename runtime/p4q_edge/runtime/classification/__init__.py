@@ -8,18 +8,28 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification.classifier import RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.classification.head_calibration import (
+        Request,
+        calibrate,
+        reset_calibration,
+        write_calibration,
+    )
     from p4q_edge.runtime.classification.predictions import Failure, Prediction, probabilities
-    from p4q_edge.runtime.classification.score_calibration import FitOptions, Request, calibrate
+    from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, Scores
 
 __all__ = [
     "Failure",
+    "Fit",
     "FitOptions",
     "Prediction",
     "Request",
     "RuntimeOptions",
+    "Scores",
     "ZeroShotClassifier",
     "calibrate",
     "probabilities",
+    "reset_calibration",
+    "write_calibration",
 ]
 
 if not TYPE_CHECKING:
@@ -35,10 +45,16 @@ if not TYPE_CHECKING:
                 "Prediction",
                 "probabilities",
             ),
-            "score_calibration": (
-                "FitOptions",
+            "head_calibration": (
                 "Request",
                 "calibrate",
+                "reset_calibration",
+                "write_calibration",
+            ),
+            "score_calibration": (
+                "Fit",
+                "FitOptions",
+                "Scores",
             ),
         },
     )

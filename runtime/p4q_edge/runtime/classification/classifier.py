@@ -318,7 +318,7 @@ def _load_heads(
 def _given_heads(
     heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, *, stored: Mapping[str, Head]
 ) -> dict[str, Head]:
-    if heads is None:
+    if heads is None or heads == BUILT_IN:
         return {}
     if isinstance(heads, Mapping):
         given = dict(heads)
@@ -330,7 +330,16 @@ def _given_heads(
             key = str(name) if str(name) in stored else Path(name).stem
             if key in given:
                 raise UsageError(f"two heads are named {key!r}; rename one of the files.")
-            given[key] = stored[key] if str(name) in stored else open_head(name)
+            given[key] = stored[key] if str(name) in stored else _opened(name, stored)
     if BUILT_IN in given:
         raise UsageError(f"a head cannot be named {BUILT_IN!r}, the name of the engine's own. Rename it.")
     return given
+
+
+def _opened(name: str | Path, stored: Mapping[str, Head]) -> Head:
+    """Return the head in a file; a word that names none is answered with the heads that there are."""
+    if not Path(name).exists() and Path(name).suffix not in (".safetensors", ".p4q"):
+        raise UsageError(
+            f"no head is named {str(name)!r}; there are {', '.join([BUILT_IN, *stored])}. Or name a .safetensors file."
+        )
+    return open_head(name)

@@ -128,14 +128,24 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
     "head calibrate": {
         "engine": _ENGINE,
         "head": "name of the head",
-        "calibration": "what was fitted, on all images",
+        "applied": "whether it was written; only with `--apply`, and only what is better",
+        "calibration": "fitted on all images, or that of the head where nothing better was found",
         "samples": "number of labelled images",
-        "ece_before": "expected calibration error at temperature 1",
-        "ece_after": "the same where each half of the images is judged with the temperature of the other half",
-        "accepted": "share of the labelled images whose answer reaches its threshold",
-        "accepted_accuracy": "share of right answers among these",
+        "folds": "parts of the images; each is judged with what was fitted on the others",
+        "accuracy": "share of right answers, whatever their score",
+        "before": "what the head's calibration does: `ece` (expected calibration error), `unknown` (share of the "
+        "labelled images below their threshold), `accepted_accuracy` (share of right answers among the others), "
+        "`unknown_rejected` (share of images of unknown classes that are rejected, or null)",
+        "after": "the same of what was fitted, cross-validated",
+        "refused": "what was fitted and not taken, and why",
         "unknown_samples": "number of images of unknown classes",
-        "unknown_rejected": "share of these that are rejected; None without any",
+    },
+    "head remove": {"engine": _ENGINE, "name": "of the head", "path": "file that was removed"},
+    "head reset": {
+        "engine": _ENGINE,
+        "head": "name of the head",
+        "before": "the calibration that it had",
+        "calibration": "the one that it has now",
     },
     "head export": {"output": "path of the head", "class_names": "in the order of the logits"},
     "calibrate": {

@@ -12,7 +12,7 @@ RUNTIME_HELP: Mapping[str, str] = {
     "validate": "compare PyTorch, ONNX and engine on real images",
     "bench": "measure latency, throughput and memory of an engine",
     "doctor": "check this machine and suggest fixes",
-    "head": "list, add, export or calibrate the class sets of an engine",
+    "head": "list, add, remove, export, calibrate or reset the class sets of an engine",
 }
 """Each is the object `COMMAND` of the module of its name in `cli/commands`."""
 
@@ -32,7 +32,9 @@ ACTIONS_HELP: Mapping[str, Mapping[str, str]] = {
         "list": "list the class sets of an engine",
         "add": "add a class set to an engine",
         "export": "write a class set to a file",
-        "calibrate": "fit probabilities and thresholds on the built engine",
+        "remove": "remove a class set from an engine",
+        "calibrate": "fit probabilities and thresholds on the built engine, and write them with --apply",
+        "reset": "give a class set its first calibration again: temperature 1, no thresholds",
     },
 }
 """Subcommands of subcommands."""

@@ -1,14 +1,19 @@
-"""`p4q-edge head`: list the class sets of an engine, add one, write one to a file, or calibrate its scores."""
+"""`p4q-edge head`: list the class sets of an engine, add, remove or export one, or calibrate its scores."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import shlex
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.cli.command import Command, CommandGroup, Output
 from p4q_edge.runtime.storage import printable
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.classification import Fit
 
 _ENGINE = "engine (.onnx, .plan)"
 _NAME = "name of the head (default: the built-in one)"
@@ -50,6 +55,43 @@ class CalibrateRequest:
     bundle: Path | None = None
     accuracy: float | None = None
     per_class: bool | None = None
+    max_unknown: float | None = None
+    apply: bool = False
+
+    def command(self) -> str:
+        """Return the command line of this request."""
+        words: list[object] = ["p4q-edge head calibrate", shlex.quote(str(self.engine)), shlex.quote(str(self.data))]
+        for option, value in (("--name", self.name), ("--unknown", self.unknown), ("--bundle", self.bundle)):
+            words += [] if value is None else [option, shlex.quote(str(value))]
+        for option, number in (("--accuracy", self.accuracy), ("--max-unknown", self.max_unknown)):
+            words += [] if number is None else [option, number]
+        return " ".join(map(str, [*words, *["--per-class"] * bool(self.per_class), *["--apply"] * self.apply]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveRequest:
+    """What `head remove` was asked for."""
+
+    engine: Path
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResetRequest:
+    """What `head reset` was asked for."""
+
+    engine: Path
+    name: str | None = None
+
+
+def _add_remove(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, help=_ENGINE)
+    parser.add_argument("name", help="name of the head, see `head list`")
+
+
+def _add_reset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, help=_ENGINE)
+    parser.add_argument("--name", help=_NAME)
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -76,13 +118,19 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, help="bundle of the engine; images it was learned from are left out")
     parser.add_argument("--accuracy", type=float, help="least accuracy of accepted answers (default: 0.95)")
     parser.add_argument("--per-class", action="store_true", default=None, help="fit a threshold for each class")
+    parser.add_argument(
+        "--max-unknown",
+        type=float,
+        help="most of the labelled images whose answers thresholds may make unknown (default: 0.5)",
+    )
+    parser.add_argument("--apply", action="store_true", help="write what is better; a terminal is asked first")
 
 
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
     import msgspec
 
-    from p4q_edge.runtime.artifacts import BUILT_IN, read_bundle
-    from p4q_edge.runtime.classification import FitOptions, Request, calibrate
+    from p4q_edge.runtime.artifacts import BUILT_IN, find_head, read_bundle, read_card
+    from p4q_edge.runtime.classification import FitOptions, Request, calibrate, write_calibration
     from p4q_edge.runtime.evaluation import found_names, learned_digests
 
     bundle = None if request.bundle is None else read_bundle(request.bundle)
@@ -94,16 +142,97 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
         learned=learned_digests(bundle),
         other_names=found_names(bundle) if request.name in (None, BUILT_IN) else (),
     )
-    given = {name: value for name in ("accuracy", "per_class") if (value := getattr(request, name)) is not None}
+    names = ("accuracy", "per_class", "max_unknown")
+    given = {name: value for name in names if (value := getattr(request, name)) is not None}
     fitted = calibrate(wanted, FitOptions(**given))
-    document = {"engine": str(request.engine), "head": wanted.head, **msgspec.to_builtins(fitted)}
-    text = (
-        f"temperature {fitted.calibration.temperature:.3f}, ECE {fitted.ece_before:.3f} -> {fitted.ece_after:.3f} "
-        f"(cross-fitted, n = {fitted.samples})\nthreshold {fitted.calibration.threshold:.3f}: accepts "
-        f"{fitted.accepted:.1%} of the answers, {fitted.accepted_accuracy:.1%} of these are right"
+    old = (read_card(request.engine) if wanted.head == BUILT_IN else find_head(request.engine, wanted.head)).calibration
+    better, text = fitted.calibration != old, _comparison(fitted)
+    asked = better and request.apply and not (output.force or output.json) and _is_terminal()
+    if asked:
+        output.write(document={}, text=text)
+        text = ""
+    applied = better and request.apply and (not asked or _agreed(wanted.head))
+    if applied:
+        write_calibration(request.engine, wanted.head, fitted.calibration)
+    document = {"engine": str(request.engine), "head": wanted.head, "applied": applied, **msgspec.to_builtins(fitted)}
+    output.write(document=document, text=f"{text}\n{_ending(request, better=better, applied=applied)}".lstrip("\n"))
+    return 0
+
+
+def _is_terminal() -> bool:
+    """Return whether somebody can be asked; where nobody can, `--apply` is the answer."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _agreed(head: str) -> bool:
+    sys.stderr.write(f"Write this calibration to the head {head}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _comparison(fitted: Fit) -> str:
+    """Return what the head's calibration and the new one do, as a table."""
+    before, after = fitted.before, fitted.after
+    rows = [
+        ("calibration error (ECE)", f"{before.ece:.3f}", f"{after.ece:.3f}"),
+        ("unknown", f"{before.unknown:.1%}", f"{after.unknown:.1%}"),
+        ("right among the known", f"{before.accepted_accuracy:.1%}", f"{after.accepted_accuracy:.1%}"),
+    ]
+    if before.unknown_rejected is not None and after.unknown_rejected is not None:
+        label = f"rejected of {fitted.unknown_samples} strangers"
+        rows.append((label, f"{before.unknown_rejected:.1%}", f"{after.unknown_rejected:.1%}"))
+    lines = [f"{label:<26}{first:>8}{second:>8}" for label, first, second in rows]
+    taken = fitted.calibration
+    own = f", {len(taken.class_thresholds)} classes have their own" if taken.class_thresholds else ""
+    return "\n".join(
+        [
+            f"top-1 {fitted.accuracy:.1%}, n = {fitted.samples} (no calibration changes it)",
+            f"{'':<26}{'before':>8}{'after':>8}  after: cross-validated, {fitted.folds} folds",
+            *lines,
+            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}{own}",
+            *(f"not taken: {reason}" for reason in fitted.refused),
+        ]
     )
-    if fitted.unknown_rejected is not None:
-        text += f"; rejects {fitted.unknown_rejected:.1%} of the unknown (n = {fitted.unknown_samples})"
+
+
+def _ending(request: CalibrateRequest, *, better: bool, applied: bool) -> str:
+    if not better:
+        return "nothing better was found; the head stays as it is"
+    if applied:
+        named = "" if request.name is None else f" --name {request.name}"
+        return f"written. Undo it: p4q-edge head reset {shlex.quote(str(request.engine))}{named}"
+    if request.apply:
+        return "nothing was written"
+    return f"nothing was written. Write it: {replace(request, apply=True).command()}"
+
+
+def _remove(request: RemoveRequest, output: Output) -> int:
+    from p4q_edge.runtime.artifacts import remove_head
+
+    path = remove_head(request.engine, request.name)
+    document = {"engine": str(request.engine), "name": request.name, "path": str(path)}
+    output.write(document=document, text=f"removed {path}")
+    return 0
+
+
+def _reset(request: ResetRequest, output: Output) -> int:
+    import msgspec
+
+    from p4q_edge.runtime.artifacts import BUILT_IN
+    from p4q_edge.runtime.classification import reset_calibration
+
+    name = request.name or BUILT_IN
+    before, after = reset_calibration(request.engine, name)
+    document = {
+        "engine": str(request.engine),
+        "head": name,
+        "before": msgspec.to_builtins(before),
+        "calibration": msgspec.to_builtins(after),
+    }
+    text = (
+        f"{name}: temperature {before.temperature:.3g} -> {after.temperature:g}, "
+        f"threshold {before.threshold:.3f} -> {after.threshold:g}"
+    )
     output.write(document=document, text=text)
     return 0
 
@@ -174,8 +303,20 @@ COMMAND = CommandGroup(
                 bundle=args.bundle,
                 accuracy=args.accuracy,
                 per_class=args.per_class,
+                max_unknown=args.max_unknown,
+                apply=args.apply,
             ),
             run=_calibrate,
+        ),
+        "remove": Command(
+            add_arguments=_add_remove,
+            request=lambda args: RemoveRequest(engine=args.engine, name=args.name),
+            run=_remove,
+        ),
+        "reset": Command(
+            add_arguments=_add_reset,
+            request=lambda args: ResetRequest(engine=args.engine, name=args.name),
+            run=_reset,
         ),
     }
 )

@@ -1,0 +1,102 @@
+"""Calibrate a head of an engine on labelled images: run the engine, fit, and write what was fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from p4q_edge.runtime.artifacts import BUILT_IN, Calibration, Card, Head, find_head, read_card, stored_heads, write_card
+from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit
+from p4q_edge.runtime.engines import Engine, load_engine
+from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders
+from p4q_edge.runtime.storage import atomic_write
+
+_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to calibrate with which images.
+
+    Attributes:
+        engine: the engine, with its card.
+        data: folder of labelled images, one folder a class.
+        head: name of the head; the built-in one is that of the card.
+        unknown: folder of images that show none of the classes, or None.
+        learned: SHA-256 of images that the model was learned from; they are left out.
+        other_names: other names of the head's classes in the same order, such as the folders learned from.
+    """
+
+    engine: Path
+    data: Path
+    head: str = BUILT_IN
+    unknown: Path | None = None
+    learned: frozenset[str] = frozenset()
+    other_names: tuple[str, ...] = ()
+
+
+def calibrate(request: Request, options: FitOptions) -> Fit:
+    """Run labelled images through an engine and fit; nothing is written, see `write_calibration`.
+
+    Raises:
+        InputError: the images do not fit the classes, or are too few.
+        ArtifactError: engine, card and head do not fit each other.
+    """
+    card = read_card(request.engine)
+    head = card if request.head == BUILT_IN else find_head(request.engine, request.head)
+    images = read_class_folders(
+        request.data,
+        class_names=head.class_names,
+        spec=card.preprocess,
+        learned=request.learned,
+        other_names=request.other_names,
+    )
+    engine = load_engine(request.engine, card)
+    try:
+        rows = [
+            _logits(engine, images.pixels[slice(start, start + _BATCH)], head)
+            for start in range(0, len(images.labels), _BATCH)
+        ]
+        unknown = None if request.unknown is None else _unknown_logits(engine, request.unknown, card, head)
+    finally:
+        engine.close()
+    return fit(np.concatenate(rows), images.labels, head=head, unknown=unknown, options=options)
+
+
+def _logits(engine: Engine, batch: np.ndarray, head: Head | Card) -> np.ndarray:
+    if isinstance(head, Head):
+        return head.apply(engine.run(batch, ("features",))["features"])[0]
+    return engine.run(batch, ("logits",))["logits"]
+
+
+def _unknown_logits(engine: Engine, folder: Path, card: Card, head: Head | Card) -> np.ndarray:
+    prepared = (preprocess(load_image(image), card.preprocess) for image in expand(folder))
+    return np.concatenate([_logits(engine, np.stack(batch), head) for batch in batched(prepared, _BATCH)])
+
+
+def write_calibration(engine: Path, name: str, calibration: Calibration) -> None:
+    """Write a calibration into the card of an engine (the built-in head) or the file of one of its heads.
+
+    Raises:
+        UsageError: there is no such head.
+    """
+    if name == BUILT_IN:
+        write_card(engine, msgspec.structs.replace(read_card(engine), calibration=calibration), force=True)
+        return
+    changed = replace(find_head(engine, name), calibration=calibration)
+    atomic_write(stored_heads(engine)[name], changed.to_bytes(), force=True)
+
+
+def reset_calibration(engine: Path, name: str) -> tuple[Calibration, Calibration]:
+    """Give a head the calibration that it was made with: temperature 1, no thresholds. Return that before and after.
+
+    Raises:
+        UsageError: there is no such head.
+    """
+    head: Head | Card = read_card(engine) if name == BUILT_IN else find_head(engine, name)
+    after = Calibration(activation=head.calibration.activation)
+    write_calibration(engine, name, after)
+    return head.calibration, after
