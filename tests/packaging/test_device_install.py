@@ -86,8 +86,7 @@ def test_the_tests_of_the_runtime_pass_on_the_oldest_python(
     runtime_environment: Any, repository: Path, tmp_path: Path
 ) -> None:
     constraints = str(repository / "tools/constraints.txt")
-    # cuda-bindings as on a device: the tests of TensorRT start workers that import it, next to a double of the rest.
-    runtime_environment.install("--constraint", constraints, "pytest", "hypothesis", "cuda-bindings")
+    runtime_environment.install("--constraint", constraints, "pytest", "hypothesis")
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(repository), "-c", str(repository / "pyproject.toml"))
     done = runtime_environment.run(
         "python", "-m", "pytest", *options, "--basetemp", str(tmp_path / "inner"), str(repository / "tests/runtime")

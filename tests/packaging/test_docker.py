@@ -10,16 +10,12 @@ import pytest
 
 from p4q_edge.runtime.cli import main as cli
 
-JETPACKS = {
-    "jetpack6": "cuda-bindings==12.*",
-    "jetpack7.2": "cuda-bindings==13.*",
-    "jetpack7.2.2": "cuda-bindings==13.*",
-}
+JETPACKS = ("jetpack6", "jetpack7.2", "jetpack7.2.2")
 
 
 def test_each_jetpack_has_one_and_the_guide_names_it(repository: Path) -> None:
     found = {path.name.removesuffix(".Dockerfile") for path in (repository / "tools/docker").glob("*.Dockerfile")}
-    assert found == JETPACKS.keys()
+    assert found == set(JETPACKS)
     guide = (repository / "runtime/README.md").read_text(encoding="utf-8")
     assert all(f"../tools/docker/{name}.Dockerfile" in guide for name in found)
 
@@ -29,8 +25,8 @@ def test_a_dockerfile_installs_the_runtime_beside_the_systems_tensorrt(repositor
     text = (repository / f"tools/docker/{name}.Dockerfile").read_text(encoding="utf-8")
     assert "NOT RUN on a board" in text.replace("\n# ", " ")
     assert "--system-site-packages" in text
-    assert f"'{JETPACKS[name]}'" in text
-    assert "'/opt/p4q-edge/runtime[tensorrt]'" in text
+    # The driver is enough: no CUDA package is installed.
+    assert re.search(r"pip install --no-cache-dir /opt/p4q-edge/runtime$", text, re.MULTILINE)
     assert "torch" not in text
     # What is copied exists, but for the packages that only NVIDIA may give.
     copied = re.findall(r"(?m)^COPY (\S+)", text)

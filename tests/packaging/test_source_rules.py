@@ -200,7 +200,7 @@ def test_every_requirement_is_pinned(repository: Path) -> None:
         optional = metadata["optional-dependencies"]
         groups = [
             metadata["dependencies"],
-            *(optional[name] for name in optional if name not in ("tensorrt", "pycuda")),
+            *(optional[name] for name in optional if name != "pycuda"),
         ]
         for requirement in (line for group in groups for line in group):
             name = re.split(r"[^\w-]", requirement)[0].replace("_", "-").lower()

@@ -17,10 +17,12 @@ from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.card import card_path, read_card, write_card
 from p4q_edge.runtime.builders.build import build_engine
 from p4q_edge.runtime.cli import main as cli
+from p4q_edge.runtime.engines.cuda.device import open_cuda
 from p4q_edge.runtime.engines.onnxruntime.engine import optimized_path
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.storage.files import sha256_file
 
+from doubles import libcuda as libcuda_double
 from doubles.cuda import RecordingCuda
 from doubles.tensorrt import CLASSES_BEHIND, CLASSES_OF_MODULE, SURFACE, TensorRTDouble, compute, make_module
 from doubles.tensorrt_api import SIDE, IConstantLayer, IDequantizeLayer, ILayer, ITensor
@@ -172,23 +174,35 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[TensorRTDouble], None]
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> None:
-    def open_cuda(backend: str = "auto", *, device: int = 0) -> RecordingCuda:
+    def open_double(backend: str = "auto", *, device: int = 0) -> RecordingCuda:
         double.calls.append("open_cuda")
         return double.cuda
 
     for module in ("engines.tensorrt.engine", "builders.tensorrt.builder", "builders.tensorrt.worker"):
-        monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_cuda)
+        monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_double)
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", double.trt)
 
 
-@pytest.fixture
-def gpu() -> Iterator[Any]:
-    """A real GPU through cuda.bindings; tests with it are skipped, and counted, where there is none."""
-    pytest.importorskip("cuda.bindings.runtime", reason="no GPU: cuda-bindings is not installed")
-    from p4q_edge.runtime.engines.cuda.bindings import CudaBindings
+@pytest.fixture(scope="session")
+def libcuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The double of the driver's library, compiled."""
+    if libcuda_double.COMPILER is None:
+        pytest.skip("no C compiler for the double of the CUDA driver")
+    return libcuda_double.compile_library(tmp_path_factory.mktemp("libcuda"))
 
+
+@pytest.fixture
+def libcuda(libcuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> libcuda_double.LibCuda:
+    """Make that double the driver of this process."""
+    monkeypatch.setattr("p4q_edge.runtime.machine.cuda_driver.LIBRARY", str(libcuda_library))
+    return libcuda_double.LibCuda(libcuda_library)
+
+
+@pytest.fixture(params=["driver", "cuda-bindings"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A real GPU through each backend; tests with it are skipped, and counted, where there is none."""
     try:
-        backend = CudaBindings(0)
+        backend = open_cuda(request.param)
     except EnvironmentNotAbleError as error:
         pytest.skip(f"no GPU: {error}")
     with backend.current():

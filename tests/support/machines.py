@@ -56,8 +56,6 @@ JETSON = replace(
 
 WORKING = {
     "cuda": DRIVER,
-    "cuda-bindings": Probe(facts={"version": "12.9.10", "device_count": 1}),
-    "pycuda": ABSENT,
     "tensorrt": Probe(facts={"version": "10.3.0"}),
     "onnxruntime": Probe(facts={"version": "1.23.2", "providers": ["CPUExecutionProvider"]}),
 }

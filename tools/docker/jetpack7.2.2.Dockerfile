@@ -12,7 +12,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /opt/tensorrt11
 COPY runtime /opt/p4q-edge/runtime
 RUN python3 -m venv --system-site-packages /opt/p4q-edge/venv \
-    && /opt/p4q-edge/venv/bin/pip install --no-cache-dir '/opt/p4q-edge/runtime[tensorrt]' 'cuda-bindings==13.*'
+    && /opt/p4q-edge/venv/bin/pip install --no-cache-dir /opt/p4q-edge/runtime
 ENV PATH=/opt/p4q-edge/venv/bin:${PATH}
 WORKDIR /data
 # `doctor` names the TensorRT that is found; it must be 11.4.1 or newer.

@@ -9,7 +9,7 @@ ARG BASE=nvcr.io/nvidia/tensorrt:26.04-py3
 FROM ${BASE}
 COPY runtime /opt/p4q-edge/runtime
 RUN python3 -m venv --system-site-packages /opt/p4q-edge/venv \
-    && /opt/p4q-edge/venv/bin/pip install --no-cache-dir '/opt/p4q-edge/runtime[tensorrt]' 'cuda-bindings==13.*'
+    && /opt/p4q-edge/venv/bin/pip install --no-cache-dir /opt/p4q-edge/runtime
 ENV PATH=/opt/p4q-edge/venv/bin:${PATH}
 WORKDIR /data
 ENTRYPOINT ["p4q-edge"]

@@ -84,7 +84,9 @@ def test_tensorrt_that_is_missing_is_said_so(
     tiny_bundle: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EnvironmentNotAbleError, match=r"TensorRT is not installed, and .* name .*out\.onnx instead"):
+    with pytest.raises(
+        EnvironmentNotAbleError, match=r"TensorRT is not installed for this Python, and .* name .*out\.onnx instead"
+    ):
         build_engine(tiny_bundle, tmp_path / f"out{suffix}")
     assert list(tmp_path.iterdir()) == []
 

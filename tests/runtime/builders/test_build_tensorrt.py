@@ -117,7 +117,7 @@ def fingerprint(device: str) -> Mapping[str, str]:
 
 @pytest.mark.usefixtures("with_tensorrt")
 def test_a_plan_is_loaded_and_proved_like_any_engine(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.setattr(tensorrt_builder, "build_plan", Builder("int8"))
     monkeypatch.setattr(tensorrt, "TensorRTEngine", Plan)
@@ -132,6 +132,10 @@ def test_a_plan_is_loaded_and_proved_like_any_engine(
     assert proof.selftest(engine).problem() is None
     monkeypatch.setattr(Plan, "moved", 3e-3)
     assert "embeddings moved by 3.00e-03" in str(proof.selftest(engine).problem())
+    code, _, err = run("selftest", engine)
+    assert code == 5
+    assert "since the engine was built on this machine" in err
+    assert "This is TensorRT 10.3.0: boards with 10.3 are reported to compute DINOv2-like vision transformers" in err
 
 
 @pytest.mark.usefixtures("with_tensorrt")

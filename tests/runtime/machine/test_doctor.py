@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from machines import ABSENT, DRIVER, GIB, JETSON, PC, WORKING, environment
 
-from p4q_edge.runtime.machine import findings
+from p4q_edge.runtime.machine import advice, findings
 from p4q_edge.runtime.machine.findings import Environment, Finding, able_backends, examine
 from p4q_edge.runtime.machine.host import Host, PowerMode
 from p4q_edge.runtime.machine.library_probe import Probe
@@ -34,8 +34,7 @@ def test_a_jetson_in_order() -> None:
         "Power mode": "MAXN_SUPER",
         "ONNX Runtime": "1.23.2 with CPUExecutionProvider",
         "CUDA driver": "driver for CUDA 12.6: Orin (sm_87, 8.0 GiB)",
-        "CUDA from Python": "cuda-bindings 12.9.10",
-        "TensorRT": "10.3.0",
+        "TensorRT": f"10.3.0. {advice.wrong_transformers('10.3.0')}",
         "Toolkit": "not installed; learning and export need it, a device does not",
     }
 
@@ -149,20 +148,49 @@ def test_onnxruntime_missing() -> None:
     ],
 )
 def test_without_a_driver_the_driver_is_what_to_install(host: Host, fix: str) -> None:
-    seen = environment(host, cuda=ABSENT, cuda_bindings=ABSENT)
-    assert finding("CUDA driver", seen).fix == fix
-    assert finding("CUDA from Python", seen).fix == fix
+    assert finding("CUDA driver", environment(host, cuda=ABSENT)).fix == fix
 
 
-def test_pycuda_is_the_second_choice() -> None:
-    found = finding("CUDA from Python", environment(cuda_bindings=ABSENT, pycuda=Probe(facts={"version": "2026.1"})))
-    assert found.status == "ok"
-    assert found.message.startswith("pycuda 2026.1; cuda-bindings cannot be used: ")
+@pytest.mark.parametrize(
+    ("host", "fix"),
+    [
+        (PC, "sudo apt install nvidia-driver  # on Ubuntu: sudo ubuntu-drivers install"),
+        (JETSON, "sudo apt install cuda-compat-12-9  # from NVIDIA's CUDA repository"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_no_missing_driver(host: Host, fix: str) -> None:
+    old = Probe(problem=f"{advice.OLD_DRIVER}: expected one for CUDA 11.4 or newer, it is for CUDA 11.2")
+    assert finding("CUDA driver", environment(host, cuda=old)).fix == fix
+    refused = Probe(problem=advice.refused_by_driver("10.16.1", driver="12.6"))
+    found = finding("TensorRT", environment(host, tensorrt=refused))
+    assert (found.status, found.fix) == ("missing", fix)
 
 
-def test_cuda_bindings_have_the_major_version_of_the_driver() -> None:
-    found = finding("CUDA from Python", environment(cuda_bindings=ABSENT))
-    assert (found.status, found.fix) == ("missing", "pip install 'cuda-bindings==12.*'")
+@pytest.mark.parametrize(
+    ("version", "jetpack", "capability", "status"),
+    [
+        ("10.13.3.9", 7, "8.7", "missing"),
+        ("10.16.1.11", 7, "8.7", "ok"),
+        ("10.13.3.9", 7, "11.0", "note"),
+        ("10.3.0", 6, "8.7", "note"),
+        ("11.4.0.106", 7, "8.7", "ok"),
+    ],
+)
+def test_what_is_known_of_a_tensorrt_is_said(version: str, jetpack: int, capability: str, status: str) -> None:
+    host = replace(JETSON, jetpack=jetpack, l4t="38.2.0" if jetpack == 7 else JETSON.l4t)
+    device = {"name": "GPU", "compute_capability": capability, "memory_bytes": GIB}
+    driver = Probe(facts={"cuda": "13.0", "devices": [device]})
+    seen = environment(host, tensorrt=Probe(facts={"version": version}), cuda=driver)
+    found = finding("TensorRT", seen)
+    assert found.status == status
+    assert able_backends(examine(seen))["tensorrt"] == (status != "missing")
+    if status == "missing":
+        assert found.message.startswith(
+            f"TensorRT {version} of JetPack 7 has no code for Orin (compute capability 8.7)"
+        )
+        assert found.fix == f"docker run --rm -it --runtime nvidia {advice.CONTAINER}"
+    elif status == "note":
+        assert "DINOv2-like" in found.message
 
 
 NEW_ENVIRONMENT = "python3.10 -m venv --system-site-packages .venv-device"

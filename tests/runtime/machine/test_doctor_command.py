@@ -25,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, seen: Environment, *arguments: str) -> 
         (("tensorrt",), (), 0),
         (("tensorrt",), ("--backend", "onnxruntime"), 0),
         (("tensorrt",), ("--backend", "tensorrt"), 3),
-        (("cuda-bindings",), ("--backend", "tensorrt"), 3),
+        (("cuda",), ("--backend", "tensorrt"), 3),
         (("onnxruntime",), ("--backend", "onnxruntime"), 3),
         (("onnxruntime", "tensorrt"), (), 3),
     ],

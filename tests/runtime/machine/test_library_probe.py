@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
 import types
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import library_probe as probe
 from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
+
+from doubles.libcuda import LibCuda
 
 
 def test_a_library_that_works() -> None:
@@ -24,10 +26,11 @@ def test_a_library_that_works() -> None:
     assert found.facts == PROBES["onnxruntime"]()
 
 
-def test_a_library_that_is_not_there() -> None:
-    found = run_probe("pycuda")
-    assert found == Probe(problem="ModuleNotFoundError: No module named 'pycuda'")
-    assert not found.works
+def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(probe.PROBES, "nothing", lambda: __import__("no_such_library"))
+    assert probe.main(["nothing"]) == 1
+    assert capsys.readouterr() == ("", "ModuleNotFoundError: No module named 'no_such_library'\n")
+    assert not Probe(problem="ModuleNotFoundError").works
 
 
 @pytest.fixture
@@ -66,78 +69,42 @@ def test_a_child_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_probe("tensorrt").problem == "no answer within 120 s"
 
 
-class FakeDriver:
-    """The calls of libcuda that the probe makes; `fails` names one that returns an error."""
-
-    def __init__(self, *, devices: int = 1, fails: str = "") -> None:
-        self.devices = devices
-        self.fails = fails
-
-    def __getattr__(self, function: str) -> Any:
-        def call(*arguments: Any) -> int:
-            if function == self.fails:
-                return 100
-            match = {
-                "cuDriverGetVersion": 12060,
-                "cuDeviceGetCount": self.devices,
-                "cuDeviceTotalMem_v2": 8 << 30,
-                "cuDeviceGetAttribute": {75: 8, 76: 7}.get(arguments[1] if len(arguments) > 1 else 0),
-            }
-            if function == "cuDeviceGetName":
-                arguments[0].value = b"Orin"
-            elif function != "cuInit":
-                arguments[0]._obj.value = match[function]
-            return 0
-
-        return call
-
-
-def test_the_driver_is_asked_without_any_package(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
+def test_the_driver_is_asked_without_any_package(libcuda: LibCuda, capsys: pytest.CaptureFixture[str]) -> None:
     assert probe.main(["cuda"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "cuda": "12.6",
-        "devices": [{"name": "Orin", "compute_capability": "8.7", "memory_bytes": 8 << 30}],
+        "devices": [
+            {"name": "Thor", "compute_capability": "11.0", "memory_bytes": 128 << 30, "integrated": True},
+            {"name": "Orin", "compute_capability": "8.7", "memory_bytes": 8 << 30, "integrated": True},
+        ],
     }
 
 
+def test_a_child_finds_the_driver_where_the_system_keeps_it(
+    libcuda_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(libcuda_library.parent))
+    assert [device["name"] for device in run_probe("cuda").facts["devices"]] == ["Thor", "Orin"]
+
+
 @pytest.mark.parametrize(
-    ("driver", "problem"),
-    [
-        (FakeDriver(fails="cuInit"), "OSError: cuInit of the CUDA driver returned 100\n"),
-        (FakeDriver(devices=0), "OSError: the CUDA driver sees no device\n"),
-    ],
+    ("version", "devices", "problem"),
+    [(0, 1, advice.NO_DRIVER), (11000, 1, advice.OLD_DRIVER), (12060, 0, "the driver for CUDA 12.6 finds none")],
 )
 def test_a_driver_that_cannot_be_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], driver: FakeDriver, problem: str
+    libcuda: LibCuda, capsys: pytest.CaptureFixture[str], version: int, devices: int, problem: str
 ) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    libcuda.driver(version, devices=devices)
     assert probe.main(["cuda"]) == 1
-    assert capsys.readouterr() == ("", problem)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert problem in err
+    assert err.count("\n") == 1
 
 
-# The two results of cudaGetDeviceCount that matter.
-CudaError = IntEnum("CudaError", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35})
-
-
-def fake_cuda(monkeypatch: pytest.MonkeyPatch, *, error: CudaError) -> None:
-    runtime = types.ModuleType("cuda.bindings.runtime")
-    runtime.cudaError_t = CudaError  # type: ignore[attr-defined]
-    runtime.cudaGetDeviceCount = lambda: (error, 1)  # type: ignore[attr-defined]
-    bindings = types.ModuleType("cuda.bindings")
-    bindings.runtime = runtime  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "12.9.10")
-
-
-def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, calls: list[str], *, starts: bool = True) -> None:
     module = types.ModuleType("tensorrt")
     module.__version__ = "10.3.0"  # type: ignore[attr-defined]
-    module.Logger = types.SimpleNamespace(ERROR=1)  # type: ignore[attr-defined]
 
     class Logger:
         ERROR = 1
@@ -145,45 +112,36 @@ def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
         def __init__(self, level: int) -> None:
             calls.append("Logger")
 
-    module.Logger = Logger  # type: ignore[attr-defined]
-    module.Runtime = lambda logger: calls.append("Runtime")  # type: ignore[attr-defined]
+    def builder(logger: Logger) -> None:
+        calls.append("Builder")
+        if not starts:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Logger, module.Builder = Logger, builder  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", module)
 
 
-def test_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_cuda(monkeypatch, error=CudaError.cudaSuccess)
-    assert PROBES["cuda-bindings"]() == {"version": "12.9.10", "device_count": 1}
-
-
-def test_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = types.ModuleType("pycuda.driver")
-    driver.init = lambda: None  # type: ignore[attr-defined]
-    driver.Device = types.SimpleNamespace(count=lambda: 2)  # type: ignore[attr-defined]
-    package = types.ModuleType("pycuda")
-    package.driver = driver  # type: ignore[attr-defined]
-    package.VERSION_TEXT = "2026.1"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pycuda", package)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    assert PROBES["pycuda"]() == {"version": "2026.1", "device_count": 2}
-
-
+@pytest.mark.usefixtures("libcuda")
 def test_tensorrt_starts_after_devices_were_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver())
-    fake_cuda(monkeypatch, error=CudaError.cudaSuccess)
     fake_tensorrt(monkeypatch, calls)
     assert PROBES["tensorrt"]() == {"version": "10.3.0"}
-    assert calls == ["Logger", "Runtime"]
+    assert calls == ["Logger", "Builder"]
 
 
-@pytest.mark.parametrize("refusing", ["driver", "runtime"])
-def test_tensorrt_is_not_called_without_a_device(monkeypatch: pytest.MonkeyPatch, refusing: str) -> None:
+def test_tensorrt_is_not_called_without_a_device(libcuda: LibCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(
-        ctypes, "CDLL", lambda name: FakeDriver(fails="cuDeviceGetCount" if refusing == "driver" else "")
-    )
-    fake_cuda(monkeypatch, error=CudaError.cudaErrorInsufficientDriver)
+    libcuda.driver(12060, devices=0)
     fake_tensorrt(monkeypatch, calls)
-    with pytest.raises(OSError, match="returned"):
+    with pytest.raises(EnvironmentNotAbleError, match="finds none"):
         PROBES["tensorrt"]()
     assert calls == []
+
+
+@pytest.mark.usefixtures("libcuda")
+def test_a_tensorrt_of_a_newer_cuda_than_the_drivers_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tensorrt(monkeypatch, [], starts=False)
+    assert probe.main(["tensorrt"]) == 1
+    assert capsys.readouterr().err.startswith("TensorRT 10.3.0 does not start on a driver for CUDA 12.6, as happens")

@@ -36,6 +36,7 @@ class Cudart(ModuleType):
         self.fail: dict[str, Status] = {}
         self.count = 2
         self.device = 1
+        self.driver_version = 12060
         self.buffers: dict[int, Any] = {}
         self.raise_at_count: RuntimeError | None = None
 
@@ -70,7 +71,7 @@ class Cudart(ModuleType):
         return (properties,)
 
     def _cudaDriverGetVersion(self) -> tuple[int]:
-        return (12060,)
+        return (self.driver_version,)
 
     def _cudaRuntimeGetVersion(self) -> tuple[int]:
         return (12090,)

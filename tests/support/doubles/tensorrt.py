@@ -91,7 +91,7 @@ class TensorRTDouble:
         self.build_failures: list[str] = []
         self.foreign_caches: set[bytes] = set()
         self.refuse_profile = self.refuse_plan = self.refuse_context = self.refuse_shape = self.refuse_address = False
-        self.fail_execute = self.fail_capture = False
+        self.fail_execute = self.fail_capture = self.refuse_builder = False
         self.input_names = ["image"]
         self.input_dtype = "UINT8"
         self.input_shape: tuple[int, ...] = (-1, 3, SIDE, SIDE)

@@ -216,6 +216,9 @@ class Builder:
         self._log = logger
         self._double = Last.double
         self._double.calls.append("Builder")
+        if self._double.refuse_builder:
+            logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         self._double.calls.append(f"create_network({flags})")

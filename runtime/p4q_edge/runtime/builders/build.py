@@ -30,6 +30,7 @@ from p4q_edge.runtime.builders.onnxruntime import cpu_model, inspect_kernels
 from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import noise_floor, rounding_limits_of
 from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_bytes, sha256_file
@@ -269,9 +270,8 @@ def _require_tensorrt(engine: Path) -> None:
         import tensorrt  # noqa: F401
     except ImportError as error:
         raise EnvironmentNotAbleError(
-            f"TensorRT is not installed, and {engine} needs it. On a Jetson use the system's Python packages "
-            "(python3 -m venv --system-site-packages); on x86 run: pip install tensorrt. For a CPU engine name "
-            f"{engine.with_suffix('.onnx')} instead."
+            f"TensorRT is not installed for this Python, and {engine} needs it. {advice.HOW_TO_INSTALL} "
+            f"For a CPU engine name {engine.with_suffix('.onnx')} instead."
         ) from error
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.machine import cpu, provenance
+    from p4q_edge.runtime.machine import advice, cpu, provenance
+    from p4q_edge.runtime.machine.cuda_driver import open_driver, select_device, version_text
     from p4q_edge.runtime.machine.findings import (
         BACKENDS,
         TYPICAL_BUNDLE_BYTES,
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
         examine,
         read_environment,
     )
-    from p4q_edge.runtime.machine.host import Host, read_host
+    from p4q_edge.runtime.machine.host import Host, jetpack_of, read_host
     from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
 
 __all__ = [
@@ -27,18 +28,28 @@ __all__ = [
     "Host",
     "Probe",
     "able_backends",
+    "advice",
     "cpu",
     "examine",
+    "jetpack_of",
+    "open_driver",
     "provenance",
     "read_environment",
     "read_host",
     "run_probe",
+    "select_device",
+    "version_text",
 ]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "cuda_driver": (
+                "open_driver",
+                "select_device",
+                "version_text",
+            ),
             "findings": (
                 "BACKENDS",
                 "Finding",
@@ -49,6 +60,7 @@ if not TYPE_CHECKING:
             ),
             "host": (
                 "Host",
+                "jetpack_of",
                 "read_host",
             ),
             "library_probe": (

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine.host import Host, read_host
 from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
 
@@ -58,7 +59,6 @@ def examine(environment: Environment, *, bundle_bytes: int = TYPICAL_BUNDLE_BYTE
         *_power(environment.host),
         _onnxruntime(environment.probes["onnxruntime"]),
         _cuda(environment),
-        _cuda_bindings(environment),
         _tensorrt(environment),
         _toolkit(environment),
     ]
@@ -203,67 +203,62 @@ def _cuda(environment: Environment) -> Finding:
         )
         text = f"driver for CUDA {probe.facts['cuda']}: {devices}"
         return Finding(subject="CUDA driver", status="ok", message=text, needed_by=("tensorrt",))
+    jetson = environment.host.l4t is not None
+    too_old = advice.OLD_DRIVER in (probe.problem or "")
     return Finding(
         subject="CUDA driver",
         status="missing",
         message=f"no NVIDIA device can be used: {probe.problem}",
-        fix=_install_driver(environment.host),
+        fix=advice.newer_driver(jetson=jetson) if too_old else advice.install_driver(jetson=jetson),
         needed_by=("tensorrt",),
     )
 
 
-def _install_driver(host: Host) -> str:
-    if host.l4t is not None:
-        return "sudo apt install nvidia-jetpack && sudo reboot"
-    return "sudo apt install nvidia-driver  # on Ubuntu: sudo ubuntu-drivers install"
-
-
-def _cuda_bindings(environment: Environment) -> Finding:
-    driver, bindings, pycuda = (environment.probes[name] for name in ("cuda", "cuda-bindings", "pycuda"))
-    subject, needed_by = "CUDA from Python", ("tensorrt",)
-    if bindings.works:
-        text = f"cuda-bindings {bindings.facts['version']}"
-        return Finding(subject=subject, status="ok", message=text, needed_by=needed_by)
-    if pycuda.works:
-        text = f"pycuda {pycuda.facts['version']}; cuda-bindings cannot be used: {bindings.problem}"
-        return Finding(subject=subject, status="ok", message=text, needed_by=needed_by)
-    # The major version must be that of the driver: 13.x bindings do not load on CUDA 12.
-    fix = f"pip install 'cuda-bindings=={_cuda_major(driver)}.*'"
-    return Finding(
-        subject=subject,
-        status="missing",
-        message=f"neither cuda-bindings ({bindings.problem}) nor pycuda ({pycuda.problem}) can be used",
-        fix=fix if driver.works else _install_driver(environment.host),
-        needed_by=needed_by,
-    )
-
-
-def _cuda_major(driver: Probe) -> str:
-    return str(driver.facts.get("cuda", "")).partition(".")[0]
-
-
 def _tensorrt(environment: Environment) -> Finding:
-    host, probe = environment.host, environment.probes["tensorrt"]
+    host, probe, driver = environment.host, environment.probes["tensorrt"], environment.probes["cuda"]
     if probe.works:
-        version = str(probe.facts["version"])
-        return Finding(subject="TensorRT", status="ok", message=version, needed_by=("tensorrt",))
+        return _usable_tensorrt(str(probe.facts["version"]), host, driver)
     running = f"{host.python[0]}.{host.python[1]}"
     message, fix = f"cannot be used: {probe.problem}", ""
-    if host.tensorrt_pythons and running not in host.tensorrt_pythons:
+    if advice.DOES_NOT_START in (probe.problem or ""):
+        fix = advice.newer_driver(jetson=host.l4t is not None)
+    elif host.tensorrt_pythons and running not in host.tensorrt_pythons:
         versions = ", ".join(host.tensorrt_pythons)
         message = f"installed for the system's Python {versions}; this is Python {running}"
         fix = _new_environment(host)
     elif host.tensorrt_pythons and not host.system_site_packages:
         message = "installed for the system's Python, which this virtual environment hides"
         fix = _new_environment(host)
-    elif host.l4t:
-        # PyPI has no TensorRT for the GPU of a Jetson.
-        fix = "sudo apt install nvidia-jetpack python3-libnvinfer"
-    elif environment.probes["cuda"].works:
-        fix = f"pip install tensorrt-cu{_cuda_major(environment.probes['cuda'])}"
+    elif host.l4t or driver.works:
+        fix = advice.install_tensorrt(jetpack=_jetpack(host), cuda=str(driver.facts.get("cuda", "")))
     else:
         fix = "p4q-edge build BUNDLE --engine out.onnx  # the CPU engine needs no TensorRT"
     return Finding(subject="TensorRT", status="missing", message=message, fix=fix, needed_by=("tensorrt",))
+
+
+def _usable_tensorrt(version: str, host: Host, driver: Probe) -> Finding:
+    """Return the finding on a TensorRT that starts: it may still lack code for the GPU, or compute wrong values."""
+    device: Mapping[str, str] = next(iter(driver.facts.get("devices", ())), {})
+    problem = advice.without_code(
+        version, compute_capability=device.get("compute_capability", ""), jetpack=_jetpack(host)
+    )
+    if problem is not None:
+        return Finding(
+            subject="TensorRT",
+            status="missing",
+            message=problem,
+            fix=f"docker run --rm -it --runtime nvidia {advice.CONTAINER}",
+            needed_by=("tensorrt",),
+        )
+    doubt = advice.wrong_transformers(version)
+    if doubt is not None:
+        return Finding(subject="TensorRT", status="note", message=f"{version}. {doubt}", needed_by=("tensorrt",))
+    return Finding(subject="TensorRT", status="ok", message=version, needed_by=("tensorrt",))
+
+
+def _jetpack(host: Host) -> int | None:
+    """Return the major version of JetPack; 0 on a Jetson that does not tell it, None elsewhere."""
+    return (host.jetpack or 0) if host.l4t else None
 
 
 def _toolkit(environment: Environment) -> Finding:

@@ -50,7 +50,8 @@ class Host:
 
 def read_host(*, root: Path = Path("/"), prefix: Path | None = None) -> Host:
     """Read the facts below `root`; `prefix` is the folder of the Python environment, by default the running one."""
-    l4t = _l4t(_text(root / "etc/nv_tegra_release"))
+    release = _text(root / "etc/nv_tegra_release") or ""
+    l4t = _l4t(release)
     memory = _meminfo(_text(root / "proc/meminfo"))
     configuration = _text((prefix or Path(sys.prefix)) / "pyvenv.cfg")
     return Host(
@@ -61,7 +62,7 @@ def read_host(*, root: Path = Path("/"), prefix: Path | None = None) -> Host:
         system_site_packages=configuration is None
         or bool(re.search(r"(?mi)^include-system-site-packages\s*=\s*true\s*$", configuration)),
         l4t=l4t,
-        jetpack=_JETPACK_OF_L4T.get(int(l4t.partition(".")[0])) if l4t else None,
+        jetpack=jetpack_of(release),
         board=(_text(root / "proc/device-tree/model") or "").rstrip("\0\n") or None,
         cpu_features=_cpu_features(_text(root / "proc/cpuinfo") or ""),
         memory_bytes=memory.get("MemTotal"),
@@ -80,8 +81,14 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _l4t(release: str | None) -> str | None:
-    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release or "")
+def jetpack_of(release: str) -> int | None:
+    """Return the major version of JetPack that Jetson's release file tells, or None."""
+    l4t = _l4t(release)
+    return _JETPACK_OF_L4T.get(int(l4t.partition(".")[0])) if l4t else None
+
+
+def _l4t(release: str) -> str | None:
+    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release)
     return f"{found[1]}.{found[2]}" if found else None
 
 

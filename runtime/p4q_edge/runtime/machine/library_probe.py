@@ -6,8 +6,6 @@ imports one into its own.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import subprocess
 import sys
@@ -15,8 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
+from p4q_edge.runtime.machine.advice import refused_by_driver
+from p4q_edge.runtime.machine.cuda_driver import open_driver, select_device, version_text
+
 _TIMEOUT_S = 120
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,65 +52,23 @@ def run_probe(name: str) -> Probe:
 
 def _cuda() -> dict[str, Any]:
     """Ask the driver itself, which needs no Python package."""
-    driver = ctypes.CDLL("libcuda.so.1")
-
-    def call(function: str, *arguments: Any) -> None:
-        code = getattr(driver, function)(*arguments)
-        if code != 0:
-            raise OSError(f"{function} of the CUDA driver returned {code}")
-
-    call("cuInit", 0)
-    version, count = ctypes.c_int(), ctypes.c_int()
-    call("cuDriverGetVersion", ctypes.byref(version))
-    call("cuDeviceGetCount", ctypes.byref(count))
-    devices = []
-    for index in range(count.value):
-        name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        call("cuDeviceGetName", name, len(name), index)
-        call("cuDeviceTotalMem_v2", ctypes.byref(memory), index)
-        call("cuDeviceGetAttribute", ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, index)
-        call("cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, index)
-        devices.append(
-            {
-                "name": name.value.decode(errors="replace"),
-                "compute_capability": f"{major.value}.{minor.value}",
-                "memory_bytes": memory.value,
-            }
-        )
-    if not devices:
-        raise OSError("the CUDA driver sees no device")
-    return {"cuda": f"{version.value // 1000}.{version.value % 1000 // 10}", "devices": devices}
-
-
-def _cuda_bindings() -> dict[str, Any]:
-    import importlib.metadata
-
-    from cuda.bindings import runtime
-
-    error, count = runtime.cudaGetDeviceCount()
-    if error != runtime.cudaError_t.cudaSuccess:
-        raise OSError(f"cudaGetDeviceCount returned {error.name}")
-    return {"version": importlib.metadata.version("cuda-bindings"), "device_count": count}
-
-
-def _pycuda() -> dict[str, Any]:
-    import pycuda
-    import pycuda.driver
-
-    pycuda.driver.init()
-    return {"version": pycuda.VERSION_TEXT, "device_count": pycuda.driver.Device.count()}
+    driver = open_driver()
+    devices = driver.devices()
+    select_device(devices, 0)
+    return {"cuda": version_text(driver.version()), "devices": devices}
 
 
 def _tensorrt() -> dict[str, Any]:
     # Before a device has been counted, TensorRT's runtime returns an object that later ends the process.
-    _cuda()
-    with contextlib.suppress(ImportError):
-        # The CUDA runtime can refuse a driver that is too old for it, although the driver itself works.
-        _cuda_bindings()
+    driver = _cuda()["cuda"]
     import tensorrt
 
-    tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
+    log = tensorrt.Logger(tensorrt.Logger.ERROR)
+    try:
+        # Its runtime starts on a driver that is too old for it, and fails later; its builder does not.
+        tensorrt.Builder(log)
+    except TypeError as error:
+        raise EnvironmentNotAbleError(refused_by_driver(tensorrt.__version__, driver=driver)) from error
     return {"version": tensorrt.__version__}
 
 
@@ -121,8 +80,6 @@ def _onnxruntime() -> dict[str, Any]:
 
 PROBES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "cuda": _cuda,
-    "cuda-bindings": _cuda_bindings,
-    "pycuda": _pycuda,
     "tensorrt": _tensorrt,
     "onnxruntime": _onnxruntime,
 }
@@ -133,8 +90,10 @@ def main(arguments: list[str]) -> int:
     (name,) = arguments
     try:
         facts = PROBES[name]()
+    except P4QEdgeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except (ImportError, OSError, RuntimeError, TypeError) as error:
-        # TensorRT's factories raise TypeError where they could not make the object.
         sys.stderr.write(f"{type(error).__name__}: {error}\n".replace("\n", " ").strip() + "\n")
         return 1
     sys.stdout.write(json.dumps(facts) + "\n")

@@ -32,6 +32,7 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
         drift: largest absolute difference of embeddings to those at build time; None on another machine.
         max_drift: the limit of `drift`.
         min_cosine: the limit of `cosine_min`: from the noise of the model, or its bit width where none was recorded.
+        doubt: what is known of wrong values of the library that built the engine, or None.
     """
 
     samples: int
@@ -43,6 +44,7 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
     drift: float | None = None
     max_drift: float = MAX_DRIFT["onnxruntime"]
     min_cosine: float = least_cosine(FULL_BITS)
+    doubt: str | None = None
 
     def problem(self) -> str | None:
         """Return in words what is wrong, or None if the engine computes what the reference computes."""
@@ -110,12 +112,15 @@ def require(result: GoldenResult, *, engine: str) -> None:
     """Raise `QualityGateError` if the comparison failed."""
     problem = result.problem()
     if problem is not None:
-        raise QualityGateError(wrong_values(engine, problem))
+        raise QualityGateError(wrong_values(engine, problem, doubt=result.doubt))
 
 
-def wrong_values(engine: str, problem: str) -> str:
-    """Return the message of a failed comparison."""
-    return f"{engine} computes wrong values here: {problem}. Build it again on this machine with `p4q-edge build`."
+def wrong_values(engine: str, problem: str, *, doubt: str | None = None) -> str:
+    """Return the message of a failed comparison; `doubt` is what is known of wrong values of the library."""
+    known = f" {doubt}." if doubt else ""
+    return (
+        f"{engine} computes wrong values here: {problem}.{known} Build it again on this machine with `p4q-edge build`."
+    )
 
 
 def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:

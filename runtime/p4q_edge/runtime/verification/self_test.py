@@ -11,6 +11,7 @@ import numpy as np
 from p4q_edge.runtime.artifacts import Card, read_card, verify_parts
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
 from p4q_edge.runtime.verification.golden_check import MAX_DRIFT, GoldenResult, compare, require, run_golden
 
@@ -52,7 +53,8 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
     outputs = run_golden(engine, golden)
     result = compare(outputs, golden, logit_scale=card.logit_scale, recorded=recorded, limits=card.limits)
-    return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend])
+    doubt = advice.wrong_transformers(card.built_with["tensorrt"]) if card.backend == "tensorrt" else None
+    return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend], doubt=doubt)
 
 
 def ensure_golden(engine: Engine, card: Card, *, name: str, device: str = "auto") -> None:

@@ -30,6 +30,7 @@ class FakeWorker:
 
     def __init__(self, golden: Golden, *, speedup: float = 1.2) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.version = "10.3.0"
         self.cosine = {"int8": 0.9996, "fp16": 0.9}
         self.float_cosine = {"int8": 0.998, "fp16": 1.0}
         self.speedup = speedup
@@ -49,7 +50,7 @@ class FakeWorker:
             Path(request["plan"]).write_bytes(f"the {name} plan".encode())
             Path(request["plan"]).with_name("timing-trt10.3.0-sm87-orin.cache").write_bytes(f"after {name}".encode())
             return {
-                "built_with": {"tensorrt": "10.3.0", "precision": name},
+                "built_with": {"tensorrt": self.version, "precision": name},
                 "inspection": {"gemms": {name: 48}},
                 "size_bytes": 13,
                 "seconds": 60.0,
@@ -140,7 +141,14 @@ def test_wrong_int8_is_not_kept_however_fast(tmp_path: Path, golden: Golden) -> 
 def test_two_wrong_plans_leave_nothing(tmp_path: Path, golden: Golden) -> None:
     worker = FakeWorker(golden)
     worker.cosine["int8"] = worker.float_cosine["fp16"] = 0.5
-    with pytest.raises(QualityGateError, match="no plan computes what the reference computes"):
+    with pytest.raises(
+        QualityGateError,
+        match=r"no plan computes .* Nothing was written\. This is TensorRT 10\.3\.0: .* DINOv2-like .* 10\.16\.1 "
+        r"computes right .* container nvcr\.io/nvidia/tensorrt:26\.03-py3\. Run `p4q-edge validate --debug`",
+    ):
+        _build(tmp_path, golden, worker)
+    worker.version = "10.16.1"
+    with pytest.raises(QualityGateError, match=r"Nothing was written\. Run `p4q-edge validate --debug`"):
         _build(tmp_path, golden, worker)
     assert _files(tmp_path) == []
 

@@ -44,7 +44,7 @@ def facts(**changes: Any) -> DeviceFacts:
         ({"prefer": "beauty"}, "preference of speed, size, got 'beauty'"),
         ({"typing": "strongly"}, "typing of auto, strong, weak, got 'strongly'"),
         ({"hardware_compatibility": "all"}, "hardware compatibility of none, ampere_plus, same_compute_capability"),
-        ({"cuda_backend": "cupy"}, "CUDA backend of auto, cuda-bindings, pycuda, got 'cupy'"),
+        ({"cuda_backend": "cupy"}, "CUDA backend of auto, driver, cuda-bindings, pycuda, got 'cupy'"),
     ],
 )
 def test_values_outside_their_range_are_refused(options: dict[str, Any], message: str) -> None:

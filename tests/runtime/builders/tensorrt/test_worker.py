@@ -204,6 +204,17 @@ def test_without_a_driver_tensorrt_is_not_touched(installed: Any, ask: Serve, mo
     assert installed.calls == []
 
 
+def test_a_builder_that_the_driver_is_too_old_for_is_an_error_with_the_remedy(installed: Any, ask: Serve) -> None:
+    installed.refuse_builder = True
+    code, events = ask()
+    assert (code, events[-1]["kind"]) == (3, "EnvironmentNotAbleError")
+    assert events[-1]["message"] == (
+        f"TensorRT {installed.trt.__version__} does not start on a driver for CUDA 12.6, as happens where it was made "
+        "for a newer CUDA. Install a TensorRT of that CUDA, or a newer driver; on a Jetson `sudo apt install "
+        "cuda-compat-12-9  # from NVIDIA's CUDA repository`. TensorRT says: CUDA initialization failure with error: 35"
+    )
+
+
 def test_hardware_compatibility_on_a_jetson_is_refused_before_building(installed: Any, ask: Serve) -> None:
     code, events = ask(hardware_compatibility="ampere_plus")
     assert (code, events[-1]["kind"]) == (2, "UsageError")

@@ -11,8 +11,8 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, Usage
 from doubles.cuda_runtime import Cudart, Status
 
 
-def test_the_default_backend_reads_the_facts_of_the_gpu(cudart: Cudart) -> None:
-    cuda = open_cuda(device=1)
+def test_the_backend_reads_the_facts_of_the_gpu(cudart: Cudart) -> None:
+    cuda = open_cuda("cuda-bindings", device=1)
     assert cuda.name == "cuda-bindings"
     assert cudart.names[0] == "cudaGetDeviceCount"
     facts = cuda.facts
@@ -21,7 +21,7 @@ def test_the_default_backend_reads_the_facts_of_the_gpu(cudart: Cudart) -> None:
 
 
 def test_a_round_trip_uses_pinned_memory_and_releases_all(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
     with cuda.current():
         assert cudart.device == 0
         assert cuda.memory() == (3, 8)
@@ -52,14 +52,14 @@ def test_a_round_trip_uses_pinned_memory_and_releases_all(cudart: Cudart) -> Non
 
 
 def test_the_device_that_was_current_returns_after_an_error(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
     with pytest.raises(KeyError), cuda.current():
         raise KeyError
     assert cudart.device == 1
 
 
 def test_a_failed_call_is_named_with_cudas_words_and_cleared(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
     cudart.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation
     with pytest.raises(
         P4QEdgeError,
@@ -73,7 +73,7 @@ def test_a_failed_call_is_named_with_cudas_words_and_cleared(cudart: Cudart) -> 
 
 
 def test_a_capture_is_thread_local_instantiated_and_its_template_released(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
     cudart.calls.clear()
     captured = cuda.capture(55, lambda: cudart.calls.append(("enqueue",)))
     assert (captured.graph, captured.refusal) == ("executable", None)
@@ -90,7 +90,7 @@ def test_a_capture_is_thread_local_instantiated_and_its_template_released(cudart
 
 
 def test_a_capture_that_cuda_refuses_gives_its_reason_and_a_clean_stream(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
     cudart.fail["cudaStreamEndCapture"] = Status.cudaErrorStreamCaptureUnsupported
     captured = cuda.capture(55, lambda: None)
     assert captured.graph is None
@@ -99,7 +99,7 @@ def test_a_capture_that_cuda_refuses_gives_its_reason_and_a_clean_stream(cudart:
 
 
 def test_work_that_refuses_to_be_captured_gives_its_reason(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
 
     def enqueue() -> None:
         raise P4QEdgeError("TensorRT cannot run the engine: loops")
@@ -112,7 +112,7 @@ def test_work_that_refuses_to_be_captured_gives_its_reason(cudart: Cudart) -> No
 
 
 def test_a_programming_error_in_a_capture_still_ends_it(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
 
     def enqueue() -> None:
         raise TypeError("wrong")
@@ -123,29 +123,36 @@ def test_a_programming_error_in_a_capture_still_ends_it(cudart: Cudart) -> None:
 
 
 def test_a_graph_that_cannot_be_instantiated_is_an_error(cudart: Cudart) -> None:
-    cuda = open_cuda()
+    cuda = open_cuda("cuda-bindings")
     cudart.fail["cudaGraphInstantiate"] = Status.cudaErrorMemoryAllocation
     with pytest.raises(P4QEdgeError, match="cudaGraphInstantiate failed"):
         cuda.capture(55, lambda: None)
     assert cudart.names[-1] == "cudaGraphDestroy"
 
 
-def test_without_a_driver_the_error_says_so(cudart: Cudart) -> None:
+def test_a_driver_that_is_too_old_and_none_at_all_are_told_apart(cudart: Cudart) -> None:
+    """Both give error 35: JetPack 6 has a driver for CUDA 12.6, and cuda-bindings 12.9 bring the runtime 12.9."""
     cudart.fail["cudaGetDeviceCount"] = Status.cudaErrorInsufficientDriver
     with pytest.raises(
         EnvironmentNotAbleError,
-        match=r"CUDA answers cudaGetDeviceCount with cudaErrorInsufficientDriver \(in words\)\. Run `p4q-edge doctor`",
+        match=r"driver is too old: the library brings CUDA 12\.9, the driver runs 12\.6\. Leave --cuda-backend out.*"
+        r"`sudo apt install cuda-compat-12-9",
     ):
-        open_cuda()
+        open_cuda("cuda-bindings")
+    cudart.driver_version = 0
+    with pytest.raises(
+        EnvironmentNotAbleError, match="CUDA answers no CUDA driver is installed. Run `p4q-edge doctor`"
+    ):
+        open_cuda("cuda-bindings")
     cudart.raise_at_count = RuntimeError("Failed to dlopen libcuda.so.1")
     with pytest.raises(EnvironmentNotAbleError, match=r"CUDA answers Failed to dlopen libcuda\.so\.1"):
-        open_cuda()
+        open_cuda("cuda-bindings")
 
 
 def test_without_a_gpu_the_error_offers_the_cpu(cudart: Cudart) -> None:
     cudart.fail["cudaGetDeviceCount"] = Status.cudaErrorNoDevice
     with pytest.raises(EnvironmentNotAbleError, match=r"expected a GPU, and CUDA finds none\. .*out\.onnx"):
-        open_cuda()
+        open_cuda("cuda-bindings")
     cudart.fail.clear()
     with pytest.raises(UsageError, match="expected a GPU index of 0 to 1, got 2"):
-        open_cuda(device=2)
+        open_cuda("cuda-bindings", device=2)

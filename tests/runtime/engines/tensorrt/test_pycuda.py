@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from p4q_edge.runtime.engines.cuda.base import version_text
 from p4q_edge.runtime.engines.cuda.device import open_cuda
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
+from p4q_edge.runtime.machine.cuda_driver import version_text
 
 from doubles.pycuda_driver import Driver
 
@@ -45,7 +46,7 @@ def test_pycuda_refuses_to_capture_and_says_what_could(driver: Driver) -> None:
     cuda = open_cuda("pycuda")
     captured = cuda.capture("stream", lambda: pytest.fail("was run"))
     assert captured.graph is None
-    assert captured.refusal == "pycuda has no CUDA graph API; install cuda-bindings for graphs"
+    assert captured.refusal == "pycuda has no CUDA graph API; leave --cuda-backend out for graphs"
     for misuse in (lambda: cuda.launch("graph", "stream"), lambda: cuda.destroy_graph("graph")):
         with pytest.raises(AssertionError):
             misuse()
@@ -76,30 +77,22 @@ def test_pycuda_without_a_driver_or_gpu(driver: Driver) -> None:
         open_cuda("pycuda")
 
 
-def test_auto_takes_pycuda_where_cuda_bindings_is_missing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    _remove_cuda_bindings(monkeypatch)
-    assert open_cuda().name == "pycuda"
-
-
-def test_without_any_backend_both_reasons_and_the_command_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    _remove_cuda_bindings(monkeypatch)
-    monkeypatch.setitem(sys.modules, "pycuda", None)
-    monkeypatch.delitem(sys.modules, "p4q_edge.runtime.engines.cuda.pycuda", raising=False)
+@pytest.mark.parametrize(("backend", "module"), [("cuda-bindings", "bindings"), ("pycuda", "pycuda")])
+def test_a_package_that_is_asked_for_and_missing_is_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, backend: Any, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings" if backend == "cuda-bindings" else "pycuda", None)
+    monkeypatch.delitem(sys.modules, f"p4q_edge.runtime.engines.cuda.{module}", raising=False)
     with pytest.raises(
-        EnvironmentNotAbleError, match=r"none can be imported \(cuda\.bindings: .*; pycuda: .*\)\. .*cuda-bindings==12"
+        EnvironmentNotAbleError,
+        match=rf"expected the Python package {backend}, .* Leave that option out, .*, or run: pip install {backend}$",
     ):
-        open_cuda()
-    for asked, other in (("cuda-bindings", "pycuda: "), ("pycuda", "cuda.bindings: ")):
-        with pytest.raises(EnvironmentNotAbleError, match="none can be imported") as caught:
-            open_cuda(asked)  # type: ignore[arg-type]
-        assert other not in str(caught.value)
-    with pytest.raises(UsageError, match="CUDA backend of auto, cuda-bindings, pycuda, got 'torch'"):
+        open_cuda(backend)
+
+
+def test_another_backend_is_refused() -> None:
+    with pytest.raises(UsageError, match="CUDA backend of auto, driver, cuda-bindings, pycuda, got 'torch'"):
         open_cuda("torch")  # type: ignore[arg-type]
-
-
-def _remove_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    monkeypatch.delitem(sys.modules, "p4q_edge.runtime.engines.cuda.bindings", raising=False)
 
 
 @pytest.mark.parametrize(("number", "text"), [(12060, "12.6"), (13020, "13.2"), (0, "0.0")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,32 @@ def test_an_older_tensorrt_is_refused(monkeypatch: Any, cuda: Any) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.2.0"))
     with pytest.raises(EnvironmentNotAbleError, match=r"expected TensorRT 10\.3 or newer, got 10\.2\.0"):
         import_tensorrt(cuda.facts)
+
+
+@pytest.mark.parametrize(
+    ("version", "release", "capability", "refused"),
+    [
+        ("10.13.3.9", "# R38 (release), REVISION: 2.0", "8.7", True),
+        ("10.15.1", "# R39 (release), REVISION: 2.0", "8.7", True),
+        ("10.16.1.11", "# R39 (release), REVISION: 2.0", "8.7", False),
+        ("10.13.3.9", "# R38 (release), REVISION: 2.0", "11.0", False),
+        ("10.13.3.9", "# R36 (release), REVISION: 4.3", "8.7", False),
+        ("10.13.3.9", "", "8.7", False),
+    ],
+)
+def test_on_jetpack_7_a_tensorrt_without_code_for_orin_is_refused(
+    monkeypatch: Any, cuda: Any, version: str, release: str, capability: str, refused: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+    monkeypatch.setattr(tensorrt_library, "l4t_release", lambda: release)
+    facts = replace(cuda.facts, compute_capability=capability)
+    if not refused:
+        assert import_tensorrt(facts).__version__ == version
+        return
+    with pytest.raises(
+        EnvironmentNotAbleError, match=rf"TensorRT {version} of JetPack 7 has no code for Orin .*JetPack 7\.2 or newer"
+    ):
+        import_tensorrt(facts)
 
 
 def test_the_log_keeps_errors_and_passes_all_on(double: Any, caplog: Any) -> None:

@@ -23,6 +23,7 @@ from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, cho
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import load_tensors, refuse_existing, remove_leftovers, sha256_file, temporary_path
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def build_plan(
             for flavour in options.flavours(convolutions=bool(samples.on_cpu))
         }
         rows, ratios = _measure(folder, tuple(built), samples, options=options)
-        choice = choose(rows, ratios, prefer=options.prefer)
+        version = next(iter(built.values()))["built_with"]["tensorrt"]
+        choice = choose(rows, ratios, prefer=options.prefer, doubt=advice.wrong_transformers(version))
         logger.info("%s", table(rows, choice))
         outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
         refuse_existing(engine, force=force)

@@ -53,7 +53,7 @@ class TensorRTOptions:
     device: int = 0
     """Index of the GPU."""
     cuda_backend: Backend = "auto"
-    """`cuda-bindings` or `pycuda`; `auto` takes the first that is installed."""
+    """`driver` (the driver's own library, which `auto` takes) or one of the packages `cuda-bindings` and `pycuda`."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.

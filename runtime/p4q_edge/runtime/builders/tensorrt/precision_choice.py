@@ -157,7 +157,9 @@ def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -
     )
 
 
-def choose(rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, prefer: Prefer) -> Choice:
+def choose(
+    rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, prefer: Prefer, doubt: str | None = None
+) -> Choice:
     """Return which plan to keep.
 
     A quantized plan, of several the fastest, is kept only if it passes its gate and is faster than FP16 beyond the
@@ -167,6 +169,7 @@ def choose(rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, 
         rows: the measured plans by precision.
         ratios: precision to `value`, `low`, `high` and `n` of FP16 time over its time.
         prefer: what counts.
+        doubt: what is known of wrong values of this TensorRT.
 
     Raises:
         QualityGateError: no plan is accurate enough.
@@ -177,7 +180,7 @@ def choose(rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, 
         details = "; ".join(f"{name}: {problem}" for name, problem in failed.items())
         raise QualityGateError(
             f"no plan computes what the reference computes ({details}). Nothing was written. "
-            "Run `p4q-edge validate --debug` on the bundle."
+            f"{f'{doubt}. ' if doubt else ''}Run `p4q-edge validate --debug` on the bundle."
         )
     if len(passing) == 1:
         why = "; ".join(f"{name} fails its gate: {problem}" for name, problem in failed.items())

@@ -34,6 +34,7 @@ from p4q_edge.runtime.engines.tensorrt import (
     STRONG_TYPING_COMPLETE,
     import_tensorrt,
     machine_facts,
+    make_builder,
     make_logger,
     problems,
     version_tuple,
@@ -169,7 +170,7 @@ def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Any, str]:
 def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> tuple[Any, str]:
     """Return the serialized plan and what came of the timing cache."""
     log = make_logger(trt)
-    builder = trt.Builder(log)
+    builder = make_builder(trt, log, cuda.facts)
     network, parser = parse_network(trt, builder, log, job.model.read_bytes(), strong=strong)
     kept = []
     if job.flavour != "int8":

@@ -49,7 +49,7 @@ def _run(request: SelftestRequest, output: Output) -> int:
     if problem is None:
         return 0
     # Not raised: the document with the figures was written, and an error would add a second one.
-    logger.error("%s", wrong_values(str(request.engine), problem))
+    logger.error("%s", wrong_values(str(request.engine), problem, doubt=result.doubt))
     return QualityGateError.exit_code
 
 

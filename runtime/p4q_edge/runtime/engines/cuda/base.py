@@ -1,8 +1,8 @@
 """The one place through which the runtime reaches CUDA: what it needs of a backend, and which backend it gets.
 
-Two backends implement `Cuda`: NVIDIA's `cuda.bindings` (the default; it has CUDA graphs) and `pycuda` (for devices that
-have it already). Both use the device's primary context, so that they share the GPU with torch and with TensorRT, and
-neither changes anything but the calling thread's current device.
+Three backends implement `Cuda`: the driver's own library (the default; it needs no package), NVIDIA's `cuda.bindings`
+and `pycuda` (for devices that have it already; it has no CUDA graphs). All use the device's primary context, so that
+they share the GPU with torch and with TensorRT, and none changes anything but the calling thread's current device.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.machine import advice
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Backend = Literal["auto", "cuda-bindings", "pycuda"]
-BACKENDS: tuple[Backend, ...] = ("auto", "cuda-bindings", "pycuda")
+Backend = Literal["auto", "driver", "cuda-bindings", "pycuda"]
+BACKENDS: tuple[Backend, ...] = ("auto", "driver", "cuda-bindings", "pycuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,25 +119,15 @@ class Cuda(Protocol):
         """Release an event."""
 
 
-def select_device(count: int, device: int) -> None:
-    """Raise unless there is a GPU of this index among `count`."""
-    if count == 0:
-        raise EnvironmentNotAbleError(
-            "expected a GPU, and CUDA finds none. Run `p4q-edge doctor`, or build for the CPU: "
-            "`p4q-edge build MODEL.p4q --engine out.onnx`."
-        )
-    if not 0 <= device < count:
-        raise UsageError(f"expected a GPU index of 0 to {count - 1}, got {device}.")
-
-
 def no_driver(detail: str) -> EnvironmentNotAbleError:
     """Return the error for a machine on which CUDA does not answer."""
+    return EnvironmentNotAbleError(f"expected a CUDA driver and a GPU, and CUDA answers {detail}. {advice.ON_THE_CPU}")
+
+
+def old_driver(driver_version: str, runtime_version: str) -> EnvironmentNotAbleError:
+    """Return the error for a driver that is too old for a library with a CUDA runtime of its own."""
     return EnvironmentNotAbleError(
-        f"expected a CUDA driver and a GPU, and CUDA answers {detail}. Run `p4q-edge doctor`, or build for the CPU: "
-        "`p4q-edge build MODEL.p4q --engine out.onnx`."
+        f"{advice.OLD_DRIVER}: the library brings CUDA {runtime_version}, the driver runs {driver_version}. Leave "
+        f"--cuda-backend out: the driver's own library needs no CUDA package. Or install a newer driver; on a Jetson "
+        f"`{advice.newer_driver(jetson=True)}`"
     )
-
-
-def version_text(number: int) -> str:
-    """Return CUDA's version number (12060) as text (12.6)."""
-    return f"{number // 1000}.{number % 1000 // 10}"

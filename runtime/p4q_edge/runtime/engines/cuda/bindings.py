@@ -1,4 +1,4 @@
-"""The default CUDA backend: NVIDIA's `cuda.bindings`, the runtime API 12 or 13."""
+"""The CUDA backend of NVIDIA's package `cuda.bindings`: the runtime API 12 or 13."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import runtime as cudart
 
-from p4q_edge.runtime.engines.cuda.base import Captured, DeviceFacts, no_driver, select_device, version_text
+from p4q_edge.runtime.engines.cuda.base import Captured, DeviceFacts, no_driver, old_driver
 from p4q_edge.runtime.errors import P4QEdgeError
+from p4q_edge.runtime.machine import advice, select_device, version_text
 
 
 class CudaBindings:
@@ -34,6 +35,12 @@ class CudaBindings:
             raise no_driver(str(error)) from error
         if status == cudart.cudaError_t.cudaErrorNoDevice:
             count = 0
+        elif status == cudart.cudaError_t.cudaErrorInsufficientDriver:
+            # The runtime gives this answer without any driver, too; then the version is 0.
+            driver = _call(cudart.cudaDriverGetVersion)
+            if driver:
+                raise old_driver(version_text(driver), version_text(_call(cudart.cudaRuntimeGetVersion)))
+            raise no_driver(advice.NO_DRIVER)
         elif status != cudart.cudaError_t.cudaSuccess:
             raise no_driver(f"cudaGetDeviceCount with {_describe(status)}")
         select_device(count, device)

@@ -7,9 +7,9 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 
 
 def open_cuda(backend: Backend = "auto", *, device: int = 0) -> Cuda:
-    """Return the GPU `device` through a backend, after a successful `cudaGetDeviceCount`.
+    """Return the GPU `device` through a backend, after the driver has counted its devices.
 
-    `auto` takes `cuda.bindings` where it is installed and `pycuda` otherwise.
+    `auto` takes `driver`, which all others stand on.
 
     Raises:
         EnvironmentNotAbleError: no backend is installed, its library does not load, or there is no driver or GPU.
@@ -17,24 +17,21 @@ def open_cuda(backend: Backend = "auto", *, device: int = 0) -> Cuda:
     """
     if backend not in BACKENDS:
         raise UsageError(f"expected a CUDA backend of {', '.join(BACKENDS)}, got {backend!r}.")
-    missing: list[str] = []
-    if backend != "pycuda":
-        try:
-            # Imported here, as pycuda below, so that a machine without a GPU never loads CUDA.
+    # Imported here, so that a machine without a GPU never loads CUDA.
+    try:
+        if backend == "cuda-bindings":
             from p4q_edge.runtime.engines.cuda.bindings import CudaBindings
 
             return CudaBindings(device)
-        except ImportError as error:
-            missing.append(f"cuda.bindings: {error}")
-    if backend != "cuda-bindings":
-        try:
+        if backend == "pycuda":
             from p4q_edge.runtime.engines.cuda.pycuda import PyCuda
 
             return PyCuda(device)
-        except ImportError as error:
-            missing.append(f"pycuda: {error}")
-    raise EnvironmentNotAbleError(
-        f"TensorRT needs a CUDA backend, and none can be imported ({'; '.join(missing)}). "
-        "Install the one of your CUDA version: `pip install 'cuda-bindings==12.*'` (JetPack 6) or "
-        "`pip install 'cuda-bindings==13.*'` (JetPack 7)."
-    )
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            f"expected the Python package {backend}, which --cuda-backend asks for: {error}. Leave that option out, "
+            f"as the driver itself is enough, or run: pip install {backend}"
+        ) from error
+    from p4q_edge.runtime.engines.cuda.driver import DriverCuda
+
+    return DriverCuda(device)

@@ -1,4 +1,4 @@
-"""The second CUDA backend: `pycuda`, for devices that have it. It has no CUDA graphs."""
+"""The CUDA backend of `pycuda`, for devices that have it. It has no CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 # Never `pycuda.autoinit`: it makes a context of its own, in which pointers of TensorRT and torch are invalid.
 import pycuda.driver as driver
 
-from p4q_edge.runtime.engines.cuda.base import Captured, DeviceFacts, no_driver, select_device, version_text
+from p4q_edge.runtime.engines.cuda.base import Captured, DeviceFacts, no_driver
 from p4q_edge.runtime.errors import P4QEdgeError
+from p4q_edge.runtime.machine import select_device, version_text
 
 _STREAM_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
-NO_GRAPHS = "pycuda has no CUDA graph API; install cuda-bindings for graphs"
+NO_GRAPHS = "pycuda has no CUDA graph API; leave --cuda-backend out for graphs"
 
 
 class PyCuda:

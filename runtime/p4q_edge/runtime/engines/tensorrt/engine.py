@@ -115,7 +115,7 @@ class TensorRTEngine:
             path: the plan.
             card: its card.
             device: `auto`, `cuda` or `cuda:N`.
-            backend: how CUDA is reached: `cuda-bindings`, `pycuda` or the first that is installed.
+            backend: how CUDA is reached: `driver` (the default), `cuda-bindings` or `pycuda`.
             sessions: how many runs may be under way at once; each allocates the memory of the largest batch.
             graphs: replay a CUDA graph when a batch size repeats.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
+from p4q_edge.runtime.machine import advice, jetpack_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +39,33 @@ def import_tensorrt(facts: DeviceFacts) -> Any:
     except ImportError as error:
         raise EnvironmentNotAbleError(
             f"expected the Python module tensorrt for Python {sys.version_info.major}.{sys.version_info.minor} "
-            f"({facts.name} is there): {error}. On JetPack use the system's Python with "
-            "`python3 -m venv --system-site-packages`; on a desktop `pip install tensorrt-cu12` or `tensorrt-cu13`. "
-            "`p4q-edge doctor` tells which."
+            f"({facts.name} is there): {error}. {advice.HOW_TO_INSTALL}"
         ) from error
     if version_tuple(trt.__version__) < OLDEST:
         raise EnvironmentNotAbleError(
             f"expected TensorRT {OLDEST[0]}.{OLDEST[1]} or newer, got {trt.__version__}. Upgrade JetPack to 6.2 or "
             "newer, or TensorRT on a desktop."
         )
+    problem = advice.without_code(
+        trt.__version__, compute_capability=facts.compute_capability, jetpack=jetpack_of(l4t_release())
+    )
+    if problem is not None:
+        raise EnvironmentNotAbleError(f"{problem}.")
     return trt
+
+
+def make_builder(trt: Any, log: Any, facts: DeviceFacts) -> Any:
+    """Return TensorRT's builder.
+
+    Raises:
+        EnvironmentNotAbleError: it does not start on this driver.
+    """
+    try:
+        return trt.Builder(log)
+    except TypeError as error:
+        # The bindings' word for a factory that gave nothing; the reason, error 35 of CUDA, is in the log.
+        problem = advice.refused_by_driver(trt.__version__, driver=facts.driver_version)
+        raise EnvironmentNotAbleError(f"{problem}. TensorRT says: {problems(log)}") from error
 
 
 def version_tuple(version: str) -> tuple[int, int]:
@@ -77,6 +95,8 @@ def make_logger(trt: Any) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             level = self.levels.get(severity)
             if level is None:
+                # Details, a line for every tried kernel: TensorRT has no way to keep them from crossing into Python.
+                # One costs a microsecond: 6,002 of them in 0.8 s of compiling the demo, which a logger in C++ took too.
                 return
             if level == logging.ERROR:
                 self.problems.append(" ".join(msg.split()))
