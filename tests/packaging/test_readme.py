@@ -18,6 +18,7 @@ import pytest
 
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.cli.command import Command
+from p4q_edge.runtime.machine import advice
 
 DOCUMENTS = ("README.md", "runtime/README.md", "CONTRIBUTING.md")
 MAX_LINES = 150
@@ -107,6 +108,17 @@ def test_the_two_commands_come_first(repository: Path) -> None:
         ["make", "demo"],
         ["make", "test"],
     ]
+
+
+def test_the_guide_advises_what_the_program_advises(repository: Path) -> None:
+    guide = (repository / "runtime/README.md").read_text()
+    assert advice.COMPATIBILITY in guide
+    assert advice.CONTAINER in guide
+    packages = {advice.install_tensorrt(jetpack=None, cuda=cuda).split()[-1] for cuda in ("12.6", "13.0")}
+    assert packages == {"tensorrt-cu12", "tensorrt-cu13"}
+    for phrase in (*packages, "python3 -m venv --system-site-packages"):
+        assert phrase in guide
+        assert phrase in advice.HOW_TO_INSTALL
 
 
 @pytest.fixture

@@ -87,7 +87,9 @@ def test_every_call_is_accepted_by_the_real_cuda_bindings(
     hidden = [("CUDA_VISIBLE_DEVICES", "")]  # also where there is a GPU: it would take null pointers seriously
     found = json.loads(python(EXERCISE, path=cuda_bindings_folder, environment=hidden))
     answers = found["answers"]
-    assert re.search(r"CUDA answers .*(Driver|libcuda)|CUDA finds none", answers["__init__"])
+    assert re.search(
+        r"no CUDA driver is installed|CUDA answers .*libcuda|driver is too old|CUDA finds none", answers["__init__"]
+    )
     assert found["properties"] == ["integrated", "major", "minor", "name", "totalGlobalMem"]
     called = set(re.findall(r"cudart\.(cuda[A-Z]\w+)\b", _backend(repository, "bindings.py")))
     seen = {name for name in answers if name.startswith("cuda")}
