@@ -118,6 +118,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "float_top1_agreement": "share of samples with the full-precision model's answer",
         "drift": "largest move of an embedding since the engine was built here, or null elsewhere",
         "max_drift": "its limit",
+        "doubt": "what is known of wrong values of the TensorRT that built the engine; null if nothing",
     },
     "doctor": {
         "findings": "`subject`, `status`, `message`, `fix` (a command) and `needed_by`",
