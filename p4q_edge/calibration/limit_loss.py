@@ -42,7 +42,7 @@ class Sensitivity:
 
 
 @torch.no_grad()
-def cosine_loss(encoder: nn.Module, teacher: Tensor, batches: Batches) -> float:
+def embedding_loss(encoder: nn.Module, teacher: Tensor, batches: Batches) -> float:
     """One minus the mean cosine between the quantized encoder's embeddings and the `teacher`'s, ``(N, dim)``."""
     with running_in(encoder, Phase.QUANTIZED):
         embedding = F.normalize(encode_batches(encoder, batches).double(), dim=-1)
@@ -54,13 +54,13 @@ def rank_by_sensitivity(encoder: nn.Module, reference: nn.Module, batches: Batch
     """Rank the quantized linears by measured gain per multiply-accumulate, best first."""
     some = _drawn(batches, RANKED_IMAGES)
     teacher = _teacher(reference, some)
-    everything = cosine_loss(encoder, teacher, some)
+    everything = embedding_loss(encoder, teacher, some)
     with running_in(encoder, Phase.FLOAT):
         macs = macs_by_module(encoder, to_batch(some.images[:1], some.spec))
     found = []
     for path, linear in _quantized(encoder).items():
         with _in_float([linear]):
-            gain = everything - cosine_loss(encoder, teacher, some)
+            gain = everything - embedding_loss(encoder, teacher, some)
         found.append(Sensitivity(path=path, gain=gain, macs=macs.get(path, 0)))
     return sorted(found, key=lambda each: -each.per_mac)
 
@@ -89,7 +89,7 @@ def limit_loss(encoder: nn.Module, reference: nn.Module, batches: Batches, limit
 
     def loss(paths: Sequence[str]) -> float:
         with _in_float([linears[path] for path in paths]):
-            return cosine_loss(encoder, teacher, some)
+            return embedding_loss(encoder, teacher, some)
 
     if loss(()) <= limit:
         return ()

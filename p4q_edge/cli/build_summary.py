@@ -15,7 +15,7 @@ from p4q_edge.runtime.artifacts import Bundle, Card, RecordedResults, read_bundl
 from p4q_edge.runtime.builders import BuildRequest
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.evaluation.report import columns
-from p4q_edge.runtime.images import draw, preprocess
+from p4q_edge.runtime.images import draw_subset, preprocess
 from p4q_edge.runtime.statistics import wilson_interval
 
 BUDGET_S = 20.0
@@ -99,7 +99,7 @@ def summary_rows(bundle: Bundle, card: Card, recorded: RecordedResults, measured
 def _run_engine(request: BuildRequest, recipe: Recipe, card: Card, recorded: RecordedResults) -> _Measured:
     """Run the engine on the recorded images one by one, as a device would, for a while."""
     test = read_split(recipe.data, seed=recipe.seed).test
-    tested = test.subset(draw(len(test), recipe.export.reference_images, seed=recipe.seed))
+    tested = test.subset(draw_subset(len(test), recipe.export.reference_images, seed=recipe.seed))
     # In an order that takes all classes alike if the time is up before the end.
     order = np.random.default_rng(recipe.seed).permutation(len(recorded))
     answers, times = [], []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.evaluation import compare, repeat
+from p4q_edge.evaluation import compare_reports, repeat
 from p4q_edge.runtime.cli import Command, Output, parse
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
 from p4q_edge.runtime.evaluation import ValidateRequest
@@ -49,7 +49,7 @@ def request_of(report: Report, *, source: str) -> ValidateRequest:
 
 def _run(request: ReproduceRequest, output: Output) -> int:
     before, source = read_report(request.report), str(request.report)
-    figures = compare(before, repeat(before, request_of(before, source=source), source=source))
+    figures = compare_reports(before, repeat(before, request_of(before, source=source), source=source))
     different = [figure for figure in figures if not figure.same]
     rows = [(f.name, f"{f.before:.6f}", f"{f.now:.6f}", "same" if f.same else "DIFFERS") for f in figures]
     document = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         quantization_section,
         quantization_variants,
     )
-    from p4q_edge.evaluation.reproduce import compare, repeat
+    from p4q_edge.evaluation.reproduce import compare_reports, repeat
     from p4q_edge.evaluation.torch_reference import BASELINES
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "Variant",
     "ablate",
     "ablation",
-    "compare",
+    "compare_reports",
     "learned_student",
     "lever_variants",
     "method_variants",
@@ -63,7 +63,7 @@ if not TYPE_CHECKING:
                 "quantization_variants",
             ),
             "reproduce": (
-                "compare",
+                "compare_reports",
                 "repeat",
             ),
             "torch_reference": ("BASELINES",),

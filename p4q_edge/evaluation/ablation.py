@@ -176,7 +176,7 @@ class SeedData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class LearnedPart:
     """Indices that are learned from, and the images that are scored.
 
     Attributes:
@@ -234,19 +234,21 @@ def open_seed(recipe: Recipe, variants: Sequence[Variant], *, tested: bool) -> S
     )
 
 
-def parts_of(data: SeedData, scored: Scored) -> list[Part]:
+def parts_of(data: SeedData, scored: Scored) -> list[LearnedPart]:
     """All labelled images and the test images; or each fold, with the other folds to learn from."""
     everything = torch.arange(len(data.labels))
     if scored == "tested":
-        return [Part(train=everything, images=data.test_images, labels=data.test_labels)]
+        return [LearnedPart(train=everything, images=data.test_images, labels=data.test_labels)]
     images = next(iter(data.views.values()))[0]
     return [
-        Part(train=everything[~torch.isin(everything, held_out)], images=images[held_out], labels=data.labels[held_out])
+        LearnedPart(
+            train=everything[~torch.isin(everything, held_out)], images=images[held_out], labels=data.labels[held_out]
+        )
         for held_out in folds(data.labels, seed=data.source.recipe.seed)
     ]
 
 
-def part_features(data: SeedData, part: Part, section: QuantizationSection | None) -> PartFeatures:
+def part_features(data: SeedData, part: LearnedPart, section: QuantizationSection | None) -> PartFeatures:
     """Features by the encoder that is calibrated on the part's own training images; by the float one without section.
 
     The scored images take no part in calibration, so that a lever which is fitted to the images (rounding, offsets,

@@ -76,7 +76,7 @@ def run_graph(
     )
 
 
-def run_module(model: nn.Module, images: NDArray[np.uint8]) -> LayerValues:
+def run_linears(model: nn.Module, images: NDArray[np.uint8]) -> LayerValues:
     """Return what each quantized linear of the fake-quantized module reads and gives, without its bias."""
     inputs: dict[str, NDArray[np.floating]] = {}
     outputs: dict[str, NDArray[np.floating]] = {}
@@ -220,7 +220,7 @@ def _steps(
     kernels = run_graph(built, batch, session_options("fast" if fast else "exact"))
     steps.append(_Step(name=OWN_GRAPH, reference=plain, candidate=kernels, tolerance=OTHER_KERNELS))
     if module is not None:
-        values = run_module(module, batch)
+        values = run_linears(module, batch)
         steps.append(_Step(name=MODULE, reference=values, candidate=plain, tolerance=OTHER_KERNELS))
     return steps
 

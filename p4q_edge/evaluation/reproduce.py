@@ -50,7 +50,7 @@ def repeat(report: Report, request: ValidateRequest, *, source: str) -> Report:
     return again
 
 
-def compare(before: Report, now: Report) -> tuple[Figure, ...]:
+def compare_reports(before: Report, now: Report) -> tuple[Figure, ...]:
     """Return every figure that both reports have, with how far it may move."""
     alike = (
         before.provenance.machine == now.provenance.machine and before.provenance.versions == now.provenance.versions

@@ -24,7 +24,7 @@ from p4q_edge.runtime.evaluation import (
     Outcome,
     Reference,
     Renderer,
-    Target,
+    Subject,
     ValidateRequest,
     found_names,
     learned_digests,
@@ -91,9 +91,9 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
     return TorchReference(learned=learned, folder=folder)
 
 
-def reference_of(request: ValidateRequest, target: Target, found: TorchReference | None) -> Reference:
+def reference_of(request: ValidateRequest, subject: Subject, found: TorchReference | None) -> Reference:
     """Return the PyTorch stages and the images for a validation."""
-    card, learned_from, known = target.card, learned_digests(target.bundle), found_names(target.bundle)
+    card, learned_from, known = subject.card, learned_digests(subject.bundle), found_names(subject.bundle)
     images = None
     if found is None:
         if request.data is not None:
@@ -119,7 +119,7 @@ def reference_of(request: ValidateRequest, target: Target, found: TorchReference
             "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),
         },
         seeds={"recipe": source.recipe.seed},
-        files=compare_linears(target.bundle, found.classifier),
+        files=compare_linears(subject.bundle, found.classifier),
     )
 
 
@@ -213,19 +213,21 @@ def html_renderer() -> Renderer:
     return page
 
 
-def reference_for(request: ValidateRequest, target: Target) -> Reference:
+def reference_for(request: ValidateRequest, subject: Subject) -> Reference:
     """Return everything that PyTorch can add to a validation: the toolkit's half of `p4q-edge validate`."""
-    found = open_torch_reference(request, target.card)
-    reference = reference_of(request, target, found)
-    return replace(reference, debug=_debug(request, target, found, reference)) if request.debug else reference
+    found = open_torch_reference(request, subject.card)
+    reference = reference_of(request, subject, found)
+    return replace(reference, debug=_debug(request, subject, found, reference)) if request.debug else reference
 
 
-def _debug(request: ValidateRequest, target: Target, found: TorchReference | None, reference: Reference) -> DebugReport:
+def _debug(
+    request: ValidateRequest, subject: Subject, found: TorchReference | None, reference: Reference
+) -> DebugReport:
     # Imported here: it needs onnx, and a validation without --debug should not.
     from p4q_edge.evaluation.layer_debug import MAX_IMAGES, find_difference
     from p4q_edge.evaluation.save_repro import save_engine_repro, save_plan_repro
 
-    card, bundle = target.card, target.bundle
+    card, bundle = subject.card, subject.bundle
     golden = card.golden_samples().image
     images = golden if reference.images is None else reference.images.pixels[slice(0, MAX_IMAGES)]
     if card.backend == "tensorrt" and bundle is not None:
@@ -236,12 +238,12 @@ def _debug(request: ValidateRequest, target: Target, found: TorchReference | Non
         return compare_with_onnxruntime(half, images, on_difference=save)
     graph = None if bundle is None else bundle.model("fp32")
     report = find_difference(
-        target.engine,
+        subject.engine,
         card,
         images,
         graph=graph,
         module=None if found is None else found.classifier,
     )
     if request.save_repro is not None:
-        save_engine_repro(request.save_repro, target.engine, report, graph=graph, images=images[:MAX_IMAGES])
+        save_engine_repro(request.save_repro, subject.engine, report, graph=graph, images=images[:MAX_IMAGES])
     return report

@@ -29,7 +29,7 @@ from p4q_edge.graph.passes.select_token_early import SelectTokenEarly
 from p4q_edge.graph.passes.sequence_first import SequenceFirst
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
-from p4q_edge.graph.proof.verdict import KINDS, Proof, Subject, candidates_of, prove
+from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidates_of, prove
 from p4q_edge.graph.quantization import AttentionQuantization, ConvQuantization, GridQuantization, LinearQuantization
 from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
 from p4q_edge.quant import (
@@ -256,7 +256,7 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
     placed = None if protos.placed is None else protos.placed.SerializeToString()
     parts, weights = split_shared([*protos.stored.values()])
     graphs = {kind: part + weights for kind, part in zip(protos.stored, parts, strict=True) if kind not in problems}
-    subject = Subject(
+    subject = SourceModule(
         model=model,
         linears=quantized.linears,
         convs=quantized.convs,

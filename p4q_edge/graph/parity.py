@@ -37,7 +37,7 @@ def run_in_onnxruntime(model: bytes, images: NDArray[np.uint8], *, optimized: bo
     return dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
-def compare(reference: Outputs, candidate: Outputs) -> dict[str, float]:
+def compare_outputs(reference: Outputs, candidate: Outputs) -> dict[str, float]:
     """Return the least cosine of each output over the images, and the share of equal top-1 answers.
 
     Keys are ``cosine_<output>`` and ``top1_agreement``. A NaN anywhere gives a NaN cosine.

@@ -11,7 +11,7 @@ from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase, quant_convs
 from p4q_edge.runtime.artifacts import RecordedResults, pixel_digest
-from p4q_edge.runtime.images import draw
+from p4q_edge.runtime.images import draw_subset
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
 from p4q_edge.stages.pipeline import Learned, Source
 
@@ -36,7 +36,7 @@ def validation_images(learned: Learned) -> tuple[Tensor, np.ndarray]:
 def recorded_images(source: Source) -> ImageSet:
     """Return the images whose results are recorded; none where the recipe asks for none."""
     wanted, test = source.recipe.export.reference_images, source.split.test
-    return test.subset(draw(len(test), wanted, seed=source.recipe.seed) if wanted else np.arange(0))
+    return test.subset(draw_subset(len(test), wanted, seed=source.recipe.seed) if wanted else np.arange(0))
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from p4q_edge.runtime.images import load_image, preprocess
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
 from p4q_edge.runtime.storage import atomic_write
-from p4q_edge.runtime.verification import cosine, run_golden
+from p4q_edge.runtime.verification import row_cosine, run_golden
 
 logger = logging.getLogger("cpu_runtime")
 
@@ -119,7 +119,7 @@ def encoder(bundle: Bundle, engines: dict[str, Path], *, rounds: int, eager: str
     }
     loaded["fp32"] = OnnxRuntimeEngine(float_weights(bundle.model("fp32")), threads=1)
     cosines = {
-        name: float(cosine(run_golden(engine, golden)["embedding"], golden.embedding).min())
+        name: float(row_cosine(run_golden(engine, golden)["embedding"], golden.embedding).min())
         for name, engine in loaded.items()
     }
     image = golden.image[:1]

@@ -25,7 +25,7 @@ from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.images import PreprocessSpec, draft_size, load_image, preprocess
 from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio
 from p4q_edge.runtime.storage import atomic_write
-from p4q_edge.runtime.verification import cosine
+from p4q_edge.runtime.verification import row_cosine
 
 SIZES = {
     "640 x 427": (640, 427),
@@ -60,7 +60,7 @@ def main() -> None:
                 "n": len(photos),
                 "pixel_difference_mean": float(np.abs(pixels[name].astype(int) - pixels["exact"]).mean()),
                 "pixel_difference_max": int(np.abs(pixels[name].astype(int) - pixels["exact"]).max()),
-                "feature_cosine_min": float(cosine(outputs[name]["features"], outputs["exact"]["features"]).min()),
+                "feature_cosine_min": float(row_cosine(outputs[name]["features"], outputs["exact"]["features"]).min()),
                 "top1_agreement": float(
                     (outputs[name]["logits"].argmax(1) == outputs["exact"]["logits"].argmax(1)).mean()
                 ),

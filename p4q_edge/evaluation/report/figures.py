@@ -51,7 +51,7 @@ _MAX_CELL_LABELS = 20
 _MAX_CLASS_ROWS = 30
 
 
-def draw(paint: Callable[[Axes], None], *, title: str, height_in: float = 3.0) -> str:
+def draw_figure(paint: Callable[[Axes], None], *, title: str, height_in: float = 3.0) -> str:
     """Return an `<svg>` element; `paint` draws onto its only axes, `title` is read out by screen readers."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The browser draws the text with its own fonts; these only measure it.
@@ -88,7 +88,7 @@ def accuracy_by_stage(chain: ChainReport) -> str:
         _intervals(axes, rows, color=BLUE)
         axes.set_xlabel(f"top-1, %, 95 % interval (n = {chain.n})")
 
-    return draw(paint, title="Top-1 of each stage", height_in=0.9 + 0.38 * len(chain.stages))
+    return draw_figure(paint, title="Top-1 of each stage", height_in=0.9 + 0.38 * len(chain.stages))
 
 
 def baselines(rows: Sequence[Baseline]) -> str:
@@ -107,7 +107,7 @@ def baselines(rows: Sequence[Baseline]) -> str:
             )
         axes.set_xlabel("top-1, %: mean, 95 % interval, seeds")
 
-    return draw(paint, title="Methods compared", height_in=0.9 + 0.38 * len(rows))
+    return draw_figure(paint, title="Methods compared", height_in=0.9 + 0.38 * len(rows))
 
 
 def confusion(stage: StageReport, class_names: Sequence[str]) -> str:
@@ -131,7 +131,7 @@ def confusion(stage: StageReport, class_names: Sequence[str]) -> str:
             for row, column in zip(*np.nonzero(counts), strict=True):
                 axes.text(column + 0.5, row + 0.5, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7)
 
-    return draw(paint, title=f"Confusion of {stage.name}", height_in=4.6)
+    return draw_figure(paint, title=f"Confusion of {stage.name}", height_in=4.6)
 
 
 def reliability(stages: Sequence[StageReport]) -> str:
@@ -154,7 +154,7 @@ def reliability(stages: Sequence[StageReport]) -> str:
         axes.grid(visible=True)
         axes.legend(loc="best")
 
-    return draw(paint, title="Reliability", height_in=3.6)
+    return draw_figure(paint, title="Reliability", height_in=3.6)
 
 
 def class_changes(first: StageReport, last: StageReport, class_names: Sequence[str]) -> str:
@@ -176,7 +176,7 @@ def class_changes(first: StageReport, last: StageReport, class_names: Sequence[s
         if not any(values):
             axes.set_xlim(-1, 1)
 
-    return draw(paint, title="Change of each class", height_in=0.9 + 0.22 * len(changes))
+    return draw_figure(paint, title="Change of each class", height_in=0.9 + 0.22 * len(changes))
 
 
 def latency_distribution(rows: Sequence[SpeedRow], *, batch: int) -> str:
@@ -194,7 +194,7 @@ def latency_distribution(rows: Sequence[SpeedRow], *, batch: int) -> str:
         axes.grid(visible=True)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
 
-    return draw(paint, title=f"Latency distribution at batch {batch}", height_in=3.0 + 0.16 * len(rows))
+    return draw_figure(paint, title=f"Latency distribution at batch {batch}", height_in=3.0 + 0.16 * len(rows))
 
 
 def pareto(rows: Sequence[SpeedRow], *, over: str) -> str:
@@ -213,7 +213,7 @@ def pareto(rows: Sequence[SpeedRow], *, over: str) -> str:
         axes.grid(visible=True)
         axes.legend(loc="best")
 
-    return draw(paint, title=f"Accuracy over {over}", height_in=3.0)
+    return draw_figure(paint, title=f"Accuracy over {over}", height_in=3.0)
 
 
 def _abscissa(row: SpeedRow, over: str) -> float | None:

@@ -11,7 +11,7 @@ _KEYS = (0, 2, 3, 1)  # (N, L, heads, size) -> (N, heads, size, L)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
+class AttentionPattern:
     """One softmax attention over a joint query-key-value tensor.
 
     Attributes:
@@ -36,13 +36,13 @@ class Attention:
     head_size: int
 
 
-def find_attentions(graph: ir.Graph) -> list[Attention]:
+def find_attentions(graph: ir.Graph) -> list[AttentionPattern]:
     """Return the attentions whose query, key and value are the thirds of one tensor, in order."""
     found = [_match(softmax) for softmax in nodes_of(graph, "Softmax")]
     return [attention for attention in found if attention is not None]
 
 
-def _match(softmax: ir.Node) -> Attention | None:
+def _match(softmax: ir.Node) -> AttentionPattern | None:
     scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
     if scores is None or mixed is None or scores.op_type != "MatMul" or mixed.op_type != "MatMul":
         return None
@@ -62,7 +62,7 @@ def _match(softmax: ir.Node) -> Attention | None:
     if split is None or list(split.outputs) != outputs or len(shapes) != 1:
         return None
     ((tokens, heads, head_size),) = shapes
-    return Attention(
+    return AttentionPattern(
         source=read(split, 0),
         split=split,
         query_scale=scale,

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.analysis.attention import Attention
+from p4q_edge.graph.analysis.attention import AttentionPattern
 from p4q_edge.graph.edit import add_constant, name_of
 
 
-def write_tokens_first(graph: ir.Graph, attention: Attention) -> None:
+def write_tokens_first(graph: ir.Graph, attention: AttentionPattern) -> None:
     """Replace an attention by the same one over (L, N, 3 * D) -> (L, N, D).
 
     The heads are separated before query, key and value: NVIDIA's compiler then keeps the INT8 product that
@@ -40,7 +40,7 @@ def write_tokens_first(graph: ir.Graph, attention: Attention) -> None:
 class _Writer:
     """Adds nodes before the last node of an attention, typed as its source."""
 
-    def __init__(self, graph: ir.Graph, attention: Attention) -> None:
+    def __init__(self, graph: ir.Graph, attention: AttentionPattern) -> None:
         producer = attention.result.producer()
         assert producer is not None  # a matched attention computes its result
         self.graph = graph

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-from p4q_edge.graph.analysis.attention import Attention, find_attentions
+from p4q_edge.graph.analysis.attention import AttentionPattern, find_attentions
 from p4q_edge.graph.analysis.token_rows import data_inputs, is_token_wise
 from p4q_edge.graph.edit import add_constant, constant, name_of, nodes_of, only_user, operation, read, replace_node
 from p4q_edge.graph.passes.base import GraphPass
@@ -99,7 +99,7 @@ class _Selector:
         return output
 
 
-def _select_query(graph: ir.Graph, attention: Attention, gather: ir.Node) -> None:
+def _select_query(graph: ir.Graph, attention: AttentionPattern, gather: ir.Node) -> None:
     """Ask for the one token that `gather` reads; the heads of one row need no transposition."""
     index = constant(read(gather, 1))
     assert index is not None  # _selects_token saw a constant

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-from p4q_edge.graph.analysis.attention import Attention, find_attentions
+from p4q_edge.graph.analysis.attention import AttentionPattern, find_attentions
 from p4q_edge.graph.analysis.attention_layout import write_tokens_first
 from p4q_edge.graph.analysis.token_rows import data_inputs, is_token_wise
 from p4q_edge.graph.edit import add_constant, constant, name_of, operation, read
@@ -49,7 +49,7 @@ class _Region:
         inside: values that are computed with the tokens first from now on.
     """
 
-    def __init__(self, graph: ir.Graph, attentions: list[Attention]) -> None:
+    def __init__(self, graph: ir.Graph, attentions: list[AttentionPattern]) -> None:
         self.graph = graph
         self.attentions = attentions
         self.results = {attention.result for attention in attentions}

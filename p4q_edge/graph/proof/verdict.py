@@ -14,7 +14,7 @@ from torch import nn
 
 from p4q_edge.graph.analysis.convolutions import differing_convolutions
 from p4q_edge.graph.analysis.linears import differing_linears, linear_nodes
-from p4q_edge.graph.parity import compare, run_in_onnxruntime
+from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
 from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
 from p4q_edge.graph.proof.bypass import without_activation_grids
 from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, record_layers, wrong_layers
@@ -84,7 +84,7 @@ def run_float(model: nn.Module, images: NDArray[np.uint8], *, folded: Collection
     return FloatRuns(reference=reference, sums=_relative(reference, sums), half=_relative(reference, half))
 
 
-def folded_linears(model: nn.Module, candidates: Sequence[Candidate]) -> frozenset[str]:
+def folded_linears(model: nn.Module, candidates: Sequence[CandidateGraph]) -> frozenset[str]:
     """Return the paths of the module's quantized linears that no graph has a node of."""
     paths = {path for path, linear in quant_linears(model).items() if linear.calibrated}
     for candidate in candidates:
@@ -138,7 +138,7 @@ def noise_problem(reference: Outputs, found: Outputs, noise: Noise) -> str | Non
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Candidate:
+class CandidateGraph:
     """One graph to prove.
 
     Attributes:
@@ -166,7 +166,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
+class SourceModule:
     """The module that graphs were made of, what it holds, and uint8 images (n, 3, H, W)."""
 
     model: nn.Module
@@ -189,7 +189,7 @@ class Proof:
     problems: Mapping[str, str]
 
 
-def prove(subject: Subject, candidates: Sequence[Candidate], *, known: Mapping[str, str]) -> Proof:
+def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[str, str]) -> Proof:
     """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise.
 
     Args:
@@ -218,7 +218,7 @@ def prove(subject: Subject, candidates: Sequence[Candidate], *, known: Mapping[s
         problem = _exact_problem(subject, candidate, floats, records)
         for name, optimized in candidate.ways:
             found = run_in_onnxruntime(candidate.model, subject.images, optimized=optimized)
-            parity |= {f"{name}.{measure}": value for measure, value in compare(runs.reference, found).items()}
+            parity |= {f"{name}.{measure}": value for measure, value in compare_outputs(runs.reference, found).items()}
             problem = problem or noise_problem(runs.reference, found, noise)
         if problem is not None:
             problems.setdefault(candidate.kind, problem)
@@ -226,15 +226,15 @@ def prove(subject: Subject, candidates: Sequence[Candidate], *, known: Mapping[s
     return Proof(parity=finite, problems=problems)
 
 
-def candidates_of(graphs: Mapping[str, bytes], *, placed: bytes | None) -> list[Candidate]:
+def candidates_of(graphs: Mapping[str, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
     """Return what is to prove of complete graphs by kind; `placed` is `fp16` before its remainder turned into FP16."""
     found = [
-        Candidate(name=kind, kind=kind, model=graph, as_cpu_graph=kind == "fp32") for kind, graph in graphs.items()
+        CandidateGraph(name=kind, kind=kind, model=graph, as_cpu_graph=kind == "fp32") for kind, graph in graphs.items()
     ]
-    return found if placed is None else [*found, Candidate(name="placed", kind="fp16", model=placed)]
+    return found if placed is None else [*found, CandidateGraph(name="placed", kind="fp16", model=placed)]
 
 
-def _runs(subject: Subject, *, as_cpu_graph: bool) -> ModuleRuns:
+def _runs(subject: SourceModule, *, as_cpu_graph: bool) -> ModuleRuns:
     def running() -> AbstractContextManager[None]:
         return running_as_cpu_graph(subject.model) if as_cpu_graph else running_in(subject.model, Phase.QUANTIZED)
 
@@ -242,7 +242,7 @@ def _runs(subject: Subject, *, as_cpu_graph: bool) -> ModuleRuns:
 
 
 def _exact_problem(
-    subject: Subject, candidate: Candidate, floats: FloatRuns, records: Mapping[str, LayerRecord]
+    subject: SourceModule, candidate: CandidateGraph, floats: FloatRuns, records: Mapping[str, LayerRecord]
 ) -> str | None:
     graph = onnx.load_from_string(candidate.model)
     if candidate.name == "placed" and (differing := differing_convolutions(graph, subject.convs)):

@@ -11,7 +11,7 @@ from p4q_edge.runtime.artifacts.golden import MAX_SAMPLES, Golden, read_golden
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
 from p4q_edge.runtime.statistics import NOISE_FACTOR, NoiseFloor, rounding_limits_of
 from p4q_edge.runtime.storage.untrusted import load_tensors, save_tensors
-from p4q_edge.runtime.verification.golden_check import GoldenResult, compare, cosine, require
+from p4q_edge.runtime.verification.golden_check import GoldenResult, compare_golden, require, row_cosine
 
 TEXT = np.float32([[1, 0, 0, 0], [0.8, 0.6, 0, 0], [0, 0, 1, 0]])
 SCALE = 100.0
@@ -44,7 +44,7 @@ def test_limits_may_come_from_the_noise_of_the_model(golden: Golden) -> None:
 
     def compared(worst: float, margin: float) -> GoldenResult:
         floor = NoiseFloor(worst_loss=worst, median_loss=0.0, margin=margin)
-        return compare(outputs, golden, logit_scale=SCALE, limits=rounding_limits_of(8, floor))
+        return compare_golden(outputs, golden, logit_scale=SCALE, limits=rounding_limits_of(8, floor))
 
     lead = float(golden.logits[0, 0] - golden.logits[0, 1]) / SCALE
     assert compared(0.05, lead / NOISE_FACTOR + 0.01).problem() is None
@@ -54,7 +54,7 @@ def test_limits_may_come_from_the_noise_of_the_model(golden: Golden) -> None:
 
 def result_of(golden: Golden, embedding: np.ndarray, recorded: np.ndarray | None = None) -> GoldenResult:
     outputs = {"embedding": embedding, "logits": SCALE * embedding @ TEXT.T}
-    return compare(outputs, golden, logit_scale=SCALE, recorded=recorded)
+    return compare_golden(outputs, golden, logit_scale=SCALE, recorded=recorded)
 
 
 def test_equal_outputs_pass(golden: Golden) -> None:
@@ -69,7 +69,7 @@ def test_a_low_cosine_fails(golden: Golden) -> None:
     turned = golden.embedding.copy()
     turned[1] = unit([[1, 0.3, 0.3, 0.3]])[0]
     result = result_of(golden, turned)
-    assert result.cosine_min == pytest.approx(float(cosine(turned, golden.embedding)[1]))
+    assert result.cosine_min == pytest.approx(float(row_cosine(turned, golden.embedding)[1]))
     assert "embeddings reach a cosine of" in str(result.problem())
     with pytest.raises(
         QualityGateError, match="x computes wrong values here: embeddings reach a cosine of .*p4q-edge build"
@@ -87,10 +87,10 @@ def test_the_best_class_may_differ_only_where_the_reference_is_undecided(golden:
     assert margin < 0.01 * SCALE
     tipped = golden.logits.copy()
     tipped[1, [0, 1]] = tipped[1, [1, 0]]
-    result = compare({"embedding": golden.embedding, "logits": tipped}, golden, logit_scale=SCALE)
+    result = compare_golden({"embedding": golden.embedding, "logits": tipped}, golden, logit_scale=SCALE)
     assert (result.top1_agreement, result.top1_flips, result.problem()) == (0.5, 0, None)
     tipped[0, [0, 2]] = tipped[0, [2, 0]]
-    result = compare({"embedding": golden.embedding, "logits": tipped}, golden, logit_scale=SCALE)
+    result = compare_golden({"embedding": golden.embedding, "logits": tipped}, golden, logit_scale=SCALE)
     assert result.top1_flips == 1
     assert "1 of 2 golden images get another class" in str(result.problem())
 
@@ -98,7 +98,7 @@ def test_the_best_class_may_differ_only_where_the_reference_is_undecided(golden:
 def test_a_single_class_never_flips(golden: Golden) -> None:
     one = dataclasses.replace(golden, logits=golden.logits[:, :1], float_logits=golden.logits[:, :1])
     outputs = {"embedding": one.embedding, "logits": one.logits}
-    assert compare(outputs, one, logit_scale=SCALE).problem() is None
+    assert compare_golden(outputs, one, logit_scale=SCALE).problem() is None
 
 
 def test_a_small_drift_fails_where_the_engine_was_built(golden: Golden) -> None:
@@ -110,7 +110,7 @@ def test_a_small_drift_fails_where_the_engine_was_built(golden: Golden) -> None:
 def test_outputs_of_another_shape_are_refused(golden: Golden) -> None:
     outputs = {"embedding": golden.embedding[:, :3], "logits": golden.logits}
     with pytest.raises(CorruptArtifactError, match=r"gives embeddings \(2, 3\) .* Build the engine again"):
-        compare(outputs, golden, logit_scale=SCALE)
+        compare_golden(outputs, golden, logit_scale=SCALE)
 
 
 def test_samples_round_trip(golden: Golden) -> None:

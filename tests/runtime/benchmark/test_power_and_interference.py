@@ -140,7 +140,7 @@ def samples(seconds: int = 10, **slopes: float) -> list[Sample]:
 
 
 def judge(taken: list[Sample], failure: str | None = None, cores: int = 2) -> watch.WatchRecord:
-    return watch.judge(taken, failure=failure, kinds={"rail": "gauge"}, cores=cores)
+    return watch.judge_interference(taken, failure=failure, kinds={"rail": "gauge"}, cores=cores)
 
 
 def test_a_quiet_run_is_valid_and_reports_what_it_saw() -> None:

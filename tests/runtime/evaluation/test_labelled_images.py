@@ -79,10 +79,12 @@ def test_pixels_are_decoded_once_if_they_fit(limit: int, monkeypatch: pytest.Mon
 def test_a_drawn_subset_keeps_images_with_their_labels() -> None:
     pixels = labelled.Pixels(lambda index: np.full((3, 2, 2), index, np.uint8), 50, (3, 2, 2))
     images = labelled.LabelledImages(pixels=pixels, labels=np.arange(50), digest="d", source="50 images")
-    rows = labelled.draw(50, 10, seed=1)
-    assert rows.tolist() == labelled.draw(50, 10, seed=1).tolist() != labelled.draw(50, 10, seed=2).tolist()
+    rows = labelled.draw_subset(50, 10, seed=1)
+    assert (
+        rows.tolist() == labelled.draw_subset(50, 10, seed=1).tolist() != labelled.draw_subset(50, 10, seed=2).tolist()
+    )
     part = labelled.subset(images, rows)
     assert part.pixels[slice(0, 10)][:, 0, 0, 0].tolist() == part.labels.tolist() == rows.tolist()
     assert part.source == "10 of 50 images"
     assert part.digest != "d"
-    assert labelled.subset(images, labelled.draw(50, 0, seed=1)) is images
+    assert labelled.subset(images, labelled.draw_subset(50, 0, seed=1)) is images

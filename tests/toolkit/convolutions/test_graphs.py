@@ -21,7 +21,7 @@ from p4q_edge.graph.export import (
     reference_outputs,
 )
 from p4q_edge.graph.lint_rules import lint
-from p4q_edge.graph.parity import compare, run_in_onnxruntime
+from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.conv import quant_convs
@@ -101,8 +101,8 @@ def test_weights_are_stored_once_as_integers(export: Export) -> None:
 def test_the_cpu_graph_computes_the_module_quantized_as_it_is(export: Export, photos: Tensor) -> None:
     graphs, model = export("resnet")
     found = run_in_onnxruntime(graphs.fp32 + graphs.weights, photos.numpy())
-    alike = compare(reference_outputs(model, photos.numpy(), as_cpu_graph=True), found)
-    other = compare(reference_outputs(model, photos.numpy()), found)
+    alike = compare_outputs(reference_outputs(model, photos.numpy(), as_cpu_graph=True), found)
+    other = compare_outputs(reference_outputs(model, photos.numpy()), found)
     assert 1 - alike["cosine_embedding"] < 1e-5 < 1 - other["cosine_embedding"]
 
 

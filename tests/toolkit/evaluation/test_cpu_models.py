@@ -17,7 +17,7 @@ from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.engines.onnxruntime.models import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.runtime.statistics.timing import Rounds
-from p4q_edge.runtime.verification.golden_check import cosine
+from p4q_edge.runtime.verification.golden_check import row_cosine
 from p4q_edge.runtime.verification.self_test import selftest
 
 
@@ -84,7 +84,7 @@ def test_float_weights_compute_with_the_quantized_weights_and_full_activations(b
     assert not [t.name for t in plain.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     names = [output.name for output in plain.graph.output]
     outputs = dict(zip(names, ReferenceEvaluator(plain).run(None, {"image": golden.image}), strict=True))
-    assert cosine(outputs["embedding"], golden.float_embedding).min() > 0.9995
+    assert row_cosine(outputs["embedding"], golden.float_embedding).min() > 0.9995
 
 
 @pytest.mark.parametrize(("slow", "kept", "bits"), [("exact", "float", 32), ("float", "exact", 8)])

@@ -19,7 +19,7 @@ from p4q_edge.graph.export import (
     reference_outputs,
 )
 from p4q_edge.graph.lint_rules import lint
-from p4q_edge.graph.parity import compare, run_in_onnxruntime
+from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
 from p4q_edge.graph.passes.base import GraphPassError
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.quant.attention import attentions, quant_products
@@ -237,10 +237,14 @@ def test_reference_outputs_have_the_names_of_the_graph(toy_graphs: Exported, ima
 def test_parity_sees_one_wrong_image_and_nan() -> None:
     reference = {"logits": np.eye(3, dtype=np.float32), "embedding": np.eye(3, dtype=np.float32)}
     candidate = {name: array.copy() for name, array in reference.items()}
-    assert compare(reference, candidate) == {"cosine_logits": 1.0, "cosine_embedding": 1.0, "top1_agreement": 1.0}
+    assert compare_outputs(reference, candidate) == {
+        "cosine_logits": 1.0,
+        "cosine_embedding": 1.0,
+        "top1_agreement": 1.0,
+    }
     candidate["logits"][2] = [1, 0, 0]
-    found = compare(reference, candidate)
+    found = compare_outputs(reference, candidate)
     assert found["cosine_logits"] == 0.0
     assert found["top1_agreement"] == pytest.approx(2 / 3)
     candidate["embedding"][0, 0] = np.nan
-    assert np.isnan(compare(reference, candidate)["cosine_embedding"])
+    assert np.isnan(compare_outputs(reference, candidate)["cosine_embedding"])

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge.graph.lint_rules import RULES, Finding, check_lint, lint
+from p4q_edge.graph.lint_rules import RULES, LintFinding, check_lint, lint
 from p4q_edge.quant import attention_products as products
 from p4q_edge.runtime.errors import QualityGateError
 
@@ -242,7 +242,7 @@ def test_attention_of_a_size_that_does_not_fuse(
 
 
 def test_a_finding_stops_the_export_and_names_node_and_rule() -> None:
-    findings = [Finding(rule="scale", node="x/QuantizeLinear", message="expected positive finite scales")] * 3
+    findings = [LintFinding(rule="scale", node="x/QuantizeLinear", message="expected positive finite scales")] * 3
     with pytest.raises(QualityGateError, match=r"lint: scale at x/QuantizeLinear: expected positive .*and 2 more"):
         check_lint(findings)
     check_lint([])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.calibration import calibrate_encoder
-from p4q_edge.calibration.limit_loss import cosine_loss, rank_by_sensitivity
+from p4q_edge.calibration.limit_loss import embedding_loss, rank_by_sensitivity
 from p4q_edge.graph import linear_quantizations
 from p4q_edge.models import Batches, LoadedModel, encode_batches, to_batch
 from p4q_edge.quant import Phase, QuantLinear, QuantScheme, quant_linears, running_in
@@ -24,7 +24,7 @@ def _batches(model: LoadedModel, images: Tensor) -> Batches:
 def _loss(model: LoadedModel, encoder: torch.nn.Module, images: Tensor) -> float:
     batches = _batches(model, images)
     teacher = torch.nn.functional.normalize(encode_batches(model.clip.visual, batches).double(), dim=-1)
-    return cosine_loss(encoder, teacher, batches)
+    return embedding_loss(encoder, teacher, batches)
 
 
 def test_the_limit_holds_and_only_some_linears_are_in_float(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:

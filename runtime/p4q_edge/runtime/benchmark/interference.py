@@ -44,7 +44,7 @@ class Sample:
     power: Mapping[str, float] = field(default_factory=dict)
 
 
-class Probe(Protocol):
+class LoadProbe(Protocol):
     """Where samples come from."""
 
     def sample(self) -> Sample:
@@ -145,7 +145,7 @@ class SystemProbe:
 class Watcher:
     """Samples a probe in a thread for as long as its `with` block runs; then `record()` says what it saw."""
 
-    def __init__(self, probe: Probe, *, kinds: Mapping[str, str] | None = None, interval_s: float = INTERVAL_S):
+    def __init__(self, probe: LoadProbe, *, kinds: Mapping[str, str] | None = None, interval_s: float = INTERVAL_S):
         self._probe = probe
         self._kinds = dict(kinds or {})
         self._interval_s = interval_s
@@ -169,7 +169,7 @@ class Watcher:
 
     def record(self, *, cores: int | None = None) -> WatchRecord:
         """Return what was seen; call it after the `with` block."""
-        return judge(
+        return judge_interference(
             self._samples,
             failure=self._failure,
             kinds=self._kinds,
@@ -190,7 +190,7 @@ class Watcher:
             logger.debug("the watcher died", exc_info=True)
 
 
-def judge(
+def judge_interference(
     samples: Sequence[Sample],
     *,
     failure: str | None,

@@ -39,7 +39,7 @@ from p4q_edge.runtime.statistics import (
     paired_ratio,
     summarize,
 )
-from p4q_edge.runtime.verification import compare
+from p4q_edge.runtime.verification import compare_golden
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def bench(
 def check_predictions(candidate: Candidate, golden: Golden, card: Card) -> str | None:
     """Return what is wrong with the predictions on the golden samples, or None."""
     outputs = {name: np.asarray(values) for name, values in candidate.run(golden.image).items()}
-    problem = compare(outputs, golden, logit_scale=card.logit_scale, limits=card.limits).problem()
+    problem = compare_golden(outputs, golden, logit_scale=card.logit_scale, limits=card.limits).problem()
     return None if problem is None else f"wrong predictions: {problem}"
 
 

@@ -34,7 +34,7 @@ from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import noise_floor, rounding_limits_of
 from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_bytes, sha256_file
-from p4q_edge.runtime.verification import GoldenResult, compare, require, run_golden
+from p4q_edge.runtime.verification import GoldenResult, compare_golden, require, run_golden
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,7 +159,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
     bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits
     noise = noise_floor(bundle.manifest.parity, NOISE_OF_PROFILE[built.profile])
     card = msgspec.structs.replace(card, rounding_bits=bits, noise=noise)
-    result = compare(outputs, golden, logit_scale=card.logit_scale, limits=card.limits)
+    result = compare_golden(outputs, golden, logit_scale=card.logit_scale, limits=card.limits)
     require(result, engine=str(engine))
     logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
     unchanged = built.profile == "exact"
@@ -208,7 +208,7 @@ def _build_tensorrt(
     )
     card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
     card = msgspec.structs.replace(card, noise=noise_floor(bundle.manifest.parity, "fp16"))
-    result = compare(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale, limits=card.limits)
+    result = compare_golden(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale, limits=card.limits)
     card = msgspec.structs.replace(
         card,
         engine_sha256=plan.sha256,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation.gates import GateResult, Gates, judge
     from p4q_edge.runtime.evaluation.request import ValidateRequest
     from p4q_edge.runtime.evaluation.stage_comparison import StageComparison, StageReport
-    from p4q_edge.runtime.evaluation.subject import Target, find_bundle
+    from p4q_edge.runtime.evaluation.subject import Subject, find_bundle
     from p4q_edge.runtime.evaluation.validation import (
         RENDERERS,
         Outcome,
@@ -37,7 +37,7 @@ __all__ = [
     "Renderer",
     "StageComparison",
     "StageReport",
-    "Target",
+    "Subject",
     "ValidateRequest",
     "check_report_paths",
     "default_report",
@@ -64,7 +64,7 @@ if not TYPE_CHECKING:
                 "StageComparison",
                 "StageReport",
             ),
-            "subject": ("Target", "find_bundle"),
+            "subject": ("Subject", "find_bundle"),
             "validation": (
                 "Outcome",
                 "RENDERERS",

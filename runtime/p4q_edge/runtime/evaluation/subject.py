@@ -25,7 +25,7 @@ BUNDLE_SUFFIX = ".p4q"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Subject:
     """The engine under test with all that belongs to it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Target:
     close: Callable[[], None]
 
 
-def open_target(request: ValidateRequest) -> Target:
+def open_subject(request: ValidateRequest) -> Subject:
     """Load the engine, its card, its bundle and the bundle's graph.
 
     Raises:
@@ -74,7 +74,7 @@ def open_target(request: ValidateRequest) -> Target:
             stages[ONNX] = graph_stage(graph, threads=request.threads)
         except EnvironmentNotAbleError:
             not_checked.append("the ONNX graph: ONNX Runtime is not installed")
-    return Target(
+    return Subject(
         engine=request.engine,
         card=card,
         bundle=bundle,
@@ -171,11 +171,11 @@ def graph_stage(model: bytes, *, threads: int | None = None) -> Stage:
     return run
 
 
-def golden_chain(target: Target, options: ChainOptions) -> ChainReport:
+def golden_chain(subject: Subject, options: ChainOptions) -> ChainReport:
     """Run the golden samples: the recorded PyTorch stages against the graph and the engine here."""
     # The card of an engine that kept FP16 has that engine's own results in the place of the reference's.
-    golden = target.card.golden_samples() if target.bundle is None else target.bundle.golden()
-    if target.card.backend == "onnxruntime":
+    golden = subject.card.golden_samples() if subject.bundle is None else subject.bundle.golden()
+    if subject.card.backend == "onnxruntime":
         golden = golden.for_cpu()
     recorded = {
         FLOAT: Recorded({"logits": golden.float_logits, "embedding": golden.float_embedding}),
@@ -183,8 +183,8 @@ def golden_chain(target: Target, options: ChainOptions) -> ChainReport:
     }
     labels = golden.float_logits.argmax(axis=1)
     quiet = replace(options, label="golden samples", gates=replace(options.gates, max_top1_drop=None))
-    stages = in_order({**recorded, **target.stages})
-    return validate_chain(stages, golden.image, labels, target.card.class_names, options=quiet)
+    stages = in_order({**recorded, **subject.stages})
+    return validate_chain(stages, golden.image, labels, subject.card.class_names, options=quiet)
 
 
 def in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -192,11 +192,11 @@ def in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
     return {name: stages[name] for name in STAGE_ORDER if name in stages}
 
 
-def built_of(target: Target) -> Built:
+def built_of(subject: Subject) -> Built:
     """Return what the card says was built."""
-    card = target.card
+    card = subject.card
     return Built(
-        engine=str(target.engine),
+        engine=str(subject.engine),
         backend=card.backend,
         size_bytes=card.engine_size_bytes,
         model=f"{card.model.name} {card.model.pretrained}".strip(),

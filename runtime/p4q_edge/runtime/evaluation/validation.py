@@ -22,8 +22,8 @@ from p4q_edge.runtime.evaluation.report.document import Baseline, DebugReport, P
 from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
 from p4q_edge.runtime.evaluation.request import ValidateRequest
-from p4q_edge.runtime.evaluation.subject import Target, built_of, golden_chain, in_order, open_target
-from p4q_edge.runtime.images import LabelledImages, draw, read_class_folders, subset
+from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain, in_order, open_subject
+from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
 from p4q_edge.runtime.storage import atomic_write, sha256_bytes, sha256_file
@@ -63,7 +63,7 @@ class Outcome:
     images: LabelledImages | None
 
 
-ReferenceOf = Callable[[ValidateRequest, Target], Reference]
+ReferenceOf = Callable[[ValidateRequest, Subject], Reference]
 """The toolkit's `torch_reference`."""
 Renderer = Callable[[Outcome], bytes]
 RENDERERS: Mapping[str, Renderer] = {
@@ -82,56 +82,56 @@ def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = 
     Raises:
         UsageError: a limit was asked for that nothing here can answer.
     """
-    target = open_target(request)
+    subject = open_subject(request)
     try:
-        reference = Reference() if torch_reference is None else torch_reference(request, target)
+        reference = Reference() if torch_reference is None else torch_reference(request, subject)
         debug = reference.debug
-        speed = () if request.bench is None else read_bench(request.bench, engine_sha256=target.card.engine_sha256)
-        images = _images(request, target, reference)
+        speed = () if request.bench is None else read_bench(request.bench, engine_sha256=subject.card.engine_sha256)
+        images = _images(request, subject, reference)
         if images is not None and FAKE_QUANT not in reference.stages:
-            reference, images = with_recorded(reference, images, target, request)
+            reference, images = with_recorded(reference, images, subject, request)
         if images is not None:
-            images = subset(images, draw(len(images.labels), request.limit, seed=request.seed))
+            images = subset(images, draw_subset(len(images.labels), request.limit, seed=request.seed))
         if request.max_top1_drop is not None and (images is None or FLOAT not in reference.stages):
-            raise UsageError(_nothing_to_compare_with(target))
-        options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=target.gates)
-        golden = golden_chain(target, options)
+            raise UsageError(_nothing_to_compare_with(subject))
+        options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=subject.gates)
+        golden = golden_chain(subject, options)
         chain = None
         if images is not None:
-            stages = in_order({**reference.stages, **target.stages})
-            chain = validate_chain(stages, images.pixels, images.labels, target.card.class_names, options=options)
+            stages = in_order({**reference.stages, **subject.stages})
+            chain = validate_chain(stages, images.pixels, images.labels, subject.card.class_names, options=options)
     finally:
-        target.close()
-    files = (*target.files, *reference.files)
+        subject.close()
+    files = (*subject.files, *reference.files)
     report = Report(
-        title=f"{request.engine.name}: {len(target.card.class_names)} classes, {target.card.model.name}",
+        title=f"{request.engine.name}: {len(subject.card.class_names)} classes, {subject.card.model.name}",
         passed=all(part.passed for part in (chain, golden, *files) if part is not None) and not _faulty(debug),
         data=images.source if images is not None else f"{golden.n} golden samples",
-        built=built_of(target),
+        built=built_of(subject),
         files=files,
         chain=chain,
         golden=golden,
         baselines=reference.baselines,
         speed=with_accuracy(speed, chain),
         debug=debug,
-        not_checked=_not_checked(target, reference, images),
-        provenance=_provenance(request, target, reference, images),
+        not_checked=_not_checked(subject, reference, images),
+        provenance=_provenance(request, subject, reference, images),
     )
     return Outcome(report=report, images=images)
 
 
 def with_recorded(
-    reference: Reference, images: LabelledImages, target: Target, request: ValidateRequest
+    reference: Reference, images: LabelledImages, subject: Subject, request: ValidateRequest
 ) -> tuple[Reference, LabelledImages]:
     """Add what PyTorch computed when the bundle was exported, and keep the images that it was computed on.
 
     Where no image is among them, or the bundle has no results, both come back as they are, and the report says so.
     """
-    found = None if target.bundle is None else target.bundle.reference()
-    if found is None or target.bundle is None:
-        missing = "no bundle" if target.bundle is None else "the bundle has no results of it (export.reference_images)"
+    found = None if subject.bundle is None else subject.bundle.reference()
+    if found is None or subject.bundle is None:
+        missing = "no bundle" if subject.bundle is None else "the bundle has no results of it (export.reference_images)"
         return _without(reference, missing), images
-    if target.card.backend == "onnxruntime":
+    if subject.card.backend == "onnxruntime":
         found = found.for_cpu()
     # In the order in which a limit draws: as many as it allows are looked for, not looked for among so many.
     order = np.random.default_rng(request.seed).permutation(len(images.labels))
@@ -147,7 +147,7 @@ def with_recorded(
         logger.warning("%d of %d images have another label than in the bundle", other, known.size)
         notes.append(f"which label is right: {other} images have another one than in the bundle")
     logger.info("%d images have results of PyTorch in the bundle", known.size)
-    stages = {**reference.stages, **recorded_stages(found, target.bundle.head())}
+    stages = {**reference.stages, **recorded_stages(found, subject.bundle.head())}
     return replace(reference, stages=stages, not_checked=(*reference.not_checked, *notes)), subset(images, known)
 
 
@@ -155,8 +155,8 @@ def _without(reference: Reference, why: str) -> Reference:
     return replace(reference, not_checked=(*reference.not_checked, f"float and fake-quantized model: {why}"))
 
 
-def _nothing_to_compare_with(target: Target) -> str:
-    found = None if target.bundle is None else target.bundle.reference()
+def _nothing_to_compare_with(subject: Subject) -> str:
+    found = None if subject.bundle is None else subject.bundle.reference()
     here = "" if found is None else f", some of the {len(found)} images that the bundle has results for"
     return (
         f"--max-top1-drop compares with the full-precision model on labelled images, and one of them is missing; "
@@ -169,8 +169,8 @@ def _faulty(debug: DebugReport | None) -> bool:
     return debug is not None and debug.same_arithmetic and debug.first is not None
 
 
-def _not_checked(target: Target, reference: Reference, images: LabelledImages | None) -> tuple[str, ...]:
-    lines = [*target.not_checked, *reference.not_checked]
+def _not_checked(subject: Subject, reference: Reference, images: LabelledImages | None) -> tuple[str, ...]:
+    lines = [*subject.not_checked, *reference.not_checked]
     if images is None:
         lines.append("accuracy: no labelled images; name some with --data")
     elif images.left_out:
@@ -218,24 +218,24 @@ def write_reports(outcome: Outcome, paths: tuple[Path, ...], renderers: Mapping[
         atomic_write(path, renderers[path.suffix](outcome), force=True)
 
 
-def _images(request: ValidateRequest, target: Target, reference: Reference) -> LabelledImages | None:
+def _images(request: ValidateRequest, subject: Subject, reference: Reference) -> LabelledImages | None:
     images = reference.images
     if images is None and request.data is not None:
-        card = target.card
+        card = subject.card
         images = read_class_folders(
             Path(request.data),
             class_names=card.class_names,
             spec=card.preprocess,
-            learned=learned_digests(target.bundle),
-            other_names=found_names(target.bundle),
+            learned=learned_digests(subject.bundle),
+            other_names=found_names(subject.bundle),
         )
     return images
 
 
 def _provenance(
-    request: ValidateRequest, target: Target, reference: Reference, images: LabelledImages | None
+    request: ValidateRequest, subject: Subject, reference: Reference, images: LabelledImages | None
 ) -> Provenance:
-    card = target.card
+    card = subject.card
     digests = {
         "engine": card.engine_sha256,
         "card": sha256_file(card_path(request.engine)),
@@ -243,8 +243,8 @@ def _provenance(
         "weights": card.model.weights_sha256,
         "class names": sha256_bytes("\n".join(card.class_names).encode()),
     }
-    if target.bundle is not None:
-        members = target.bundle.manifest.members
+    if subject.bundle is not None:
+        members = subject.bundle.manifest.members
         wanted = (name for name in members if name.endswith(".onnx") or name == REFERENCE)
         digests |= {name: members[name].sha256 for name in wanted}
     if images is not None:

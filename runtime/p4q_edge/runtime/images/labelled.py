@@ -118,7 +118,7 @@ def digest_of(digests: Sequence[str], labels: Sequence[int]) -> str:
     return sha256_bytes("\n".join(lines).encode())
 
 
-def draw(count: int, limit: int, *, seed: int) -> np.ndarray:
+def draw_subset(count: int, limit: int, *, seed: int) -> np.ndarray:
     """Return the sorted indices of at most `limit` of `count` images; 0 takes all."""
     if not limit or limit >= count:
         return np.arange(count)

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.verification.golden_check import (
         MAX_DRIFT,
         GoldenResult,
-        compare,
-        cosine,
+        compare_golden,
         require,
+        row_cosine,
         run_golden,
         wrong_values,
     )
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_DRIFT",
     "GoldenResult",
-    "compare",
-    "cosine",
+    "compare_golden",
     "ensure_golden",
     "require",
+    "row_cosine",
     "run_golden",
     "selftest",
     "wrong_values",
@@ -37,8 +37,8 @@ if not TYPE_CHECKING:
             "golden_check": (
                 "GoldenResult",
                 "MAX_DRIFT",
-                "compare",
-                "cosine",
+                "compare_golden",
+                "row_cosine",
                 "require",
                 "run_golden",
                 "wrong_values",

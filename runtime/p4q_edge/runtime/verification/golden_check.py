@@ -68,7 +68,7 @@ def run_golden(engine: Engine, golden: Golden) -> dict[str, np.ndarray]:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def compare(
+def compare_golden(
     outputs: dict[str, np.ndarray],
     golden: Golden,
     *,
@@ -98,7 +98,7 @@ def compare(
     drift = None if recorded is None else float(np.abs(embedding - recorded).max())
     return GoldenResult(
         samples=len(embedding),
-        cosine_min=float(cosine(embedding, golden.embedding).min()),
+        cosine_min=float(row_cosine(embedding, golden.embedding).min()),
         top1_agreement=float((best == reference_best).mean()),
         top1_flips=int(((best != reference_best) & clear).sum()),
         logit_difference=float(np.abs(logits - golden.logits).max()),
@@ -123,7 +123,7 @@ def wrong_values(engine: str, problem: str, *, doubt: str | None = None) -> str:
     )
 
 
-def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def row_cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the cosine of each row of two (n, dim) arrays as (n,) float64; NaN where a row is zero."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -13,7 +13,7 @@ from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
-from p4q_edge.runtime.verification.golden_check import MAX_DRIFT, GoldenResult, compare, require, run_golden
+from p4q_edge.runtime.verification.golden_check import MAX_DRIFT, GoldenResult, compare_golden, require, run_golden
 
 _MAX_PROOF_BYTES = 1 << 16
 
@@ -52,7 +52,7 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
     built_here = fingerprint(card, device=device).items() <= card.built_with.items()
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
     outputs = run_golden(engine, golden)
-    result = compare(outputs, golden, logit_scale=card.logit_scale, recorded=recorded, limits=card.limits)
+    result = compare_golden(outputs, golden, logit_scale=card.logit_scale, recorded=recorded, limits=card.limits)
     doubt = advice.wrong_transformers(card.built_with["tensorrt"]) if card.backend == "tensorrt" else None
     return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend], doubt=doubt)
 

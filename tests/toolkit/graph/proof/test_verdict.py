@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from p4q_edge.graph.export import ExportedGraphs, check_proof, export_classifier, linear_quantizations
-from p4q_edge.graph.lint_rules import Finding
+from p4q_edge.graph.lint_rules import LintFinding
 from p4q_edge.graph.parity import run_in_onnxruntime
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.proof.verdict import Proof
@@ -89,12 +89,12 @@ def test_a_lint_rule_that_one_graph_breaks_stops_only_that_graph(
 ) -> None:
     _, model = toy_graphs
 
-    def findings(proto: onnx.ModelProto, **options: bool) -> list[Finding]:
+    def findings(proto: onnx.ModelProto, **options: bool) -> list[LintFinding]:
         half = any(
             t.data_type == onnx.TensorProto.FLOAT16 and t.name.endswith(".fp16") for t in proto.graph.initializer
         )
         rounded = any(node.op_type == "Cast" and "features" in node.output for node in proto.graph.node)
-        return [Finding(rule="placement", node="n", message="stands wrong")] if half and rounded else []
+        return [LintFinding(rule="placement", node="n", message="stands wrong")] if half and rounded else []
 
     monkeypatch.setattr("p4q_edge.graph.export.lint", findings)
     found = export_classifier(model, images)

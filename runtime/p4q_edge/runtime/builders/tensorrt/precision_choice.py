@@ -20,7 +20,7 @@ from p4q_edge.runtime.engines.tensorrt import TensorRTEngine
 from p4q_edge.runtime.errors import QualityGateError
 from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
 from p4q_edge.runtime.storage import save_tensors
-from p4q_edge.runtime.verification import cosine, run_golden
+from p4q_edge.runtime.verification import row_cosine, run_golden
 
 ROUNDS = Rounds(warmup=10, minimum=50, maximum=500, seconds=3.0)
 NAMES = {"int8": "INT8", "int8-linears": "INT8 in linears only"}
@@ -132,8 +132,8 @@ def compare_to_reference(outputs: Mapping[str, np.ndarray], golden: Golden) -> d
     best = outputs["logits"].argmax(axis=1)
     return {
         "samples": len(best),
-        "cosine_min": float(cosine(outputs["embedding"], golden.embedding).min()),
-        "float_cosine_min": float(cosine(outputs["embedding"], golden.float_embedding).min()),
+        "cosine_min": float(row_cosine(outputs["embedding"], golden.embedding).min()),
+        "float_cosine_min": float(row_cosine(outputs["embedding"], golden.float_embedding).min()),
         "float_top1_agreement": float((best == golden.float_logits.argmax(axis=1)).mean()),
     }
 
@@ -148,7 +148,7 @@ def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -
         if row["cosine_min"] >= min_cosine:
             return None
         return f"embeddings reach a cosine of {row['cosine_min']:.5f} to the reference; expected {min_cosine}"
-    expected = float(cosine(golden.embedding, golden.float_embedding).min()) - (1 - min_cosine)
+    expected = float(row_cosine(golden.embedding, golden.float_embedding).min()) - (1 - min_cosine)
     if row["float_cosine_min"] >= expected:
         return None
     return (
