@@ -13,6 +13,7 @@ import onnx_ir as ir
 from p4q_edge.graph.edit import constant, nodes_of, only_user, read
 from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
 from p4q_edge.quant import affine, fuses_in_int8
+from p4q_edge.runtime.artifacts import OPERATORS
 from p4q_edge.runtime.errors import QualityGateError
 
 OPSETS = range(17, 21)
@@ -280,6 +281,8 @@ def _operators(subject: LintedModel) -> Iterator[Problem]:
             yield str(node.name), f"expected operators that TensorRT 10.3 reads, got {node.op_type}"
         if node.op_type in {"Shape", "NonZero", "Loop", "If", "Scan"}:
             yield str(node.name), f"expected shapes fixed but for the batch, got {node.op_type}"
+        elif node.op_type not in OPERATORS | _NEWER:
+            yield str(node.name), f"expected operators that a bundle may have, got {node.op_type}"
 
 
 def _qdq(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import onnxruntime as onnxruntime_builder
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
+from p4q_edge.runtime.builders.onnxruntime import models_of, prove
 from p4q_edge.runtime.engines.onnxruntime.models import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.runtime.statistics.timing import Rounds
@@ -87,9 +88,9 @@ def test_float_weights_compute_with_the_quantized_weights_and_full_activations(b
     assert row_cosine(outputs["embedding"], golden.float_embedding).min() > 0.9995
 
 
-@pytest.mark.parametrize(("slow", "kept", "bits"), [("exact", "float", 32), ("float", "exact", 8)])
-def test_auto_keeps_what_is_faster_here_and_the_card_says_so(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, kept: str, bits: int
+@pytest.mark.parametrize(("slow", "kept", "products"), [("exact", "float", 0), ("float", "exact", 2)])
+def test_auto_keeps_what_is_faster_here(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, slow: str, kept: str, products: int
 ) -> None:
     def measured(candidates: Mapping[str, Callable[[], object]], rounds: Rounds) -> dict[str, np.ndarray]:
         for run in candidates.values():
@@ -97,12 +98,23 @@ def test_auto_keeps_what_is_faster_here_and_the_card_says_so(
         return {name: np.full(rounds.minimum, 2.0 if name == slow else 1.0) for name in candidates}
 
     monkeypatch.setattr(onnxruntime_builder, "measure_interleaved", measured)
+    opened = read_bundle(bundle)
+    proved = prove(models_of(opened.model("fp32"), "auto"), opened.golden(), threads=1, name="x")
+    assert proved.built.profile == kept
+    assert set(proved.inspection["rows"]) == {"exact", "float"}
+    assert proved.inspection["integer_products"] == products
+
+
+def test_the_card_says_which_profile_was_kept_and_why(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = tmp_path / "out.onnx"
-    card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="auto"))
+    with caplog.at_level("INFO"):
+        card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="auto"))
+    kept = "exact" if card.inspection["float_over_exact_time"]["value"] >= 1 else "float"
     assert card.options == {"cpu_profile": "auto", "kept_profile": kept}
-    assert card.precision.weight_bits == bits
-    assert set(card.inspection["rows"]) == {"exact", "float"}
-    assert card.inspection["integer_products"] == (2 if kept == "exact" else 0)
+    assert card.precision.weight_bits == (8 if kept == "exact" else 32)
+    assert f": {kept} is kept" in caplog.text
     assert selftest(engine).problem() is None
 
 

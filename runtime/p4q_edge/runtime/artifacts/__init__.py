@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Part,
         card_path,
         read_card,
+        verify_digest,
         verify_engine,
         verify_parts,
         write_card,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         require_fit,
         stored_heads,
     )
+    from p4q_edge.runtime.artifacts.onnx_graph import OPERATORS, check_exported, check_model
     from p4q_edge.runtime.artifacts.precision import (
         LEAST_MAC_SHARE,
         Precision,
@@ -56,6 +58,7 @@ __all__ = [
     "GOLDEN",
     "GRAPH_FP32",
     "LEAST_MAC_SHARE",
+    "OPERATORS",
     "REFERENCE",
     "SUFFIX",
     "WEIGHTS",
@@ -74,6 +77,8 @@ __all__ = [
     "add_head",
     "bundle",
     "card_path",
+    "check_exported",
+    "check_model",
     "find_head",
     "golden",
     "head",
@@ -89,6 +94,7 @@ __all__ = [
     "require_fit",
     "small_share",
     "stored_heads",
+    "verify_digest",
     "verify_engine",
     "verify_parts",
     "width_label",
@@ -117,6 +123,7 @@ if not TYPE_CHECKING:
                 "Part",
                 "card_path",
                 "read_card",
+                "verify_digest",
                 "verify_engine",
                 "verify_parts",
                 "write_card",
@@ -141,6 +148,11 @@ if not TYPE_CHECKING:
                 "remove_head",
                 "require_fit",
                 "stored_heads",
+            ),
+            "onnx_graph": (
+                "OPERATORS",
+                "check_exported",
+                "check_model",
             ),
             "precision": (
                 "LEAST_MAC_SHARE",

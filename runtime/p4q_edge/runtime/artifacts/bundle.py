@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
 
+from p4q_edge.runtime.artifacts.onnx_graph import check_exported
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.storage import (
@@ -157,8 +158,15 @@ class Bundle:
         return data
 
     def model(self, remainder: Literal["fp16", "fp32"]) -> bytes:
-        """Return a complete ONNX model whose part that is not quantized is FP16 or FP32."""
-        return self.read(GRAPH_FP16 if remainder == "fp16" else GRAPH_FP32) + self.read(WEIGHTS)
+        """Return a complete ONNX model whose part that is not quantized is FP16 or FP32.
+
+        Raises:
+            CorruptArtifactError: its bytes were changed, or it holds what the exporter does not write.
+        """
+        graph = GRAPH_FP16 if remainder == "fp16" else GRAPH_FP32
+        model = self.read(graph) + self.read(WEIGHTS)
+        check_exported(model, name=f"{graph} of {self.path}")
+        return model
 
     def preprocess(self) -> PreprocessSpec:
         """Return how pictures become the engine's input."""
@@ -200,7 +208,8 @@ def read_bundle(path: str | Path) -> Bundle:
 
     Raises:
         InputError: the file is missing.
-        CorruptArtifactError: not a bundle, or bytes that differ from the recorded digests.
+        CorruptArtifactError: not a bundle, bytes that differ from the recorded digests, or a graph with operators
+            that the exporter does not write.
     """
     path = Path(path)
     if not path.is_file():
@@ -211,8 +220,12 @@ def read_bundle(path: str | Path) -> Bundle:
         manifest = decode_sealed(archive.read(MANIFEST), Manifest, source=f"{MANIFEST} of {path}")
         _check_manifest(manifest, members, path)
         for name, recorded in manifest.members.items():
-            if _digest(archive, name) != recorded.sha256:
+            # The very bytes of a graph that were hashed are looked through: a later read of others fails.
+            graph = archive.read(name) if name in (GRAPH_FP16, GRAPH_FP32) else None
+            if (_digest(archive, name) if graph is None else sha256_bytes(graph)) != recorded.sha256:
                 raise _changed(path, name)
+            if graph and manifest.problem("fp16" if name == GRAPH_FP16 else "fp32") is None:
+                check_exported(graph, name=f"{name} of {path}")
     return Bundle(path=path, manifest=manifest)
 
 

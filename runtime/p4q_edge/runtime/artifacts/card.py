@@ -173,7 +173,16 @@ def verify_engine(engine: str | Path, card: Card) -> None:
     Raises:
         CorruptArtifactError: its digest differs.
     """
-    if sha256_file(Path(engine)) != card.engine_sha256:
+    verify_digest(sha256_file(Path(engine)), engine, card)
+
+
+def verify_digest(digest: str, engine: str | Path, card: Card) -> None:
+    """Check that a digest, of bytes that were read from `engine`, is that of the engine that a card describes.
+
+    Raises:
+        CorruptArtifactError: it differs.
+    """
+    if digest != card.engine_sha256:
         raise CorruptArtifactError(
             f"{engine} is not the engine that {card_path(engine)} describes: their digests differ. Copy both files "
             f"together, or build again: p4q-edge build model.p4q --engine {engine} --force"

@@ -26,15 +26,16 @@ from p4q_edge.runtime.artifacts import (
     write_deployment,
 )
 from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
-from p4q_edge.runtime.builders.onnxruntime import cpu_model, inspect_kernels
+from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
+from p4q_edge.runtime.builders.onnxruntime import models_of
 from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
-from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint
+from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint, import_onnxruntime
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import noise_floor, rounding_limits_of
 from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_bytes, sha256_file
-from p4q_edge.runtime.verification import GoldenResult, compare_golden, require, run_golden
+from p4q_edge.runtime.verification import GoldenResult, compare_golden, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
 }
+_MAX_DEADLINE_S = 24 * 3600.0
 FAST_BITS = 7
 """Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
 NOISE_OF_PROFILE = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
@@ -67,12 +69,18 @@ class BuildOptions:
         cpu_profile: `exact` (8-bit weights), `fast` (7-bit weights, for x86 without VNNI), `float` (FP32), or `auto`
             (the faster of `exact` and `float`, as measured here); ONNX Runtime.
         threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
+        deadline_s: seconds after which the check of a CPU engine is stopped.
         tensorrt: options of the TensorRT builder; None takes its defaults.
     """
 
     cpu_profile: CpuChoice = "exact"
     threads: int | None = None
+    deadline_s: float = 600.0
     tensorrt: TensorRTOptions | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
+            raise UsageError(f"the deadline must be positive and at most a day, got {self.deadline_s:g} s.")
 
 
 def backend_of(engine: str | Path, backend: BackendName | None = None) -> BackendName:
@@ -148,13 +156,16 @@ def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
 def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
     refuse_unsound(bundle, "fp32", engine=engine)
     golden = bundle.golden().for_cpu()
-    built, rows = cpu_model(
-        bundle.model("fp32"), options.cpu_profile, image=golden.image[:1], threads=options.threads, name=str(engine)
+    import_onnxruntime()
+    proved = prove_apart(
+        models_of(bundle.model("fp32"), options.cpu_profile),
+        golden,
+        threads=options.threads,
+        name=str(engine),
+        deadline_s=options.deadline_s,
     )
-    loaded = built.load(threads=options.threads, name=str(engine))
-    outputs = run_golden(loaded, golden)
-    check_outputs(bundle, outputs, input_shape=loaded.input_shape)
-    loaded.close()
+    built, outputs = proved.built, proved.outputs
+    check_outputs(bundle, outputs, input_shape=proved.input_shape)
     card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
     bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits
     noise = noise_floor(bundle.manifest.parity, NOISE_OF_PROFILE[built.profile])
@@ -177,7 +188,7 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         ),
         golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
         measured=measured(outputs["embedding"], result),
-        inspection={**inspect_kernels(built.optimized, built.profile, golden.image[:1]), **rows},
+        inspection=proved.inspection,
     )
     _refuse_existing(engine, force=force)
     write_deployment(engine, card, {"": built.model, OPTIMIZED: built.optimized})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from p4q_edge.runtime.artifacts import Golden, check_model
 from p4q_edge.runtime.choices import CpuChoice, CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import (
     OnnxRuntimeEngine,
     float_weights,
     load_error,
     open_session,
-    refuse_external_data,
     session_errors,
     session_options,
     seven_bit_weights,
 )
 from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
-
-logger = logging.getLogger(__name__)
+from p4q_edge.runtime.verification import run_golden
 
 AUTO_PROFILES: tuple[CpuProfile, ...] = ("exact", "float")
+RATIO = "float_over_exact_time"
+"""Under which name the card has it."""
 MEASURED_ROUNDS = Rounds(warmup=3, minimum=15, maximum=200, seconds=3.0)
 _SEED = 0  # of the bootstrap; fixed so that the same times say the same
 
@@ -49,24 +50,66 @@ class CpuModel:
         return OnnxRuntimeEngine(self.optimized, profile=self.profile, threads=threads, optimized=True, name=name)
 
 
-def cpu_model(
-    model: bytes, choice: CpuChoice, *, image: np.ndarray, threads: int | None, name: str
-) -> tuple[CpuModel, dict[str, Any]]:
-    """Return the model of a profile, and for `auto` what was measured to choose it, for the card.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProvedModel:
+    """A CPU engine and what it did on the golden samples.
+
+    Attributes:
+        built: the engine.
+        outputs: all outputs by name, float32, a row for each golden image.
+        input_shape: (N, 3, H, W) of its input.
+        inspection: kernels that run, and of several profiles what was measured to choose between them; for the card.
+    """
+
+    built: CpuModel
+    outputs: dict[str, np.ndarray]
+    input_shape: tuple[int, ...]
+    inspection: dict[str, Any]
+
+
+def models_of(model: bytes, choice: CpuChoice) -> dict[CpuProfile, bytes]:
+    """Return the Q/DQ model of a bundle as each profile keeps it that `choice` leaves open.
+
+    Raises:
+        EnvironmentNotAbleError: a profile needs the package `onnx`, which is not installed.
+    """
+    change: Mapping[str, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
+    profiles = AUTO_PROFILES if choice == "auto" else (choice,)
+    return {profile: change[profile](model) if profile in change else model for profile in profiles}
+
+
+def prove(models: Mapping[CpuProfile, bytes], golden: Golden, *, threads: int | None, name: str) -> ProvedModel:
+    """Rewrite models for this processor, keep the fastest, and run the golden samples through it.
 
     Args:
-        model: the Q/DQ model of a bundle.
-        choice: a profile, or `auto`.
-        image: (1, 3, H, W) uint8 to measure with.
+        models: one a profile; of several, that which is faster here is kept.
+        golden: samples to run and to measure with.
         threads: threads of the engine; None lets ONNX Runtime choose.
         name: what errors call the engine.
 
     Raises:
-        EnvironmentNotAbleError: the profile needs the package `onnx`, which is not installed.
+        CorruptArtifactError, IncompatibleEngineError, P4QEdgeError: ONNX Runtime cannot read or run a model.
     """
-    if choice != "auto":
-        return _of_profile(model, choice, name=name), {}
-    candidates = {profile: _of_profile(model, profile, name=name) for profile in AUTO_PROFILES}
+    candidates = {
+        profile: CpuModel(profile=profile, model=model, optimized=optimized_model(model, profile, name=name))
+        for profile, model in models.items()
+    }
+    image = golden.image[:1]
+    kept, rows = _fastest(candidates, image=image, threads=threads, name=name)
+    engine = kept.load(threads=threads, name=name)
+    outputs = run_golden(engine, golden)
+    shape = engine.input_shape
+    engine.close()
+    inspection = {**inspect_kernels(kept.optimized, kept.profile, image), **rows}
+    return ProvedModel(built=kept, outputs=outputs, input_shape=shape, inspection=inspection)
+
+
+def _fastest(
+    candidates: Mapping[CpuProfile, CpuModel], *, image: np.ndarray, threads: int | None, name: str
+) -> tuple[CpuModel, dict[str, Any]]:
+    """Return the fastest model, and where there are two what was measured."""
+    if len(candidates) == 1:
+        return next(iter(candidates.values())), {}
     engines = {profile: built.load(threads=threads, name=name) for profile, built in candidates.items()}
     times = measure_interleaved(
         {profile: partial(engine.run, image) for profile, engine in engines.items()}, MEASURED_ROUNDS
@@ -75,17 +118,8 @@ def cpu_model(
     for engine in engines.values():
         engine.close()
     kept: CpuProfile = "exact" if ratio.value >= 1.0 else "float"
-    logger.info("INT8 is %.2f times as fast as FP32 here, n = %d: %s is kept", ratio.value, ratio.n, kept)
     rows = {profile: asdict(summarize(values)) for profile, values in times.items()}
-    return candidates[kept], {"rows": rows, "float_over_exact_time": asdict(ratio)}
-
-
-def _of_profile(model: bytes, profile: CpuProfile, *, name: str) -> CpuModel:
-    if profile == "fast":
-        model = seven_bit_weights(model)
-    elif profile == "float":
-        model = float_weights(model)
-    return CpuModel(profile=profile, model=model, optimized=optimized_model(model, profile, name=name))
+    return candidates[kept], {"rows": rows, RATIO: asdict(ratio)}
 
 
 def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
@@ -95,7 +129,7 @@ def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
         CorruptArtifactError: it is not an ONNX model.
         IncompatibleEngineError: this version of ONNX Runtime cannot run it.
     """
-    refuse_external_data(model, name=name)
+    check_model(model, name=name)
     options = session_options(profile, threads=1)
     with tempfile.TemporaryDirectory(prefix="p4q-edge-") as folder:
         path = Path(folder) / "optimized.onnx"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from p4q_edge.runtime.artifacts import Card, verify_engine
+from p4q_edge.runtime.artifacts import Card
 from p4q_edge.runtime.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
     from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, require_cpu
 
     require_cpu(device, engine=str(path))
-    verify_engine(path, card)
     return _fitting(OnnxRuntimeEngine.from_card(Path(path), card, threads=threads), card, path)
 
 

@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.machine import advice, cpu, provenance
+    from p4q_edge.runtime.machine.child import child_command, end_with_parent
     from p4q_edge.runtime.machine.cuda_driver import open_driver, select_device, version_text
     from p4q_edge.runtime.machine.findings import (
         BACKENDS,
@@ -29,7 +30,9 @@ __all__ = [
     "Probe",
     "able_backends",
     "advice",
+    "child_command",
     "cpu",
+    "end_with_parent",
     "examine",
     "jetpack_of",
     "open_driver",
@@ -45,6 +48,10 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "child": (
+                "child_command",
+                "end_with_parent",
+            ),
             "cuda_driver": (
                 "open_driver",
                 "select_device",

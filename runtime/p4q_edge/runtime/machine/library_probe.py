@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.machine.advice import refused_by_driver
+from p4q_edge.runtime.machine.child import child_command
 from p4q_edge.runtime.machine.cuda_driver import open_driver, select_device, version_text
 
 _TIMEOUT_S = 120
@@ -35,7 +36,7 @@ class Probe:
 
 def run_probe(name: str) -> Probe:
     """Try the library `name` (a key of `PROBES`) in a child process; its death is a problem like any other."""
-    command = [sys.executable, "-m", "p4q_edge.runtime.machine.library_probe", name]
+    command = child_command("p4q_edge.runtime.machine.library_probe", name)
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -85,9 +86,9 @@ PROBES: Mapping[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Try the one library named in `arguments` and print its facts, or its problem on stderr."""
-    (name,) = arguments
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the one library named in `arguments` (the process's own) and print its facts, or its problem on stderr."""
+    (name,) = sys.argv[1:] if arguments is None else arguments
     try:
         facts = PROBES[name]()
     except P4QEdgeError as error:
@@ -101,4 +102,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

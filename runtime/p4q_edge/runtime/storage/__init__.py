@@ -17,6 +17,15 @@ if TYPE_CHECKING:
         sha256_file,
         temporary_path,
     )
+    from p4q_edge.runtime.storage.protobuf import (
+        WIRE_BYTES,
+        WIRE_FIXED32,
+        WIRE_FIXED64,
+        WIRE_VARINT,
+        WireError,
+        wire_fields,
+    )
+    from p4q_edge.runtime.storage.scratch import scratch_folder
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
     from p4q_edge.runtime.storage.switch import complete_switch, switch_files
     from p4q_edge.runtime.storage.terminal import printable
@@ -33,7 +42,12 @@ if TYPE_CHECKING:
 __all__ = [
     "LIBRARIES",
     "MAX_JSON_BYTES",
+    "WIRE_BYTES",
+    "WIRE_FIXED32",
+    "WIRE_FIXED64",
+    "WIRE_VARINT",
     "StageCode",
+    "WireError",
     "atomic_write",
     "cache_folder",
     "complete_switch",
@@ -49,11 +63,13 @@ __all__ = [
     "refuse_existing",
     "remove_leftovers",
     "save_tensors",
+    "scratch_folder",
     "sha256_bytes",
     "sha256_file",
     "stage_key",
     "switch_files",
     "temporary_path",
+    "wire_fields",
     "write_record",
 ]
 
@@ -71,6 +87,15 @@ if not TYPE_CHECKING:
                 "sha256_file",
                 "temporary_path",
             ),
+            "protobuf": (
+                "WIRE_BYTES",
+                "WIRE_FIXED32",
+                "WIRE_FIXED64",
+                "WIRE_VARINT",
+                "WireError",
+                "wire_fields",
+            ),
+            "scratch": ("scratch_folder",),
             "sealed": (
                 "decode_sealed",
                 "encode_sealed",

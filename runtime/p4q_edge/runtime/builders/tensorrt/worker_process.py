@@ -6,7 +6,6 @@ import json
 import logging
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.builders.tensorrt.progress import Progress
+from p4q_edge.runtime.machine import child_command
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ GRACE_S = 15.0
 """TensorRT asks whether to go on between two steps; one step can take seconds."""
 _STDERR_LINES = 5
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-WORKER = (sys.executable, "-m", "p4q_edge.runtime.builders.tensorrt.worker")
+WORKER = tuple(child_command("p4q_edge.runtime.builders.tensorrt.worker"))
 
 ShowProgress = Callable[[Progress], None]
 

@@ -100,6 +100,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the faster of exact "
         "and float, measured here (default: %(default)s)",
     )
+    cpu.add_argument(
+        "--deadline",
+        type=float,
+        metavar="SECONDS",
+        help="stop the check with the golden samples if it takes longer (default: 600)",
+    )
     _add_tensorrt_arguments(parser.add_argument_group("TensorRT"))
 
 
@@ -144,13 +150,17 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     if backend_of(args.engine, args.backend) == "tensorrt":
         from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
 
+        if args.deadline is not None:
+            raise UsageError(f"--deadline has no effect on {args.engine}, a TensorRT engine. Leave it out.")
         if args.cpu_profile != "exact":
             raise UsageError(f"--cpu-profile has no effect on {args.engine}, a TensorRT engine. Leave it out.")
         return BuildOptions(tensorrt=TensorRTOptions(**{flag.field: value for flag, value in given.items()}))
     if given:
         flags = ", ".join(flag.flag for flag in given)
         raise UsageError(f"{flags} has no effect on {args.engine}, an ONNX Runtime engine. Leave it out.")
-    return BuildOptions(cpu_profile=args.cpu_profile)
+    if args.deadline is None:
+        return BuildOptions(cpu_profile=args.cpu_profile)
+    return BuildOptions(cpu_profile=args.cpu_profile, deadline_s=args.deadline)
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         load_error,
         open_session,
         optimized_path,
-        refuse_external_data,
         session_errors,
         session_options,
     )
@@ -37,7 +36,6 @@ __all__ = [
     "narrowed",
     "open_session",
     "optimized_path",
-    "refuse_external_data",
     "session_errors",
     "session_options",
     "seven_bit_weights",
@@ -55,7 +53,6 @@ if not TYPE_CHECKING:
                 "load_error",
                 "open_session",
                 "optimized_path",
-                "refuse_external_data",
                 "session_errors",
                 "session_options",
             ),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from p4q_edge.runtime.artifacts import check_model, verify_digest, verify_engine
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
@@ -19,15 +19,15 @@ from p4q_edge.runtime.errors import (
     UsageError,
 )
 from p4q_edge.runtime.machine import cpu as machine
-from p4q_edge.runtime.storage import sha256_file
+from p4q_edge.runtime.storage import read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card
 
 logger = logging.getLogger(__name__)
 
-# How protobuf encodes the entry `location` of a tensor's external_data: field 1, 8 bytes.
-_EXTERNAL_DATA = b"\x0a\x08location"
+_MAX_MODEL_BYTES = (2 << 30) - 1
+"""Most that a message of Protocol Buffers has."""
 OPTIMIZED = ".optimized"
 """What the name of an engine's optimized copy adds to that of the engine."""
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
@@ -56,17 +56,17 @@ class OnnxRuntimeEngine:
 
         Raises:
             EnvironmentNotAbleError: ONNX Runtime is not installed.
-            CorruptArtifactError: it is not an ONNX model.
+            CorruptArtifactError: it is not an ONNX model, or one that is not complete in itself.
             IncompatibleEngineError: this version of ONNX Runtime cannot run it.
         """
         import_onnxruntime()
         self._name = name or str(model)
         self._errors = session_errors()
-        refuse_external_data(model, name=self._name)
-        source = model if isinstance(model, bytes) else str(model)
+        data = model if isinstance(model, bytes) else read_model(model)
+        check_model(data, name=self._name)
         options = session_options(profile, threads=threads, optimized=optimized)
         try:
-            self._session: Any = open_session(source, options)
+            self._session: Any = open_session(data, options)
         except self._errors as error:
             raise load_error(error, name=self._name) from error
         self._outputs = tuple(output.name for output in self._session.get_outputs())
@@ -76,8 +76,10 @@ class OnnxRuntimeEngine:
     def from_card(cls, path: Path, card: Card, *, threads: int | None = None) -> OnnxRuntimeEngine:
         """Load the engine of a card, from its optimized copy where that was made by this library on this processor.
 
+        The bytes that are hashed are those that are loaded, so that nothing can change the file between the two.
+
         Raises:
-            CorruptArtifactError: the optimized copy is not the one of the card.
+            CorruptArtifactError: the engine or its optimized copy is not the one of the card.
         """
         kept = card.options.get("kept_profile")
         if kept not in get_args(CpuProfile):
@@ -88,17 +90,20 @@ class OnnxRuntimeEngine:
         profile: CpuProfile = kept  # type: ignore[assignment]
         copy = optimized_path(path)
         made_here = fingerprint().items() <= card.built_with.items()
-        if card.optimized is None or not made_here:
-            return cls(path, profile=profile, threads=threads, name=str(path))
-        if not copy.is_file():
-            logger.info("%s is missing; loading %s takes longer without it", copy, path)
-            return cls(path, profile=profile, threads=threads, name=str(path))
-        if card.optimized.engine_sha256 != card.engine_sha256 or sha256_file(copy) != card.optimized.sha256:
+        if card.optimized is None or not made_here or not copy.is_file():
+            if made_here and card.optimized is not None:
+                logger.info("%s is missing; loading %s takes longer without it", copy, path)
+            engine = read_model(path)
+            verify_digest(sha256_bytes(engine), path, card)
+            return cls(engine, profile=profile, threads=threads, name=str(path))
+        verify_engine(path, card)
+        optimized = read_model(copy)
+        if card.optimized.engine_sha256 != card.engine_sha256 or sha256_bytes(optimized) != card.optimized.sha256:
             raise CorruptArtifactError(
                 f"{copy} is not the copy of {path} that its card describes. Delete it, or build again: "
                 f"p4q-edge build model.p4q --engine {path} --force"
             )
-        return cls(copy, profile=profile, threads=threads, optimized=True, name=str(path))
+        return cls(optimized, profile=profile, threads=threads, optimized=True, name=str(path))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -141,7 +146,7 @@ class OnnxRuntimeEngine:
         return (shape[0] if isinstance(shape[0], int) else -1, 3, shape[2], shape[3])
 
 
-def open_session(model: str | bytes, options: Any) -> Any:
+def open_session(model: bytes, options: Any) -> Any:
     """Return an inference session of ONNX Runtime on the CPU."""
     # The fusion would turn a product of two dimensions (the class token's) into a Gemm, for which there is no integer
     # kernel with float output: its weights would be dequantized in every run.
@@ -150,20 +155,13 @@ def open_session(model: str | bytes, options: Any) -> Any:
     )
 
 
-def refuse_external_data(model: Path | bytes, *, name: str) -> None:
-    """Raise `CorruptArtifactError` if a model names other files that hold its weights: it could name any file."""
-    if isinstance(model, bytes):
-        found = _EXTERNAL_DATA in model
-    elif model.stat().st_size == 0:
-        found = False  # an empty file cannot be mapped
-    else:
-        with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            found = mapped.find(_EXTERNAL_DATA) >= 0
-    if found:
-        raise CorruptArtifactError(
-            f"{name} keeps weights in another file; an engine holds all of them. Build it from a bundle with "
-            "`p4q-edge build`."
-        )
+def read_model(path: Path) -> bytes:
+    """Return the bytes of a model's file.
+
+    Raises:
+        InputError: it is missing, no regular file, or too large.
+    """
+    return read_bounded(path, limit_bytes=_MAX_MODEL_BYTES, kind="engine")
 
 
 def load_error(error: Exception, *, name: str) -> P4QEdgeError:
