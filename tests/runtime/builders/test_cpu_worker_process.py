@@ -118,7 +118,7 @@ def test_a_signal_ends_build_and_its_child(tiny_bundle: Path, tmp_path: Path, nu
         f"open({str(started)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     program = (
-        "import sys, p4q_edge.runtime.builders.cpu_worker_process as process, p4q_edge.runtime.builders.build as build\n"
+        "import sys\nfrom p4q_edge.runtime.builders import build, cpu_worker_process as process\n"
         "own = process.prove_apart\n"
         f"build.prove_apart = lambda *a, **k: own(*a, **k, command=[sys.executable, {str(child_file)!r}])\n"
         "from p4q_edge.runtime.cli.main import main\nsys.exit(main())\n"

@@ -57,7 +57,7 @@ OPERATORS = frozenset(
         "Transpose",
     }
 )
-"""Operators of ONNX's own domain that the exporter writes or handles by name: the cost of each is bounded by the sizes of its inputs."""
+"""Operators of ONNX's own domain that the exporter writes or handles by name; none computes without end."""
 
 Operator = tuple[str, str]
 """Domain (empty for ONNX's own) and name."""
