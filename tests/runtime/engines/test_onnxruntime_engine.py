@@ -27,7 +27,7 @@ from p4q_edge.runtime.errors import (
 )
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.storage.files import sha256_file
-from p4q_edge.runtime.verification.golden_check import cosine
+from p4q_edge.runtime.verification.golden_check import row_cosine
 from p4q_edge.runtime.verification.self_test import selftest
 
 from onnx_bytes import external_weights, identity_model
@@ -84,7 +84,7 @@ def test_an_engine_for_unsigned_kernels_computes_the_same(tiny_bundle: Path, mon
     bundle = read_bundle(tiny_bundle)
     golden = bundle.golden()
     proved = prove({"exact": bundle.model("fp32")}, golden, threads=1, name="x")
-    assert cosine(proved.outputs["embedding"], golden.embedding).min() > 0.9999
+    assert row_cosine(proved.outputs["embedding"], golden.embedding).min() > 0.9999
 
 
 def test_without_onnx_the_fast_profile_says_what_to_install(
