@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = Path("p4q.toml")
 SECONDS_BETWEEN_LINES = 10.0
-"""Where stderr is no terminal a progress bar would fill a log; a line now and then does not."""
+"""Where stderr is not a terminal a progress bar would fill a log; a line now and then does not."""
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

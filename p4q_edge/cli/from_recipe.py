@@ -28,7 +28,7 @@ def run_stages(recipe: Recipe, folder: Path, *, quiet: bool, split: Split | None
 
 
 def bundle_from_recipe(request: BuildRequest) -> Path:
-    """Run the stages of a recipe up to the bundle, which lies beside the engine as the run folder does.
+    """Run the stages of a recipe up to the bundle, which is written beside the engine as the run folder does.
 
     Raises:
         UsageError: the engine has a bundle's name, or `check_build` found problems.

@@ -96,7 +96,7 @@ def find_sets(photos: Path) -> tuple[Path, Path | None]:
 
 
 def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
-    """What to mend before learning: too few images, very unequal classes, the same image in two classes."""
+    """What to fix before learning: too few images, very unequal classes, the same image in two classes."""
     advice = []
     unusable = [name for name, count in counts.items() if count < 2]
     few = [f"{name} ({count})" for name, count in counts.items() if 2 <= count < FEW_IMAGES]

@@ -17,7 +17,7 @@ def lint_artifact(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: neither a bundle nor an ONNX file.
-        CorruptArtifactError: the file is no ONNX model.
+        CorruptArtifactError: the file is not an ONNX model.
     """
     # Imported here: they take longer to import than the rest of `inspect` takes to run.
     import onnx

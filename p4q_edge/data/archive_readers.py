@@ -153,7 +153,7 @@ def _take(members: _Members, member: tarfile.TarInfo, archive: tarfile.TarFile, 
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise InputError(f"{path}: member {member.name!r} leaves the archive; pack it again with relative names")
-    # As in webdataset, the suffix begins at the first dot: a.seg.png is no image of a.
+    # As in webdataset, the suffix begins at the first dot: a.seg.png is not an image of a.
     stem, _, suffix = name.name.partition(".")
     key = str(name.parent / stem)
     if f".{suffix.lower()}" in SUFFIXES:

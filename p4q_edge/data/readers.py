@@ -103,7 +103,7 @@ def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, 
     unknown = next((name for name in document if class_names and name not in class_names), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, class_names, n=1, cutoff=0.0)
-        raise InputError(f"{key}: {path} has prompts of {unknown!r}, which is no class; did you mean {near[0]!r}?")
+        raise InputError(f"{key}: {path} has prompts of {unknown!r}, which is not a class; did you mean {near[0]!r}?")
     return document
 
 

@@ -72,7 +72,7 @@ def _read_rows(path: Path, delimiter: str) -> list[Row]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:
-        raise InputError(f"{path} is no table: {error}") from error
+        raise InputError(f"{path} is not a table: {error}") from error
 
 
 def _columns(cells: list[str], path: Path) -> tuple[int, int] | None:

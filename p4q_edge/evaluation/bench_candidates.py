@@ -22,7 +22,7 @@ def fp32(engine: Path, *, threads: int | None = None) -> Candidate:
     """Return the engine's graph in float32 in ONNX Runtime, with the values of the quantized weights.
 
     Raises:
-        UsageError: the engine is no ONNX model.
+        UsageError: the engine is not an ONNX model.
     """
     if engine.suffix != ".onnx":
         raise UsageError(f"--against fp32 takes the graph of an .onnx engine, not of {engine}")

@@ -241,7 +241,7 @@ def _proposals(
     module: nn.Module | None,
     images: NDArray[np.uint8],
 ) -> tuple[str, ...]:
-    """Return what `keep_float` should name; a file that differs from its bundle is mended by building it again."""
+    """Return what `keep_float` should name; a file that differs from its bundle is fixed by building it again."""
     if module is not None:
         return sensitive_linears(module, images)
     return added_error(layers, tolerance) if name == OWN_GRAPH else ()

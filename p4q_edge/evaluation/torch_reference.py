@@ -189,7 +189,7 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Baseline, ...])
     except msgspec.DecodeError as error:
         raise CorruptArtifactError(
-            f"{path} is no comparison of methods: {error}. Remove it; the demo writes it again."
+            f"{path} is not a comparison of methods: {error}. Remove it; the demo writes it again."
         ) from error
 
 

@@ -222,7 +222,7 @@ def _run_epoch(
 
 
 def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> None:
-    """End a run whose loss is no number any more, before its weights are stored.
+    """End a run whose loss is not finite any more, before its weights are stored.
 
     Raises:
         InputError: it is not finite; the message has the step and the key to lower.

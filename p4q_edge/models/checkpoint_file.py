@@ -71,7 +71,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(_needs_code(path, str(error))) from error
     except (SafetensorError, RuntimeError, ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"could not load {path}: it is no intact file of weights ({_one_line(error)})") from error
+        raise InputError(f"could not load {path}: it is not an intact file of weights ({_one_line(error)})") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, no dictionary of weights; save model.state_dict()")
     return found
@@ -122,7 +122,7 @@ def _needs_code(path: str, error: str) -> str:
     named = next((word.strip("`") for word in error.split() if "." in word and word.startswith(("GLOBAL", "`"))), "")
     after = error.partition("GLOBAL ")[2].split(" ")
     named = after[0] if after and after[0] else named
-    what = f"an object of {named}" if named else "objects that are no tensors"
+    what = f"an object of {named}" if named else "objects that are not tensors"
     return (
         f"could not load {path}: it holds {what}, and reading that would run code of the file. If you trust where it "
         "comes from, save its weights alone: "

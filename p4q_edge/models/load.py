@@ -86,7 +86,7 @@ def load_model(
 
     Raises:
         UsageError: the name, tag or path does not exist, or nothing tells how a checkpoint was trained.
-        InputError: the checkpoint does not fit the model, or holds values that are no numbers.
+        InputError: the checkpoint does not fit the model, or holds values that are not finite.
         EnvironmentNotAbleError: a package of the model is missing, such as its tokenizer's.
     """
     _check_arguments(name, pretrained)

@@ -108,7 +108,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Outside:
-    """Holds the tower so that it is no submodule: its frozen weights are no part of what is learned."""
+    """Holds the tower so that it is not a submodule: its frozen weights are not part of what is learned."""
 
     tower: TextSide
 
@@ -215,7 +215,7 @@ class PromptLearner(nn.Module):
         prefix = torch.cat([self.start, self.context])
         shared = tower.read_prefix(prefix) if self.share_prefix else None
         alone, twice = (Chunk(runs=((torch.tensor([longest] * texts), length),)) for texts in (1, 2))
-        # The difference of two texts and one: what is kept once for all, such as weights, is no part of it.
+        # The difference of two texts and one: what is kept once for all, such as weights, is not part of it.
         one = kept_bytes(lambda: self._features(alone, prefix, shared))
         two = kept_bytes(lambda: self._features(twice, prefix, shared))
         return (two - one) / (length - self._shared_tokens)

@@ -153,7 +153,7 @@ def _check_image_tower(vision: Mapping[str, Any], source: str, folder: Path | No
         config = _inside(folder, name.removeprefix(_LOCAL), source) / "config.json"
         _refuse_code(_read(config, limit_bytes=MAX_CONFIG_BYTES), config)
     elif name and not _TIMM_NAME.fullmatch(name):
-        raise _refused(source, f"vision_cfg.timm_model_name = {name!r}, which is no name of timm")
+        raise _refused(source, f"vision_cfg.timm_model_name = {name!r}, which timm does not know")
 
 
 def _check_tokenizer_options(text: Mapping[str, Any], source: str) -> None:

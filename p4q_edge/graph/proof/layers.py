@@ -190,7 +190,7 @@ def _problem(layers: GraphLayers, layer: Layer, record: LayerRecord) -> str | No
     steps = np.abs(layers.on_grid(layer, record.x.numpy()) - expected) / float(linear.input_scale)
     off = float((steps > 1e-3).mean())
     if not (steps.max(initial=0.0) <= 1.5 and off <= EXPLAINED_SHARE):
-        return f"its input lies on another grid ({100 * off:.3g} % of the values, up to {steps.max():.3g} steps)"
+        return f"its input is on another grid ({100 * off:.3g} % of the values, up to {steps.max():.3g} steps)"
     if linear.bias is not None and bool(linear.bias.any()) and not any(n.op_type == "Add" for n in layer.after):
         return "it has no bias"
     value, reach = layers.product(layer, expected)

@@ -195,7 +195,7 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
     Args:
         subject: the module.
         candidates: the graphs.
-        known: problems of graphs that are no candidates, by kind.
+        known: problems of graphs that are not candidates, by kind.
     """
     parity: dict[str, float] = {"noise_images": float(len(subject.images))}
     problems = dict(known)

@@ -234,7 +234,7 @@ def test_an_older_report_is_replaced_and_another_file_is_not(
     assert main(["validate", str(engine), "--report", str(own)]) == 0
     assert own.read_text().startswith("<!-- p4q-edge report -->")
     assert main(["validate", str(engine), "--report", str(foreign)]) == 2
-    assert "exists and is no report; add --force" in capsys.readouterr().err
+    assert "exists and is not a report; add --force" in capsys.readouterr().err
     assert foreign.read_text() == "my notes"
 
 
@@ -289,5 +289,5 @@ def test_measurements_stand_in_the_report(engine: Path, photos: Path, capsys: py
     assert "measures another engine" in capsys.readouterr().err
     bench.write_text("{}")
     assert main([*arguments, "--bench", str(bench)]) == 4
-    assert "is no document of `p4q-edge bench`" in capsys.readouterr().err
+    assert "is not a document of `p4q-edge bench`" in capsys.readouterr().err
     assert main([*arguments, "--bench", "missing.json"]) == 2

@@ -42,7 +42,7 @@ def test_an_empty_word(tmp_path: Path) -> None:
         ({"cat": []}, r"is not of the form .*length >= 1"),
         ({"cat": [3]}, r"is not of the form .*Expected `str`, got `int`"),
         ({"cat": [""]}, r"is not of the form .*length >= 1"),
-        ({"cats": ["a cat"]}, "has prompts of 'cats', which is no class; did you mean 'cat'?"),
+        ({"cats": ["a cat"]}, "has prompts of 'cats', which is not a class; did you mean 'cat'?"),
     ],
 )
 def test_class_prompts_that_cannot_be_used(tmp_path: Path, document: object, message: str) -> None:

@@ -48,7 +48,7 @@ class OptimizedCopy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Description of one engine file, beside which it lies.
+    """Description of one engine file; it is kept beside that file.
 
     Attributes:
         backend: the library that runs the engine.
@@ -124,7 +124,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def card_path(engine: str | Path) -> Path:
-    """Return where the card of an engine lies: `out.onnx` -> `out.onnx.json`."""
+    """Return the path of an engine's card: `out.onnx` -> `out.onnx.json`."""
     engine = Path(engine)
     return engine.with_name(engine.name + ".json")
 

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def heads_folder(engine: str | Path) -> Path:
-    """Return where the heads of an engine lie."""
+    """Return the folder of an engine's heads."""
     engine = Path(engine)
     return engine.with_name(engine.name + ".heads")
 

@@ -95,7 +95,7 @@ def backend_of(engine: str | Path, backend: BackendName | None = None) -> Backen
     if suffix not in BACKEND_OF_SUFFIX:
         raise UsageError(
             f"the suffix of {engine} names no backend; expected .onnx (ONNX Runtime, CPU) or .plan/.engine "
-            "(TensorRT). Name the engine so, or add --backend."
+            "(TensorRT). Rename the engine, or add --backend."
         )
     return BACKEND_OF_SUFFIX[suffix]
 

@@ -85,7 +85,7 @@ class ZeroShotClassifier:
         """Load an engine.
 
         Args:
-            engine: the engine's file; its card lies beside it.
+            engine: the engine's file; its card is beside it.
             heads: heads beside those stored with the engine: names of these, files (named by their stem), or heads by
                 name. The first becomes the active one.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.

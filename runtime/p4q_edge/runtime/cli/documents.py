@@ -186,7 +186,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "test": "folder to test on, or null",
         "classes": "number of images of each class",
         "unusable": "what is wrong with each image that cannot be read",
-        "advice": "what to mend before learning",
+        "advice": "what to fix before learning",
     },
     "models": {
         "models": "`name`, `tags`, `family`, `input`, `dim`, `image_parameters`, `int8`, `prompts`",

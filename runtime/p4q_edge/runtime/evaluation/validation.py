@@ -192,24 +192,24 @@ def found_names(bundle: Bundle | None) -> tuple[str, ...]:
 
 
 def default_report(engine: Path) -> Path:
-    """Return where the report of an engine lies: `demo.onnx` -> `demo.report.json`."""
+    """Return the path of an engine's report: `demo.onnx` -> `demo.report.json`."""
     return engine.with_name(engine.stem + REPORT_SUFFIX)
 
 
 def check_report_paths(paths: tuple[Path, ...], renderers: Mapping[str, Renderer], *, force: bool) -> None:
-    """Refuse, before anything runs, suffixes without a renderer and files that are no reports.
+    """Refuse, before anything runs, suffixes without a renderer and files that are not reports.
 
     A report is the record of the last validation, so an older one is replaced; any other file needs --force.
 
     Raises:
-        UsageError: a suffix that nothing here writes, or a file that is no report.
+        UsageError: a suffix that nothing here writes, or a file that is not a report.
     """
     for path in paths:
         if path.suffix not in renderers:
             needs = " (.html needs the toolkit)" if ".html" not in renderers else ""
             raise UsageError(f"--report {path}: expected a file ending in {', '.join(renderers)}{needs}")
         if path.exists() and not force and not is_report(path):
-            raise UsageError(f"{path} exists and is no report; add --force to replace it, or name another file.")
+            raise UsageError(f"{path} exists and is not a report; add --force to replace it, or name another file.")
 
 
 def write_reports(outcome: Outcome, paths: tuple[Path, ...], renderers: Mapping[str, Renderer]) -> None:

@@ -24,7 +24,7 @@ def in_label_order(names: Iterable[str]) -> list[str]:
 def same_form(name: str) -> str:
     """Return a name in the one Unicode form (NFC) in which names are compared; macOS writes folders in another.
 
-    Bytes of a file name that are no UTF-8, as of old archives, become escapes such as `\\udce9`.
+    Bytes of a file name that are not UTF-8, as of old archives, become escapes such as `\\udce9`.
     """
     return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
 

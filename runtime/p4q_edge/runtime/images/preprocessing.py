@@ -70,7 +70,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if not all(1e-6 <= value <= 1e3 for value in self.std):
             raise ValueError(f"std must be positive and at most 1000, got {self.std}")
         if not all(abs(value) <= 1e3 for value in self.mean):
-            raise ValueError(f"mean must lie within 1000 of 0, got {self.mean}")
+            raise ValueError(f"mean must be within 1000 of 0, got {self.mean}")
         if not 0 <= self.fill_color <= 255:
             raise ValueError(f"fill_color must be between 0 and 255, got {self.fill_color}")
 

@@ -1,4 +1,4 @@
-"""Where this user's caches lie."""
+"""The cache folder of this user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CACHE_VARIABLE = "P4Q_EDGE_CACHE"
 
 
 def cache_folder() -> Path | None:
-    """Return where this user's caches lie: `P4Q_EDGE_CACHE`, or the platform's folder; None without a home."""
+    """Return this user's cache folder: `P4Q_EDGE_CACHE`, or the platform's folder; None without a home."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
     try:

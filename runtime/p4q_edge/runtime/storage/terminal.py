@@ -1,4 +1,4 @@
-"""Text of strangers on a terminal or in a page: what steers a terminal is shown instead of obeyed."""
+"""Untrusted text on a terminal or in a page: control characters are shown instead of obeyed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON and safetensors from strangers: bounded before anything is allocated, typed, no pickle."""
+"""JSON and safetensors from untrusted sources: bounded before anything is allocated, typed, no pickle."""
 
 from __future__ import annotations
 

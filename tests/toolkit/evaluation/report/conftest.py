@@ -217,7 +217,7 @@ class Browser:
         return [json.dumps(event["params"]) for event in self.events if event.get("method") in methods]
 
     def requests(self) -> list[str]:
-        """Every address that the page asked for beside itself; data in the page is no request."""
+        """Every address that the page asked for beside itself; data in the page is not a request."""
         sent = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [url for url in sent[1:] if not url.startswith("data:")]
 

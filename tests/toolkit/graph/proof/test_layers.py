@@ -65,7 +65,7 @@ def test_an_input_that_is_not_quantized_is_named(toy_graphs: Exported, images: N
         product.input[0] = producers[product.input[0]].input[0]
     found = wrong_layers(record_layers(model, images[:4]), graph)
     assert list(found) == [PATH]
-    assert found[PATH].startswith("its input lies on another grid (")
+    assert found[PATH].startswith("its input is on another grid (")
 
 
 def test_wrong_bounds_of_a_narrow_grid_are_named(

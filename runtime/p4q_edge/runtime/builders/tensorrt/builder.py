@@ -115,7 +115,7 @@ def build_plan(
 def _build(
     folder: Path, flavour: str, *, engine: Path, options: TensorRTOptions, progress: ShowProgress | None
 ) -> dict[str, Any]:
-    """Return the worker's result for one plan, which then lies in `folder`."""
+    """Return the worker's result for one plan, which is then in `folder`."""
     request = {
         "action": "build",
         "options": asdict(options),

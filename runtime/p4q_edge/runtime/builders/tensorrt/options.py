@@ -1,4 +1,4 @@
-"""What a TensorRT build can be told, and what it chooses when it is told nothing."""
+"""The options of a TensorRT build, and what it chooses without them."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Job:
     plan: Path
     """Where to write the plan."""
     engine: Path
-    """The final engine, beside which the timing cache of earlier builds lies."""
+    """The final engine, which has the timing cache of earlier builds beside it."""
     emit: Emit
     cancelled: Callable[[], bool]
 

@@ -179,7 +179,7 @@ def _comparison(fitted: Fit) -> str:
         ("right among the known", f"{before.accepted_accuracy:.1%}", f"{after.accepted_accuracy:.1%}"),
     ]
     if before.unknown_rejected is not None and after.unknown_rejected is not None:
-        label = f"rejected of {fitted.unknown_samples} strangers"
+        label = f"rejected of {fitted.unknown_samples} unknown"
         rows.append((label, f"{before.unknown_rejected:.1%}", f"{after.unknown_rejected:.1%}"))
     lines = [f"{label:<26}{first:>8}{second:>8}" for label, first, second in rows]
     taken = fitted.calibration

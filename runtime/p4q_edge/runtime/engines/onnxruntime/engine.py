@@ -177,7 +177,7 @@ def load_error(error: Exception, *, name: str) -> P4QEdgeError:
 
 
 def optimized_path(engine: Path) -> Path:
-    """Return where the optimized copy of an engine lies: `out.onnx` -> `out.onnx.optimized`."""
+    """Return the path of the optimized copy of an engine: `out.onnx` -> `out.onnx.optimized`."""
     return engine.with_name(engine.name + OPTIMIZED)
 
 

@@ -47,7 +47,7 @@ def read_io(trt: Any, engine: Any, *, name: str) -> EngineIO:
     """Return inputs and outputs of a deserialized engine.
 
     Raises:
-        CorruptArtifactError: it is no engine of P4Q Edge.
+        CorruptArtifactError: it is not an engine of P4Q Edge.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [tensor for tensor in names if engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT]
@@ -97,7 +97,7 @@ class Session:
         """Allocate; the GPU must be current in this thread. Nothing stays allocated if anything fails.
 
         Raises:
-            P4QEdgeError: device memory or a context cannot be had.
+            P4QEdgeError: device memory or a context cannot be made.
         """
         self._cuda, self._io, self._log = cuda, io, log
         self._graphs = graphs

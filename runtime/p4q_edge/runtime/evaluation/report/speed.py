@@ -37,7 +37,7 @@ def read_bench(path: Path, *, engine_sha256: str) -> tuple[SpeedRow, ...]:
     except OSError as error:
         raise InputError(f"cannot read the measurements {path}: {error.strerror}. {again}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptArtifactError(f"{path} is no document of `p4q-edge bench`: {error}. {again}") from error
+        raise CorruptArtifactError(f"{path} is not a document of `p4q-edge bench`: {error}. {again}") from error
     if document.engine_sha256 != engine_sha256:
         raise InputError(f"{path} measures another engine ({document.engine_sha256[:12]}...). {again}")
     return document.rows
