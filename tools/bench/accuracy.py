@@ -54,6 +54,13 @@ USUAL_SETS = SETS[:2]
 SCHEMA_VERSION = 1
 CODE = ("p4q_edge/**/*.py", "runtime/p4q_edge/**/*.py", "tools/bench/accuracy*.py", "calibration/**/*")
 """What decides a figure besides model and images."""
+FLOAT_CODE = (
+    *(f"p4q_edge/{room}/*.py" for room in ("data", "models", "learning", "recipe")),
+    "p4q_edge/evaluation/ablation.py",
+    "tools/bench/accuracy_rows.py",
+    "calibration/**/*",
+)
+"""What decides one in full precision: no quantizer does."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shots", type=int, default=16, help="labelled images of each class (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--widths", default=",".join(WIDTHS), help="default: %(default)s; FP32 is always measured")
-    parser.add_argument("--rows", default="", help="only rows whose name begins with one of these; default: all")
+    parser.add_argument("--rows", default="", help="only rows of these names, or that begin so; default: all")
     parser.add_argument("--limit", type=int, default=0, help="at most so many test images; 0: all")
     parser.add_argument("--epochs", type=int, default=0, help="of all learning, for a quick look; 0: the recipes' own")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="finished figures (%(default)s)")
@@ -87,7 +94,7 @@ def listed(text: str, known: Sequence[str], *, option: str) -> list[str]:
 
 
 def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
-    """Rows whose name begins with one of the words between commas; all without.
+    """Rows whose name is, or else begins with, one of the words between commas; all without words.
 
     Raises:
         UsageError: a word begins no row's name.
@@ -96,17 +103,19 @@ def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
     for word in words:
         if not any(row.name.startswith(word) for row in rows):
             raise UsageError(f"--rows: no row begins with {word!r}; there are {'; '.join(row.name for row in rows)}")
-    return [row for row in rows if not words or row.name.startswith(tuple(words))]
+    whole = {row.name for row in rows} & set(words)
+    beginnings = tuple(word for word in words if word not in whole)
+    return [row for row in rows if not words or row.name in whole or row.name.startswith(beginnings)]
 
 
-def code_digest(more: Sequence[str] = ()) -> str:
+def code_digest(more: Sequence[str] = (), *, code: Sequence[str] = CODE) -> str:
     """SHA-256 of every file that decides a figure.
 
     Args:
         more: further patterns.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in (*CODE, *more) for path in REPOSITORY.glob(pattern) if path.is_file()):
+    for path in sorted(path for pattern in (*code, *more) for path in REPOSITORY.glob(pattern) if path.is_file()):
         digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -183,11 +192,15 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
         scene = Scene(choice, seed)
         key = scene_key(scene)
         finished = Finished(args.work / f"{choice.data}-{seed}.json", key)
+        in_float = Finished(
+            args.work / f"{choice.data}-{seed}-float.json", key | {"code": code_digest(code=FLOAT_CODE)}
+        )
         for row, width in cells(rows, widths):
             name = f"{row.name}|{width}|{seed}"
-            if name not in finished.figures:
-                finished.keep(name, ask(row, scene, width))
-        figures |= finished.figures
+            file = in_float if row.group == "full precision" else finished
+            if name not in file.figures:
+                file.keep(name, ask(row, scene, width))
+        figures |= in_float.figures | finished.figures
         images[str(seed)] = key["test"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -252,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in listed(args.sets, SETS, option="--sets"):
             learned = {"epochs": args.epochs} if args.epochs else {}
             places = {"folder": args.data, "models": args.models_folder}
-            choice = Choice(data=name, **places, shots=args.shots, limit=args.limit, learn=learned)
+            sizes = {"shots": args.shots, "limit": args.limit}
+            choice = Choice(data=name, **places, **sizes, learn=learned, features=args.work / "features")
             document = run_set(choice, args)
             target = args.output / f"{stem(document)}.json"
             atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import torch
+from accuracy_cache import Encoded, kept
 from accuracy_tools import FloatClassifier, Quantizer, class_logits, model_optimizer, nncf, onnxruntime_static
 from numpy.typing import NDArray
 from real_clip import TEMPLATES as CLIP_TEMPLATES
@@ -24,6 +25,7 @@ from p4q_edge.learning import CachedFeatures, Student
 from p4q_edge.models import encode_batches, to_batch
 from p4q_edge.quant import Phase, running_in
 from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, read_recipe
+from p4q_edge.runtime.storage import StageCode, contents_digest
 from p4q_edge.stages import BATCH_SIZE, Source, cache_features, open_source
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,6 +33,8 @@ PHOTO_CLIP = Path(__file__).with_name("photo_clip")
 RECIPES = REPOSITORY / "calibration" / "recipes"
 WIDTHS = {"W8A8": "int8", "W6A6": "w6a6", "W4A8": "w4a8", "W4A4": "w4a4"}
 """Our recipe of each width."""
+
+FEATURES = StageCode(modules=("p4q_edge.stages.pipeline",), rooms=("p4q_edge.calibration", "p4q_edge.data"))
 
 FLOAT = "FP32"
 Group = Literal["full precision", "other tools", "published code", "P4Q Edge"]
@@ -74,6 +78,7 @@ class Choice:
 
     Attributes:
         models: folder of the models of ``real_models.py``.
+        features: folder that keeps features between runs; None keeps none.
     """
 
     data: str
@@ -82,6 +87,7 @@ class Choice:
     shots: int = 16
     limit: int = 0
     learn: Mapping[str, Any] = field(default_factory=dict)
+    features: Path | None = None
 
 
 class Scene:
@@ -118,9 +124,17 @@ class Scene:
         spec = self.source.model.preprocess
         return encode_batches(encoder, (to_batch(b, spec) for b in torch.split(self.classifier.test, BATCH_SIZE)))
 
-    def _encoded(self, width: str) -> tuple[CachedFeatures, Tensor]:
+    def _encoded(self, width: str) -> Encoded:
         """Features of the labelled images' views and of the test images, by our encoder at a width or the float one."""
         source = self.with_recipe(self.recipe("W8A8" if width == FLOAT else width))
+        recipe, folder = source.recipe, self.choice.features
+        tests = contents_digest({"images": self.classifier.test.numpy()}, {})
+        part = [None if width == FLOAT else recipe.quantization, recipe.learn.views, recipe.learn.flip]
+        key = source.key(FEATURES, recipe=part, inputs=tests)
+        path = folder / f"{self.choice.data}-{self.seed}-{width}.safetensors" if folder else None
+        return kept(path, key, lambda: self._encode(source, width))
+
+    def _encode(self, source: Source, width: str) -> Encoded:
         model = source.model
         encoder: nn.Module = model.clip.visual  # type: ignore[assignment]
         if width != FLOAT:

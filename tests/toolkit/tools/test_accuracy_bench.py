@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from p4q_edge.quant.linear import quant_linears
 from p4q_edge.runtime.errors import InputError
 
 BENCH = Path(__file__).parents[3] / "tools" / "bench"
-MODULES = ("accuracy", "accuracy_rows", "accuracy_table", "accuracy_tools")
+MODULES = ("accuracy", "accuracy_cache", "accuracy_rows", "accuracy_table", "accuracy_tools")
 COLOURS = {"orange": (240, 140, 30), "sea": (60, 120, 190), "forest": (30, 90, 40)}
 RUN = ("--sets", "cifar100", "--shots", "4", "--seeds", "0,1", "--widths", "W8A8", "--epochs", "1")
 
@@ -79,6 +80,27 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     assert tool.main(words) == 0
     assert rows_of(tmp_path) == rows
     assert tool.main([*words, "--seeds", "1"]) == 0  # each seed's figures stand by themselves
+
+
+def test_features_are_kept_under_their_key(bench: dict[str, ModuleType], data: Path, tmp_path: Path) -> None:
+    rows = bench["accuracy_rows"]
+    choice = rows.Choice(data="cifar100", folder=data, shots=4, features=tmp_path)
+    train, test = rows.Scene(choice, 0).encoded("W8A8")
+    again = rows.Scene(choice, 0)
+    again._encode = lambda *_: pytest.fail("encoded again")
+    assert torch.equal(again.encoded("W8A8")[1], test)
+    assert torch.equal(again.encoded("W8A8")[0].student, train.student)
+    views = rows.Scene(replace(choice, learn={"views": 2}), 0)
+    assert len(views.encoded("W8A8")[0].student) == 2
+
+
+def test_a_row_is_taken_by_its_whole_name_or_by_how_names_begin(bench: dict[str, ModuleType], data: Path) -> None:
+    choice = bench["accuracy_rows"].Choice(data="cifar100", folder=data)
+    rows = bench["accuracy_rows"].all_rows(bench["accuracy_rows"].recipe_of(choice, "int8").learn)
+    chosen = bench["accuracy"].chosen_rows
+    assert [row.name for row in chosen(rows, "P4Q,zero")] == ["zero-shot", "P4Q"]
+    assert {"P4Q", "P4Q, prompts and adapter only"} <= {row.name for row in chosen(rows, "P4")}
+    assert chosen(rows, "") == list(rows)
 
 
 def test_other_code_starts_again(bench: dict[str, ModuleType], tmp_path: Path) -> None:
