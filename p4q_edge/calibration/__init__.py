@@ -9,9 +9,21 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.calibration.calibrate import SAMPLE_SIZE, CalibratedEncoder, add_products, calibrate_encoder
     from p4q_edge.calibration.fit import refine
+    from p4q_edge.calibration.keep_in_float import fewest, in_float, quantized_layers, rank_by_sensitivity
     from p4q_edge.calibration.text import calibrate_text
 
-__all__ = ["SAMPLE_SIZE", "CalibratedEncoder", "add_products", "calibrate_encoder", "calibrate_text", "refine"]
+__all__ = [
+    "SAMPLE_SIZE",
+    "CalibratedEncoder",
+    "add_products",
+    "calibrate_encoder",
+    "calibrate_text",
+    "fewest",
+    "in_float",
+    "quantized_layers",
+    "rank_by_sensitivity",
+    "refine",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -24,6 +36,7 @@ if not TYPE_CHECKING:
                 "calibrate_encoder",
             ),
             "fit": ("refine",),
+            "keep_in_float": ("fewest", "in_float", "quantized_layers", "rank_by_sensitivity"),
             "text": ("calibrate_text",),
         },
     )

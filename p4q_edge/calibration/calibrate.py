@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.calibration.fit import refine
-from p4q_edge.calibration.limit_loss import limit_loss
+from p4q_edge.calibration.loss_limit import limit_loss
 from p4q_edge.models import (
     Batches,
     ImageEncoder,
@@ -62,8 +62,8 @@ class CalibratedEncoder:
 
     Attributes:
         encoder: in ``Phase.QUANTIZED``.
-        kept_float: linears and attentions that stay in high precision.
-        in_float: of these, the linears that are there to keep `max_cosine_loss`.
+        kept_float: linears, attentions and convolutions that stay in high precision.
+        in_float: linears and convolutions that are there to keep a limit on the loss of accuracy.
         folded: producers whose channels were equalized.
         cross_attention: attentions that do not attend to their own query.
         attention_owners: modules whose linears have the scheme's bits for attentions.

@@ -39,10 +39,10 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
         logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
     if request.seed is not None:
         recipe = msgspec.structs.replace(recipe, seed=request.seed)
-    given = {"quantize_attention": request.quantize_attention, "max_cosine_loss": request.max_cosine_loss}
+    given = {name: getattr(request, name) for name in ("quantize_attention", "max_cosine_loss", "max_top1_drop")}
     if overrides := {key: value for key, value in given.items() if value is not None}:
-        section = msgspec.structs.replace(recipe.quantization, **overrides)
         try:
+            section = msgspec.structs.replace(recipe.quantization, **overrides)
             section.scheme()
         except ValueError as error:
             raise UsageError(f"{error}; see p4q-edge build --help") from error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from p4q_edge.baselines import as_released
 from p4q_edge.calibration import calibrate_encoder, calibrate_text
-from p4q_edge.data import pixels, read_split
+from p4q_edge.data import folds, pixels, read_split
 from p4q_edge.learning import CachedFeatures, LearningRun, Student, learn
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
 from p4q_edge.runtime.errors import UsageError
@@ -24,8 +24,6 @@ from p4q_edge.runtime.storage import StageCode
 from p4q_edge.stages import Source, augmented_views, image_features, new_student, open_source, teacher_embeddings
 
 logger = logging.getLogger(__name__)
-
-FOLDS = 4
 
 Scored = Literal["tested", "cross_validated"]
 
@@ -300,17 +298,6 @@ def learn_section(recipe: Recipe, variant: Variant) -> LearnSection:
 def quantization_section(recipe: Recipe, variant: Variant) -> QuantizationSection | None:
     """The recipe's [quantization] with the variant's changes; None where the encoder stays in full precision."""
     return None if variant.full_precision else msgspec.structs.replace(recipe.quantization, **variant.quantization)
-
-
-def folds(labels: Tensor, *, seed: int) -> list[Tensor]:
-    """`FOLDS` disjoint sets of indices that share out each class evenly."""
-    generator = torch.Generator().manual_seed(seed)
-    fold_of = torch.empty_like(labels)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=generator)
-        fold_of[members[order]] = torch.arange(len(members)) % FOLDS
-    return [(fold_of == fold).nonzero().flatten() for fold in range(FOLDS)]
 
 
 def ablate(

@@ -34,6 +34,12 @@ class CachedFeatures:
     teacher: Tensor
     labels: Tensor
 
+    def of_images(self, chosen: Tensor) -> "CachedFeatures":
+        """The same of some of the images, by their indices ``(n,)`` int64."""
+        return CachedFeatures(
+            student=self.student[:, chosen], teacher=self.teacher[:, chosen], labels=self.labels[chosen]
+        )
+
     def digest(self) -> str:
         """SHA-256 of all values."""
         state = hashlib.sha256()

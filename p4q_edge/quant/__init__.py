@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.attention_pool import AttentionPool
     from p4q_edge.quant.attention_products import MAX_TOKENS, AttentionProducts, fuses_in_int8, softmax_scale
     from p4q_edge.quant.channel_folds import correct_biases, fold_channels
-    from p4q_edge.quant.conv import quant_convs, running_as_cpu_graph, tensor_grids
+    from p4q_edge.quant.conv import QuantConv2d, quant_convs, running_as_cpu_graph, tensor_grids
     from p4q_edge.quant.conv_swap import GRIDS, correct_conv_biases, fix_conv_scales, swap_convolutions
     from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
@@ -40,6 +40,7 @@ __all__ = [
     "ObserverName",
     "OutputWeights",
     "Phase",
+    "QuantConv2d",
     "QuantLinear",
     "QuantScheme",
     "RoundingName",
@@ -104,6 +105,7 @@ if not TYPE_CHECKING:
                 "fold_channels",
             ),
             "conv": (
+                "QuantConv2d",
                 "quant_convs",
                 "running_as_cpu_graph",
                 "tensor_grids",

@@ -87,6 +87,8 @@ class QuantConv2d(nn.Module):
         float_bias: where `bias` was corrected for quantization, what it was before.
         weight_scale: ``(out,)`` float32 buffer.
         integers: int8 of the weight's shape where the rounding was chosen; None rounds to the nearest.
+        in_float: the layer stays in high precision in the quantized phases and in the exported graph. Grids of tensors
+            that it shares with others stay.
         input: the grid of the input.
     """
 
@@ -105,6 +107,7 @@ class QuantConv2d(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.scheme = scheme
         self.phase = Phase.FLOAT
+        self.in_float = False
         self.input = Observed(scheme)
         self.register_buffer("weight_scale", torch.ones(out))
         self.register_buffer("integers", None)
@@ -117,10 +120,19 @@ class QuantConv2d(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        return bool(self.input.scale > 0)
+        """Whether the layer is quantized in ``Phase.QUANTIZED``."""
+        return bool(self.input.scale > 0) and not self.in_float
+
+    def keep_float(self) -> None:
+        """Keep the layer in high precision from now on, with the bias that it had in float."""
+        self.in_float = True
+        if self.float_bias is not None:
+            self.bias, self.float_bias = nn.Parameter(self.float_bias, requires_grad=False), None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in, H, W) -> (N, out, H', W')``."""
+        if self.in_float and self.phase in (Phase.QUANTIZED, Phase.PAIRED, Phase.WEIGHTS):
+            return self.exact(x)
         if self.phase is Phase.QUANTIZED:
             return self.quantized(x)
         if self.phase is Phase.PAIRED:

@@ -47,7 +47,7 @@ class QuantScheme:
         stem: quantize the convolution that reads the image too.
         keep_float: glob patterns of module paths that stay in high precision.
         max_cosine_loss: limit of one minus the mean cosine between the embeddings of the quantized and the float image
-            tower on the calibration images; the linears that cost most accuracy for their work stay in high precision
+            tower on the calibration images; the layers that cost most accuracy for their work stay in high precision
             until it holds. None: no limit.
 
     Source: P4Q, arXiv:2409.17634, section 3; RepQ-ViT, arXiv:2212.08254 (reparameterized LayerNorm ranges), here as

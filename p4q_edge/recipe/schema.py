@@ -85,7 +85,14 @@ class DataSection(Section, frozen=True, kw_only=True):
 
 
 class QuantizationSection(Section, frozen=True, kw_only=True):
-    """[quantization]: see `QuantScheme`; `text` fake-quantizes the text tower too (the paper's track)."""
+    """[quantization]: see `QuantScheme`.
+
+    Attributes:
+        max_top1_drop: limit of the points of top-1 that the learned model may lose by the quantized image tower, by
+            cross-validation on the labelled images; the layers that cost most for their work stay in high precision
+            until it holds. It learns four heads first. None: no limit.
+        text: fake-quantize the text tower too (the paper's track).
+    """
 
     weight_bits: int = QuantScheme.weight_bits
     activation_bits: int = QuantScheme.activation_bits
@@ -109,7 +116,12 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     stem: bool = QuantScheme.stem
     keep_float: tuple[str, ...] = QuantScheme.keep_float
     max_cosine_loss: float | None = QuantScheme.max_cosine_loss
+    max_top1_drop: float | None = None
     text: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_top1_drop is not None and not 0.0 <= self.max_top1_drop < 100.0:
+            raise ValueError(f"max_top1_drop must be in [0, 100) points, got {self.max_top1_drop}")
 
     def scheme(self) -> QuantScheme:
         """The scheme of the image tower (and of the text tower where it is quantized)."""

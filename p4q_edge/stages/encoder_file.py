@@ -17,7 +17,10 @@ from p4q_edge.models import (
 from p4q_edge.quant import (
     GridPoint,
     Phase,
+    QuantConv2d,
+    QuantLinear,
     QuantScheme,
+    quant_convs,
     quant_linears,
     quantize_modules,
     set_phase,
@@ -65,9 +68,9 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     for name, linear in quant_linears(encoder).items():
         if f"{name}.bias" in tensors and linear.bias is None:  # a fold gave it one
             linear.bias = nn.Parameter(torch.zeros(linear.out_features))
-    linears = quant_linears(encoder)
+    layers: dict[str, QuantLinear | QuantConv2d] = {**quant_linears(encoder), **quant_convs(encoder)}
     for name in facts["in_float"]:
-        linears[name].in_float = True
+        layers[name].in_float = True
     encoder.load_state_dict(tensors)
     encoder.requires_grad_(False)
     set_phase(encoder, Phase.QUANTIZED)

@@ -44,10 +44,11 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
+from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 logger = logging.getLogger(__name__)
 
-_MODULES = ("p4q_edge.stages.pipeline", "p4q_edge.stages.encoder_file")
+_MODULES = tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "top1_limit"))
 CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.calibration"))
 LEARN = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.calibration", "p4q_edge.learning"))
 
@@ -182,7 +183,9 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     section, learn_section = source.recipe.quantization, source.recipe.learn
     scheme = section.scheme()
     atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
-    key = source.key(CALIBRATE, recipe=[section, learn_section.views, learn_section.flip])
+    limited = section.max_top1_drop is not None  # then learning decides what is in float
+    code, part = (LEARN, learn_section) if limited else (CALIBRATE, [learn_section.views, learn_section.flip])
+    key = source.key(code, recipe=[section, part], inputs=[source.class_names, source.prompts] if limited else None)
     stored = read_tensors(files.features, key=key)
     calibrated = restore_encoder(files.encoder, source.model, scheme, key=key) if stored is not None else None
     if calibrated is not None and stored is not None:
@@ -192,21 +195,55 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     logger.info("calibrate: %d images, %s", len(images), scheme.label)
     calibrated = calibrate_encoder(source.model, images, scheme)
     features = cache_features(source, calibrated.encoder, images)
+    if section.max_top1_drop is not None:
+        limited_encoder = keep_top1(source, calibrated, features, images)
+        if limited_encoder is not calibrated:
+            calibrated = limited_encoder
+            features = replace(features, student=student_features(source, calibrated.encoder, images))
     save_encoder(calibrated, files.encoder, key=key)
     tensors = {"student": features.student, "teacher": features.teacher, "labels": features.labels}
     write_tensors(files.features, tensors, key=key)
     return Prepared(source=source, calibrated=calibrated, features=features, key=key)
 
 
+def keep_top1(
+    source: Source, calibrated: CalibratedEncoder, features: CachedFeatures, images: Tensor
+) -> CalibratedEncoder:
+    """Put layers into float until the recipe's `max_top1_drop` is kept on the labelled images, cross-validated."""
+    recipe, limit = source.recipe, source.recipe.quantization.max_top1_drop
+    assert limit is not None
+
+    def learn_on(chosen: Tensor) -> Student:
+        student, tower = new_student(source)
+        if tower is not None and recipe.quantization.text:
+            calibrate_text(tower, student.prompts)
+        learn(student, features.of_images(chosen), recipe.learn, seed=recipe.seed, run=LearningRun())
+        return student
+
+    batches = Batches(images=images, spec=source.model.preprocess, size=BATCH_SIZE)
+    judge = Judge.of(batches, features.labels, learn_on, seed=recipe.seed)
+    return limit_top1(calibrated, source.model.clip.visual, judge, limit)  # type: ignore[arg-type]
+
+
 def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
     """Features of all views of the labelled images, by the quantized and by the float encoder."""
-    section, model = source.recipe.learn, source.model
-    student, teacher = [], []
-    for view in augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed):
-        student.append(image_features(encoder, view, model.preprocess))
-        teacher.append(teacher_embeddings(model, view))
-    labels = torch.from_numpy(source.split.train.labels)
-    return CachedFeatures(student=torch.stack(student), teacher=torch.stack(teacher), labels=labels)
+    teacher = [teacher_embeddings(source.model, view) for view in _views(source, images)]
+    return CachedFeatures(
+        student=student_features(source, encoder, images),
+        teacher=torch.stack(teacher),
+        labels=torch.from_numpy(source.split.train.labels),
+    )
+
+
+def student_features(source: Source, encoder: nn.Module, images: Tensor) -> Tensor:
+    """Features of all views of the labelled images by the quantized encoder, ``(views, images, dim)``."""
+    spec = source.model.preprocess
+    return torch.stack([image_features(encoder, view, spec) for view in _views(source, images)])
+
+
+def _views(source: Source, images: Tensor) -> Iterator[Tensor]:
+    section = source.recipe.learn
+    return augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed)
 
 
 def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:

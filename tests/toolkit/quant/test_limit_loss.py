@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.calibration import calibrate_encoder
-from p4q_edge.calibration.limit_loss import embedding_loss, rank_by_sensitivity
+from p4q_edge.calibration.keep_in_float import embedding_loss, rank_by_sensitivity
 from p4q_edge.graph import linear_quantizations
 from p4q_edge.models import Batches, LoadedModel, encode_batches, to_batch
 from p4q_edge.quant import Phase, QuantLinear, QuantScheme, quant_linears, running_in

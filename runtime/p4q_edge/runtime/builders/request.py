@@ -24,6 +24,7 @@ class RecipeRequest:
     seed: int | None = None
     quantize_attention: bool | None = None
     max_cosine_loss: float | None = None
+    max_top1_drop: float | None = None
 
     @property
     def empty(self) -> bool:

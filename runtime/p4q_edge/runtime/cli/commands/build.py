@@ -121,8 +121,15 @@ def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGro
         "--max-cosine-loss",
         type=float,
         metavar="X",
-        help="overrides the recipe's quantization.max_cosine_loss: as few linears as possible stay in high precision, "
+        help="overrides the recipe's quantization.max_cosine_loss: as few layers as possible stay in high precision, "
         "so that the mean cosine of calibration images to the float model is at least 1 - X",
+    )
+    parser.add_argument(
+        "--max-top1-drop",
+        type=float,
+        metavar="Y",
+        help="overrides the recipe's quantization.max_top1_drop: as few layers as possible stay in high precision, so "
+        "that top-1 is at most Y points below the float learned model's, cross-validated on the labelled images",
     )
 
 
@@ -135,6 +142,7 @@ def recipe_request(args: argparse.Namespace) -> RecipeRequest:
         seed=args.seed,
         quantize_attention=args.quantize_attention,
         max_cosine_loss=args.max_cosine_loss,
+        max_top1_drop=args.max_top1_drop,
     )
 
 
