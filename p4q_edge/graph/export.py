@@ -129,6 +129,7 @@ def grid_quantizations(model: nn.Module) -> tuple[GridQuantization, ...]:
             bits=grid.scheme.activation_bits,
         )
         for path, grid in tensor_grids(model).items()
+        if grid.used
     )
 
 

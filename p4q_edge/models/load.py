@@ -302,4 +302,6 @@ class Batches:
     size: int
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return (to_batch(chunk, self.spec) for chunk in torch.split(self.images, self.size))
+        for chunk in torch.split(self.images, self.size):
+            # Convolutions of CPUs are twice as fast on channels that lie side by side; values stay the same.
+            yield to_batch(chunk, self.spec).contiguous(memory_format=torch.channels_last)

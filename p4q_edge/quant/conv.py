@@ -215,15 +215,23 @@ class TensorGrid(Observed):
     Attributes:
         conv: path of the convolution by which the graph finds the tensor, from the model that owns this grid.
         via: the tensor is that convolution's `input` or `output`, or what the pool before it reads (`pooled`).
+        layers: the convolutions that it is there for; without any of them in integers the tensor stays as it is.
     """
 
-    def __init__(self, scheme: QuantScheme, *, conv: str, via: Via) -> None:
+    def __init__(self, scheme: QuantScheme, *, conv: str, via: Via, layers: tuple[QuantConv2d, ...] = ()) -> None:
         super().__init__(scheme)
-        self.conv, self.via = conv, via
+        self.conv, self.via, self.layers = conv, via, layers  # a tuple, so that they are no submodules
         self.phase = Phase.FLOAT
+
+    @property
+    def used(self) -> bool:
+        """Whether a quantized convolution needs the grid."""
+        return not self.layers or any(not layer.in_float for layer in self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, channels, H, W)``, on the grid in the quantized phases."""
+        if not self.used:
+            return x
         if self.phase is Phase.QUANTIZED:
             return self.on_grid(x)
         if self.phase is Phase.PAIRED:

@@ -32,9 +32,10 @@ def swap_convolutions(model: nn.Module, paths: Iterable[str], points: Iterable[G
         conv = model.get_submodule(path)
         assert isinstance(conv, nn.Conv2d)
         replace_module(model, path, QuantConv2d(conv, scheme))
-    grids = nn.ModuleDict()
+    convs, grids = quant_convs(model), nn.ModuleDict()
     for point in points:
-        grid = TensorGrid(scheme, conv=point.conv, via=point.via)
+        layers = tuple(convs[path] for path in dict.fromkeys((point.conv, *point.sharing)))
+        grid = TensorGrid(scheme, conv=point.conv, via=point.via, layers=layers)
         model.get_submodule(point.producer).register_forward_hook(_ThroughGrid(grid))
         grids[point.producer.replace(".", "/")] = grid
     if grids:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         new_student,
         open_source,
         prepare,
+        student_features,
         teacher_embeddings,
     )
 
@@ -40,6 +41,7 @@ __all__ = [
     "new_student",
     "open_source",
     "prepare",
+    "student_features",
     "teacher_embeddings",
 ]
 
@@ -61,6 +63,7 @@ if not TYPE_CHECKING:
                 "new_student",
                 "open_source",
                 "prepare",
+                "student_features",
                 "teacher_embeddings",
             ),
         },

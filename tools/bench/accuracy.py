@@ -28,6 +28,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -76,6 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0, help="at most so many test images; 0: all")
     parser.add_argument("--epochs", type=int, default=0, help="of all learning, for a quick look; 0: the recipes' own")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="finished figures (%(default)s)")
+    parser.add_argument("--finished", action="store_true", help="write what is finished under --work; measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args(argv)
 
@@ -99,7 +101,7 @@ def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
     Raises:
         UsageError: a word begins no row's name.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    words = [word for word in re.split(r",(?! )", text) if word]  # names have commas before spaces
     for word in words:
         if not any(row.name.startswith(word) for row in rows):
             raise UsageError(f"--rows: no row begins with {word!r}; there are {'; '.join(row.name for row in rows)}")
@@ -173,12 +175,35 @@ def ask(row: Row, scene: Scene, width: str) -> dict[str, Any]:
 
 
 def cells(rows: Sequence[Row], widths: Sequence[str]) -> Iterator[tuple[Row, str]]:
-    """Each row with each of its widths that is asked for; rows of one width follow each other."""
+    """Each row with each of its widths that is asked for; rows of one width follow each other.
+
+    What the float encoder needs beside full-precision rows comes last: it tells least.
+    """
     wanted = [FLOAT, *widths]
     every = list(dict.fromkeys(width for row in rows for width in row.widths))
     for width in sorted(every, key=lambda w: wanted.index(w[:4]) if w[:4] in wanted else len(wanted)):
         if width[:4] in wanted:
-            yield from ((row, width) for row in rows if width in row.widths)
+            yield from ((row, width) for row in rows if width in row.widths and not _extra(row, width))
+    yield from ((row, FLOAT) for row in rows if FLOAT in row.widths and _extra(row, FLOAT))
+
+
+def _extra(row: Row, width: str) -> bool:
+    return width == FLOAT and row.group != "full precision"
+
+
+def figures_of(
+    scene: Scene, rows: Sequence[Row], widths: Sequence[str], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Figures of one seed by row, width and seed: kept ones, and those that are missing measured."""
+    finished, in_float = finished_of(args, f"{scene.choice.data}-{scene.seed}", scene_key(scene))
+    found = {}
+    for row, width in cells(rows, widths):
+        name = f"{row.name}|{width}|{scene.seed}"
+        file = in_float if row.group == "full precision" else finished
+        if name not in file.figures and not args.finished:
+            file.keep(name, ask(row, scene, width) | {"commit": provenance.git_commit(REPOSITORY)})
+        found[name] = file.figures.get(name, {"missing": "not measured in this run"})
+    return found
 
 
 def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
@@ -191,17 +216,9 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
     for seed in seeds:
         scene = Scene(choice, seed)
         key = scene_key(scene)
-        finished = Finished(args.work / f"{choice.data}-{seed}.json", key)
-        in_float = Finished(
-            args.work / f"{choice.data}-{seed}-float.json", key | {"code": code_digest(code=FLOAT_CODE)}
-        )
-        for row, width in cells(rows, widths):
-            name = f"{row.name}|{width}|{seed}"
-            file = in_float if row.group == "full precision" else finished
-            if name not in file.figures:
-                file.keep(name, ask(row, scene, width))
-        figures |= in_float.figures | finished.figures
+        figures |= figures_of(scene, rows, widths, args)
         images[str(seed)] = key["test"]
+    commits = {figure["commit"] for figure in figures.values() if "commit" in figure}
     return {
         "schema_version": SCHEMA_VERSION,
         "data": choice.data,
@@ -211,7 +228,7 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
         "seeds": seeds,
         "model": {"name": scene.source.model.info.name, "weights_sha256": key["weights"]},
         "test_sha256": images,
-        "commit": provenance.git_commit(REPOSITORY),
+        "commit": ", ".join(sorted(commits)),
         "code_sha256": key["code"],
         "versions": provenance.versions() | tool_versions(),
         "machine": provenance.this_machine(),
@@ -220,6 +237,18 @@ def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
         "recipes": {width: recipe_sections(scene, width) for width in widths},
         "rows": [summarize(row, width, figures, seeds) for row, width in cells(rows, widths)],
     }
+
+
+def finished_of(args: argparse.Namespace, name: str, key: dict[str, Any]) -> tuple[Finished, Finished]:
+    """The figures of one data set under one seed: of quantized rows, and of those in full precision."""
+    both = []
+    for suffix, code in (("", CODE), ("-float", FLOAT_CODE)):
+        path = args.work / f"{name}{suffix}.json"
+        if args.finished:
+            both.append(Finished(path, {part: key[part] for part in key if part != "code"}, ignore=("code",)))
+        else:
+            both.append(Finished(path, key | {"code": code_digest(code=code)}))
+    return both[0], both[1]
 
 
 def scene_key(scene: Scene) -> dict[str, Any]:

@@ -22,11 +22,10 @@ from p4q_edge.baselines import as_released
 from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.evaluation import PTQ, learned_student, method_variants
 from p4q_edge.learning import CachedFeatures, Student
-from p4q_edge.models import encode_batches, to_batch
 from p4q_edge.quant import Phase, running_in
 from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, read_recipe
 from p4q_edge.runtime.storage import StageCode, contents_digest
-from p4q_edge.stages import BATCH_SIZE, Source, cache_features, open_source
+from p4q_edge.stages import Source, cache_features, image_features, open_source, student_features
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTO_CLIP = Path(__file__).with_name("photo_clip")
@@ -121,8 +120,7 @@ class Scene:
 
     def test_features(self, encoder: nn.Module) -> Tensor:
         """Features of the test images, ``(images, dim)``."""
-        spec = self.source.model.preprocess
-        return encode_batches(encoder, (to_batch(b, spec) for b in torch.split(self.classifier.test, BATCH_SIZE)))
+        return image_features(encoder, self.classifier.test, self.source.model.preprocess)
 
     def _encoded(self, width: str) -> Encoded:
         """Features of the labelled images' views and of the test images, by our encoder at a width or the float one."""
@@ -135,11 +133,16 @@ class Scene:
         return kept(path, key, lambda: self._encode(source, width))
 
     def _encode(self, source: Source, width: str) -> Encoded:
-        model = source.model
-        encoder: nn.Module = model.clip.visual  # type: ignore[assignment]
-        if width != FLOAT:
-            encoder = calibrate_encoder(model, self.classifier.train, source.recipe.quantization.scheme()).encoder
-        return cache_features(source, encoder, self.classifier.train), self.test_features(encoder)
+        model, images = source.model, self.classifier.train
+        if width == FLOAT:
+            encoder: nn.Module = model.clip.visual  # type: ignore[assignment]
+            student = student_features(source, encoder, images)
+            teacher = nn.functional.normalize(student, dim=-1)
+        else:
+            encoder = calibrate_encoder(model, images, source.recipe.quantization.scheme()).encoder
+            student, teacher = student_features(source, encoder, images), self.encoded(FLOAT)[0].teacher
+        labels = torch.from_numpy(source.split.train.labels)
+        return CachedFeatures(student=student, teacher=teacher, labels=labels), self.test_features(encoder)
 
     def _released(self, width: str, patch_bits: int) -> tuple[CachedFeatures, Tensor]:
         """The same by the encoder of the published code."""

@@ -7,12 +7,11 @@ import msgspec
 import pytest
 import torch
 
+from p4q_edge.data import FOLDS, folds
 from p4q_edge.evaluation import ablation
 from p4q_edge.evaluation.ablation import (
-    FOLDS,
     Variant,
     ablate,
-    folds,
     lever_variants,
     method_variants,
     open_seed,
