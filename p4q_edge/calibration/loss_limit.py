@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from p4q_edge.calibration.keep_in_float import (
-    embedding_loss,
     drawn,
+    embedding_loss,
     fewest,
     in_float,
     quantized_layers,

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder
-from p4q_edge.calibration.keep_in_float import cosine_loss, in_float, quantized_layers, rank_by_sensitivity, teacher_of
+from p4q_edge.calibration.keep_in_float import (
+    embedding_loss,
+    in_float,
+    quantized_layers,
+    rank_by_sensitivity,
+    teacher_of,
+)
 from p4q_edge.graph.analysis.convolutions import conv_layers
 from p4q_edge.graph.export import export_classifier, grid_quantizations
 from p4q_edge.models import Batches, FoldedClassifier, LoadedModel
@@ -23,7 +29,7 @@ DIM = 24
 
 def loss_of(model: LoadedModel, encoder: nn.Module, photos: Tensor) -> float:
     batches = Batches(images=photos, spec=model.preprocess, size=8)
-    return cosine_loss(encoder, teacher_of(model.clip.visual, batches), batches)
+    return embedding_loss(encoder, teacher_of(model.clip.visual, batches), batches)
 
 
 Limited = tuple[LoadedModel, QuantScheme, CalibratedEncoder, float]
