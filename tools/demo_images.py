@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder to write to")
     args = parser.parse_args()
 
-    learned = {entry["name"] for entry in read_bundle(args.bundle).manifest.data_index["learned"]}
+    learned = {image.name for image in read_bundle(args.bundle).manifest.data_index.learned}
     images, labels, class_names = demo_images()
     args.folder.mkdir(parents=True, exist_ok=True)
     for label, name in enumerate(class_names):

@@ -17,7 +17,18 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge.runtime.artifacts import Adapter, Golden, Head, RecordedResults, bundle, pixel_digest
+from p4q_edge.runtime.artifacts import (
+    Adapter,
+    Golden,
+    GraphParity,
+    Head,
+    Manifest,
+    ModelInfo,
+    Precision,
+    RecordedResults,
+    bundle,
+    pixel_digest,
+)
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.storage import encode_json
 
@@ -194,20 +205,20 @@ def _serialize(
     return model.SerializeToString(deterministic=True), fragment.SerializeToString(deterministic=True)
 
 
-def _manifest(median_loss: float) -> bundle.Manifest:
-    return bundle.Manifest(
+def _manifest(median_loss: float) -> Manifest:
+    return Manifest(
         created_by="tools/make_golden_models.py",
-        model=bundle.ModelInfo(
+        model=ModelInfo(
             name="tiny", pretrained="random", family="linear", license="Apache-2.0", weights_sha256="0" * 64
         ),
-        precision=bundle.Precision(
+        precision=Precision(
             weight_bits=8, activation_bits=8, execution="executed", remainder="fp32", quantized_linears=2
         ),
         class_names=CLASS_NAMES,
         image_size=(SIDE, SIDE),
         embedding_dim=DIM,
         seed=7,
-        parity={"fp32.median_loss": median_loss, "fp16.median_loss": median_loss, "loss_images": float(VALIDATED)},
+        parity=GraphParity(median_loss={"fp32": median_loss, "fp16": median_loss}, loss_images=VALIDATED),
         narrowest_bits=8,
     )
 

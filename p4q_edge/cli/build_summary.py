@@ -14,6 +14,7 @@ from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.artifacts import Bundle, Card, RecordedResults, read_bundle, read_card
 from p4q_edge.runtime.builders import BuildRequest
 from p4q_edge.runtime.engines import load_engine
+from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.evaluation.report import columns
 from p4q_edge.runtime.images import draw_subset, preprocess
 from p4q_edge.runtime.statistics import wilson_interval
@@ -81,10 +82,12 @@ def summary_rows(bundle: Bundle, card: Card, recorded: RecordedResults, measured
     """The lines of the table, all on the images that the engine was run on."""
     labels = recorded.label[measured.rows]
     index = bundle.manifest.data_index
-    float_bytes = int(index["float_bytes"])
+    if index.float_bytes is None or not index.zero_shot:
+        raise CorruptArtifactError(f"{bundle.path} lacks what zero-shot gives. Export it again: add --force.")
+    float_bytes = index.float_bytes
     scores = recorded.float_embedding[measured.rows] @ bundle.head().text_embedding.T
     answers = {
-        "zero-shot, FP32": (np.asarray(index["zero_shot"])[measured.rows], float_bytes, None),
+        "zero-shot, FP32": (np.asarray(index.zero_shot)[measured.rows], float_bytes, None),
         "learned, FP32": (scores.argmax(axis=1), float_bytes, None),
         f"engine, {card.precision.label}": (measured.answers, card.engine_size_bytes, measured.latency_ms),
     }

@@ -42,12 +42,12 @@ def _run(request: ExportRequest, output: Output) -> int:
         "bundle": str(request.bundle),
         "sha256": bundle.sha256(),
         "size_bytes": size,
-        "parity": dict(manifest.parity),
+        "parity": manifest.parity.flat(),
         "execution": manifest.precision.execution,
     }
     text = (
         f"{request.bundle}  {manifest.precision.label}, {manifest.precision.parts}, {size / 1e6:.2f} MB, "
-        f"least cosine to fake quant {min(v for k, v in manifest.parity.items() if '.cosine_' in k):.6f}\n"
+        f"least cosine to fake quant {manifest.parity.least_cosine:.6f}\n"
         f"next: p4q-edge build {request.bundle} --engine model.onnx   (CPU; model.plan on a TensorRT device)"
     )
     output.write(document=document, text=text)

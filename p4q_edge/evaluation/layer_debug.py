@@ -175,7 +175,7 @@ def find_difference(
     batch = images[:MAX_IMAGES]
     findings = [
         (step.name, step.tolerance, compare_layers(step.reference, step.candidate, tuple(nodes)))
-        for step in _steps(built, batch, fast=card.options.get("kept_profile") == "fast", graph=graph, module=module)
+        for step in _steps(built, batch, fast=card.cpu_profile == "fast", graph=graph, module=module)
     ]
     parted = [step for step in findings if first_difference(step[2], step[1]) is not None]
     name, limit, layers = parted[0] if parted else findings[0]

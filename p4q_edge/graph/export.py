@@ -43,6 +43,8 @@ from p4q_edge.quant import (
     softmax_scale,
     tensor_grids,
 )
+from p4q_edge.runtime.artifacts import GraphParity
+from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import QualityGateError
 from p4q_edge.runtime.statistics import FULL_BITS
 
@@ -56,9 +58,8 @@ class ExportedGraphs:
     Attributes:
         fp16, fp32: ModelProto bytes without the shared initializers; empty for a graph that could not be made.
         weights: ModelProto bytes with nothing but these; `fp16 + weights` and `fp32 + weights` are complete.
-        parity: least cosine of each output and top-1 agreement with the fake-quantized module, keyed
-            ``<graph>.<measure>`` with graph in fp32, fp32_unoptimized, fp16, and placed (see `Graphs`); and the noise
-            of the module's own roundings (see `NoiseFloor`) for fp32, fp16, and the profiles seven_bit and float.
+        parity: least cosine of each output and top-1 agreement with the fake-quantized module, and the noise of the
+            module's own roundings.
         unsound: why a graph does not compute what the module computes, by kind; empty where both do.
         narrowest_bits: of the narrowest quantized input.
     """
@@ -66,8 +67,8 @@ class ExportedGraphs:
     fp16: bytes
     fp32: bytes
     weights: bytes
-    parity: dict[str, float]
-    unsound: dict[str, str]
+    parity: GraphParity
+    unsound: dict[GraphKind, str]
     narrowest_bits: int
 
 
@@ -179,7 +180,7 @@ class Graphs:
     failure: str = ""
 
     @property
-    def stored(self) -> dict[str, onnx.ModelProto]:
+    def stored(self) -> dict[GraphKind, onnx.ModelProto]:
         """The graphs that there are, by kind."""
         return {"fp32": self.fp32} if self.fp16 is None else {"fp16": self.fp16, "fp32": self.fp32}
 
@@ -252,7 +253,7 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         traced = trace_float_graph(model, images.shape[2:])
     quantized = Quantizations.of(model)
     protos = build_graphs(traced, quantized)
-    problems = {} if protos.fp16 is not None else {"fp16": protos.failure}
+    problems: dict[GraphKind, str] = {} if protos.fp16 is not None else {"fp16": protos.failure}
     problems |= _lint_problems(protos.stored, quantized_attention=bool(quantized.attentions))
     placed = None if protos.placed is None else protos.placed.SerializeToString()
     parts, weights = split_shared([*protos.stored.values()])
@@ -269,15 +270,15 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
     return ExportedGraphs(
         **dict.fromkeys(KINDS, b"") | dict(zip(protos.stored, parts, strict=True)),
         weights=weights,
-        parity=dict(proof.parity),
+        parity=proof.parity,
         unsound=dict(proof.problems),
         narrowest_bits=quantized.narrowest_bits,
     )
 
 
-def _lint_problems(graphs: Mapping[str, onnx.ModelProto], *, quantized_attention: bool) -> dict[str, str]:
+def _lint_problems(graphs: Mapping[GraphKind, onnx.ModelProto], *, quantized_attention: bool) -> dict[GraphKind, str]:
     """Return which graphs break a lint rule, and which rule."""
-    found = {}
+    found: dict[GraphKind, str] = {}
     for kind, graph in graphs.items():
         try:
             check_lint(lint(graph, quantized_attention=quantized_attention))
@@ -306,5 +307,5 @@ def check_proof(proof: Proof) -> None:
         )
 
 
-def _listed(problems: Mapping[str, str]) -> str:
+def _listed(problems: Mapping[GraphKind, str]) -> str:
     return "; ".join(f"that with {kind.upper()} remainder: {problem}" for kind, problem in problems.items())

@@ -14,16 +14,16 @@ from p4q_edge.graph import OUTPUTS, export_classifier
 from p4q_edge.models import Adapter, FoldedClassifier, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
 from p4q_edge.recipe import to_toml
-from p4q_edge.runtime.artifacts import Bundle, Golden, Manifest, Precision
+from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, LearnedImage, Manifest, Precision
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
 from p4q_edge.runtime.storage import LIBRARIES, StageCode, encode_json, is_unchanged, stage_key, write_record
 from p4q_edge.stages.pipeline import Learned
 from p4q_edge.stages.record_results import (
-    median_losses,
     record_reference,
     recorded_images,
     validation_images,
+    with_median_losses,
     zero_shot_answers,
 )
 
@@ -82,14 +82,14 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         bundles.PREPROCESS: encode_json(source.model.preprocess),
         bundles.GOLDEN: make_golden(classifier, images).to_bytes(),
     }
-    parity = dict(graphs.parity)
+    parity = graphs.parity
     index = data_index(learned)
     validated, labels = validation_images(learned)
     if len(validated):
-        index["zero_shot"] = zero_shot_answers(learned, validated)
+        index = msgspec.structs.replace(index, zero_shot=zero_shot_answers(learned, validated))
         reference = record_reference(classifier, validated, labels)
         members[bundles.REFERENCE] = reference.to_bytes()
-        parity |= median_losses(graphs, reference, validated)
+        parity = with_median_losses(graphs, reference, validated)
     manifest = Manifest(
         created_by=f"p4q-edge {version('p4q-edge')}",
         model=source.model.info,
@@ -102,7 +102,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         recipe=portable_recipe(learned),
         data_index=index,
         parity=parity,
-        unsound=graphs.unsound or msgspec.UNSET,
+        unsound=dict(graphs.unsound),
         narrowest_bits=graphs.narrowest_bits,
     )
     return bundles.write_bundle(path, manifest, members, force=force)
@@ -209,7 +209,7 @@ def portable_recipe(learned: Learned) -> dict[str, object]:
     return {**document}
 
 
-def data_index(learned: Learned) -> dict[str, object]:
+def data_index(learned: Learned) -> DataIndex:
     """Which images were learned from: names and digests in label order, and how many were left for testing.
 
     With it what the data calls the classes, where the recipe gave other names for them, the first hand-written prompt
@@ -217,18 +217,16 @@ def data_index(learned: Learned) -> dict[str, object]:
     """
     source = learned.prepared.source
     split = source.split
-    return {
-        **({"found_names": list(split.train.found_names)} if split.train.found_names else {}),
-        "prompts": {name: prompts[0] for name, prompts in source.prompts.items()},
-        "learned": [
-            {"name": name, "label": int(label), "sha256": digest}
-            for name, label, digest in zip(
-                split.train.names, split.train.labels, learned.prepared.source.train_digests, strict=True
-            )
-        ],
-        "test_images": len(split.test),
-        "float_bytes": _float_bytes(source.model.clip),
-    }
+    return DataIndex(
+        found_names=tuple(split.train.found_names),
+        prompts={name: prompts[0] for name, prompts in source.prompts.items()},
+        learned=tuple(
+            LearnedImage(name=name, label=int(label), sha256=digest)
+            for name, label, digest in zip(split.train.names, split.train.labels, source.train_digests, strict=True)
+        ),
+        test_images=len(split.test),
+        float_bytes=_float_bytes(source.model.clip),
+    )
 
 
 def _float_bytes(clip: nn.Module) -> int:

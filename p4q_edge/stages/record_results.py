@@ -2,6 +2,7 @@
 
 import logging
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from p4q_edge.data import ImageSet, pixels
 from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase, quant_convs
-from p4q_edge.runtime.artifacts import RecordedResults, pixel_digest
+from p4q_edge.runtime.artifacts import GraphParity, RecordedResults, pixel_digest
+from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.images import draw_subset
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
 from p4q_edge.stages.pipeline import Learned, Source
@@ -40,11 +42,11 @@ def recorded_images(source: Source) -> ImageSet:
 
 
 @torch.no_grad()
-def zero_shot_answers(learned: Learned, images: Tensor) -> list[int]:
+def zero_shot_answers(learned: Learned, images: Tensor) -> tuple[int, ...]:
     """Class of each image uint8 ``(n, 3, H, W)`` by the full-precision model and the hand-written prompts alone."""
     _, _, features = run_folded(learned.classifier, images, phase=Phase.FLOAT)
     scores = torch.nn.functional.normalize(features, dim=-1) @ learned.student.hand_written.T
-    return [int(answer) for answer in scores.argmax(dim=1)]
+    return tuple(int(answer) for answer in scores.argmax(dim=1))
 
 
 @torch.no_grad()
@@ -65,11 +67,12 @@ def record_reference(classifier: FoldedClassifier, images: Tensor, labels: np.nd
     )
 
 
-def median_losses(graphs: ExportedGraphs, reference: RecordedResults, images: Tensor) -> dict[str, float]:
-    """Median of 1 - cosine between the fake-quantized module and each graph, as `Manifest.parity` keeps it."""
+def with_median_losses(graphs: ExportedGraphs, reference: RecordedResults, images: Tensor) -> GraphParity:
+    """Parity of the graphs, with the median of 1 - cosine between the fake-quantized module and each."""
     few = images[:LOSS_IMAGES].numpy()
-    losses = {"loss_images": float(len(few))}
-    for name, graph in (("fp32", graphs.fp32), ("fp16", graphs.fp16)):
+    losses: dict[GraphKind, float] = {}
+    every: dict[GraphKind, bytes] = {"fp32": graphs.fp32, "fp16": graphs.fp16}
+    for name, graph in every.items():
         if name in graphs.unsound:
             continue
         # A few at a time: the activations of all would need gigabytes.
@@ -78,5 +81,6 @@ def median_losses(graphs: ExportedGraphs, reference: RecordedResults, images: Te
         expected = (reference if name == "fp16" else reference.for_cpu()).embedding
         loss = 1.0 - cosine_rows(expected[: len(few)], found)
         median = bootstrap_quantile(loss, 0.5, generator=np.random.default_rng(0))
-        losses[f"{name}.median_loss"] = max(median.high, 0.0)
-    return losses
+        losses[name] = max(median.high, 0.0)
+    parity: GraphParity = msgspec.structs.replace(graphs.parity, median_loss=losses, loss_images=len(few))
+    return parity

@@ -81,8 +81,9 @@ def resign() -> Callable[[Path], None]:
     """Make the card of a changed engine state the changed digest, and no optimized copy of the engine it was."""
 
     def sign(engine: Path) -> None:
-        card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine), optimized=None)
-        write_card(engine, card, force=True)
+        card = read_card(engine)
+        build = msgspec.structs.replace(card.build, optimized=None)
+        write_card(engine, msgspec.structs.replace(card, engine_sha256=sha256_file(engine), build=build), force=True)
 
     return sign
 

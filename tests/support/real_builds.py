@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorrt as trt
 from p4q_edge.runtime.builders.tensorrt import worker
 from p4q_edge.runtime.engines.cuda.base import DeviceFacts
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.errors import P4QEdgeError
 layers, said = [], []
 class Log(trt.ILogger):

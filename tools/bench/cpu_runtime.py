@@ -106,7 +106,7 @@ def build(bundle: Path, folder: Path) -> dict[str, Path]:
     for profile in PROFILES:
         engines[profile] = folder / f"{profile}.onnx"
         card = build_engine(bundle, engines[profile], options=BuildOptions(cpu_profile=profile))
-        logger.info("%s: cosine %.6f", profile, card.measured["golden"]["cosine_min"])
+        logger.info("%s: cosine %.6f", profile, card.measured.golden.cosine_min)
     return engines
 
 

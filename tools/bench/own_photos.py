@@ -152,7 +152,7 @@ def run_set(one: PhotoSet, found: dict[str, list[Path]], *, steps: int) -> Row:
         if engine.with_suffix(".p4q").is_file():
             manifest = read_bundle(engine.with_suffix(".p4q")).manifest
             row.unsound = dict(manifest.unsound or {})
-            _record(row, manifest.parity)
+            _record(row, manifest.parity.flat())
     row.seconds = time.perf_counter() - started
     return row
 

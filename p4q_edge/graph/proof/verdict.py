@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -28,11 +29,13 @@ from p4q_edge.graph.proof.noise import (
 )
 from p4q_edge.graph.quantization import ConvQuantization, LinearQuantization
 from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in, set_phase
-from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS
+from p4q_edge.runtime.artifacts import Agreement, GraphParity, GraphRun, NoiseKind, agreement_of
+from p4q_edge.runtime.choices import GraphKind
+from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS, NoiseFloor
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("fp16", "fp32")
+KINDS: tuple[GraphKind, ...] = ("fp16", "fp32")
 """The graphs of a bundle, named after their remainder: for TensorRT and for CPUs."""
 FLOAT_LIMIT = 1e-5
 """Relative difference of outputs in float32 that no order of sums explains in a well-conditioned model."""
@@ -148,8 +151,8 @@ class CandidateGraph:
         as_cpu_graph: whether it is compared with the module quantized as the graph for CPUs is.
     """
 
-    name: str
-    kind: str
+    name: GraphRun
+    kind: GraphKind
     model: bytes
     as_cpu_graph: bool = False
 
@@ -159,9 +162,9 @@ class CandidateGraph:
         return self.name == "fp16"
 
     @property
-    def ways(self) -> tuple[tuple[str, bool], ...]:
+    def ways(self) -> tuple[tuple[GraphRun, bool], ...]:
         """How it is run: name of the figures, and whether ONNX Runtime may optimize it."""
-        both = (("fp32", True), ("fp32_unoptimized", False))
+        both: tuple[tuple[GraphRun, bool], ...] = (("fp32", True), ("fp32_unoptimized", False))
         return both if self.name == "fp32" else ((self.name, self.half),)
 
 
@@ -181,15 +184,15 @@ class Proof:
     """What was found.
 
     Attributes:
-        parity: as `Manifest.parity` keeps it: cosines and top-1 agreement by graph, and the noise of the module.
+        parity: cosines and top-1 agreement by graph, and the noise of the module.
         problems: in words, by kind of graph; none where all are sound.
     """
 
-    parity: Mapping[str, float]
-    problems: Mapping[str, str]
+    parity: GraphParity
+    problems: Mapping[GraphKind, str]
 
 
-def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[str, str]) -> Proof:
+def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[GraphKind, str]) -> Proof:
     """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise.
 
     Args:
@@ -197,7 +200,8 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
         candidates: the graphs.
         known: problems of graphs that are not candidates, by kind.
     """
-    parity: dict[str, float] = {"noise_images": float(len(subject.images))}
+    agreement: dict[GraphRun, Agreement] = {}
+    floors: dict[NoiseKind, NoiseFloor] = {}
     problems = dict(known)
     floats = run_float(subject.model, subject.images, folded=folded_linears(subject.model, candidates))
     records = record_layers(subject.model, subject.images[:LAYER_IMAGES])
@@ -210,23 +214,24 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
         runs = runs_of[on_cpu]
         noise, typical = (runs.half, runs.half) if candidate.half else (runs.on_cpu, runs.fine)
         if candidate.name == candidate.kind:
-            parity |= noise.floor(typical).as_parity(candidate.kind)
+            floors[candidate.kind] = noise.floor(typical)
         if candidate.as_cpu_graph:
             # What the other profiles of a CPU engine may differ by.
-            parity |= runs.seven_bit.and_(noise).floor(runs.seven_bit).as_parity("seven_bit")
-            parity |= runs.unquantized.floor(runs.unquantized).as_parity("float")
+            floors["seven_bit"] = runs.seven_bit.and_(noise).floor(runs.seven_bit)
+            floors["float"] = runs.unquantized.floor(runs.unquantized)
         problem = _exact_problem(subject, candidate, floats, records)
         for name, optimized in candidate.ways:
             found = run_in_onnxruntime(candidate.model, subject.images, optimized=optimized)
-            parity |= {f"{name}.{measure}": value for measure, value in compare_outputs(runs.reference, found).items()}
+            agreement[name] = agreement_of(compare_outputs(runs.reference, found))
             problem = problem or noise_problem(runs.reference, found, noise)
         if problem is not None:
             problems.setdefault(candidate.kind, problem)
-    finite = {name: value for name, value in parity.items() if np.isfinite(value)}  # JSON knows no other numbers
-    return Proof(parity=finite, problems=problems)
+    finite = {kind: floor for kind, floor in floors.items() if np.isfinite(msgspec.structs.astuple(floor)).all()}
+    parity = GraphParity(agreement=agreement, noise=finite, noise_images=len(subject.images))
+    return Proof(parity=parity, problems=problems)
 
 
-def candidates_of(graphs: Mapping[str, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
+def candidates_of(graphs: Mapping[GraphKind, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
     """Return what is to prove of complete graphs by kind; `placed` is `fp16` before its remainder turned into FP16."""
     found = [
         CandidateGraph(name=kind, kind=kind, model=graph, as_cpu_graph=kind == "fp32") for kind, graph in graphs.items()

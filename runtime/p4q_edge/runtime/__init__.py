@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.artifacts import Card, Head, load_head
+    from p4q_edge.runtime.artifacts import Card, GoldenResult, Head, TensorRTOptions, load_head
     from p4q_edge.runtime.builders import BuildOptions, build_engine
-    from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
     from p4q_edge.runtime.classification import Failure, Prediction, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.errors import (
         ArtifactError,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
         QualityGateError,
         UsageError,
     )
-    from p4q_edge.runtime.verification import GoldenResult, selftest
+    from p4q_edge.runtime.verification import selftest
 
 __all__ = [
     "ArtifactError",
@@ -61,11 +60,10 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "artifacts": ("Card", "Head", "load_head"),
+            "artifacts": ("Card", "GoldenResult", "Head", "TensorRTOptions", "load_head"),
             "builders": ("BuildOptions", "build_engine"),
-            "builders.tensorrt": ("TensorRTOptions",),
             "classification": ("Failure", "Prediction", "RuntimeOptions", "ZeroShotClassifier"),
             "errors": tuple(name for name in __all__ if name.endswith("Error")),
-            "verification": ("GoldenResult", "selftest"),
+            "verification": ("selftest",),
         },
     )

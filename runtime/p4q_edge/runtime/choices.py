@@ -17,3 +17,24 @@ CpuChoice = Literal["exact", "fast", "float", "auto"]
 Fast = Literal["reducing_gap", "draft"]
 """`reducing_gap`: shrink by an integer factor before the filter is applied. `draft`: also let the JPEG decoder
 skip detail that is not needed. Both act on large pictures only."""
+
+PlanPrecision = Literal["auto", "int8", "fp16"]
+"""What a TensorRT build is asked for; `auto` builds all, measures them and keeps the better one."""
+
+PlanFlavour = Literal["int8", "int8-linears", "fp16"]
+"""What a plan is: `int8-linears` is the INT8 model with its convolutions in FP16."""
+
+Typing = Literal["auto", "strong", "weak"]
+"""Who chooses the types of a TensorRT network: the model (`strong`) or TensorRT."""
+
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+"""For which GPUs a plan is made."""
+
+Prefer = Literal["speed", "size"]
+"""What `auto` means by the better plan."""
+
+CudaBackend = Literal["auto", "driver", "cuda-bindings", "pycuda"]
+"""What reaches CUDA: the driver's own library, which `auto` takes, or a package."""
+
+GraphKind = Literal["fp32", "fp16"]
+"""A graph of a bundle by what its part is that is not quantized: `fp32` for CPUs, `fp16` for TensorRT."""

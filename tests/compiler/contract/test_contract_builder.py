@@ -14,8 +14,8 @@ import pytest
 from encoder_graph import Encoder
 from real_builds import build, inspected
 
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt import worker_process as tensorrt_child
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.progress import Progress
 
 

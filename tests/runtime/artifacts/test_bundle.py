@@ -12,6 +12,7 @@ import pytest
 
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import Bundle, read_bundle, write_bundle
+from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.storage.untrusted import encode_json
 
@@ -40,9 +41,7 @@ def test_the_same_contents_give_the_same_bytes(tiny_bundle: Path, tmp_path: Path
 
 
 def test_precision_in_words() -> None:
-    plain = bundles.Precision(
-        weight_bits=8, activation_bits=8, execution="executed", remainder="fp16", quantized_linears=51
-    )
+    plain = Precision(weight_bits=8, activation_bits=8, execution="executed", remainder="fp16", quantized_linears=51)
     assert (plain.label, plain.parts) == ("W8A8 executed", "51 linears")
     whole = msgspec.structs.replace(plain, quantized_attentions=11)
     assert (whole.label, whole.parts) == ("W8A8 executed", "51 linears and the products of 11 attentions")
@@ -223,7 +222,8 @@ def test_the_manifest_must_list_exactly_the_members(tiny_bundle: Path, tmp_path:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema_version", 2, "has schema 2; this version reads schema 1"),
+        ("schema_version", 3, "has schema 3; this version reads schemas 1 and 2. Upgrade p4q-edge-runtime"),
+        ("schema_version", 0, "has schema 0; this version reads schemas 1 and 2. Build it again with this version"),
         ("surprise", 1, "unknown field `surprise`"),
         ("class_names", "a", "Expected `array`"),
     ],

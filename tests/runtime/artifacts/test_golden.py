@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.artifacts.golden import MAX_SAMPLES, Golden, read_golden
+from p4q_edge.runtime.artifacts.golden import MAX_SAMPLES, Golden, GoldenResult, read_golden
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
 from p4q_edge.runtime.statistics import NOISE_FACTOR, NoiseFloor, rounding_limits_of
 from p4q_edge.runtime.storage.untrusted import load_tensors, save_tensors
-from p4q_edge.runtime.verification.golden_check import GoldenResult, compare_golden, require, row_cosine
+from p4q_edge.runtime.verification.golden_check import compare_golden, require, row_cosine
 
 TEXT = np.float32([[1, 0, 0, 0], [0.8, 0.6, 0, 0], [0, 0, 1, 0]])
 SCALE = 100.0

@@ -39,7 +39,7 @@ def test_the_engine_is_a_complete_model_and_the_card_describes_it(tiny_bundle: P
     assert (card.backend, card.class_names, card.embedding_dim) == ("onnxruntime", bundle.manifest.class_names, 16)
     assert card.bundle_sha256 == bundle.sha256()
     assert card.built_with["cpu"] == machine.cpu()
-    assert card.measured["golden"]["cosine_min"] > 0.9999
+    assert card.measured.golden.cosine_min > 0.9999
     names = sorted(path.name for path in engine.parent.iterdir())
     assert names == ["out.onnx", "out.onnx.json", "out.onnx.optimized"]
 
@@ -205,4 +205,4 @@ def test_cards_round_trip(tiny_engine: Path) -> None:
 
 def test_options_have_an_effect(tiny_bundle: Path, tmp_path: Path) -> None:
     card = build_engine(tiny_bundle, tmp_path / "a.onnx", options=BuildOptions(threads=1))
-    assert card.options["cpu_profile"] == "exact"
+    assert card.build.options.cpu_profile == "exact"

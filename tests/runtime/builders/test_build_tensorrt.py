@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from p4q_edge.runtime import BuildOptions, build_engine
+from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, PlanMachine, TensorRTBuild, TensorRTOptions
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card
 from p4q_edge.runtime.artifacts.golden import Golden, read_golden
 from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
 from p4q_edge.runtime.builders.tensorrt.builder import PlanResult
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
-from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice
 from p4q_edge.runtime.engines import base as engines
 from p4q_edge.runtime.engines.base import load_engine
 from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
@@ -29,6 +28,9 @@ from p4q_edge.runtime.storage.files import sha256_file, temporary_path
 from p4q_edge.runtime.verification import self_test as proof
 
 MACHINE = {"tensorrt": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "platform": "linux aarch64"}
+
+
+INSPECTION = PlanInspection(dialect="10", detailed=True, kernels=3, gemms={"int8": 3})
 
 
 def outputs_of(golden: Golden) -> dict[str, np.ndarray]:
@@ -53,9 +55,9 @@ class Builder:
             plan=plan,
             sha256=sha256_file(plan),
             size_bytes=4,
-            built_with={**MACHINE, "driver": "x"},
-            inspection={"kernels": {"int8": 3}},
-            choice=Choice(kept=self.kept, reason="faster"),
+            built_with=PlanMachine(**MACHINE, precision=self.kept, cuda_driver="x"),  # type: ignore[arg-type]
+            inspection=INSPECTION,
+            choice=PlanChoice(kept=self.kept, reason="faster"),
             golden=samples,
             outputs=outputs_of(samples),
         )
@@ -79,10 +81,12 @@ def test_the_card_says_which_plan_was_kept(
     assert builder.asked == {"model": read_bundle(tiny_bundle).model("fp16"), "options": gated, "force": False}
     assert card == read_card(tmp_path / "out.plan")
     assert (card.backend, card.precision.weight_bits, card.precision.remainder) == ("tensorrt", bits, "fp16")
-    assert card.options["max_batch"] == 4
-    assert card.measured["golden"]["samples"] == 4
-    assert card.inspection == {"kernels": {"int8": 3}}
-    assert (card.parts, card.optimized) == ((), None)
+    assert isinstance(card.build, TensorRTBuild)
+    assert card.build.options == options
+    assert card.measured is not None
+    assert card.measured.golden.samples == 4
+    assert card.build.inspection == INSPECTION
+    assert card.parts == ()
 
 
 class Plan:

@@ -30,6 +30,7 @@ from p4q_edge.runtime.storage.files import sha256_file
 from p4q_edge.runtime.verification.golden_check import row_cosine
 from p4q_edge.runtime.verification.self_test import selftest
 
+from doubles.cards import of_another_cpu
 from onnx_bytes import external_weights, identity_model
 
 
@@ -97,10 +98,10 @@ def test_without_onnx_the_fast_profile_says_what_to_install(
 
 
 def test_the_card_says_what_runs(tiny_engine: Path) -> None:
-    inspection = read_card(tiny_engine).inspection
-    assert inspection["integer_products"] == 2
-    assert inspection["kernels"]["MatMulIntegerToFloat"] == 2
-    assert inspection["float_products"] == 3
+    inspection = read_card(tiny_engine).build.inspection
+    assert inspection.integer_products == 2
+    assert inspection.kernels["MatMulIntegerToFloat"] == 2
+    assert inspection.float_products == 3
 
 
 def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monke
     monkeypatch.setattr(onnxruntime_engine, "read_model", lambda path: loaded.append(path.name) or read(path))
     assert selftest(tiny_engine).drift == 0.0
     card = read_card(tiny_engine)
-    write_card(tiny_engine, msgspec.structs.replace(card, built_with={**card.built_with, "cpu": "other"}), force=True)
+    write_card(tiny_engine, of_another_cpu(card), force=True)
     assert selftest(tiny_engine).drift is None
     write_card(tiny_engine, card, force=True)
     optimized_path(tiny_engine).unlink()
@@ -119,9 +120,17 @@ def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monke
 
 def test_a_card_with_another_profile_is_refused(tiny_engine: Path) -> None:
     card = read_card(tiny_engine)
-    write_card(tiny_engine, msgspec.structs.replace(card, options={"kept_profile": "best"}), force=True)
-    with pytest.raises(CorruptArtifactError, match="names the CPU profile 'best'; expected exact, fast, float"):
+    options = msgspec.structs.replace(card.build.options, kept_profile="best")
+    build = msgspec.structs.replace(card.build, options=options)
+    write_card(tiny_engine, msgspec.structs.replace(card, build=build), force=True)
+    with pytest.raises(CorruptArtifactError, match="Invalid enum value 'best' .*build it again"):
         selftest(tiny_engine)
+
+
+def test_the_card_of_a_plan_is_refused(tiny_engine: Path, repository: Path) -> None:
+    plan = read_card(repository / "tests/runtime/data/schema-1/tiny.plan")
+    with pytest.raises(IncompatibleEngineError, match=r"describes a tensorrt engine; expected one of ONNX Runtime"):
+        OnnxRuntimeEngine.from_card(tiny_engine, plan)
 
 
 def test_another_optimized_copy_is_refused(tiny_engine: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from p4q_edge.runtime.artifacts import DataIndex, LearnedImage
 from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
@@ -60,7 +61,7 @@ def test_golden_samples_alone_prove_the_engine(engine: Path, capsys: pytest.Capt
 def test_labelled_folders_give_accuracy(engine: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(engine), "--data", str(photos), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["passed"] is True
     assert [stage["name"] for stage in document["chain"]["stages"]] == ["onnx", "engine"]
     # The photographs are the golden images, labelled by the reference.
@@ -149,7 +150,9 @@ def double(engine: Path, name: str, *, factor: float = 2.0) -> None:
     values = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
     engine.write_bytes(model.SerializeToString())
-    card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine), parts=(), optimized=None)
+    card = read_card(engine)
+    build = msgspec.structs.replace(card.build, optimized=None)
+    card = msgspec.structs.replace(card, engine_sha256=sha256_file(engine), parts=(), build=build)
     write_card(engine, card, force=True)
 
 
@@ -268,7 +271,7 @@ def test_provenance_names_versions_machine_and_commit(tmp_path: Path) -> None:
 
 
 def test_learned_digests_come_from_the_manifest(rebundle: Callable[..., Path]) -> None:
-    bundle = read_bundle(rebundle(data_index={"learned": [{"name": "a", "label": 0, "sha256": "ff"}]}))
+    bundle = read_bundle(rebundle(data_index=DataIndex(learned=(LearnedImage(name="a", label=0, sha256="ff"),))))
     assert validation.learned_digests(bundle) == {"ff"}
     assert validation.learned_digests(None) == frozenset()
 

@@ -11,21 +11,11 @@ from p4q_edge.runtime.statistics import (
     NoiseFloor,
     largest_shift,
     least_cosine,
-    noise_floor,
     rounding_limits_of,
     top1_margin,
 )
 
 FLOOR = NoiseFloor(worst_loss=1.7e-3, median_loss=2e-4, margin=0.03)
-
-
-def test_a_floor_is_kept_in_the_parity_record_by_kind() -> None:
-    record = FLOOR.as_parity("fp16")
-    assert record == {"fp16.noise_worst_loss": 1.7e-3, "fp16.noise_median_loss": 2e-4, "fp16.noise_margin": 0.03}
-    assert noise_floor(record, "fp16") == FLOOR
-    assert noise_floor(record, "fp32") is None
-    del record["fp16.noise_margin"]
-    assert noise_floor(record, "fp16") is None
 
 
 @given(bits=st.integers(2, 8), changed=st.integers(0, 300), n=st.integers(300, 3000))

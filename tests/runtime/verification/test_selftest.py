@@ -19,6 +19,8 @@ from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputEr
 from p4q_edge.runtime.verification import self_test as proof
 from p4q_edge.runtime.verification.self_test import ensure_golden, selftest
 
+from doubles.cards import of_another_cpu
+
 HIDDEN, DIM = 24, 16
 
 
@@ -81,17 +83,18 @@ def test_an_appended_part_is_found(tiny_engine: Path, resign: Callable[[Path], N
 
 def test_an_engine_of_another_machine_is_compared_with_the_reference_only(tiny_engine: Path) -> None:
     card = read_card(tiny_engine)
-    elsewhere = {**card.built_with, "cpu": "another"}
-    write_card(tiny_engine, msgspec.structs.replace(card, built_with=elsewhere, measured={}), force=True)
+    write_card(tiny_engine, msgspec.structs.replace(of_another_cpu(card), measured=None), force=True)
     result = selftest(tiny_engine)
     assert result.drift is None
     assert result.problem() is None
 
 
-@pytest.mark.parametrize("recorded", [None, [[0.0]], "text", [[1.0], [1.0, 2.0]]])
-def test_records_of_another_shape_are_refused(tiny_engine: Path, recorded: object) -> None:
+@pytest.mark.parametrize("recorded", [None, ((0.0,),), ((1.0,), (1.0, 2.0))])
+def test_records_of_another_shape_are_refused(tiny_engine: Path, recorded: tuple[tuple[float, ...], ...]) -> None:
     card = read_card(tiny_engine)
-    write_card(tiny_engine, msgspec.structs.replace(card, measured={"embedding": recorded}), force=True)
+    assert card.measured is not None
+    measured = None if recorded is None else msgspec.structs.replace(card.measured, embedding=recorded)
+    write_card(tiny_engine, msgspec.structs.replace(card, measured=measured), force=True)
     with pytest.raises(CorruptArtifactError, match="the card records embeddings of shape"):
         selftest(tiny_engine)
 
@@ -191,7 +194,7 @@ def test_the_card_of_another_engine_is_refused(
         ({"golden": "AAAA"}, "golden samples of the card is not a safetensors file"),
         ({"class_names": ()}, "names no classes, or one twice"),
         ({"class_names": ("a", "a", "b")}, "names no classes, or one twice"),
-        ({"schema_version": 9}, "has schema 9; this version reads schema 1"),
+        ({"schema_version": 9}, "has schema 9; this version reads schemas 1 and 2. Upgrade p4q-edge-runtime"),
     ],
 )
 def test_damaged_cards_are_refused(tiny_engine: Path, change: dict[str, object], message: str) -> None:

@@ -1,10 +1,13 @@
-"""Cards of engines of the TensorRT double."""
+"""Cards of engines of the TensorRT double, and of engines that another machine built."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
+from p4q_edge.runtime.artifacts import Card
 from p4q_edge.runtime.engines.tensorrt.library import machine_facts
 from p4q_edge.runtime.storage.files import sha256_bytes
 
@@ -12,3 +15,11 @@ from p4q_edge.runtime.storage.files import sha256_bytes
 def card_of(double: Any, **changes: Any) -> Any:
     built_with = {**machine_facts(double.trt, double.cuda.facts), **changes}
     return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"))
+
+
+def of_another_cpu(card: Card) -> Card:
+    """Return the card of an engine for ONNX Runtime as if another processor had built it."""
+    machine: Any = msgspec.structs.replace(card.build.built_with, cpu="another")
+    build: Any = msgspec.structs.replace(card.build, built_with=machine)
+    changed: Card = msgspec.structs.replace(card, build=build)
+    return changed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.models.load import LoadedModel
-from p4q_edge.runtime.artifacts.bundle import ModelInfo
+from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 
 SIDE = 64

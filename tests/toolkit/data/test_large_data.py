@@ -13,6 +13,7 @@ from p4q_edge.data.few_shot import few_shot, make_split
 from p4q_edge.data.image_set import ImageSet
 from p4q_edge.models.load import Batches, LoadedModel, to_batch
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
+from p4q_edge.runtime.artifacts import DataIndex, LearnedImage
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 from p4q_edge.runtime.storage.files import sha256_bytes
 from p4q_edge.stages.export import data_index
@@ -51,15 +52,15 @@ def test_only_learned_images_become_pixels_and_the_bundle_lists_them(
     learned = learn_stage(prepare(source, RunFiles(folder=tmp_path)), None)
     drawn = few_shot(images, shots=2, seed=3)
     assert opened == drawn
-    assert data_index(learned) == {
-        "learned": [
-            {"name": f"toy[{i}]", "label": int(images.labels[i]), "sha256": sha256_bytes(images.read_bytes(i))}
+    assert data_index(learned) == DataIndex(
+        learned=tuple(
+            LearnedImage(name=f"toy[{i}]", label=int(images.labels[i]), sha256=sha256_bytes(images.read_bytes(i)))
             for i in drawn
-        ],
-        "prompts": {name: f"a photo of a {name}." for name in images.class_names},
-        "test_images": 192,
-        "float_bytes": 4 * sum(weight.numel() for weight in toy_clip.clip.get_submodule("visual").parameters()),
-    }
+        ),
+        prompts={name: f"a photo of a {name}." for name in images.class_names},
+        test_images=192,
+        float_bytes=4 * sum(weight.numel() for weight in toy_clip.clip.get_submodule("visual").parameters()),
+    )
 
 
 def _source(toy: LoadedModel, images: ImageSet) -> Source:

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from p4q_edge.runtime.artifacts import CpuOptions
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import onnxruntime as onnxruntime_builder
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
@@ -66,12 +67,9 @@ def test_a_model_without_integers_has_no_fast_profile(bundle: Path) -> None:
 def test_the_fast_profile_is_built_and_proves_itself(bundle: Path, tmp_path: Path) -> None:
     engine = tmp_path / "out.onnx"
     card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="fast"))
-    assert (card.precision.weight_bits, card.parts, card.options) == (
-        7,
-        (),
-        {"cpu_profile": "fast", "kept_profile": "fast"},
-    )
-    assert card.inspection["integer_products"] == 2
+    assert (card.precision.weight_bits, card.parts) == (7, ())
+    assert card.build.options == CpuOptions(cpu_profile="fast", kept_profile="fast")
+    assert card.build.inspection.integer_products == 2
     assert selftest(engine).problem() is None
     assert selftest(engine).drift == 0.0
 
@@ -101,8 +99,8 @@ def test_auto_keeps_what_is_faster_here(
     opened = read_bundle(bundle)
     proved = prove(models_of(opened.model("fp32"), "auto"), opened.golden(), threads=1, name="x")
     assert proved.built.profile == kept
-    assert set(proved.inspection["rows"]) == {"exact", "float"}
-    assert proved.inspection["integer_products"] == products
+    assert set(proved.inspection.rows) == {"exact", "float"}
+    assert proved.inspection.integer_products == products
 
 
 def test_the_card_says_which_profile_was_kept_and_why(
@@ -111,8 +109,8 @@ def test_the_card_says_which_profile_was_kept_and_why(
     engine = tmp_path / "out.onnx"
     with caplog.at_level("INFO"):
         card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="auto"))
-    kept = "exact" if card.inspection["float_over_exact_time"]["value"] >= 1 else "float"
-    assert card.options == {"cpu_profile": "auto", "kept_profile": kept}
+    kept = "exact" if card.build.inspection.float_over_exact_time.value >= 1 else "float"
+    assert card.build.options == CpuOptions(cpu_profile="auto", kept_profile=kept)
     assert card.precision.weight_bits == (8 if kept == "exact" else 32)
     assert f": {kept} is kept" in caplog.text
     assert selftest(engine).problem() is None
@@ -121,4 +119,4 @@ def test_the_card_says_which_profile_was_kept_and_why(
 def test_the_float_profile_quantizes_nothing(bundle: Path, tmp_path: Path) -> None:
     card = build_engine(bundle, tmp_path / "out.onnx", options=BuildOptions(cpu_profile="float"))
     assert (card.precision.weight_bits, card.precision.quantized_linears, card.parts) == (32, 0, ())
-    assert card.inspection["integer_products"] == 0
+    assert card.build.inspection.integer_products == 0

@@ -36,10 +36,10 @@ Fold = Callable[[QuantScheme], FoldedClassifier]
 def test_every_graph_computes_what_the_fake_quantized_module_computes(toy_graphs: Exported) -> None:
     graphs, _ = toy_graphs
     assert graphs.unsound == {}
-    cosines = {name: value for name, value in graphs.parity.items() if ".cosine_" in name}
+    cosines = {name: value for name, value in graphs.parity.flat().items() if ".cosine_" in name}
     assert len(cosines) == 9  # three outputs of three runs
     assert min(cosines.values()) > 0.999
-    assert graphs.parity["fp32.top1_agreement"] == 1.0
+    assert graphs.parity.flat()["fp32.top1_agreement"] == 1.0
 
 
 def test_graph_and_weights_concatenate_to_a_valid_model(toy_graphs: Exported) -> None:
@@ -125,7 +125,7 @@ def test_narrow_widths_are_carried_on_int8(
 ) -> None:
     model = fold_toy(QuantScheme(weight_bits=weight_bits, activation_bits=activation_bits))
     graphs = export_classifier(model, images)
-    assert graphs.parity["fp32_unoptimized.cosine_features"] > least_cosine(activation_bits)
+    assert graphs.parity.flat()["fp32_unoptimized.cosine_features"] > least_cosine(activation_bits)
     proto = onnx.load_from_string(graphs.fp32 + graphs.weights)
     count = Counter(node.op_type for node in proto.graph.node)
     assert count["Clip"] == (count["QuantizeLinear"] if activation_bits < 8 else 0)
@@ -153,7 +153,7 @@ def test_attention_products_are_quantized_on_request(fold_toy: Fold, images: NDA
             assert stored[f"{first}.{name}_scale{suffix}"] == getattr(products[first], name).scale.numpy()
         assert float(stored[f"{first}.softmax_scale{suffix}"]) == softmax_scale(8)
     assert list(products) == [first]
-    assert graphs.parity["fp32_unoptimized.cosine_features"] > 0.999
+    assert graphs.parity.flat()["fp32_unoptimized.cosine_features"] > 0.999
 
 
 def test_a_wrong_scale_of_an_attention_is_refused(
@@ -183,7 +183,7 @@ def test_narrow_attention_products_are_clipped(fold_toy: Fold, images: NDArray[n
     first, last = (f"encoder.trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
     linears = {f"{attention}.{linear}": 1 for attention in (first, last) for linear in ("in_proj", "out_proj")}
     assert clips == {first: 4, **linears}  # the MLP keeps eight bits
-    assert graphs.parity["fp32_unoptimized.cosine_features"] > least_cosine(6)
+    assert graphs.parity.flat()["fp32_unoptimized.cosine_features"] > least_cosine(6)
 
 
 def test_small_weight_scales_keep_fp16_and_their_numbers(fold_toy: Fold, images: NDArray[np.uint8]) -> None:

@@ -26,7 +26,6 @@ from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, va
 from p4q_edge.runtime.evaluation.gates import Gates
 from p4q_edge.runtime.evaluation.subject import graph_stage
 from p4q_edge.runtime.stage import Outputs, Stage
-from p4q_edge.runtime.statistics import noise_floor
 
 Fold = Callable[[QuantScheme], FoldedClassifier]
 Exported = tuple[ExportedGraphs, FoldedClassifier]
@@ -64,7 +63,7 @@ def compared(exported: Exported, engine: bytes) -> ChainReport:
         "onnx": graph_stage(graphs.fp32 + graphs.weights, threads=1),
         "engine": engine_stage(engine),
     }
-    noise = noise_floor(graphs.parity, "fp32")
+    noise = graphs.parity.noise["fp32"]
     assert noise is not None
     gates = Gates(
         bits=graphs.narrowest_bits,

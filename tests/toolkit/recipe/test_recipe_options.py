@@ -109,4 +109,4 @@ def test_quantized_attention_from_the_option_to_the_card(tmp_path: Path, capsys:
     card = read_card(engine)
     assert card.precision.quantized_attentions == 3
     assert card.precision.int8_mac_share == pytest.approx(0.9, abs=0.1)
-    assert card.inspection["integer_products"] == 17 + 2 * 3
+    assert card.build.inspection.integer_products == 17 + 2 * 3

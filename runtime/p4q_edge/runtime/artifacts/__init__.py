@@ -8,6 +8,19 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import bundle, golden, head
+    from p4q_edge.runtime.artifacts.builds import (
+        Build,
+        CpuInspection,
+        CpuMachine,
+        CpuOptions,
+        OnnxRuntimeBuild,
+        OptimizedCopy,
+        PlanChoice,
+        PlanInspection,
+        PlanMachine,
+        PlanRow,
+        TensorRTBuild,
+    )
     from p4q_edge.runtime.artifacts.bundle import (
         GOLDEN,
         GRAPH_FP32,
@@ -15,13 +28,10 @@ if TYPE_CHECKING:
         SUFFIX,
         WEIGHTS,
         Bundle,
-        Manifest,
-        ModelInfo,
         read_bundle,
     )
     from p4q_edge.runtime.artifacts.card import (
         Card,
-        OptimizedCopy,
         Part,
         card_path,
         read_card,
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
         write_card,
         write_deployment,
     )
-    from p4q_edge.runtime.artifacts.golden import Golden, read_golden
+    from p4q_edge.runtime.artifacts.golden import MAX_DRIFT, Golden, GoldenResult, MeasuredGolden, read_golden
     from p4q_edge.runtime.artifacts.head import Adapter, Calibration, Head, load_head
     from p4q_edge.runtime.artifacts.head_store import (
         BUILT_IN,
@@ -43,38 +53,70 @@ if TYPE_CHECKING:
         require_fit,
         stored_heads,
     )
+    from p4q_edge.runtime.artifacts.manifest import (
+        Agreement,
+        DataIndex,
+        GraphParity,
+        GraphRun,
+        LearnedImage,
+        Manifest,
+        ModelInfo,
+        NoiseKind,
+        agreement_of,
+    )
     from p4q_edge.runtime.artifacts.onnx_graph import OPERATORS, check_exported, check_model
     from p4q_edge.runtime.artifacts.precision import (
         LEAST_MAC_SHARE,
         Precision,
         quantized_parts,
-        small_share,
         width_label,
     )
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest
+    from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 
 __all__ = [
     "BUILT_IN",
     "GOLDEN",
     "GRAPH_FP32",
     "LEAST_MAC_SHARE",
+    "MAX_DRIFT",
     "OPERATORS",
     "REFERENCE",
     "SUFFIX",
     "WEIGHTS",
     "Adapter",
+    "Agreement",
+    "Build",
     "Bundle",
     "Calibration",
     "Card",
+    "CpuInspection",
+    "CpuMachine",
+    "CpuOptions",
+    "DataIndex",
     "Golden",
+    "GoldenResult",
+    "GraphParity",
+    "GraphRun",
     "Head",
+    "LearnedImage",
     "Manifest",
+    "MeasuredGolden",
     "ModelInfo",
+    "NoiseKind",
+    "OnnxRuntimeBuild",
     "OptimizedCopy",
     "Part",
+    "PlanChoice",
+    "PlanInspection",
+    "PlanMachine",
+    "PlanRow",
     "Precision",
     "RecordedResults",
+    "TensorRTBuild",
+    "TensorRTOptions",
     "add_head",
+    "agreement_of",
     "bundle",
     "card_path",
     "check_exported",
@@ -92,7 +134,6 @@ __all__ = [
     "read_golden",
     "remove_head",
     "require_fit",
-    "small_share",
     "stored_heads",
     "verify_digest",
     "verify_engine",
@@ -110,8 +151,6 @@ if not TYPE_CHECKING:
                 "Bundle",
                 "GOLDEN",
                 "GRAPH_FP32",
-                "Manifest",
-                "ModelInfo",
                 "REFERENCE",
                 "SUFFIX",
                 "WEIGHTS",
@@ -119,7 +158,6 @@ if not TYPE_CHECKING:
             ),
             "card": (
                 "Card",
-                "OptimizedCopy",
                 "Part",
                 "card_path",
                 "read_card",
@@ -129,8 +167,36 @@ if not TYPE_CHECKING:
                 "write_card",
                 "write_deployment",
             ),
+            "builds": (
+                "Build",
+                "CpuInspection",
+                "CpuMachine",
+                "CpuOptions",
+                "OnnxRuntimeBuild",
+                "OptimizedCopy",
+                "PlanChoice",
+                "PlanInspection",
+                "PlanMachine",
+                "PlanRow",
+                "TensorRTBuild",
+            ),
+            "manifest": (
+                "Agreement",
+                "DataIndex",
+                "GraphParity",
+                "GraphRun",
+                "LearnedImage",
+                "Manifest",
+                "ModelInfo",
+                "NoiseKind",
+                "agreement_of",
+            ),
+            "tensorrt_options": ("TensorRTOptions",),
             "golden": (
                 "Golden",
+                "GoldenResult",
+                "MAX_DRIFT",
+                "MeasuredGolden",
                 "read_golden",
             ),
             "head": (
@@ -158,7 +224,6 @@ if not TYPE_CHECKING:
                 "LEAST_MAC_SHARE",
                 "Precision",
                 "quantized_parts",
-                "small_share",
                 "width_label",
             ),
             "recorded_results": (

@@ -16,11 +16,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from p4q_edge.runtime.artifacts.manifest import Manifest, Member
 from p4q_edge.runtime.artifacts.onnx_graph import check_exported
+from p4q_edge.runtime.artifacts.schema_one import manifest_of_schema_1
+from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.storage import (
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts.golden import Golden
     from p4q_edge.runtime.artifacts.head import Head
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults
-from p4q_edge.runtime.artifacts.precision import Precision
 
 SUFFIX = ".p4q"
 MANIFEST = "manifest.json"
@@ -70,71 +72,6 @@ _ZIP_ERRORS = (
 )
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Size and SHA-256 digest of one member of a bundle."""
-
-    size_bytes: int
-    sha256: str
-
-
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The CLIP model that a bundle was made from.
-
-    Attributes:
-        name: open_clip's name, e.g. `ViT-B-32`.
-        pretrained: the tag or file name of its weights.
-        family: kind of image tower, e.g. `vit`.
-        license: licence of the weights as stated by their source.
-        weights_sha256: digest of the checkpoint.
-    """
-
-    name: str
-    pretrained: str
-    family: str
-    license: str
-    weights_sha256: str
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle holds and what made it.
-
-    Attributes:
-        members: size and digest of every other member.
-        narrowest_bits: of the narrowest quantized input in the graphs; None in bundles that do not tell.
-        parity: how near the exported graphs came to the fake-quantized model, keyed `GRAPH.MEASURE` with GRAPH in
-            fp32, fp16; `GRAPH.median_loss` is the upper end of the interval of the median of 1 - cosine of the
-            embeddings of `loss_images` images; `GRAPH.noise_MEASURE` is what the module differs by from itself, see
-            `NoiseFloor`.
-        unsound: why a graph does not compute what the module computes, by GRAPH: no engine is built from it. Left out
-            where both graphs are sound, so that older readers take the bundle.
-    """
-
-    schema_version: int = 1
-    created_by: str
-    model: ModelInfo
-    precision: Precision
-    class_names: tuple[str, ...]
-    image_size: tuple[int, int]
-    embedding_dim: int
-    members: dict[str, Member] = {}
-    versions: dict[str, str] = {}
-    seed: int = 0
-    recipe: dict[str, Any] = {}
-    data_index: dict[str, Any] = {}
-    parity: dict[str, float] = {}
-    narrowest_bits: int | None = None
-    unsound: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
-
-    def problem(self, kind: Literal["fp16", "fp32"]) -> str | None:
-        """Return why a graph does not compute what the module computes; None where it does."""
-        return (self.unsound or {}).get(kind)
-
-    @property
-    def rounding_bits(self) -> int:
-        """Bits of the narrowest quantized input, which decide what rounding may do where no noise was measured."""
-        return self.precision.activation_bits if self.narrowest_bits is None else self.narrowest_bits
-
-
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An opened bundle whose member digests were verified; members are read when asked for."""
@@ -157,7 +94,7 @@ class Bundle:
             raise _changed(self.path, name)
         return data
 
-    def model(self, remainder: Literal["fp16", "fp32"]) -> bytes:
+    def model(self, remainder: GraphKind) -> bytes:
         """Return a complete ONNX model whose part that is not quantized is FP16 or FP32.
 
         Raises:
@@ -217,7 +154,8 @@ def read_bundle(path: str | Path) -> Bundle:
     with _opened(path) as archive:
         members = archive.infolist()
         _check_members(members, path)
-        manifest = decode_sealed(archive.read(MANIFEST), Manifest, source=f"{MANIFEST} of {path}")
+        source = f"{MANIFEST} of {path}"
+        manifest = decode_sealed(archive.read(MANIFEST), Manifest, source=source, upgrade=manifest_of_schema_1)
         _check_manifest(manifest, members, path)
         for name, recorded in manifest.members.items():
             # The very bytes of a graph that were hashed are looked through: a later read of others fails.

@@ -6,16 +6,17 @@ import base64
 import binascii
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts.bundle import ModelInfo
-from p4q_edge.runtime.artifacts.golden import Golden, read_golden
+from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, TensorRTBuild
+from p4q_edge.runtime.artifacts.golden import Golden, MeasuredGolden, read_golden
 from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, Calibration
+from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.artifacts.precision import Precision
-from p4q_edge.runtime.choices import BackendName
-from p4q_edge.runtime.errors import CorruptArtifactError, InputError
+from p4q_edge.runtime.artifacts.schema_one import card_of_schema_1
+from p4q_edge.runtime.choices import BackendName, CpuProfile
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, rounding_limits_of
 from p4q_edge.runtime.storage import (
@@ -39,25 +40,16 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str
 
 
-class OptimizedCopy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The copy of a CPU engine that loads faster, and the engine that it was made from."""
-
-    size_bytes: int
-    sha256: str
-    engine_sha256: str
-
-
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Description of one engine file; it is kept beside that file.
 
     Attributes:
-        backend: the library that runs the engine.
         engine_sha256: digest of the engine; the runtime refuses any other file.
         engine_size_bytes: size of the engine.
         bundle_sha256: digest of the bundle that the engine was built from.
         parts: members of the bundle whose bytes, in this order, are the engine; empty where a builder changed them.
         built_by: program and version that built it.
-        built_with: versions and machine, e.g. `{"onnxruntime": "1.23.2", "cpu": "..."}`.
+        build: backend, versions and machine, options, and what was read from the built engine.
         model: the CLIP model.
         precision: what is quantized, and how.
         class_names: classes of the folded head, in the order of `logits`.
@@ -67,21 +59,17 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         calibration: from logits of the folded head to probabilities.
         rounding_bits: of the narrowest quantized value of the reference or of the engine.
         noise: what roundings do in this model, measured at export; None in cards of older bundles.
-        options: build options.
-        optimized: the copy beside the engine that loads faster where `built_with` fits; None if there is none.
         golden: golden samples (safetensors, base64).
-        measured: what the engine gave on them when it was built: `embedding` (n rows of dim numbers), `result`.
-        inspection: what was read from the built engine, e.g. kernels by name.
+        measured: what the engine gave on them when it was built; None: not recorded.
     """
 
-    schema_version: int = 1
-    backend: BackendName
+    schema_version: int = 2
     engine_sha256: str
     engine_size_bytes: int
     bundle_sha256: str
     parts: tuple[Part, ...] = ()
     built_by: str
-    built_with: dict[str, str]
+    build: Build
     model: ModelInfo
     precision: Precision
     class_names: tuple[str, ...]
@@ -91,17 +79,29 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     calibration: Calibration = Calibration()
     rounding_bits: int = FULL_BITS
     noise: NoiseFloor | None = None
-    options: dict[str, Any] = {}
-    optimized: OptimizedCopy | None = None
     golden: str
-    measured: dict[str, Any] = {}
-    inspection: dict[str, Any] = {}
+    measured: MeasuredGolden | None = None
 
     def __post_init__(self) -> None:
         if not abs(self.logit_scale) <= MAX_LOGIT_FACTOR:
             raise ValueError(f"logit_scale must be finite and at most {MAX_LOGIT_FACTOR:g}, got {self.logit_scale}")
         if self.engine_size_bytes < 0 or self.embedding_dim < 1 or self.rounding_bits < 1:
             raise ValueError("engine_size_bytes, embedding_dim and rounding_bits must be positive")
+
+    @property
+    def backend(self) -> BackendName:
+        """The library that runs the engine."""
+        return "tensorrt" if isinstance(self.build, TensorRTBuild) else "onnxruntime"
+
+    @property
+    def built_with(self) -> dict[str, str]:
+        """Versions and machine by name, for example `{"onnxruntime": "1.23.2", "cpu": "..."}`."""
+        return dict(msgspec.structs.asdict(self.build.built_with))
+
+    @property
+    def cpu_profile(self) -> CpuProfile | None:
+        """The kept profile of an engine for CPUs; None for TensorRT."""
+        return self.build.options.kept_profile if isinstance(self.build, OnnxRuntimeBuild) else None
 
     @property
     def limits(self) -> RoundingLimits:
@@ -145,7 +145,10 @@ def read_card(engine: str | Path) -> Card:
             f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."
         )
     data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
-    card = decode_sealed(data, Card, source=str(path))
+    try:
+        card = decode_sealed(data, Card, source=str(path), upgrade=card_of_schema_1)
+    except UsageError as error:
+        raise CorruptArtifactError(f"{path} records options of no build: {error} Build the engine again.") from error
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
         raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
     return card

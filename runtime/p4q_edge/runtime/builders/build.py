@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,11 +16,20 @@ from p4q_edge.runtime.artifacts import (
     GRAPH_FP32,
     LEAST_MAC_SHARE,
     WEIGHTS,
+    Build,
     Bundle,
     Card,
+    CpuMachine,
+    CpuOptions,
+    Golden,
+    MeasuredGolden,
+    NoiseKind,
+    OnnxRuntimeBuild,
     OptimizedCopy,
     Part,
     Precision,
+    TensorRTBuild,
+    TensorRTOptions,
     card_path,
     read_bundle,
     write_deployment,
@@ -28,19 +37,20 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
 from p4q_edge.runtime.builders.onnxruntime import models_of
-from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile
+from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile, GraphKind
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint, import_onnxruntime
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
-from p4q_edge.runtime.statistics import noise_floor, rounding_limits_of
+from p4q_edge.runtime.statistics import rounding_limits_of
 from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_bytes, sha256_file
-from p4q_edge.runtime.verification import GoldenResult, compare_golden, require
+from p4q_edge.runtime.verification import compare_golden, require
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
-    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
     from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress
 
 logger = logging.getLogger(__name__)
@@ -53,7 +63,7 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
 _MAX_DEADLINE_S = 24 * 3600.0
 FAST_BITS = 7
 """Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
-NOISE_OF_PROFILE = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
+NOISE_OF_PROFILE: dict[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
 """Under which name a bundle records what a profile may differ by from the fake-quantized module."""
 FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
 """Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
@@ -166,13 +176,17 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
     )
     built, outputs = proved.built, proved.outputs
     check_outputs(bundle, outputs, input_shape=proved.input_shape)
-    card = describe(bundle, backend="onnxruntime", built_with=dict(fingerprint()))
-    bits = min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits
-    noise = noise_floor(bundle.manifest.parity, NOISE_OF_PROFILE[built.profile])
-    card = msgspec.structs.replace(card, rounding_bits=bits, noise=noise)
-    result = compare_golden(outputs, golden, logit_scale=card.logit_scale, limits=card.limits)
-    require(result, engine=str(engine))
-    logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
+    build = OnnxRuntimeBuild(
+        built_with=CpuMachine(**fingerprint()),
+        options=CpuOptions(cpu_profile=options.cpu_profile, kept_profile=built.profile),
+        inspection=proved.inspection,
+        optimized=OptimizedCopy(
+            size_bytes=len(built.optimized),
+            sha256=sha256_bytes(built.optimized),
+            engine_sha256=sha256_bytes(built.model),
+        ),
+    )
+    card = describe(bundle, build)
     unchanged = built.profile == "exact"
     card = msgspec.structs.replace(
         card,
@@ -180,19 +194,25 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
         engine_size_bytes=len(built.model),
         parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
         precision=_cpu_precision(card.precision, built.profile),
-        options={**recorded_options(options, "onnxruntime"), "kept_profile": built.profile},
-        optimized=OptimizedCopy(
-            size_bytes=len(built.optimized),
-            sha256=sha256_bytes(built.optimized),
-            engine_sha256=sha256_bytes(built.model),
-        ),
+        rounding_bits=min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits,
+        noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[built.profile]),
         golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
-        measured=measured(outputs["embedding"], result),
-        inspection=proved.inspection,
     )
+    card = _compared(card, outputs, golden, engine=engine)
     _refuse_existing(engine, force=force)
     write_deployment(engine, card, {"": built.model, OPTIMIZED: built.optimized})
     return card
+
+
+def _compared(card: Card, outputs: Mapping[str, np.ndarray], golden: Golden, *, engine: Path) -> Card:
+    """Return a card with what its engine gives on the golden samples; raise where that is wrong."""
+    result = compare_golden(dict(outputs), golden, logit_scale=card.logit_scale, limits=card.limits)
+    if card.backend == "onnxruntime":
+        # The worker of a TensorRT build has judged its plans, each by its own gate.
+        require(result, engine=str(engine))
+        logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
+    rows = tuple(tuple(row) for row in outputs["embedding"].tolist())
+    return msgspec.structs.replace(card, measured=MeasuredGolden(embedding=rows, golden=result))
 
 
 def _cpu_precision(precision: Precision, profile: CpuProfile) -> Precision:
@@ -207,7 +227,6 @@ def _build_tensorrt(
     refuse_unsound(bundle, "fp16", engine=engine)
     _require_tensorrt(engine)
     from p4q_edge.runtime.builders.tensorrt.builder import build_plan
-    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 
     plan = build_plan(
         bundle.model("fp16"),
@@ -217,19 +236,21 @@ def _build_tensorrt(
         force=force,
         progress=progress,
     )
-    card = describe(bundle, backend="tensorrt", built_with=dict(plan.built_with))
-    card = msgspec.structs.replace(card, noise=noise_floor(bundle.manifest.parity, "fp16"))
-    result = compare_golden(dict(plan.outputs), plan.golden, logit_scale=card.logit_scale, limits=card.limits)
+    build = TensorRTBuild(
+        built_with=plan.built_with,
+        options=options.tensorrt or TensorRTOptions(),
+        inspection=plan.inspection,
+    )
+    card = describe(bundle, build)
     card = msgspec.structs.replace(
         card,
         engine_sha256=plan.sha256,
         engine_size_bytes=plan.size_bytes,
         precision=_of_flavour(card.precision, plan.choice.kept),
-        options=recorded_options(options, "tensorrt"),
+        noise=bundle.manifest.parity.noise.get("fp16"),
         golden=base64.b64encode(plan.golden.to_bytes()).decode("ascii"),
-        measured=measured(plan.outputs["embedding"], result),
-        inspection=dict(plan.inspection),
     )
+    card = _compared(card, plan.outputs, plan.golden, engine=engine)
     try:
         _refuse_existing(engine, force=force)
         write_deployment(engine, card, {"": plan.plan})
@@ -247,11 +268,11 @@ def _gated(options: TensorRTOptions, bundle: Bundle) -> TensorRTOptions:
     """Return the options with the accuracy gate of the bundle's own noise, unless one was asked for."""
     if options.min_cosine is not None:
         return options
-    limits = rounding_limits_of(bundle.manifest.rounding_bits, noise_floor(bundle.manifest.parity, "fp16"))
+    limits = rounding_limits_of(bundle.manifest.rounding_bits, bundle.manifest.parity.noise.get("fp16"))
     return replace(options, min_cosine=limits.least_cosine)
 
 
-def refuse_unsound(bundle: Bundle, kind: Literal["fp16", "fp32"], *, engine: Path) -> None:
+def refuse_unsound(bundle: Bundle, kind: GraphKind, *, engine: Path) -> None:
     """Refuse a graph of which the exporter recorded that it does not compute what the model computes.
 
     Raises:
@@ -271,8 +292,6 @@ def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, A
     """Return the options that decide what an engine of a backend is; its card records them."""
     if backend == "onnxruntime":
         return {"cpu_profile": options.cpu_profile}
-    from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
-
     return asdict(options.tensorrt or TensorRTOptions())
 
 
@@ -295,12 +314,11 @@ def describe_build(
         UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError, QualityGateError: as `build_engine`.
     """
     engine, opened = Path(engine), read_bundle(bundle)
-    kind: Literal["fp16", "fp32"] = "fp16" if backend_of(engine, backend) == "tensorrt" else "fp32"
+    kind: GraphKind = "fp16" if backend_of(engine, backend) == "tensorrt" else "fp32"
     refuse_unsound(opened, kind, engine=engine)
     if kind == "fp16":
         _require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
-        from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 
         size = len(opened.model("fp16"))
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
@@ -317,18 +335,17 @@ def describe_build(
     }
 
 
-def describe(bundle: Bundle, *, backend: BackendName, built_with: dict[str, str]) -> Card:
-    """Return the part of a card that the bundle decides; digest and size of the engine are filled in later."""
+def describe(bundle: Bundle, build: Build) -> Card:
+    """Return the part of a card that bundle and build decide; digest and size of the engine are filled in later."""
     manifest, head = bundle.manifest, bundle.head()
     return Card(
-        backend=backend,
         engine_sha256="",
         engine_size_bytes=0,
         bundle_sha256=sha256_file(bundle.path),
         built_by=f"p4q-edge-runtime {version('p4q-edge-runtime')}",
-        built_with=built_with,
+        build=build,
         model=manifest.model,
-        precision=_on(backend, manifest.precision),
+        precision=_on("tensorrt" if isinstance(build, TensorRTBuild) else "onnxruntime", manifest.precision),
         class_names=manifest.class_names,
         preprocess=bundle.preprocess(),
         embedding_dim=manifest.embedding_dim,
@@ -348,8 +365,3 @@ def _on(backend: BackendName, precision: Precision) -> Precision:
 def _part(bundle: Bundle, name: str) -> Part:
     member = bundle.manifest.members[name]
     return Part(name=name, size_bytes=member.size_bytes, sha256=member.sha256)
-
-
-def measured(embedding: np.ndarray, result: GoldenResult) -> dict[str, Any]:
-    """Return what a card records of the golden samples: embeddings (n, dim) and the comparison."""
-    return {"embedding": embedding.tolist(), "golden": msgspec.structs.asdict(result)}

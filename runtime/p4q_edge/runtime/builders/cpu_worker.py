@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from p4q_edge.runtime import errors
@@ -60,7 +61,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "profile": proved.built.profile,
         "input_shape": proved.input_shape,
-        "inspection": proved.inspection,
+        "inspection": msgspec.to_builtins(proved.inspection),
     }
 
 

@@ -10,10 +10,12 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from p4q_edge.runtime import errors
-from p4q_edge.runtime.artifacts import Golden
+from p4q_edge.runtime.artifacts import CpuInspection, Golden
 from p4q_edge.runtime.builders.cpu_worker import GOLDEN, MODEL, OPTIMIZED, OUTPUTS
-from p4q_edge.runtime.builders.onnxruntime import RATIO, CpuModel, ProvedModel
+from p4q_edge.runtime.builders.onnxruntime import CpuModel, ProvedModel
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.machine import child_command
 from p4q_edge.runtime.storage import load_tensors, scratch_folder
@@ -52,10 +54,10 @@ def prove_apart(
         optimized = (folder / OPTIMIZED).read_bytes()
         outputs, _ = load_tensors((folder / OUTPUTS).read_bytes(), source="the outputs of the golden samples")
     profile = answer["profile"]
-    inspection = answer["inspection"]
-    if RATIO in inspection:
-        ratio = inspection[RATIO]
-        logger.info("INT8 is %.2f times as fast as FP32 here, n = %d: %s is kept", ratio["value"], ratio["n"], profile)
+    inspection = msgspec.convert(answer["inspection"], CpuInspection)
+    ratio = inspection.float_over_exact_time
+    if ratio is not None:
+        logger.info("INT8 is %.2f times as fast as FP32 here, n = %d: %s is kept", ratio.value, ratio.n, profile)
     return ProvedModel(
         built=CpuModel(profile=profile, model=models[profile], optimized=optimized),
         outputs=outputs,

@@ -6,14 +6,14 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Golden, check_model
+from p4q_edge.runtime.artifacts import CpuInspection, Golden, check_model
 from p4q_edge.runtime.choices import CpuChoice, CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import (
     OnnxRuntimeEngine,
@@ -24,12 +24,10 @@ from p4q_edge.runtime.engines.onnxruntime import (
     session_options,
     seven_bit_weights,
 )
-from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime.statistics import Estimate, Latency, Rounds, measure_interleaved, paired_ratio, summarize
 from p4q_edge.runtime.verification import run_golden
 
 AUTO_PROFILES: tuple[CpuProfile, ...] = ("exact", "float")
-RATIO = "float_over_exact_time"
-"""Under which name the card has it."""
 MEASURED_ROUNDS = Rounds(warmup=3, minimum=15, maximum=200, seconds=3.0)
 _SEED = 0  # of the bootstrap; fixed so that the same times say the same
 
@@ -64,7 +62,7 @@ class ProvedModel:
     built: CpuModel
     outputs: dict[str, np.ndarray]
     input_shape: tuple[int, ...]
-    inspection: dict[str, Any]
+    inspection: CpuInspection
 
 
 def models_of(model: bytes, choice: CpuChoice) -> dict[CpuProfile, bytes]:
@@ -95,21 +93,23 @@ def prove(models: Mapping[CpuProfile, bytes], golden: Golden, *, threads: int | 
         for profile, model in models.items()
     }
     image = golden.image[:1]
-    kept, rows = _fastest(candidates, image=image, threads=threads, name=name)
+    kept, rows, ratio = _fastest(candidates, image=image, threads=threads, name=name)
     engine = kept.load(threads=threads, name=name)
     outputs = run_golden(engine, golden)
     shape = engine.input_shape
     engine.close()
-    inspection = {**inspect_kernels(kept.optimized, kept.profile, image), **rows}
+    inspection = msgspec.structs.replace(
+        inspect_kernels(kept.optimized, kept.profile, image), rows=rows, float_over_exact_time=ratio
+    )
     return ProvedModel(built=kept, outputs=outputs, input_shape=shape, inspection=inspection)
 
 
 def _fastest(
     candidates: Mapping[CpuProfile, CpuModel], *, image: np.ndarray, threads: int | None, name: str
-) -> tuple[CpuModel, dict[str, Any]]:
-    """Return the fastest model, and where there are two what was measured."""
+) -> tuple[CpuModel, dict[CpuProfile, Latency], Estimate | None]:
+    """Return the fastest model, and where there are two their latencies and how many times faster INT8 is."""
     if len(candidates) == 1:
-        return next(iter(candidates.values())), {}
+        return next(iter(candidates.values())), {}, None
     engines = {profile: built.load(threads=threads, name=name) for profile, built in candidates.items()}
     times = measure_interleaved(
         {profile: partial(engine.run, image) for profile, engine in engines.items()}, MEASURED_ROUNDS
@@ -118,8 +118,7 @@ def _fastest(
     for engine in engines.values():
         engine.close()
     kept: CpuProfile = "exact" if ratio.value >= 1.0 else "float"
-    rows = {profile: asdict(summarize(values)) for profile, values in times.items()}
-    return candidates[kept], {"rows": rows, RATIO: asdict(ratio)}
+    return candidates[kept], {profile: summarize(times[profile]) for profile in candidates}, ratio
 
 
 def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
@@ -141,7 +140,7 @@ def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
         return path.read_bytes()
 
 
-def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> dict[str, Any]:
+def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> CpuInspection:
     """Return what runs when the model does: kernels, their counts, and how many products are integer.
 
     Args:
@@ -161,8 +160,8 @@ def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> dic
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     )
-    return {
-        "kernels": dict(sorted(counts.items())),
-        "integer_products": sum(count for kernel, count in counts.items() if kernel in INTEGER_PRODUCTS),
-        "float_products": sum(count for kernel, count in counts.items() if kernel in FLOAT_PRODUCTS),
-    }
+    return CpuInspection(
+        kernels=dict(sorted(counts.items())),
+        integer_products=sum(count for kernel, count in counts.items() if kernel in INTEGER_PRODUCTS),
+        float_products=sum(count for kernel, count in counts.items() if kernel in FLOAT_PRODUCTS),
+    )

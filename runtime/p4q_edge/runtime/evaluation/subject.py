@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Bundle, Card, read_bundle, read_card
+from p4q_edge.runtime.artifacts import Bundle, Card, NoiseKind, read_bundle, read_card
+from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.engines.onnxruntime import differing_tensors, float_weights, import_onnxruntime, seven_bit_weights
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
@@ -19,7 +19,7 @@ from p4q_edge.runtime.evaluation.recorded_stages import Recorded
 from p4q_edge.runtime.evaluation.report.document import Built
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, STAGE_ORDER, Outputs, Stage
-from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, noise_floor
+from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor
 
 BUNDLE_SUFFIX = ".p4q"
 
@@ -96,10 +96,10 @@ def _grid(card: Card) -> Grid:
     """Return the grid that an engine computes on, as its card states it."""
     if card.precision.activation_bits > FULL_BITS:
         return "none"
-    return "seven_bit" if card.options.get("kept_profile") == "fast" else "reference"
+    return "seven_bit" if card.cpu_profile == "fast" else "reference"
 
 
-def graph_of(card: Card, bundle: Bundle) -> Literal["fp16", "fp32"]:
+def graph_of(card: Card, bundle: Bundle) -> GraphKind:
     """Return which graph of a bundle is compared with an engine.
 
     That with FP32 remainder, whose numbers differ least from PyTorch's; but where convolutions compute in float on CPUs
@@ -113,19 +113,20 @@ def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
     if bundle is None:
         return {}
     parity = bundle.manifest.parity
-    kinds = {ONNX: graph_of(card, bundle), ENGINE: "fp16" if card.backend == "tensorrt" else "fp32"}
-    return {stage: parity[f"{kind}.median_loss"] for stage, kind in kinds.items() if f"{kind}.median_loss" in parity}
+    built_from: GraphKind = "fp16" if card.backend == "tensorrt" else "fp32"
+    kinds = {ONNX: graph_of(card, bundle), ENGINE: built_from}
+    return {stage: parity.median_loss[kind] for stage, kind in kinds.items() if kind in parity.median_loss}
 
 
 def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict[str, NoiseFloor]:
     """Return what roundings do in this model, for each stage of which the bundle or the card records it."""
     found = {ENGINE: card.noise}
     if bundle is not None:
-        kind = "fp16" if card.backend == "tensorrt" else "fp32"
-        kinds: dict[str, str] = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
+        kind: GraphKind = "fp16" if card.backend == "tensorrt" else "fp32"
+        kinds: dict[str, NoiseKind] = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
         if grids[ENGINE] == "none":
             kinds[ENGINE] = kind
-        found |= {stage: noise_floor(bundle.manifest.parity, name) for stage, name in kinds.items()}
+        found |= {stage: bundle.manifest.parity.noise.get(name) for stage, name in kinds.items()}
     return {stage: floor for stage, floor in found.items() if floor is not None}
 
 
@@ -137,7 +138,7 @@ def compare_file(engine: Path, card: Card, graph: bytes) -> GateResult:
     Raises:
         EnvironmentNotAbleError: the profile changes the graph, and the package onnx is not installed.
     """
-    profile, data = card.options.get("kept_profile"), engine.read_bytes()
+    profile, data = card.cpu_profile, engine.read_bytes()
     if profile == "exact":
         unit, value = "bytes", differing_bytes(data, graph)
     else:
@@ -201,27 +202,10 @@ def built_of(subject: Subject) -> Built:
         size_bytes=card.engine_size_bytes,
         model=f"{card.model.name} {card.model.pretrained}".strip(),
         license=card.model.license,
-        weight_bits=card.precision.weight_bits,
-        activation_bits=card.precision.activation_bits,
-        execution=card.precision.execution,
-        remainder=card.precision.remainder,
-        quantized_linears=card.precision.quantized_linears,
-        attention_bits=card.precision.attention_bits,
-        quantized_attentions=card.precision.quantized_attentions,
-        quantized_convolutions=card.precision.quantized_convolutions,
-        int8_mac_share=card.precision.int8_mac_share,
-        int8_share=_int8_share(card.inspection),
-        # TensorRT's layer kinds, or ONNX Runtime's kernels with the number of their runs.
-        kernels=dict(card.inspection.get("kinds") or card.inspection.get("kernels") or {}),
+        precision=card.precision,
+        int8_share=card.build.inspection.int8_share,
+        kernels=card.build.inspection.counts,
     )
-
-
-def _int8_share(inspection: Mapping[str, Any]) -> float | None:
-    """Return the share of matrix products in INT8: by operations for TensorRT, by number for ONNX Runtime."""
-    if shares := inspection.get("gemm_share"):
-        return float(shares.get("int8", 0.0))
-    integer, real = inspection.get("integer_products", 0), inspection.get("float_products", 0)
-    return integer / (integer + real) if integer + real else None
 
 
 def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundle | None:

@@ -180,15 +180,14 @@ def _not_checked(subject: Subject, reference: Reference, images: LabelledImages 
 
 def learned_digests(bundle: Bundle | None) -> frozenset[str]:
     """Return the SHA-256 of every image that the model was learned from; empty without a bundle."""
-    learned = [] if bundle is None else bundle.manifest.data_index.get("learned", [])
-    return frozenset(str(entry["sha256"]) for entry in learned)
+    return frozenset() if bundle is None else frozenset(image.sha256 for image in bundle.manifest.data_index.learned)
 
 
 def found_names(bundle: Bundle | None) -> tuple[str, ...]:
     """Return what the images learned from call the classes, in label order, where the recipe names them otherwise."""
-    names = [] if bundle is None else bundle.manifest.data_index.get("found_names", [])
-    usable = isinstance(names, list) and bundle is not None and len(names) == len(bundle.manifest.class_names)
-    return tuple(map(str, names)) if usable else ()
+    if bundle is None or len(bundle.manifest.data_index.found_names) != len(bundle.manifest.class_names):
+        return ()
+    return bundle.manifest.data_index.found_names
 
 
 def default_report(engine: Path) -> Path:

@@ -12,7 +12,6 @@ step doubles with each bit less, so that distances grow with the step and square
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -79,18 +78,6 @@ class NoiseFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     worst_loss: float
     median_loss: float
     margin: float
-
-    def as_parity(self, kind: str) -> dict[str, float]:
-        """Return it as `Manifest.parity` keeps it."""
-        return {f"{kind}.noise_{name}": float(getattr(self, name)) for name in self.__struct_fields__}
-
-
-def noise_floor(parity: Mapping[str, float], kind: str) -> NoiseFloor | None:
-    """Return the floor of a graph (fp32, fp16) or of 7-bit weights (seven_bit); None in bundles that record none."""
-    names = {name: f"{kind}.noise_{name}" for name in NoiseFloor.__struct_fields__}
-    if not all(key in parity for key in names.values()):
-        return None
-    return NoiseFloor(**{name: parity[key] for name, key in names.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

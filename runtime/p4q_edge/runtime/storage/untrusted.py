@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -24,6 +24,10 @@ _STRING = re.compile(rb'"[^"]*"?')
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "|u1", "I8": "|i1", "I32": "<i4", "I64": "<i8"}
+
+
+Upgrade: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""From the JSON values of a document of one schema to those of the next."""
 
 
 class _Versioned(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +56,7 @@ def decode_json(data: bytes, struct: type[_T], *, source: str) -> _T:
         )
     try:
         if "schema_version" in getattr(struct, "__struct_fields__", ()):
-            _check_schema(msgspec.json.decode(data, type=_Versioned).schema_version, source=source)
+            _require_schema(msgspec.json.decode(data, type=_Versioned).schema_version, struct, source=source)
         return msgspec.json.decode(data, type=struct)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise CorruptArtifactError(
@@ -60,9 +64,37 @@ def decode_json(data: bytes, struct: type[_T], *, source: str) -> _T:
         ) from error
 
 
-def _check_schema(version: int, *, source: str) -> None:
-    if version != 1:
-        raise ArtifactError(f"{source} has schema {version}; this version reads schema 1. Upgrade p4q-edge-runtime.")
+def convert_json(document: dict[str, Any], struct: type[_T], *, source: str, upgrade: Upgrade | None = None) -> _T:
+    """Return a document that was decoded as JSON values as a `struct`, upgraded first where it has the schema before.
+
+    Raises:
+        CorruptArtifactError: not of this structure.
+        ArtifactError: a schema number that this version does not know.
+    """
+    try:
+        if "schema_version" in getattr(struct, "__struct_fields__", ()):
+            version = msgspec.convert(document, _Versioned).schema_version
+            if _require_schema(version, struct, source=source, upgrade=upgrade):
+                assert upgrade is not None
+                document = upgrade(document)
+        # Through text once more, in which arrays are tuples and keys are words.
+        return msgspec.json.decode(msgspec.json.encode(document), type=struct)
+    except (msgspec.MsgspecError, OverflowError, RecursionError) as error:
+        raise CorruptArtifactError(
+            f"{source} is not what this version writes: {error}. Get the file again, or build it again."
+        ) from error
+
+
+def _require_schema(version: int, struct: Any, *, source: str, upgrade: Upgrade | None = None) -> bool:
+    """Return whether a document is of the schema before that of a structure, and raise unless it can be read."""
+    current = next(field.default for field in msgspec.structs.fields(struct) if field.name == "schema_version")
+    if version == current - 1 and upgrade is not None:
+        return True
+    if version != current:
+        known = f"schema {current}" if upgrade is None else f"schemas {current - 1} and {current}"
+        newer = "Upgrade p4q-edge-runtime." if version > current else "Build it again with this version."
+        raise ArtifactError(f"{source} has schema {version}; this version reads {known}. {newer}")
+    return False
 
 
 def json_depth(data: bytes) -> int:

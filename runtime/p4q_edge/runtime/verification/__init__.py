@@ -8,8 +8,6 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.verification.golden_check import (
-        MAX_DRIFT,
-        GoldenResult,
         compare_golden,
         require,
         row_cosine,
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.verification.self_test import ensure_golden, selftest
 
 __all__ = [
-    "MAX_DRIFT",
-    "GoldenResult",
     "compare_golden",
     "ensure_golden",
     "require",
@@ -35,8 +31,6 @@ if not TYPE_CHECKING:
         __name__,
         {
             "golden_check": (
-                "GoldenResult",
-                "MAX_DRIFT",
                 "compare_golden",
                 "row_cosine",
                 "require",

@@ -4,62 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
+from p4q_edge.runtime.artifacts import Golden, GoldenResult
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
-from p4q_edge.runtime.statistics import FULL_BITS, RoundingLimits, least_cosine, rounding_limits_of
+from p4q_edge.runtime.statistics import FULL_BITS, RoundingLimits, rounding_limits_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
-from p4q_edge.runtime.artifacts import Golden
-
-MAX_DRIFT = {"onnxruntime": 1e-6, "tensorrt": 1e-3}
-"""Largest move of an embedding's numbers on the machine that built the engine. The kernels of ONNX Runtime are
-deterministic, so that only a change moves them; FP16 sums on a GPU may differ in their last bits."""
-
-
-class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a comparison of an engine with golden samples found.
-
-    Attributes:
-        samples: number of images compared.
-        cosine_min: smallest cosine of embeddings, engine against fake-quantized reference.
-        top1_agreement: share of images with the same best class.
-        top1_flips: images whose best class differs although the reference's margin is clear.
-        logit_difference: largest absolute difference of logits.
-        float_top1_agreement: share of images with the best class of the full-precision model.
-        drift: largest absolute difference of embeddings to those at build time; None on another machine.
-        max_drift: the limit of `drift`.
-        min_cosine: the limit of `cosine_min`: from the noise of the model, or its bit width where none was recorded.
-        doubt: what is known of wrong values of the library that built the engine, or None.
-    """
-
-    samples: int
-    cosine_min: float
-    top1_agreement: float
-    top1_flips: int
-    logit_difference: float
-    float_top1_agreement: float
-    drift: float | None = None
-    max_drift: float = MAX_DRIFT["onnxruntime"]
-    min_cosine: float = least_cosine(FULL_BITS)
-    doubt: str | None = None
-
-    def problem(self) -> str | None:
-        """Return in words what is wrong, or None if the engine computes what the reference computes."""
-        if not self.cosine_min >= self.min_cosine:
-            return (
-                f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {self.min_cosine:.5g}"
-            )
-        if self.top1_flips:
-            return f"{self.top1_flips} of {self.samples} golden images get another class than in the reference"
-        if self.drift is not None and not self.drift <= self.max_drift:
-            return (
-                f"embeddings moved by {self.drift:.2e} since the engine was built on this machine; "
-                f"at most {self.max_drift:.0e} is expected"
-            )
-        return None
 
 
 def run_golden(engine: Engine, golden: Golden) -> dict[str, np.ndarray]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Card, read_card, verify_parts
+from p4q_edge.runtime.artifacts import MAX_DRIFT, Card, GoldenResult, read_card, verify_parts
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
-from p4q_edge.runtime.verification.golden_check import MAX_DRIFT, GoldenResult, compare_golden, require, run_golden
+from p4q_edge.runtime.verification.golden_check import compare_golden, require, run_golden
 
 _MAX_PROOF_BYTES = 1 << 16
 
@@ -99,9 +99,10 @@ def _key(card: Card, *, device: str) -> str:
 
 
 def _recorded(card: Card, *, shape: tuple[int, ...]) -> np.ndarray:
+    rows = () if card.measured is None else card.measured.embedding
     try:
-        recorded = np.asarray(card.measured.get("embedding"), dtype=np.float32)
-    except (TypeError, ValueError):
+        recorded = np.asarray(rows, dtype=np.float32)
+    except ValueError:  # rows of several lengths
         recorded = np.empty(0, np.float32)
     if recorded.shape != shape:
         raise CorruptArtifactError(

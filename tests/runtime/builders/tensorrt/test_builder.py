@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 
 from p4q_edge.runtime.artifacts.golden import Golden
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
 from p4q_edge.runtime.builders.tensorrt.builder import build_plan, describe_build
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
+from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage.files import sha256_bytes
 from p4q_edge.runtime.storage.untrusted import save_tensors
+
+MACHINE = {"tensorrt": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "platform": "linux-aarch64"}
 
 
 @pytest.fixture
@@ -50,8 +54,8 @@ class FakeWorker:
             Path(request["plan"]).write_bytes(f"the {name} plan".encode())
             Path(request["plan"]).with_name("timing-trt10.3.0-sm87-orin.cache").write_bytes(f"after {name}".encode())
             return {
-                "built_with": {"tensorrt": self.version, "precision": name},
-                "inspection": {"gemms": {name: 48}},
+                "built_with": {**MACHINE, "tensorrt": self.version, "precision": name},
+                "inspection": {"dialect": "10", "detailed": True, "kernels": 50, "gemms": {name: 48}},
                 "size_bytes": 13,
                 "seconds": 60.0,
             }
@@ -72,7 +76,9 @@ class FakeWorker:
                 "float_cosine_min": self.float_cosine[plan],
                 "float_top1_agreement": 1.0,
             }
-        ratio = {"value": self.speedup, "low": self.speedup - 0.05, "high": self.speedup + 0.05, "n": 50}
+        ratio = asdict(
+            Estimate(value=self.speedup, low=self.speedup - 0.05, high=self.speedup + 0.05, n=50, method="bootstrap")
+        )
         return {"rows": rows, "ratios": {name: ratio for name in rows if name != "fp16" and "fp16" in rows}}
 
 
@@ -101,11 +107,11 @@ def test_faster_int8_is_kept_with_the_bundles_golden_samples(tmp_path: Path, gol
     assert result.plan.read_bytes() == b"the int8 plan"
     assert result.sha256 == sha256_bytes(b"the int8 plan")
     assert result.size_bytes == 13
-    assert result.built_with["precision"] == "int8"
-    assert result.inspection["gemms"] == {"int8": 48}
-    assert set(result.inspection["rows"]) == {"int8", "fp16"}
-    assert result.inspection["build_seconds"] == {"int8": 60.0, "fp16": 60.0}
-    json.dumps(result.inspection)
+    assert result.built_with.precision == "int8"
+    assert result.inspection.gemms == {"int8": 48}
+    assert set(result.inspection.rows) == {"int8", "fp16"}
+    assert result.inspection.build_seconds == {"int8": 60.0, "fp16": 60.0}
+    assert result.inspection.ratio == result.inspection.ratios["int8"]
     np.testing.assert_array_equal(result.golden.embedding, golden.embedding)
     assert _files(tmp_path) == [result.plan.name, "timing-trt10.3.0-sm87-orin.cache"]
     assert result.plan.name.startswith(".out.plan."), "it takes its place together with its card"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from p4q_edge.runtime.artifacts import TensorRTBuild
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
@@ -66,8 +67,9 @@ def test_build_selftest_and_classify(device: Any, tiny_bundle: Path, tmp_path: P
     card = read_card(engine)
     assert card.built_with["tensorrt"] == device.trt.__version__
     assert card.built_with["typing"] == "strong"
-    assert set(card.inspection["rows"]) == {"int8", "fp16"}
-    assert card.options["max_batch"] == 4
+    assert isinstance(card.build, TensorRTBuild)
+    assert set(card.build.inspection.rows) == {"int8", "fp16"}
+    assert card.build.options.max_batch == 4
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(("out", "timing"))) == [
         ".cache",
         ".json",
@@ -90,7 +92,7 @@ def test_a_plan_that_takes_no_single_image_is_built_proved_and_used(
     engine = tmp_path / "out.plan"
     batches = ["--min-batch", "3", "--opt-batch", "3", "--max-batch", "3" if fixed else "4"]
     assert main(["build", str(tiny_bundle), "--engine", str(engine), *batches]) == 0, capsys.readouterr().err
-    assert {row["batch"] for row in read_card(engine).inspection["rows"].values()} == {3}
+    assert {row.batch for row in read_card(engine).build.inspection.rows.values()} == {3}
     assert main(["selftest", str(engine)]) == 0
     assert main(["classify", str(engine), str(photo)]) == 0
     assert main(["bench", str(engine), "--seconds", "0", "--json"]) == 0

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.network import make_config, parse_network, remove_quantization, use_timing_cache
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.engines.tensorrt.library import make_logger
 from p4q_edge.runtime.errors import ArtifactError, P4QEdgeError, UsageError
 

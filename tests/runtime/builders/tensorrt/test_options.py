@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.options import (
-    TensorRTOptions,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,

@@ -5,28 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p4q_edge.runtime.artifacts import PlanChoice, PlanRow
 from p4q_edge.runtime.artifacts.golden import Golden
 from p4q_edge.runtime.builders.tensorrt.precision_choice import (
-    Choice,
-    Row,
     choose,
     compare_to_reference,
     gate_problem,
     reference_of,
     table,
 )
+from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.statistics import Estimate
 
 RATIOS = st.floats(0.2, 5.0)
 
 
-def row(precision: str, *, size: int = 100, problem: str | None = None) -> Row:
-    return Row(
+def row(precision: PlanFlavour, *, size: int = 100, problem: str | None = None) -> PlanRow:
+    return PlanRow(
         precision=precision,
         batch=8,
         n=50,
@@ -42,8 +44,8 @@ def row(precision: str, *, size: int = 100, problem: str | None = None) -> Row:
     )
 
 
-def ratio(low: float, value: float, high: float) -> dict[str, Any]:
-    return {"low": low, "value": value, "high": high, "n": 50}
+def ratio(low: float, value: float, high: float) -> Estimate:
+    return Estimate(low=low, value=value, high=high, n=50, method="bootstrap")
 
 
 def golden(*, reference_cosine: float) -> Golden:
@@ -82,10 +84,10 @@ def test_nan_never_passes(precision: str) -> None:
 
 def test_int8_is_kept_where_it_is_faster_beyond_the_noise() -> None:
     rows = {"int8": row("int8"), "fp16": row("fp16")}
-    assert choose(rows, {"int8": ratio(1.1, 1.15, 1.2)}, prefer="speed") == Choice(
+    assert choose(rows, {"int8": ratio(1.1, 1.15, 1.2)}, prefer="speed") == PlanChoice(
         kept="int8", reason="INT8 is 1.15x as fast as FP16 [1.10, 1.20], n = 50, batch 8: faster"
     )
-    assert choose(rows, {"int8": ratio(0.99, 1.02, 1.05)}, prefer="speed") == Choice(
+    assert choose(rows, {"int8": ratio(0.99, 1.02, 1.05)}, prefer="speed") == PlanChoice(
         kept="fp16", reason="INT8 is 1.02x as fast as FP16 [0.99, 1.05], n = 50, batch 8: not faster"
     )
 
@@ -99,7 +101,7 @@ def test_size_is_preferred_on_request() -> None:
 
 def test_the_only_accurate_plan_is_kept_and_the_reason_names_the_other() -> None:
     rows = {"int8": row("int8", problem="cosine 0.5"), "fp16": row("fp16")}
-    assert choose(rows, {"int8": ratio(2, 2, 2)}, prefer="speed") == Choice(
+    assert choose(rows, {"int8": ratio(2, 2, 2)}, prefer="speed") == PlanChoice(
         kept="fp16", reason="int8 fails its gate: cosine 0.5"
     )
     assert choose({"int8": row("int8")}, {}, prefer="speed").reason == "the only plan that was asked for"
@@ -139,22 +141,23 @@ def test_a_plan_that_fails_is_never_kept_and_slow_int8_only_for_size(
 
 def test_the_table_has_both_rows_and_the_choice() -> None:
     rows = {"int8": row("int8", size=91_000_000), "fp16": row("fp16", size=175_000_000)}
-    lines = table(rows, Choice(kept="fp16", reason="not faster")).splitlines()
+    lines = table(rows, PlanChoice(kept="fp16", reason="not faster")).splitlines()
     assert lines[0].split()[:4] == ["plan", "batch", "p50", "ms"]
     assert lines[1].split()[:7] == ["int8", "8", "4.90", "5.10", "50", "1.25", "91.0"]
     assert lines[2].split()[:7] == ["fp16", "8", "4.90", "5.10", "50", "1.25", "175.0"]
     assert lines[3] == "kept fp16: not faster"
 
 
-def three(**times: float) -> dict[str, Row]:
-    return {name.replace("_", "-"): replace(row(name.replace("_", "-")), p50_ms=value) for name, value in times.items()}
+def three(*, int8: float, int8_linears: float, fp16: float) -> dict[PlanFlavour, PlanRow]:
+    times: dict[PlanFlavour, float] = {"int8": int8, "int8-linears": int8_linears, "fp16": fp16}
+    return {name: msgspec.structs.replace(row(name), p50_ms=value) for name, value in times.items()}
 
 
 def test_of_two_quantized_plans_the_fastest_is_compared_with_fp16() -> None:
     """INT8 convolutions may cost more than they give: then the linears alone are kept in INT8."""
     rows = three(int8=5.0, int8_linears=4.0, fp16=4.6)
     ratios = {"int8": ratio(0.9, 0.92, 0.94), "int8-linears": ratio(1.1, 1.15, 1.2)}
-    assert choose(rows, ratios, prefer="speed") == Choice(
+    assert choose(rows, ratios, prefer="speed") == PlanChoice(
         kept="int8-linears",
         reason="INT8 in linears only is 1.15x as fast as FP16 [1.10, 1.20], n = 50, batch 8: faster",
     )
@@ -163,7 +166,7 @@ def test_of_two_quantized_plans_the_fastest_is_compared_with_fp16() -> None:
 
 def test_without_an_accurate_fp16_plan_the_fastest_quantized_one_is_kept() -> None:
     rows = three(int8=3.0, int8_linears=4.0, fp16=4.6)
-    rows["fp16"] = replace(rows["fp16"], problem="cosine 0.5")
+    rows["fp16"] = msgspec.structs.replace(rows["fp16"], problem="cosine 0.5")
     ratios = {"int8": ratio(1.4, 1.5, 1.6), "int8-linears": ratio(1.1, 1.15, 1.2)}
     choice = choose(rows, ratios, prefer="speed")
     assert choice.kept == "int8"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from p4q_edge.runtime.artifacts.golden import Golden
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt import worker as tensorrt_worker
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.worker import serve, stdin_ended
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt import worker_process as tensorrt_child
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.progress import Progress
 from p4q_edge.runtime.builders.tensorrt.worker_process import run_worker
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, P4QEdgeError

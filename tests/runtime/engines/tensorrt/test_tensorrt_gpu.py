@@ -31,8 +31,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_card_tells_what_was_built_and_measured(plan: Path) -> None:
     card = read_card(plan)
-    assert set(card.inspection["rows"]) == {"int8", "fp16"}
-    assert card.inspection["kernels"] > 0
+    assert set(card.build.inspection.rows) == {"int8", "fp16"}
+    assert card.build.inspection.kernels > 0
     assert card.built_with["typing"] == "strong"
     assert sorted(path.name for path in plan.parent.iterdir() if not path.name.startswith("timing-")) == [
         "out.plan",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from p4q_edge.runtime.artifacts import Precision
 from p4q_edge.runtime.evaluation import comparison as chain
 from p4q_edge.runtime.evaluation.report import document
 from p4q_edge.runtime.statistics import timing
@@ -75,12 +76,14 @@ def make_report(**changes: Any) -> document.Report:
             size_bytes=2_130_000,
             model="demo ViT, printed glyphs",
             license="Apache-2.0",
-            weight_bits=8,
-            activation_bits=8,
-            execution="executed",
-            remainder="fp32",
-            quantized_linears=18,
-            quantized_attentions=3,
+            precision=Precision(
+                weight_bits=8,
+                activation_bits=8,
+                execution="executed",
+                remainder="fp32",
+                quantized_linears=18,
+                quantized_attentions=3,
+            ),
             int8_share=0.93,
             kernels={"MatMulIntegerToFloat": 18, "LayerNormalization": 9},
         ),

@@ -23,14 +23,22 @@ def test_json_reads_back_and_is_stable(report: Any) -> None:
     assert document.decode(data, source="x") == report
     assert document.encode(document.decode(data, source="x")) == data
     parsed = msgspec.json.decode(data)
-    assert (parsed["schema_version"], parsed["kind"]) == (1, "p4q-edge report")
+    assert (parsed["schema_version"], parsed["kind"]) == (2, "p4q-edge report")
+
+
+def test_a_report_of_schema_1_is_read(report: Any) -> None:
+    values = msgspec.json.decode(document.encode(report))
+    built = values["built"]
+    flat = {name: value for name, value in built.pop("precision").items() if name != "linear_mac_share"}
+    old = msgspec.json.encode({**values, "schema_version": 1, "built": {**built, **flat}})
+    assert document.decode(old, source="r.json") == report
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "of schema 2; expected 'p4q-edge report' of schema 1. Write it again"),
-        ({"kind": "shopping list"}, "is 'shopping list' of schema 1; expected"),
+        ({"schema_version": 3}, "of schema 3; expected 'p4q-edge report' of schema 2. Write it again"),
+        ({"kind": "shopping list"}, "is 'shopping list' of schema 2; expected"),
         ({"built": 3}, "is not a report that this version reads: .*built"),
     ],
 )

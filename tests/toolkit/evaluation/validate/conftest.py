@@ -74,7 +74,9 @@ def double() -> Callable[[Path, str], None]:
         (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2), name))
         engine.write_bytes(model.SerializeToString())
-        card = msgspec.structs.replace(read_card(engine), engine_sha256=sha256_file(engine), parts=(), optimized=None)
+        card = read_card(engine)
+        build = msgspec.structs.replace(card.build, optimized=None)
+        card = msgspec.structs.replace(card, engine_sha256=sha256_file(engine), parts=(), build=build)
         assert card_path(engine).is_file()
         write_card(engine, card, force=True)
 

@@ -20,7 +20,6 @@ from p4q_edge.graph.proof.verdict import float_problem, noise_problem, run_float
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.quant.linear import Phase, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
-from p4q_edge.runtime.statistics import noise_floor
 
 Exported = tuple[ExportedGraphs, FoldedClassifier]
 
@@ -92,7 +91,7 @@ def test_the_noise_is_that_of_the_module_and_the_module_stays_as_it_was(
     assert runs.on_cpu.worst("embedding") >= runs.half.worst("embedding")
     assert runs.seven_bit.worst("embedding") > runs.half.worst("embedding")
     assert all(torch.equal(linear.quantized_weight(), before[path]) for path, linear in quant_linears(model).items())
-    recorded = noise_floor(graphs.parity, "fp16")
+    recorded = graphs.parity.noise["fp16"]
     assert recorded == runs.half.floor(runs.half)
     assert noise_problem(runs.reference, runs.reference, runs.half) is None
 

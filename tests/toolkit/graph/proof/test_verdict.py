@@ -14,6 +14,7 @@ from p4q_edge.graph.parity import run_in_onnxruntime
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.proof.verdict import Proof
 from p4q_edge.models.folded_classifier import FoldedClassifier
+from p4q_edge.runtime.artifacts import GraphParity
 from p4q_edge.runtime.errors import QualityGateError
 
 Exported = tuple[ExportedGraphs, FoldedClassifier]
@@ -21,15 +22,15 @@ Exported = tuple[ExportedGraphs, FoldedClassifier]
 
 def test_one_unsound_graph_is_a_warning_and_two_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
     problem = "its logits overflow"
-    check_proof(Proof(parity={}, problems={}))
+    check_proof(Proof(parity=GraphParity(), problems={}))
     assert not caplog.records
-    check_proof(Proof(parity={}, problems={"fp16": problem}))
-    check_proof(Proof(parity={}, problems={"fp32": problem}))
+    check_proof(Proof(parity=GraphParity(), problems={"fp16": problem}))
+    check_proof(Proof(parity=GraphParity(), problems={"fp32": problem}))
     first, second = (record.getMessage() for record in caplog.records)
     assert "FP16 remainder is not sound: its logits overflow. No TensorRT engine" in first
     assert "FP32 remainder is not sound: its logits overflow. No CPU engine" in second
     with pytest.raises(QualityGateError, match=r"no exported graph computes .* FP16 remainder: its logits overflow; "):
-        check_proof(Proof(parity={}, problems={"fp16": problem, "fp32": problem}))
+        check_proof(Proof(parity=GraphParity(), problems={"fp16": problem, "fp32": problem}))
 
 
 def test_wrong_scales_in_both_graphs_are_refused_by_name(
@@ -79,7 +80,7 @@ def test_a_graph_for_tensorrt_that_cannot_be_made_stops_nothing_else(
     assert list(found.unsound) == ["fp16"]
     assert "the constant c is beyond the FP16 range" in found.unsound["fp16"]
     assert found.fp16 == b""
-    assert "fp16.cosine_embedding" not in found.parity
+    assert "fp16.cosine_embedding" not in found.parity.flat()
     same = run_in_onnxruntime(graphs.fp32 + graphs.weights, images[:2])
     assert np.array_equal(run_in_onnxruntime(found.fp32 + found.weights, images[:2])["logits"], same["logits"])
 

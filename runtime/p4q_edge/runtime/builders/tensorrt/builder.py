@@ -11,19 +11,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.artifacts import Golden, read_golden
+import msgspec
+
+from p4q_edge.runtime.artifacts import (
+    Golden,
+    PlanChoice,
+    PlanInspection,
+    PlanMachine,
+    PlanRow,
+    TensorRTOptions,
+    read_golden,
+)
 from p4q_edge.runtime.builders.tensorrt.options import (
     TIMING_CACHES,
-    TensorRTOptions,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,
 )
-from p4q_edge.runtime.builders.tensorrt.precision_choice import Choice, Row, choose, gate_problem, reference_of, table
+from p4q_edge.runtime.builders.tensorrt.precision_choice import choose, gate_problem, reference_of, table
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
+from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
 from p4q_edge.runtime.machine import advice
+from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage import load_tensors, refuse_existing, remove_leftovers, sha256_file, temporary_path
 
 logger = logging.getLogger(__name__)
@@ -38,7 +49,7 @@ class PlanResult:
         sha256: its digest.
         size_bytes: its size.
         built_with: versions, GPU, platform and how it was built.
-        inspection: what the plan runs, of `summarize_inspection`, and under `rows` and `choice` what was measured.
+        inspection: what the plan runs and what was measured.
         choice: which was kept, and why.
         golden: the samples that the kept plan is checked with when it is loaded. For INT8 they are the bundle's. FP16
             does not quantize activations and differs from that reference for the better, so it is checked against
@@ -49,9 +60,9 @@ class PlanResult:
     plan: Path
     sha256: str
     size_bytes: int
-    built_with: Mapping[str, str]
-    inspection: Mapping[str, Any]
-    choice: Choice
+    built_with: PlanMachine
+    inspection: PlanInspection
+    choice: PlanChoice
     golden: Golden
     outputs: Mapping[str, Any]
 
@@ -104,7 +115,7 @@ def build_plan(
         plan=plan,
         sha256=sha256_file(plan),
         size_bytes=plan.stat().st_size,
-        built_with=built[choice.kept]["built_with"],
+        built_with=msgspec.convert(built[choice.kept]["built_with"], PlanMachine),
         inspection=_inspection(built, rows, ratios, choice),
         choice=choice,
         golden=_as_reference(samples, outputs) if choice.kept == "fp16" else reference_of(choice.kept, samples),
@@ -128,8 +139,8 @@ def _build(
 
 
 def _measure(
-    folder: Path, flavours: tuple[str, ...], samples: Golden, *, options: TensorRTOptions
-) -> tuple[dict[str, Row], dict[str, Any]]:
+    folder: Path, flavours: tuple[PlanFlavour, ...], samples: Golden, *, options: TensorRTOptions
+) -> tuple[dict[PlanFlavour, PlanRow], dict[PlanFlavour, Estimate]]:
     """Return the measured plans by precision, and how much faster each is than FP16 where that was built too."""
     request = {
         "action": "measure",
@@ -138,25 +149,28 @@ def _measure(
         "golden": str(folder / "golden.safetensors"),
     }
     measured = run_worker(request, task="measuring")
-    rows = {
-        flavour: Row(**row, problem=gate_problem(row, samples, min_cosine=options.accuracy_gate))
-        for flavour, row in measured["rows"].items()
+    rows: dict[PlanFlavour, PlanRow] = {
+        row["precision"]: PlanRow(**row, problem=gate_problem(row, samples, min_cosine=options.accuracy_gate))
+        for row in measured["rows"].values()
     }
-    return rows, measured["ratios"]
+    return rows, msgspec.convert(measured["ratios"], dict[PlanFlavour, Estimate])
 
 
 def _inspection(
-    built: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Row], ratios: Mapping[str, Any], choice: Choice
-) -> dict[str, Any]:
+    built: Mapping[PlanFlavour, Mapping[str, Any]],
+    rows: dict[PlanFlavour, PlanRow],
+    ratios: dict[PlanFlavour, Estimate],
+    choice: PlanChoice,
+) -> PlanInspection:
     """Return what the card records of the kept plan's kernels and of the measurement that chose it."""
-    return {
-        **built[choice.kept]["inspection"],
-        "rows": {flavour: asdict(row) for flavour, row in rows.items()},
-        "choice": asdict(choice),
-        "ratio": ratios.get("int8"),
-        "ratios": dict(ratios),
-        "build_seconds": {flavour: result["seconds"] for flavour, result in built.items()},
-    }
+    return msgspec.structs.replace(
+        msgspec.convert(built[choice.kept]["inspection"], PlanInspection),
+        rows=rows,
+        choice=choice,
+        ratio=ratios.get("int8"),
+        ratios=ratios,
+        build_seconds={flavour: result["seconds"] for flavour, result in built.items()},
+    )
 
 
 def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:

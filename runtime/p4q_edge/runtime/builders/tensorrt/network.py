@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p4q_edge.runtime.builders.tensorrt.options import TensorRTOptions
+from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.engines.tensorrt import problems
 from p4q_edge.runtime.errors import ArtifactError, P4QEdgeError, UsageError
 

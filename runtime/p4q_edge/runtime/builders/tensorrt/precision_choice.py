@@ -7,64 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Golden, read_golden
-from p4q_edge.runtime.builders.tensorrt.options import Prefer
+from p4q_edge.runtime.artifacts import Golden, PlanChoice, PlanRow, read_golden
+from p4q_edge.runtime.choices import PlanFlavour, Prefer
 from p4q_edge.runtime.engines.cuda import Cuda
 from p4q_edge.runtime.engines.tensorrt import TensorRTEngine
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.statistics import Rounds, measure_interleaved, paired_ratio, summarize
+from p4q_edge.runtime.statistics import Estimate, Rounds, measure_interleaved, paired_ratio, summarize
 from p4q_edge.runtime.storage import save_tensors
 from p4q_edge.runtime.verification import row_cosine, run_golden
 
 ROUNDS = Rounds(warmup=10, minimum=50, maximum=500, seconds=3.0)
-NAMES = {"int8": "INT8", "int8-linears": "INT8 in linears only"}
+NAMES: dict[PlanFlavour, str] = {"int8": "INT8", "int8-linears": "INT8 in linears only"}
 _SEED = 0  # of the bootstrap; fixed so that a build says the same twice
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One plan as it was measured on this device, from host memory to host memory.
-
-    Attributes:
-        precision: `int8`, `int8-linears` or `fp16`.
-        batch: images of a timed run: as many as the plan is tuned for.
-        n: timed runs.
-        p50_ms, p90_ms: latency of a batch.
-        one_image_p50_ms: latency of a call with one image, padded where the plan takes no single one.
-        size_bytes: size of the plan.
-        samples: golden images.
-        cosine_min: smallest cosine of embeddings to the fake-quantized reference.
-        float_cosine_min: likewise to the full-precision model.
-        float_top1_agreement: share of golden images with the best class of the full-precision model.
-        problem: why the plan fails its accuracy gate, or None.
-    """
-
-    precision: str
-    batch: int
-    n: int
-    p50_ms: float
-    p90_ms: float
-    one_image_p50_ms: float
-    size_bytes: int
-    samples: int
-    cosine_min: float
-    float_cosine_min: float
-    float_top1_agreement: float
-    problem: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The plan that is kept, and why."""
-
-    kept: str
-    reason: str
 
 
 def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Path, batch: int) -> dict[str, Any]:
@@ -78,7 +38,7 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
         batch: images of a timed run; the golden images are repeated to fill it.
 
     Returns:
-        `rows` (precision to the fields of `Row` but `problem`), and `ratios`: FP16 time over that of each other plan
+        `rows` (flavour to the fields of `PlanRow` but `problem`), and `ratios`: FP16 time over that of each other plan
         with its interval, at this batch; empty where there is no FP16 plan.
     """
     samples = read_golden(golden.read_bytes(), source=str(golden))
@@ -158,16 +118,20 @@ def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -
 
 
 def choose(
-    rows: Mapping[str, Row], ratios: Mapping[str, Mapping[str, Any]], *, prefer: Prefer, doubt: str | None = None
-) -> Choice:
+    rows: Mapping[PlanFlavour, PlanRow],
+    ratios: Mapping[PlanFlavour, Estimate],
+    *,
+    prefer: Prefer,
+    doubt: str | None = None,
+) -> PlanChoice:
     """Return which plan to keep.
 
     A quantized plan, of several the fastest, is kept only if it passes its gate and is faster than FP16 beyond the
     interval of the measurement (or smaller, if `prefer` is `size`).
 
     Args:
-        rows: the measured plans by precision.
-        ratios: precision to `value`, `low`, `high` and `n` of FP16 time over its time.
+        rows: the measured plans by flavour.
+        ratios: FP16 time over the time of each other plan.
         prefer: what counts.
         doubt: what is known of wrong values of this TensorRT.
 
@@ -184,35 +148,36 @@ def choose(
         )
     if len(passing) == 1:
         why = "; ".join(f"{name} fails its gate: {problem}" for name, problem in failed.items())
-        return Choice(kept=passing[0], reason=why or "the only plan that was asked for")
+        return PlanChoice(kept=passing[0], reason=why or "the only plan that was asked for")
     fastest = min((name for name in passing if name != "fp16"), key=lambda name: rows[name].p50_ms)
     if fastest not in ratios:
         raise ValueError("several plans need the ratios of their times")
     ratio = ratios[fastest]
     figures = (
-        f"{NAMES[fastest]} is {ratio['value']:.2f}x as fast as FP16 [{ratio['low']:.2f}, {ratio['high']:.2f}], "
-        f"n = {ratio['n']}, batch {rows[fastest].batch}"
+        f"{NAMES[fastest]} is {ratio.value:.2f}x as fast as FP16 [{ratio.low:.2f}, {ratio.high:.2f}], "
+        f"n = {ratio.n}, batch {rows[fastest].batch}"
     )
     if prefer == "size":
         smallest = min(passing, key=lambda name: rows[name].size_bytes)
-        return Choice(kept=smallest, reason=f"the smaller plan, as asked for; {figures}")
+        return PlanChoice(kept=smallest, reason=f"the smaller plan, as asked for; {figures}")
     if "fp16" not in passing:
-        return Choice(kept=fastest, reason=f"{figures}; fp16 fails its gate: {failed['fp16']}")
-    if ratio["low"] > 1:
-        return Choice(kept=fastest, reason=f"{figures}: faster")
-    return Choice(kept="fp16", reason=f"{figures}: not faster")
+        return PlanChoice(kept=fastest, reason=f"{figures}; fp16 fails its gate: {failed['fp16']}")
+    if ratio.low > 1:
+        return PlanChoice(kept=fastest, reason=f"{figures}: faster")
+    return PlanChoice(kept="fp16", reason=f"{figures}: not faster")
 
 
-def table(rows: Mapping[str, Row], choice: Choice) -> str:
+def table(rows: Mapping[PlanFlavour, PlanRow], choice: PlanChoice) -> str:
     """Return all rows and the choice as text."""
     lines = [
         "plan          batch  p50 ms  p90 ms     n  one image ms  size MB  cosine to reference  cosine to float  "
         "top-1 as float"
     ]
     for row in rows.values():
+        alone = "-" if row.one_image_p50_ms is None else f"{row.one_image_p50_ms:.2f}"
         lines.append(
             f"{row.precision:12}  {row.batch:5}  {row.p50_ms:6.2f}  {row.p90_ms:6.2f}  {row.n:4}  "
-            f"{row.one_image_p50_ms:12.2f}  {row.size_bytes / 1e6:7.1f}  "
+            f"{alone:>12}  {row.size_bytes / 1e6:7.1f}  "
             f"{row.cosine_min:19.5f}  {row.float_cosine_min:15.5f}  {row.float_top1_agreement:8.0%} n={row.samples}"
         )
     lines.append(f"kept {choice.kept}: {choice.reason}")

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from p4q_edge.runtime import errors
+from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.inspection import inspect_engine
 from p4q_edge.runtime.builders.tensorrt.network import make_config, parse_network, remove_quantization, use_timing_cache
 from p4q_edge.runtime.builders.tensorrt.options import (
-    TensorRTOptions,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,

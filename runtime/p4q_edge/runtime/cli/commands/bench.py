@@ -157,12 +157,12 @@ def _fp16(request: BenchRequest, card: Card) -> Candidate:
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
+    from p4q_edge.runtime.artifacts import TensorRTBuild
     from p4q_edge.runtime.benchmark import load_candidate
     from p4q_edge.runtime.builders import BuildOptions, build_engine
-    from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
     from p4q_edge.runtime.evaluation import find_bundle
 
-    if card.backend != "tensorrt":
+    if not isinstance(card.build, TensorRTBuild):
         raise UsageError(
             f"--against fp16: expected a TensorRT engine, got {request.engine}; ONNX Runtime computes in FP32 on a "
             "CPU. Use --against fp32"
@@ -173,7 +173,7 @@ def _fp16(request: BenchRequest, card: Card) -> Candidate:
             f"--against fp16 builds from the bundle, and there is no {request.engine.with_suffix('.p4q')}; "
             "copy it beside the engine"
         )
-    options = BuildOptions(tensorrt=replace(TensorRTOptions(**card.options), precision="fp16"))
+    options = BuildOptions(tensorrt=replace(card.build.options, precision="fp16"))
     logger.info("building the FP16 plan of %s to compare with", bundle.path)
     with TemporaryDirectory() as folder:
         plan = Path(folder) / "fp16.plan"

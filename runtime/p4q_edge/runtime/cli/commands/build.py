@@ -64,7 +64,7 @@ def _add_tensorrt_arguments(parser: argparse._ArgumentGroup) -> None:
 
     All are absent by default, so that a flag which was given is told from one that was not.
     """
-    from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
+    from p4q_edge.runtime.artifacts import TensorRTOptions
 
     hints = get_type_hints(TensorRTOptions)
     defaults = {field.name: field.default for field in fields(TensorRTOptions)}
@@ -156,7 +156,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 
     given = {flag: value for flag in _TENSORRT_FLAGS if (value := getattr(args, flag.field)) is not None}
     if backend_of(args.engine, args.backend) == "tensorrt":
-        from p4q_edge.runtime.builders.tensorrt import TensorRTOptions
+        from p4q_edge.runtime.artifacts import TensorRTOptions
 
         if args.deadline is not None:
             raise UsageError(f"--deadline has no effect on {args.engine}, a TensorRT engine. Leave it out.")
@@ -235,6 +235,8 @@ def _build_from_recipe(request: BuildRequest, output: Output) -> None:
 
 
 def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
+    import msgspec
+
     from p4q_edge.runtime.builders import build_engine
 
     with _progress(request) as progress:
@@ -246,18 +248,19 @@ def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
             options=request.options,
             progress=progress,
         )
-    golden = card.measured["golden"]
+    assert card.measured is not None  # a build always measures
+    golden = card.measured.golden
     document = {
         "engine": str(request.engine),
         "card": f"{request.engine}.json",
         "backend": card.backend,
         "engine_size_bytes": card.engine_size_bytes,
         "engine_sha256": card.engine_sha256,
-        "golden": golden,
+        "golden": msgspec.to_builtins(golden),
     }
     text = (
         f"{request.engine}  {card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.1f} MB, "
-        f"cosine to the reference {golden['cosine_min']:.6f} (n = {golden['samples']})"
+        f"cosine to the reference {golden.cosine_min:.6f} (n = {golden.samples})"
     )
     output.write(document=document, text=text)
 

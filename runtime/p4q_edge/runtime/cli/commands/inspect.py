@@ -77,7 +77,8 @@ def _bundle(path: Path) -> dict[str, Any]:
         "path": str(path),
         "size_bytes": path.stat().st_size,
         "sha256": bundle.sha256(),
-        **_values({"unsound": {}, **msgspec.to_builtins(bundle.manifest)}),
+        **_values(msgspec.to_builtins(bundle.manifest)),
+        "parity": bundle.manifest.parity.flat(),
         "preprocess": msgspec.to_builtins(bundle.preprocess()),
         "golden_samples": len(bundle.golden().image),
     }
@@ -91,10 +92,12 @@ def _engine(path: Path) -> dict[str, Any]:
     card = read_card(path)
     verify_engine(path, card)
     described = _values(msgspec.to_builtins(card))
+    build = described.pop("build")
     del described["golden"]
-    described["measured"] = {key: value for key, value in card.measured.items() if key != "embedding"}
+    measured = {} if card.measured is None else {"golden": msgspec.to_builtins(card.measured.golden)}
     samples = len(card.golden_samples().image)
-    return {"kind": "engine", "path": str(path), **described, "golden_samples": samples}
+    whole = {"optimized": None, **described, **build, "measured": measured, "golden_samples": samples}
+    return {"kind": "engine", "path": str(path), **whole}
 
 
 def _head(path: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.engines.cuda.base import BACKENDS, Backend, Cuda, DeviceFacts
+    from p4q_edge.runtime.engines.cuda.base import BACKENDS, Cuda, DeviceFacts
     from p4q_edge.runtime.engines.cuda.device import open_cuda
 
-__all__ = ["BACKENDS", "Backend", "Cuda", "DeviceFacts", "open_cuda"]
+__all__ = ["BACKENDS", "Cuda", "DeviceFacts", "open_cuda"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -18,7 +18,6 @@ if not TYPE_CHECKING:
         {
             "base": (
                 "BACKENDS",
-                "Backend",
                 "Cuda",
                 "DeviceFacts",
             ),

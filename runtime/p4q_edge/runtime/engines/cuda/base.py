@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
+from p4q_edge.runtime.choices import CudaBackend
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.machine import advice
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Backend = Literal["auto", "driver", "cuda-bindings", "pycuda"]
-BACKENDS: tuple[Backend, ...] = ("auto", "driver", "cuda-bindings", "pycuda")
+BACKENDS: tuple[CudaBackend, ...] = get_args(CudaBackend)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from p4q_edge.runtime.engines.cuda.base import BACKENDS, Backend, Cuda
+from p4q_edge.runtime.choices import CudaBackend
+from p4q_edge.runtime.engines.cuda.base import BACKENDS, Cuda
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 
 
-def open_cuda(backend: Backend = "auto", *, device: int = 0) -> Cuda:
+def open_cuda(backend: CudaBackend = "auto", *, device: int = 0) -> Cuda:
     """Return the GPU `device` through a backend, after the driver has counted its devices.
 
     `auto` takes `driver`, which all others stand on.

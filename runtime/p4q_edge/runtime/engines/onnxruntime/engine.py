@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import check_model, verify_digest, verify_engine
+from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_digest, verify_engine
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
@@ -79,26 +79,27 @@ class OnnxRuntimeEngine:
         The bytes that are hashed are those that are loaded, so that nothing can change the file between the two.
 
         Raises:
+            IncompatibleEngineError: the card is of another library's engine.
             CorruptArtifactError: the engine or its optimized copy is not the one of the card.
         """
-        kept = card.options.get("kept_profile")
-        if kept not in get_args(CpuProfile):
-            raise CorruptArtifactError(
-                f"the card of {path} names the CPU profile {kept!r}; expected {', '.join(get_args(CpuProfile))}. "
+        build = card.build
+        if not isinstance(build, OnnxRuntimeBuild):
+            raise IncompatibleEngineError(
+                f"the card of {path} describes a {card.backend} engine; expected one of ONNX Runtime. "
                 f"Build again: p4q-edge build model.p4q --engine {path} --force"
             )
-        profile: CpuProfile = kept  # type: ignore[assignment]
+        profile, recorded = build.options.kept_profile, build.optimized
         copy = optimized_path(path)
         made_here = fingerprint().items() <= card.built_with.items()
-        if card.optimized is None or not made_here or not copy.is_file():
-            if made_here and card.optimized is not None:
+        if recorded is None or not made_here or not copy.is_file():
+            if made_here and recorded is not None:
                 logger.info("%s is missing; loading %s takes longer without it", copy, path)
             engine = read_model(path)
             verify_digest(sha256_bytes(engine), path, card)
             return cls(engine, profile=profile, threads=threads, name=str(path))
         verify_engine(path, card)
         optimized = read_model(copy)
-        if card.optimized.engine_sha256 != card.engine_sha256 or sha256_bytes(optimized) != card.optimized.sha256:
+        if recorded.engine_sha256 != card.engine_sha256 or sha256_bytes(optimized) != recorded.sha256:
             raise CorruptArtifactError(
                 f"{copy} is not the copy of {path} that its card describes. Delete it, or build again: "
                 f"p4q-edge build model.p4q --engine {path} --force"

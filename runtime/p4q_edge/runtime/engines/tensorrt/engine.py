@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from p4q_edge.runtime.engines.cuda.base import Backend, Cuda
+from p4q_edge.runtime.choices import CudaBackend
+from p4q_edge.runtime.engines.cuda.base import Cuda
 from p4q_edge.runtime.engines.cuda.device import open_cuda
 from p4q_edge.runtime.engines.tensorrt.library import (
     check_compatible,
@@ -105,7 +106,7 @@ class TensorRTEngine:
         card: Card,
         *,
         device: str = "auto",
-        backend: Backend = "auto",
+        backend: CudaBackend = "auto",
         sessions: int = SESSIONS,
         graphs: bool = True,
     ) -> TensorRTEngine:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import quantized_parts, small_share, width_label
+from p4q_edge.runtime.artifacts import Precision
 from p4q_edge.runtime.benchmark import SpeedRow
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
@@ -17,7 +17,7 @@ from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.statistics import wilson_interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "p4q-edge report"
 
 
@@ -49,14 +49,10 @@ class Built:
     """What was built, read from the card and the engine.
 
     Attributes:
-        execution: `executed` or `carried`.
+        precision: what is quantized, and how.
         int8_share: share of the matrix products in INT8, read from the engine: of operations in TensorRT, without
             attentions; of calls in ONNX Runtime, with the products of attentions; None: not read.
-        kernels: layer kinds of the built engine and how often each occurs.
-        attention_bits: of weights and activations in attentions, where they differ from the others.
-        quantized_attentions: attentions whose products are quantized as well.
-        quantized_convolutions: convolutions that are quantized.
-        int8_mac_share: of the image tower's multiply-accumulates, as counted where it was quantized; None: not counted.
+        kernels: TensorRT's layer kinds, or ONNX Runtime's kernels, and how often each occurs.
     """
 
     engine: str
@@ -64,33 +60,9 @@ class Built:
     size_bytes: int
     model: str
     license: str
-    weight_bits: int
-    activation_bits: int
-    execution: str
-    remainder: str
-    quantized_linears: int
+    precision: Precision
     int8_share: float | None = None
     kernels: dict[str, int] = field(default_factory=dict)
-    attention_bits: int | None = None
-    quantized_attentions: int = 0
-    quantized_convolutions: int = 0
-    int8_mac_share: float | None = None
-
-    @property
-    def precision(self) -> str:
-        """Bit widths with the word that says whether the hardware computes in them, and in how little of the work."""
-        widths = width_label(self.weight_bits, self.activation_bits, self.attention_bits)
-        return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
-
-    @property
-    def parts(self) -> str:
-        """What is quantized, in words."""
-        return quantized_parts(
-            self.quantized_linears,
-            self.quantized_attentions,
-            convolutions=self.quantized_convolutions,
-            mac_share=self.int8_mac_share,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +196,16 @@ def _decode_path(kind: type, value: Any) -> Any:
     return Path(value) if kind is Path else value
 
 
+def _of_current_schema(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a report of schema 1 in schema 2, which keeps the precision of what was built together."""
+    built = values.get("built")
+    if values.get("schema_version") != 1 or not isinstance(built, dict):
+        return values
+    precision = {name: built[name] for name in Precision.__struct_fields__ if name in built}
+    kept = {name: value for name, value in built.items() if name not in precision}
+    return {**values, "schema_version": SCHEMA_VERSION, "built": {**kept, "precision": precision}}
+
+
 def decode(data: bytes, *, source: str) -> Report:
     """Return a report from JSON.
 
@@ -231,8 +213,9 @@ def decode(data: bytes, *, source: str) -> Report:
         CorruptArtifactError: not a report of this schema.
     """
     try:
-        report = msgspec.json.decode(data, type=Report, dec_hook=_decode_path)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        values = msgspec.json.decode(data, type=dict[str, Any])
+        report = msgspec.convert(_of_current_schema(values), Report, dec_hook=_decode_path)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptArtifactError(
             f"{source} is not a report that this version reads: {error}. Write it again: p4q-edge validate ENGINE"
         ) from error

@@ -13,12 +13,12 @@ from p4q_edge.runtime.storage import printable
 
 def render_markdown(report: Report) -> str:
     """Return the page as text."""
-    built = report.built
+    built, precision = report.built, report.built.precision
     parts = [
         f"<!-- {KIND} -->",
         f"# {_plain(report.title)}",
         f"**{'passed' if report.passed else 'failed'}**. {_plain(report.data)}. {report.provenance.created}",
-        f"{_plain(built.engine)}: {built.precision}, {built.parts}, {built.remainder} remainder, "
+        f"{_plain(built.engine)}: {precision.label}, {precision.parts}, {precision.remainder} remainder, "
         f"{words.megabytes(built.size_bytes)}, {built.backend}.",
     ]
     if report.baselines:

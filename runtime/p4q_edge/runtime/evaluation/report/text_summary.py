@@ -13,10 +13,10 @@ from p4q_edge.runtime.statistics import FULL_BITS
 
 def summary(report: Report, paths: Sequence[Path]) -> str:
     """Return a few tables and the paths of what was written."""
-    built = report.built
+    built, precision = report.built, report.built.precision
     lines = [
         f"{'passed' if report.passed else 'FAILED'}: {report.title}",
-        f"{built.engine}: {built.precision}, {built.parts}, {built.remainder} remainder, "
+        f"{built.engine}: {precision.label}, {precision.parts}, {precision.remainder} remainder, "
         f"{words.megabytes(built.size_bytes)}; {report.data}",
     ]
     if report.baselines:

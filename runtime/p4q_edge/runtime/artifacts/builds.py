@@ -1,0 +1,213 @@
+"""What built an engine, as its card records it: one record for each backend."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
+from p4q_edge.runtime.choices import CpuChoice, CpuProfile, PlanFlavour
+from p4q_edge.runtime.statistics import Estimate, Latency
+
+
+class OptimizedCopy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The copy of a CPU engine that loads faster, and the engine that it was made from."""
+
+    size_bytes: int
+    sha256: str
+    engine_sha256: str
+
+
+class CpuMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine for CPUs was built with: version of ONNX Runtime and name of the processor."""
+
+    onnxruntime: str
+    cpu: str
+
+
+class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The profile that was asked for, and the one that is kept: another one only where `auto` was asked for."""
+
+    cpu_profile: CpuChoice
+    kept_profile: CpuProfile
+
+
+class CpuInspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What runs when the engine does.
+
+    Attributes:
+        kernels: runs of each kernel for one image.
+        integer_products: how many of them are matrix products or convolutions of integers.
+        float_products: how many of them are such products of floating-point numbers.
+        rows: of a build with `auto`, the latency of each profile.
+        float_over_exact_time: likewise how many times faster INT8 is here.
+    """
+
+    kernels: dict[str, int]
+    integer_products: int
+    float_products: int
+    rows: dict[CpuProfile, Latency] = {}
+    float_over_exact_time: Estimate | None = None
+
+    @property
+    def int8_share(self) -> float | None:
+        """Share of the products that is INT8, by number; None without any."""
+        products = self.integer_products + self.float_products
+        return self.integer_products / products if products else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kernels with the number of their runs."""
+        return self.kernels
+
+
+class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan was built with and how, in words.
+
+    Attributes:
+        tensorrt: version.
+        gpu: its name.
+        platform: for example `linux-aarch64`.
+        l4t: release of Jetson Linux; empty elsewhere.
+        precision: flavour of the plan that is kept.
+        typing: `strong`, `weak`, or why the one was tried after the other.
+        batches: smallest, tuned and largest batch.
+        timing_cache: what came of it.
+    """
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    platform: str
+    cuda_driver: str = ""
+    cuda_runtime: str = ""
+    l4t: str = ""
+    precision: PlanFlavour
+    typing: str = ""
+    batches: str = ""
+    workspace_bytes: str = ""
+    optimization_level: str = ""
+    timing_cache: str = ""
+    version_compatible: str = "false"
+    hardware_compatibility: str = "none"
+
+
+class PlanRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One plan as it was measured on the device that built it, from host memory to host memory.
+
+    Attributes:
+        batch: images of a timed run: as many as the plan is tuned for.
+        n: timed runs.
+        p50_ms, p90_ms: latency of a batch.
+        one_image_p50_ms: latency of a call with one image, padded where the plan takes no single one; None: not timed.
+        size_bytes: size of the plan.
+        samples: golden images.
+        cosine_min: smallest cosine of embeddings to the fake-quantized reference.
+        float_cosine_min: likewise to the full-precision model.
+        float_top1_agreement: share of golden images with the best class of the full-precision model.
+        problem: why the plan fails its accuracy gate, or None.
+    """
+
+    precision: PlanFlavour
+    batch: int = 1
+    n: int
+    p50_ms: float
+    p90_ms: float
+    one_image_p50_ms: float | None = None
+    size_bytes: int
+    samples: int
+    cosine_min: float
+    float_cosine_min: float
+    float_top1_agreement: float
+    problem: str | None
+
+
+class PlanChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The plan that is kept, and why."""
+
+    kept: PlanFlavour
+    reason: str
+
+
+class PlanInspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was read from a plan by TensorRT's inspector, and what was measured to choose it.
+
+    Attributes:
+        dialect: of the inspector, `10` or `11`.
+        detailed: false where the plan names its layers only.
+        kernels: layers that run on the GPU.
+        pseudo_layers: those that do not.
+        kinds: layers by type.
+        gemms: matrix products by the precision of their operands.
+        gemm_share: the same by multiply-accumulates; a dynamic batch counts as one.
+        runtime_fusions: how many of the products are generated kernels instead of library ones.
+        fused_attention: how many attentions are one kernel.
+        attentions, convolutions: by precision.
+        convolution_share: convolutions by multiply-accumulates.
+        reformats: kernels that only change a layout.
+        io: type of each input and output.
+        rows: the measured plans by flavour.
+        choice: which was kept.
+        ratio: how many times faster INT8 is than FP16; None where not both were built.
+        ratios: the same for each flavour but FP16.
+        build_seconds: time of each build.
+    """
+
+    dialect: str
+    detailed: bool
+    kernels: int
+    pseudo_layers: int = 0
+    kinds: dict[str, int] = {}
+    gemms: dict[str, int] = {}
+    gemm_share: dict[str, float] = {}
+    runtime_fusions: int = 0
+    fused_attention: int = 0
+    attentions: dict[str, int] = {}
+    convolutions: dict[str, int] = {}
+    convolution_share: dict[str, float] = {}
+    reformats: int = 0
+    io: dict[str, str] = {}
+    rows: dict[PlanFlavour, PlanRow] = {}
+    choice: PlanChoice | None = None
+    ratio: Estimate | None = None
+    ratios: dict[PlanFlavour, Estimate] = {}
+    build_seconds: dict[PlanFlavour, float] = {}
+
+    @property
+    def int8_share(self) -> float | None:
+        """Share of the matrix products that is INT8, by multiply-accumulates; None where it was not read."""
+        return self.gemm_share.get("int8", 0.0) if self.gemm_share else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Layer kinds and how often each occurs."""
+        return self.kinds
+
+
+class OnnxRuntimeBuild(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="backend", tag="onnxruntime"
+):
+    """How an engine for ONNX Runtime on a CPU was built.
+
+    Attributes:
+        optimized: the copy beside the engine that loads faster where `built_with` fits; None if there is none.
+    """
+
+    built_with: CpuMachine
+    options: CpuOptions
+    inspection: CpuInspection
+    optimized: OptimizedCopy | None = None
+
+
+class TensorRTBuild(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="backend", tag="tensorrt"
+):
+    """How a plan for TensorRT was built."""
+
+    built_with: PlanMachine
+    options: TensorRTOptions
+    inspection: PlanInspection
+
+
+Build: TypeAlias = OnnxRuntimeBuild | TensorRTBuild

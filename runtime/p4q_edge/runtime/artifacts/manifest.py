@@ -1,0 +1,162 @@
+"""The manifest of a bundle: what it holds, what made it, and how near its graphs are to the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from p4q_edge.runtime.artifacts.precision import Precision
+from p4q_edge.runtime.choices import GraphKind
+from p4q_edge.runtime.statistics import NoiseFloor
+
+GraphRun: TypeAlias = Literal["fp32", "fp32_unoptimized", "fp16", "placed"]
+"""A graph as it was run to compare it; `placed` is `fp16` before its remainder turned into FP16."""
+NoiseKind: TypeAlias = Literal["fp32", "fp16", "seven_bit", "float"]
+"""What a module differs by from itself: as a graph may, with weights of 7 bits, with no activation on a grid."""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Size and SHA-256 digest of one member of a bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The CLIP model that a bundle was made from.
+
+    Attributes:
+        name: open_clip's name, e.g. `ViT-B-32`.
+        pretrained: the tag or file name of its weights.
+        family: kind of image tower, e.g. `vit`.
+        license: licence of the weights as stated by their source.
+        weights_sha256: digest of the checkpoint.
+    """
+
+    name: str
+    pretrained: str
+    family: str
+    license: str
+    weights_sha256: str
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How near one run of a graph came to the module: the least cosine of each output, and the share of equal answers.
+
+    None where a number is not finite.
+    """
+
+    cosine_features: float | None = None
+    cosine_embedding: float | None = None
+    cosine_logits: float | None = None
+    top1_agreement: float | None = None
+
+
+class GraphParity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How near the exported graphs came to the fake-quantized module.
+
+    Attributes:
+        agreement: of each run.
+        noise: what the module differs by from itself on `noise_images` images.
+        median_loss: upper end of the interval of the median of 1 - cosine of the embeddings of `loss_images` images.
+    """
+
+    agreement: dict[GraphRun, Agreement] = {}
+    noise: dict[NoiseKind, NoiseFloor] = {}
+    median_loss: dict[GraphKind, float] = {}
+    noise_images: int = 0
+    loss_images: int = 0
+
+    @property
+    def least_cosine(self) -> float:
+        """The least cosine of any output in any run; NaN where none was measured."""
+        rows = [msgspec.structs.asdict(row) for row in self.agreement.values()]
+        found = [value for row in rows for name, value in row.items() if name.startswith("cosine_")]
+        return min((value for value in found if value is not None), default=math.nan)
+
+    def flat(self) -> dict[str, float]:
+        """Return it keyed `GRAPH.MEASURE`, as documents have it."""
+        rows: dict[str, float | None] = {}
+        for run, agreement in self.agreement.items():
+            rows |= {f"{run}.{name}": value for name, value in msgspec.structs.asdict(agreement).items()}
+        for kind, floor in self.noise.items():
+            rows |= {f"{kind}.noise_{name}": value for name, value in msgspec.structs.asdict(floor).items()}
+        rows |= {f"{kind}.median_loss": value for kind, value in self.median_loss.items()}
+        images = {"noise_images": float(self.noise_images), "loss_images": float(self.loss_images)}
+        return {name: value for name, value in rows.items() if value is not None} | {
+            name: value for name, value in images.items() if value
+        }
+
+
+def agreement_of(measures: Mapping[str, float]) -> Agreement:
+    """Return what `measures` says by name, without numbers that are not finite: JSON knows none."""
+    return Agreement(**{name: value for name, value in measures.items() if math.isfinite(value)})
+
+
+class LearnedImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An image that the model was learned from; `label` is an index into the class names."""
+
+    name: str
+    label: int
+    sha256: str
+
+
+class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The images that a bundle was made with.
+
+    Attributes:
+        learned: those that were learned from, in label order.
+        test_images: how many were left to test on.
+        found_names: what the data calls the classes, in label order, where the recipe gave other names for them.
+        prompts: the first hand-written prompt of each class.
+        zero_shot: answers of the full-precision model and the hand-written prompts alone to the recorded images.
+        float_bytes: size of the image tower in full precision.
+    """
+
+    learned: tuple[LearnedImage, ...] = ()
+    test_images: int | None = None
+    found_names: tuple[str, ...] = ()
+    prompts: dict[str, str] = {}
+    zero_shot: tuple[int, ...] = ()
+    float_bytes: int | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a bundle holds and what made it.
+
+    Attributes:
+        members: size and digest of every other member.
+        narrowest_bits: of the narrowest quantized input in the graphs; None in bundles that do not tell.
+        parity: how near the exported graphs came to the fake-quantized model.
+        recipe: the sections of the recipe; their schema is the toolkit's.
+        data_index: the images.
+        unsound: why a graph does not compute what the module computes: no engine is built from it.
+    """
+
+    schema_version: int = 2
+    created_by: str
+    model: ModelInfo
+    precision: Precision
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    embedding_dim: int
+    members: dict[str, Member] = {}
+    versions: dict[str, str] = {}
+    seed: int = 0
+    recipe: dict[str, Any] = {}
+    data_index: DataIndex = DataIndex()
+    parity: GraphParity = GraphParity()
+    narrowest_bits: int | None = None
+    unsound: dict[GraphKind, str] = {}
+
+    def problem(self, kind: GraphKind) -> str | None:
+        """Return why a graph does not compute what the module computes; None where it does."""
+        return self.unsound.get(kind)
+
+    @property
+    def rounding_bits(self) -> int:
+        """Bits of the narrowest quantized input, which decide what rounding may do where no noise was measured."""
+        return self.precision.activation_bits if self.narrowest_bits is None else self.narrowest_bits
