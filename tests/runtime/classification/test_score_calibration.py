@@ -211,7 +211,7 @@ def test_the_command_writes_with_apply_alone(
         assert isinstance(prediction, Prediction)
         assert prediction.known is (prediction.score >= document["calibration"]["threshold"])
     code, out, _ = run("head", "calibrate", tiny_engine, labelled, "--unknown", photo)
-    assert "rejected of 1 strangers" in out
+    assert "rejected of 1 unknown" in out
 
 
 def test_calibrating_twice_ends_at_the_same(
