@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import save
 
 from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.golden import Golden
 from p4q_edge.runtime.artifacts.head import Adapter, Calibration, Head, load_head, read_head
+from p4q_edge.runtime.artifacts.head_store import add_head, engine_head
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError
 
 DIM = 6
@@ -171,3 +173,29 @@ def test_damaged_heads_are_refused(head: Head, damage: Callable[[Head], bytes], 
 def test_a_missing_head_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the head .*absent\.safetensors"):
         load_head(tmp_path / "absent.safetensors")
+
+
+class Outputs:
+    """Stands for an engine: gives the golden outputs of a bundle and keeps what it was asked for."""
+
+    def __init__(self, golden: Golden) -> None:
+        self.known = {"features": golden.features, "embedding": golden.embedding, "logits": golden.logits}
+        self.asked: list[tuple[str, ...] | None] = []
+
+    def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        self.asked.append(outputs)
+        return {name: self.known[name] for name in outputs or self.known}
+
+
+def test_the_built_in_head_classifies_as_any_other(tiny_engine: Path, tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    golden, engine = bundle.golden(), Outputs(bundle.golden())
+    add_head(tiny_engine, tiny_bundle, name="same")
+    heads = [engine_head(tiny_engine, name) for name in ("built-in", "same")]
+    for head in heads:
+        logits, embedding = head.classify(engine, golden.image)
+        np.testing.assert_allclose(logits, golden.logits, atol=1e-4)
+        np.testing.assert_allclose(embedding, golden.embedding, atol=1e-5)
+        assert head.class_names == bundle.manifest.class_names
+        assert head.calibration == bundle.head().calibration
+    assert engine.asked == [("logits", "embedding"), ("features",)]

@@ -42,10 +42,11 @@ if TYPE_CHECKING:
         write_deployment,
     )
     from p4q_edge.runtime.artifacts.golden import MAX_DRIFT, Golden, GoldenResult, MeasuredGolden, read_golden
-    from p4q_edge.runtime.artifacts.head import Adapter, Calibration, Head, load_head
+    from p4q_edge.runtime.artifacts.head import Adapter, BuiltInHead, Calibration, EngineHead, Head, load_head
     from p4q_edge.runtime.artifacts.head_store import (
         BUILT_IN,
         add_head,
+        engine_head,
         find_head,
         heads_folder,
         open_head,
@@ -87,6 +88,7 @@ __all__ = [
     "Adapter",
     "Agreement",
     "Build",
+    "BuiltInHead",
     "Bundle",
     "Calibration",
     "Card",
@@ -94,6 +96,7 @@ __all__ = [
     "CpuMachine",
     "CpuOptions",
     "DataIndex",
+    "EngineHead",
     "Golden",
     "GoldenResult",
     "GraphParity",
@@ -121,6 +124,7 @@ __all__ = [
     "card_path",
     "check_exported",
     "check_model",
+    "engine_head",
     "find_head",
     "golden",
     "head",
@@ -201,13 +205,16 @@ if not TYPE_CHECKING:
             ),
             "head": (
                 "Adapter",
+                "BuiltInHead",
                 "Calibration",
+                "EngineHead",
                 "Head",
                 "load_head",
             ),
             "head_store": (
                 "BUILT_IN",
                 "add_head",
+                "engine_head",
                 "find_head",
                 "heads_folder",
                 "open_head",

@@ -11,7 +11,7 @@ import msgspec
 
 from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, TensorRTBuild
 from p4q_edge.runtime.artifacts.golden import Golden, MeasuredGolden, read_golden
-from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, Calibration
+from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, BuiltInHead, Calibration
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.schema_one import card_of_schema_1
@@ -102,6 +102,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def cpu_profile(self) -> CpuProfile | None:
         """The kept profile of an engine for CPUs; None for TensorRT."""
         return self.build.options.kept_profile if isinstance(self.build, OnnxRuntimeBuild) else None
+
+    @property
+    def head(self) -> BuiltInHead:
+        """The head that is folded into the engine."""
+        return BuiltInHead(class_names=self.class_names, calibration=self.calibration)
 
     @property
     def limits(self) -> RoundingLimits:

@@ -1,7 +1,8 @@
 """Classification heads: class names, text embeddings, adapter and temperature in a small safetensors file.
 
-An engine has one head folded into its graph. Any other head made for the same image tower works on the engine's
-`features` output: `Head.apply` computes in NumPy what the folded head computes in the graph.
+An engine has one head folded into its graph, `BuiltInHead`. Any other `Head` made for the same image tower works on the
+engine's `features` output: `Head.apply` computes in NumPy what the folded head computes in the graph. Both are used
+alike: `head.classify(engine, batch)`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -46,6 +47,46 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"temperature must be positive, at most {MAX_LOGIT_FACTOR:g}, got {self.temperature}")
         if not all(0 <= value <= 1 for value in (self.threshold, *self.class_thresholds.values())):
             raise ValueError("thresholds must be between 0 and 1")
+
+
+class ImageRunner(Protocol):
+    """What a head needs of an engine."""
+
+    def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return the named outputs of images (n, 3, H, W) uint8."""
+
+
+class EngineHead(Protocol):
+    """A head of an engine: the one that is folded into it, or one that is applied to its features."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a column of the logits."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """From logits to probabilities."""
+
+    def classify(self, engine: ImageRunner, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (n, classes) and embeddings (n, dim), float32, of images (n, 3, H, W) uint8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltInHead:
+    """The head that is folded into an engine; its card describes it.
+
+    Attributes:
+        class_names: in the order of the engine's logits.
+        calibration: from logits to probabilities.
+    """
+
+    class_names: tuple[str, ...]
+    calibration: Calibration
+
+    def classify(self, engine: ImageRunner, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (n, classes) and embeddings (n, dim), float32, of images (n, 3, H, W) uint8."""
+        outputs = engine.run(batch, ("logits", "embedding"))
+        return outputs["logits"], outputs["embedding"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +147,10 @@ class Head:
                 f"head {name} was made for another checkpoint ({self.weights_sha256[:12]}) than the engine "
                 f"({weights_sha256[:12]}). Make the head with the model of the engine."
             )
+
+    def classify(self, engine: ImageRunner, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (n, classes) and embeddings (n, dim), float32, of images (n, 3, H, W) uint8."""
+        return self.apply(engine.run(batch, ("features",))["features"])
 
     def apply(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (n, classes) and embedding (n, dim), both float32, of features (n, dim) float32."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card
-from p4q_edge.runtime.artifacts.head import Head, load_head
+from p4q_edge.runtime.artifacts.head import EngineHead, Head, load_head
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import atomic_write
 
@@ -79,6 +79,15 @@ def open_head(source: str | Path) -> Head:
     """Return the head in a `.safetensors` file, or that of a bundle."""
     source = Path(source)
     return read_bundle(source).head() if source.suffix == SUFFIX else load_head(source)
+
+
+def engine_head(engine: str | Path, name: str) -> EngineHead:
+    """Return a head of an engine by name; `BUILT_IN` is the one folded into it.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    return read_card(engine).head if name == BUILT_IN else find_head(engine, name)
 
 
 def find_head(engine: str | Path, name: str) -> Head:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Literal, overload
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_head, read_card, require_fit, stored_heads
+from p4q_edge.runtime.artifacts import (
+    BUILT_IN,
+    Card,
+    EngineHead,
+    Head,
+    load_head,
+    open_head,
+    read_card,
+    require_fit,
+    stored_heads,
+)
 from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
 from p4q_edge.runtime.engines import load_engine
@@ -102,7 +112,7 @@ class ZeroShotClassifier:
         self._path, self._threshold, self._options = Path(engine), threshold, options
         self.card: Card = read_card(engine)
         loaded, self._active = _load_heads(heads, self._path, self.card)
-        self._heads: dict[str, Head | None] = {BUILT_IN: None, **loaded}
+        self._heads: dict[str, EngineHead] = {BUILT_IN: self.card.head, **loaded}
         self._process = os.getpid()
         self._engine: Engine = load_engine(engine, self.card, device=device, threads=options.threads)
         if options.check == "first":
@@ -121,8 +131,7 @@ class ZeroShotClassifier:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names of the active head."""
-        head = self._heads[self._active]
-        return self.card.class_names if head is None else head.class_names
+        return self._heads[self._active].class_names
 
     def use_head(self, name: str) -> None:
         """Let another head classify from now on.
@@ -191,8 +200,8 @@ class ZeroShotClassifier:
             raise UsageError(f"top_k must be at least 1, got {top_k}.")
         head = self._heads[self._active]
         ranking = Ranking(
-            class_names=self.card.class_names if head is None else head.class_names,
-            calibration=self.card.calibration if head is None else head.calibration,
+            class_names=head.class_names,
+            calibration=head.calibration,
             threshold=self._threshold,
             top_k=top_k,
         )
@@ -248,7 +257,7 @@ class ZeroShotClassifier:
     ) -> None:
         self.close()
 
-    def _scores(self, batch: list[_Prepared], head: Head | None, ranking: Ranking) -> np.ndarray:
+    def _scores(self, batch: list[_Prepared], head: EngineHead, ranking: Ranking) -> np.ndarray:
         """Return the probabilities (n, classes) of prepared images; n may be 0."""
         if not batch:
             return np.empty((0, len(ranking.class_names)))
@@ -291,17 +300,14 @@ class ZeroShotClassifier:
         )
         yield from batched(prepared, size)
 
-    def _run(self, batch: np.ndarray, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, batch: np.ndarray, head: EngineHead) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (n, classes) and embeddings (n, dim) of images (n, 3, H, W) uint8."""
         if os.getpid() != self._process:
             raise UsageError(
                 f"{self._path} was loaded in process {self._process} and is used in its fork {os.getpid()}, where the "
                 "engine's threads do not exist. Load it in each process, or start processes with 'spawn'."
             )
-        if head is None:
-            outputs = self._engine.run(batch, ("logits", "embedding"))
-            return outputs["logits"], outputs["embedding"]
-        return head.apply(self._engine.run(batch, ("features",))["features"])
+        return head.classify(self._engine, batch)
 
 
 def _load_heads(

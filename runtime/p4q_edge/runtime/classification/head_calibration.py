@@ -8,7 +8,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import BUILT_IN, Calibration, Card, Head, find_head, read_card, stored_heads, write_card
+from p4q_edge.runtime.artifacts import (
+    BUILT_IN,
+    Calibration,
+    Card,
+    EngineHead,
+    engine_head,
+    find_head,
+    read_card,
+    stored_heads,
+    write_card,
+)
 from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit
 from p4q_edge.runtime.engines import Engine, load_engine
 from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders
@@ -46,7 +56,7 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
         ArtifactError: engine, card and head do not fit each other.
     """
     card = read_card(request.engine)
-    head = card if request.head == BUILT_IN else find_head(request.engine, request.head)
+    head = engine_head(request.engine, request.head)
     images = read_class_folders(
         request.data,
         class_names=head.class_names,
@@ -57,7 +67,7 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
     engine = load_engine(request.engine, card)
     try:
         rows = [
-            _logits(engine, images.pixels[slice(start, start + _BATCH)], head)
+            head.classify(engine, images.pixels[slice(start, start + _BATCH)])[0]
             for start in range(0, len(images.labels), _BATCH)
         ]
         unknown = None if request.unknown is None else _unknown_logits(engine, request.unknown, card, head)
@@ -66,15 +76,9 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
     return fit(np.concatenate(rows), images.labels, head=head, unknown=unknown, options=options)
 
 
-def _logits(engine: Engine, batch: np.ndarray, head: Head | Card) -> np.ndarray:
-    if isinstance(head, Head):
-        return head.apply(engine.run(batch, ("features",))["features"])[0]
-    return engine.run(batch, ("logits",))["logits"]
-
-
-def _unknown_logits(engine: Engine, folder: Path, card: Card, head: Head | Card) -> np.ndarray:
+def _unknown_logits(engine: Engine, folder: Path, card: Card, head: EngineHead) -> np.ndarray:
     prepared = (preprocess(load_image(image), card.preprocess) for image in expand(folder))
-    return np.concatenate([_logits(engine, np.stack(batch), head) for batch in batched(prepared, _BATCH)])
+    return np.concatenate([head.classify(engine, np.stack(batch))[0] for batch in batched(prepared, _BATCH)])
 
 
 def write_calibration(engine: Path, name: str, calibration: Calibration) -> None:
@@ -96,7 +100,7 @@ def reset_calibration(engine: Path, name: str) -> tuple[Calibration, Calibration
     Raises:
         UsageError: there is no such head.
     """
-    head: Head | Card = read_card(engine) if name == BUILT_IN else find_head(engine, name)
-    after = Calibration(activation=head.calibration.activation)
+    before = engine_head(engine, name).calibration
+    after = Calibration(activation=before.activation)
     write_calibration(engine, name, after)
-    return head.calibration, after
+    return before, after

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Calibration, Card, Head
+from p4q_edge.runtime.artifacts import Calibration, EngineHead
 from p4q_edge.runtime.classification.predictions import probabilities
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.statistics import metrics
@@ -110,7 +110,7 @@ def fit(
     logits: np.ndarray,
     labels: np.ndarray,
     *,
-    head: Head | Card,
+    head: EngineHead,
     unknown: np.ndarray | None = None,
     options: FitOptions = FitOptions(),
 ) -> Fit:
@@ -153,7 +153,7 @@ def fit(
 
 
 def _best(
-    samples: Samples, head: Head | Card, before: Scores, options: FitOptions
+    samples: Samples, head: EngineHead, before: Scores, options: FitOptions
 ) -> tuple[_Make, Scores, tuple[str, ...]]:
     """Return how the best calibration is made, what it does, and what was not taken, with reasons."""
     current, names = head.calibration, head.class_names

@@ -129,7 +129,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
     import msgspec
 
-    from p4q_edge.runtime.artifacts import BUILT_IN, find_head, read_bundle, read_card
+    from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_bundle
     from p4q_edge.runtime.classification import FitOptions, Request, calibrate, write_calibration
     from p4q_edge.runtime.evaluation import found_names, learned_digests
 
@@ -145,7 +145,7 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
     names = ("accuracy", "per_class", "max_unknown")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
     fitted = calibrate(wanted, FitOptions(**given))
-    old = (read_card(request.engine) if wanted.head == BUILT_IN else find_head(request.engine, wanted.head)).calibration
+    old = engine_head(request.engine, wanted.head).calibration
     better, text = fitted.calibration != old, _comparison(fitted)
     asked = better and request.apply and not (output.force or output.json) and _is_terminal()
     if asked:
@@ -248,13 +248,12 @@ def _add(request: AddRequest, output: Output) -> int:
 
 
 def _list(request: ListRequest, output: Output) -> int:
-    from p4q_edge.runtime.artifacts import BUILT_IN, find_head, read_card, stored_heads
+    from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, stored_heads
 
-    card = read_card(request.engine)
-    heads: list[dict[str, Any]] = [{"name": BUILT_IN, "class_names": list(card.class_names)}]
-    for name in stored_heads(request.engine):
-        head = find_head(request.engine, name)
-        heads.append({"name": name, "class_names": list(head.class_names)})
+    names = (BUILT_IN, *stored_heads(request.engine))
+    heads: list[dict[str, Any]] = [
+        {"name": name, "class_names": list(engine_head(request.engine, name).class_names)} for name in names
+    ]
     shown = [(head, printable(", ".join(head["class_names"][:8]))) for head in heads]
     lines = [f"{head['name']}  {len(head['class_names'])} classes: {names}" for head, names in shown]
     output.write(document={"engine": str(request.engine), "heads": heads}, text="\n".join(lines))
