@@ -9,7 +9,14 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.calibration.calibrate import SAMPLE_SIZE, CalibratedEncoder, add_products, calibrate_encoder
     from p4q_edge.calibration.fit import refine
-    from p4q_edge.calibration.keep_in_float import fewest, in_float, quantized_layers, rank_by_sensitivity
+    from p4q_edge.calibration.keep_in_float import (
+        embedding_loss,
+        fewest,
+        in_float,
+        quantized_layers,
+        rank_by_sensitivity,
+        teacher_of,
+    )
     from p4q_edge.calibration.text import calibrate_text
 
 __all__ = [
@@ -18,11 +25,13 @@ __all__ = [
     "add_products",
     "calibrate_encoder",
     "calibrate_text",
+    "embedding_loss",
     "fewest",
     "in_float",
     "quantized_layers",
     "rank_by_sensitivity",
     "refine",
+    "teacher_of",
 ]
 
 if not TYPE_CHECKING:
@@ -36,7 +45,14 @@ if not TYPE_CHECKING:
                 "calibrate_encoder",
             ),
             "fit": ("refine",),
-            "keep_in_float": ("fewest", "in_float", "quantized_layers", "rank_by_sensitivity"),
+            "keep_in_float": (
+                "embedding_loss",
+                "fewest",
+                "in_float",
+                "quantized_layers",
+                "rank_by_sensitivity",
+                "teacher_of",
+            ),
             "text": ("calibrate_text",),
         },
     )
