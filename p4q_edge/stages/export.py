@@ -124,6 +124,7 @@ def precision_of(learned: Learned) -> Precision:
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),
         int8_mac_share=integer_mac_share(learned),
         linear_mac_share=integer_mac_share(learned, convolutions=False) if quant_convs(learned.classifier) else None,
+        in_float=learned.prepared.calibrated.in_float,
     )
 
 

@@ -50,6 +50,8 @@ def test_precision_in_words() -> None:
     assert (most.label, most.parts) == ("W8A8 executed", parts)
     assert most.description == f"W8A8 executed, {parts}"
     assert msgspec.structs.replace(most, quantized_linears=0).description == "W8A8 executed"
+    limited = msgspec.structs.replace(most, in_float=("a.mlp", "b.mlp"))
+    assert limited.description == f"W8A8 executed, {parts}, 2 layers in float on demand"
     mixed = msgspec.structs.replace(most, quantized_convolutions=4, quantized_attentions=0)
     assert mixed.parts == "51 linears and 4 convolutions (97.1 % of multiply-accumulates)"
     hardly = msgspec.structs.replace(plain, int8_mac_share=0.0006, quantized_linears=1)

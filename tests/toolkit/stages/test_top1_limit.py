@@ -17,7 +17,8 @@ from p4q_edge.quant import Phase, QuantScheme, quant_linears, running_in
 from p4q_edge.recipe import Recipe, demo_recipe
 from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.errors import QualityGateError, UsageError
-from p4q_edge.stages import RunFiles, open_source, pipeline, prepare
+from p4q_edge.stages import RunFiles, learn_stage, open_source, pipeline, prepare
+from p4q_edge.stages.export import precision_of
 from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 LABELS = torch.arange(4).repeat_interleave(6)
@@ -101,6 +102,8 @@ def test_the_limit_holds_without_a_look_at_test_images(
     assert f"with {len(calibrated.in_float)} of {len(linears)} layers in float" in caplog.text
     batch = next(iter(judge.batches))
     torch.testing.assert_close(prepared.features.student[0, : len(batch)], calibrated.encoder(batch))
+    learned = learn_stage(prepared, None)
+    assert precision_of(learned).in_float == calibrated.in_float
     again = prepare(source, RunFiles(folder=tmp_path))
     assert len(judges) == 1
     assert again.calibrated.in_float == calibrated.in_float

@@ -24,6 +24,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             was not counted.
         linear_mac_share: `int8_mac_share` where all convolutions compute in float, as on CPUs; None where none is
             quantized.
+        in_float: layers of the image tower that stay in high precision so that a limit on the loss of accuracy holds,
+            in the order in which they matter for their work.
     """
 
     weight_bits: int
@@ -36,6 +38,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quantized_convolutions: int = 0
     int8_mac_share: float | None = None
     linear_mac_share: float | None = None
+    in_float: tuple[str, ...] = ()
 
     def with_float_convolutions(self) -> Precision:
         """Return the precision of an engine that quantizes the same but convolutions."""
@@ -63,7 +66,9 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def description(self) -> str:
         """Label and parts; of a model in floating point the label alone."""
-        return f"{self.label}, {self.parts}" if self.quantized_linears + self.quantized_convolutions else self.label
+        on_demand = f", {len(self.in_float)} layers in float on demand" if self.in_float else ""
+        known = self.quantized_linears + self.quantized_convolutions
+        return f"{self.label}, {self.parts}{on_demand}" if known else self.label
 
 
 def width_label(weight_bits: int, activation_bits: int, attention_bits: int | None = None) -> str:

@@ -143,7 +143,8 @@ def _precision(value: Mapping[str, Any]) -> str:
     from p4q_edge.runtime.artifacts import Precision
 
     precision = msgspec.convert(value, Precision)
-    return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized"
+    on_demand = f"; in float on demand: {', '.join(precision.in_float)}" if precision.in_float else ""
+    return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized{on_demand}"
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)
