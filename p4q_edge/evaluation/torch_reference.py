@@ -230,7 +230,7 @@ def _debug(
     card, bundle = subject.card, subject.bundle
     golden = card.golden_samples().image
     images = golden if reference.images is None else reference.images.pixels[slice(0, MAX_IMAGES)]
-    if card.backend == "tensorrt" and bundle is not None:
+    if card.backend != "onnxruntime" and bundle is not None:
         from p4q_edge.evaluation.layer_debug_tensorrt import compare_with_onnxruntime
 
         half = bundle.model("fp16")

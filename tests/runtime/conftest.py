@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from p4q_edge.runtime.storage.files import sha256_file
 
 from doubles import libcuda as libcuda_double
 from doubles.cuda import RecordingCuda
+from doubles.rtx import RtxDouble
 from doubles.tensorrt import CLASSES_BEHIND, CLASSES_OF_MODULE, SURFACE, TensorRTDouble, compute, make_module
 from doubles.tensorrt_api import SIDE, IConstantLayer, IDequantizeLayer, ILayer, ITensor
 
@@ -169,6 +171,16 @@ def installed(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> Tensor
 
 
 @pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch, desktop: RecordingCuda) -> RtxDouble:
+    """A desktop with TensorRT for RTX, and without TensorRT."""
+    double = RtxDouble(desktop)
+    _install(monkeypatch, double)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", double.trt)
+    return double
+
+
+@pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[TensorRTDouble], None]:
     """Install a double that the test made."""
     return lambda double: _install(monkeypatch, double)
@@ -181,7 +193,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> None:
 
     for module in ("engines.tensorrt.engine", "builders.tensorrt.builder", "builders.tensorrt.worker"):
         monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_double)
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", double.trt)
+    monkeypatch.setitem(sys.modules, "tensorrt", double.trt)
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,7 @@ JETSON = replace(
 WORKING = {
     "cuda": DRIVER,
     "tensorrt": Probe(facts={"version": "10.3.0"}),
+    "tensorrt-rtx": Probe(problem="ModuleNotFoundError: No module named 'it'"),
     "onnxruntime": Probe(facts={"version": "1.23.2", "providers": ["CPUExecutionProvider"]}),
 }
 

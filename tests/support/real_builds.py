@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from p4q_edge.runtime.builders.tensorrt.inspection import summarize_inspection
+from p4q_edge.runtime.builders.tensorrt.kernel_list import read_kernel_list
 
 # Drives the worker's own function; only CUDA, of which there is none, and the log, which here keeps all, are replaced.
 BUILD = """
 import json
 from pathlib import Path
 import tensorrt as trt
-from p4q_edge.runtime.builders.tensorrt import worker
+from p4q_edge.runtime.builders.tensorrt import compilation, worker
 from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.errors import P4QEdgeError
@@ -31,7 +31,7 @@ class Log(trt.ILogger):
         if "LayerType: " in msg:
             layers.extend(line for line in msg.split("\\n") if line.startswith("Name: "))
 worker.make_logger = lambda trt: Log()
-worker.REPORT_EVERY_S = 0
+compilation.REPORT_EVERY_S = 0
 class Cuda:
     facts = DeviceFacts(index=0, name="none", compute_capability="8.6", total_memory_bytes=8 << 30, integrated=False,
                         driver_version="13.0", runtime_version="13.0")
@@ -42,8 +42,8 @@ job = worker.Job(options=TensorRTOptions(timing_cache=False, **request["options"
                  cancelled=lambda: len(events) >= request["cancel_after"])
 outcome = {}
 try:
-    typing, plan, cache = worker._build_typed(trt, Cuda, job)
-    outcome = {"typing": typing, "size": memoryview(plan).nbytes, "cache": cache}
+    typing, built = worker._build_typed(trt, Cuda, job)
+    outcome = {"typing": typing, "size": memoryview(built.plan).nbytes, "cache": built.cache, "trtexec": built.trtexec}
 except worker.BuildCancelledError:
     outcome = {"cancelled": True}
 except P4QEdgeError as error:
@@ -68,22 +68,4 @@ def build(
 
 def inspected(outcome: dict[str, Any]) -> dict[str, Any]:
     """Return the log's layers as the inspector's JSON would have them, summarized."""
-    return summarize_inspection({"Layers": [_layer(line) for line in outcome["layers"]], "I/O Tensors": []})
-
-
-def _layer(line: str) -> dict[str, Any]:
-    name, kind = re.search(r"^Name: ([^,]+), LayerType: ([^,]+),", line).groups()  # type: ignore[union-attr]
-    sections = dict(re.findall(r"(Inputs|Outputs): \[((?: \{.*?\}[, ]?)*)\]", line))
-    return {
-        "Name": name,
-        "LayerType": kind,
-        **{section: [_tensor(text) for text in re.findall(r"\{(.*?)\}", body)] for section, body in sections.items()},
-    }
-
-
-def _tensor(text: str) -> dict[str, Any]:
-    dimensions = re.search(r"Dimensions: \[([-\d,]*)\]", text)
-    datatype = re.search(r"Datatype: (\w+)", text)
-    assert dimensions is not None
-    assert datatype is not None
-    return {"Dimensions": [int(size) for size in dimensions[1].split(",") if size], "Datatype": datatype[1]}
+    return summarize_inspection({"Layers": read_kernel_list("\n".join(outcome["layers"])), "I/O Tensors": []})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-BackendName = Literal["onnxruntime", "tensorrt"]
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 """The library that runs an engine."""
 
 CpuProfile = Literal["exact", "fast", "float"]

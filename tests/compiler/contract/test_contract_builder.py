@@ -76,14 +76,14 @@ def test_scales_in_float_with_casts_build_in_both_precisions(real_builder: Any, 
 
 WORKER = """
 import contextlib
-from p4q_edge.runtime.builders.tensorrt import worker
+from p4q_edge.runtime.builders.tensorrt import compilation, worker
 from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 class Cuda:
     facts = DeviceFacts(index=0, name="none", compute_capability="8.6", total_memory_bytes=8 << 30, integrated=False,
                         driver_version="13.0", runtime_version="13.0")
     current = staticmethod(contextlib.nullcontext)
 worker.open_cuda = lambda backend, device: Cuda
-worker.REPORT_EVERY_S = 0
+compilation.REPORT_EVERY_S = 0
 sys.exit(worker.main())
 """
 

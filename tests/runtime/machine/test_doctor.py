@@ -23,8 +23,8 @@ def finding(subject: str, seen: Environment, **options: Any) -> Finding:
 
 def test_a_jetson_in_order() -> None:
     findings = examine(environment())
-    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": True}
-    assert {item.status for item in findings} == {"ok", "note"}
+    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": True, "tensorrt-rtx": False}
+    assert {item.status for item in findings} == {"ok", "note", "absent"}
     messages = {item.subject: item.message for item in findings if item.subject != "Memory"}
     assert messages == {
         "Python": "3.10.12; enough for the runtime, the toolkit needs 3.11",
@@ -34,6 +34,7 @@ def test_a_jetson_in_order() -> None:
         "Power mode": "MAXN_SUPER",
         "ONNX Runtime": "1.23.2 with CPUExecutionProvider",
         "CUDA driver": "driver for CUDA 12.6: Orin (sm_87, 8.0 GiB)",
+        "TensorRT for RTX": "optional; its packages are for Linux on x86_64, this is Linux aarch64",
         "TensorRT": f"10.3.0. {advice.wrong_transformers('10.3.0')}",
         "Toolkit": "not installed; learning and export need it, a device does not",
     }
@@ -48,7 +49,7 @@ def test_what_is_not_in_order_names_a_command() -> None:
         power_mode=PowerMode(name="15W", unlimited_id=2),
     )
     findings = examine(Environment(host=broken, probes=dict.fromkeys(WORKING, ABSENT)))
-    assert able_backends(findings) == {"onnxruntime": False, "tensorrt": False}
+    assert able_backends(findings) == {"onnxruntime": False, "tensorrt": False, "tensorrt-rtx": False}
     for item in findings:
         assert item.fix or item.status == "ok", item
         assert item.needed_by or item.status != "missing", item
@@ -80,7 +81,7 @@ def test_virtual_environment(host: Host, status: str, message: str, fix: str) ->
 
 def test_an_old_jetpack_cannot_run_tensorrt() -> None:
     findings = examine(environment(replace(JETSON, l4t="35.5.0", jetpack=5)))
-    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": False}
+    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": False, "tensorrt-rtx": False}
 
 
 def test_a_desktop_is_not_a_jetson() -> None:
@@ -191,6 +192,29 @@ def test_what_is_known_of_a_tensorrt_is_said(version: str, jetpack: int, capabil
         assert found.fix == f"docker run --rm -it --runtime nvidia {advice.CONTAINER}"
     elif status == "note":
         assert "DINOv2-like" in found.message
+
+
+@pytest.mark.parametrize(
+    ("host", "probe", "status", "message", "fix"),
+    [
+        (PC, Probe(facts={"version": "1.7.1.116"}), "ok", "1.7.1.116, experimental: no engine of it ran on", ""),
+        (PC, ABSENT, "absent", "optional, cannot be used: ModuleNotFound", "pip install './runtime[tensorrt-rtx]'"),
+        (
+            JETSON,
+            ABSENT,
+            "absent",
+            "optional; its packages are for Linux on x86_64",
+            "p4q-edge build BUNDLE --engine out",
+        ),
+    ],
+)
+def test_tensorrt_for_rtx_is_optional(host: Host, probe: Probe, status: str, message: str, fix: str) -> None:
+    seen = environment(host, tensorrt_rtx=probe)
+    found = finding("TensorRT for RTX", seen)
+    assert found.status == status
+    assert found.message.startswith(message)
+    assert found.fix.startswith(fix)
+    assert able_backends(examine(seen))["tensorrt-rtx"] == (status == "ok")
 
 
 NEW_ENVIRONMENT = "python3.10 -m venv --system-site-packages .venv-device"

@@ -121,6 +121,14 @@ class INetworkDefinition:
     def get_input(self, index: int) -> ITensor:
         return self._inputs[index]
 
+    @property
+    def num_outputs(self) -> int:
+        return len(self._double.io) - 1
+
+    def get_output(self, index: int) -> ITensor:
+        name, (dtype, shape) = list(self._double.io.items())[index + 1]
+        return ITensor(name, getattr(self._double.trt.DataType, dtype), shape)
+
     def add_constant(self, shape: tuple[int, ...], weights: Weights) -> IConstantLayer:
         dtypes = self._double.trt.DataType
         dtype = {"float16": dtypes.HALF, "float32": dtypes.FLOAT}[weights._array.dtype.name]

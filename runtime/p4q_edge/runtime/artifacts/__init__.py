@@ -19,7 +19,10 @@ if TYPE_CHECKING:
         PlanInspection,
         PlanMachine,
         PlanRow,
+        RtxBuild,
+        RtxMachine,
         TensorRTBuild,
+        backend_of_build,
     )
     from p4q_edge.runtime.artifacts.bundle import (
         GOLDEN,
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
         width_label,
     )
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest
+    from p4q_edge.runtime.artifacts.rtx_options import RtxOptions
     from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 
 __all__ = [
@@ -116,10 +120,14 @@ __all__ = [
     "PlanRow",
     "Precision",
     "RecordedResults",
+    "RtxBuild",
+    "RtxMachine",
+    "RtxOptions",
     "TensorRTBuild",
     "TensorRTOptions",
     "add_head",
     "agreement_of",
+    "backend_of_build",
     "bundle",
     "card_path",
     "check_exported",
@@ -182,7 +190,10 @@ if not TYPE_CHECKING:
                 "PlanInspection",
                 "PlanMachine",
                 "PlanRow",
+                "RtxBuild",
+                "RtxMachine",
                 "TensorRTBuild",
+                "backend_of_build",
             ),
             "manifest": (
                 "Agreement",
@@ -195,6 +206,7 @@ if not TYPE_CHECKING:
                 "NoiseKind",
                 "agreement_of",
             ),
+            "rtx_options": ("RtxOptions",),
             "tensorrt_options": ("TensorRTOptions",),
             "golden": (
                 "Golden",

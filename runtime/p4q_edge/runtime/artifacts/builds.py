@@ -6,8 +6,9 @@ from typing import TypeAlias
 
 import msgspec
 
+from p4q_edge.runtime.artifacts.rtx_options import RtxOptions
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
-from p4q_edge.runtime.choices import CpuChoice, CpuProfile, PlanFlavour
+from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile, PlanFlavour
 from p4q_edge.runtime.statistics import Estimate, Latency
 
 
@@ -74,6 +75,8 @@ class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         typing: `strong`, `weak`, or why the one was tried after the other.
         batches: smallest, tuned and largest batch.
         timing_cache: what came of it.
+        trtexec: the command that builds the same plan from `unzip -p BUNDLE graph.fp16.onnx weights.onnx > model.onnx`;
+            empty where there is none, as no command leaves Q/DQ pairs out.
     """
 
     tensorrt: str
@@ -91,6 +94,26 @@ class PlanMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     timing_cache: str = ""
     version_compatible: str = "false"
     hardware_compatibility: str = "none"
+    trtexec: str = ""
+
+
+class RtxMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine of TensorRT for RTX was compiled with, for which GPUs, and how.
+
+    Attributes:
+        tensorrt_rtx: version of the library, to which the engine is bound.
+        platform: for example `linux-x86_64`.
+        compute_capability: of the GPUs that it is for: `8.6,8.9`, or `8.0+` for all from one on.
+        precision: flavour of the engine.
+        batches: smallest, tuned and largest batch.
+    """
+
+    tensorrt_rtx: str
+    platform: str
+    compute_capability: str
+    precision: PlanFlavour
+    batches: str
+    optimization_level: str
 
 
 class PlanRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -210,4 +233,21 @@ class TensorRTBuild(
     inspection: PlanInspection
 
 
-Build: TypeAlias = OnnxRuntimeBuild | TensorRTBuild
+class RtxBuild(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="backend", tag="tensorrt-rtx"
+):
+    """How an engine for TensorRT for RTX was built."""
+
+    built_with: RtxMachine
+    options: RtxOptions
+    inspection: PlanInspection
+
+
+Build: TypeAlias = OnnxRuntimeBuild | TensorRTBuild | RtxBuild
+
+
+def backend_of_build(build: Build) -> BackendName:
+    """Return the library that runs what a build made."""
+    if isinstance(build, OnnxRuntimeBuild):
+        return "onnxruntime"
+    return "tensorrt" if isinstance(build, TensorRTBuild) else "tensorrt-rtx"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, TensorRTBuild
+from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, backend_of_build
 from p4q_edge.runtime.artifacts.golden import Golden, MeasuredGolden, read_golden
 from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, BuiltInHead, Calibration
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
@@ -91,7 +91,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def backend(self) -> BackendName:
         """The library that runs the engine."""
-        return "tensorrt" if isinstance(self.build, TensorRTBuild) else "onnxruntime"
+        return backend_of_build(self.build)
 
     @property
     def built_with(self) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from p4q_edge.runtime.artifacts import (
     GRAPH_FP32,
     LEAST_MAC_SHARE,
     WEIGHTS,
-    Build,
     Bundle,
     Card,
     CpuMachine,
@@ -26,14 +24,16 @@ from p4q_edge.runtime.artifacts import (
     NoiseKind,
     OnnxRuntimeBuild,
     OptimizedCopy,
-    Part,
     Precision,
+    RtxBuild,
+    RtxOptions,
     TensorRTBuild,
     TensorRTOptions,
     card_path,
     read_bundle,
     write_deployment,
 )
+from p4q_edge.runtime.builders.card_parts import card_of, part_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
 from p4q_edge.runtime.builders.onnxruntime import models_of
@@ -59,6 +59,7 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
     ".onnx": "onnxruntime",
     ".plan": "tensorrt",
     ".engine": "tensorrt",
+    ".rtx": "tensorrt-rtx",
 }
 _MAX_DEADLINE_S = 24 * 3600.0
 FAST_BITS = 7
@@ -81,12 +82,14 @@ class BuildOptions:
         threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
         deadline_s: seconds after which the check of a CPU engine is stopped.
         tensorrt: options of the TensorRT builder; None takes its defaults.
+        rtx: options of the builder of TensorRT for RTX; None takes its defaults.
     """
 
     cpu_profile: CpuChoice = "exact"
     threads: int | None = None
     deadline_s: float = 600.0
     tensorrt: TensorRTOptions | None = None
+    rtx: RtxOptions | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
@@ -104,8 +107,8 @@ def backend_of(engine: str | Path, backend: BackendName | None = None) -> Backen
     suffix = Path(engine).suffix.lower()
     if suffix not in BACKEND_OF_SUFFIX:
         raise UsageError(
-            f"the suffix of {engine} names no backend; expected .onnx (ONNX Runtime, CPU) or .plan/.engine "
-            "(TensorRT). Rename the engine, or add --backend."
+            f"the suffix of {engine} names no backend; expected .onnx (ONNX Runtime, CPU), .plan/.engine "
+            "(TensorRT) or .rtx (TensorRT for RTX). Rename the engine, or add --backend."
         )
     return BACKEND_OF_SUFFIX[suffix]
 
@@ -141,9 +144,11 @@ def build_engine(
     _refuse_existing(engine, force=force)
     opened = read_bundle(bundle)
     check_consistent(opened)
-    _warn_of_small_share(opened, _on(chosen, opened.manifest.precision))
+    _warn_of_small_share(opened, precision_on(chosen, opened.manifest.precision))
     if chosen == "tensorrt":
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
+    if chosen == "tensorrt-rtx":
+        return _build_rtx(opened, engine, force=force, options=options.rtx or RtxOptions(), progress=progress)
     return _build_onnxruntime(opened, engine, force=force, options=options)
 
 
@@ -186,13 +191,13 @@ def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: Bu
             engine_sha256=sha256_bytes(built.model),
         ),
     )
-    card = describe(bundle, build)
+    card = card_of(bundle, build)
     unchanged = built.profile == "exact"
     card = msgspec.structs.replace(
         card,
         engine_sha256=sha256_bytes(built.model),
         engine_size_bytes=len(built.model),
-        parts=tuple(_part(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
+        parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
         precision=_cpu_precision(card.precision, built.profile),
         rounding_bits=min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits,
         noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[built.profile]),
@@ -241,7 +246,7 @@ def _build_tensorrt(
         options=options.tensorrt or TensorRTOptions(),
         inspection=plan.inspection,
     )
-    card = describe(bundle, build)
+    card = card_of(bundle, build)
     card = msgspec.structs.replace(
         card,
         engine_sha256=plan.sha256,
@@ -256,6 +261,33 @@ def _build_tensorrt(
         write_deployment(engine, card, {"": plan.plan})
     finally:
         plan.plan.unlink(missing_ok=True)
+    return card
+
+
+def _build_rtx(
+    bundle: Bundle, engine: Path, *, force: bool, options: RtxOptions, progress: ShowProgress | None
+) -> Card:
+    refuse_unsound(bundle, "fp16", engine=engine)
+    from p4q_edge.runtime.builders.tensorrt.rtx import build_rtx
+
+    built = build_rtx(bundle.model("fp16"), engine=engine, options=options, force=force, progress=progress)
+    card = card_of(bundle, RtxBuild(built_with=built.built_with, options=options, inspection=built.inspection))
+    card = msgspec.structs.replace(
+        card,
+        engine_sha256=sha256_file(built.plan),
+        engine_size_bytes=built.plan.stat().st_size,
+        noise=bundle.manifest.parity.noise.get("fp16"),
+    )
+    try:
+        _refuse_existing(engine, force=force)
+        write_deployment(engine, card, {"": built.plan})
+    finally:
+        built.plan.unlink(missing_ok=True)
+    logger.warning(
+        "%s is experimental: no engine of this kind ran on an RTX GPU yet, and NVIDIA promises INT8 of weights only "
+        "there. It was not run here; the first load on an RTX GPU proves it on its golden samples, or refuses it",
+        engine,
+    )
     return card
 
 
@@ -292,6 +324,8 @@ def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, A
     """Return the options that decide what an engine of a backend is; its card records them."""
     if backend == "onnxruntime":
         return {"cpu_profile": options.cpu_profile}
+    if backend == "tensorrt-rtx":
+        return asdict(options.rtx or RtxOptions())
     return asdict(options.tensorrt or TensorRTOptions())
 
 
@@ -314,8 +348,13 @@ def describe_build(
         UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError, QualityGateError: as `build_engine`.
     """
     engine, opened = Path(engine), read_bundle(bundle)
-    kind: GraphKind = "fp16" if backend_of(engine, backend) == "tensorrt" else "fp32"
+    chosen = backend_of(engine, backend)
+    kind: GraphKind = "fp32" if chosen == "onnxruntime" else "fp16"
     refuse_unsound(opened, kind, engine=engine)
+    if chosen == "tensorrt-rtx":
+        from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx
+
+        return describe_rtx(len(opened.model("fp16")), engine=engine, options=options.rtx or RtxOptions())
     if kind == "fp16":
         _require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
@@ -333,35 +372,3 @@ def describe_build(
         "unsigned_kernels": options.cpu_profile == "exact" and machine.saturates(),
         **fingerprint(),
     }
-
-
-def describe(bundle: Bundle, build: Build) -> Card:
-    """Return the part of a card that bundle and build decide; digest and size of the engine are filled in later."""
-    manifest, head = bundle.manifest, bundle.head()
-    return Card(
-        engine_sha256="",
-        engine_size_bytes=0,
-        bundle_sha256=sha256_file(bundle.path),
-        built_by=f"p4q-edge-runtime {version('p4q-edge-runtime')}",
-        build=build,
-        model=manifest.model,
-        precision=_on("tensorrt" if isinstance(build, TensorRTBuild) else "onnxruntime", manifest.precision),
-        class_names=manifest.class_names,
-        preprocess=bundle.preprocess(),
-        embedding_dim=manifest.embedding_dim,
-        logit_scale=head.logit_scale,
-        calibration=head.calibration,
-        rounding_bits=manifest.rounding_bits,
-        golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
-    )
-
-
-def _on(backend: BackendName, precision: Precision) -> Precision:
-    if backend == "onnxruntime":
-        return msgspec.structs.replace(precision.with_float_convolutions(), remainder="fp32")
-    return msgspec.structs.replace(precision, remainder="fp16")
-
-
-def _part(bundle: Bundle, name: str) -> Part:
-    member = bundle.manifest.members[name]
-    return Part(name=name, size_bytes=member.size_bytes, sha256=member.sha256)

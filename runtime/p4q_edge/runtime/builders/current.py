@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUILD = StageCode(
-    rooms=("p4q_edge.runtime.builders",), libraries=("p4q-edge-runtime", "numpy", "onnxruntime", "tensorrt")
+    rooms=("p4q_edge.runtime.builders",),
+    libraries=("p4q-edge-runtime", "numpy", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings"),
 )
 
 

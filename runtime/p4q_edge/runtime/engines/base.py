@@ -47,7 +47,7 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
         UsageError: the device does not fit the engine.
         EnvironmentNotAbleError: the library that runs it is not installed.
     """
-    if card.backend == "tensorrt":
+    if card.backend != "onnxruntime":
         from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
 
         return _fitting(TensorRTEngine.open(path, card, device=device), card, path)
@@ -71,10 +71,10 @@ def _fitting(engine: Engine, card: Card, path: str | Path) -> Engine:
 
 def fingerprint(card: Card, *, device: str = "auto") -> dict[str, str]:
     """Return what decides the values that the engine of a card computes here: library versions and processor."""
-    if card.backend == "tensorrt":
+    if card.backend != "onnxruntime":
         from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
 
-        return dict(tensorrt.fingerprint(device))
+        return dict(tensorrt.fingerprint(device, tensorrt.library_of(card)))
     from p4q_edge.runtime.engines.onnxruntime import engine as onnxruntime
 
     return dict(onnxruntime.fingerprint())

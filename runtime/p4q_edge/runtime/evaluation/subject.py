@@ -105,7 +105,7 @@ def graph_of(card: Card, bundle: Bundle) -> GraphKind:
     That with FP32 remainder, whose numbers differ least from PyTorch's; but where convolutions compute in float on CPUs
     only the other graph is quantized as a TensorRT engine.
     """
-    return "fp16" if card.backend == "tensorrt" and bundle.golden().on_cpu else "fp32"
+    return "fp16" if card.backend != "onnxruntime" and bundle.golden().on_cpu else "fp32"
 
 
 def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
@@ -113,7 +113,7 @@ def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
     if bundle is None:
         return {}
     parity = bundle.manifest.parity
-    built_from: GraphKind = "fp16" if card.backend == "tensorrt" else "fp32"
+    built_from: GraphKind = "fp16" if card.backend != "onnxruntime" else "fp32"
     kinds = {ONNX: graph_of(card, bundle), ENGINE: built_from}
     return {stage: parity.median_loss[kind] for stage, kind in kinds.items() if kind in parity.median_loss}
 
@@ -122,7 +122,7 @@ def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict
     """Return what roundings do in this model, for each stage of which the bundle or the card records it."""
     found = {ENGINE: card.noise}
     if bundle is not None:
-        kind: GraphKind = "fp16" if card.backend == "tensorrt" else "fp32"
+        kind: GraphKind = "fp16" if card.backend != "onnxruntime" else "fp32"
         kinds: dict[str, NoiseKind] = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
         if grids[ENGINE] == "none":
             kinds[ENGINE] = kind

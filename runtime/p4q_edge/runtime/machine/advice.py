@@ -20,6 +20,11 @@ HOW_TO_INSTALL = (
     "desktop `pip install tensorrt-cu13`, or `tensorrt-cu12` with a driver for CUDA 12. `p4q-edge doctor` tells which."
 )
 
+INSTALL_RTX = (
+    "Run: pip install './runtime[tensorrt-rtx]' in a checkout (Linux on x86_64), which installs "
+    "tensorrt-rtx-cu13-bindings and tensorrt-rtx-cu13-libs 1.7.1.116."
+)
+
 FIRST_WITH_ORIN = (10, 16)
 """The first TensorRT for servers (SBSA, the build of JetPack 7) with code for Orin, compute capability 8.7."""
 FIRST_SBSA = (10, 13)

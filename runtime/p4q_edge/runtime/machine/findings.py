@@ -11,7 +11,8 @@ from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine.host import Host, read_host
 from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
 
-BACKENDS = ("onnxruntime", "tensorrt")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+ON_GPUS = ("tensorrt", "tensorrt-rtx")
 TOOLKIT_PACKAGES = ("p4q-edge", "torch", "torchvision", "open_clip_torch", "timm", "onnx")
 
 GIB = 1 << 30
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Finding:
     """One fact about this host.
 
-    `status` is "ok", "note" (good to know), "warning" (works, but not as it should) or "missing": then the
-    backends in `needed_by` cannot run. `fix` is a command, empty where none can help.
+    `status` is "ok", "note" (good to know), "warning" (works, but not as it should), "missing" or, of what is optional,
+    "absent": then the backends in `needed_by` cannot run. `fix` is a command, empty where none can help.
     """
 
     subject: str
@@ -60,13 +61,15 @@ def examine(environment: Environment, *, bundle_bytes: int = TYPICAL_BUNDLE_BYTE
         _onnxruntime(environment.probes["onnxruntime"]),
         _cuda(environment),
         _tensorrt(environment),
+        _tensorrt_rtx(environment),
         _toolkit(environment),
     ]
 
 
 def able_backends(findings: list[Finding]) -> dict[str, bool]:
     """Return for each backend whether nothing that it needs is missing."""
-    missing = {backend for finding in findings if finding.status == "missing" for backend in finding.needed_by}
+    lacking = [finding for finding in findings if finding.status in ("missing", "absent")]
+    missing = {backend for finding in lacking for backend in finding.needed_by}
     return {backend: backend not in missing for backend in BACKENDS}
 
 
@@ -147,7 +150,7 @@ def _memory(host: Host, *, bundle_bytes: int, tensorrt: bool) -> Iterator[Findin
         yield Finding(subject="Memory", status="note", message="this system does not tell its free memory")
         return
     swap = host.free_swap_bytes or 0
-    for backend in BACKENDS if tensorrt else BACKENDS[:1]:
+    for backend in ("onnxruntime", "tensorrt") if tensorrt else ("onnxruntime",):
         peak = BUILDER_BASE_BYTES[backend] + BUILDER_COPIES[backend] * bundle_bytes
         text = (
             f"{_gib(host.available_bytes)} free and {_gib(swap)} of swap; building a bundle of "
@@ -202,7 +205,7 @@ def _cuda(environment: Environment) -> Finding:
             for device in probe.facts["devices"]
         )
         text = f"driver for CUDA {probe.facts['cuda']}: {devices}"
-        return Finding(subject="CUDA driver", status="ok", message=text, needed_by=("tensorrt",))
+        return Finding(subject="CUDA driver", status="ok", message=text, needed_by=ON_GPUS)
     jetson = environment.host.l4t is not None
     too_old = advice.OLD_DRIVER in (probe.problem or "")
     return Finding(
@@ -210,7 +213,7 @@ def _cuda(environment: Environment) -> Finding:
         status="missing",
         message=f"no NVIDIA device can be used: {probe.problem}",
         fix=advice.newer_driver(jetson=jetson) if too_old else advice.install_driver(jetson=jetson),
-        needed_by=("tensorrt",),
+        needed_by=ON_GPUS,
     )
 
 
@@ -254,6 +257,20 @@ def _usable_tensorrt(version: str, host: Host, driver: Probe) -> Finding:
     if doubt is not None:
         return Finding(subject="TensorRT", status="note", message=f"{version}. {doubt}", needed_by=("tensorrt",))
     return Finding(subject="TensorRT", status="ok", message=version, needed_by=("tensorrt",))
+
+
+def _tensorrt_rtx(environment: Environment) -> Finding:
+    host, probe = environment.host, environment.probes["tensorrt-rtx"]
+    subject, needed_by = "TensorRT for RTX", ("tensorrt-rtx",)
+    if probe.works:
+        text = f"{probe.facts['version']}, experimental: no engine of it ran on an RTX GPU yet"
+        return Finding(subject=subject, status="ok", message=text, needed_by=needed_by)
+    if (host.system, host.architecture) != ("Linux", "x86_64"):
+        text = f"optional; its packages are for Linux on x86_64, this is {host.system} {host.architecture}"
+        fix = "p4q-edge build BUNDLE --engine out.plan  # TensorRT instead"
+    else:
+        text, fix = f"optional, cannot be used: {probe.problem}", "pip install './runtime[tensorrt-rtx]'"
+    return Finding(subject=subject, status="absent", message=text, fix=fix, needed_by=needed_by)
 
 
 def _jetpack(host: Host) -> int | None:

@@ -73,6 +73,14 @@ def _tensorrt() -> dict[str, Any]:
     return {"version": tensorrt.__version__}
 
 
+def _tensorrt_rtx() -> dict[str, Any]:
+    # It compiles without a GPU and without a driver, so neither is asked.
+    import tensorrt_rtx_bindings
+
+    tensorrt_rtx_bindings.Builder(tensorrt_rtx_bindings.Logger(tensorrt_rtx_bindings.Logger.ERROR))
+    return {"version": tensorrt_rtx_bindings.__version__}
+
+
 def _onnxruntime() -> dict[str, Any]:
     import onnxruntime
 
@@ -82,6 +90,7 @@ def _onnxruntime() -> dict[str, Any]:
 PROBES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "cuda": _cuda,
     "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
     "onnxruntime": _onnxruntime,
 }
 

@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from p4q_edge.runtime.artifacts import TensorRTBuild
-from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
-from p4q_edge.runtime.builders.tensorrt import precision_choice as tensorrt_noregret
-from p4q_edge.runtime.builders.tensorrt.progress import Progress
-from p4q_edge.runtime.builders.tensorrt.worker import serve
 from p4q_edge.runtime.cli.main import main
-from p4q_edge.runtime.statistics.timing import Rounds
-
-
-@pytest.fixture
-def device(installed: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A Jetson whose TensorRT computes what the golden samples of the tiny bundle say."""
-    golden = read_bundle(tiny_bundle).golden()
-    known = {picture.tobytes(): index for index, picture in enumerate(golden.image)}
-
-    def answer(image: np.ndarray) -> dict[str, np.ndarray]:
-        rows = [known.get(picture.tobytes(), 0) for picture in image]
-        return {name: getattr(golden, name)[rows] for name in ("logits", "embedding", "features")}
-
-    installed.compute = answer
-    side = golden.image.shape[2:]
-    installed.input_shape = (-1, 3, *side)
-    installed.io = {
-        "image": ("UINT8", (-1, 3, *side)),
-        **{name: ("FLOAT", (-1, getattr(golden, name).shape[1])) for name in ("logits", "embedding", "features")},
-    }
-
-    def run(request: dict[str, Any], *, task: str, progress: Any = None) -> dict[str, Any]:
-        events = io.StringIO()
-        code = serve(io.StringIO(json.dumps(request) + "\n"), events, cancelled=lambda: False)
-        found = [json.loads(line) for line in events.getvalue().splitlines()]
-        assert code == 0, found
-        for event in found[:-1]:
-            if progress is not None:
-                progress(Progress(task=task, phase=event["phase"], fraction=event["fraction"]))
-        return {name: value for name, value in found[-1].items() if name != "event"}
-
-    monkeypatch.setattr(tensorrt_builder, "run_worker", run)
-    monkeypatch.setattr(tensorrt_noregret, "ROUNDS", Rounds(warmup=1, minimum=5, maximum=5, seconds=0))
-    return installed
 
 
 def test_build_selftest_and_classify(device: Any, tiny_bundle: Path, tmp_path: Path, picture: Any, capsys: Any) -> None:
@@ -76,6 +36,7 @@ def test_build_selftest_and_classify(device: Any, tiny_bundle: Path, tmp_path: P
         ".plan",
     ]
     assert main(["selftest", str(engine)]) == 0
+    assert main(["inspect", str(engine)]) == 0
     image = tmp_path / "a.png"
     picture.save(image)
     assert main(["classify", str(engine), str(image)]) == 0

@@ -20,18 +20,22 @@ from typing import Any, TextIO
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import TensorRTOptions
+from p4q_edge.runtime.builders.tensorrt.ahead_of_time import build_ahead
+from p4q_edge.runtime.builders.tensorrt.compilation import BuildCancelledError, Emit, Job, prepare
 from p4q_edge.runtime.builders.tensorrt.inspection import inspect_engine
-from p4q_edge.runtime.builders.tensorrt.network import make_config, parse_network, remove_quantization, use_timing_cache
+from p4q_edge.runtime.builders.tensorrt.network import use_timing_cache
 from p4q_edge.runtime.builders.tensorrt.options import (
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,
 )
 from p4q_edge.runtime.builders.tensorrt.precision_choice import measure_plans
-from p4q_edge.runtime.builders.tensorrt.progress import PhaseTree, make_monitor
+from p4q_edge.runtime.builders.tensorrt.trtexec import trtexec_command
 from p4q_edge.runtime.engines.cuda import Cuda, open_cuda
 from p4q_edge.runtime.engines.tensorrt import (
+    RTX,
     STRONG_TYPING_COMPLETE,
+    import_library,
     import_tensorrt,
     machine_facts,
     make_builder,
@@ -44,13 +48,6 @@ from p4q_edge.runtime.storage import atomic_write
 logger = logging.getLogger(__name__)
 
 CANCELLED = 130
-REPORT_EVERY_S = 0.2
-
-Emit = Callable[[Mapping[str, Any]], None]
-
-
-class BuildCancelledError(Exception):
-    """The parent asked to stop. It never leaves this module."""
 
 
 def main() -> int:
@@ -72,14 +69,17 @@ def serve(requests: TextIO, events: TextIO, *, cancelled: Callable[[], bool]) ->
     request = json.loads(requests.readline())
     options = TensorRTOptions(**request["options"])
     try:
+        if request["action"] == "build-ahead":
+            job = _job(request, options, emit, cancelled)
+            result = build_ahead(import_library(RTX), job, capabilities=tuple(request["capabilities"]))
+            emit({"event": "result", **result})
+            return 0
         # CUDA answers before TensorRT is imported: without a driver its factories crash.
         cuda = open_cuda(options.cuda_backend, device=options.device)
         trt = import_tensorrt(cuda.facts)
         with cuda.current():
             if request["action"] == "build":
-                paths = {name: Path(request[name]) for name in ("model", "plan", "engine")}
-                job = Job(options=options, flavour=request["flavour"], emit=emit, cancelled=cancelled, **paths)
-                result = build(trt, cuda, job)
+                result = build(trt, cuda, _job(request, options, emit, cancelled))
             else:
                 plans = {name: Path(path) for name, path in request["plans"].items()}
                 golden = Path(request["golden"])
@@ -93,27 +93,23 @@ def serve(requests: TextIO, events: TextIO, *, cancelled: Callable[[], bool]) ->
     return 0
 
 
+def _job(request: Mapping[str, Any], options: TensorRTOptions, emit: Emit, cancelled: Callable[[], bool]) -> Job:
+    model, plan, engine = (Path(request[name]) for name in ("model", "plan", "engine"))
+    return Job(
+        options=options,
+        flavour=request["flavour"],
+        model=model,
+        plan=plan,
+        engine=engine,
+        emit=emit,
+        cancelled=cancelled,
+    )
+
+
 def stdin_ended() -> bool:
     """Return whether the parent closed our stdin."""
     readable, _, _ = select.select([0], [], [], 0)
     return bool(readable) and os.read(0, 1) == b""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One plan to build and whom to tell."""
-
-    options: TensorRTOptions
-    flavour: str
-    """`int8`, `int8-linears` or `fp16`."""
-    model: Path
-    """The complete ONNX model."""
-    plan: Path
-    """Where to write the plan."""
-    engine: Path
-    """The final engine, which has the timing cache of earlier builds beside it."""
-    emit: Emit
-    cancelled: Callable[[], bool]
 
 
 def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
@@ -125,8 +121,8 @@ def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
     options = job.options
     check_hardware_compatibility(options, cuda.facts)
     started = time.monotonic()
-    typing, plan, cache = _build_typed(trt, cuda, job)
-    serialized = memoryview(plan)
+    typing, built = _build_typed(trt, cuda, job)
+    serialized = memoryview(built.plan)
     atomic_write(job.plan, serialized, force=True)
     seconds = time.monotonic() - started
     engine = _deserialize(trt, serialized, version_compatible=options.version_compatible)
@@ -138,9 +134,10 @@ def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
             "batches": ",".join(str(size) for size in options.batches),
             "workspace_bytes": str(workspace_bytes(options, cuda.facts) or "default"),
             "optimization_level": str(options.optimization_level),
-            "timing_cache": cache,
+            "timing_cache": built.cache,
             "version_compatible": str(options.version_compatible).lower(),
             "hardware_compatibility": options.hardware_compatibility,
+            "trtexec": built.trtexec,
         },
         "inspection": inspect_engine(trt, engine),
         "size_bytes": serialized.nbytes,
@@ -148,7 +145,16 @@ def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
     }
 
 
-def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Any, str]:
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A serialized plan, what came of the timing cache, and the command of trtexec that builds the same."""
+
+    plan: Any
+    cache: str
+    trtexec: str
+
+
+def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Built]:
     """Build with strong typing, and where that fails on an old TensorRT once more with weak typing."""
     version = version_tuple(trt.__version__)
     if job.options.typing == "weak":
@@ -156,72 +162,39 @@ def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Any, str]:
             raise errors.UsageError(
                 f"TensorRT {trt.__version__} has no weak typing; it left with version 11. Use --typing strong."
             )
-        return "weak", *_build_once(trt, cuda, job, strong=False)
+        return "weak", _build_once(trt, cuda, job, strong=False)
     try:
-        return "strong", *_build_once(trt, cuda, job, strong=True)
+        return "strong", _build_once(trt, cuda, job, strong=True)
     except errors.P4QEdgeError as error:
         complete = version >= STRONG_TYPING_COMPLETE
         if complete or job.options.typing == "strong" or isinstance(error, errors.UsageError):
             raise
         logger.warning("TensorRT %s: %s Trying again with weak typing.", trt.__version__, error)
-        return f"weak after strong failed: {error}", *_build_once(trt, cuda, job, strong=False)
+        return f"weak after strong failed: {error}", _build_once(trt, cuda, job, strong=False)
 
 
-def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> tuple[Any, str]:
-    """Return the serialized plan and what came of the timing cache."""
+def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> Built:
     log = make_logger(trt)
     builder = make_builder(trt, log, cuda.facts)
-    network, parser = parse_network(trt, builder, log, job.model.read_bytes(), strong=strong)
-    kept = []
-    if job.flavour != "int8":
-        kept = remove_quantization(trt, network, only_convolutions=job.flavour == "int8-linears")
     workspace = workspace_bytes(job.options, cuda.facts)
-    allowed = ("FP16",) if job.flavour == "fp16" else ("INT8", "FP16")
-    config = make_config(trt, builder, network, job.options, workspace=workspace, weak_flags=() if strong else allowed)
+    compilation = prepare(trt, job, builder=builder, log=log, strong=strong, workspace=workspace)
     kept_cache = timing_cache_path(job.engine, tensorrt_version=trt.__version__, facts=cuda.facts)
     # Written beside the plan: the parent moves both to the engine once everything is done.
     new_cache = job.plan.with_name(kept_cache.name)
     known = new_cache if new_cache.is_file() else kept_cache
-    cache = use_timing_cache(config, known if job.options.timing_cache else None)
-    # The binding keeps no reference to the monitor's Python part, so a local one does.
-    monitor = make_monitor(trt, report=_reporter(job.emit), cancelled=job.cancelled)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    # TensorRT reads the weights that these two own until here.
-    del parser, kept
-    if plan is None:
-        if job.cancelled():
-            raise BuildCancelledError
-        raise errors.P4QEdgeError(_failure(trt, log, workspace))
+    cache = use_timing_cache(compilation.config, known if job.options.timing_cache else None)
+    plan = compilation.run(trt)
     if job.options.timing_cache:
-        atomic_write(new_cache, memoryview(config.get_timing_cache().serialize()), force=True)
-    return plan, cache
-
-
-def _failure(trt: Any, log: Any, workspace: int | None) -> str:
-    reasons = problems(log)
-    out_of_memory = "memory" in reasons.lower()
-    limit = f"{workspace >> 20} MiB" if workspace else "TensorRT's default"
-    advice = (
-        f"The GPU ran out of memory with a workspace of {limit}: close other programs, or give a smaller "
-        "--workspace-mib or --max-batch."
-        if out_of_memory
-        else "Try --optimization-level 2, and report this with the messages if it stays."
+        atomic_write(new_cache, memoryview(compilation.config.get_timing_cache().serialize()), force=True)
+    command = trtexec_command(
+        job.options,
+        flavour=job.flavour,
+        shape=tuple(compilation.network.get_input(0).shape),
+        strong=strong,
+        workspace=workspace,
+        timing_cache=new_cache.name,
     )
-    return f"TensorRT {trt.__version__} built no plan: {reasons}. {advice}"
-
-
-def _reporter(emit: Emit) -> Callable[[PhaseTree], None]:
-    last = 0.0
-
-    def report(tree: PhaseTree) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= REPORT_EVERY_S:
-            last = now
-            emit({"event": "progress", "phase": tree.phase, "fraction": tree.fraction})
-
-    return report
+    return Built(plan=plan, cache=cache, trtexec=command)
 
 
 def _deserialize(trt: Any, plan: Any, *, version_compatible: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,6 +58,8 @@ _TENSORRT_FLAGS = (
     _Flag("device", "index of the GPU", name="--gpu", metavar="N", default="{}"),
     _Flag("cuda_backend", "library that reaches CUDA", default="{}"),
 )
+_RTX_FIELDS = frozenset({"min_batch", "opt_batch", "max_batch", "optimization_level"})
+"""What of these the builder of TensorRT for RTX takes too."""
 
 
 def _add_tensorrt_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -84,7 +87,10 @@ def _add_tensorrt_arguments(parser: argparse._ArgumentGroup) -> None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", type=Path, help="bundle to build from; without one, the recipe is run")
     parser.add_argument(
-        "--engine", type=Path, required=True, help="engine to write: .onnx (CPU) or .plan/.engine (TensorRT)"
+        "--engine",
+        type=Path,
+        required=True,
+        help="engine to write: .onnx (CPU), .plan/.engine (TensorRT) or .rtx (TensorRT for RTX)",
     )
     parser.add_argument("--backend", choices=get_args(BackendName), help="overrides the suffix of --engine")
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and build nothing")
@@ -107,6 +113,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop the check with the golden samples if it takes longer (default: 600)",
     )
     _add_tensorrt_arguments(parser.add_argument_group("TensorRT"))
+    rtx = parser.add_argument_group("TensorRT for RTX (experimental; also takes batches and level of TensorRT)")
+    rtx.add_argument(
+        "--capability",
+        action="append",
+        metavar="X.Y",
+        help="compute capability of a GPU that the engine is for, as 8.6; can be repeated (default: 8.0 and later)",
+    )
 
 
 def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -154,21 +167,41 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     """
     from p4q_edge.runtime.builders import BuildOptions, backend_of
 
-    given = {flag: value for flag in _TENSORRT_FLAGS if (value := getattr(args, flag.field)) is not None}
-    if backend_of(args.engine, args.backend) == "tensorrt":
+    backend = backend_of(args.engine, args.backend)
+    flags = {flag: value for flag in _TENSORRT_FLAGS if (value := getattr(args, flag.field)) is not None}
+    given = {flag.field: value for flag, value in flags.items()}
+    if backend != "onnxruntime":
+        _refuse(
+            {"--deadline": args.deadline is not None, "--cpu-profile": args.cpu_profile != "exact"},
+            args.engine,
+            "a TensorRT engine",
+        )
+    if backend == "tensorrt":
         from p4q_edge.runtime.artifacts import TensorRTOptions
 
-        if args.deadline is not None:
-            raise UsageError(f"--deadline has no effect on {args.engine}, a TensorRT engine. Leave it out.")
-        if args.cpu_profile != "exact":
-            raise UsageError(f"--cpu-profile has no effect on {args.engine}, a TensorRT engine. Leave it out.")
-        return BuildOptions(tensorrt=TensorRTOptions(**{flag.field: value for flag, value in given.items()}))
-    if given:
-        flags = ", ".join(flag.flag for flag in given)
-        raise UsageError(f"{flags} has no effect on {args.engine}, an ONNX Runtime engine. Leave it out.")
+        _refuse({"--capability": args.capability is not None}, args.engine, "a TensorRT engine")
+        return BuildOptions(tensorrt=TensorRTOptions(**given))
+    useless = {flag.flag: flag.field not in _RTX_FIELDS or backend == "onnxruntime" for flag in flags}
+    if backend == "tensorrt-rtx":
+        from p4q_edge.runtime.artifacts import RtxOptions
+
+        _refuse(useless, args.engine, "an engine of TensorRT for RTX")
+        return BuildOptions(rtx=RtxOptions(**given, capabilities=tuple(args.capability or ())))
+    _refuse({**useless, "--capability": args.capability is not None}, args.engine, "an ONNX Runtime engine")
     if args.deadline is None:
         return BuildOptions(cpu_profile=args.cpu_profile)
     return BuildOptions(cpu_profile=args.cpu_profile, deadline_s=args.deadline)
+
+
+def _refuse(flags: Mapping[str, bool], engine: Path, kind: str) -> None:
+    """Raise where a flag was given that does nothing for an engine of a kind.
+
+    Raises:
+        UsageError: names the flags.
+    """
+    useless = ", ".join(flag for flag, given in flags.items() if given)
+    if useless:
+        raise UsageError(f"{useless} has no effect on {engine}, {kind}. Leave it out.")
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:
@@ -248,8 +281,11 @@ def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
             options=request.options,
             progress=progress,
         )
-    assert card.measured is not None  # a build always measures
-    golden = card.measured.golden
+    golden = None if card.measured is None else card.measured.golden
+    # An engine for another machine is not run where it is built.
+    proof = (
+        "not run here" if golden is None else f"cosine to the reference {golden.cosine_min:.6f} (n = {golden.samples})"
+    )
     document = {
         "engine": str(request.engine),
         "card": f"{request.engine}.json",
@@ -260,14 +296,14 @@ def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
     }
     text = (
         f"{request.engine}  {card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.1f} MB, "
-        f"cosine to the reference {golden.cosine_min:.6f} (n = {golden.samples})"
+        f"{proof}"
     )
     output.write(document=document, text=text)
 
 
 def _progress(request: BuildRequest) -> AbstractContextManager[ShowProgress | None]:
     """Return what shows how far a build is: minutes on a Jetson, and nothing for builds that take seconds."""
-    if request.options.tensorrt is None or request.quiet:
+    if (request.options.tensorrt is None and request.options.rtx is None) or request.quiet:
         return nullcontext()
     from p4q_edge.runtime.builders.tensorrt import ProgressLine
 

@@ -125,7 +125,7 @@ def _values(document: Any) -> dict[str, Any]:
 def _lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
     lines = []
     for key, value in document.items():
-        if key == "precision":
+        if key == "precision" and isinstance(value, Mapping):
             value = _precision(value)
         if isinstance(value, Mapping) and value:
             lines += [f"{indent}{printable(key)}", *_lines(value, indent + "  ")]

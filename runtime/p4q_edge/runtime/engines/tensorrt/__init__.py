@@ -9,22 +9,30 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
     from p4q_edge.runtime.engines.tensorrt.library import (
+        RTX,
         STRONG_TYPING_COMPLETE,
+        TENSORRT,
+        import_library,
         import_tensorrt,
         machine_facts,
         make_builder,
         make_logger,
+        platform_name,
         problems,
         version_tuple,
     )
 
 __all__ = [
+    "RTX",
     "STRONG_TYPING_COMPLETE",
+    "TENSORRT",
     "TensorRTEngine",
+    "import_library",
     "import_tensorrt",
     "machine_facts",
     "make_builder",
     "make_logger",
+    "platform_name",
     "problems",
     "version_tuple",
 ]
@@ -35,11 +43,15 @@ if not TYPE_CHECKING:
         {
             "engine": ("TensorRTEngine",),
             "library": (
+                "RTX",
                 "STRONG_TYPING_COMPLETE",
+                "TENSORRT",
+                "import_library",
                 "import_tensorrt",
                 "machine_facts",
                 "make_builder",
                 "make_logger",
+                "platform_name",
                 "problems",
                 "version_tuple",
             ),

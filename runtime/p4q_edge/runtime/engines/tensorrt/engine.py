@@ -13,10 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from p4q_edge.runtime.choices import CudaBackend
-from p4q_edge.runtime.engines.cuda.base import Cuda
+from p4q_edge.runtime.engines.cuda.base import Cuda, DeviceFacts
 from p4q_edge.runtime.engines.cuda.device import open_cuda
+from p4q_edge.runtime.engines.tensorrt.kernel_cache import CachedContexts, cache_path, check_validity
 from p4q_edge.runtime.engines.tensorrt.library import (
+    RTX,
+    TENSORRT,
+    Library,
     check_compatible,
+    import_library,
     import_tensorrt,
     machine_facts,
     make_logger,
@@ -43,21 +48,26 @@ class LoadedPlan:
     log: Any
     runtime: Any
     engine: Any
+    contexts: Any
+    """What makes execution contexts: the engine, or `CachedContexts` of it."""
     io: EngineIO
 
 
-def load_plan(trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool) -> LoadedPlan:
+def load_plan(
+    trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool, library: Library = TENSORRT
+) -> LoadedPlan:
     """Load a plan.
 
     Args:
-        trt: the module `tensorrt`.
+        trt: the module of the library.
         cuda: the GPU.
         plan: its bytes.
-        name: what messages call it.
+        name: what messages call it: its path, beside which compiled kernels are kept.
         host_code: let code that the plan carries run.
+        library: which built it.
 
     Raises:
-        IncompatibleEngineError: TensorRT cannot load it.
+        IncompatibleEngineError: the library cannot load it.
     """
     log = make_logger(trt)
     with cuda.current():
@@ -65,14 +75,17 @@ def load_plan(trt: Any, cuda: Cuda, plan: bytes, *, name: str, host_code: bool) 
         if host_code:
             # Version-compatible plans carry code. It runs only if the card, whose digest fits, says so.
             runtime.engine_host_code_allowed = True
+        if library.compiles_when_loaded:
+            check_validity(trt, runtime, plan, name=name)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise IncompatibleEngineError(
-                f"TensorRT {trt.__version__} cannot load {name}: {problems(log)}. "
+                f"{library.title} {trt.__version__} cannot load {name}: {problems(log)}. "
                 f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
             )
         io = read_io(trt, engine, name=name)
-    return LoadedPlan(name=name, cuda=cuda, log=log, runtime=runtime, engine=engine, io=io)
+        contexts = CachedContexts(trt, engine, cache_path(Path(name))) if library.compiles_when_loaded else engine
+    return LoadedPlan(name=name, cuda=cuda, log=log, runtime=runtime, engine=engine, contexts=contexts, io=io)
 
 
 class TensorRTEngine:
@@ -92,9 +105,9 @@ class TensorRTEngine:
         _require_sessions(sessions)
         self._cuda, self._io, self._log = loaded.cuda, loaded.io, loaded.log
         # Held one by one: `close` drops the engine before its runtime, while CUDA is there.
-        self._engine, self._runtime = loaded.engine, loaded.runtime
+        self._engine, self._runtime, self._contexts = loaded.engine, loaded.runtime, loaded.contexts
         self._pool = SessionPool(
-            lambda: Session(self._cuda, self._engine, self._io, self._log, graphs=graphs), limit=sessions
+            lambda: Session(self._cuda, self._contexts, self._io, self._log, graphs=graphs), limit=sessions
         )
         # Threads start at the first `submit`; an engine that is only called directly never has any.
         self._executor = ThreadPoolExecutor(max_workers=sessions, thread_name_prefix="p4q-engine")
@@ -128,8 +141,9 @@ class TensorRTEngine:
         _require_sessions(sessions)
         path = Path(path)
         cuda = open_cuda(backend, device=device_index(device, engine=str(path)))
-        trt = import_tensorrt(cuda.facts)
-        check_compatible(card.built_with, machine_facts(trt, cuda.facts), engine=path)
+        library = library_of(card)
+        trt = import_for(library, cuda.facts)
+        check_compatible(card.built_with, machine_facts(trt, cuda.facts, library), engine=path, library=library)
         plan = path.read_bytes()
         # These very bytes are hashed and loaded, so that nothing can change the file between the two.
         if sha256_bytes(plan) != card.engine_sha256:
@@ -138,7 +152,7 @@ class TensorRTEngine:
                 f"build again: p4q-edge build MODEL.p4q --engine {path} --force"
             )
         host_code = card.built_with.get("version_compatible") == "true"
-        loaded = load_plan(trt, cuda, plan, name=str(path), host_code=host_code)
+        loaded = load_plan(trt, cuda, plan, name=str(path), host_code=host_code, library=library)
         return cls(loaded, sessions=sessions, graphs=graphs)
 
     @classmethod
@@ -205,7 +219,10 @@ class TensorRTEngine:
         self._executor.shutdown(wait=True)
         with self._cuda.current():
             self._pool.close()
+            if isinstance(self._contexts, CachedContexts):
+                self._contexts.save()
             # Contexts before the engine, the engine before the runtime: TensorRT's rule.
+            self._contexts = None
             self._engine = None
             self._runtime = None
 
@@ -248,15 +265,29 @@ def device_index(device: str, *, engine: str) -> int:
     return int(match[1] or 0)
 
 
-def fingerprint(device: str = "auto") -> Mapping[str, str]:
+def library_of(card: Card) -> Library:
+    """Return the library that built the engine of a card, and that runs it."""
+    return RTX if RTX.key in card.built_with else TENSORRT
+
+
+def import_for(library: Library, facts: DeviceFacts) -> Any:
+    """Return the module of a library that shall run on a GPU.
+
+    Raises:
+        EnvironmentNotAbleError: it is missing, too old, or has no code for this GPU.
+    """
+    return import_tensorrt(facts) if library is TENSORRT else import_library(library, found=facts.name)
+
+
+def fingerprint(device: str = "auto", library: Library = TENSORRT) -> Mapping[str, str]:
     """Return what decides the values of an engine: two machines with equal answers compute the same.
 
     Raises:
         EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
     """
     cuda = open_cuda(device=device_index(device, engine="the engine"))
-    facts = machine_facts(import_tensorrt(cuda.facts), cuda.facts)
-    return {name: facts[name] for name in ("tensorrt", "gpu", "compute_capability", "platform")}
+    facts = machine_facts(import_for(library, cuda.facts), cuda.facts, library)
+    return {name: facts[name] for name in (library.key, "gpu", "compute_capability", "platform")}
 
 
 def _require_sessions(sessions: int) -> None:

@@ -1,4 +1,4 @@
-"""Importing TensorRT, its log, and whether a plan may be loaded here. CUDA is always asked first."""
+"""The two libraries that run engines on GPUs, their log, and whether an engine may be loaded here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import sys
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +18,103 @@ from p4q_edge.runtime.machine import advice, jetpack_of
 
 logger = logging.getLogger(__name__)
 
-OLDEST = (10, 3)
-"""JetPack 6.2 has TensorRT 10.3.0; nothing older is tested."""
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """One of NVIDIA's two libraries with the same Python API; everything in which they differ is asked here.
+
+    Attributes:
+        title: what messages call it.
+        module: what Python imports.
+        key: under which name a card has its version.
+        oldest: the oldest version that is supported.
+        upgrade: how to come by a newer one.
+        install: how to come by one.
+        moves: what its engines do not move between.
+        compiles_when_loaded: whether kernels are compiled for the GPU when an engine is loaded, and kept in a cache.
+    """
+
+    title: str
+    module: str
+    key: str
+    oldest: tuple[int, int]
+    upgrade: str
+    install: str
+    moves: str
+    compiles_when_loaded: bool
+
+
+TENSORRT = Library(
+    title="TensorRT",
+    module="tensorrt",
+    key="tensorrt",
+    # JetPack 6.2 has TensorRT 10.3.0; nothing older is tested.
+    oldest=(10, 3),
+    upgrade="Upgrade JetPack to 6.2 or newer, or TensorRT on a desktop.",
+    install=advice.HOW_TO_INSTALL,
+    moves="TensorRT plans do not move between versions, GPUs or platforms.",
+    compiles_when_loaded=False,
+)
+RTX = Library(
+    title="TensorRT for RTX",
+    module="tensorrt_rtx_bindings",
+    key="tensorrt_rtx",
+    # The pair of wheels that the tests compile with; engines do not move between versions.
+    oldest=(1, 7),
+    upgrade=advice.INSTALL_RTX,
+    install=advice.INSTALL_RTX,
+    moves="Engines of TensorRT for RTX do not move between versions, or to GPUs that they were not built for.",
+    compiles_when_loaded=True,
+)
+
 STRONG_TYPING_COMPLETE = (10, 12)
 """From here on strong typing covers every layer (NVIDIA's migration guide), so nothing is retried without it."""
 _KEPT_MESSAGES = 20
 
 
 def import_tensorrt(facts: DeviceFacts) -> Any:
-    """Return the `tensorrt` module.
+    """Return the module `tensorrt`.
 
     Args:
-        facts: the GPU. That there are any proves a successful `cudaGetDeviceCount`, without which TensorRT's own
+        facts: the GPU. That there are any proves that the driver counted its devices, without which TensorRT's own
             factories crash instead of answering.
 
     Raises:
-        EnvironmentNotAbleError: TensorRT is missing for this Python, does not load, or is too old.
+        EnvironmentNotAbleError: TensorRT is missing for this Python, does not load, is too old, or has no code for this
+            GPU.
     """
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EnvironmentNotAbleError(
-            f"expected the Python module tensorrt for Python {sys.version_info.major}.{sys.version_info.minor} "
-            f"({facts.name} is there): {error}. {advice.HOW_TO_INSTALL}"
-        ) from error
-    if version_tuple(trt.__version__) < OLDEST:
-        raise EnvironmentNotAbleError(
-            f"expected TensorRT {OLDEST[0]}.{OLDEST[1]} or newer, got {trt.__version__}. Upgrade JetPack to 6.2 or "
-            "newer, or TensorRT on a desktop."
-        )
+    trt = import_library(TENSORRT, found=facts.name)
     problem = advice.without_code(
         trt.__version__, compute_capability=facts.compute_capability, jetpack=jetpack_of(l4t_release())
     )
     if problem is not None:
         raise EnvironmentNotAbleError(f"{problem}.")
+    return trt
+
+
+def import_library(library: Library, *, found: str = "") -> Any:
+    """Return the module of a library.
+
+    Args:
+        library: which.
+        found: name of the GPU that it shall run on; "" where it only compiles.
+
+    Raises:
+        EnvironmentNotAbleError: it is missing for this Python, does not load, or is too old.
+    """
+    try:
+        trt = importlib.import_module(library.module)
+    except ImportError as error:
+        there = f" ({found} is there)" if found else ""
+        raise EnvironmentNotAbleError(
+            f"expected the Python module {library.module} for Python {sys.version_info.major}.{sys.version_info.minor}"
+            f"{there}: {error}. {library.install}"
+        ) from error
+    if version_tuple(trt.__version__) < library.oldest:
+        raise EnvironmentNotAbleError(
+            f"expected {library.title} {library.oldest[0]}.{library.oldest[1]} or newer, got {trt.__version__}. "
+            f"{library.upgrade}"
+        )
     return trt
 
 
@@ -74,10 +138,14 @@ def version_tuple(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def make_logger(trt: Any) -> Any:
+def make_logger(trt: Any, *, keep: str | None = None) -> Any:
     """Return a TensorRT logger that passes everything on to `logging` and keeps the last errors.
 
     TensorRT reports failures as `None` or `False`; the reason is only in its log, so `problems(logger)` gives it.
+
+    Args:
+        trt: the module.
+        keep: of the details, the messages with this text stay in the logger's list `kept`.
     """
 
     # The base class exists only once TensorRT is imported, which needs a GPU.
@@ -85,6 +153,7 @@ def make_logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.problems: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+            self.kept: list[str] = []
             self.levels = {
                 trt.ILogger.INTERNAL_ERROR: logging.ERROR,
                 trt.ILogger.ERROR: logging.ERROR,
@@ -97,6 +166,8 @@ def make_logger(trt: Any) -> Any:
             if level is None:
                 # Details, a line for every tried kernel: TensorRT has no way to keep them from crossing into Python.
                 # One costs a microsecond: 6,002 of them in 0.8 s of compiling the demo, which a logger in C++ took too.
+                if keep is not None and keep in msg:
+                    self.kept.append(msg)
                 return
             if level == logging.ERROR:
                 self.problems.append(" ".join(msg.split()))
@@ -120,10 +191,10 @@ def l4t_release(path: Path = Path("/etc/nv_tegra_release")) -> str:
     return path.read_text(encoding="utf-8").splitlines()[0] if path.is_file() else ""
 
 
-def machine_facts(trt: Any, facts: DeviceFacts) -> dict[str, str]:
-    """Return what a plan is bound to and what it was made with, as the card records it."""
+def machine_facts(trt: Any, facts: DeviceFacts, library: Library = TENSORRT) -> dict[str, str]:
+    """Return what an engine is bound to and what it was made with, as the card records it."""
     return {
-        "tensorrt": trt.__version__,
+        library.key: trt.__version__,
         "gpu": facts.name,
         "compute_capability": facts.compute_capability,
         "platform": platform_name(),
@@ -133,44 +204,47 @@ def machine_facts(trt: Any, facts: DeviceFacts) -> dict[str, str]:
     }
 
 
-def check_compatible(built_with: Mapping[str, str], here: Mapping[str, str], *, engine: Path) -> None:
-    """Compare the card of a plan with this machine, before TensorRT sees the plan.
+def check_compatible(
+    built_with: Mapping[str, str], here: Mapping[str, str], *, engine: Path, library: Library = TENSORRT
+) -> None:
+    """Compare the card of an engine with this machine, before the library sees the engine.
 
     Raises:
         IncompatibleEngineError: names what differs, both sides and the command that rebuilds.
     """
-    differing = [
-        key
-        for key, fits in (
-            ("tensorrt", _version_fits(built_with, here["tensorrt"])),
-            ("compute_capability", _gpu_fits(built_with, here["compute_capability"])),
-            ("platform", built_with.get("platform") == here["platform"]),
-        )
-        if not fits
-    ]
+    checks = {
+        library.key: _version_fits(built_with, here[library.key], library),
+        "compute_capability": _gpu_fits(built_with, here["compute_capability"]),
+        "platform": built_with.get("platform") == here["platform"],
+    }
+    differing = [key for key, fits in checks.items() if not fits]
     if differing:
         raise IncompatibleEngineError(
-            f"{engine} was built by {_side(built_with)}; this device has {_side(here)} "
-            f"(differing: {', '.join(differing)}). TensorRT plans do not move between versions, GPUs or platforms. "
+            f"{engine} was built by {_side(built_with, library)}; this device has {_side(here, library)} "
+            f"(differing: {', '.join(differing)}). {library.moves} "
             f"Run: p4q-edge build MODEL.p4q --engine {engine} --force"
         )
 
 
-def _side(facts: Mapping[str, str]) -> str:
+def _side(facts: Mapping[str, str], library: Library) -> str:
     return (
-        f"TensorRT {facts.get('tensorrt', 'unknown')} for {facts.get('gpu', 'an unknown GPU')} "
+        f"{library.title} {facts.get(library.key, 'unknown')} for {facts.get('gpu', 'an unknown GPU')} "
         f"(compute capability {facts.get('compute_capability', 'unknown')}, {facts.get('platform', 'unknown')})"
     )
 
 
-def _version_fits(built_with: Mapping[str, str], here: str) -> bool:
-    built = built_with.get("tensorrt", "")
+def _version_fits(built_with: Mapping[str, str], here: str, library: Library) -> bool:
+    built = built_with.get(library.key, "")
     if built_with.get("version_compatible") == "true" and built:
         return version_tuple(built) <= version_tuple(here)
     return built == here
 
 
 def _gpu_fits(built_with: Mapping[str, str], here: str) -> bool:
+    """Return whether an engine was built for a GPU: `8.7`, several as `8.6,8.9`, or all from one on as `8.0+`."""
     if built_with.get("hardware_compatibility") == "ampere_plus":
         return version_tuple(here) >= (8, 0)
-    return built_with.get("compute_capability") == here
+    built = built_with.get("compute_capability", "")
+    if built.endswith("+"):
+        return version_tuple(here) >= version_tuple(built[:-1])
+    return here in built.split(",")

@@ -1,0 +1,99 @@
+"""Engines of TensorRT for RTX: their kernels are compiled for the GPU when they are loaded, and kept in a file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from p4q_edge.runtime.errors import IncompatibleEngineError, InputError, UsageError
+from p4q_edge.runtime.storage import atomic_write, read_bounded
+
+logger = logging.getLogger(__name__)
+
+MAX_CACHE_BYTES = 512 << 20
+
+
+def cache_path(engine: Path) -> Path:
+    """Return where the compiled kernels of an engine are kept: `out.rtx` -> `out.rtx.kernels`."""
+    return engine.with_name(engine.name + ".kernels")
+
+
+class CachedContexts:
+    """Makes the execution contexts of an engine, which share compiled kernels; `save` keeps them for the next load."""
+
+    def __init__(self, trt: Any, engine: Any, path: Path) -> None:
+        """Read the kernels that were kept; the GPU must be current in this thread.
+
+        Args:
+            trt: the library's module.
+            engine: a loaded engine.
+            path: where its kernels are kept.
+        """
+        self._engine, self._path = engine, path
+        self._config = engine.create_runtime_config()
+        # Compiled for each batch size before its first run ends: a CUDA graph captured afterwards would else keep the
+        # slow kernel for any shape.
+        self._config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        # A session captures copies and engine together.
+        self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        self._cache = self._config.create_runtime_cache()
+        self._known = _read(path)
+        if self._known and not self._cache.deserialize(self._known):
+            logger.info("%s is of another GPU, driver or library; the kernels are compiled again", path)
+        self._config.set_runtime_cache(self._cache)
+
+    def create_execution_context(self) -> Any:
+        """Return a new context, or None where there is no memory for one."""
+        return self._engine.create_execution_context(runtime_config=self._config)
+
+    def save(self) -> None:
+        """Keep the kernels that were compiled; without a place for them the next load compiles again."""
+        data = bytes(memoryview(self._cache.serialize()))
+        if data == self._known:
+            return
+        try:
+            atomic_write(self._path, data, force=True)
+        except UsageError as error:
+            logger.info("the compiled kernels are not kept: %s", error)
+            return
+        self._known = data
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    try:
+        return read_bounded(path, limit_bytes=MAX_CACHE_BYTES, kind="kernel cache")
+    except InputError as error:
+        logger.warning("%s; the kernels are compiled again", error)
+        return b""
+
+
+def check_validity(trt: Any, runtime: Any, plan: bytes, *, name: str) -> None:
+    """Ask the library whether it can run an engine on the current GPU, before it loads it.
+
+    Raises:
+        IncompatibleEngineError: it cannot; the message has its reasons.
+    """
+    validity, found = runtime.get_engine_validity(plan)
+    if validity == trt.EngineValidity.INVALID:
+        kinds = trt.EngineInvalidityDiagnostics
+        reasons = [text for reason, text in _REASONS.items() if found & int(getattr(kinds, reason))]
+        raise IncompatibleEngineError(
+            f"TensorRT for RTX cannot run {name} here: {', '.join(reasons) or 'it gives no reason'}. It runs on RTX "
+            f"GPUs (compute capability 7.5, 8.6, 8.9, 12.0). Run: p4q-edge build MODEL.p4q --engine {name} --force"
+        )
+    if validity == trt.EngineValidity.SUBOPTIMAL:
+        logger.warning("%s runs slower here than on the GPUs that it was built for", name)
+
+
+_REASONS = {
+    "VERSION_MISMATCH": "it is of another version of the library",
+    "UNSUPPORTED_CC": "it was not built for this GPU",
+    "OLD_CUDA_DRIVER": "the CUDA driver is too old",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory",
+    "MALFORMED_ENGINE": "the engine is damaged",
+    "CUDA_ERROR": "CUDA fails",
+}

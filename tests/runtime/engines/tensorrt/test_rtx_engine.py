@@ -1,0 +1,159 @@
+"""Running engines of TensorRT for RTX on the double: checks of the card, kept kernels, and the same answers."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine, fingerprint
+from p4q_edge.runtime.engines.tensorrt.kernel_cache import cache_path
+from p4q_edge.runtime.engines.tensorrt.library import RTX, platform_name
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
+from p4q_edge.runtime.storage.files import sha256_bytes
+
+from doubles.rtx import VERSION, RtxDouble
+from doubles.tensorrt import compute
+
+
+def card_of(**changes: str) -> Any:
+    built_with = {"tensorrt_rtx": VERSION, "compute_capability": "8.0+", "platform": platform_name(), **changes}
+    return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    path = tmp_path / "out.rtx"
+    path.write_bytes(b"plan")
+    return path
+
+
+def test_answers_batches_and_graphs_are_as_with_tensorrt(rtx: RtxDouble, engine: Path, images: np.ndarray) -> None:
+    loaded = TensorRTEngine.open(engine, card_of())
+    for batch in (1, 1, 1, 3, 9):
+        for name, expected in compute(images[:batch]).items():
+            np.testing.assert_array_equal(loaded.run(images[:batch])[name], expected)
+    assert "launch" in rtx.cuda.calls
+    loaded.close()
+    assert rtx.cuda.leaks == {}
+    assert rtx.open_contexts == 0
+
+
+def test_kernels_are_compiled_once_and_kept_beside_the_engine(rtx: RtxDouble, engine: Path, images: np.ndarray) -> None:
+    for _ in range(2):
+        loaded = TensorRTEngine.open(engine, card_of(), sessions=2)
+        loaded.run(images[:1])
+        loaded.close()
+    assert rtx.calls.count("compile kernels") == 1
+    assert cache_path(engine).read_bytes() == b"this GPU: kernels"
+    (config, _) = rtx.runtime_configs
+    assert config.cuda_graph_strategy.name == "DISABLED"
+    assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+
+
+def test_kernels_of_another_gpu_are_replaced(
+    rtx: RtxDouble, engine: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_path(engine).write_bytes(b"another GPU: kernels")
+    with caplog.at_level(logging.INFO):
+        loaded = TensorRTEngine.open(engine, card_of())
+    loaded.run(images[:1])
+    loaded.close()
+    assert "is of another GPU, driver or library; the kernels are compiled again" in caplog.text
+    assert cache_path(engine).read_bytes() == b"this GPU: kernels"
+
+
+def test_without_a_place_for_the_kernels_the_engine_runs(
+    rtx: RtxDouble, engine: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_path(engine).mkdir()
+    loaded = TensorRTEngine.open(engine, card_of())
+    assert len(loaded.run(images[:2])["logits"]) == 2
+    with caplog.at_level(logging.INFO):
+        loaded.close()
+    assert "the compiled kernels are not kept: " in caplog.text
+
+
+def test_an_endless_cache_is_not_read(
+    rtx: RtxDouble, engine: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("p4q_edge.runtime.engines.tensorrt.kernel_cache.MAX_CACHE_BYTES", 4)
+    cache_path(engine).write_bytes(b"this GPU: kernels")
+    TensorRTEngine.open(engine, card_of())
+    assert "the kernels are compiled again" in caplog.text
+    assert "cache deserialize" not in rtx.calls
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"tensorrt_rtx": "1.6.0"}, "tensorrt_rtx"),
+        ({"compute_capability": "8.9,12.0"}, "compute_capability"),
+        ({"compute_capability": "8.9+"}, "compute_capability"),
+        ({"platform": "windows-AMD64"}, "platform"),
+    ],
+)
+def test_an_engine_of_elsewhere_is_refused_before_the_library_sees_it(
+    rtx: RtxDouble, engine: Path, changes: dict[str, str], differing: str
+) -> None:
+    with pytest.raises(
+        IncompatibleEngineError,
+        match=rf"was built by TensorRT for RTX .* \(differing: {differing}\)\. Engines of TensorRT for RTX do not move",
+    ):
+        TensorRTEngine.open(engine, card_of(**changes))
+    assert "Runtime" not in rtx.calls
+
+
+@pytest.mark.parametrize("built", ["8.6", "8.6,8.9", "8.0+", "7.5+"])
+def test_an_engine_for_this_gpu_or_for_all_from_an_older_one_on_is_taken(
+    rtx: RtxDouble, engine: Path, built: str
+) -> None:
+    assert rtx.cuda.facts.compute_capability == "8.6"
+    TensorRTEngine.open(engine, card_of(compute_capability=built)).close()
+
+
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        (2, "it was not built for this GPU"),
+        (1 + 4, "it is of another version of the library, the CUDA driver is too old"),
+        (0, "it gives no reason"),
+    ],
+)
+def test_what_the_library_says_of_an_engine_is_said_before_it_is_loaded(
+    rtx: RtxDouble, engine: Path, reasons: int, words: str
+) -> None:
+    rtx.validity, rtx.reasons = "INVALID", reasons
+    with pytest.raises(
+        IncompatibleEngineError, match=rf"cannot run {re.escape(str(engine))} here: {words}\. It runs on"
+    ):
+        TensorRTEngine.open(engine, card_of())
+    assert "deserialize_cuda_engine" not in rtx.calls
+
+
+def test_an_engine_that_runs_slower_here_is_a_warning(
+    rtx: RtxDouble, engine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rtx.validity = "SUBOPTIMAL"
+    TensorRTEngine.open(engine, card_of()).close()
+    assert "runs slower here than on the GPUs that it was built for" in caplog.text
+
+
+def test_without_the_library_the_error_names_the_command(
+    rtx: RtxDouble, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    with pytest.raises(
+        EnvironmentNotAbleError, match=r"module tensorrt_rtx_bindings .*pip install '\./runtime\[tensorrt-rtx\]'"
+    ):
+        TensorRTEngine.open(engine, card_of())
+
+
+def test_the_fingerprint_names_this_library(rtx: RtxDouble) -> None:
+    assert fingerprint("auto", RTX)["tensorrt_rtx"] == VERSION
