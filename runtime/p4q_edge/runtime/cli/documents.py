@@ -19,7 +19,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "backend": "`onnxruntime` or `tensorrt`",
         "engine_size_bytes": "size of the engine",
         "engine_sha256": _SHA256,
-        "golden": "comparison with the golden samples, see `selftest`",
+        "golden": "comparison with the golden samples, see `selftest`; null for an engine of another machine",
     },
     "build --recipe": {
         "engine": _ENGINE,
@@ -119,6 +119,10 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "drift": "largest move of an embedding since the engine was built here, or null elsewhere",
         "max_drift": "its limit",
         "doubt": "what is known of wrong values of the TensorRT that built the engine; null if nothing",
+    },
+    "doctor --board-report": {
+        "archive": "where it was written",
+        "steps": "`name`, `command`, `exit_code` (null where it was not run), `seconds` and `note`",
     },
     "doctor": {
         "findings": "`subject`, `status`, `message`, `fix` (a command) and `needed_by`",

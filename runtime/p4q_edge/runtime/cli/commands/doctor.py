@@ -25,10 +25,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRequest:
-    """What `doctor` was asked for: the backend that must run (None: any), and a bundle whose size is foreseen."""
+    """What `doctor` was asked for.
+
+    Attributes:
+        backend: the one that must run; None: any.
+        bundle: whose size is foreseen, and what a board report builds beside the demo.
+        board_report: folder for the archive of a board report; None makes none.
+    """
 
     backend: str | None = None
     bundle: Path | None = None
+    board_report: Path | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +43,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=BACKENDS, help="the backend that must be able to run (default: at least one)"
     )
     parser.add_argument(
-        "--bundle", type=Path, metavar="BUNDLE", help="predict the memory of a build from this bundle's size"
+        "--bundle",
+        type=Path,
+        metavar="BUNDLE",
+        help="predict the memory of a build from this bundle's size; a board report builds it",
+    )
+    parser.add_argument(
+        "--board-report",
+        type=Path,
+        metavar="DIR",
+        help="also build, prove and time the demo and BUNDLE, and write it all into one archive in DIR, without paths "
+        "or names of persons; takes minutes to hours",
     )
 
 
 def _request(args: argparse.Namespace) -> DoctorRequest:
-    return DoctorRequest(backend=args.backend, bundle=args.bundle)
+    return DoctorRequest(backend=args.backend, bundle=args.bundle, board_report=args.board_report)
 
 
 def _run(request: DoctorRequest, output: Output) -> int:
@@ -53,6 +70,8 @@ def _run(request: DoctorRequest, output: Output) -> int:
     findings = examine(read_environment(), bundle_bytes=bundle_bytes)
     able = able_backends(findings)
     document: dict[str, Any] = {"findings": [asdict(finding) for finding in findings], "backends": able}
+    if request.board_report is not None:
+        return _report(request, able, output, folder=request.board_report)
     output.write(document=document, text=_text(findings, able))
     wanted = [request.backend] if request.backend else list(BACKENDS)
     if any(able[backend] for backend in wanted):
@@ -60,6 +79,23 @@ def _run(request: DoctorRequest, output: Output) -> int:
     # Not raised: the findings are the result, and with --json there is only one document.
     logger.error("%s cannot run here; fix what is missing above, then run this again.", " and ".join(wanted))
     return EnvironmentNotAbleError.exit_code
+
+
+def _report(request: DoctorRequest, able: Mapping[str, bool], output: Output, *, folder: Path) -> int:
+    # Imported here: only this needs processes and archives.
+    from p4q_edge.runtime.cli.board_report import write_board_report
+
+    archive, steps = write_board_report(folder, bundle=request.bundle, backends=able)
+    lines = [f"{step.name:24} {_outcome(step.exit_code, step.note)}" for step in steps]
+    lines += [f"{archive}  read it, then send it: docs/boards.md says where to"]
+    output.write(document={"archive": str(archive), "steps": [asdict(step) for step in steps]}, text="\n".join(lines))
+    return 0
+
+
+def _outcome(exit_code: int | None, note: str) -> str:
+    if exit_code is None:
+        return f"not run: {note}"
+    return "done" if exit_code == 0 else f"exit code {exit_code}"
 
 
 def _text(findings: list[Finding], able: Mapping[str, bool]) -> str:
