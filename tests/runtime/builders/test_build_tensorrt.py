@@ -115,7 +115,7 @@ class Plan:
         pass
 
 
-def fingerprint(device: str) -> Mapping[str, str]:
+def fingerprint(device: str, library: object) -> Mapping[str, str]:
     return {**MACHINE, "gpu": "Orin" if device == "auto" else device}
 
 
