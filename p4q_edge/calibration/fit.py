@@ -14,6 +14,7 @@ from p4q_edge.quant import (
     OutputWeights,
     QuantLinear,
     QuantScheme,
+    Ranges,
     Rows,
     Seen,
     activation_readers,
@@ -83,14 +84,19 @@ class _LinearFit:
     def __init__(self, *, scheme: QuantScheme, weights: OutputWeights, gained: bool) -> None:
         self.scheme = scheme
         self.weights = weights
-        self.strengths = STRENGTHS if gained else (0.0,)
+        self.gained = gained
 
     def __call__(self, linear: QuantLinear, seen: Seen) -> None:
         rows = Rows.of(seen, self.weights)
         if self.scheme.observer == "search":
+            low, high = linear.channel_range.require()
             all_read = self.weights.rows_read == self.weights.positions.numel()
             choice = choose_input(
-                linear, rows, strengths=self.strengths, bounds=linear.channel_range.largest if all_read else None
+                linear,
+                rows,
+                strengths=STRENGTHS if self.gained else (0.0,),
+                shifted=self.gained,
+                bounds=Ranges(low=low, high=high) if all_read else None,
             )
             logger.debug("gain strength %.2f, clip range %.2f", choice.strength, choice.clip)
         moments = Moments.of(linear.quantized_input(rows.actual), _target(linear, rows), rows.weights)
@@ -99,7 +105,7 @@ class _LinearFit:
         choose_rounding(linear, moments, self.scheme.weight_rounding)
         if self.scheme.affine_correction:
             correct_affine(linear, moments)
-        elif self.scheme.bias_correction or self.scheme.weight_rounding != "nearest":
+        elif self.scheme.bias_correction or self.scheme.weight_rounding != "nearest" or linear.input_shift is not None:
             correct_bias(linear, moments)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.placement import GridPoint, choose_convolutions, choose_grids, may_be_quantized
     from p4q_edge.quant.rounding import choose_rounding
     from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
-    from p4q_edge.quant.search import STRENGTHS, Rows, activation_readers, choose_input
+    from p4q_edge.quant.search import STRENGTHS, Ranges, Rows, activation_readers, choose_input
     from p4q_edge.quant.sensitivity import OutputWeights, output_weights
     from p4q_edge.quant.swap import quantize_modules, replace_module
 
@@ -43,6 +43,7 @@ __all__ = [
     "QuantConv2d",
     "QuantLinear",
     "QuantScheme",
+    "Ranges",
     "RoundingName",
     "Rows",
     "Seen",
@@ -157,6 +158,7 @@ if not TYPE_CHECKING:
                 "RoundingName",
             ),
             "search": (
+                "Ranges",
                 "Rows",
                 "STRENGTHS",
                 "activation_readers",

@@ -83,6 +83,19 @@ def scale_for(amax: Tensor, quant_max: int) -> Tensor:
     return representable_scale(amax / quant_max)
 
 
+def shift_for(low: Tensor, scale: Tensor, quant_min: int) -> Tensor:
+    """Return what moves `low` to the lower end of the grid, as FP16 holds it: whole steps, so that 0 stays on it.
+
+    >>> shift_for(torch.tensor(-0.5), torch.tensor(0.25), -128).item()
+    -31.5
+
+    Args:
+        low: shape ``()``, at most 0.
+        scale: shape ``()``, positive.
+    """
+    return ((quant_min - torch.round(low / scale)) * scale).half().float()
+
+
 def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Integers (kept in x's float dtype) nearest to ``x / scale``, ties to even, clamped to the range.
 

@@ -44,6 +44,9 @@ class QuantLinear(nn.Module):
         input_scale: ``()`` float32 buffer; 0 until calibrated.
         input_gain: ``(in_features,)`` float32, multiplied onto the input before anything else, with the weight divided
             by it: evens out channels where no module before the linear can take that factor. None: no gain.
+        input_shift: ``(in_features,)`` float32, added to the input behind the gain, with its product with the weight
+            taken off the bias: an input that is never far below zero, as GELU's, then uses both halves of the signed
+            grid. None: no shift.
         in_float: the layer stays in high precision in ``Phase.QUANTIZED`` and in the exported graph.
         dynamic: while the layer itself is learned, scales follow the weight and the batch at each step;
             `freeze` ends that.
@@ -55,6 +58,7 @@ class QuantLinear(nn.Module):
     float_bias: Tensor | None
     input_scale: Tensor
     input_gain: Tensor | None
+    input_shift: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scheme: QuantScheme) -> None:
         super().__init__()
@@ -70,6 +74,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("float_bias", None)
         self.register_buffer("input_scale", torch.zeros(()))
         self.register_buffer("input_gain", None)
+        self.register_buffer("input_shift", None)
         self.channel_range = ChannelRange()
         self.histogram: MagnitudeHistogram | None = None
         self._restored: Tensor | None = None
@@ -119,12 +124,16 @@ class QuantLinear(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def gained(self, x: Tensor) -> Tensor:
-        """The input as the weight takes it: times the gain, where there is one."""
-        return x if self.input_gain is None else x * self.input_gain
+        """The input as the weight takes it: times the gain and plus the shift, where there are."""
+        x = x if self.input_gain is None else x * self.input_gain
+        return x if self.input_shift is None else x + self.input_shift
 
     def keep_float(self) -> None:
-        """Keep the layer in high precision from now on, with the bias that it had in float and without a gain."""
+        """Keep the layer in high precision from now on, with its bias in float, without gain and shift."""
         self.in_float = True
+        if self.input_shift is not None:
+            self._move_bias(self.weight.detach() @ self.input_shift)
+            self.input_shift = None
         if self.input_gain is not None:
             self.set_weight(self.weight.detach() * self.input_gain)
             self.input_gain = None
@@ -189,6 +198,25 @@ class QuantLinear(nn.Module):
             low, high = self.channel_range.require()
             self.channel_range.minimum, self.channel_range.maximum = low * gain, high * gain
 
+    def set_shift(self, shift: Tensor) -> None:
+        """Add a finite shift ``(in_features,)`` to the input, behind the gain, and take what it gives off the bias.
+
+        The layer's float output stays the same. An earlier shift is added to the new one.
+        """
+        if not bool(torch.isfinite(shift).all()):
+            raise ValueError(f"expected: shifts are finite; got {float(shift.min())} to {float(shift.max())}")
+        self._move_bias(-(self.weight.detach() @ shift))
+        self.input_shift = shift.clone() if self.input_shift is None else self.input_shift + shift
+        if self.channel_range.minimum is not None:
+            low, high = self.channel_range.require()
+            self.channel_range.minimum, self.channel_range.maximum = low + shift, high + shift
+
+    def _move_bias(self, by: Tensor) -> None:
+        bias = by if self.bias is None else self.bias.detach() + by
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        if self.float_bias is not None:
+            self.float_bias = self.float_bias + by
+
     def set_integers(self, integers: Tensor | None, scale: Tensor) -> None:
         """Choose rounding, int8 ``(out_features, in_features)`` or None for nearest, and scale ``(out_features,)``."""
         self.integers, self.weight_scale, self._restored = integers, scale, None
@@ -216,7 +244,7 @@ class QuantLinear(nn.Module):
         self.histogram = None
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
-        for name in ("integers", "float_bias", "input_gain"):
+        for name in ("integers", "float_bias", "input_gain", "input_shift"):
             stored = state.get(prefix + name)
             setattr(self, name, None if stored is None else torch.empty_like(stored))
         super()._load_from_state_dict(state, prefix, *args)

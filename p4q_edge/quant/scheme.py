@@ -29,7 +29,8 @@ class QuantScheme:
         percentile: used by the percentile observer, in percent.
         weight_observer: the same choice for weights, per output channel.
         activation_gain: let the search put a factor on each channel between an activation function and the linear
-            that reads it, with the inverse in its weight; one multiplication that joins the function's kernel.
+            that reads it, with the inverse in its weight, and a shift that moves a range which ends just below zero, as
+            GELU's, onto both halves of the grid; a multiplication and an addition that join the function's kernel.
         fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
         fold_value: equalize the channels between attention values and the output projection (exact fold).
         fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.

@@ -1,4 +1,4 @@
-"""The choice of one linear's input gain and clip range, by the error that they cause in its output.
+"""The choice of one linear's input gain, shift and clip range, by the error that they cause in its output.
 
 Candidates are judged on images that their ranges were not taken from: an unseen image leaves the ranges of those that
 were seen, the more so the more channels reach their bound, so that an error on the same images would choose too narrow
@@ -18,7 +18,7 @@ from p4q_edge.quant.linear import Phase, QuantLinear, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.sensitivity import OutputWeights
 
-STRENGTHS = (0.0, 0.3, 0.5)
+STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6)
 """Exponents of the channels' ranges that a gain may take out; 0 is no gain. Stronger ones gain on images like those of
 the calibration and lose on others."""
 
@@ -121,52 +121,97 @@ def clips(scheme: QuantScheme) -> tuple[float, ...]:
     return CLIPS if bits < CLIPPED_BITS else tuple(clip * scheme.headroom for clip in CLIPS if clip >= 1.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Lowest and highest value of each input channel, ``(in,)``."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Ranges":
+        """Take those of rows ``(n, in)``."""
+        return cls(low=x.amin(0), high=x.amax(0))
+
+    @property
+    def largest(self) -> Tensor:
+        """Largest absolute value of each channel, ``(in,)``."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def joined(self, other: "Ranges") -> "Ranges":
+        """The ranges that hold both."""
+        return Ranges(low=torch.minimum(self.low, other.low), high=torch.maximum(self.high, other.high))
+
+    def grid(self, gain: Tensor, clip: float, bits: int, *, shifted: bool) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, both ``()``, of the grid for the input times the gain.
+
+        Args:
+            clip: largest absolute value that the grid reaches, in units of that of the range; a shifted grid ends
+                before that on the side where the range does, with the same headroom.
+            shifted: move the range to both halves of the grid; without, the shift is 0.
+        """
+        quant_min, quant_max = affine.activation_range(bits)
+        low, high = (self.low * gain).amin().clamp(max=0.0), (self.high * gain).amax().clamp(min=0.0)
+        reach = torch.maximum(-low, high) * clip
+        if not shifted:
+            return affine.scale_for(reach, quant_max), torch.zeros(())
+        low, high = torch.maximum(low * max(clip, 1.0), -reach), torch.minimum(high * max(clip, 1.0), reach)
+        scale = affine.scale_for(high - low, quant_max - quant_min)
+        return scale, affine.shift_for(low, scale, quant_min)
+
+
 @torch.no_grad()
 def choose_input(
-    linear: QuantLinear, rows: Rows, *, strengths: Sequence[float] = (0.0,), bounds: Tensor | None = None
+    linear: QuantLinear,
+    rows: Rows,
+    *,
+    strengths: Sequence[float] = (0.0,),
+    shifted: bool = False,
+    bounds: Ranges | None = None,
 ) -> Choice:
-    """Give a linear the gain and input scale with the least error of its output.
+    """Give a linear the gain, shift and input scale with the least error of its output.
 
     Args:
         strengths: of the gains to try; more than 0 only where nothing before the linear can take the factor.
-        bounds: largest absolute value of each input channel, ``(in,)``, on more images than the rows are of.
+        shifted: let the range use both halves of the grid; likewise.
+        bounds: of the input on more images than the rows are of.
     """
-    chosen = min(candidates(linear, rows, strengths), key=lambda choice: choice.error)
-    largest = rows.actual.abs().amax(0)
-    largest = largest if bounds is None else torch.maximum(largest, bounds)
+    chosen = min(candidates(linear, rows, strengths, shifted=shifted), key=lambda choice: choice.error)
+    ranges = Ranges.of(rows.actual)
+    ranges = ranges if bounds is None else ranges.joined(bounds)
+    gain = gain_of(ranges.largest, chosen.strength)
     if chosen.strength > 0:
-        gain = gain_of(largest, chosen.strength)
         linear.set_gain(gain)
-        largest = largest * gain
-    _, quant_max = affine.activation_range(linear.scheme.activation_bits)
-    linear.input_scale = affine.scale_for(largest.amax() * chosen.clip, quant_max)
+    linear.input_scale, shift = ranges.grid(gain, chosen.clip, linear.scheme.activation_bits, shifted=shifted)
+    if shift != 0:
+        linear.set_shift(shift.expand(len(gain)))
     return chosen
 
 
 @torch.no_grad()
-def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float]) -> list[Choice]:
+def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, shifted: bool = False) -> list[Choice]:
     """Return all choices with their errors, each half of the images judged under the ranges of the other."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(rows.weights.double(), JUDGED_ROWS, replacement=True, generator=generator)
-    ranges = clips(linear.scheme)
+    bits, tried = linear.scheme.activation_bits, clips(linear.scheme)
     spread = rows.weights.double() @ rows.actual.double().square() / rows.weights.double().sum()
     found = []
     for strength in strengths:
-        errors = torch.zeros(len(ranges), dtype=torch.float64)
+        errors = torch.zeros(len(tried), dtype=torch.float64)
         for ranged, judged in zip(rows.halves(), reversed(rows.halves()), strict=True):
-            largest = rows.actual[ranged].abs().amax(0)
-            gain = gain_of(largest, strength)
+            ranges = Ranges.of(rows.actual[ranged])
+            gain = gain_of(ranges.largest, strength)
             of_half = drawn[judged[drawn]]
             x, weight = rows.actual[of_half] * (STRESS * gain), linear.weight.detach() / gain
-            for index, clip in enumerate(ranges):
-                scale = _scale(linear, (largest * gain).amax() * clip)
-                restored = fake_quantize(x, scale, *affine.activation_range(linear.scheme.activation_bits))
-                errors[index] += float((((restored - x) @ weight.T).square() @ rows.channels).sum())
+            for index, clip in enumerate(tried):
+                scale, shift = ranges.grid(gain, clip, bits, shifted=shifted)
+                error = fake_quantize(x + shift, scale, *affine.activation_range(bits)) - (x + shift)
+                errors[index] += float(((error @ weight.T).square() @ rows.channels).sum())
         errors /= len(drawn) * len(rows.channels)
         added = _rounding_error(linear, rows, gain_of(rows.actual.abs().amax(0), strength), spread)
         found += [
             Choice(strength=strength, clip=clip, error=float(error) + added)
-            for clip, error in zip(ranges, errors, strict=True)
+            for clip, error in zip(tried, errors, strict=True)
         ]
     return found
 
@@ -177,10 +222,6 @@ def _rounding_error(linear: QuantLinear, rows: Rows, gain: Tensor, spread: Tenso
     step = affine.amax_of(linear.weight.detach() / gain, affine.PerAxis(0)) / quant_max
     of_weights = (step.square() * rows.channels).double().mean() / 12.0
     return float(ROUNDING_GAIN * of_weights * (spread * gain.double().square()).sum())
-
-
-def _scale(linear: QuantLinear, bound: Tensor) -> Tensor:
-    return affine.scale_for(bound, affine.activation_range(linear.scheme.activation_bits)[1])
 
 
 def activation_readers(model: nn.Module, sample: Tensor) -> list[str]:

@@ -68,18 +68,17 @@ class GraphLayers:
             yield path, Layer(grid=self._before(product, path), weight=weight, after=self._behind(product, path))
 
     def _before(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
-        """Return what puts the input on its grid, with the gain before it, where there is one."""
+        """Return what puts the input on its grid, with the gain and the shift before it, where there are."""
         nodes: list[onnx.NodeProto] = []
         node = self._producers.get(product.input[0])
-        while node is not None and (node.op_type in _GRID or self._gain(node, path)):
+        while node is not None and (node.op_type in _GRID or self._moves(node, path)):
             nodes.insert(0, node)
             node = self._producers.get(node.input[0])
         return tuple(nodes)
 
-    def _gain(self, node: onnx.NodeProto, path: str) -> bool:
-        return (
-            node.op_type == "Mul" and node.input[1].startswith(f"{path}.input_gain") and node.input[1] in self._tensors
-        )
+    def _moves(self, node: onnx.NodeProto, path: str) -> bool:
+        name = {"Mul": "input_gain", "Add": "input_shift"}.get(node.op_type)
+        return name is not None and node.input[1].startswith(f"{path}.{name}") and node.input[1] in self._tensors
 
     def _behind(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
         """Return the inverse of a lifted scale and the addition of a bias, where they follow."""
@@ -110,6 +109,8 @@ class GraphLayers:
                 x = np.clip(x, np.float32(low), np.float32(high))
             elif node.op_type == "Mul":
                 x = x * self.constant(node.input[1]).astype(np.float32)
+            elif node.op_type == "Add":
+                x = x + self.constant(node.input[1]).astype(np.float32)
             elif node.op_type != "Cast":
                 scale, zero = (self.constant(name).astype(np.float32) for name in node.input[1:3])
                 integers = node.op_type == "QuantizeLinear"

@@ -79,19 +79,20 @@ def test_the_ranking_is_by_gain_for_work_and_changes_nothing(toy_clip: LoadedMod
     assert all(each.macs > 0 for each in ranking)
 
 
-def test_a_linear_in_float_has_its_own_bias_and_no_gain() -> None:
+def test_a_linear_in_float_has_its_own_bias_and_neither_gain_nor_shift() -> None:
     torch.manual_seed(0)
     linear, x = QuantLinear(torch.randn(3, 4), torch.randn(3), QuantScheme()), torch.randn(5, 4)
     linear.requires_grad_(False)
     expected = linear(x)
     linear.input_scale = torch.tensor(0.1)
     linear.set_gain(torch.tensor([0.5, 1.0, 2.0, 3.0]))
+    linear.set_shift(torch.tensor([0.5, -1.0, 2.0, 0.0]))
     linear.correct_bias(torch.full((3,), 9.0))
     linear.keep_float()
     for phase in (Phase.FLOAT, Phase.QUANTIZED, Phase.TRACED):
         linear.phase = phase
         torch.testing.assert_close(linear(x), expected, rtol=1e-5, atol=1e-6)
-    assert linear.input_gain is None
+    assert linear.input_gain is linear.input_shift is None
     assert not linear.calibrated
 
 

@@ -16,6 +16,7 @@ from p4q_edge.quant import (
     OutputWeights,
     QuantLinear,
     QuantScheme,
+    Ranges,
     Rows,
     Seen,
     activation_readers,
@@ -91,10 +92,61 @@ def test_a_gain_that_no_weight_could_undo_is_refused(wrong: float) -> None:
         linear.set_gain(torch.full((WIDTH,), wrong))
 
 
+@given(SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_a_shift_changes_nothing_before_quantization(seed: int) -> None:
+    linear, seen, _ = _problem(seed)
+    generator = torch.Generator().manual_seed(seed)
+    gain, shift = torch.rand(WIDTH, generator=generator) + 0.5, torch.randn(WIDTH, generator=generator)
+    linear.set_gain(gain)
+    linear.set_shift(shift)
+    torch.testing.assert_close(linear.gained(seen.actual), seen.actual * gain + shift)
+    torch.testing.assert_close(linear(seen.actual), seen.target, rtol=1e-4, atol=1e-4)
+    linear.set_shift(-shift)
+    torch.testing.assert_close(linear(seen.actual), seen.target, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
+def test_a_shift_that_no_bias_could_undo_is_refused(wrong: float) -> None:
+    linear, _, _ = _problem(0)
+    with pytest.raises(ValueError, match="shifts are finite"):
+        linear.set_shift(torch.full((WIDTH,), wrong))
+
+
+@given(st.floats(0.0, 8.0), st.floats(0.01, 8.0), st.integers(4, 8), st.sampled_from([0.5, 1.0, 1.15]))
+def test_a_shifted_grid_holds_the_range_and_zero_with_finer_steps(
+    below: float, above: float, bits: int, clip: float
+) -> None:
+    ranges = Ranges(low=torch.tensor([-below, 0.0]), high=torch.tensor([above, 0.1]))
+    quant_min, quant_max = affine.activation_range(bits)
+    plain, none = ranges.grid(torch.ones(2), clip, bits, shifted=False)
+    scale, shift = ranges.grid(torch.ones(2), clip, bits, shifted=True)
+    assert none == 0
+    finest = quant_max / (quant_max - quant_min)
+    assert 0.998 * finest * float(plain) <= float(scale) <= 1.001 * float(plain)
+    reach = clip * max(below, above)
+    ends = torch.tensor([-min(below * max(clip, 1.0), reach), 0.0, min(above * max(clip, 1.0), reach)])
+    restored = affine.quantize(ends + shift, scale, quant_min, quant_max) * scale - shift
+    torch.testing.assert_close(restored, ends, rtol=0, atol=1.1 * float(scale))
+    assert abs(float(restored[1])) <= 2.0**-10 * abs(float(shift))  # but for what FP16 leaves of the shift
+
+
+def test_an_input_that_is_never_far_below_zero_uses_the_whole_grid() -> None:
+    errors = []
+    for shifted in (False, True):
+        linear, seen, weights = _problem(0, outlier=9.0)
+        choose_input(linear, Rows.of(seen, weights), strengths=STRENGTHS, shifted=shifted)
+        linear.scale_weight()
+        error = linear.quantized_input(seen.actual) - linear.gained(seen.actual)
+        errors.append(float((error @ linear.weight.T).square().mean()))
+    assert errors[1] < 0.4 * errors[0]
+
+
 def test_large_channels_of_a_token_that_counts_are_kept() -> None:
     linear, seen, weights = _problem(0, outlier=14.0)
     rows = Rows.of(seen, weights)
     choose_input(linear, rows, strengths=STRENGTHS)
+    assert linear.input_shift is None
     restored = linear.quantized_input(seen.actual)[:, 0, 3] / linear.input_gain[3]
     torch.testing.assert_close(restored, seen.actual[:, 0, 3], rtol=0.02, atol=0)
 
@@ -118,7 +170,7 @@ def test_one_image_is_enough_and_two_searches_agree() -> None:
 
 def test_more_images_than_the_rows_widen_the_range() -> None:
     scales = []
-    for bounds in (None, torch.full((WIDTH,), 50.0)):
+    for bounds in (None, Ranges(low=torch.zeros(WIDTH), high=torch.full((WIDTH,), 50.0))):
         linear, seen, weights = _problem(0)
         choose_input(linear, Rows.of(seen, weights), bounds=bounds)
         scales.append(float(linear.input_scale))
@@ -178,11 +230,13 @@ def test_the_search_brings_the_encoder_nearer_than_plain_observers(
     assert errors[1] < errors[0]
 
 
-def test_gains_are_stored_and_restored(toy_clip: LoadedModel, toy_pixels: Tensor, tmp_path: Path) -> None:
+def test_gains_and_shifts_are_stored_and_restored(toy_clip: LoadedModel, toy_pixels: Tensor, tmp_path: Path) -> None:
     calibrated = calibrate_encoder(toy_clip, toy_pixels, QuantScheme())
     gained = [n for n, linear in quant_linears(calibrated.encoder).items() if linear.input_gain is not None]
     assert gained
     assert all(name.endswith("c_proj") for name in gained)
+    shifted = [n for n, linear in quant_linears(calibrated.encoder).items() if linear.input_shift is not None]
+    assert shifted == gained
     save_encoder(calibrated, tmp_path / "encoder.safetensors", key="k")
     restored = restore_encoder(tmp_path / "encoder.safetensors", toy_clip, QuantScheme(), key="k")
     assert restored is not None
@@ -192,7 +246,7 @@ def test_gains_are_stored_and_restored(toy_clip: LoadedModel, toy_pixels: Tensor
 
 def test_without_gains_no_operator_is_added(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:
     encoder = calibrate_encoder(toy_clip, toy_pixels, QuantScheme(activation_gain=False)).encoder
-    assert all(linear.input_gain is None for linear in quant_linears(encoder).values())
+    assert all(linear.input_gain is linear.input_shift is None for linear in quant_linears(encoder).values())
     assert all(
         torch.equal(affine.representable_scale(linear.input_scale), linear.input_scale)
         for linear in quant_linears(encoder).values()
