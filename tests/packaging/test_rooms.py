@@ -16,7 +16,7 @@ import pytest
 RUNTIME = (
     *("errors", "lazy", "choices", "stage"),
     *("storage", "statistics", "machine", "images", "artifacts", "engines", "verification", "builders"),
-    *("classification", "benchmark", "evaluation", "cli"),
+    *("classification", "serving", "benchmark", "evaluation", "cli"),
 )
 """Bottom to top; the first four are modules."""
 TOOLKIT = (

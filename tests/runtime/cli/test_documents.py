@@ -53,6 +53,7 @@ def commands(tiny_bundle: Path, tiny_engine: Path, photo: Path, tmp_path: Path) 
         "head remove": ["head", "remove", engine, "night"],
         "selftest": ["selftest", engine],
         "doctor": ["doctor"],
+        "export-triton": ["export-triton", engine, str(tmp_path / "models")],
     }
 
 

@@ -149,13 +149,21 @@ def read_card(engine: str | Path) -> Card:
         raise InputError(
             f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."
         )
-    data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
+    return decode_card(read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card"), source=str(path))
+
+
+def decode_card(data: bytes, *, source: str) -> Card:
+    """Return a card from its bytes.
+
+    Raises:
+        CorruptArtifactError: it is not one.
+    """
     try:
-        card = decode_sealed(data, Card, source=str(path), upgrade=card_of_schema_1)
+        card = decode_sealed(data, Card, source=source, upgrade=card_of_schema_1)
     except UsageError as error:
-        raise CorruptArtifactError(f"{path} records options of no build: {error} Build the engine again.") from error
+        raise CorruptArtifactError(f"{source} records options of no build: {error} Build the engine again.") from error
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
-        raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
+        raise CorruptArtifactError(f"{source} names no classes, or one twice. Build the engine again.")
     return card
 
 

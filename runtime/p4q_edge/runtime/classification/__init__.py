@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         reset_calibration,
         write_calibration,
     )
-    from p4q_edge.runtime.classification.predictions import Failure, Prediction, probabilities
+    from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
     from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, Scores
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Fit",
     "FitOptions",
     "Prediction",
+    "Ranking",
     "Request",
     "RuntimeOptions",
     "Scores",
@@ -43,6 +44,7 @@ if not TYPE_CHECKING:
             "predictions": (
                 "Failure",
                 "Prediction",
+                "Ranking",
                 "probabilities",
             ),
             "head_calibration": (

@@ -31,6 +31,7 @@ STEP_TIMEOUT_S = 3 * 3600
 POWER_TOOL = ("tegrastats", "--interval", "500")
 """Jetson's own: clocks, temperatures and power, a line each half second."""
 POWER_LINES = 40
+SUFFIXES = {"tensorrt": ".plan", "tensorrt-rtx": ".rtx", "onnxruntime": ".onnx"}
 CARD_KEYS = ("build", "built_with", "options", "inspection", "precision", "engine_size_bytes", "rounding_bits")
 """What the archive has of a card: nothing of classes, images or weights."""
 _FOLDER_OF_A_USER = re.compile(r"(?<![\w.~])/(?:home|Users|root|media|mnt)/[^\s'\"`),;:]*")
@@ -72,9 +73,7 @@ def write_board_report(folder: Path, *, bundle: Path | None, backends: Mapping[s
     with tempfile.TemporaryDirectory(prefix="p4q-board-") as name:
         run = _Run(Path(name))
         run.step("doctor", "doctor")
-        suffixes = [
-            suffix for backend, suffix in (("tensorrt", ".plan"), ("onnxruntime", ".onnx")) if backends[backend]
-        ]
+        suffixes = [suffix for backend, suffix in SUFFIXES.items() if backends.get(backend)]
         if _toolkit_is_installed():
             run.step("demo", "build", "--engine", "demo.onnx")
         else:

@@ -120,6 +120,10 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "max_drift": "its limit",
         "doubt": "what is known of wrong values of the TensorRT that built the engine; null if nothing",
     },
+    "export-triton": {
+        "repository": "folder of the model repository",
+        "models": "names of the models that clients ask, one for each head",
+    },
     "doctor --board-report": {
         "archive": "where it was written",
         "steps": "`name`, `command`, `exit_code` (null where it was not run), `seconds` and `note`",

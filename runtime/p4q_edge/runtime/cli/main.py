@@ -96,7 +96,7 @@ def load_command(name: str) -> Command[Any] | CommandGroup:
         UsageError: there is no such subcommand.
     """
     if name in RUNTIME_HELP:
-        command = importlib.import_module(f"{COMMANDS}.{name}").COMMAND
+        command = importlib.import_module(f"{COMMANDS}.{name.replace('-', '_')}").COMMAND
     elif name in TOOLKIT_HELP:
         command = _load_entry_point(name)
     else:

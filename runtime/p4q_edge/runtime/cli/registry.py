@@ -13,8 +13,9 @@ RUNTIME_HELP: Mapping[str, str] = {
     "bench": "measure latency, throughput and memory of an engine",
     "doctor": "check this machine and suggest fixes",
     "head": "list, add, remove, export, calibrate or reset the class sets of an engine",
+    "export-triton": "write an engine as a model repository of Triton Inference Server",
 }
-"""Each is the object `COMMAND` of the module of its name in `cli/commands`."""
+"""Each is the object `COMMAND` of the module of its name, `-` as `_`, in `cli/commands`."""
 
 TOOLKIT_HELP: Mapping[str, str] = {
     "init": "look through a folder of photographs and write a recipe",

@@ -1,0 +1,194 @@
+"""Write an engine as a model repository of Triton Inference Server."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from p4q_edge.runtime.artifacts import (
+    BUILT_IN,
+    Card,
+    EngineHead,
+    OnnxRuntimeBuild,
+    TensorRTBuild,
+    card_path,
+    load_head,
+    read_card,
+    require_fit,
+    stored_heads,
+    verify_engine,
+)
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.serving.model_configs import (
+    LABELS_FILE,
+    WARM_UP_FILE,
+    EngineBackend,
+    Names,
+    decode_config,
+    engine_config,
+    ensemble_config,
+    head_config,
+)
+from p4q_edge.runtime.serving.python_models import CARD_FILE, HEAD_FILE
+from p4q_edge.runtime.serving.text_format import Value, to_text
+from p4q_edge.runtime.storage import atomic_write
+
+ServedBy = Literal["native", "python"]
+"""What runs the engine: Triton's own backend for TensorRT or ONNX Runtime, or this runtime in its Python backend."""
+MAX_BATCH = 8
+"""Largest batch of an engine that takes any."""
+PATH_VARIABLE = "P4Q_EDGE_PATH"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODEL_PY = '''"""{about}
+
+Written by p4q-edge. The server's Python has to find p4q-edge-runtime: install it there, or name the folders in which it
+and its requirements lie in the environment variable {variable}.
+"""
+
+import os
+import sys
+
+sys.path[:0] = [folder for folder in os.environ.get("{variable}", "").split(os.pathsep) if folder]
+
+from p4q_edge.runtime.serving.python_models import {kind} as TritonPythonModel  # noqa: E402, F401
+'''
+
+
+def write_repository(
+    engine: Path, repository: Path, *, name: str, served_by: ServedBy = "native", force: bool = False
+) -> list[str]:
+    """Write the models of an engine: decoding, engine, and for each head the head and an ensemble of all three.
+
+    Args:
+        engine: the engine; its card is beside it, and so are its heads.
+        repository: the folder of the model repository; models of other names stay.
+        name: of the ensemble of the built-in head; those of other heads are `<name>-<head>`.
+        served_by: what runs the engine.
+        force: replace models of these names.
+
+    Returns:
+        The names of the ensembles.
+
+    Raises:
+        UsageError: a model exists and `force` is false, or the engine cannot be served so.
+        ArtifactError: the engine is not the one of its card, or a head does not fit it.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a model; expected letters, digits, dots, dashes, underscores."
+        )
+    card = read_card(engine)
+    verify_engine(engine, card)
+    backend = _backend(card, served_by, engine=engine)
+    heads = _heads(engine, card)
+    max_batch = MAX_BATCH if isinstance(card.build, OnnxRuntimeBuild) else card.build.options.max_batch
+    names = {
+        head: Names(
+            name=name if head == BUILT_IN else f"{name}-{head}",
+            decode=f"{name}_decode",
+            engine=f"{name}_engine",
+            head=f"{name}_head" if head == BUILT_IN else f"{name}_head-{head}",
+        )
+        for head in heads
+    }
+    files = _shared(engine, card, name=name, backend=backend, max_batch=max_batch)
+    for head, opened in heads.items():
+        files |= _of_head(engine, card, names[head], opened, max_batch=max_batch)
+        if head != BUILT_IN:
+            files[f"{names[head].head}/1/{HEAD_FILE}"] = stored_heads(engine)[head].read_bytes()
+    _require_free(repository, {path.partition("/")[0] for path in files}, force=force)
+    for path, content in files.items():
+        atomic_write(repository / path, content, force=True)
+    _copy_engine(engine, repository / f"{name}_engine" / "1", with_card=backend == "python")
+    for ensemble in names.values():
+        # Triton wants a folder of a version, also where it has nothing to hold.
+        (repository / ensemble.name / "1").mkdir(parents=True, exist_ok=True)
+    return [ensemble.name for ensemble in names.values()]
+
+
+def _backend(card: Card, served_by: ServedBy, *, engine: Path) -> EngineBackend:
+    if served_by not in get_args(ServedBy):
+        raise UsageError(f"expected an engine served by {' or '.join(get_args(ServedBy))}, got {served_by!r}.")
+    if served_by == "python":
+        return "python"
+    if card.backend == "tensorrt-rtx":
+        raise UsageError(f"Triton has no backend for {engine}, an engine of TensorRT for RTX. Add --served-by python.")
+    if isinstance(card.build, TensorRTBuild) and card.build.options.min_batch > 1:
+        raise UsageError(
+            f"{engine} takes no single images (smallest batch {card.build.options.min_batch}), which Triton's batcher "
+            "needs. Build it with --min-batch 1, or add --served-by python."
+        )
+    return card.backend
+
+
+def _heads(engine: Path, card: Card) -> dict[str, EngineHead]:
+    heads: dict[str, EngineHead] = {BUILT_IN: card.head}
+    for name, path in stored_heads(engine).items():
+        head = load_head(path)
+        require_fit(head, card, name=name)
+        heads[name] = head
+    return heads
+
+
+def _shared(engine: Path, card: Card, *, name: str, backend: EngineBackend, max_batch: int) -> dict[str, bytes]:
+    """Return the files of the models that all heads share, by path in the repository."""
+    model, decode, described = f"{name}_engine", f"{name}_decode", card_path(engine).read_bytes()
+    config = engine_config(card, model, backend=backend, max_batch=max_batch, file=_file(engine))
+    files = {
+        f"{model}/config.pbtxt": _text(config),
+        f"{model}/{LABELS_FILE}": _lines(card.class_names),
+        f"{model}/warmup/{WARM_UP_FILE}": np.ascontiguousarray(card.golden_samples().image[0]).tobytes(),
+        f"{decode}/config.pbtxt": _text(decode_config(card, decode, max_batch=max_batch)),
+        f"{decode}/1/{CARD_FILE}": described,
+        f"{decode}/1/model.py": _model_py("Decode and prepare images.", "DecodeModel"),
+    }
+    if backend == "python":
+        files[f"{model}/1/model.py"] = _model_py("Run the engine.", "EngineModel")
+    return files
+
+
+def _lines(names: Sequence[str]) -> bytes:
+    # A label is a line, whatever its name has in it.
+    return "".join(f"{' '.join(name.split())}\n" for name in names).encode()
+
+
+def _of_head(engine: Path, card: Card, names: Names, head: EngineHead, *, max_batch: int) -> dict[str, bytes]:
+    classes = len(head.class_names)
+    config = head_config(card, names.head, classes=classes, max_batch=max_batch)
+    return {
+        f"{names.head}/config.pbtxt": _text(config),
+        f"{names.head}/1/{CARD_FILE}": card_path(engine).read_bytes(),
+        f"{names.head}/1/model.py": _model_py("Name what images show.", "HeadModel"),
+        f"{names.name}/config.pbtxt": _text(ensemble_config(names, classes=classes, max_batch=max_batch)),
+    }
+
+
+def _copy_engine(engine: Path, folder: Path, *, with_card: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / _file(engine)
+    shutil.copyfile(engine, target)
+    if with_card:
+        shutil.copyfile(card_path(engine), card_path(target))
+
+
+def _file(engine: Path) -> str:
+    return "model.plan" if engine.suffix == ".engine" else f"model{engine.suffix.lower()}"
+
+
+def _require_free(repository: Path, models: set[str], *, force: bool) -> None:
+    taken = sorted(model for model in models if (repository / model).exists())
+    if taken and not force:
+        raise UsageError(f"{repository} has models of these names: {', '.join(taken)}. Add --force, or another --name.")
+
+
+def _model_py(about: str, kind: str) -> bytes:
+    return _MODEL_PY.format(about=about, kind=kind, variable=PATH_VARIABLE).encode()
+
+
+def _text(config: Mapping[str, Value]) -> bytes:
+    return to_text(config).encode()
