@@ -267,7 +267,7 @@ def _nearest(name: str) -> str:
 
 def _help_text() -> str:
     def rows(table: Mapping[str, str]) -> str:
-        return "".join(f"  {name:<11}{line}\n" for name, line in table.items())
+        return "".join(f"  {name:<15}{line}\n" for name, line in table.items())
 
     return (
         "usage: p4q-edge SUBCOMMAND [options]\n\n"
