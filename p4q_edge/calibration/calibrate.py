@@ -1,5 +1,6 @@
 """Stage `calibrate`: the image encoder with channel folds, weight scales and input scales."""
 
+import fnmatch
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     sample = to_batch(images[:SAMPLE_SIZE], model.preprocess)
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     to_deployment_form(encoder, sample)
+    warn_of_unknown_paths(encoder, scheme)
     convolutions, grids = quantize_convolutions(encoder, sample, scheme)
     round_float_weights(encoder)
     cross = find_cross_attention(encoder, sample)
@@ -143,6 +145,14 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
         grids=tuple(grids),
         images=len(images),
     )
+
+
+def warn_of_unknown_paths(encoder: nn.Module, scheme: QuantScheme) -> None:
+    """Say which of the scheme's `keep_float` name no module of the image tower."""
+    paths = [path for path, _ in encoder.named_modules()]
+    for pattern in scheme.keep_float:
+        if not fnmatch.filter(paths, pattern):
+            logger.warning("quantization.keep_float: the image tower has no module %r", pattern)
 
 
 def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantScheme) -> tuple[list[str], list[GridPoint]]:

@@ -40,6 +40,8 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
     if request.seed is not None:
         recipe = msgspec.structs.replace(recipe, seed=request.seed)
     given = {name: getattr(request, name) for name in ("quantize_attention", "max_cosine_loss", "max_top1_drop")}
+    if request.keep_float:
+        given["keep_float"] = tuple(dict.fromkeys((*recipe.quantization.keep_float, *request.keep_float)))
     if overrides := {key: value for key, value in given.items() if value is not None}:
         try:
             section = msgspec.structs.replace(recipe.quantization, **overrides)

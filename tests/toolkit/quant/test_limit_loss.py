@@ -100,3 +100,11 @@ def test_a_linear_in_float_has_its_own_bias_and_neither_gain_nor_shift() -> None
 def test_limits_out_of_range_are_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="max_cosine_loss must be in"):
         QuantScheme(max_cosine_loss=wrong)
+
+
+def test_a_pattern_that_names_nothing_is_said(
+    toy_clip: LoadedModel, toy_pixels: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrate_encoder(toy_clip, toy_pixels, QuantScheme(keep_float=("*.mlp.*", "*.mpl.*"), observer="minmax"))
+    assert "the image tower has no module '*.mpl.*'" in caplog.text
+    assert "'*.mlp.*'" not in caplog.text

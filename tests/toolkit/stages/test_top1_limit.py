@@ -142,3 +142,12 @@ def test_limits_out_of_range_are_refused(wrong: float) -> None:
     with pytest.raises(UsageError, match=r"max_top1_drop must be in \[0, 100\) points, got .*p4q-edge build --help"):
         choose_recipe(RecipeRequest(max_top1_drop=wrong))
     assert choose_recipe(RecipeRequest(max_top1_drop=1.5)).quantization.max_top1_drop == 1.5
+
+
+def test_layers_by_name_are_added_to_those_of_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "p4q.toml"
+    recipe.write_text(
+        '[model]\nname = "demo"\n[data]\ntrain = "demo:digits"\n[quantization]\nkeep_float = ["*.mlp.*"]\n'
+    )
+    kept = choose_recipe(RecipeRequest(path=recipe, keep_float=("trunk.a", "*.mlp.*"))).quantization.keep_float
+    assert kept == ("*.mlp.*", "trunk.a")

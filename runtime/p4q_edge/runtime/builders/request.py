@@ -18,6 +18,7 @@ class RecipeRequest:
 
     Attributes:
         path: None takes `p4q.toml` of the current folder, or else the built-in demo.
+        keep_float: added to what the recipe keeps in high precision.
     """
 
     path: Path | None = None
@@ -25,6 +26,7 @@ class RecipeRequest:
     quantize_attention: bool | None = None
     max_cosine_loss: float | None = None
     max_top1_drop: float | None = None
+    keep_float: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:

@@ -156,6 +156,7 @@ def recipe_request(args: argparse.Namespace) -> RecipeRequest:
         quantize_attention=args.quantize_attention,
         max_cosine_loss=args.max_cosine_loss,
         max_top1_drop=args.max_top1_drop,
+        keep_float=tuple(path for path in args.keep_float.split(",") if path),
     )
 
 

@@ -39,7 +39,8 @@ def summary(report: Report, paths: Sequence[Path]) -> str:
             lines += _chain_lines(chain, title)
     if report.debug is not None:
         lines += ["", f"first layer that diverges from {report.debug.reference}: {report.debug.first or 'none'}"]
-        lines += [f"keep in FP16: {', '.join(report.debug.keep_float)}"] if report.debug.keep_float else []
+        if report.debug.keep_float:
+            lines.append(f"keep in FP16: p4q-edge build --force --keep-float {','.join(report.debug.keep_float)} ...")
     lines += ["", *(f"not checked: {line}" for line in report.not_checked)]
     lines += [f"report: {path}" for path in paths]
     return "\n".join(lines)
