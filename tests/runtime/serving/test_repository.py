@@ -184,6 +184,19 @@ def test_the_command(tiny_engine: Path, tmp_path: Path, run: Run) -> None:
         assert str(tmp_path) not in text.read_text()
 
 
+def test_a_configuration_for_deepstream_lies_beside_and_says_that_it_was_not_run(
+    tiny_engine: Path, tmp_path: Path
+) -> None:
+    write_repository(tiny_engine, tmp_path / "models", name="a")
+    text = (tmp_path / "models" / "a_nvinferserver.txt").read_text()
+    assert "NOT RUN by its authors" in text.splitlines()[1]
+    assert '      model_name: "a_engine"\n' in text
+    assert (tmp_path / "models" / "a_engine" / "labels.txt").read_text() == "circle\nsquare\ntriangle\n"
+    assert '    labelfile_path: "a_engine/labels.txt"\n' in text
+    write_repository(tiny_engine, tmp_path / "python", name="a", served_by="python")
+    assert not (tmp_path / "python" / "a_nvinferserver.txt").exists()
+
+
 def test_the_text_format_nests_repeats_and_quotes() -> None:
     message = {"name": 'a "b"\n', "kind": Word("KIND_CPU"), "dims": [3, -1], "on": True, "step": [{"key": "é"}, {}]}
     assert to_text(message) == (

@@ -133,3 +133,33 @@ def _step(model: str, inputs: list[str], outputs: list[str]) -> dict[str, Value]
         "input_map": [{"key": name, "value": name} for name in inputs],
         "output_map": [{"key": name, "value": name} for name in outputs],
     }
+
+
+def deepstream_config(engine: str, *, max_batch: int) -> dict[str, Value]:
+    """Return a configuration of DeepStream's `nvinferserver` for the engine alone, on whole frames.
+
+    DeepStream scales frames in its own way, not as the card says, and compares logits instead of probabilities.
+    """
+    return {
+        "infer_config": {
+            "unique_id": 1,
+            "gpu_ids": 0,
+            "max_batch_size": max_batch,
+            "backend": {
+                "triton": {
+                    "model_name": engine,
+                    "version": -1,
+                    "model_repo": {"root": ".", "strict_model_config": True},
+                },
+                "outputs": [{"name": "logits"}],
+            },
+            "preprocess": {
+                "network_format": Word("IMAGE_FORMAT_RGB"),
+                "tensor_order": Word("TENSOR_ORDER_LINEAR"),
+                "tensor_name": IMAGE,
+                "maintain_aspect_ratio": 0,
+            },
+            "postprocess": {"labelfile_path": f"{engine}/{LABELS_FILE}", "classification": {}},
+        },
+        "input_control": {"process_mode": Word("PROCESS_MODE_FULL_FRAME"), "interval": 0},
+    }

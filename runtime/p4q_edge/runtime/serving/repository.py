@@ -30,6 +30,7 @@ from p4q_edge.runtime.serving.model_configs import (
     EngineBackend,
     Names,
     decode_config,
+    deepstream_config,
     engine_config,
     ensemble_config,
     head_config,
@@ -57,6 +58,12 @@ sys.path[:0] = [folder for folder in os.environ.get("{variable}", "").split(os.p
 
 from p4q_edge.runtime.serving.python_models import {kind} as TritonPythonModel  # noqa: E402, F401
 '''
+
+
+_DEEPSTREAM = """# For DeepStream's nvinferserver, started in this folder.
+# NOT RUN by its authors, and read by no program of NVIDIA's. DeepStream scales frames in its own way, not as the model
+# was learned with: compare with `p4q-edge classify` before you trust it.
+"""
 
 
 def write_repository(
@@ -149,6 +156,8 @@ def _shared(engine: Path, card: Card, *, name: str, backend: EngineBackend, max_
     }
     if backend == "python":
         files[f"{model}/1/model.py"] = _model_py("Run the engine.", "EngineModel")
+    else:
+        files[f"{name}_nvinferserver.txt"] = _DEEPSTREAM.encode() + _text(deepstream_config(model, max_batch=max_batch))
     return files
 
 
