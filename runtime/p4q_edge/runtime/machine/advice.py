@@ -102,6 +102,11 @@ def wrong_transformers(version: str) -> str | None:
     )
 
 
+def reported_wrong(version: str) -> bool:
+    """Return whether a TensorRT is one of those that reports call wrong: 10.5 was right in NVIDIA/TensorRT #4419."""
+    return _numbers(version) < (10, 5)
+
+
 def _numbers(version: str) -> tuple[int, int]:
     major, minor = version.split(".")[:2]
     return int(major), int(minor)

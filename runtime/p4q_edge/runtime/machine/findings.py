@@ -254,7 +254,7 @@ def _usable_tensorrt(version: str, host: Host, driver: Probe) -> Finding:
             needed_by=("tensorrt",),
         )
     doubt = advice.wrong_transformers(version)
-    if doubt is not None:
+    if doubt is not None and advice.reported_wrong(version):
         return Finding(subject="TensorRT", status="note", message=f"{version}. {doubt}", needed_by=("tensorrt",))
     return Finding(subject="TensorRT", status="ok", message=version, needed_by=("tensorrt",))
 
