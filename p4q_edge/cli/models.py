@@ -1,12 +1,17 @@
 """`p4q-edge models`: the models of open_clip, and what this project can do with each."""
 
 import argparse
+import textwrap
 from dataclasses import asdict, dataclass
 
 from p4q_edge.models import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.evaluation.report import columns
+
+WIDTH = 100
+"""Columns of the list at most."""
+_SHORT = {"all linears": "linears", "linears and convolutions": "linears, convs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +48,18 @@ def _run(request: ModelsRequest, output: Output) -> int:
             str(row.dim),
             "-" if row.image_parameters is None else f"{row.image_parameters / 1e6:.1f}",
             "-" if row.image_parameters is None else f"{row.image_parameters * _BYTES_OF_FLOAT / 1e6:.0f}",
-            row.int8,
+            _SHORT.get(row.int8, row.int8),
             "yes" if row.prompts else "no",
-            ", ".join(row.tags) or "-",
         )
         for row in rows
     ]
-    header = ("model", "family", "input", "dim", "image M", "FP32 MB", "INT8", "prompts", "weights")
-    output.write(document={"models": [asdict(row) for row in rows]}, text="\n".join(columns(header, table)))
+    header, *lines = columns(("model", "family", "input", "dim", "image M", "FP32 MB", "INT8", "prompts"), table)
+    text = [header]
+    for line, row in zip(lines, rows, strict=True):
+        tags = textwrap.wrap(", ".join(row.tags), WIDTH, initial_indent="    ", subsequent_indent="    ")
+        text += [line, *tags]
+    text.append("indented: the weights (model.pretrained) of the model above them")
+    output.write(document={"models": [asdict(row) for row in rows]}, text="\n".join(text))
     return 0
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
 
 from p4q_edge.runtime.artifacts import DataIndex, LearnedImage
 from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle
@@ -23,25 +22,6 @@ from p4q_edge.runtime.storage.files import sha256_file
 @pytest.fixture(autouse=True)
 def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
-
-
-@pytest.fixture
-def engine(tiny_engine: Path, tiny_bundle: Path) -> Path:
-    """The tiny engine with its bundle beside it."""
-    tiny_engine.with_suffix(".p4q").write_bytes(tiny_bundle.read_bytes())
-    return tiny_engine
-
-
-@pytest.fixture
-def photos(engine: Path, tmp_path: Path) -> Path:
-    """The golden images as PNG files, in folders named by the class that the reference gives them."""
-    card = read_card(engine)
-    golden = card.golden_samples()
-    for index, image in enumerate(golden.image):
-        folder = tmp_path / "photos" / card.class_names[golden.logits[index].argmax()]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
-    return tmp_path / "photos"
 
 
 def test_golden_samples_alone_prove_the_engine(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,19 +47,6 @@ def test_labelled_folders_give_accuracy(engine: Path, photos: Path, capsys: pyte
     # The photographs are the golden images, labelled by the reference.
     assert document["chain"]["stages"][-1]["top1"]["value"] == 1.0
     assert document["reports"] == [str(engine.with_name("tiny.report.json"))]
-
-
-@pytest.fixture
-def validated(engine: Path, tmp_path: Path) -> Path:
-    """The 40 images that the bundle has results for, as PNG files, in folders named by their recorded labels."""
-    found = read_bundle(engine.with_suffix(".p4q")).reference()
-    assert found is not None
-    images = np.random.default_rng(11).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
-    for index, image in enumerate(images):
-        folder = tmp_path / "validated" / read_card(engine).class_names[found.label[index]]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
-    return tmp_path / "validated"
 
 
 def test_the_bundle_gives_the_whole_chain_without_pytorch(engine: Path, validated: Path) -> None:

@@ -32,3 +32,14 @@ def test_models_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
     assert "openai" in row["tags"]
     assert main(["models", "--search", "no such model"]) == 2
     assert "no open_clip model or tag contains" in capsys.readouterr().err
+
+
+def test_the_list_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    header, *lines = capsys.readouterr().out.rstrip().splitlines()
+    assert max(len(line) for line in (header, *lines)) <= 100
+    names = [line.split()[0] for line in lines[:-1] if not line.startswith(" ")]
+    rows = list_models(count=False)
+    assert names == [row.name for row in rows]
+    tags = {tag.strip() for line in lines if line.startswith("    ") for tag in line.split(",") if tag.strip()}
+    assert tags == {tag for row in rows for tag in row.tags}

@@ -36,11 +36,13 @@ class Output:
         json: write the result as one JSON document.
         force: replace files that exist.
         quiet: show no progress.
+        verbose: show details.
     """
 
     json: bool = False
     force: bool = False
     quiet: bool = False
+    verbose: bool = False
 
     def write(self, *, document: Mapping[str, Any], text: str) -> None:
         """Write the result of a subcommand to stdout: `document` as JSON if `--json` was given, else `text`.

@@ -146,7 +146,8 @@ def parse(arguments: Sequence[str]) -> tuple[Command[Any], Any, Output]:
     name, *rest = arguments
     args = build_parser(name).parse_args(rest)
     command: Command[Any] = args.command
-    return command, command.request(args), Output(json=args.json, force=args.force, quiet=args.quiet)
+    output = Output(json=args.json, force=args.force, quiet=args.quiet, verbose=bool(args.verbose))
+    return command, command.request(args), output
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,8 +18,10 @@ from p4q_edge.runtime.evaluation.gates import GateResult, Gates, Grid
 from p4q_edge.runtime.evaluation.recorded_stages import Recorded
 from p4q_edge.runtime.evaluation.report.document import Built
 from p4q_edge.runtime.evaluation.request import ValidateRequest
+from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, STAGE_ORDER, Outputs, Stage
-from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor
+from p4q_edge.runtime.statistics import FULL_BITS, Estimate, NoiseFloor, metrics
+from p4q_edge.runtime.storage import sha256_file
 
 BUNDLE_SUFFIX = ".p4q"
 
@@ -60,7 +62,7 @@ def open_subject(request: ValidateRequest) -> Subject:
     files: tuple[GateResult, ...] = ()
     not_checked = []
     if bundle is None:
-        not_checked.append(f"the ONNX graph: no bundle beside {request.engine}; name it with --reference")
+        not_checked.append(f"the ONNX graph: no bundle beside {request.engine} is its own; name it with --reference")
     else:
         graph = bundle.model(graph_of(card, bundle))
         try:
@@ -193,6 +195,20 @@ def in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
     return {name: stages[name] for name in STAGE_ORDER if name in stages}
 
 
+def zero_shot_of(subject: Subject, images: LabelledImages) -> Estimate | None:
+    """Return top-1 of hand-written prompts in full precision, on the images for which the bundle has it, or None."""
+    found = None if subject.bundle is None else subject.bundle.reference()
+    if found is None or subject.bundle is None:
+        return None
+    answers = subject.bundle.manifest.data_index.zero_shot
+    if len(answers) != len(found):
+        return None
+    rows, _ = found.match(images.pixels, range(len(images.labels)))
+    if not rows:
+        return None
+    return metrics.proportion(np.array([answers[row] == images.labels[index] for index, row in rows.items()]))
+
+
 def built_of(subject: Subject) -> Built:
     """Return what the card says was built."""
     card = subject.card
@@ -209,19 +225,26 @@ def built_of(subject: Subject) -> Built:
 
 
 def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundle | None:
-    """Return the bundle that an engine was built from, beside it unless another `.p4q` is named; None without one.
+    """Return the bundle that an engine was built from; None if it is neither named nor beside the engine.
+
+    Beside the engine it may have any name: the digest in the card tells which it is.
 
     Raises:
-        IncompatibleEngineError: the engine was built from another bundle.
+        IncompatibleEngineError: the engine was built from another bundle than the one named, or than that of its name.
     """
     given = named is not None and named.suffix == BUNDLE_SUFFIX
-    path = named if given and named else engine.with_suffix(BUNDLE_SUFFIX)
-    if not given and not path.is_file():
-        return None
-    bundle = read_bundle(path)
-    if bundle.sha256() != card.bundle_sha256:
-        raise IncompatibleEngineError(
-            f"{engine} was not built from {path}: the card names another bundle "
-            f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {path} --engine {engine} --force"
-        )
-    return bundle
+    own = named if given and named else engine.with_suffix(BUNDLE_SUFFIX)
+    if own.is_file() or given:
+        bundle = read_bundle(own)
+        if bundle.sha256() == card.bundle_sha256:
+            return bundle
+    if not given:
+        for path in sorted(engine.absolute().parent.glob(f"*{BUNDLE_SUFFIX}")):
+            if path.is_file() and path.name != own.name and sha256_file(path) == card.bundle_sha256:
+                return read_bundle(path)
+        if not own.is_file():
+            return None
+    raise IncompatibleEngineError(
+        f"{engine} was not built from {own}: the card names another bundle "
+        f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {own} --engine {engine} --force"
+    )

@@ -22,7 +22,7 @@ from p4q_edge.runtime.evaluation.report.document import Baseline, DebugReport, P
 from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
 from p4q_edge.runtime.evaluation.request import ValidateRequest
-from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain, in_order, open_subject
+from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain, in_order, open_subject, zero_shot_of
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
@@ -111,6 +111,7 @@ def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = 
         files=files,
         chain=chain,
         golden=golden,
+        zero_shot=None if images is None else zero_shot_of(subject, images),
         baselines=reference.baselines,
         speed=with_accuracy(speed, chain),
         debug=debug,

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.storage import printable
 
 LINT_FUNCTION = "lint_artifact"
 NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
-_LISTED = 8
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +37,11 @@ def _request(args: argparse.Namespace) -> InspectRequest:
 def _run(request: InspectRequest, output: Output) -> int:
     if request.lint:
         return _lint(request.artifact, output)
+    from p4q_edge.runtime.cli.artifact_words import every_value, in_words
+
     document = describe(request.artifact)
-    output.write(document=document, text="\n".join(_lines(document)))
+    text = in_words(document) if not output.verbose else "\n".join(every_value(document))
+    output.write(document=document, text=text)
     return 0
 
 
@@ -120,31 +120,6 @@ def _head(path: Path) -> dict[str, Any]:
 
 def _values(document: Any) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key != "schema_version"}
-
-
-def _lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
-    lines = []
-    for key, value in document.items():
-        if key == "precision" and isinstance(value, Mapping):
-            value = _precision(value)
-        if isinstance(value, Mapping) and value:
-            lines += [f"{indent}{printable(key)}", *_lines(value, indent + "  ")]
-        elif isinstance(value, (list, tuple)):
-            more = f", ... ({len(value)})" if len(value) > _LISTED else ""
-            lines.append(f"{indent}{key}  {', '.join(printable(str(item)) for item in value[:_LISTED])}{more}")
-        elif value not in ("", {}, None):
-            lines.append(f"{indent}{key}  {printable(str(value))}")
-    return lines
-
-
-def _precision(value: Mapping[str, Any]) -> str:
-    import msgspec
-
-    from p4q_edge.runtime.artifacts import Precision
-
-    precision = msgspec.convert(value, Precision)
-    on_demand = f"; in float on demand: {', '.join(precision.in_float)}" if precision.in_float else ""
-    return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized{on_demand}"
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -117,7 +117,7 @@ def _finish(request: ValidateRequest, output: Output, report: Report, paths: tup
     from p4q_edge.runtime.evaluation.report import report_values, summary
 
     document = {**report_values(report), "reports": [str(path) for path in paths]}
-    output.write(document=document, text=summary(report, paths))
+    output.write(document=document, text=summary(report, paths, details=output.verbose))
     if report.passed:
         return 0
     parts = [part.gates for part in (report.chain, report.golden) if part is not None]

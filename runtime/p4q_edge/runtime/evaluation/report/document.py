@@ -15,7 +15,7 @@ from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.request import ValidateRequest
-from p4q_edge.runtime.statistics import wilson_interval
+from p4q_edge.runtime.statistics import Estimate, wilson_interval
 
 SCHEMA_VERSION = 2
 KIND = "p4q-edge report"
@@ -136,6 +136,8 @@ class Report:
         files: whether the files are what they were made from.
         chain: the stages on these images; None without images.
         golden: the stages on the golden samples of the bundle.
+        zero_shot: top-1 of the full-precision model with hand-written prompts, on those of these images for which the
+            bundle has it; None without any.
         not_checked: what this run did not look at, and why.
     """
 
@@ -148,6 +150,7 @@ class Report:
     files: tuple[GateResult, ...] = ()
     chain: ChainReport | None
     golden: ChainReport | None = None
+    zero_shot: Estimate | None = None
     baselines: tuple[Baseline, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     debug: DebugReport | None = None

@@ -109,6 +109,15 @@ def stage(name: str) -> str:
     return name.replace("_", " ")
 
 
+ZERO_SHOT = "zero-shot, float"
+"""Name of the row of hand-written prompts in full precision."""
+
+
+def zero_shot_row(estimate: Estimate) -> tuple[str, str, str, str, str, str]:
+    """Return the row of hand-written prompts in a table of stages: of it only top-1 is kept."""
+    return (ZERO_SHOT, f"{percent(estimate.value)} {interval(estimate)}", "-", "-", "-", str(estimate.n))
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "interval": interval,

@@ -8,6 +8,7 @@ from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import KIND, Baseline, Report
+from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage import printable
 
 
@@ -26,7 +27,7 @@ def render_markdown(report: Report) -> str:
     if report.files:
         parts += ["## Files", "\n".join(gate_lines(report.files))]
     if report.chain is not None:
-        parts += ["## Accuracy along the chain", stage_table(report.chain), hop_table(report.chain)]
+        parts += ["## Accuracy along the chain", stage_table(report.chain, report.zero_shot), hop_table(report.chain)]
         parts += [gate_list(report.chain)]
     if report.golden is not None:
         parts += [f"## Golden samples (n = {report.golden.n})", hop_table(report.golden), gate_list(report.golden)]
@@ -42,9 +43,10 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def stage_table(chain: ChainReport) -> str:
-    """Return one row a stage."""
-    rows = [
+def stage_table(chain: ChainReport, zero_shot: Estimate | None = None) -> str:
+    """Return one row a stage, after that of hand-written prompts where it is known."""
+    rows = [] if zero_shot is None else [words.zero_shot_row(zero_shot)]
+    rows += [
         (
             words.stage(stage.name),
             f"{words.percent(stage.top1.value)} {words.interval(stage.top1)}",

@@ -1,0 +1,200 @@
+"""What `inspect` shows of an artifact: its document in words, a line for each question that one may have."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from p4q_edge.runtime.storage import printable
+
+WIDTH = 100
+_LABEL = 16
+_BACKENDS: Mapping[str, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+_GRAPHS: Mapping[str, str] = {
+    "graph.fp16.onnx": "for TensorRT",
+    "graph.fp32.onnx": "for CPUs",
+    "weights.onnx": "weights of both",
+}
+
+
+def in_words(document: Mapping[str, Any]) -> str:
+    """Return a document of `inspect` as lines of at most 100 columns; `every_value` has the rest."""
+    rows = {"bundle": _bundle, "engine": _engine, "head": _head}[document["kind"]](document)
+    lines = [line for label, text in rows if text for line in _wrapped(label, printable(text))]
+    path = Path(document["path"])
+    size = document.get("size_bytes", document.get("engine_size_bytes"))
+    title = f"{document['kind']} {path}" + ("" if size is None else f", {size_words(size)}")
+    return "\n".join([printable(title), *lines, "every value: -v; as JSON: --json"])
+
+
+def every_value(document: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Return a line for each value of a document, nested as it is."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{printable(str(key))}", *every_value(value, indent + "  ")]
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            lines.append(f"{indent}{printable(str(key))} ({len(value)})")
+            for item in value:
+                lines.append(f"{indent}  {printable(', '.join(f'{name} {part}' for name, part in item.items()))}")
+        elif isinstance(value, (list, tuple)):
+            lines.append(f"{indent}{printable(str(key))}  {printable(', '.join(map(str, value)))}")
+        elif value not in ("", {}, None):
+            lines.append(f"{indent}{printable(str(key))}  {printable(str(value))}")
+    return lines
+
+
+def size_words(size_bytes: int) -> str:
+    """Return a size in MB of 10^6 bytes; small files in kB."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    first, rest = label.ljust(_LABEL), " " * _LABEL
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    recipe, index, parity = document["recipe"], document["data_index"], document["parity"]
+    data, learn = recipe.get("data", {}), recipe.get("learn", {})
+    members = document["members"]
+    learned = len(index.get("learned", []))
+    steps = learn.get("steps")
+    prompts = list(index.get("prompts", {}).values())
+    zero_shot = index.get("zero_shot", [])
+    return [
+        ("made by", f"{document['created_by']} ({_pairs(document['versions'])})"),
+        *_shared(document),
+        ("prompts", _some([f'"{prompt}"' for prompt in prompts], 4)),
+        (
+            "learned from",
+            f"{learned} images of {data.get('train', '?')}, at most {data.get('shots', '?')} of a class; "
+            f"{index.get('test_images', 0)} others to test on",
+        ),
+        ("recipe", f"method {recipe.get('method', '?')}, {steps} steps, seed {document['seed']}" if recipe else ""),
+        (
+            "graphs",
+            ", ".join(f"{size_words(members[n]['size_bytes'])} {w}" for n, w in _GRAPHS.items() if n in members),
+        ),
+        ("agreement", _agreement(parity)),
+        *(("not usable", f"{graph}: {why}") for graph, why in document["unsound"].items()),
+        ("golden samples", f"{document['golden_samples']} images with what PyTorch gave"),
+        ("recorded", f"what PyTorch gave for {len(zero_shot)} test images" if zero_shot else ""),
+        ("next", f"p4q-edge build {document['path']} --engine {Path(document['path']).with_suffix('.onnx')}"),
+    ]
+
+
+def _engine(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    golden = document["measured"].get("golden", {})
+    backend = document["backend"]
+    return [
+        ("runs in", f"{_BACKENDS.get(backend, backend)}; built by {document['built_by']}"),
+        ("built with", _pairs(document["built_with"])),
+        ("bundle", document["bundle_sha256"][:12]),
+        *_shared(document),
+        ("scores", _calibration(document["calibration"])),
+        ("kernels", _kernels(document["inspection"])),
+        ("options", _pairs(document["options"])),
+        (
+            "self-test",
+            f"least cosine {golden['cosine_min']:.5f} (limit {golden['min_cosine']:.5f}), same answer for "
+            f"{golden['top1_agreement']:.0%} of {golden['samples']} golden samples, when it was built"
+            if golden
+            else f"{document['golden_samples']} golden samples",
+        ),
+        ("next", f"p4q-edge classify {document['path']} IMAGES"),
+    ]
+
+
+def _head(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("classes", _classes(document["class_names"])),
+        ("scores", _calibration(document["calibration"])),
+        ("adapter", "yes" if document["adapter"] else "none"),
+        ("embedding", f"{document['embedding_dim']} numbers, logit scale {document['logit_scale']:.4g}"),
+        ("made for", f"weights {document['weights_sha256'][:12]}" if document["weights_sha256"] else "any weights"),
+    ]
+
+
+def _shared(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a bundle and an engine both say."""
+    model = document["model"]
+    named = " ".join(part for part in (model["name"], model.get("pretrained", "")) if part)
+    licence = model.get("license") or "licence not stated"
+    return [
+        ("model", f"{named} ({model.get('family', '?')}, {licence}), weights {model['weights_sha256'][:12]}"),
+        ("precision", _precision(document["precision"])),
+        ("classes", _classes(document["class_names"])),
+        ("input", _input(document["preprocess"])),
+    ]
+
+
+def _precision(value: Mapping[str, Any]) -> str:
+    import msgspec
+
+    from p4q_edge.runtime.artifacts import Precision
+
+    precision = msgspec.convert(value, Precision)
+    on_demand = f"; in float on demand: {', '.join(precision.in_float)}" if precision.in_float else ""
+    return f"{precision.label}, {precision.remainder} remainder, {precision.parts} quantized{on_demand}"
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{len(names)}: {_some(names, 8)}"
+
+
+def _some(items: Sequence[str], count: int) -> str:
+    more = f", ... ({len(items)})" if len(items) > count else ""
+    return ", ".join(map(str, items[:count])) + more
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value not in ("", None, [], {}))
+
+
+def _input(spec: Mapping[str, Any]) -> str:
+    height, width = spec["size"]
+    mean, std = (", ".join(f"{value:.4g}" for value in spec[key]) for key in ("mean", "std"))
+    turned = "EXIF orientation applied" if spec["orient"] else "EXIF orientation ignored"
+    return (
+        f"{width} x {height} pixels, {spec['interpolation']}, resize mode {spec['resize_mode']}, {turned}, "
+        f"mean {mean}, std {std}"
+    )
+
+
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    own = len(calibration["class_thresholds"])
+    limit = f"unknown below {calibration['threshold']:.3f}" if calibration["threshold"] else "no answer is unknown"
+    return f"{calibration['activation']}, temperature {calibration['temperature']:.3g}, {limit}" + (
+        f", {own} classes with thresholds of their own" if own else ""
+    )
+
+
+def _agreement(parity: Mapping[str, float]) -> str:
+    """Return how near each graph came to the fake-quantized model, by the exporter's own measurement."""
+    found = {"fp16": "TensorRT's graph", "fp32": "the CPU's"}
+    shown = [
+        f"{words} {parity[f'{kind}.cosine_embedding']:.5f}"
+        for kind, words in found.items()
+        if f"{kind}.cosine_embedding" in parity
+    ]
+    return f"least cosine to the fake-quantized model: {', '.join(shown)}" if shown else ""
+
+
+def _kernels(inspection: Mapping[str, Any]) -> str:
+    counts = inspection.get("kinds") or inspection.get("kernels")
+    integer, real = inspection.get("integer_products"), inspection.get("float_products")
+    shares = inspection.get("gemm_share")
+    said = []
+    if shares:
+        said.append("operations of matrix products: " + ", ".join(f"{s:.0%} {kind}" for kind, s in shares.items()))
+    elif integer is not None and real is not None:
+        said.append(f"{integer} of {integer + real} matrix products in INT8")
+    if isinstance(counts, Mapping):
+        most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        said.append(_some([f"{name} {count}" for name, count in most], 6))
+    elif isinstance(counts, int):
+        said.append(f"{counts} kernels")
+    return "; ".join(said)
