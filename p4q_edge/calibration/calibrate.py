@@ -46,6 +46,7 @@ from p4q_edge.quant import (
     trace_flow,
 )
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.progress import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +227,6 @@ def fix_scales(module: nn.Module) -> list[str]:
     return unreached
 
 
-def _run(encoder: nn.Module, batches: Iterable[Tensor]) -> None:
-    for batch in batches:
+def _run(encoder: nn.Module, batches: Batches) -> None:
+    for batch in tracked(batches, "calibrate, ranges"):
         encoder(batch)

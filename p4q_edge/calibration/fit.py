@@ -27,6 +27,7 @@ from p4q_edge.quant import (
     paired_pass,
     quant_linears,
 )
+from p4q_edge.runtime.progress import task
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,14 @@ def _fit_linears(encoder: nn.Module, batches: Batches, scheme: QuantScheme) -> N
         if path in weights
     }
 
-    def visit(linear: QuantLinear, seen: Seen) -> None:
-        if linear in fitted:  # what no output depends on keeps its observer's scales
-            fitted[linear](linear, seen)
+    with task("calibrate, linears", total=len(fitted)) as advance:
 
-    paired_pass(encoder, images, visit)
+        def visit(linear: QuantLinear, seen: Seen) -> None:
+            if linear in fitted:  # what no output depends on keeps its observer's scales
+                fitted[linear](linear, seen)
+                advance(1)
+
+        paired_pass(encoder, images, visit)
 
 
 def _some(batches: Batches, limit: int, *, at_once: int) -> Batches:

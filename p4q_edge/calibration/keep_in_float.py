@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from p4q_edge.models import Batches, encode_batches, to_batch
 from p4q_edge.quant import Phase, QuantConv2d, QuantLinear, macs_by_module, quant_convs, quant_linears, running_in
+from p4q_edge.runtime.progress import tracked
 
 RANKED_IMAGES = 16
 """Images on which each layer alone is put into float, to rank them."""
@@ -85,7 +86,8 @@ def rank_by_sensitivity(encoder: nn.Module, reference: nn.Module, batches: Batch
     with running_in(encoder, Phase.FLOAT):
         macs = macs_by_module(encoder, to_batch(some.images[:1], some.spec))
     found = []
-    for path, layer in quantized_layers(encoder).items():
+    layers = quantized_layers(encoder)
+    for path, layer in tracked(layers.items(), "calibrate, loss of each layer"):
         with in_float([layer]):
             gain = everything - embedding_loss(encoder, teacher, some)
         found.append(Sensitivity(path=path, gain=gain, macs=macs.get(path, 0)))

@@ -1,6 +1,7 @@
 """What a build from a recipe ends with: zero-shot, learned and engine side by side, on images not learned from."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ import msgspec
 import numpy as np
 
 from p4q_edge.cli.common import choose_recipe
-from p4q_edge.data import read_split
-from p4q_edge.recipe import Recipe
-from p4q_edge.runtime.artifacts import Bundle, Card, RecordedResults, read_bundle, read_card
+from p4q_edge.data import ImageSet, read_split
+from p4q_edge.runtime.artifacts import Bundle, Card, CrossValidated, RecordedResults, read_bundle, read_card
 from p4q_edge.runtime.builders import BuildRequest
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.evaluation.report import columns
 from p4q_edge.runtime.images import draw_subset, preprocess
+from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import wilson_interval
 
 BUDGET_S = 20.0
 """The engine is run on as many images as it manages in this time."""
+LATENCY_S = 3.0
+"""Where it is only timed."""
 LEAST_IMAGES = 20
 
 
@@ -46,21 +49,61 @@ class _Measured:
 def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[dict[str, Any], str]:
     """Return the table of a build as JSON values and as text, with the next command.
 
-    Its images are those whose results the bundle has. Without any, accuracy is not measured, and the table says so.
+    Its images are those whose results the bundle has. Where there is no test set, its figures are those of the
+    cross-validation on the photographs learned from, and the table says so.
     """
     bundle, card = read_bundle(bundle_path), read_card(request.engine)
     recorded = bundle.reference()
     following = f"next: p4q-edge classify {request.engine} IMAGES   (p4q-edge validate {request.engine}: every step)"
-    if recorded is None:
-        nothing = (
-            "accuracy was not measured: no image is left to test on. Name some with data.test, or compare by "
-            "cross-validation: p4q-edge learn --ablate levers"
+    recipe = choose_recipe(request.recipe)
+    split = read_split(recipe.data, seed=recipe.seed)
+    validated = bundle.manifest.data_index.cross_validated
+    if recorded is None and validated is None:
+        nothing = "accuracy was not measured: export.reference_images = 0 keeps no results of test images"
+        return {"n": 0, "rows": [], "cross_validated": False}, f"{nothing}\n{following}"
+    if validated is None:
+        assert recorded is not None  # one of both is there
+        wanted = draw_subset(len(split.test), recipe.export.reference_images, seed=recipe.seed)
+        measured = _run_engine(request, card, split.test.subset(wanted), seed=recipe.seed)
+        rows, n = summary_rows(bundle, card, recorded, measured), len(measured.rows)
+        said = f"n = {n} images that were not learned from"
+    else:
+        measured = _run_engine(request, card, split.train, seed=recipe.seed, budget_s=LATENCY_S)
+        rows, n = cross_validated_rows(bundle, card, validated, measured), validated.n
+        said = (
+            f"cross-validated, n = {n}: {validated.folds} parts of the photographs, each named by a head learned from "
+            "the others. The engine has learned from all, and no other image is here to test it on (data.test)"
         )
-        return {"n": 0, "rows": []}, f"{nothing}\n{following}"
-    measured = _run_engine(request, choose_recipe(request.recipe), card, recorded)
-    rows = summary_rows(bundle, card, recorded, measured)
-    n = len(measured.rows)
-    table = columns(
+    beside = f"FP32 beside it: p4q-edge bench {request.engine} --against fp32"
+    document = {"n": n, "rows": [msgspec.to_builtins(row) for row in rows], "cross_validated": validated is not None}
+    return document, "\n".join([*_table(rows), f"{said}. {beside}", following])
+
+
+def cross_validated_rows(
+    bundle: Bundle, card: Card, validated: CrossValidated, measured: _Measured
+) -> list[SummaryRow]:
+    """The lines of the table where there is no test set; no photograph is named by what was learned from it."""
+    float_bytes = bundle.manifest.data_index.float_bytes or 0
+    label = card.precision.label
+    counts = {
+        "zero-shot, FP32": (validated.zero_shot, float_bytes, None),
+        "learned, FP32, cross-validated": (validated.learned_float, float_bytes, None),
+        f"learned, {label}, cross-validated": (
+            validated.learned_quantized,
+            card.engine_size_bytes,
+            measured.latency_ms,
+        ),
+    }
+    return [_row(name, right, validated.n, size, latency) for name, (right, size, latency) in counts.items()]
+
+
+def _row(name: str, right: int, n: int, size_bytes: int, latency_ms: float | None) -> SummaryRow:
+    low, high = wilson_interval(right, n)
+    return SummaryRow(name=name, top1=right / n, low=low, high=high, size_bytes=size_bytes, latency_ms=latency_ms)
+
+
+def _table(rows: Sequence[SummaryRow]) -> list[str]:
+    return columns(
         ("", "top-1", "95 % interval", "size", "one image"),
         [
             (
@@ -73,9 +116,6 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[dict[str, A
             for row in rows
         ],
     )
-    said = f"n = {n} images that were not learned from. FP32 beside it: p4q-edge bench {request.engine} --against fp32"
-    document = {"n": n, "rows": [msgspec.to_builtins(row) for row in rows]}
-    return document, "\n".join([*table, said, following])
 
 
 def summary_rows(bundle: Bundle, card: Card, recorded: RecordedResults, measured: _Measured) -> list[SummaryRow]:
@@ -91,30 +131,29 @@ def summary_rows(bundle: Bundle, card: Card, recorded: RecordedResults, measured
         "learned, FP32": (scores.argmax(axis=1), float_bytes, None),
         f"engine, {card.precision.label}": (measured.answers, card.engine_size_bytes, measured.latency_ms),
     }
-    rows = []
-    for name, (found, size, latency) in answers.items():
-        right, n = int(np.count_nonzero(found == labels)), len(labels)
-        low, high = wilson_interval(right, n)
-        rows.append(SummaryRow(name=name, top1=right / n, low=low, high=high, size_bytes=size, latency_ms=latency))
-    return rows
+    n = len(labels)
+    return [
+        _row(name, int(np.count_nonzero(found == labels)), n, size, latency)
+        for name, (found, size, latency) in answers.items()
+    ]
 
 
-def _run_engine(request: BuildRequest, recipe: Recipe, card: Card, recorded: RecordedResults) -> _Measured:
-    """Run the engine on the recorded images one by one, as a device would, for a while."""
-    test = read_split(recipe.data, seed=recipe.seed).test
-    tested = test.subset(draw_subset(len(test), recipe.export.reference_images, seed=recipe.seed))
+def _run_engine(
+    request: BuildRequest, card: Card, images: ImageSet, *, seed: int, budget_s: float = BUDGET_S
+) -> _Measured:
+    """Run the engine on images one by one, as a device would, for a while."""
     # In an order that takes all classes alike if the time is up before the end.
-    order = np.random.default_rng(recipe.seed).permutation(len(recorded))
+    order = np.random.default_rng(seed).permutation(len(images))
     answers, times = [], []
     engine = load_engine(request.engine, card)
     try:
-        for row in order:
-            pixels = preprocess(tested.open_image(int(row)), card.preprocess)[np.newaxis]
+        for row in tracked(order, "run the engine"):
+            pixels = preprocess(images.open_image(int(row)), card.preprocess)[np.newaxis]
             start = time.perf_counter()
             logits = engine.run(pixels, ("logits",))["logits"]
             times.append(time.perf_counter() - start)
             answers.append(int(logits.argmax()))
-            if sum(times) > BUDGET_S and len(times) >= LEAST_IMAGES:
+            if sum(times) > budget_s and len(times) >= LEAST_IMAGES:
                 break
     finally:
         engine.close()

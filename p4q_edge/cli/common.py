@@ -1,10 +1,7 @@
-"""What the toolkit's subcommands share: which recipe, which run folder, progress on stderr."""
+"""What the toolkit's subcommands share: which recipe."""
 
 import argparse
 import logging
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -17,8 +14,6 @@ from p4q_edge.runtime.errors import UsageError
 logger = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = Path("p4q.toml")
-SECONDS_BETWEEN_LINES = 10.0
-"""Where stderr is not a terminal a progress bar would fill a log; a line now and then does not."""
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,26 +45,3 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
             raise UsageError(f"{error}; see p4q-edge build --help") from error
         recipe = msgspec.structs.replace(recipe, quantization=section)
     return recipe
-
-
-@contextmanager
-def epoch_progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar over epochs on stderr; yields the function to call after each."""
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        desc="learn",
-        unit="epoch",
-        disable=quiet,
-        file=sys.stderr,
-        mininterval=0.1 if terminal else SECONDS_BETWEEN_LINES,
-        leave=terminal,
-    ) as bar:
-
-        def advance(epoch: int, loss: float) -> None:
-            bar.update(epoch - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-
-        yield advance

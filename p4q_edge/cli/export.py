@@ -34,7 +34,7 @@ def _run(request: ExportRequest, output: Output) -> int:
     if request.bundle.suffix != SUFFIX:
         raise UsageError(f"--output {request.bundle} must end in {SUFFIX}")
     refuse_existing(request.bundle, force=output.force)
-    learned = run_stages(run_recipe_of(request.run_folder), request.run_folder, quiet=output.quiet)
+    learned = run_stages(run_recipe_of(request.run_folder), request.run_folder)
     bundle = export_bundle(learned, request.bundle, force=output.force)
     manifest = bundle.manifest
     size = request.bundle.stat().st_size

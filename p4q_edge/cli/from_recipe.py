@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from p4q_edge.cli.common import choose_recipe, epoch_progress
+from p4q_edge.cli.common import choose_recipe
 from p4q_edge.cli.preflight import check_build
 from p4q_edge.data import Split
 from p4q_edge.recipe import Recipe, to_toml
@@ -16,15 +16,13 @@ if TYPE_CHECKING:
     from p4q_edge.stages import Learned
 
 
-def run_stages(recipe: Recipe, folder: Path, *, quiet: bool, split: Split | None = None) -> "Learned":
+def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None) -> "Learned":
     """load, calibrate, learn and fold, each skipped when unchanged; `split` is what the recipe's data gave already."""
     # Imported here: they need torch, and everything cheap is checked before.
     from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
 
     files = RunFiles(folder=folder)
-    prepared = prepare(open_source(recipe, split), files)
-    with epoch_progress(recipe.learn.passes(len(prepared.features.labels)), quiet=quiet) as progress:
-        return learn_stage(prepared, files, progress=progress)
+    return learn_stage(prepare(open_source(recipe, split), files), files)
 
 
 def bundle_from_recipe(request: BuildRequest) -> Path:
@@ -40,7 +38,7 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     split = check_build(recipe, request.engine, force=request.force)
     from p4q_edge.stages import export_unless_current
 
-    learned = run_stages(recipe, folder, quiet=request.quiet, split=split)
+    learned = run_stages(recipe, folder, split=split)
     export_unless_current(learned, bundle, folder, force=request.force)
     return bundle
 

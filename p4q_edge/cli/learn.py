@@ -105,7 +105,7 @@ def _learn(request: LearnRequest, output: Output) -> int:
     recipe = choose_recipe(request.recipe)
     if request.ablate is not None:
         return _ablate(request, request.ablate, recipe, output)
-    learned = run_stages(recipe, request.run_folder, quiet=output.quiet)
+    learned = run_stages(recipe, request.run_folder)
     train = learned.prepared.source.split.train
     parts = [name for name in ("prompts", "adapter", "class_residual") if getattr(learned.student, name) is not None]
     document = {

@@ -75,8 +75,8 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
         rest = np.setdiff1d(np.arange(len(train)), chosen)
         if len(rest) == 0:
             logger.warning(
-                "all %d images are learned from and none is left to test on: accuracy is not measured. Name others "
-                "with data.test, or compare by cross-validation: p4q-edge learn --ablate levers",
+                "all %d images are learned from and none is left to test on: accuracy is cross-validated. To measure "
+                "it on others name them with data.test",
                 len(train),
             )
             return Split(train=learned, test=train.subset([]))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from p4q_edge.runtime.images import PreprocessSpec, match_classes, missing_classes, pair_class_names, preprocess
+from p4q_edge.runtime.progress import tracked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +101,6 @@ def pixels(images: ImageSet, spec: PreprocessSpec) -> "Tensor":
     import torch
 
     out = np.empty((len(images), 3, *spec.size), dtype=np.uint8)
-    for i in range(len(images)):
+    for i in tracked(range(len(images)), "read images"):
         out[i] = preprocess(images.open_image(i), spec)
     return torch.from_numpy(out)

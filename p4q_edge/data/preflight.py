@@ -9,6 +9,7 @@ from p4q_edge.data.image_set import ImageSet
 from p4q_edge.data.readers import read_class_prompts, read_images, read_words
 from p4q_edge.recipe import DataSection
 from p4q_edge.runtime.errors import P4QEdgeError
+from p4q_edge.runtime.progress import tracked
 
 T = TypeVar("T")
 
@@ -84,4 +85,4 @@ def _decoded(images: ImageSet) -> Iterator[str]:
         return ""
 
     with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="p4q-edge-check") as pool:
-        yield from pool.map(problem, range(len(images)))
+        yield from tracked(pool.map(problem, range(len(images))), "check images", total=len(images))

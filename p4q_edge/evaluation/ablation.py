@@ -15,13 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.baselines import as_released
-from p4q_edge.calibration import calibrate_encoder, calibrate_text
+from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.data import folds, pixels, read_split
-from p4q_edge.learning import CachedFeatures, LearningRun, Student, learn
+from p4q_edge.learning import CachedFeatures, Student
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import StageCode
-from p4q_edge.stages import Source, augmented_views, image_features, new_student, open_source, teacher_embeddings
+from p4q_edge.stages import (
+    Source,
+    augmented_views,
+    image_features,
+    learn_student,
+    open_source,
+    teacher_embeddings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -281,13 +288,7 @@ def learned_student(source: Source, features: CachedFeatures) -> Student:
     recipe = source.recipe
     if recipe.method == "as-released" and recipe.learn.adapter:
         return as_released.learn_student(source, features)
-    student, tower = new_student(source)
-    if tower is not None and recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
-    learn(student, features, recipe.learn, seed=recipe.seed, run=LearningRun())
-    if tower is not None and recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
-    return student
+    return learn_student(source, features)
 
 
 def learn_section(recipe: Recipe, variant: Variant) -> LearnSection:

@@ -16,6 +16,7 @@ from p4q_edge.models import Adapter, PromptLearner
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import LearnSection
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.progress import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def _run_epochs(
         logger.info("resuming after epoch %d of %d from %s", start, epochs, run.checkpoint)
     done = start
     try:
-        for epoch in range(start, epochs):
+        for epoch in tracked(range(start, epochs), "learn"):
             loss = _run_epoch(student, features, section, optimizer, seed=seed, epoch=epoch)
             if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
                 steps = -(-len(features.labels) // section.batch_size)

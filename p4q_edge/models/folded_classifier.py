@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from p4q_edge.models.adapter import Adapter
 from p4q_edge.quant import Phase, running_as_cpu_graph, running_in
 from p4q_edge.runtime.images import PreprocessSpec
+from p4q_edge.runtime.progress import tracked
 
 
 class FoldedClassifier(nn.Module):
@@ -69,6 +70,7 @@ def run_folded(
     """
     cpu = as_cpu_graph and phase is Phase.QUANTIZED
     with running_as_cpu_graph(model) if cpu else running_in(model, phase):
-        parts = [model(chunk) for chunk in torch.split(images, batch_size)]
+        chunks = torch.split(images, batch_size)
+        parts = [model(chunk) for chunk in tracked(chunks, "run PyTorch")]
     logits, embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, embedding, features

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from p4q_edge.quant import attentions
+from p4q_edge.runtime.progress import tracked
 
 _ATTENDING = frozenset({F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax})
 
@@ -138,7 +139,7 @@ def tokens_read(model: nn.Module, sample: Tensor) -> dict[str, tuple[int, int]]:
 @torch.no_grad()
 def encode_batches(encoder: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     """Features of all batches by an `ImageEncoder` or a tower of open_clip, ``(images, dim)`` float32."""
-    return torch.cat([pooled(encoder(batch)) for batch in batches])
+    return torch.cat([pooled(encoder(batch)) for batch in tracked(batches, "encode images")])
 
 
 def round_float_weights(encoder: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from p4q_edge.models.text_side import Prefix, TextSide
 from p4q_edge.models.text_tower import normalized_mean
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.progress import tracked
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -83,7 +84,8 @@ def template_embeddings(
     """
     prompts = class_prompts_of(class_names, templates=templates, class_prompts=class_prompts)
     tokens = tokenizer([prompt for of_class in prompts.values() for prompt in of_class])
-    features = torch.cat([encode(batch) for batch in torch.split(tokens, TEXT_BATCH_SIZE)])
+    batches = torch.split(tokens, TEXT_BATCH_SIZE)
+    features = torch.cat([encode(batch) for batch in tracked(batches, "encode prompts")])
     rows = torch.split(features, [len(of_class) for of_class in prompts.values()])
     return torch.stack([normalized_mean(of_class) for of_class in rows])
 

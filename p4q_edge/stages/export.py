@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.data import pixels
-from p4q_edge.graph import OUTPUTS, export_classifier
+from p4q_edge.graph import OUTPUTS, ExportedGraphs, export_classifier
 from p4q_edge.models import Adapter, FoldedClassifier, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
 from p4q_edge.recipe import to_toml
-from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, LearnedImage, Manifest, Precision
+from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, GraphParity, LearnedImage, Manifest, Precision
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import LIBRARIES, StageCode, encode_json, is_unchanged, stage_key, write_record
+from p4q_edge.stages.cross_validation import cross_validate
 from p4q_edge.stages.pipeline import Learned
 from p4q_edge.stages.record_results import (
     record_reference,
@@ -34,8 +36,9 @@ NOISE_IMAGES = 24
 
 BYTES_OF_FLOAT = 4
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
+_MODULES = ("pipeline", "encoder_file", "export", "record_results", "cross_validation")
 EXPORT = StageCode(
-    modules=tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "export", "record_results")),
+    modules=tuple(f"p4q_edge.stages.{name}" for name in _MODULES),
     rooms=("p4q_edge.data", "p4q_edge.graph", "p4q_edge.models"),
     libraries=(*LIBRARIES, "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
 )
@@ -72,24 +75,20 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
     """
     source = learned.prepared.source
     classifier = learned.classifier
-    images = golden_images(learned)
-    graphs = export_classifier(classifier, spread_images(learned, NOISE_IMAGES).numpy())
-    members: dict[str, bytes | Path] = {
-        bundles.GRAPH_FP16: graphs.fp16,
-        bundles.GRAPH_FP32: graphs.fp32,
-        bundles.WEIGHTS: graphs.weights,
-        bundles.HEAD: make_head(learned).to_bytes(),
-        bundles.PREPROCESS: encode_json(source.model.preprocess),
-        bundles.GOLDEN: make_golden(classifier, images).to_bytes(),
-    }
-    parity = graphs.parity
-    index = data_index(learned)
-    validated, labels = validation_images(learned)
-    if len(validated):
-        index = msgspec.structs.replace(index, zero_shot=zero_shot_answers(learned, validated))
-        reference = record_reference(classifier, validated, labels)
-        members[bundles.REFERENCE] = reference.to_bytes()
-        parity = with_median_losses(graphs, reference, validated)
+    with task("export", total=2) as advance:
+        graphs = export_classifier(classifier, spread_images(learned, NOISE_IMAGES).numpy())
+        advance(1)
+        members: dict[str, bytes | Path] = {
+            bundles.GRAPH_FP16: graphs.fp16,
+            bundles.GRAPH_FP32: graphs.fp32,
+            bundles.WEIGHTS: graphs.weights,
+            bundles.HEAD: make_head(learned).to_bytes(),
+            bundles.PREPROCESS: encode_json(source.model.preprocess),
+            bundles.GOLDEN: make_golden(classifier, golden_images(learned)).to_bytes(),
+        }
+        index, parity, reference = _record_results(learned, graphs)
+        members |= reference
+        advance(1)
     manifest = Manifest(
         created_by=f"p4q-edge {version('p4q-edge')}",
         model=source.model.info,
@@ -106,6 +105,24 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         narrowest_bits=graphs.narrowest_bits,
     )
     return bundles.write_bundle(path, manifest, members, force=force)
+
+
+def _record_results(learned: Learned, graphs: ExportedGraphs) -> tuple[DataIndex, GraphParity, dict[str, bytes]]:
+    """Record what PyTorch gives for test images, or without any what cross-validation gives.
+
+    Returns:
+        The index of the images, how near the graphs came, and the member of the bundle with the results.
+    """
+    index = data_index(learned)
+    if not len(learned.prepared.source.split.test):
+        found = cross_validate(learned.prepared)
+        return msgspec.structs.replace(index, cross_validated=found), graphs.parity, {}
+    images, labels = validation_images(learned)
+    if not len(images):
+        return index, graphs.parity, {}
+    index = msgspec.structs.replace(index, zero_shot=zero_shot_answers(learned, images))
+    reference = record_reference(learned.classifier, images, labels)
+    return index, with_median_losses(graphs, reference, images), {bundles.REFERENCE: reference.to_bytes()}
 
 
 def precision_of(learned: Learned) -> Precision:

@@ -42,6 +42,7 @@ from p4q_edge.models import (
 from p4q_edge.recipe import Recipe, to_toml
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import PreprocessSpec
+from p4q_edge.runtime.progress import task, tracked
 from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 from p4q_edge.stages.top1_limit import Judge, limit_top1
@@ -214,11 +215,7 @@ def keep_top1(
     assert limit is not None
 
     def learn_on(chosen: Tensor) -> Student:
-        student, tower = new_student(source)
-        if tower is not None and recipe.quantization.text:
-            calibrate_text(tower, student.prompts)
-        learn(student, features.of_images(chosen), recipe.learn, seed=recipe.seed, run=LearningRun())
-        return student
+        return learn_student(source, features.of_images(chosen))
 
     batches = Batches(images=images, spec=source.model.preprocess, size=BATCH_SIZE)
     judge = Judge.of(batches, features.labels, learn_on, seed=recipe.seed)
@@ -227,18 +224,22 @@ def keep_top1(
 
 def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
     """Features of all views of the labelled images, by the quantized and by the float encoder."""
-    teacher = [teacher_embeddings(source.model, view) for view in _views(source, images)]
-    return CachedFeatures(
-        student=student_features(source, encoder, images),
-        teacher=torch.stack(teacher),
-        labels=torch.from_numpy(source.split.train.labels),
-    )
+    views = source.recipe.learn.views
+    with task("features", total=2) as advance:
+        each = tracked(_views(source, images), "features", total=views)
+        teacher = [teacher_embeddings(source.model, view) for view in each]
+        advance(1)
+        student = student_features(source, encoder, images)
+        advance(1)
+    labels = torch.from_numpy(source.split.train.labels)
+    return CachedFeatures(student=student, teacher=torch.stack(teacher), labels=labels)
 
 
 def student_features(source: Source, encoder: nn.Module, images: Tensor) -> Tensor:
     """Features of all views of the labelled images by the quantized encoder, ``(views, images, dim)``."""
-    spec = source.model.preprocess
-    return torch.stack([image_features(encoder, view, spec) for view in _views(source, images)])
+    spec, views = source.model.preprocess, source.recipe.learn.views
+    each = tracked(_views(source, images), "features", total=views)
+    return torch.stack([image_features(encoder, view, spec) for view in each])
 
 
 def _views(source: Source, images: Tensor) -> Iterator[Tensor]:
@@ -309,6 +310,18 @@ def new_student(source: Source) -> tuple[Student, TextSide | None]:
         generator=generator,
     )
     return student, tower
+
+
+def learn_student(source: Source, features: CachedFeatures, run: LearningRun = LearningRun()) -> Student:
+    """The student of a recipe after learning from cached features."""
+    recipe = source.recipe
+    student, tower = new_student(source)
+    if tower is not None and recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    learn(student, features, recipe.learn, seed=recipe.seed, run=run)
+    if tower is not None and recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    return student
 
 
 def learn_stage(

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 RUNTIME = (
-    *("errors", "lazy", "choices", "stage"),
+    *("errors", "lazy", "choices", "stage", "progress"),
     *("storage", "statistics", "machine", "images", "artifacts", "engines", "verification", "builders"),
     *("classification", "serving", "benchmark", "evaluation", "cli"),
 )
-"""Bottom to top; the first four are modules."""
+"""Bottom to top; the first five are modules."""
 TOOLKIT = (
     *("demo", "quant", "recipe", "data", "models", "calibration", "learning", "graph", "stages", "baselines"),
     *("evaluation", "cli"),
 )
-LEAVES = RUNTIME[:4]
+LEAVES = RUNTIME[:5]
 """Modules on the ground floor, imported directly."""
 
 

@@ -31,6 +31,7 @@ from p4q_edge.graph.quantization import ConvQuantization, LinearQuantization
 from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in, set_phase
 from p4q_edge.runtime.artifacts import Agreement, GraphParity, GraphRun, NoiseKind, agreement_of
 from p4q_edge.runtime.choices import GraphKind
+from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS, NoiseFloor
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
     floats = run_float(subject.model, subject.images, folded=folded_linears(subject.model, candidates))
     records = record_layers(subject.model, subject.images[:LAYER_IMAGES])
     runs_of: dict[bool, ModuleRuns] = {}
-    for candidate in candidates:
+    for candidate in tracked(candidates, "compare graphs"):
         # Only in a model with quantized convolutions the graph for CPUs is quantized otherwise.
         on_cpu = candidate.as_cpu_graph and bool(subject.convs)
         if on_cpu not in runs_of:

@@ -75,7 +75,7 @@ def test_nothing_left_to_test_on_is_said_and_no_error(
     with caplog.at_level(logging.WARNING):
         split = make_split(toy_images(4), None, shots=0, seed=0, test_limit=0)
     assert (len(split.train), len(split.test)) == (16, 0)
-    assert "all 16 images are learned from and none is left to test on: accuracy is not measured" in caplog.text
+    assert "all 16 images are learned from and none is left to test on: accuracy is cross-validated" in caplog.text
 
 
 def test_all_classes_with_too_few_images_are_named(toy_images: Callable[[int], ImageSet]) -> None:

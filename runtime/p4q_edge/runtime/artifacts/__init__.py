@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.artifacts.manifest import (
         Agreement,
+        CrossValidated,
         DataIndex,
         GraphParity,
         GraphRun,
@@ -100,6 +101,7 @@ __all__ = [
     "CpuInspection",
     "CpuMachine",
     "CpuOptions",
+    "CrossValidated",
     "DataIndex",
     "EngineHead",
     "Golden",
@@ -200,6 +202,7 @@ if not TYPE_CHECKING:
             ),
             "manifest": (
                 "Agreement",
+                "CrossValidated",
                 "DataIndex",
                 "GraphParity",
                 "GraphRun",

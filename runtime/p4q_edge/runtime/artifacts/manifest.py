@@ -104,6 +104,29 @@ class LearnedImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sha256: str
 
 
+class CrossValidated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many of `n` photographs were named rightly by heads that were not learned from them.
+
+    Attributes:
+        n: labelled photographs.
+        folds: parts of them.
+        zero_shot: right answers of the full-precision model with hand-written prompts, which learns nothing.
+        learned_float: of learned heads on the features of the full-precision image tower.
+        learned_quantized: of learned heads on the features of the quantized one.
+    """
+
+    n: int
+    folds: int
+    zero_shot: int
+    learned_float: int
+    learned_quantized: int
+
+    def __post_init__(self) -> None:
+        counts = (self.zero_shot, self.learned_float, self.learned_quantized)
+        if self.n < 1 or not all(0 <= count <= self.n for count in counts):
+            raise ValueError(f"expected counts of right answers from 0 to n, got {counts} of {self.n}")
+
+
 class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The images that a bundle was made with.
 
@@ -114,6 +137,7 @@ class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         prompts: the first hand-written prompt of each class.
         zero_shot: answers of the full-precision model and the hand-written prompts alone to the recorded images.
         float_bytes: size of the image tower in full precision.
+        cross_validated: accuracy on the images learned from, where there are no others.
     """
 
     learned: tuple[LearnedImage, ...] = ()
@@ -122,6 +146,7 @@ class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     prompts: dict[str, str] = {}
     zero_shot: tuple[int, ...] = ()
     float_bytes: int | None = None
+    cross_validated: CrossValidated | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit
 from p4q_edge.runtime.engines import Engine, load_engine
 from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders
+from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.storage import atomic_write
 
 _BATCH = 8
@@ -64,11 +65,12 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
         learned=request.learned,
         other_names=request.other_names,
     )
+    starts = range(0, len(images.labels), _BATCH)
     engine = load_engine(request.engine, card)
     try:
         rows = [
             head.classify(engine, images.pixels[slice(start, start + _BATCH)])[0]
-            for start in range(0, len(images.labels), _BATCH)
+            for start in tracked(starts, "run the engine")
         ]
         unknown = None if request.unknown is None else _unknown_logits(engine, request.unknown, card, head)
     finally:

@@ -25,7 +25,8 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "engine": _ENGINE,
         "card": "path of its card",
         "bundle": "path of the bundle",
-        "summary": "`n` images that were not learned from and `rows`: `name`, `top1` with its 95 % interval `low` to "
+        "summary": "`n` images that were not learned from, `cross_validated` (whether they are the photographs learned "
+        "from, each named by a head that was not) and `rows`: `name`, `top1` with its 95 % interval `low` to "
         "`high`, `size_bytes`, `latency_ms` of one image or null",
         "run": "run folder",
         "backend": "`onnxruntime` or `tensorrt`",

@@ -17,9 +17,10 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from p4q_edge.runtime.cli.command import (
     ENTRY_POINT_GROUP,
@@ -31,6 +32,7 @@ from p4q_edge.runtime.cli.command import (
     write_line,
 )
 from p4q_edge.runtime.cli.interruption import Interruption
+from p4q_edge.runtime.cli.progress_bar import ProgressBar
 from p4q_edge.runtime.cli.registry import ACTIONS_HELP, ALL_HELP, RUNTIME_HELP, TOOLKIT_HELP
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
 from p4q_edge.runtime.storage import printable
@@ -50,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _open_streams()
         interruption.watch()
-    _configure_logging(quiet=flags.quiet, verbose=flags.verbose)
+    bar = ProgressBar(sys.stderr)
+    _configure_logging(quiet=flags.quiet, verbose=flags.verbose, bar=bar)
     try:
-        code = _dispatch(arguments)
+        with nullcontext() if flags.quiet else bar.shown():
+            code = _dispatch(arguments)
         flush_stdout()
         return code
     except BrokenPipeError:  # the reader of stdout (`| head`) is gone
@@ -313,10 +317,18 @@ class _Formatter(logging.Formatter):
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """The one handler of the command line, told apart from handlers that an embedding program has set."""
 
+    def __init__(self, stream: TextIO, bar: ProgressBar) -> None:
+        super().__init__(stream)
+        self._bar = bar
 
-def _configure_logging(*, quiet: bool, verbose: int) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._bar.aside():
+            super().emit(record)
+
+
+def _configure_logging(*, quiet: bool, verbose: int, bar: ProgressBar) -> None:
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    handler = _Handler(sys.stderr)
+    handler = _Handler(sys.stderr, bar)
     handler.setFormatter(_Formatter(coloured=coloured))
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     # Warnings of libraries concern their authors: shown with -v.

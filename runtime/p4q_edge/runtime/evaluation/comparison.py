@@ -21,6 +21,7 @@ from p4q_edge.runtime.evaluation.stage_comparison import (
     compared_pairs,
     report_stage,
 )
+from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images, Stage
 from p4q_edge.runtime.statistics import metrics
 
@@ -104,7 +105,7 @@ def validate_chain(
     generator = np.random.default_rng(options.seed)
     outputs: dict[str, dict[str, npt.NDArray[np.floating]]] = {}
     reports = []
-    for name, stage in stages.items():
+    for name, stage in tracked(stages.items(), f"validate, {options.label}"):
         started = time.perf_counter()
         outputs[name] = run_stage(stage, images, name=name, options=options, classes=len(class_names))
         seconds = time.perf_counter() - started
@@ -137,7 +138,8 @@ def run_stage(
         InputError: an output is missing, of another shape, or not finite.
     """
     collected: dict[str, list[npt.NDArray[np.floating]]] = {"logits": [], "embedding": []}
-    for start in range(0, len(images), options.batch_size):
+    starts = range(0, len(images), options.batch_size)
+    for start in tracked(starts, name):
         batch = images[start : start + options.batch_size]
         result = stage(batch)
         for output, parts in collected.items():

@@ -68,8 +68,8 @@ def test_the_text_has_a_table_and_the_next_command(folder: Path, capsys: pytest.
     assert max(map(len, table[:4])) <= 100
 
 
-def test_without_test_images_the_table_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_recorded_results_the_table_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (folder / "recipe.toml").read_text().replace("[export]", "[export]\nreference_images = 0")
     (folder / "recipe.toml").write_text(text)
     output = run(folder, capsys, "--force")
-    assert "accuracy was not measured: no image is left to test on. Name some with data.test" in output
+    assert "accuracy was not measured: export.reference_images = 0 keeps no results of test images" in output

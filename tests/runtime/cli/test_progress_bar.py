@@ -1,0 +1,119 @@
+"""Bars on a terminal, lines elsewhere, nothing for what ends in a moment, no log line within a bar."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p4q_edge.runtime.cli import main as cli
+from p4q_edge.runtime.cli import progress_bar
+from p4q_edge.runtime.cli.progress_bar import CLEAR, ProgressBar
+from p4q_edge.runtime.progress import listening, tracked
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def work(stream: io.StringIO, *, items: int, seconds: float) -> str:
+    clock = Clock()
+    with listening(ProgressBar(stream, clock=clock)):
+        for _ in tracked(range(items), "learn"):
+            clock.now += seconds
+    return stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_and_at_the_end_the_time() -> None:
+    written = work(Terminal(), items=4, seconds=2.0)
+    assert written.split(CLEAR)[1:] == [
+        "learn [######..................]  25 % 2 s, about 6 s left",
+        "learn [############............]  50 % 4 s, about 4 s left",
+        "learn [##################......]  75 % 6 s, about 2 s left",
+        "learn [########################] 100 % 8 s, about 0 s left",
+        "learn: 8 s\n",
+    ]
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_what_ends_in_a_moment_is_not_shown(stream: io.StringIO) -> None:
+    assert work(stream, items=3, seconds=0.3) == ""
+
+
+def test_elsewhere_there_is_a_line_now_and_then() -> None:
+    written = work(io.StringIO(), items=50, seconds=1.0)
+    assert written.splitlines() == [
+        "learn: 2 %, 1 s",
+        "learn: 22 %, 11 s, about 39 s left",
+        "learn: 42 %, 21 s, about 29 s left",
+        "learn: 62 %, 31 s, about 19 s left",
+        "learn: 82 %, 41 s, about 9 s left",
+        "learn: 50 s",
+    ]
+    assert "\033" not in written
+    assert "\r" not in written
+
+
+def test_a_log_line_stands_alone() -> None:
+    stream, clock = Terminal(), Clock()
+    bar = ProgressBar(stream, clock=clock)
+    with listening(bar):
+        for item in tracked(range(3), "learn"):
+            clock.now += 2.0
+            if item == 1:
+                with bar.aside():
+                    stream.write("a message\n")
+    before, _, after = stream.getvalue().partition("a message\n")
+    assert before.endswith(CLEAR)
+    assert after.startswith(CLEAR + "learn [")
+
+
+def test_the_log_of_a_command_goes_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, clock = Terminal(), Clock()
+    monkeypatch.setattr("sys.stderr", stream)
+    bar = ProgressBar(stream, clock=clock)
+    cli._configure_logging(quiet=False, verbose=0, bar=bar)
+    with listening(bar):
+        for _ in tracked(range(2), "learn"):
+            clock.now += 2.0
+            logging.getLogger("p4q_edge.test").info("said")
+    lines = [line.rpartition(CLEAR)[2] for line in stream.getvalue().split("\n")]
+    assert lines == ["said", "said", "learn: 4 s", ""]
+
+
+def test_an_error_ends_the_bar(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(progress_bar, "SHOWN_AFTER_S", 0.0)
+    (photo.parent / "labelled" / "circle").mkdir(parents=True)
+    assert cli.main(["validate", str(tiny_engine), "--data", str(photo.parent / "labelled")]) == 2
+    assert stream.getvalue().split("\n")[-2].rpartition(CLEAR)[2].startswith("error: class folder ")
+
+
+def test_quiet_shows_none(
+    tiny_engine: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_bar, "SHOWN_AFTER_S", 0.0)
+    _, _, loud = run("validate", tiny_engine)
+    assert "validate, golden samples: " in loud
+    _, _, quiet = run("validate", tiny_engine, "-q")
+    assert quiet == ""
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (135, "2 min 15 s")])
+def test_times_are_read_at_a_glance(seconds: float, words: str) -> None:
+    assert progress_bar._seconds(seconds) == words
