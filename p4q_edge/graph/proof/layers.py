@@ -136,7 +136,9 @@ class GraphLayers:
                 reach = reach + np.where(other < 1, 1.01 * _EPSILON[stored.dtype], 0.0) * np.abs(value)
             else:
                 value = value + other.astype(np.float64)
-                reach = reach + 2 * _EPSILON[other.dtype] * np.abs(other.astype(np.float64))
+                # Next to zero FP16 has fixed steps, of which a learned bias can be a few.
+                steps = np.spacing(np.abs(other)).astype(np.float64)
+                reach = reach + np.maximum(2 * _EPSILON[other.dtype] * np.abs(other.astype(np.float64)), steps)
         return value, reach + 4 * _EPSILON[np.dtype(np.float32)] * np.abs(value)
 
 

@@ -106,3 +106,23 @@ def test_scales_that_were_lifted_may_be_rounded_to_fp16_and_no_further(
     assert wrong_layers(records, graph) == {}
     multiply(graph, f"{PATH}.weight_scale_lifted", 1.003)
     assert list(wrong_layers(records, graph)) == [PATH]
+
+
+@pytest.mark.parametrize("exponent", [-6, -10, -14, -18])
+def test_weights_and_biases_of_a_few_learning_steps_raise_no_alarm(
+    fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8], exponent: int
+) -> None:
+    # An adapter starts at zero: after few steps its scales and biases are below the normal numbers of FP16.
+    model = fold_toy(QuantScheme())
+    linear = quant_linears(model)[PATH]
+    linear.set_weight(linear.weight * 2.0**exponent)
+    linear.scale_weight()
+    with torch.no_grad():
+        linear.bias.copy_(torch.linspace(-1, 1, linear.out_features) * 2.0**exponent * 1.3)
+    records = record_layers(model, images[:4])
+    graphs = both(export_classifier(model, images))
+    for kind, graph in graphs.items():
+        assert wrong_layers(records, graph) == {}, kind
+        multiply(graph, f"{PATH}.bias", 1.2)
+        # What FP16 still tells apart is told: steps of 2**-24 of a bias of up to 1.3 * 2**exponent.
+        assert (list(wrong_layers(records, graph)) == [PATH]) or exponent == -18, kind
