@@ -312,13 +312,13 @@ def new_student(source: Source) -> tuple[Student, TextSide | None]:
     return student, tower
 
 
-def learn_student(source: Source, features: CachedFeatures, run: LearningRun = LearningRun()) -> Student:
-    """The student of a recipe after learning from cached features."""
+def learn_student(source: Source, features: CachedFeatures) -> Student:
+    """The student of a recipe after learning from cached features; nothing is stored."""
     recipe = source.recipe
     student, tower = new_student(source)
     if tower is not None and recipe.quantization.text:
         calibrate_text(tower, student.prompts)
-    learn(student, features, recipe.learn, seed=recipe.seed, run=run)
+    learn(student, features, recipe.learn, seed=recipe.seed, run=LearningRun())
     if tower is not None and recipe.quantization.text:
         calibrate_text(tower, student.prompts)
     return student
