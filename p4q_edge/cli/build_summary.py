@@ -4,15 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from p4q_edge.cli.common import choose_recipe
 from p4q_edge.data import ImageSet, read_split
 from p4q_edge.runtime.artifacts import Bundle, Card, CrossValidated, RecordedResults, read_bundle, read_card
 from p4q_edge.runtime.builders import BuildRequest
+from p4q_edge.runtime.cli import BuildSummary, SummaryRow
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.evaluation.report import columns
@@ -27,17 +26,6 @@ LATENCY_S = 3.0
 LEAST_IMAGES = 20
 
 
-class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line: share of right answers with its 95 % interval, bytes of weights, milliseconds of one image."""
-
-    name: str
-    top1: float
-    low: float
-    high: float
-    size_bytes: int
-    latency_ms: float | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
     rows: np.ndarray
@@ -46,8 +34,8 @@ class _Measured:
     latency_ms: float
 
 
-def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[dict[str, Any], str]:
-    """Return the table of a build as JSON values and as text, with the next command.
+def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummary, str]:
+    """Return the table of a build as a record and as text, with the next command.
 
     Its images are those whose results the bundle has. Where there is no test set, its figures are those of the
     cross-validation on the photographs learned from, and the table says so.
@@ -60,7 +48,7 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[dict[str, A
     validated = bundle.manifest.data_index.cross_validated
     if recorded is None and validated is None:
         nothing = "accuracy was not measured: export.reference_images = 0 keeps no results of test images"
-        return {"n": 0, "rows": [], "cross_validated": False}, f"{nothing}\n{following}"
+        return BuildSummary(n=0), f"{nothing}\n{following}"
     if validated is None:
         assert recorded is not None  # one of both is there
         wanted = draw_subset(len(split.test), recipe.export.reference_images, seed=recipe.seed)
@@ -75,8 +63,8 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[dict[str, A
             "the others. The engine has learned from all, and no other image is here to test it on (data.test)"
         )
     beside = f"FP32 beside it: p4q-edge bench {request.engine} --against fp32"
-    document = {"n": n, "rows": [msgspec.to_builtins(row) for row in rows], "cross_validated": validated is not None}
-    return document, "\n".join([*_table(rows), f"{said}. {beside}", following])
+    summary = BuildSummary(n=n, rows=tuple(rows), cross_validated=validated is not None)
+    return summary, "\n".join([*_table(rows), f"{said}. {beside}", following])
 
 
 def cross_validated_rows(

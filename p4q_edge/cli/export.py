@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from p4q_edge.cli.documents import ExportDocument
 from p4q_edge.cli.from_recipe import run_stages
 from p4q_edge.recipe import run_recipe_of
 from p4q_edge.runtime.artifacts import SUFFIX
@@ -38,13 +39,13 @@ def _run(request: ExportRequest, output: Output) -> int:
     bundle = export_bundle(learned, request.bundle, force=output.force)
     manifest = bundle.manifest
     size = request.bundle.stat().st_size
-    document = {
-        "bundle": str(request.bundle),
-        "sha256": bundle.sha256(),
-        "size_bytes": size,
-        "parity": manifest.parity.flat(),
-        "execution": manifest.precision.execution,
-    }
+    document = ExportDocument(
+        bundle=str(request.bundle),
+        sha256=bundle.sha256(),
+        size_bytes=size,
+        parity=manifest.parity.flat(),
+        execution=manifest.precision.execution,
+    )
     text = (
         f"{request.bundle}  {manifest.precision.label}, {manifest.precision.parts}, {size / 1e6:.2f} MB, "
         f"least cosine to fake quant {manifest.parity.least_cosine:.6f}\n"

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from p4q_edge.cli.documents import InitDocument
 from p4q_edge.data import ImageSet, find_copies, read_images, unreadable_images
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import UsageError
@@ -59,14 +60,14 @@ def _run(request: InitRequest, output: Output) -> int:
     unusable = unreadable_images(images)
     advice = advise(images, counts)
     atomic_write(request.output, recipe_text(request.output, train, test, counts).encode(), force=output.force)
-    document = {
-        "recipe": str(request.output),
-        "train": str(train),
-        "test": None if test is None else str(test),
-        "classes": counts,
-        "unusable": unusable,
-        "advice": advice,
-    }
+    document = InitDocument(
+        recipe=str(request.output),
+        train=str(train),
+        test=None if test is None else str(test),
+        classes=counts,
+        unusable=tuple(unusable),
+        advice=tuple(advice),
+    )
     width = max(map(len, counts))
     lines = [f"{name:<{width}}  {count:>5}" for name, count in counts.items()]
     lines += [f"cannot be used: {problem}" for problem in unusable]

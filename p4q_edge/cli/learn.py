@@ -10,6 +10,7 @@ import msgspec
 
 from p4q_edge.calibration import CalibratedEncoder
 from p4q_edge.cli.common import add_recipe_arguments, choose_recipe
+from p4q_edge.cli.documents import AblateDocument, CalibrateDocument, LearnDocument
 from p4q_edge.cli.from_recipe import run_stages
 from p4q_edge.evaluation import BASELINES
 from p4q_edge.evaluation import ablation as ablate
@@ -77,19 +78,19 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
     prepared = prepare(open_source(recipe), RunFiles(folder=request.run_folder))
     linears = quant_linears(prepared.calibrated.encoder)
     scales = {name: float(linear.input_scale) for name, linear in linears.items()}
-    document = {
-        "run": str(request.run_folder),
-        "scheme": recipe.quantization.scheme().label,
-        "execution": recipe.quantization.scheme().execution,
-        "images": prepared.calibrated.images,
-        "input_scales": scales,
-        "kept_float": list(prepared.calibrated.kept_float),
-        "folded": list(prepared.calibrated.folded),
-        "quantized_attentions": list(prepared.calibrated.products),
-        "quantized_convolutions": list(prepared.calibrated.convolutions),
-    }
+    document = CalibrateDocument(
+        run=str(request.run_folder),
+        scheme=recipe.quantization.scheme().label,
+        execution=recipe.quantization.scheme().execution,
+        images=prepared.calibrated.images,
+        input_scales=scales,
+        kept_float=tuple(prepared.calibrated.kept_float),
+        folded=tuple(prepared.calibrated.folded),
+        quantized_attentions=tuple(prepared.calibrated.products),
+        quantized_convolutions=tuple(prepared.calibrated.convolutions),
+    )
     text = (
-        f"{request.run_folder}  {document['scheme']} {document['execution']}, "
+        f"{request.run_folder}  {document.scheme} {document.execution}, "
         f"{_parts(prepared.calibrated, len(scales))} quantized, "
         f"{len(prepared.calibrated.kept_float)} kept in float (n = {prepared.calibrated.images} images)"
     )
@@ -108,12 +109,9 @@ def _learn(request: LearnRequest, output: Output) -> int:
     learned = run_stages(recipe, request.run_folder)
     train = learned.prepared.source.split.train
     parts = [name for name in ("prompts", "adapter", "class_residual") if getattr(learned.student, name) is not None]
-    document = {
-        "run": str(request.run_folder),
-        "learned": parts,
-        "images": len(train),
-        "classes": len(train.class_names),
-    }
+    document = LearnDocument(
+        run=str(request.run_folder), learned=tuple(parts), images=len(train), classes=len(train.class_names)
+    )
     text = (
         f"{request.run_folder}  learned {' and '.join(parts) or 'nothing (PTQ)'} from {len(train)} images "
         f"of {len(train.class_names)} classes\nnext: p4q-edge export {request.run_folder} -o model.p4q"
@@ -148,7 +146,7 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
         atomic_write(target.with_suffix(".md"), baseline_table(rows).encode(), force=True)
         write_record(record, key, [target])
     output.write(
-        document={"rows": msgspec.to_builtins(rows), "seeds": list(seeds), "path": str(target)},
+        document=AblateDocument(rows=tuple(rows), seeds=seeds, path=str(target)),
         text=baseline_table(rows),
     )
     return 0

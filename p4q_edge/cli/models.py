@@ -2,8 +2,9 @@
 
 import argparse
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from p4q_edge.cli.documents import ModelsDocument
 from p4q_edge.models import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError
@@ -59,7 +60,7 @@ def _run(request: ModelsRequest, output: Output) -> int:
         tags = textwrap.wrap(", ".join(row.tags), WIDTH, initial_indent="    ", subsequent_indent="    ")
         text += [line, *tags]
     text.append("indented: the weights (model.pretrained) of the model above them")
-    output.write(document={"models": [asdict(row) for row in rows]}, text="\n".join(text))
+    output.write(document=ModelsDocument(models=rows), text="\n".join(text))
     return 0
 
 

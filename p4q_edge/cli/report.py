@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from p4q_edge.cli.documents import ReportDocument
 from p4q_edge.evaluation.report import render_html
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import UsageError
@@ -36,7 +37,7 @@ def _run(request: ReportRequest, output: Output) -> int:
         raise UsageError(f"-o {page}: expected a file ending in {' or '.join(RENDERERS)}")
     report = read_report(request.report)
     atomic_write(page, RENDERERS[page.suffix](report).encode(), force=output.force)
-    output.write(document={"report": str(page), "passed": report.passed}, text=str(page))
+    output.write(document=ReportDocument(report=str(page), passed=report.passed), text=str(page))
     return 0
 
 

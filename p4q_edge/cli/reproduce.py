@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from p4q_edge.cli.documents import ComparedFigure, ReproduceDocument
 from p4q_edge.evaluation import compare_reports, repeat
 from p4q_edge.runtime.cli import Command, Output, parse
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
@@ -52,11 +53,8 @@ def _run(request: ReproduceRequest, output: Output) -> int:
     figures = compare_reports(before, repeat(before, request_of(before, source=source), source=source))
     different = [figure for figure in figures if not figure.same]
     rows = [(f.name, f"{f.before:.6f}", f"{f.now:.6f}", "same" if f.same else "DIFFERS") for f in figures]
-    document = {
-        "report": str(request.report),
-        "same": not different,
-        "figures": [{**msgspec.to_builtins(figure), "same": figure.same} for figure in figures],
-    }
+    compared = tuple(ComparedFigure(**msgspec.to_builtins(figure), same=figure.same) for figure in figures)
+    document = ReproduceDocument(report=str(request.report), same=not different, figures=compared)
     output.write(document=document, text="\n".join(columns(("figure", "then", "now", ""), rows)))
     if not different:
         return 0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.models.adapter import Adapter
     from p4q_edge.models.checkpoint_settings import PreprocessKeys
     from p4q_edge.models.deployment import to_deployment_form
-    from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, list_models
+    from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, ModelRow, list_models
     from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
     from p4q_edge.models.image_tower import (
         ImageEncoder,
@@ -41,6 +41,7 @@ __all__ = [
     "FoldedClassifier",
     "ImageEncoder",
     "LoadedModel",
+    "ModelRow",
     "PreprocessKeys",
     "PromptLearner",
     "TextSide",
@@ -73,6 +74,7 @@ if not TYPE_CHECKING:
             "deployment": ("to_deployment_form",),
             "families": (
                 "MAX_COUNTED",
+                "ModelRow",
                 "_BYTES_OF_FLOAT",
                 "list_models",
             ),

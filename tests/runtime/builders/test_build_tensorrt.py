@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -221,8 +222,9 @@ def test_a_dry_run_builds_nothing(
     document = json.loads(out)
     assert (document["backend"], document["exists"]) == ("onnxruntime", False)
     assert document["model_bytes"] == len(read_bundle(tiny_bundle).model("fp32"))
+    said = msgspec.defstruct("Said", [("model_bytes", int)])
     monkeypatch.setattr(
-        tensorrt_builder, "describe_build", lambda size, *, engine, options, convolutions: {"model_bytes": size}
+        tensorrt_builder, "describe_build", lambda size, *, engine, options, convolutions: said(model_bytes=size)
     )
     code, out, _ = run("build", tiny_bundle, "--engine", tmp_path / "out.plan", "--dry-run")
     assert code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p4q_edge.runtime.artifacts.bundle import HEAD, read_bundle
@@ -52,7 +53,7 @@ def test_a_bundle_says_what_it_was_made_of(artifacts: dict[str, Path], run: Run)
 @pytest.mark.parametrize("kind", ["engine", "bundle", "head"])
 def test_v_shows_every_value(artifacts: dict[str, Path], kind: str, run: Run) -> None:
     _, out, _ = run("inspect", artifacts[kind], "-v")
-    document = describe(artifacts[kind])
+    document = msgspec.to_builtins(describe(artifacts[kind]))
     for key, value in document.items():
         if value not in ("", {}, [], None):
             assert any(line.startswith(key) for line in out.splitlines()), key
@@ -67,6 +68,6 @@ def test_records_in_lists_become_lines() -> None:
 
 
 def test_names_of_strangers_steer_no_terminal(artifacts: dict[str, Path]) -> None:
-    document = {**describe(artifacts["head"]), "class_names": ["a\x1b[2J", "b"]}
+    document = {**msgspec.to_builtins(describe(artifacts["head"])), "class_names": ["a\x1b[2J", "b"]}
     assert "a\\x1b[2J" in in_words(document)
     assert "\x1b" not in in_words(document)

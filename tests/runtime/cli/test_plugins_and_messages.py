@@ -9,12 +9,17 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 
+import msgspec
 import pytest
 from raising import raising
 
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.cli.command import Output
 from p4q_edge.runtime.errors import InputError
+
+
+class Answer(msgspec.Struct):
+    answer: int
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def test_messages_go_to_stderr_as_far_as_they_are_wanted(
         messages.debug("detail")
         messages.info("working")
         messages.warning("careful")
-        output.write(document={"answer": 42}, text="the answer is 42")
+        output.write(document=Answer(answer=42), text="the answer is 42")
         return 0
 
     subcommand(run)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -114,8 +115,7 @@ class BatchWatch:
     watch: WatchRecord
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of `bench`; the first candidate is the engine in question.
 
     Attributes:

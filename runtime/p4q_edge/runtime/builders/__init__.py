@@ -9,12 +9,16 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, describe_build, recorded_options
     from p4q_edge.runtime.builders.current import build_unless_current
+    from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
     from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest
 
 __all__ = [
     "BuildOptions",
     "BuildRequest",
+    "CpuDryRun",
     "RecipeRequest",
+    "RtxDryRun",
+    "TensorRTDryRun",
     "backend_of",
     "build_engine",
     "build_unless_current",
@@ -32,6 +36,11 @@ if not TYPE_CHECKING:
                 "build_engine",
                 "describe_build",
                 "recorded_options",
+            ),
+            "dry_run": (
+                "CpuDryRun",
+                "RtxDryRun",
+                "TensorRTDryRun",
             ),
             "current": ("build_unless_current",),
             "request": (

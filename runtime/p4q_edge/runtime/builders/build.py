@@ -36,6 +36,7 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.builders.card_parts import card_of, part_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
+from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.builders.onnxruntime import models_of
 from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile, GraphKind
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint, import_onnxruntime
@@ -341,8 +342,8 @@ def _require_tensorrt(engine: Path) -> None:
 
 def describe_build(
     bundle: str | Path, engine: str | Path, *, backend: BackendName | None = None, options: BuildOptions
-) -> dict[str, Any]:
-    """Return what `build_engine` would do here, without doing it: the document of `--dry-run`.
+) -> CpuDryRun | TensorRTDryRun | RtxDryRun:
+    """Return what `build_engine` would do here, without doing it.
 
     Raises:
         UsageError, InputError, CorruptArtifactError, EnvironmentNotAbleError, QualityGateError: as `build_engine`.
@@ -363,12 +364,11 @@ def describe_build(
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
         convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_build(size, engine=engine, options=gated, convolutions=convolutions)
-    return {
-        "engine": str(engine),
-        "exists": engine.exists(),
-        "backend": "onnxruntime",
-        "cpu_profile": options.cpu_profile,
-        "model_bytes": len(opened.model("fp32")),
-        "unsigned_kernels": options.cpu_profile == "exact" and machine.saturates(),
+    return CpuDryRun(
+        engine=str(engine),
+        exists=engine.exists(),
+        cpu_profile=options.cpu_profile,
+        model_bytes=len(opened.model("fp32")),
+        unsigned_kernels=options.cpu_profile == "exact" and machine.saturates(),
         **fingerprint(),
-    }
+    )

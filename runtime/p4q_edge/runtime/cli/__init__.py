@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.cli import documents
     from p4q_edge.runtime.cli.command import Command, Output
+    from p4q_edge.runtime.cli.documents import BuildSummary, SummaryRow
+    from p4q_edge.runtime.cli.inspect_documents import LintFinding
     from p4q_edge.runtime.cli.main import parse
 
-__all__ = ["Command", "Output", "documents", "parse"]
+__all__ = ["BuildSummary", "Command", "LintFinding", "Output", "SummaryRow", "parse"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -21,6 +22,11 @@ if not TYPE_CHECKING:
                 "Command",
                 "Output",
             ),
+            "documents": (
+                "BuildSummary",
+                "SummaryRow",
+            ),
+            "inspect_documents": ("LintFinding",),
             "main": ("parse",),
         },
     )

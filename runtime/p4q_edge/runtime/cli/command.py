@@ -13,10 +13,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.storage import printable
+
+if TYPE_CHECKING:
+    import msgspec
 
 ENTRY_POINT_GROUP = "p4q_edge.commands"
 """The group of entry points that the toolkit adds its subcommands to."""
@@ -44,7 +48,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
 
-    def write(self, *, document: Mapping[str, Any], text: str) -> None:
+    def write(self, *, document: msgspec.Struct, text: str) -> None:
         """Write the result of a subcommand to stdout: `document` as JSON if `--json` was given, else `text`.
 
         The document gets the key `schema_version` if it has none.
@@ -73,18 +77,27 @@ class CommandGroup:
     commands: Mapping[str, Command[Any]]
 
 
-def as_json(document: Mapping[str, Any]) -> str:
+def as_json(document: msgspec.Struct) -> str:
     """Return a document as one line of JSON that the encoding of stdout can hold, without loss.
 
     File names need not be text; what cannot be encoded is written as JSON's own escapes.
     """
-    whole = {"schema_version": SCHEMA_VERSION, **document}
+    # Imported here: `--help` needs none of it.
+    import msgspec
+
+    whole = {"schema_version": SCHEMA_VERSION, **msgspec.to_builtins(document, enc_hook=_path)}
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         return json.dumps(whole, allow_nan=False)
     return text
+
+
+def _path(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} has no place in a document")
 
 
 def write_line(text: str) -> None:

@@ -353,6 +353,7 @@ def _report(error: BaseException, *, message: str, exit_code: int, flags: _Flags
     logger.error("%s", line)
     if flags.json:
         kind = "Interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
-        document = {"type": kind, "message": line, "exit_code": exit_code}
-        write_line(as_json({"error": document}))
+        from p4q_edge.runtime.cli.error_document import ErrorDetail, ErrorDocument
+
+        write_line(as_json(ErrorDocument(error=ErrorDetail(type=kind, message=line, exit_code=exit_code))))
     return exit_code

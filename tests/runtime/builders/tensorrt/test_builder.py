@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -203,18 +203,17 @@ def test_an_engine_that_appears_during_the_build_is_not_replaced(
 
 def test_the_dry_run_says_what_would_be_built_and_builds_nothing(installed: Any, tmp_path: Path) -> None:
     found = describe_build(123, engine=tmp_path / "out.plan", options=TensorRTOptions(max_batch=4))
-    json.dumps(found)
     assert installed.calls == ["open_cuda"]
     assert list(tmp_path.iterdir()) == []
-    assert found["plans"] == ["int8", "fp16"]
-    assert found["keeps"] == "the better by speed"
-    assert found["batches"] == {"min": 1, "opt": 1, "max": 4}
-    assert found["workspace_bytes"] == 2 << 30
-    assert found["timing_cache"] == str(tmp_path / f"timing-trt{installed.trt.__version__}-sm87-orin.cache")
-    assert found["timing_cache_exists"] is False
-    assert found["device"]["compute_capability"] == "8.7"
-    assert found["exists"] is False
-    assert found["model_bytes"] == 123
+    assert found.plans == ("int8", "fp16")
+    assert found.keeps == "the better by speed"
+    assert msgspec.to_builtins(found.batches) == {"min": 1, "opt": 1, "max": 4}
+    assert found.workspace_bytes == 2 << 30
+    assert found.timing_cache == str(tmp_path / f"timing-trt{installed.trt.__version__}-sm87-orin.cache")
+    assert found.timing_cache_exists is False
+    assert found.device["compute_capability"] == "8.7"
+    assert found.exists is False
+    assert found.model_bytes == 123
 
 
 def test_the_dry_run_fails_where_the_build_would(installed: Any, tmp_path: Path, monkeypatch: Any) -> None:

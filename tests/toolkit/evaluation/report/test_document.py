@@ -114,7 +114,8 @@ def test_page_is_the_same_every_time(report: Any) -> None:
 
 def test_hostile_names_are_text(report: Any) -> None:
     names = ("<script>alert(1)</script>", "$x_{$", 'a"b', "c|d", "日本", "&amp;", "'", "x" * 200)
-    page_report = replace(report, chain=replace(report.chain, class_names=names), title="<b>|title|</b>")
+    chain = replace(report.chain, class_names=names)
+    page_report = msgspec.structs.replace(report, chain=chain, title="<b>|title|</b>")
     page = html.render_html(page_report)
     assert "<script" not in page
     assert "<b>|title|" not in page

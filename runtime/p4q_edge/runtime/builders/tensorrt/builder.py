@@ -22,6 +22,7 @@ from p4q_edge.runtime.artifacts import (
     TensorRTOptions,
     read_golden,
 )
+from p4q_edge.runtime.builders.dry_run import Batches, TensorRTDryRun
 from p4q_edge.runtime.builders.tensorrt.options import (
     TIMING_CACHES,
     check_hardware_compatibility,
@@ -180,8 +181,8 @@ def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
 
 def describe_build(
     model_bytes: int, *, engine: Path, options: TensorRTOptions, convolutions: bool = False
-) -> dict[str, Any]:
-    """Return what `build_plan` would do on this device, without building: the document of `--dry-run`.
+) -> TensorRTDryRun:
+    """Return what `build_plan` would do on this device, without building.
 
     Args:
         model_bytes: size of the ONNX model.
@@ -199,22 +200,22 @@ def describe_build(
     with cuda.current():
         free, total = cuda.memory()
     cache = timing_cache_path(engine, tensorrt_version=trt.__version__, facts=cuda.facts)
-    return {
-        "engine": str(engine),
-        "exists": engine.exists(),
-        "plans": list(options.flavours(convolutions=convolutions)),
-        "keeps": f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
-        "accuracy_gate": f"golden cosine of at least {options.accuracy_gate}",
-        "batches": {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch},
-        "typing": options.typing,
-        "workspace_bytes": workspace_bytes(options, cuda.facts),
-        "optimization_level": options.optimization_level,
-        "timing_cache": str(cache) if options.timing_cache else None,
-        "timing_cache_exists": options.timing_cache and cache.is_file(),
-        "model_bytes": model_bytes,
-        "gpu_memory_free_bytes": free,
-        "gpu_memory_total_bytes": total,
-        "disk_free_bytes": shutil.disk_usage(engine.parent if engine.parent.exists() else Path()).free,
-        "cuda_backend": cuda.name,
-        "device": machine_facts(trt, cuda.facts),
-    }
+    return TensorRTDryRun(
+        engine=str(engine),
+        exists=engine.exists(),
+        plans=options.flavours(convolutions=convolutions),
+        keeps=f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
+        accuracy_gate=f"golden cosine of at least {options.accuracy_gate}",
+        batches=Batches(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
+        typing=options.typing,
+        workspace_bytes=workspace_bytes(options, cuda.facts),
+        optimization_level=options.optimization_level,
+        timing_cache=str(cache) if options.timing_cache else None,
+        timing_cache_exists=options.timing_cache and cache.is_file(),
+        model_bytes=model_bytes,
+        gpu_memory_free_bytes=free,
+        gpu_memory_total_bytes=total,
+        disk_free_bytes=shutil.disk_usage(engine.parent if engine.parent.exists() else Path()).free,
+        cuda_backend=cuda.name,
+        device=machine_facts(trt, cuda.facts),
+    )

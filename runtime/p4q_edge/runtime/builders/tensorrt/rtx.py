@@ -12,11 +12,11 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from p4q_edge.runtime.artifacts import PlanInspection, RtxMachine, RtxOptions
+from p4q_edge.runtime.builders.dry_run import Batches, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
 from p4q_edge.runtime.storage import refuse_existing, remove_leftovers, temporary_path
@@ -77,21 +77,18 @@ def build_rtx(
     )
 
 
-def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions) -> dict[str, Any]:
-    """Return what `build_rtx` would do, without building: the document of `--dry-run`.
+def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions) -> RtxDryRun:
+    """Return what `build_rtx` would do, without building.
 
     Raises:
         EnvironmentNotAbleError: the library is not installed.
     """
-    return {
-        "engine": str(engine),
-        "exists": engine.exists(),
-        "backend": "tensorrt-rtx",
-        "experimental": True,
-        "plans": ["int8"],
-        "batches": {"min": options.min_batch, "opt": options.opt_batch, "max": options.max_batch},
-        "compute_capabilities": list(options.capabilities) or ["8.0+"],
-        "optimization_level": options.optimization_level,
-        "model_bytes": model_bytes,
-        RTX.key: import_library(RTX).__version__,
-    }
+    return RtxDryRun(
+        engine=str(engine),
+        exists=engine.exists(),
+        batches=Batches(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
+        compute_capabilities=tuple(options.capabilities) or ("8.0+",),
+        optimization_level=options.optimization_level,
+        model_bytes=model_bytes,
+        tensorrt_rtx=import_library(RTX).__version__,
+    )

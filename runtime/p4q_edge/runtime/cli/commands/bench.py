@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError, UsageError
@@ -15,6 +15,7 @@ from p4q_edge.runtime.errors import QualityGateError, UsageError
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card
     from p4q_edge.runtime.benchmark import BenchOptions, Candidate, Measured
+    from p4q_edge.runtime.cli.documents import BenchDocument
 
 TOOLKIT_CANDIDATES = "p4q_edge.bench"
 """Entry-point group of the toolkit: `fp32` and `torch`, functions from an engine's path to a `Candidate`."""
@@ -181,27 +182,27 @@ def _fp16(request: BenchRequest, card: Card) -> Candidate:
         return load_candidate(plan, name="fp16", device=request.device)
 
 
-def _document(request: BenchRequest, card: Card, measured: Measured) -> dict[str, Any]:
+def _document(request: BenchRequest, card: Card, measured: Measured) -> BenchDocument:
     import msgspec
 
+    from p4q_edge.runtime.cli.documents import BenchDocument
     from p4q_edge.runtime.machine import provenance
 
-    return {
-        "schema_version": 1,
-        "kind": KIND,
-        "engine": str(request.engine),
-        "engine_sha256": card.engine_sha256,
-        "engine_size_bytes": card.engine_size_bytes,
-        "backend": card.backend,
-        "precision": msgspec.to_builtins(card.precision),
-        "threads": request.threads,
-        "valid": measured.valid,
-        **msgspec.to_builtins(measured),
-        "versions": provenance.versions(),
-        "machine": provenance.this_machine(),
-        "git_commit": provenance.git_commit(),
-        "created": provenance.now(),
-    }
+    return BenchDocument(
+        **msgspec.structs.asdict(measured),
+        kind=KIND,
+        engine=str(request.engine),
+        engine_sha256=card.engine_sha256,
+        engine_size_bytes=card.engine_size_bytes,
+        backend=card.backend,
+        precision=card.precision,
+        threads=request.threads,
+        valid=measured.valid,
+        versions=provenance.versions(),
+        machine=provenance.this_machine(),
+        git_commit=provenance.git_commit(),
+        created=provenance.now(),
+    )
 
 
 def _text(measured: Measured) -> str:

@@ -144,6 +144,12 @@ def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGro
         help="overrides the recipe's quantization.max_top1_drop: as few layers as possible stay in high precision, so "
         "that top-1 is at most Y points below the float learned model's, cross-validated on the labelled images",
     )
+    parser.add_argument(
+        "--keep-float",
+        default="",
+        metavar="PATH,...",
+        help="paths of layers that stay in high precision, beside those of the recipe's quantization.keep_float",
+    )
 
 
 def recipe_request(args: argparse.Namespace) -> RecipeRequest:
@@ -227,9 +233,11 @@ def _request(args: argparse.Namespace) -> BuildRequest:
 
 
 def _run(request: BuildRequest, output: Output) -> int:
+    from p4q_edge.runtime.cli.documents import ConfigDocument
+
     if request.print_config:
         document, text = toolkit_function(RESOLVE_FUNCTION, missing=NEEDS_TOOLKIT)(request.recipe)
-        output.write(document={"recipe": document}, text=text)
+        output.write(document=ConfigDocument(recipe=document), text=text)
     elif request.bundle is None:
         _build_from_recipe(request, output)
     elif request.dry_run:
@@ -242,6 +250,7 @@ def _run(request: BuildRequest, output: Output) -> int:
 def _build_from_recipe(request: BuildRequest, output: Output) -> None:
     from p4q_edge.runtime.artifacts import card_path
     from p4q_edge.runtime.builders import build_unless_current
+    from p4q_edge.runtime.cli.documents import RecipeBuildDocument
 
     bundle: Path = toolkit_function(BUNDLE_FUNCTION, missing=NEEDS_TOOLKIT)(request)
     with _progress(request) as progress:
@@ -254,24 +263,24 @@ def _build_from_recipe(request: BuildRequest, output: Output) -> None:
             progress=progress,
         )
     summary, table = toolkit_function(SUMMARY_FUNCTION, missing=NEEDS_TOOLKIT)(request, bundle)
-    document = {
-        "engine": str(request.engine),
-        "card": str(card_path(request.engine)),
-        "bundle": str(bundle),
-        "summary": summary,
-        "run": str(request.engine.with_suffix(".run")),
-        "backend": card.backend,
-        "engine_sha256": card.engine_sha256,
-        "engine_size_bytes": card.engine_size_bytes,
-    }
+    document = RecipeBuildDocument(
+        engine=str(request.engine),
+        card=str(card_path(request.engine)),
+        bundle=str(bundle),
+        summary=summary,
+        run=str(request.engine.with_suffix(".run")),
+        backend=card.backend,
+        engine_sha256=card.engine_sha256,
+        engine_size_bytes=card.engine_size_bytes,
+    )
     what = f"{card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.2f} MB"
     output.write(document=document, text=f"{request.engine}  {what}\n{bundle}  the bundle\n\n{table}")
 
 
 def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
-    import msgspec
-
+    from p4q_edge.runtime.artifacts import card_path
     from p4q_edge.runtime.builders import build_engine
+    from p4q_edge.runtime.cli.documents import BuildDocument
 
     with _progress(request) as progress:
         card = build_engine(
@@ -287,14 +296,14 @@ def _build(request: BuildRequest, bundle: Path, output: Output) -> None:
     proof = (
         "not run here" if golden is None else f"cosine to the reference {golden.cosine_min:.6f} (n = {golden.samples})"
     )
-    document = {
-        "engine": str(request.engine),
-        "card": f"{request.engine}.json",
-        "backend": card.backend,
-        "engine_size_bytes": card.engine_size_bytes,
-        "engine_sha256": card.engine_sha256,
-        "golden": msgspec.to_builtins(golden),
-    }
+    document = BuildDocument(
+        engine=str(request.engine),
+        card=str(card_path(request.engine)),
+        backend=card.backend,
+        engine_size_bytes=card.engine_size_bytes,
+        engine_sha256=card.engine_sha256,
+        golden=golden,
+    )
     text = (
         f"{request.engine}  {card.backend}, {card.precision.description}, {card.engine_size_bytes / 1e6:.1f} MB, "
         f"{proof}"
@@ -312,10 +321,13 @@ def _progress(request: BuildRequest) -> AbstractContextManager[ShowProgress | No
 
 
 def _describe(request: BuildRequest, bundle: Path, output: Output) -> None:
+    import msgspec
+
     from p4q_edge.runtime.builders import describe_build
 
     document = describe_build(bundle, request.engine, backend=request.backend, options=request.options)
-    output.write(document=document, text="\n".join(f"{key}  {value}" for key, value in document.items()))
+    values: dict[str, Any] = msgspec.to_builtins(document)
+    output.write(document=document, text="\n".join(f"{key}  {value}" for key, value in values.items()))
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -16,6 +16,7 @@ from p4q_edge.runtime.storage import printable
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Failure, Prediction
+    from p4q_edge.runtime.cli.documents import ImageAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,10 @@ def _run(request: ClassifyRequest, output: Output) -> int:
             answers.append(answer)
             _show(request, output, answer)
     if output.json and not request.stream:
-        document = {"engine": str(request.engine), "predictions": [_document(answer) for answer in answers]}
-        output.write(document=document, text="")
+        from p4q_edge.runtime.cli.documents import ClassifyDocument
+
+        predictions = tuple(map(_document, answers))
+        output.write(document=ClassifyDocument(engine=str(request.engine), predictions=predictions), text="")
     failed = sum(isinstance(answer, Failure) for answer in answers)
     if failed:
         logger.error(
@@ -126,19 +129,21 @@ def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure
     sys.stdout.flush()
 
 
-def _document(answer: Prediction | Failure) -> dict[str, object]:
+def _document(answer: Prediction | Failure) -> ImageAnswer:
     from p4q_edge.runtime.classification import Failure
+    from p4q_edge.runtime.cli.documents import ImageAnswer, ImageError, LabelScore
 
     if isinstance(answer, Failure):
-        return {"source": answer.source, "error": {"type": type(answer.error).__name__, "message": str(answer.error)}}
-    return {
-        "source": answer.source,
-        "label": answer.label,
-        "score": answer.score,
-        "known": answer.known,
-        "accepted": list(answer.accepted),
-        "topk": answer.to_dict(),
-    }
+        error = ImageError(type=type(answer.error).__name__, message=str(answer.error))
+        return ImageAnswer(source=answer.source, error=error)
+    return ImageAnswer(
+        source=answer.source,
+        label=answer.label,
+        score=answer.score,
+        known=answer.known,
+        accepted=answer.accepted,
+        topk=tuple(LabelScore(label=label, score=score) for label, score in answer.topk),
+    )
 
 
 def _line(prediction: Prediction) -> str:

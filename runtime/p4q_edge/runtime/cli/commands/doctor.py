@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from p4q_edge.runtime.cli.command import Command, Output
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
@@ -69,9 +68,11 @@ def _run(request: DoctorRequest, output: Output) -> int:
         bundle_bytes = request.bundle.stat().st_size
     findings = examine(read_environment(), bundle_bytes=bundle_bytes)
     able = able_backends(findings)
-    document: dict[str, Any] = {"findings": [asdict(finding) for finding in findings], "backends": able}
     if request.board_report is not None:
         return _report(request, able, output, folder=request.board_report)
+    from p4q_edge.runtime.cli.documents import DoctorDocument
+
+    document = DoctorDocument(findings=tuple(findings), backends=able)
     output.write(document=document, text=_text(findings, able))
     wanted = [request.backend] if request.backend else list(BACKENDS)
     if any(able[backend] for backend in wanted):
@@ -84,11 +85,13 @@ def _run(request: DoctorRequest, output: Output) -> int:
 def _report(request: DoctorRequest, able: Mapping[str, bool], output: Output, *, folder: Path) -> int:
     # Imported here: only this needs processes and archives.
     from p4q_edge.runtime.cli.board_report import write_board_report
+    from p4q_edge.runtime.cli.documents import BoardReportDocument, BoardStep
 
     archive, steps = write_board_report(folder, bundle=request.bundle, backends=able)
     lines = [f"{step.name:24} {_outcome(step.exit_code, step.note)}" for step in steps]
     lines += [f"{archive}  read it, then send it: docs/boards.md says where to"]
-    output.write(document={"archive": str(archive), "steps": [asdict(step) for step in steps]}, text="\n".join(lines))
+    written = BoardReportDocument(archive=str(archive), steps=tuple(BoardStep(**asdict(step)) for step in steps))
+    output.write(document=written, text="\n".join(lines))
     return 0
 
 

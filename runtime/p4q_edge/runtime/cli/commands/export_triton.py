@@ -41,13 +41,14 @@ def _request(args: argparse.Namespace) -> ExportTritonRequest:
 
 
 def _run(request: ExportTritonRequest, output: Output) -> int:
+    from p4q_edge.runtime.cli.documents import TritonDocument
     from p4q_edge.runtime.serving import write_repository
 
     models = write_repository(
         request.engine, request.repository, name=request.name, served_by=request.served_by, force=output.force
     )
     text = f"{request.repository}  a model repository; clients ask {', '.join(models)}"
-    output.write(document={"repository": str(request.repository), "models": models}, text=text)
+    output.write(document=TritonDocument(repository=str(request.repository), models=tuple(models)), text=text)
     return 0
 
 

@@ -7,9 +7,9 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, CommandGroup, Output
+from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, write_line
 from p4q_edge.runtime.storage import printable
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
 
     from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_bundle
     from p4q_edge.runtime.classification import FitOptions, Request, calibrate, write_calibration
+    from p4q_edge.runtime.cli.documents import HeadCalibrateDocument
     from p4q_edge.runtime.evaluation import found_names, learned_digests
 
     bundle = None if request.bundle is None else read_bundle(request.bundle)
@@ -149,12 +150,14 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
     better, text = fitted.calibration != old, _comparison(fitted)
     asked = better and request.apply and not (output.force or output.json) and _is_terminal()
     if asked:
-        output.write(document={}, text=text)
+        write_line(text)
         text = ""
     applied = better and request.apply and (not asked or _agreed(wanted.head))
     if applied:
         write_calibration(request.engine, wanted.head, fitted.calibration)
-    document = {"engine": str(request.engine), "head": wanted.head, "applied": applied, **msgspec.to_builtins(fitted)}
+    document = HeadCalibrateDocument(
+        **msgspec.structs.asdict(fitted), engine=str(request.engine), head=wanted.head, applied=applied
+    )
     output.write(document=document, text=f"{text}\n{_ending(request, better=better, applied=applied)}".lstrip("\n"))
     return 0
 
@@ -208,27 +211,22 @@ def _ending(request: CalibrateRequest, *, better: bool, applied: bool) -> str:
 
 def _remove(request: RemoveRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import remove_head
+    from p4q_edge.runtime.cli.documents import HeadFileDocument
 
     path = remove_head(request.engine, request.name)
-    document = {"engine": str(request.engine), "name": request.name, "path": str(path)}
+    document = HeadFileDocument(engine=str(request.engine), name=request.name, path=str(path))
     output.write(document=document, text=f"removed {path}")
     return 0
 
 
 def _reset(request: ResetRequest, output: Output) -> int:
-    import msgspec
-
     from p4q_edge.runtime.artifacts import BUILT_IN
     from p4q_edge.runtime.classification import reset_calibration
+    from p4q_edge.runtime.cli.documents import HeadResetDocument
 
     name = request.name or BUILT_IN
     before, after = reset_calibration(request.engine, name)
-    document = {
-        "engine": str(request.engine),
-        "head": name,
-        "before": msgspec.to_builtins(before),
-        "calibration": msgspec.to_builtins(after),
-    }
+    document = HeadResetDocument(engine=str(request.engine), head=name, before=before, calibration=after)
     text = (
         f"{name}: temperature {before.temperature:.3g} -> {after.temperature:g}, "
         f"threshold {before.threshold:.3f} -> {after.threshold:g}"
@@ -239,29 +237,30 @@ def _reset(request: ResetRequest, output: Output) -> int:
 
 def _add(request: AddRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import add_head, heads_folder
+    from p4q_edge.runtime.cli.documents import HeadFileDocument
 
     name = add_head(request.engine, request.source, name=request.name, force=output.force)
     path = heads_folder(request.engine) / f"{name}.safetensors"
-    document = {"engine": str(request.engine), "name": name, "path": str(path)}
+    document = HeadFileDocument(engine=str(request.engine), name=name, path=str(path))
     output.write(document=document, text=f"{path}\nuse it: p4q-edge classify {request.engine} IMAGE --head {name}")
     return 0
 
 
 def _list(request: ListRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, stored_heads
+    from p4q_edge.runtime.cli.documents import HeadListDocument, NamedClasses
 
     names = (BUILT_IN, *stored_heads(request.engine))
-    heads: list[dict[str, Any]] = [
-        {"name": name, "class_names": list(engine_head(request.engine, name).class_names)} for name in names
-    ]
-    shown = [(head, printable(", ".join(head["class_names"][:8]))) for head in heads]
-    lines = [f"{head['name']}  {len(head['class_names'])} classes: {names}" for head, names in shown]
-    output.write(document={"engine": str(request.engine), "heads": heads}, text="\n".join(lines))
+    heads = [NamedClasses(name=name, class_names=engine_head(request.engine, name).class_names) for name in names]
+    shown = [(head, printable(", ".join(head.class_names[:8]))) for head in heads]
+    lines = [f"{head.name}  {len(head.class_names)} classes: {first}" for head, first in shown]
+    output.write(document=HeadListDocument(engine=str(request.engine), heads=tuple(heads)), text="\n".join(lines))
     return 0
 
 
 def _export(request: ExportRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import BUILT_IN, SUFFIX, find_head, open_head
+    from p4q_edge.runtime.cli.documents import HeadExportDocument
     from p4q_edge.runtime.errors import UsageError
     from p4q_edge.runtime.storage import atomic_write
 
@@ -274,7 +273,7 @@ def _export(request: ExportRequest, output: Output) -> int:
     else:
         head = find_head(request.artifact, request.name or BUILT_IN)
     atomic_write(request.output, head.to_bytes(), force=output.force)
-    document = {"output": str(request.output), "class_names": list(head.class_names)}
+    document = HeadExportDocument(output=str(request.output), class_names=head.class_names)
     output.write(document=document, text=f"{request.output}  {len(head.class_names)} classes")
     return 0
 

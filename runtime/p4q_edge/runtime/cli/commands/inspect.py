@@ -6,13 +6,21 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError
 
+if TYPE_CHECKING:
+    from p4q_edge.runtime.cli.inspect_documents import BundleDocument, EngineDocument, HeadDocument, LintFinding
+
 LINT_FUNCTION = "lint_artifact"
 NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
+_OF_CARD = (
+    *("engine_sha256", "engine_size_bytes", "bundle_sha256", "parts", "built_by", "model", "precision", "class_names"),
+    *("preprocess", "embedding_dim", "logit_scale", "calibration", "rounding_bits", "noise"),
+)
+"""What the document of an engine takes from its card as it is."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +45,23 @@ def _request(args: argparse.Namespace) -> InspectRequest:
 def _run(request: InspectRequest, output: Output) -> int:
     if request.lint:
         return _lint(request.artifact, output)
+    import msgspec
+
     from p4q_edge.runtime.cli.artifact_words import every_value, in_words
 
     document = describe(request.artifact)
-    text = in_words(document) if not output.verbose else "\n".join(every_value(document))
+    values: dict[str, Any] = msgspec.to_builtins(document)
+    text = in_words(values) if not output.verbose else "\n".join(every_value(values))
     output.write(document=document, text=text)
     return 0
 
 
 def _lint(artifact: Path, output: Output) -> int:
-    findings: list[dict[str, Any]] = toolkit_function(LINT_FUNCTION, missing=NEEDS_TOOLKIT)(artifact)
-    lines = [f"{f['graph']}  {f['rule']}  {f['node'] or 'model'}: {f['message']}" for f in findings]
-    document = {"kind": "lint", "path": str(artifact), "findings": findings}
+    from p4q_edge.runtime.cli.inspect_documents import LintDocument
+
+    findings: list[LintFinding] = toolkit_function(LINT_FUNCTION, missing=NEEDS_TOOLKIT)(artifact)
+    lines = [f"{f.graph}  {f.rule}  {f.node or 'model'}: {f.message}" for f in findings]
+    document = LintDocument(path=str(artifact), findings=tuple(findings))
     output.write(document=document, text="\n".join(lines) or "no rule is broken")
     if not findings:
         return 0
@@ -56,8 +69,8 @@ def _lint(artifact: Path, output: Output) -> int:
     return QualityGateError.exit_code
 
 
-def describe(artifact: Path) -> dict[str, Any]:
-    """Return what an artifact says about itself, as JSON values; its digests are verified."""
+def describe(artifact: Path) -> BundleDocument | EngineDocument | HeadDocument:
+    """Return what an artifact says about itself; its digests are verified."""
     suffix = artifact.suffix.lower()
     if suffix == ".p4q":
         return _bundle(artifact)
@@ -66,60 +79,76 @@ def describe(artifact: Path) -> dict[str, Any]:
     return _engine(artifact)
 
 
-def _bundle(path: Path) -> dict[str, Any]:
-    import msgspec
-
+def _bundle(path: Path) -> BundleDocument:
     from p4q_edge.runtime.artifacts import read_bundle
+    from p4q_edge.runtime.cli.inspect_documents import BundleDocument
 
     bundle = read_bundle(path)
-    return {
-        "kind": "bundle",
-        "path": str(path),
-        "size_bytes": path.stat().st_size,
-        "sha256": bundle.sha256(),
-        **_values(msgspec.to_builtins(bundle.manifest)),
-        "parity": bundle.manifest.parity.flat(),
-        "preprocess": msgspec.to_builtins(bundle.preprocess()),
-        "golden_samples": len(bundle.golden().image),
-    }
+    manifest = bundle.manifest
+    return BundleDocument(
+        path=str(path),
+        size_bytes=path.stat().st_size,
+        sha256=bundle.sha256(),
+        created_by=manifest.created_by,
+        model=manifest.model,
+        precision=manifest.precision,
+        class_names=manifest.class_names,
+        image_size=manifest.image_size,
+        embedding_dim=manifest.embedding_dim,
+        members=manifest.members,
+        versions=manifest.versions,
+        seed=manifest.seed,
+        recipe=manifest.recipe,
+        data_index=manifest.data_index,
+        parity=manifest.parity.flat(),
+        narrowest_bits=manifest.narrowest_bits,
+        unsound=manifest.unsound,
+        preprocess=bundle.preprocess(),
+        golden_samples=len(bundle.golden().image),
+    )
 
 
-def _engine(path: Path) -> dict[str, Any]:
-    import msgspec
-
-    from p4q_edge.runtime.artifacts import read_card, verify_engine
+def _engine(path: Path) -> EngineDocument:
+    from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, TensorRTBuild, read_card, verify_engine
+    from p4q_edge.runtime.cli.inspect_documents import BuiltGolden, CpuEngineDocument, PlanDocument, RtxDocument
 
     card = read_card(path)
     verify_engine(path, card)
-    described = _values(msgspec.to_builtins(card))
-    build = described.pop("build")
-    del described["golden"]
-    measured = {} if card.measured is None else {"golden": msgspec.to_builtins(card.measured.golden)}
-    samples = len(card.golden_samples().image)
-    whole = {"optimized": None, **described, **build, "measured": measured, "golden_samples": samples}
-    return {"kind": "engine", "path": str(path), **whole}
+    common = {name: getattr(card, name) for name in _OF_CARD}
+    common |= {
+        "path": str(path),
+        "backend": card.backend,
+        "measured": BuiltGolden() if card.measured is None else BuiltGolden(golden=card.measured.golden),
+        "golden_samples": len(card.golden_samples().image),
+    }
+    build = card.build
+    if isinstance(build, OnnxRuntimeBuild):
+        return CpuEngineDocument(
+            **common,
+            built_with=build.built_with,
+            options=build.options,
+            optimized=build.optimized,
+            inspection=build.inspection,
+        )
+    if isinstance(build, TensorRTBuild):
+        return PlanDocument(**common, built_with=build.built_with, options=build.options, inspection=build.inspection)
+    return RtxDocument(**common, built_with=build.built_with, options=build.options, inspection=build.inspection)
 
 
-def _head(path: Path) -> dict[str, Any]:
-    import msgspec
-
+def _head(path: Path) -> HeadDocument:
     from p4q_edge.runtime.artifacts import load_head
+    from p4q_edge.runtime.cli.inspect_documents import HeadDocument
 
     head = load_head(path)
-    return {
-        "kind": "head",
-        "path": str(path),
-        "class_names": list(head.class_names),
-        "embedding_dim": head.embedding_dim,
-        "logit_scale": head.logit_scale,
-        "adapter": head.adapter is not None,
-        "calibration": msgspec.to_builtins(head.calibration),
-        "weights_sha256": head.weights_sha256,
-    }
-
-
-def _values(document: Any) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != "schema_version"}
+    return HeadDocument(
+        path=str(path),
+        class_names=head.class_names,
+        embedding_dim=head.embedding_dim,
+        logit_scale=head.logit_scale,
+        adapter=head.adapter is not None,
+        calibration=head.calibration,
+        weights_sha256=head.weights_sha256,
+    )
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -35,6 +35,7 @@ def _request(args: argparse.Namespace) -> SelftestRequest:
 def _run(request: SelftestRequest, output: Output) -> int:
     import msgspec
 
+    from p4q_edge.runtime.cli.documents import SelftestDocument
     from p4q_edge.runtime.verification import selftest, wrong_values
 
     result = selftest(request.engine, device=request.device, threads=request.threads)
@@ -44,7 +45,7 @@ def _run(request: SelftestRequest, output: Output) -> int:
         f"{'FAILED' if problem else 'passed'}: {request.engine}  cosine to the reference {result.cosine_min:.6f}, "
         f"top-1 agreement {result.top1_agreement:.3f}, {drift} (n = {result.samples})"
     )
-    document = {"engine": str(request.engine), "passed": problem is None, **msgspec.structs.asdict(result)}
+    document = SelftestDocument(engine=str(request.engine), passed=problem is None, **msgspec.structs.asdict(result))
     output.write(document=document, text=text)
     if problem is None:
         return 0

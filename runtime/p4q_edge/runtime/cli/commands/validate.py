@@ -114,9 +114,12 @@ def _torch_reference(request: ValidateRequest) -> ReferenceOf | None:
 
 def _finish(request: ValidateRequest, output: Output, report: Report, paths: tuple[Path, ...]) -> int:
     """Write the result to stdout, name the gates that fail on stderr, and return the exit code."""
-    from p4q_edge.runtime.evaluation.report import report_values, summary
+    import msgspec
 
-    document = {**report_values(report), "reports": [str(path) for path in paths]}
+    from p4q_edge.runtime.cli.documents import ValidateDocument
+    from p4q_edge.runtime.evaluation.report import summary
+
+    document = ValidateDocument(**msgspec.structs.asdict(report), reports=tuple(map(str, paths)))
     output.write(document=document, text=summary(report, paths, details=output.verbose))
     if report.passed:
         return 0

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         Report,
         baseline,
         read_report,
-        report_values,
     )
     from p4q_edge.runtime.evaluation.report.markdown import baseline_table, render_markdown
     from p4q_edge.runtime.evaluation.report.text_summary import columns, summary
@@ -33,7 +32,6 @@ __all__ = [
     "formatting",
     "read_report",
     "render_markdown",
-    "report_values",
     "summary",
 ]
 
@@ -48,7 +46,6 @@ if not TYPE_CHECKING:
                 "LayerFinding",
                 "Report",
                 "baseline",
-                "report_values",
                 "read_report",
             ),
             "markdown": (

@@ -126,11 +126,11 @@ class Provenance:
     request: ValidateRequest | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A whole report.
 
     Attributes:
+        schema_version: 2; files of schema 1 are read.
         passed: whether every gate holds.
         data: where the images came from, in words.
         files: whether the files are what they were made from.
@@ -187,12 +187,6 @@ def baseline(name: str, top1_per_seed: Sequence[float], *, n: int, precision: st
 def encode(report: Report) -> bytes:
     """Return the report as indented JSON with sorted keys."""
     return msgspec.json.format(msgspec.json.encode(report, order="sorted", enc_hook=str), indent=1) + b"\n"
-
-
-def report_values(report: Report) -> dict[str, Any]:
-    """Return the report as JSON values."""
-    values: dict[str, Any] = msgspec.to_builtins(report, enc_hook=str)
-    return values
 
 
 def _decode_path(kind: type, value: Any) -> Any:
