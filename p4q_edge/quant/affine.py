@@ -16,6 +16,9 @@ from torch import Tensor
 SMALLEST_NORMAL_FP16 = 2.0**-14
 """Scales below it are FP16 subnormals and lose precision in a TensorRT graph with FP16 scales."""
 
+LARGEST_FP16 = 65504.0
+SIGNIFICANT_BITS_FP16 = 11
+
 SMALLEST_SCALE = 2.0**-24
 """A channel that is always zero still needs a positive scale."""
 
@@ -56,7 +59,7 @@ def weight_range(bits: int) -> tuple[int, int]:
 
 
 def representable_scale(scale: Tensor) -> Tensor:
-    """Return the nearest scale that FP16 holds exactly, where FP16 has full precision.
+    """Return the nearest scale with the precision of FP16.
 
     >>> representable_scale(torch.tensor([0.1, 2.0**-20])).tolist()
     [0.0999755859375, 9.5367431640625e-07]
@@ -65,13 +68,15 @@ def representable_scale(scale: Tensor) -> Tensor:
         scale: float32, any shape, non-negative.
 
     Returns:
-        float32 of the same shape, positive. Scales of at least 2**-14 are rounded to FP16, so that the FP16 graph,
-        the FP32 graph and the fake-quantized module share one grid; smaller ones stay float32 (the exporter
-        writes those layers with float32 scales).
+        float32 of the same shape, positive, of 11 significant bits, so that the FP16 graph, the FP32 graph and the
+        fake-quantized module share one grid. FP16 holds those of at least 2**-14 as they are and smaller ones times a
+        power of two, as the exporter stores them for weights; for inputs it stores these in float32. Above FP16's
+        largest number scales stay as they are.
     """
     scale = scale.float().clamp(min=SMALLEST_SCALE)
-    rounded = scale.half().float()
-    return torch.where((scale >= SMALLEST_NORMAL_FP16) & torch.isfinite(rounded), rounded, scale)
+    mantissa, exponent = torch.frexp(scale)
+    rounded = torch.ldexp(torch.round(mantissa * 2.0**SIGNIFICANT_BITS_FP16), exponent - SIGNIFICANT_BITS_FP16)
+    return torch.where(rounded <= LARGEST_FP16, rounded, scale)
 
 
 def scale_for(amax: Tensor, quant_max: int) -> Tensor:

@@ -132,8 +132,6 @@ class GraphLayers:
             other = self.constant(name)
             if node.op_type == "Mul":
                 value, reach = value * other.astype(np.float64), reach * np.abs(other.astype(np.float64))
-                # A scale that had to be lifted was not rounded to FP16 with the others, and is when it is stored.
-                reach = reach + np.where(other < 1, 1.01 * _EPSILON[stored.dtype], 0.0) * np.abs(value)
             else:
                 value = value + other.astype(np.float64)
                 # Next to zero FP16 has fixed steps, of which a learned bias can be a few.

@@ -1,8 +1,12 @@
 """Ranges at their edges: dead channels, outliers of weights, scales that FP16 cannot hold."""
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
+from p4q_edge.graph.passes.rescale_small_weights import lift
 from p4q_edge.quant import affine
 from p4q_edge.quant.channel_folds import DEAD_CHANNEL, ChannelFold
 from p4q_edge.quant.observers import ChannelRange, weight_scale
@@ -48,3 +52,12 @@ def test_the_clip_of_a_weight_is_searched_far_below_its_largest_value(bits: int)
 def test_a_scale_beyond_fp16_stays_what_it_is(scale: float) -> None:
     assert affine.representable_scale(torch.tensor(scale)).item() == pytest.approx(scale, rel=1e-7)
     assert affine.representable_scale(torch.tensor(65_504.0)).item() == 65_504.0
+
+
+@given(st.floats(2.0**-24, 65_504.0))
+def test_fp16_holds_every_scale_once_it_is_lifted(wanted: float) -> None:
+    scale = affine.representable_scale(torch.tensor([wanted]))
+    assert float(scale) == pytest.approx(wanted, rel=2.0**-11)
+    assert torch.equal(affine.representable_scale(scale), scale)
+    lifted = scale.numpy() * lift(scale.numpy())
+    assert lifted.astype(np.float16).astype(np.float32) == lifted
