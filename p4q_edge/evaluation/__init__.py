@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         quantization_variants,
     )
     from p4q_edge.evaluation.reproduce import compare_reports, repeat
-    from p4q_edge.evaluation.torch_reference import BASELINES
+    from p4q_edge.evaluation.torch_reference import BASELINES, reference_for
 
 __all__ = [
     "BASELINES",
@@ -41,6 +41,7 @@ __all__ = [
     "parts_of",
     "quantization_section",
     "quantization_variants",
+    "reference_for",
     "repeat",
 ]
 
@@ -66,6 +67,9 @@ if not TYPE_CHECKING:
                 "compare_reports",
                 "repeat",
             ),
-            "torch_reference": ("BASELINES",),
+            "torch_reference": (
+                "BASELINES",
+                "reference_for",
+            ),
         },
     )

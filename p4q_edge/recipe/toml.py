@@ -12,12 +12,13 @@ from p4q_edge.recipe.schema import Recipe, Section
 from p4q_edge.runtime.errors import UsageError
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe; paths in it are relative to its folder.
 
     Raises:
         UsageError: missing file, broken TOML, unknown key, wrong type or value.
     """
+    path = Path(path)
     if not path.is_file():
         raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
     try:

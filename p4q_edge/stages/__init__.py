@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from p4q_edge.stages.pipeline import (
         BATCH_SIZE,
         Learned,
+        Prepared,
         RunFiles,
         Source,
         augmented_views,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH_SIZE",
     "Learned",
+    "Prepared",
     "RunFiles",
     "Source",
     "augmented_views",
@@ -55,6 +57,7 @@ if not TYPE_CHECKING:
             "pipeline": (
                 "BATCH_SIZE",
                 "Learned",
+                "Prepared",
                 "RunFiles",
                 "Source",
                 "augmented_views",

@@ -21,7 +21,7 @@ RUNTIME = (
 """Bottom to top; the first five are modules."""
 TOOLKIT = (
     *("demo", "quant", "recipe", "data", "models", "calibration", "learning", "graph", "stages", "baselines"),
-    *("evaluation", "cli"),
+    *("evaluation", "api", "cli"),
 )
 LEAVES = RUNTIME[:5]
 """Modules on the ground floor, imported directly."""

@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.artifacts import Card, GoldenResult, Head, TensorRTOptions, load_head
+    from p4q_edge.runtime.artifacts import (
+        Bundle,
+        Calibration,
+        Card,
+        GoldenResult,
+        Head,
+        OnnxRuntimeBuild,
+        Precision,
+        RtxBuild,
+        RtxOptions,
+        TensorRTBuild,
+        TensorRTOptions,
+        load_head,
+        read_bundle,
+        read_card,
+    )
     from p4q_edge.runtime.builders import BuildOptions, build_engine
     from p4q_edge.runtime.classification import Failure, Prediction, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.errors import (
@@ -30,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "BuildOptions",
+    "Bundle",
+    "Calibration",
     "Card",
     "CorruptArtifactError",
     "EnvironmentNotAbleError",
@@ -38,15 +55,22 @@ __all__ = [
     "Head",
     "IncompatibleEngineError",
     "InputError",
+    "OnnxRuntimeBuild",
     "P4QEdgeError",
+    "Precision",
     "Prediction",
     "QualityGateError",
+    "RtxBuild",
+    "RtxOptions",
     "RuntimeOptions",
+    "TensorRTBuild",
     "TensorRTOptions",
     "UsageError",
     "ZeroShotClassifier",
     "build_engine",
     "load_head",
+    "read_bundle",
+    "read_card",
     "selftest",
 ]
 
@@ -60,7 +84,18 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "artifacts": ("Card", "GoldenResult", "Head", "TensorRTOptions", "load_head"),
+            "artifacts": (
+                *("Bundle", "Calibration", "Card", "GoldenResult", "Head", "OnnxRuntimeBuild", "Precision"),
+                *(
+                    "RtxBuild",
+                    "RtxOptions",
+                    "TensorRTBuild",
+                    "TensorRTOptions",
+                    "load_head",
+                    "read_bundle",
+                    "read_card",
+                ),
+            ),
             "builders": ("BuildOptions", "build_engine"),
             "classification": ("Failure", "Prediction", "RuntimeOptions", "ZeroShotClassifier"),
             "errors": tuple(name for name in __all__ if name.endswith("Error")),
