@@ -72,7 +72,7 @@ class Losses:
         return self._known[key]
 
 
-def curve(subject: Subject, width: str) -> list[dict[str, Any]]:
+def curve(subject: Subject, width: str, shares: Sequence[float]) -> list[dict[str, Any]]:
     """A row for each limit, and one before them with everything quantized."""
     scheme = QuantScheme(weight_bits=int(width[1]), activation_bits=int(width[3]))
     losses = Losses(subject, scheme)
@@ -80,7 +80,7 @@ def curve(subject: Subject, width: str) -> list[dict[str, Any]]:
     macs = {each.path: each.macs for each in ranking}
     everything = losses.of(losses.calibration, ())
     rows = []
-    for share in (1.0, *SHARES):
+    for share in (1.0, *shares):
         begin = time.monotonic()
         limit = everything * share
         kept = () if share == 1.0 else fewest(ranking, lambda p, limit=limit: losses.of(losses.calibration, p) <= limit)
@@ -134,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models-folder", type=Path, required=True, help="folder of the real models")
     parser.add_argument("--model", default="vit", choices=MODELS, help="default: %(default)s")
     parser.add_argument("--widths", default="W8A8,W4A8", help="default: %(default)s")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="limits, of the whole loss (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (%(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args(argv)
@@ -141,11 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     try:
         subject = open_subject(args.model, Place(data=args.data, output=args.models_folder), seed=args.seed)
-        rows = [row for width in listed(args.widths, tuple(WIDTHS), option="--widths") for row in curve(subject, width)]
+        shares = [float(word) for word in args.shares.split(",")]
+        widths = listed(args.widths, tuple(WIDTHS), option="--widths")
+        rows = [row for width in widths for row in curve(subject, width, shares)]
     except P4QEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     words = ["--data", "DIR", "--models-folder", "FOLDER", "--model", args.model, "--widths", args.widths]
+    words += ["--shares", args.shares]
     document = {
         "schema_version": SCHEMA_VERSION,
         "model": args.model,

@@ -38,8 +38,8 @@ def test_limits_are_kept_for_ever_more_work_in_float(
         return replace(subject, tower=tower)
 
     monkeypatch.setattr(bench, "open_subject", few)
-    monkeypatch.setattr(bench, "SHARES", (0.5, 0.1))
     words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--model", "demo", "--widths", "W4A4"]
+    words += ["--shares", "0.5,0.1"]
     assert bench.main([*words, "--output", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("accuracy-on-demand-demo-*.json")
     document = json.loads(path.read_text())
