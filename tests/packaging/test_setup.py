@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,5 +98,42 @@ def test_no_python(
 
 
 def test_the_scripts_can_be_run(repository: Path) -> None:
-    for name in ("tools/setup_venv.sh", "tools/check.sh", ".ci/run"):
+    for name in ("tools/setup_venv.sh", "tools/check.sh", "tools/fresh.sh", ".ci/run"):
         assert os.access(repository / name, os.X_OK), f"{name} is not executable"
+
+
+MAKEFILE = """test:
+\t@echo "$$HOME $$P4Q_PYTHON cache:$$XDG_CACHE_HOME" > made; echo '3 passed, 1 skipped'
+demo:
+\t@echo 'error: no demo'; exit 1
+"""
+
+
+def test_a_fresh_clone_is_tried_for_each_python(repository: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "Makefile").write_text(MAKEFILE)
+    git = ["git", "-C", str(project), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a"]):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    kept = tmp_path / "kept"
+    environment = {
+        **os.environ,
+        "FRESH_FROM": str(project),
+        "FRESH_FOLDER": str(kept),
+        "XDG_CACHE_HOME": str(tmp_path / "warm"),
+    }
+    command = [str(repository / "tools/fresh.sh"), sys.executable, "no-such-python"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert done.returncode == 1
+    header, _, row, absent = done.stdout.splitlines()
+    assert header == "| Python | version | test | demo |"
+    assert row.startswith(f"| {sys.executable} | {version} | test: passed in ")
+    assert "(3 passed 1 skipped)" in row
+    assert "demo: FAILED after " in row
+    assert "error: no demo" in row
+    assert absent == "| no-such-python | - | does not start |"
+    assert "no-such-python does not start. Install it: apt install" in done.stderr
+    # An empty home and no cache of the caller's.
+    assert (kept / version / "made").read_text() == f"{kept / version}.home {sys.executable} cache:\n"
