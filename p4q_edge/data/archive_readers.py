@@ -1,11 +1,16 @@
 """Labelled images in one file: ``.npz`` arrays and webdataset tars."""
 
+import lzma
+import struct
+import sys
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +22,8 @@ from p4q_edge.runtime.images import SUFFIXES, load_image
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100
+MAX_LOOSE_BYTES = 512 << 20
+LARGE_RATIO = 4
 MAX_TEXT_BYTES = 1 << 20
 MAX_CLASSES = 1 << 16
 MAX_LABEL_LENGTH = 20
@@ -32,8 +39,14 @@ _NPZ_ERRORS = (
     EOFError,
     RuntimeError,
     MemoryError,
+    AttributeError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
 )
 
 
@@ -47,9 +60,10 @@ def read_npz(path: Path) -> ImageSet:
         # Opened here, as NumPy leaves a file that it refuses open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             _check_unpacked(path)
-            images, labels, class_names = archive["images"], archive["labels"], archive["class_names"]
+            images, labels, class_names = (_array(archive[name]) for name in ("images", "labels", "class_names"))
     except _NPZ_ERRORS as error:
-        raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {error}") from error
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {said}") from error
     grey = images.ndim == 3
     if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
         raise InputError(f"{path}: images must be uint8 (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}")
@@ -59,7 +73,20 @@ def read_npz(path: Path) -> ImageSet:
         )
     if class_names.ndim != 1 or class_names.dtype.kind != "U":
         raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
+    if class_names.dtype.itemsize and (_letters(class_names) > sys.maxunicode).any():
+        raise InputError(f"{path}: class_names hold letters that Unicode does not have. Write the file again.")
     return from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
+
+
+def _letters(words: npt.NDArray[np.str_]) -> npt.NDArray[np.uint32]:
+    """The code points of an array of strings."""
+    return np.ascontiguousarray(words).view(np.dtype(words.dtype.str[0] + "u4"))
+
+
+def _array(value: object) -> npt.NDArray[Any]:
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"it holds a {type(value).__name__} in place of an array")
+    return value
 
 
 def _check_unpacked(path: Path) -> None:
@@ -67,9 +94,11 @@ def _check_unpacked(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     size = sum(member.file_size for member in members)
-    limit = min(MAX_ARRAY_BYTES, max(MAX_IMAGE_BYTES, MAX_RATIO * path.stat().st_size))
+    packed = path.stat().st_size
+    # Photographs hardly shrink: what shrinks a hundredfold may do so up to a size that every machine has.
+    limit = min(MAX_ARRAY_BYTES, max(MAX_IMAGE_BYTES, min(MAX_RATIO * packed, MAX_LOOSE_BYTES), LARGE_RATIO * packed))
     if size > limit:
-        raise ValueError(f"its arrays claim {size} bytes, at most {limit} are unpacked from {path.stat().st_size}")
+        raise ValueError(f"its arrays claim {size} bytes, at most {limit} are unpacked from {packed}")
     if any(member.flag_bits & 1 for member in members):
         raise ValueError("it is encrypted")
 
@@ -96,6 +125,15 @@ class _Members:
     class_names: tuple[str, ...] = ()
 
 
+class _BoundedInfo(tarfile.TarInfo):
+    """A header of a tar whose own data, which the library reads as one piece, is bounded."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isreg() and self.size > MAX_TEXT_BYTES:
+            raise tarfile.ReadError(f"a header claims {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+
 def read_tar(path: Path) -> ImageSet:
     """Read a webdataset shard: ``KEY.jpg`` with ``KEY.cls`` (class index) and, optionally, ``classnames.txt``.
 
@@ -107,12 +145,13 @@ def read_tar(path: Path) -> ImageSet:
     """
     members = _Members()
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=_BoundedInfo) as archive:
             for member in archive:
                 if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
                     _take(members, member, archive, path)
-    except (tarfile.TarError, ValueError) as error:
-        raise InputError(f"{path} is not an uncompressed webdataset tar of KEY.jpg and KEY.cls: {error}") from error
+    except (tarfile.TarError, ValueError, OverflowError, OSError, MemoryError) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} is not an uncompressed webdataset tar of KEY.jpg and KEY.cls: {said}") from error
     keys = sorted(members.images)
     alone = sorted(members.images.keys() ^ members.labels.keys())
     if alone or not keys:

@@ -1,7 +1,7 @@
 """Readers of labelled images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits."""
 
 import difflib
-import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,12 @@ from p4q_edge.data.few_shot import Split, make_split
 from p4q_edge.data.image_set import ImageSet
 from p4q_edge.data.table_reader import DELIMITERS, from_paths, read_table
 from p4q_edge.recipe import DEMO_DATA, DataSection
-from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import labelled_files, same_form
+from p4q_edge.runtime.storage import decode_json, read_bounded
 
+MAX_WORDS_BYTES = 4 << 20
+_SHOWN = 60
 Prompts = Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)]
 
 
@@ -95,13 +98,15 @@ def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, 
         return {}
     if not Path(path).is_file():
         raise UsageError(f"{key}: {path} does not exist")
+    text = _read_text(Path(path), key=key).encode()
     try:
-        document = msgspec.json.decode(_read_text(Path(path), key=key), type=dict[str, Prompts])
-    except msgspec.DecodeError as error:
+        document = decode_json(text, dict[str, Prompts], source=path)
+    except CorruptArtifactError as error:
         raise InputError(f'{key}: {path} is not of the form {{"class name": ["prompt", ...]}}: {error}') from error
     document = {same_form(name): prompts for name, prompts in document.items()}
     unknown = next((name for name in document if class_names and name not in class_names), None)
     if unknown is not None:
+        unknown = unknown[:_SHOWN]  # the search for a likeness takes the square of the length
         near = difflib.get_close_matches(unknown, class_names, n=1, cutoff=0.0)
         raise InputError(f"{key}: {path} has prompts of {unknown!r}, which is not a class; did you mean {near[0]!r}?")
     return document
@@ -109,7 +114,7 @@ def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, 
 
 def _read_text(path: Path, *, key: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bounded(path, limit_bytes=MAX_WORDS_BYTES, kind="list of words").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{key}: {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -118,18 +123,18 @@ def _read_text(path: Path, *, key: str) -> str:
 
 def _json_words(text: str, source: str) -> tuple[str, ...]:
     try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{source} is not JSON: {error}") from error
-    if not isinstance(document, list) or not all(isinstance(word, str) and word.strip() for word in document):
-        raise InputError(f'{source} must hold a list of strings such as ["cat", "dog"]')
-    return tuple(document)
+        words = decode_json(text.encode(), tuple[str, ...], source=source)
+    except CorruptArtifactError as error:
+        raise InputError(f'{source} must hold a list of strings such as ["cat", "dog"]: {error}') from error
+    if not all(word.strip() for word in words):
+        raise InputError(f"{source} holds an empty string; give every entry a name")
+    return words
 
 
 def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
-    repeated = sorted({word for word in words if words.count(word) > 1}) if len(set(words)) < len(words) else []
-    if repeated:
-        raise InputError(f"{key}: {repeated[0]!r} appears more than once; every entry must differ")
+    repeated = min((word for word, count in Counter(words).items() if count > 1), default=None)
+    if repeated is not None:
+        raise InputError(f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ")
     return words
 
 

@@ -1,6 +1,7 @@
 """Labelled images that a table names: ``.csv`` and ``.tsv`` with the columns path and label."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 from p4q_edge.data.image_set import ImageSet
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import in_label_order, load_image, same_form
+from p4q_edge.runtime.storage import printable, read_bounded
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNS = ("path", "label")
+MAX_TABLE_BYTES = 32 << 20
 
 Row = tuple[int, list[str]]
 """The number of its last line, from 1, and its cells."""
@@ -38,12 +41,16 @@ def read_table(path: Path) -> ImageSet:
     for line, cells in rows:
         named = _cell(cells, path_column), _cell(cells, label_column)
         if not all(named):
-            raise InputError(f"{path}, line {line}: expected path and label, got {cells!r}")
+            raise InputError(f"{path}, line {line}: expected path and label, got {str(cells)[:200]}")
         file = path.parent / named[0]
         if file in lines:
-            raise InputError(f"{path}, line {line}: {named[0]} appears again, after line {lines[file]}; name it once")
-        if not file.is_file():
-            raise InputError(f"{path}, line {line}: {file} does not exist; paths are relative to the table's folder")
+            raise InputError(
+                f"{path}, line {line}: {_shown(named[0])} appears again, after line {lines[file]}; name it once"
+            )
+        if not _is_file(file):
+            raise InputError(
+                f"{path}, line {line}: {_shown(file)} does not exist; paths are relative to the table's folder"
+            )
         lines[file] = line
         words.append(same_form(named[1]))
     class_names = in_label_order(words)
@@ -66,13 +73,25 @@ def from_paths(paths: list[Path], labels: list[int], class_names: Sequence[str],
 
 def _read_rows(path: Path, delimiter: str) -> list[Row]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
+        data = read_bounded(path, limit_bytes=MAX_TABLE_BYTES, kind="table")
+        with io.StringIO(data.decode("utf-8-sig"), newline="") as stream:
             reader = csv.reader(stream, delimiter=delimiter)
             return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:
         raise InputError(f"{path} is not a table: {error}") from error
+
+
+def _shown(text: object) -> str:
+    return printable(str(text)[:300])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero
+        return False
 
 
 def _columns(cells: list[str], path: Path) -> tuple[int, int] | None:
@@ -82,11 +101,11 @@ def _columns(cells: list[str], path: Path) -> tuple[int, int] | None:
         return None
     missing = next((name for name in COLUMNS if name not in names), None)
     # A row of data may hold the word "label"; a header that lacks a column names no file.
-    if missing is not None and (path.parent / cells[0].strip()).is_file():
+    if missing is not None and _is_file(path.parent / cells[0].strip()):
         return None
     if missing is not None:
         raise InputError(
-            f"{path} has no column {missing!r}; its header names {', '.join(cells)}; expected path and label"
+            f"{path} has no column {missing!r}; its header names {_shown(', '.join(cells))}; expected path and label"
         )
     return names.index("path"), names.index("label")
 

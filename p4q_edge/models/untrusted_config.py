@@ -16,7 +16,7 @@ from open_clip.hf_configs import arch_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from p4q_edge.runtime.errors import ArtifactError, InputError
-from p4q_edge.runtime.storage import decode_json, read_bounded
+from p4q_edge.runtime.storage import decode_json, printable, read_bounded
 
 CONFIG = "open_clip_config.json"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
@@ -50,6 +50,8 @@ _TOKENIZER_CLASSES = frozenset(
 _CODE_KEYS = frozenset({"kernel_config", "quantization_config", "use_kernels", "experts_implementation"})
 _CODE_WORDS = ("auto_map", "remote_code", "attn_implementation", "custom", "code_revision", "gguf", "mistral_format")
 _PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".npy")
+_SMALL_MODEL = 1 << 24
+_VALUES_A_BYTE = 2
 _LOCAL = "local-dir:"
 _TIMM_NAME = re.compile(r"[a-z0-9_]{1,100}(\.[a-z0-9_]{1,100})?")
 
@@ -72,14 +74,54 @@ def checked_config(name: str) -> dict[str, Any]:
     folder = Path(name.removeprefix(_LOCAL))
     document = _read(folder / CONFIG, limit_bytes=MAX_CONFIG_BYTES)
     check_config(document, source=str(folder / CONFIG), folder=folder)
-    if not any(path.suffix in WEIGHTS_SUFFIXES for path in folder.iterdir()):
+    weights = [path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES]
+    if not weights:
         # Without them open_clip would fetch those of the towers by name.
         raise InputError(
             f"open_clip could not load model {name!r}: {folder} has no weights ({', '.join(WEIGHTS_SUFFIXES)}). "
             "Copy the model's folder again."
         )
+    _check_fits(document["model_cfg"], sum(path.stat().st_size for path in weights), source=str(folder / CONFIG))
     _point_into(folder, document["model_cfg"])
     return document
+
+
+def _check_fits(model: Mapping[str, Any], weights_bytes: int, *, source: str) -> None:
+    """Refuse sizes whose weights would not fit into those of the folder, before anything is allocated for them."""
+    expected = least_values(model)
+    if expected > max(_SMALL_MODEL, _VALUES_A_BYTE * weights_bytes):
+        raise InputError(
+            f"{source} describes a model of at least {expected} numbers; the weights beside it have {weights_bytes} "
+            "bytes. Copy the model's folder again."
+        )
+
+
+def least_values(model: Mapping[str, Any]) -> int:
+    """Return how many numbers the towers of a configuration hold at least, tables of positions and masks included."""
+    image, text = model["vision_cfg"], model["text_cfg"]
+    total = 0
+    if not image.get("timm_model_name"):
+        layers, width = image.get("layers", 12), _whole(image.get("width", 768))
+        sides = image.get("image_size", 224)
+        patch = max(1, _whole(image.get("patch_size", 16)))
+        tokens = 1
+        for side in sides if isinstance(sides, list) else [sides, sides]:
+            tokens *= max(1, _whole(side) // patch)
+        if isinstance(layers, list):  # a ResNet, whose last width is 32 times the first
+            total += 4 * (32 * width) ** 2 + sum(_whole(count) for count in layers) * width**2
+        else:
+            total += _whole(layers) * 4 * width**2 + tokens * width + 3 * patch**2 * width
+        total += width * _whole(model.get("embed_dim", 512))
+    if not text.get("hf_model_name"):
+        for section in (text, model.get("multimodal_cfg") or {}):
+            width, context = _whole(section.get("width", 0)), _whole(section.get("context_length", 0))
+            total += _whole(section.get("layers", 0)) * 4 * width**2 + context**2 + context * width
+            total += _whole(section.get("vocab_size", 0)) * width
+    return total
+
+
+def _whole(value: object) -> int:
+    return max(0, int(value)) if isinstance(value, (int, float)) else 0
 
 
 def _point_into(folder: Path, model: dict[str, dict[str, Any]]) -> None:
@@ -226,7 +268,9 @@ def _convert(value: Any, kind: type[Any], name: str, source: str) -> None:
     try:
         msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise InputError(f"{source}: {name} is not of the expected type: {error}. Correct it.") from error
+        raise InputError(
+            f"{source}: {name} is not of the expected type: {printable(str(error)[:300])}. Correct it."
+        ) from error
 
 
 def _allow(section: object, allowed: set[str], name: str, source: str) -> None:
@@ -245,8 +289,8 @@ def _section(document: Mapping[str, Any], key: str, source: str) -> dict[str, An
 
 def _refused(source: str, what: str) -> InputError:
     return InputError(
-        f"{source} asks for {what}. A model's configuration may describe an architecture and name files beside it, "
-        "nothing else (SECURITY.md). Remove the key, or use a model of open_clip."
+        f"{source} asks for {printable(what[:300])}. A model's configuration may describe an architecture and name "
+        "files beside it, nothing else (SECURITY.md). Remove the key, or use a model of open_clip."
     )
 
 

@@ -10,6 +10,10 @@ import msgspec
 
 from p4q_edge.recipe.schema import Recipe, Section
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import read_bounded
+
+MAX_RECIPE_BYTES = 1 << 20
+_SHOWN = 60
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -22,8 +26,8 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.is_file():
         raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(read_bounded(path, limit_bytes=MAX_RECIPE_BYTES, kind="recipe").decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     return anchor(parse_recipe(document, source=str(path)), path.parent)
 
@@ -86,6 +90,8 @@ def _unknown_keys(document: dict[str, Any], section: type[Section], *, prefix: s
     known = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in document.items():
         if key not in known:
+            # The search takes the square of the length.
+            key = key[:_SHOWN]
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             yield f"unknown key {prefix + key!r}; did you mean {prefix + near!r}?"
             continue

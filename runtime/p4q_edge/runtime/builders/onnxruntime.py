@@ -24,6 +24,7 @@ from p4q_edge.runtime.engines.onnxruntime import (
     session_options,
     seven_bit_weights,
 )
+from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.statistics import Estimate, Latency, Rounds, measure_interleaved, paired_ratio, summarize
 from p4q_edge.runtime.verification import run_golden
 
@@ -154,12 +155,19 @@ def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> Cpu
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = open_session(model, options)
         session.run(None, {"image": image})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    counts = Counter(
-        event["args"]["op_name"]
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    )
+        text = Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace")
+    try:
+        counts = Counter(
+            event["args"]["op_name"]
+            for event in json.loads(text)
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        )
+    except (ValueError, KeyError) as error:
+        # ONNX Runtime writes the names of nodes as they are, quotes included.
+        raise CorruptArtifactError(
+            f"what ONNX Runtime says of the model's kernels cannot be read ({error}): its nodes have names that the "
+            "exporter does not give. Export the bundle again."
+        ) from error
     return CpuInspection(
         kernels=dict(sorted(counts.items())),
         integer_products=sum(count for kernel, count in counts.items() if kernel in INTEGER_PRODUCTS),

@@ -37,11 +37,20 @@ if TYPE_CHECKING:
         stage_key,
         write_record,
     )
-    from p4q_edge.runtime.storage.untrusted import MAX_JSON_BYTES, decode_json, encode_json, load_tensors, save_tensors
+    from p4q_edge.runtime.storage.untrusted import (
+        MAX_JSON_BYTES,
+        MAX_JSON_DEPTH,
+        decode_json,
+        encode_json,
+        json_depth,
+        load_tensors,
+        save_tensors,
+    )
 
 __all__ = [
     "LIBRARIES",
     "MAX_JSON_BYTES",
+    "MAX_JSON_DEPTH",
     "WIRE_BYTES",
     "WIRE_FIXED32",
     "WIRE_FIXED64",
@@ -57,6 +66,7 @@ __all__ = [
     "encode_json",
     "encode_sealed",
     "is_unchanged",
+    "json_depth",
     "load_tensors",
     "printable",
     "read_bounded",
@@ -107,8 +117,10 @@ if not TYPE_CHECKING:
             "terminal": ("printable",),
             "untrusted": (
                 "MAX_JSON_BYTES",
+                "MAX_JSON_DEPTH",
                 "decode_json",
                 "encode_json",
+                "json_depth",
                 "load_tensors",
                 "save_tensors",
             ),

@@ -51,8 +51,11 @@ def read_bounded(path: Path, *, limit_bytes: int, kind: str) -> bytes:
     try:
         with open_regular(path) as stream:
             size = os.fstat(stream.fileno()).st_size
-            # Bounded by what is read too: the file may grow.
-            data = stream.read(limit_bytes + 1) if size <= limit_bytes else b""
+            # Python reserves what it is asked for, so that it is not asked for the limit.
+            data = stream.read(size + 1) if size <= limit_bytes else b""
+            while size < len(data) <= limit_bytes:  # the file grows, or tells no size
+                size = len(data)
+                data += stream.read(size + 1)
     except OSError as error:
         raise InputError(
             f"cannot read the {kind} {path}: {error.strerror}. Check the path and its permissions."

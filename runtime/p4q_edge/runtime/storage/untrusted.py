@@ -59,8 +59,9 @@ def decode_json(data: bytes, struct: type[_T], *, source: str) -> _T:
             _require_schema(msgspec.json.decode(data, type=_Versioned).schema_version, struct, source=source)
         return msgspec.json.decode(data, type=struct)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        said = " ".join(str(error).split())[:300]
         raise CorruptArtifactError(
-            f"{source} is not what this version writes: {error}. Get the file again, or build it again."
+            f"{source} is not what this version writes: {said}. Get the file again, or build it again."
         ) from error
 
 
@@ -149,7 +150,8 @@ def load_tensors(data: bytes, *, source: str) -> tuple[dict[str, np.ndarray], di
         entries = deserialize(data)  # type: ignore[no-untyped-call]
         metadata = json.loads(header).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
-        raise CorruptArtifactError(f"{source} is not a safetensors file: {error}. Get it again.") from error
+        said = " ".join(str(error).split())[:300]
+        raise CorruptArtifactError(f"{source} is not a safetensors file: {said}. Get it again.") from error
     if len(entries) > MAX_TENSORS:
         raise CorruptArtifactError(
             f"{source} has {len(entries)} tensors; at most {MAX_TENSORS} are read. Get it again."

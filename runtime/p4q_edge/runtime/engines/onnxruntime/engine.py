@@ -152,7 +152,12 @@ def open_session(model: bytes, options: Any) -> Any:
     # The fusion would turn a product of two dimensions (the class token's) into a Gemm, for which there is no integer
     # kernel with float output: its weights would be dequantized in every run.
     return import_onnxruntime().InferenceSession(
-        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+        model,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["MatMulAddFusion"],
+        # Else it prints to stdout that it tries the same once more.
+        enable_fallback=0,
     )
 
 

@@ -1,7 +1,6 @@
 """What a report says, as frozen records; `schema_version` rises with any change of meaning."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.statistics import Estimate, wilson_interval
+from p4q_edge.runtime.storage import MAX_JSON_BYTES, MAX_JSON_DEPTH, decode_json, json_depth, read_bounded
 
 SCHEMA_VERSION = 2
 KIND = "p4q-edge report"
+MAX_REPORT_BYTES = MAX_JSON_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +210,12 @@ def decode(data: bytes, *, source: str) -> Report:
     Raises:
         CorruptArtifactError: not a report of this schema.
     """
+    if json_depth(data) > MAX_JSON_DEPTH:
+        raise CorruptArtifactError(f"{source} nests JSON more than {MAX_JSON_DEPTH} deep, which no report does.")
     try:
         values = msgspec.json.decode(data, type=dict[str, Any])
         report = msgspec.convert(_of_current_schema(values), Report, dec_hook=_decode_path)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CorruptArtifactError(
             f"{source} is not a report that this version reads: {error}. Write it again: p4q-edge validate ENGINE"
         ) from error
@@ -231,13 +234,9 @@ def read_report(path: Path) -> Report:
         InputError: the file is missing.
         CorruptArtifactError: not a report.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read the report {path}: {error.strerror}. `p4q-edge validate ENGINE` writes one."
-        ) from error
-    return decode(data, source=str(path))
+    if not path.exists():
+        raise InputError(f"the report {path} does not exist. `p4q-edge validate ENGINE` writes one.")
+    return decode(read_bounded(path, limit_bytes=MAX_REPORT_BYTES, kind="report"), source=str(path))
 
 
 def is_report(path: Path) -> bool:
@@ -246,8 +245,9 @@ def is_report(path: Path) -> bool:
         head = stream.read(4096)
     if path.suffix == ".json":
         try:
-            document: Mapping[str, object] = json.loads(path.read_bytes())
-        except ValueError:
+            data = read_bounded(path, limit_bytes=MAX_REPORT_BYTES, kind="report")
+            document = decode_json(data, dict, source=str(path))
+        except (InputError, CorruptArtifactError):
             return False
-        return isinstance(document, dict) and document.get("kind") == KIND
+        return document.get("kind") == KIND
     return KIND.encode() in head
