@@ -25,6 +25,7 @@ from p4q_edge.runtime.storage.files import sha256_file
 
 from doubles import libcuda as libcuda_double
 from doubles.cuda import RecordingCuda
+from doubles.keys import make_keys
 from doubles.rtx import RtxDouble
 from doubles.tensorrt import CLASSES_BEHIND, CLASSES_OF_MODULE, SURFACE, TensorRTDouble, compute, make_module
 from doubles.tensorrt_api import SIDE, IConstantLayer, IDequantizeLayer, ILayer, ITensor
@@ -88,6 +89,12 @@ def resign() -> Callable[[Path], None]:
         write_card(engine, msgspec.structs.replace(card, engine_sha256=sha256_file(engine), build=build), force=True)
 
     return sign
+
+
+@pytest.fixture
+def keys_of_a_maker(tmp_path: Path) -> tuple[Path, Path]:
+    """Files of a private and a public Ed25519 key."""
+    return make_keys(tmp_path, "maker")
 
 
 @pytest.fixture

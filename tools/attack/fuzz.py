@@ -29,7 +29,7 @@ from typing import Any
 
 from mutate import edit_bytes
 
-SLICE = 10_000
+SLICE = 4_000
 HANG_S = 5.0
 STARTUP_S = 180.0
 MAX_BYTES = 1 << 30

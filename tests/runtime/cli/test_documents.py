@@ -22,7 +22,9 @@ def test_every_command_is_documented() -> None:
 
 
 @pytest.fixture
-def commands(tiny_bundle: Path, tiny_engine: Path, photo: Path, tmp_path: Path) -> dict[str, list[str]]:
+def commands(
+    tiny_bundle: Path, tiny_engine: Path, photo: Path, tmp_path: Path, keys_of_a_maker: tuple[Path, Path]
+) -> dict[str, list[str]]:
     """The runtime's command lines by their line in `DOCUMENTS`."""
     head = tmp_path / "night.safetensors"
     labelled = tmp_path / "labelled"
@@ -50,6 +52,8 @@ def commands(tiny_bundle: Path, tiny_engine: Path, photo: Path, tmp_path: Path) 
         "export-triton": ["export-triton", engine, str(tmp_path / "models")],
         "validate": ["validate", engine],
         "bench": ["bench", engine, "--seconds", "0", "--energy-seconds", "0"],
+        "sign": ["sign", engine, "--key", str(keys_of_a_maker[0])],
+        "verify": ["verify", engine, "--key", str(keys_of_a_maker[1])],
     }
 
 

@@ -176,8 +176,8 @@ def test_an_array_under_the_suffix_of_an_archive(tmp_path: Path) -> None:
     [
         ("x" * 300, "does not exist"),
         ("x" * 100_000, "does not exist"),
-        ("x" * 200_000, "is no table: field larger than field limit"),
-        ("a\0b", "does not exist|is no table"),
+        ("x" * 200_000, "is not a table: field larger than field limit"),
+        ("a\0b", "does not exist|is not a table"),
         ("", "expected path and label"),
     ],
 )

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts.head_store import (
         BUILT_IN,
         add_head,
+        deciding_bytes,
         engine_head,
         find_head,
         heads_folder,
@@ -80,6 +81,13 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest
     from p4q_edge.runtime.artifacts.rtx_options import RtxOptions
+    from p4q_edge.runtime.artifacts.signature import (
+        Signature,
+        require_signed,
+        signature_path,
+        trusted_key_files,
+        write_signature,
+    )
     from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 
 __all__ = [
@@ -128,6 +136,7 @@ __all__ = [
     "RtxBuild",
     "RtxMachine",
     "RtxOptions",
+    "Signature",
     "TensorRTBuild",
     "TensorRTOptions",
     "add_head",
@@ -137,6 +146,7 @@ __all__ = [
     "card_path",
     "check_exported",
     "check_model",
+    "deciding_bytes",
     "decode_card",
     "engine_head",
     "find_head",
@@ -152,13 +162,17 @@ __all__ = [
     "read_golden",
     "remove_head",
     "require_fit",
+    "require_signed",
+    "signature_path",
     "stored_heads",
+    "trusted_key_files",
     "verify_digest",
     "verify_engine",
     "verify_parts",
     "width_label",
     "write_card",
     "write_deployment",
+    "write_signature",
 ]
 
 if not TYPE_CHECKING:
@@ -235,6 +249,7 @@ if not TYPE_CHECKING:
             "head_store": (
                 "BUILT_IN",
                 "add_head",
+                "deciding_bytes",
                 "engine_head",
                 "find_head",
                 "heads_folder",
@@ -247,6 +262,13 @@ if not TYPE_CHECKING:
                 "OPERATORS",
                 "check_exported",
                 "check_model",
+            ),
+            "signature": (
+                "Signature",
+                "require_signed",
+                "signature_path",
+                "trusted_key_files",
+                "write_signature",
             ),
             "precision": (
                 "LEAST_MAC_SHARE",

@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -23,6 +23,7 @@ import msgspec
 from p4q_edge.runtime.artifacts.manifest import Manifest, Member
 from p4q_edge.runtime.artifacts.onnx_graph import check_exported
 from p4q_edge.runtime.artifacts.schema_one import manifest_of_schema_1
+from p4q_edge.runtime.artifacts.signature import Keys, require_signed
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.images import PreprocessSpec
@@ -78,6 +79,8 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    deciding_bytes: bytes = field(repr=False)
+    """Of the manifest, which holds the digests of all members: what a signature signs."""
 
     def read(self, name: str) -> bytes:
         """Return one member.
@@ -140,11 +143,16 @@ class Bundle:
         return sha256_file(self.path)
 
 
-def read_bundle(path: str | Path) -> Bundle:
+def read_bundle(path: str | Path, *, trusted: Keys = None) -> Bundle:
     """Open a bundle and verify its structure and the digest of every member.
+
+    Args:
+        path: the bundle's file.
+        trusted: keys of which one must have signed it, see `Keys`.
 
     Raises:
         InputError: the file is missing.
+        ArtifactError: a signature is asked for, and there is none of these keys.
         CorruptArtifactError: not a bundle, bytes that differ from the recorded digests, or a graph with operators
             that the exporter does not write.
     """
@@ -155,7 +163,9 @@ def read_bundle(path: str | Path) -> Bundle:
         members = archive.infolist()
         _check_members(members, path)
         source = f"{MANIFEST} of {path}"
-        manifest = decode_sealed(archive.read(MANIFEST), Manifest, source=source, upgrade=manifest_of_schema_1)
+        deciding = archive.read(MANIFEST)
+        require_signed(path, "bundle", deciding, trusted=trusted)
+        manifest = decode_sealed(deciding, Manifest, source=source, upgrade=manifest_of_schema_1)
         _check_manifest(manifest, members, path)
         for name, recorded in manifest.members.items():
             # The very bytes of a graph that were hashed are looked through: a later read of others fails.
@@ -164,7 +174,7 @@ def read_bundle(path: str | Path) -> Bundle:
                 raise _changed(path, name)
             if graph and manifest.problem("fp16" if name == GRAPH_FP16 else "fp32") is None:
                 check_exported(graph, name=f"{name} of {path}")
-    return Bundle(path=path, manifest=manifest)
+    return Bundle(path=path, manifest=manifest, deciding_bytes=deciding)
 
 
 def write_bundle(
@@ -188,7 +198,8 @@ def write_bundle(
     if absent or unusable:
         raise ValueError(f"a bundle needs the members {absent} and cannot have {unusable}")
     manifest = msgspec.structs.replace(manifest, members={name: _member(members[name]) for name in sorted(members)})
-    contents: dict[str, bytes | Path] = {**members, MANIFEST: encode_sealed(manifest)}
+    deciding = encode_sealed(manifest)
+    contents: dict[str, bytes | Path] = {**members, MANIFEST: deciding}
 
     def write(stream: BinaryIO) -> None:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -196,7 +207,7 @@ def write_bundle(
                 _add(archive, name, contents[name])
 
     atomic_write(path, write, force=force)
-    return Bundle(path=path, manifest=manifest)
+    return Bundle(path=path, manifest=manifest, deciding_bytes=deciding)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:

@@ -15,6 +15,7 @@ from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, BuiltInHead, Calib
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.schema_one import card_of_schema_1
+from p4q_edge.runtime.artifacts.signature import Keys, require_signed
 from p4q_edge.runtime.choices import BackendName, CpuProfile
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
@@ -134,13 +135,23 @@ def card_path(engine: str | Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
-def read_card(engine: str | Path) -> Card:
+def read_card(engine: str | Path, *, trusted: Keys = None) -> Card:
     """Return the card of an engine.
+
+    Args:
+        engine: the engine's file.
+        trusted: keys of which one must have signed the card, see `Keys`.
 
     Raises:
         InputError: the engine or its card is missing.
+        ArtifactError: a signature is asked for, and there is none of these keys.
         CorruptArtifactError: the card is not one.
     """
+    return read_card_bytes(engine, trusted=trusted)[1]
+
+
+def read_card_bytes(engine: str | Path, *, trusted: Keys = None) -> tuple[bytes, Card]:
+    """Return the bytes of an engine's card, and the card in them; see `read_card`."""
     path = card_path(engine)
     complete_switch(Path(engine))
     if not Path(engine).is_file():
@@ -158,6 +169,8 @@ def decode_card(data: bytes, *, source: str) -> Card:
     Raises:
         CorruptArtifactError: it is not one.
     """
+    data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
+    require_signed(engine, "engine", data, trusted=trusted)
     try:
         card = decode_sealed(data, Card, source=source, upgrade=card_of_schema_1)
     except UsageError as error:
@@ -165,6 +178,8 @@ def decode_card(data: bytes, *, source: str) -> Card:
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
         raise CorruptArtifactError(f"{source} names no classes, or one twice. Build the engine again.")
     return card
+        raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
+    return data, card
 
 
 def write_deployment(engine: str | Path, card: Card, files: Mapping[str, bytes | Path]) -> None:

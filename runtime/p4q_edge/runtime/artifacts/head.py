@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
+from p4q_edge.runtime.artifacts.signature import Keys, require_signed
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError
 from p4q_edge.runtime.storage import decode_json, load_tensors, read_bounded, save_tensors
 
@@ -186,15 +187,22 @@ class Head:
         return save_tensors(tensors, metadata)
 
 
-def load_head(path: str | Path) -> Head:
+def load_head(path: str | Path, *, trusted: Keys = None) -> Head:
     """Return the head in a `.safetensors` file.
+
+    Args:
+        path: the head's file.
+        trusted: keys of which one must have signed it, see `Keys`.
 
     Raises:
         InputError: the file is missing or too large.
+        ArtifactError: a signature is asked for, and there is none of these keys.
         CorruptArtifactError: it is not a head.
     """
     path = Path(path)
-    return read_head(read_bounded(path, limit_bytes=MAX_HEAD_BYTES, kind="head"), source=str(path))
+    data = read_bounded(path, limit_bytes=MAX_HEAD_BYTES, kind="head")
+    require_signed(path, "head", data, trusted=trusted)
+    return read_head(data, source=str(path))
 
 
 def read_head(data: bytes, *, source: str) -> Head:

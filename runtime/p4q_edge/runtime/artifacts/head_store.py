@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
-from p4q_edge.runtime.artifacts.card import Card, read_card
-from p4q_edge.runtime.artifacts.head import EngineHead, Head, load_head
+from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, verify_engine
+from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
+from p4q_edge.runtime.artifacts.signature import Keys, Kind
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.storage import atomic_write, read_bounded
 
 BUILT_IN = "built-in"
 """Name of the head that is folded into the engine."""
@@ -75,10 +76,12 @@ def remove_head(engine: str | Path, name: str) -> Path:
     return stored[name]
 
 
-def open_head(source: str | Path) -> Head:
-    """Return the head in a `.safetensors` file, or that of a bundle."""
+def open_head(source: str | Path, *, trusted: Keys = None) -> Head:
+    """Return the head in a `.safetensors` file, or that of a bundle; `trusted` as in `Keys`."""
     source = Path(source)
-    return read_bundle(source).head() if source.suffix == SUFFIX else load_head(source)
+    if source.suffix == SUFFIX:
+        return read_bundle(source, trusted=trusted).head()
+    return load_head(source, trusted=trusted)
 
 
 def engine_head(engine: str | Path, name: str) -> EngineHead:
@@ -110,3 +113,23 @@ def _require_stored(engine: str | Path, name: str, stored: dict[str, Path]) -> N
 
 def _listed(stored: dict[str, Path]) -> str:
     return ", ".join(stored) or "none"
+
+
+def deciding_bytes(artifact: str | Path) -> tuple[Kind, bytes]:
+    """Return what an artifact is and the bytes that decide what it answers, after all that they vouch for was checked.
+
+    Raises:
+        InputError: a file is missing.
+        CorruptArtifactError: it is damaged, or not what its card or manifest describes.
+    """
+    artifact = Path(artifact)
+    suffix = artifact.suffix.lower()
+    if suffix == SUFFIX:
+        return "bundle", read_bundle(artifact, trusted=()).deciding_bytes
+    if suffix == ".safetensors":
+        head = read_bounded(artifact, limit_bytes=MAX_HEAD_BYTES, kind="head")
+        read_head(head, source=str(artifact))
+        return "head", head
+    data, card = read_card_bytes(artifact, trusted=())
+    verify_engine(artifact, card)
+    return "engine", data

@@ -22,6 +22,7 @@ from p4q_edge.runtime.artifacts import (
     read_card,
     require_fit,
     stored_heads,
+    trusted_key_files,
 )
 from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
@@ -91,6 +92,7 @@ class ZeroShotClassifier:
         device: str = "auto",
         threshold: float | None = None,
         options: RuntimeOptions = RuntimeOptions(),
+        trusted_keys: Iterable[str | Path] | None = None,
     ) -> None:
         """Load an engine.
 
@@ -101,17 +103,20 @@ class ZeroShotClassifier:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             threshold: least score of a known answer; None takes the thresholds fitted for the head.
             options: how the machine is used.
+            trusted_keys: files of public keys; engine, stored heads and heads from files are loaded only if one of
+                them signed each. None takes those of the environment variable P4Q_EDGE_TRUSTED_KEYS.
 
         Raises:
             InputError: engine, card or head is missing.
-            ArtifactError: engine, card and head do not fit each other.
+            ArtifactError: engine, card and head do not fit each other, or one is not signed by a trusted key.
             QualityGateError: the engine computes wrong values on this machine.
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"threshold must be between 0 and 1, got {threshold}. Leave it out for the fitted one.")
         self._path, self._threshold, self._options = Path(engine), threshold, options
-        self.card: Card = read_card(engine)
-        loaded, self._active = _load_heads(heads, self._path, self.card)
+        trusted = trusted_key_files(trusted_keys)
+        self.card: Card = read_card(engine, trusted=trusted)
+        loaded, self._active = _load_heads(heads, self._path, self.card, trusted=trusted)
         self._heads: dict[str, EngineHead] = {BUILT_IN: self.card.head, **loaded}
         self._process = os.getpid()
         self._engine: Engine = load_engine(engine, self.card, device=device, threads=options.threads)
@@ -311,18 +316,25 @@ class ZeroShotClassifier:
 
 
 def _load_heads(
-    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, engine: Path, card: Card
+    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None,
+    engine: Path,
+    card: Card,
+    *,
+    trusted: tuple[Path, ...],
 ) -> tuple[dict[str, Head], str]:
     """Return the heads stored with the engine and those given, and the name of the one that is active at first."""
-    loaded = {name: load_head(path) for name, path in stored_heads(engine).items()}
-    given = _given_heads(heads, stored=loaded)
+    loaded = {name: load_head(path, trusted=trusted) for name, path in stored_heads(engine).items()}
+    given = _given_heads(heads, stored=loaded, trusted=trusted)
     for name, head in {**loaded, **given}.items():
         require_fit(head, card, name=name)
     return {**loaded, **given}, next(iter(given), BUILT_IN)
 
 
 def _given_heads(
-    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None, *, stored: Mapping[str, Head]
+    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None,
+    *,
+    stored: Mapping[str, Head],
+    trusted: tuple[Path, ...],
 ) -> dict[str, Head]:
     if heads is None or heads == BUILT_IN:
         return {}
@@ -336,16 +348,16 @@ def _given_heads(
             key = str(name) if str(name) in stored else Path(name).stem
             if key in given:
                 raise UsageError(f"two heads are named {key!r}; rename one of the files.")
-            given[key] = stored[key] if str(name) in stored else _opened(name, stored)
+            given[key] = stored[key] if str(name) in stored else _opened(name, stored, trusted)
     if BUILT_IN in given:
         raise UsageError(f"a head cannot be named {BUILT_IN!r}, the name of the engine's own. Rename it.")
     return given
 
 
-def _opened(name: str | Path, stored: Mapping[str, Head]) -> Head:
+def _opened(name: str | Path, stored: Mapping[str, Head], trusted: tuple[Path, ...]) -> Head:
     """Return the head in a file; a word that names none is answered with the heads that there are."""
     if not Path(name).exists() and Path(name).suffix not in (".safetensors", ".p4q"):
         raise UsageError(
             f"no head is named {str(name)!r}; there are {', '.join([BUILT_IN, *stored])}. Or name a .safetensors file."
         )
-    return open_head(name)
+    return open_head(name, trusted=trusted)

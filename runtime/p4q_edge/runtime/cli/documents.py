@@ -285,6 +285,23 @@ class TritonDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     models: tuple[str, ...]
 
 
+class SignatureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An artifact that is signed.
+
+    Attributes:
+        kind: `bundle`, `engine` or `head`.
+        signature: path of the signature.
+        sha256: digest that is signed: of a bundle's manifest, an engine's card, or a head.
+        public_key: raw Ed25519 key, base64.
+    """
+
+    path: str
+    kind: str
+    signature: str
+    sha256: str
+    public_key: str
+
+
 DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "build MODEL.p4q": BuildDocument,
     "build --recipe": RecipeBuildDocument,
@@ -301,6 +318,8 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "inspect HEAD": HeadDocument,
     "inspect --lint": LintDocument,
     "selftest": SelftestDocument,
+    "sign": SignatureDocument,
+    "verify": SignatureDocument,
     "validate": ValidateDocument,
     "bench": BenchDocument,
     "export-triton": TritonDocument,

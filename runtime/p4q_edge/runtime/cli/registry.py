@@ -14,6 +14,8 @@ RUNTIME_HELP: Mapping[str, str] = {
     "doctor": "check this machine and suggest fixes",
     "head": "list, add, remove, export, calibrate or reset the class sets of an engine",
     "export-triton": "write an engine as a model repository of Triton Inference Server",
+    "sign": "sign a bundle, an engine with its card, or a head",
+    "verify": "check that a trusted key signed an artifact",
 }
 """Each is the object `COMMAND` of the module of its name, `-` as `_`, in `cli/commands`."""
 

@@ -36,6 +36,7 @@ class ClassifyRequest:
     orient: bool | None = None
     skip_errors: bool = False
     stream: bool = False
+    trusted_keys: tuple[Path, ...] = ()
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="turn images as their EXIF orientation says, or leave them (default: as the card says)",
     )
     parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
+    parser.add_argument(
+        "--trusted-key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="load only what this public key signed; may be repeated (default: keys of P4Q_EDGE_TRUSTED_KEYS, if set)",
+    )
     parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
@@ -75,6 +84,7 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
         orient=args.orient,
         skip_errors=args.skip_errors,
         stream=args.stream,
+        trusted_keys=tuple(args.trusted_key),
     )
 
 
@@ -88,7 +98,12 @@ def _run(request: ClassifyRequest, output: Output) -> int:
     images = list(expand(given))
     answers: list[Prediction | Failure] = []
     with ZeroShotClassifier(
-        request.engine, heads=request.head, device=request.device, threshold=request.threshold, options=options
+        request.engine,
+        heads=request.head,
+        device=request.device,
+        threshold=request.threshold,
+        options=options,
+        trusted_keys=request.trusted_keys or None,
     ) as classifier:
         for answer in classifier.iterate(images, top_k=request.top_k, on_error="yield"):
             if isinstance(answer, Failure) and len(images) == 1:
