@@ -22,6 +22,7 @@ CONFIG = "open_clip_config.json"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 16 << 20
+MAX_NAME = 200
 MAX_NUMBER = 1 << 21  # a vocabulary of two million words; no size of a CLIP is larger
 
 _MODEL_KEYS = {
@@ -110,14 +111,21 @@ def least_values(model: Mapping[str, Any]) -> int:
         if isinstance(layers, list):  # a ResNet, whose last width is 32 times the first
             total += 4 * (32 * width) ** 2 + sum(_whole(count) for count in layers) * width**2
         else:
-            total += _whole(layers) * 4 * width**2 + tokens * width + 3 * patch**2 * width
+            total += _blocks(image, layers, width) + tokens * width + 3 * patch**2 * width
+            total += _whole(image.get("attn_pooler_queries", 0)) * width
         total += width * _whole(model.get("embed_dim", 512))
     if not text.get("hf_model_name"):
         for section in (text, model.get("multimodal_cfg") or {}):
             width, context = _whole(section.get("width", 0)), _whole(section.get("context_length", 0))
-            total += _whole(section.get("layers", 0)) * 4 * width**2 + context**2 + context * width
+            total += _blocks(section, section.get("layers", 0), width) + context**2 + context * width
             total += _whole(section.get("vocab_size", 0)) * width
     return total
+
+
+def _blocks(section: Mapping[str, Any], layers: object, width: int) -> int:
+    """Return the weights of a transformer's products: four of its attention, two of its MLP."""
+    hidden = _whole(width * float(section.get("mlp_ratio") or 4.0))
+    return _whole(layers) * (4 * width**2 + 2 * width * hidden)
 
 
 def _whole(value: object) -> int:
@@ -306,7 +314,9 @@ def _has_tower(folder: Path, name: str) -> bool:
 
 def _is_local(name: object) -> bool:
     """Return whether a name is a relative path that stays below its folder."""
-    return isinstance(name, str) and name != "" and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or "\0" in name:
+        return False
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _inside(folder: Path, name: str, source: str) -> Path:

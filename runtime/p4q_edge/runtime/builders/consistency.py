@@ -33,7 +33,7 @@ def check_consistent(bundle: Bundle) -> None:
             )
     if head.weights_sha256 not in ("", manifest.model.weights_sha256):
         raise CorruptArtifactError(
-            f"{bundle.path}: its head was made for another checkpoint ({head.weights_sha256[:12]}) than the manifest "
+            f"{bundle.path}: its head was made for another checkpoint ({head.weights_sha256[:12]!r}) than the manifest "
             f"names ({manifest.model.weights_sha256[:12]}). Export the bundle again."
         )
 

@@ -53,6 +53,7 @@ MAX_FILE_BYTES = 512 << 20
 _ORIENTATION_TAG = 0x0112
 # Pillow's own warning threshold: 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
+MAX_ASPECT = 200
 # Pillow's decoders have no common error class; these are what its file plugins raise on damaged bytes.
 _DECODER_ERRORS = (
     OSError,
@@ -157,6 +158,12 @@ def _check_pixels(width: int, height: int, *, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(
             f"{name} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded. Use a smaller copy of it."
+        )
+    # Its shortest side becomes that of the input, and the other one as many times as long, before a square is cut out.
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"{name} has {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other. Cut out the "
+            "part that matters."
         )
 
 

@@ -20,6 +20,8 @@ MAX_TENSORS = 256
 MAX_HEADER_BYTES = 8 << 20
 
 _T = TypeVar("_T")
+# What an upgrade meets in a document of another form; `ArtifactError` is none of these.
+_MISFITS = (OverflowError, RecursionError, KeyError, TypeError, AttributeError, ValueError, IndexError)
 _STRING = re.compile(rb'"[^"]*"?')
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
@@ -80,9 +82,10 @@ def convert_json(document: dict[str, Any], struct: type[_T], *, source: str, upg
                 document = upgrade(document)
         # Through text once more, in which arrays are tuples and keys are words.
         return msgspec.json.decode(msgspec.json.encode(document), type=struct)
-    except (msgspec.MsgspecError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, *_MISFITS) as error:
+        said = " ".join(str(error).split())[:300]
         raise CorruptArtifactError(
-            f"{source} is not what this version writes: {error}. Get the file again, or build it again."
+            f"{source} is not what this version writes: {said}. Get the file again, or build it again."
         ) from error
 
 
