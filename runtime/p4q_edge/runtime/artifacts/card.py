@@ -160,7 +160,9 @@ def read_card_bytes(engine: str | Path, *, trusted: Keys = None) -> tuple[bytes,
         raise InputError(
             f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."
         )
-    return decode_card(read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card"), source=str(path))
+    data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
+    require_signed(engine, "engine", data, trusted=trusted)
+    return data, decode_card(data, source=str(path))
 
 
 def decode_card(data: bytes, *, source: str) -> Card:
@@ -169,8 +171,6 @@ def decode_card(data: bytes, *, source: str) -> Card:
     Raises:
         CorruptArtifactError: it is not one.
     """
-    data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="card")
-    require_signed(engine, "engine", data, trusted=trusted)
     try:
         card = decode_sealed(data, Card, source=source, upgrade=card_of_schema_1)
     except UsageError as error:
@@ -178,8 +178,6 @@ def decode_card(data: bytes, *, source: str) -> Card:
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
         raise CorruptArtifactError(f"{source} names no classes, or one twice. Build the engine again.")
     return card
-        raise CorruptArtifactError(f"{path} names no classes, or one twice. Build the engine again.")
-    return data, card
 
 
 def write_deployment(engine: str | Path, card: Card, files: Mapping[str, bytes | Path]) -> None:

@@ -151,7 +151,7 @@ def load_tensors(data: bytes, *, source: str) -> tuple[dict[str, np.ndarray], di
         raise CorruptArtifactError(f"{source} has a safetensors header nested too deep. Get it again.")
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
-        metadata = json.loads(header).get("__metadata__", {})
+        metadata = json.loads(header).get("__metadata__") or {}
     except (SafetensorError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise CorruptArtifactError(f"{source} is not a safetensors file: {said}. Get it again.") from error
