@@ -208,7 +208,7 @@ def test_prompts_of_a_class_with_a_long_name(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"x" * 1_000_000: ["prompt"]}))
     raises(
         InputError,
-        "which is no class; did you mean 'cat'",
+        "which is not a class; did you mean 'cat'",
         lambda: read_class_prompts(str(tmp_path / "a.json"), ("cat",)),
     )
 
