@@ -235,7 +235,7 @@ def read_report(path: Path) -> Report:
         CorruptArtifactError: not a report.
     """
     if not path.exists():
-        raise InputError(f"the report {path} does not exist. `p4q-edge validate ENGINE` writes one.")
+        raise InputError(f"cannot read the report {path}: it does not exist. `p4q-edge validate ENGINE` writes one.")
     return decode(read_bounded(path, limit_bytes=MAX_REPORT_BYTES, kind="report"), source=str(path))
 
 
