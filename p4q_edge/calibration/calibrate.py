@@ -55,7 +55,9 @@ SAMPLE_SIZE = 4
 """Images of the forward passes that only watch which module reads what."""
 
 CORRECTION_IMAGES = 64
-"""At most so many images correct the biases of convolutions; each channel has a mean over all positions of each."""
+CORRECTION_PIXELS = 64 * 128 * 128
+"""At most so many images of so many pixels together correct the biases of convolutions; each channel has a mean over
+all positions of each. All are held at once, twice, with a channel's worth of memory for each of the widest layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -
     observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
     unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
     if convolutions:
-        correct_conv_biases(encoder, to_batch(evenly(images, CORRECTION_IMAGES), model.preprocess))
+        correct_conv_biases(encoder, to_batch(evenly(images, correction_images(images)), model.preprocess))
     if scheme.bias_correction and not scheme.fits_outputs:
         correct_biases(encoder, batches)
     reference: nn.Module = model.clip.visual  # type: ignore[assignment]
@@ -165,6 +167,11 @@ def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantSchem
     grids = choose_grids(flow, convolutions)
     swap_convolutions(encoder, convolutions, grids, scheme)
     return convolutions, grids
+
+
+def correction_images(images: Tensor) -> int:
+    """How many of the images correct biases: enough for a mean, few enough for memory."""
+    return max(8, min(CORRECTION_IMAGES, CORRECTION_PIXELS // (images.shape[-2] * images.shape[-1])))
 
 
 def evenly(images: Tensor, count: int) -> Tensor:

@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 PAIRED_IMAGES = 512
 PAIRED_ROWS = 16384
-"""At most so many images, evenly drawn, with at most so many rows run through the encoder at once."""
+PAIRED_PIXELS = 64 * 224 * 224
+"""At most so many images, evenly drawn, with at most so many rows and pixels run through the encoder at once: before a
+linear of one row an image, such as a projection behind pooling, convolutions hold far more than it does."""
 
 WEIGHED_IMAGES = 16
 WEIGHED_AT_ONCE = 2
@@ -58,7 +60,7 @@ def refine(encoder: nn.Module, reference: nn.Module, batches: Batches, scheme: Q
 def _fit_linears(encoder: nn.Module, batches: Batches, scheme: QuantScheme) -> None:
     weights = output_weights(encoder, _some(batches, WEIGHED_IMAGES, at_once=WEIGHED_AT_ONCE))
     rows = max((each.positions.numel() for each in weights.values()), default=1)
-    limit = max(2, min(PAIRED_IMAGES, PAIRED_ROWS // rows))
+    limit = max(2, min(PAIRED_IMAGES, PAIRED_ROWS // rows, PAIRED_PIXELS // batches.images[0, 0].numel()))
     (images,) = _some(batches, limit, at_once=limit)
     gained = set(activation_readers(encoder, images[:2])) if scheme.activation_gain else set()
     fitted = {

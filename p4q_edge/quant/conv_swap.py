@@ -77,10 +77,11 @@ def correct_conv_biases(model: nn.Module, images: Tensor) -> None:
 
     def correct(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert isinstance(conv, QuantConv2d)
-        exact, actual = output.chunk(2)
-        error = (exact - actual).double().mean((0, 2, 3)).float()
+        exact, actual = (half.mean((0, 2, 3), dtype=torch.float64) for half in output.chunk(2))
+        error = (exact - actual).float()
         conv.correct_bias(conv.bias.detach() + error)
-        return torch.cat([exact, actual + error[:, None, None]])
+        output[len(output) // 2 :] += error[:, None, None]  # in place: these tensors are the largest of a calibration
+        return output
 
     handles = [conv.register_forward_hook(correct) for conv in quant_convs(model).values() if conv.calibrated]
     try:
