@@ -12,7 +12,18 @@ import pytest
 from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.artifacts import head_store
 from p4q_edge.runtime.artifacts.bundle import read_bundle
-from p4q_edge.runtime.artifacts.head_store import add_head, find_head, heads_folder, stored_heads
+from p4q_edge.runtime.artifacts.head import Head
+from p4q_edge.runtime.artifacts.head_store import (
+    MAX_VERSIONS,
+    add_head,
+    earlier_versions,
+    find_head,
+    heads_folder,
+    remove_head,
+    stored_heads,
+    undo_head,
+    write_head,
+)
 from p4q_edge.runtime.classification.classifier import Prediction
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, UsageError
@@ -205,3 +216,55 @@ def test_every_action_has_a_help_of_its_own(action: str, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert f"usage: p4q-edge head {action} " in out
     assert ("--per-class" in out) == (action == "calibrate")
+
+
+def named(bundle: Path, word: object) -> Head:
+    """A head whose first class has this name."""
+    head = read_bundle(bundle).head()
+    return dataclasses.replace(head, class_names=(str(word), *head.class_names[1:]))
+
+
+def test_a_replaced_head_can_be_brought_back(tiny_engine: Path, tiny_bundle: Path) -> None:
+    for word in ("first", "second", "third"):
+        write_head(tiny_engine, "shelf", named(tiny_bundle, word))
+    assert list(stored_heads(tiny_engine)) == ["shelf"]
+    assert [undo_head(tiny_engine, "shelf").class_names[0] for _ in range(2)] == ["second", "first"]
+    assert find_head(tiny_engine, "shelf").class_names[0] == "first"
+    with pytest.raises(UsageError, match="head shelf of .* has no earlier version. Remove it: p4q-edge head remove"):
+        undo_head(tiny_engine, "shelf")
+    with pytest.raises(UsageError, match="has no head 'other'; it has built-in, shelf"):
+        undo_head(tiny_engine, "other")
+
+
+def test_the_history_is_bounded_and_goes_on_after_an_undo(tiny_engine: Path, tiny_bundle: Path) -> None:
+    for word in range(MAX_VERSIONS + 5):
+        write_head(tiny_engine, "shelf", named(tiny_bundle, word))
+    assert len(earlier_versions(tiny_engine, "shelf")) == MAX_VERSIONS
+    assert undo_head(tiny_engine, "shelf").class_names[0] == str(MAX_VERSIONS + 3)
+    write_head(tiny_engine, "shelf", named(tiny_bundle, "new"))
+    assert undo_head(tiny_engine, "shelf").class_names[0] == str(MAX_VERSIONS + 3)
+    assert len(earlier_versions(tiny_engine, "shelf")) == MAX_VERSIONS - 1
+
+
+def test_the_same_head_again_is_no_new_version(tiny_engine: Path, tiny_bundle: Path) -> None:
+    for _ in range(2):
+        write_head(tiny_engine, "shelf", named(tiny_bundle, "same"))
+    assert earlier_versions(tiny_engine, "shelf") == ()
+
+
+def test_a_removed_head_leaves_no_earlier_version(tiny_engine: Path, tiny_bundle: Path) -> None:
+    for word in ("first", "second"):
+        write_head(tiny_engine, "shelf", named(tiny_bundle, word))
+    remove_head(tiny_engine, "shelf")
+    assert earlier_versions(tiny_engine, "shelf") == ()
+    write_head(tiny_engine, "shelf", named(tiny_bundle, "third"))
+    assert earlier_versions(tiny_engine, "shelf") == ()
+
+
+def test_an_earlier_version_that_is_damaged_replaces_nothing(tiny_engine: Path, tiny_bundle: Path) -> None:
+    for word in ("first", "second"):
+        write_head(tiny_engine, "shelf", named(tiny_bundle, word))
+    earlier_versions(tiny_engine, "shelf")[0].write_bytes(b"damaged")
+    with pytest.raises(CorruptArtifactError):
+        undo_head(tiny_engine, "shelf")
+    assert find_head(tiny_engine, "shelf").class_names[0] == "second"

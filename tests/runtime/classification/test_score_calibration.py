@@ -61,11 +61,17 @@ def test_the_true_temperature_of_independent_classes_is_found(temperature: float
     assert fit_temperature(two * temperature, labels, activation="sigmoid") == pytest.approx(temperature, rel=0.08)
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_the_temperature_stays_in_its_range(activation: str) -> None:
+def test_the_temperature_stays_in_its_range() -> None:
     right, labels = np.eye(4) * 5 - 2.5, np.arange(4)
-    assert fit_temperature(right, labels, activation=activation) == 1e-3
-    assert fit_temperature(-right, labels, activation=activation) == 1e3
+    assert fit_temperature(right, labels, activation="sigmoid") == 1e-3
+    for activation in ("softmax", "sigmoid"):
+        assert fit_temperature(-right, labels, activation=activation) == 1e3
+
+
+def test_answers_without_an_error_are_not_taken_for_certain() -> None:
+    # Two classes 6 logits apart, 9 times right and once, counted in addition, wrong: T with sigmoid(6 / T) = 9 / 10.
+    logits, labels = np.tile([[3.0, -3.0]], (9, 1)), np.zeros(9, np.int64)
+    assert fit_temperature(logits, labels, activation="softmax") == pytest.approx(6 / np.log(9))
 
 
 def test_accepted_answers_come_to_the_wanted_accuracy() -> None:

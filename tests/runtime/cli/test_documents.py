@@ -47,6 +47,8 @@ def commands(
         "head calibrate": ["head", "calibrate", engine, str(labelled)],
         "head reset": ["head", "reset", engine],
         "head remove": ["head", "remove", engine, "night"],
+        "teach": ["teach", engine, str(labelled), "--name", "shelf"],
+        "head undo": ["head", "undo", engine, "shelf"],
         "selftest": ["selftest", engine],
         "doctor": ["doctor"],
         "export-triton": ["export-triton", engine, str(tmp_path / "models")],
@@ -62,6 +64,8 @@ def test_documents_of_the_runtime_are_what_their_structures_say(commands: dict[s
         if line == "head export":
             # The built-in head lies in the bundle.
             arguments = ["head", "export", str(Path(__file__).parents[1] / "data" / "tiny.p4q"), *arguments[3:]]
+        if line == "head undo":
+            run("head", "add", arguments[2], Path(__file__).parents[1] / "data" / "tiny.p4q", "--name=shelf", "--force")
         code, out, err = run(*arguments, "--json")
         assert code == 0, (line, err)
         read_document(out, DOCUMENTS[line])

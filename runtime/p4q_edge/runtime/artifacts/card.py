@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, backend_of_build
 from p4q_edge.runtime.artifacts.golden import Golden, MeasuredGolden, read_golden
-from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, BuiltInHead, Calibration
+from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, BuiltInHead, Calibration, Head, read_head
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.schema_one import card_of_schema_1
 from p4q_edge.runtime.artifacts.signature import Keys, require_signed
 from p4q_edge.runtime.choices import BackendName, CpuProfile
-from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, rounding_limits_of
 from p4q_edge.runtime.storage import (
@@ -31,6 +32,9 @@ from p4q_edge.runtime.storage import (
     sha256_file,
     switch_files,
 )
+
+MAX_FOLDED_HEAD_BYTES = 4 << 20
+"""A card is read at every start: the rows of some thousands of classes would slow it down."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +66,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         noise: what roundings do in this model, measured at export; None in cards of older bundles.
         golden: golden samples (safetensors, base64).
         measured: what the engine gave on them when it was built; None: not recorded.
+        folded_head: the head that is folded into the engine (safetensors, base64), to teach others from; empty where it
+            is larger than `MAX_FOLDED_HEAD_BYTES`, and in older cards.
     """
 
     schema_version: int = 2
@@ -82,6 +88,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     noise: NoiseFloor | None = None
     golden: str
     measured: MeasuredGolden | None = None
+    folded_head: str = ""
 
     def __post_init__(self) -> None:
         if not abs(self.logit_scale) <= MAX_LOGIT_FACTOR:
@@ -109,6 +116,22 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The head that is folded into the engine."""
         return BuiltInHead(class_names=self.class_names, calibration=self.calibration)
 
+    def head_rows(self) -> Head:
+        """Return the folded head with its class rows, as it is in the bundle, under the calibration of the card.
+
+        Raises:
+            ArtifactError: the card does not have them.
+            CorruptArtifactError: they cannot be decoded.
+        """
+        if not self.folded_head:
+            raise ArtifactError(
+                "the card of this engine does not hold the rows of its built-in head: the engine was built by an older "
+                "version, or the head is too large. Build it again, or name the bundle that has them: --base MODEL.p4q"
+            )
+        source = "the built-in head of the card"
+        head = read_head(_from_base64(self.folded_head, what=source), source=source)
+        return replace(head, calibration=self.calibration)
+
     @property
     def limits(self) -> RoundingLimits:
         """How far roundings may take this engine from the reference."""
@@ -120,13 +143,15 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             CorruptArtifactError: they cannot be decoded.
         """
-        try:
-            data = base64.b64decode(self.golden, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise CorruptArtifactError(
-                f"the golden samples of the card cannot be decoded: {error}. Build the engine again."
-            ) from error
-        return read_golden(data, source="the golden samples of the card")
+        source = "the golden samples of the card"
+        return read_golden(_from_base64(self.golden, what=source), source=source)
+
+
+def _from_base64(text: str, *, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CorruptArtifactError(f"{what} cannot be decoded: {error}. Build the engine again.") from error
 
 
 def card_path(engine: str | Path) -> Path:

@@ -15,6 +15,8 @@ from p4q_edge.runtime.storage import atomic_write, read_bounded
 BUILT_IN = "built-in"
 """Name of the head that is folded into the engine."""
 MAX_HEADS = 1024
+MAX_VERSIONS = 8
+"""Earlier versions that are kept of each head."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -51,19 +53,73 @@ def add_head(engine: str | Path, source: str | Path, *, name: str | None = None,
     """
     source = Path(source)
     name = source.stem if name is None else name
+    require_name(name)
+    path = heads_folder(engine) / f"{name}.safetensors"
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already; add --force, which keeps the earlier version, or another --name.")
+    write_head(engine, name, open_head(source))
+    return name
+
+
+def require_name(name: str) -> None:
+    """Raise `UsageError` where a name cannot be that of a stored head."""
     if not _NAME.fullmatch(name) or name == BUILT_IN:
         raise UsageError(
             f"{name!r} cannot be the name of a head; expected up to 64 letters, digits, dots, dashes and underscores, "
             f"and not {BUILT_IN!r}. Add --name NAME."
         )
-    head = open_head(source)
+
+
+def write_head(engine: str | Path, name: str, head: Head) -> Path:
+    """Write a head to those of an engine, and return its file; a head of this name becomes an earlier version.
+
+    Raises:
+        UsageError: the name cannot be used.
+        ArtifactError: the head was made for another model.
+    """
+    require_name(name)
     require_fit(head, read_card(engine), name=name)
-    atomic_write(heads_folder(engine) / f"{name}.safetensors", head.to_bytes(), force=force)
-    return name
+    path, data = heads_folder(engine) / f"{name}.safetensors", head.to_bytes()
+    if path.is_file():
+        before = path.read_bytes()
+        if before == data:
+            return path
+        # Kept before it is replaced: where this ends in between, one version is there twice and none is lost.
+        versions = earlier_versions(engine, name)
+        number = int(versions[0].stem) + 1 if versions else 1
+        atomic_write(_history(engine, name) / f"{number:08}.safetensors", before, force=True)
+        for oldest in versions[MAX_VERSIONS - 1 :]:
+            oldest.unlink(missing_ok=True)
+    atomic_write(path, data, force=True)
+    return path
+
+
+def earlier_versions(engine: str | Path, name: str) -> tuple[Path, ...]:
+    """Return the files of the earlier versions of a head, the newest first."""
+    found = _history(engine, name).glob("*.safetensors")
+    return tuple(sorted((path for path in found if path.stem.isdigit()), key=lambda path: int(path.stem), reverse=True))
+
+
+def undo_head(engine: str | Path, name: str) -> Head:
+    """Put the newest earlier version of a head in its place, and return it; the present one is gone.
+
+    Raises:
+        UsageError: there is no head of this name, or no earlier version of it.
+    """
+    find_head(engine, name)
+    versions = earlier_versions(engine, name)
+    if not versions:
+        raise UsageError(
+            f"head {name} of {engine} has no earlier version. Remove it: p4q-edge head remove {engine} {name}"
+        )
+    head = load_head(versions[0])
+    atomic_write(heads_folder(engine) / f"{name}.safetensors", head.to_bytes(), force=True)
+    versions[0].unlink()
+    return head
 
 
 def remove_head(engine: str | Path, name: str) -> Path:
-    """Remove a head from those of an engine, and return the file that was removed.
+    """Remove a head from those of an engine with its earlier versions, and return the file that was removed.
 
     Raises:
         UsageError: there is none of this name, or it is the one folded into the engine.
@@ -72,8 +128,39 @@ def remove_head(engine: str | Path, name: str) -> Path:
     if name == BUILT_IN:
         raise UsageError(f"the built-in head is part of {engine} and cannot be removed. Others: {_listed(stored)}.")
     _require_stored(engine, name, stored)
-    stored[name].unlink()
+    for path in (*earlier_versions(engine, name), stored[name]):
+        path.unlink()
     return stored[name]
+
+
+def _history(engine: str | Path, name: str) -> Path:
+    return heads_folder(engine) / "earlier" / name
+
+
+def base_head(engine: str | Path, source: str | Path = BUILT_IN, *, trusted: Keys = None) -> Head:
+    """Return a head, with its class rows, to teach another from.
+
+    Args:
+        engine: the engine; its card is beside it.
+        source: name of a head of the engine, `BUILT_IN`, or a file (a `.safetensors` head or a bundle).
+        trusted: keys of which one must have signed it, see `Keys`.
+
+    Raises:
+        UsageError: there is none.
+        ArtifactError: the head was made for another model, or the card lacks the rows of the built-in one.
+    """
+    card = read_card(engine, trusted=trusted)
+    if str(source) == BUILT_IN:
+        return card.head_rows()
+    stored = stored_heads(engine)
+    if str(source) in stored:
+        head = load_head(stored[str(source)], trusted=trusted)
+    elif Path(source).suffix in (SUFFIX, ".safetensors"):
+        head = open_head(source, trusted=trusted)
+    else:
+        _require_stored(engine, str(source), stored)
+    require_fit(head, card, name=str(source))
+    return head
 
 
 def open_head(source: str | Path, *, trusted: Keys = None) -> Head:

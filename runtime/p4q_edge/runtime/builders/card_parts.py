@@ -7,7 +7,16 @@ from importlib.metadata import version
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import GOLDEN, Build, Bundle, Card, Part, Precision, backend_of_build
+from p4q_edge.runtime.artifacts import (
+    GOLDEN,
+    MAX_FOLDED_HEAD_BYTES,
+    Build,
+    Bundle,
+    Card,
+    Part,
+    Precision,
+    backend_of_build,
+)
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.storage import sha256_file
 
@@ -15,6 +24,7 @@ from p4q_edge.runtime.storage import sha256_file
 def card_of(bundle: Bundle, build: Build) -> Card:
     """Return the part of a card that bundle and build decide; digest and size of the engine are filled in later."""
     manifest, head = bundle.manifest, bundle.head()
+    folded = head.to_bytes()
     return Card(
         engine_sha256="",
         engine_size_bytes=0,
@@ -30,6 +40,7 @@ def card_of(bundle: Bundle, build: Build) -> Card:
         calibration=head.calibration,
         rounding_bits=manifest.rounding_bits,
         golden=base64.b64encode(bundle.read(GOLDEN)).decode("ascii"),
+        folded_head=base64.b64encode(folded).decode("ascii") if len(folded) <= MAX_FOLDED_HEAD_BYTES else "",
     )
 
 

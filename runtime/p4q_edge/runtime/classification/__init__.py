@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
     from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, Scores
+    from p4q_edge.runtime.classification.teaching import Taught, TeachReport
 
 __all__ = [
     "Failure",
@@ -26,6 +27,8 @@ __all__ = [
     "Request",
     "RuntimeOptions",
     "Scores",
+    "Taught",
+    "TeachReport",
     "ZeroShotClassifier",
     "calibrate",
     "probabilities",
@@ -57,6 +60,10 @@ if not TYPE_CHECKING:
                 "Fit",
                 "FitOptions",
                 "Scores",
+            ),
+            "teaching": (
+                "Taught",
+                "TeachReport",
             ),
         },
     )

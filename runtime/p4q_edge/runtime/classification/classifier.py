@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,15 +17,22 @@ from p4q_edge.runtime.artifacts import (
     Card,
     EngineHead,
     Head,
-    load_head,
-    open_head,
+    base_head,
     read_card,
     require_fit,
-    stored_heads,
+    require_name,
     trusted_key_files,
 )
 from p4q_edge.runtime.choices import Fast
+from p4q_edge.runtime.classification.loaded_heads import load_heads
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
+from p4q_edge.runtime.classification.teaching import (
+    Taught,
+    add_classes,
+    encode_photographs,
+    listed_photographs,
+    teach_head,
+)
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, QualityGateError, UsageError
 from p4q_edge.runtime.images import (
@@ -114,9 +121,9 @@ class ZeroShotClassifier:
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"threshold must be between 0 and 1, got {threshold}. Leave it out for the fitted one.")
         self._path, self._threshold, self._options = Path(engine), threshold, options
-        trusted = trusted_key_files(trusted_keys)
+        self._trusted = trusted = trusted_key_files(trusted_keys)
         self.card: Card = read_card(engine, trusted=trusted)
-        loaded, self._active = _load_heads(heads, self._path, self.card, trusted=trusted)
+        loaded, self._active = load_heads(heads, self._path, self.card, trusted=trusted)
         self._heads: dict[str, EngineHead] = {BUILT_IN: self.card.head, **loaded}
         self._process = os.getpid()
         self._engine: Engine = load_engine(engine, self.card, device=device, threads=options.threads)
@@ -250,6 +257,80 @@ class ZeroShotClassifier:
         rows = [self._run(np.stack([pixels for _, pixels in batch]), head)[1] for batch in batches]
         return np.concatenate([np.empty((0, self.card.embedding_dim), np.float32), *rows])
 
+    def teach(
+        self,
+        photographs: Mapping[str, Images],
+        *,
+        base: str | Path | Head = BUILT_IN,
+        add: bool = False,
+        unknown: Images | None = None,
+        name: str | None = None,
+    ) -> Head:
+        """Return a head that was learned from a few photographs of each class: `teach({"cup": [...], "plate": [...]})`.
+
+        Args:
+            photographs: images by class name, each as `classify` takes them; 4 to 16 a class are good.
+            base: the head to start from: its name, a file, or the head itself. A class that it has by name starts at
+                its text embedding, and may have a single photograph; another needs 2 or more.
+            add: keep the base head's classes, whose logits stay as they are, and add the classes that it lacks.
+                Photographs of classes that it has hold the new ones off.
+            unknown: images that show none of the classes; they decide the threshold.
+            name: let the head also be one of this classifier's, for `use_head`.
+
+        Raises:
+            InputError: photographs that cannot be used, or too few.
+            UsageError: both `add` and `unknown`, as an added class keeps the base head's thresholds.
+            ArtifactError: the base head was made for another model.
+        """
+        return self.lesson(photographs, base=base, add=add, unknown=unknown, name=name).head
+
+    def lesson(
+        self,
+        photographs: Mapping[str, Images],
+        *,
+        base: str | Path | Head = BUILT_IN,
+        add: bool = False,
+        unknown: Images | None = None,
+        name: str | None = None,
+    ) -> Taught:
+        """Do as `teach`, and return the head together with what is known of it, such as its held-out accuracy."""
+        if add and unknown is not None:
+            raise UsageError("add=True keeps the thresholds of the base head. Leave out unknown, or calibrate later.")
+        if name is not None:
+            require_name(name)
+        start, base_name = self._base(base)
+        listed = listed_photographs(photographs, base=start, add=add, base_name=base_name)
+        encoded = encode_photographs(listed, batches=self._readable, run=self._features)
+        if add:
+            taught = add_classes(encoded, base=start, golden=self.card.golden_samples().features)
+        else:
+            taught = teach_head(encoded, base=start, unknown=self._strangers(unknown))
+        if name is not None:
+            self._heads[name] = taught.head
+        return taught
+
+    def _base(self, base: str | Path | Head) -> tuple[Head, str]:
+        if isinstance(base, Head):
+            require_fit(base, self.card, name="given as base")
+            return base, "the given base head"
+        found = self._heads.get(str(base))
+        if isinstance(found, Head):
+            return found, f"head {base}"
+        return base_head(self._path, base, trusted=self._trusted), f"head {base}"
+
+    def _strangers(self, unknown: Images | None) -> np.ndarray | None:
+        if unknown is None:
+            return None
+        listed = {"unknown": list(expand(unknown))}
+        return encode_photographs(listed, batches=self._readable, run=self._features).features
+
+    def _readable(self, images: Sequence[ImageLike]) -> Iterator[list[_Prepared | Failure]]:
+        return self._batches(images, color="rgb", on_error="yield")
+
+    def _features(self, batch: np.ndarray) -> np.ndarray:
+        self._require_own_process()
+        return self._engine.run(batch, ("features",))["features"]
+
     def close(self) -> None:
         """Release the engine."""
         self._engine.close()
@@ -307,57 +388,12 @@ class ZeroShotClassifier:
 
     def _run(self, batch: np.ndarray, head: EngineHead) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (n, classes) and embeddings (n, dim) of images (n, 3, H, W) uint8."""
+        self._require_own_process()
+        return head.classify(self._engine, batch)
+
+    def _require_own_process(self) -> None:
         if os.getpid() != self._process:
             raise UsageError(
                 f"{self._path} was loaded in process {self._process} and is used in its fork {os.getpid()}, where the "
                 "engine's threads do not exist. Load it in each process, or start processes with 'spawn'."
             )
-        return head.classify(self._engine, batch)
-
-
-def _load_heads(
-    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None,
-    engine: Path,
-    card: Card,
-    *,
-    trusted: tuple[Path, ...],
-) -> tuple[dict[str, Head], str]:
-    """Return the heads stored with the engine and those given, and the name of the one that is active at first."""
-    loaded = {name: load_head(path, trusted=trusted) for name, path in stored_heads(engine).items()}
-    given = _given_heads(heads, stored=loaded, trusted=trusted)
-    for name, head in {**loaded, **given}.items():
-        require_fit(head, card, name=name)
-    return {**loaded, **given}, next(iter(given), BUILT_IN)
-
-
-def _given_heads(
-    heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None,
-    *,
-    stored: Mapping[str, Head],
-    trusted: tuple[Path, ...],
-) -> dict[str, Head]:
-    if heads is None or heads == BUILT_IN:
-        return {}
-    if isinstance(heads, Mapping):
-        given = dict(heads)
-    else:
-        names = [heads] if isinstance(heads, (str, Path)) else list(heads)
-        given = {}
-        for name in names:
-            # A plain name is that of a stored head; anything else is a file.
-            key = str(name) if str(name) in stored else Path(name).stem
-            if key in given:
-                raise UsageError(f"two heads are named {key!r}; rename one of the files.")
-            given[key] = stored[key] if str(name) in stored else _opened(name, stored, trusted)
-    if BUILT_IN in given:
-        raise UsageError(f"a head cannot be named {BUILT_IN!r}, the name of the engine's own. Rename it.")
-    return given
-
-
-def _opened(name: str | Path, stored: Mapping[str, Head], trusted: tuple[Path, ...]) -> Head:
-    """Return the head in a file; a word that names none is answered with the heads that there are."""
-    if not Path(name).exists() and Path(name).suffix not in (".safetensors", ".p4q"):
-        raise UsageError(
-            f"no head is named {str(name)!r}; there are {', '.join([BUILT_IN, *stored])}. Or name a .safetensors file."
-        )
-    return open_head(name, trusted=trusted)

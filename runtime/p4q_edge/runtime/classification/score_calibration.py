@@ -258,8 +258,17 @@ def _folds(labels: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, activation: str) -> float:
-    """Return the temperature, in [0.001, 1000], that minimizes the cross-entropy of logits (n, classes)."""
+    """Return the temperature, in [0.001, 1000], that minimizes the cross-entropy of logits (n, classes).
+
+    Answers without an error do not say how sure they may be, and would give the least temperature; of these the closest
+    one is counted once more, as wrong.
+    """
     if activation == "softmax":
+        if len(labels) and logits.shape[1] > 1 and (logits.argmax(axis=1) == labels).all():
+            best = np.sort(logits, axis=1)
+            closest = int(np.argmin(best[:, -1] - best[:, -2]))
+            logits = np.concatenate([logits, logits[closest : closest + 1]])
+            labels = np.append(labels, np.argsort(logits[closest])[-2])
         return metrics.fit_temperature(logits, labels, low=_LOW, high=_HIGH)
     values = logits.astype(np.float64)
     wanted = np.eye(values.shape[1])[labels]

@@ -19,7 +19,7 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.benchmark import Measured
 from p4q_edge.runtime.builders import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import BackendName
-from p4q_edge.runtime.classification import Fit
+from p4q_edge.runtime.classification import Fit, TeachReport
 from p4q_edge.runtime.cli.inspect_documents import (
     BundleDocument,
     CpuEngineDocument,
@@ -223,10 +223,11 @@ class BoardReportDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
 
 class NamedClasses(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A head and its classes."""
+    """A head and its classes; `earlier_versions` counts those that `head undo` can go back."""
 
     name: str
     class_names: tuple[str, ...]
+    earlier_versions: int
 
 
 class HeadListDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -264,6 +265,40 @@ class HeadResetDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     head: str
     before: Calibration
     calibration: Calibration
+
+
+class HeadUndoDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A head whose earlier version was put back.
+
+    Attributes:
+        engine: its path.
+        name: of the head.
+        class_names: of the version that is back.
+        earlier_versions: number of versions that are left.
+    """
+
+    engine: str
+    name: str
+    class_names: tuple[str, ...]
+    earlier_versions: int
+
+
+class TeachDocument(TeachReport, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A head that was taught: the fields of `TeachReport` and these.
+
+    Attributes:
+        engine: its path.
+        name: of the head.
+        path: where it is kept.
+        class_names: in the order of the logits.
+        earlier_versions: number of versions that `head undo` can go back.
+    """
+
+    engine: str
+    name: str
+    path: str
+    class_names: tuple[str, ...]
+    earlier_versions: int
 
 
 class HeadExportDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -328,6 +363,8 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "head list": HeadListDocument,
     "head add": HeadFileDocument,
     "head calibrate": HeadCalibrateDocument,
+    "head undo": HeadUndoDocument,
+    "teach": TeachDocument,
     "head remove": HeadFileDocument,
     "head reset": HeadResetDocument,
     "head export": HeadExportDocument,

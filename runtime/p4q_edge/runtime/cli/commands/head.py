@@ -77,6 +77,14 @@ class RemoveRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UndoRequest:
+    """What `head undo` was asked for."""
+
+    engine: Path
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResetRequest:
     """What `head reset` was asked for."""
 
@@ -219,6 +227,20 @@ def _remove(request: RemoveRequest, output: Output) -> int:
     return 0
 
 
+def undo(request: UndoRequest, output: Output) -> int:
+    """Put the earlier version of a head back, and say so."""
+    from p4q_edge.runtime.artifacts import earlier_versions, undo_head
+    from p4q_edge.runtime.cli.documents import HeadUndoDocument
+
+    names = undo_head(request.engine, request.name).class_names
+    left = len(earlier_versions(request.engine, request.name))
+    document = HeadUndoDocument(engine=str(request.engine), name=request.name, class_names=names, earlier_versions=left)
+    shown = printable(", ".join(names[:8]))
+    text = f"{request.name} is what it was before: {len(names)} classes: {shown} ({left} earlier versions left)"
+    output.write(document=document, text=text)
+    return 0
+
+
 def _reset(request: ResetRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import BUILT_IN
     from p4q_edge.runtime.classification import reset_calibration
@@ -247,11 +269,18 @@ def _add(request: AddRequest, output: Output) -> int:
 
 
 def _list(request: ListRequest, output: Output) -> int:
-    from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, stored_heads
+    from p4q_edge.runtime.artifacts import BUILT_IN, earlier_versions, engine_head, stored_heads
     from p4q_edge.runtime.cli.documents import HeadListDocument, NamedClasses
 
     names = (BUILT_IN, *stored_heads(request.engine))
-    heads = [NamedClasses(name=name, class_names=engine_head(request.engine, name).class_names) for name in names]
+    heads = [
+        NamedClasses(
+            name=name,
+            class_names=engine_head(request.engine, name).class_names,
+            earlier_versions=len(earlier_versions(request.engine, name)),
+        )
+        for name in names
+    ]
     shown = [(head, printable(", ".join(head.class_names[:8]))) for head in heads]
     lines = [f"{head.name}  {len(head.class_names)} classes: {first}" for head, first in shown]
     output.write(document=HeadListDocument(engine=str(request.engine), heads=tuple(heads)), text="\n".join(lines))
@@ -310,6 +339,11 @@ COMMAND = CommandGroup(
             add_arguments=_add_remove,
             request=lambda args: RemoveRequest(engine=args.engine, name=args.name),
             run=_remove,
+        ),
+        "undo": Command(
+            add_arguments=_add_remove,
+            request=lambda args: UndoRequest(engine=args.engine, name=args.name),
+            run=undo,
         ),
         "reset": Command(
             add_arguments=_add_reset,
