@@ -112,6 +112,23 @@ def test_any_sequence_of_batches_gives_what_each_gives_alone(batches: list[int])
     assert cuda.leaks == {}
 
 
+@settings(max_examples=30)
+@given(st.integers(1, 5), st.integers(0, 4), st.integers(1, 11), st.booleans())
+def test_any_number_of_images_passes_through_any_profile(smallest: int, more: int, count: int, fixed: bool) -> None:
+    """No image is lost, none is answered twice, and padding is never seen."""
+    cuda = RecordingCuda()
+    double = TensorRTDouble("10.3.0", cuda)
+    double.batches = (smallest, smallest, smallest + more)
+    if fixed:
+        double.io = {name: (dtype, (smallest, *shape[1:])) for name, (dtype, shape) in double.io.items()}
+    loaded = TensorRTEngine.from_plan(double.trt, cuda, b"plan", name="plan")
+    image = np.random.default_rng(count).integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
+    for name, expected in compute(image).items():
+        np.testing.assert_array_equal(loaded.run(image)[name], expected)
+    loaded.close()
+    assert cuda.leaks == {}
+
+
 def test_results_are_copies(engine: Any, images: np.ndarray) -> None:
     first = engine.run(images[:1])["features"]
     kept = first.copy()
