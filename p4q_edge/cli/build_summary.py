@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from p4q_edge.cli.common import choose_recipe
-from p4q_edge.data import ImageSet, read_split
+from p4q_edge.data import read_split
 from p4q_edge.runtime.artifacts import Bundle, Card, CrossValidated, RecordedResults, read_bundle, read_card
 from p4q_edge.runtime.builders import BuildRequest
 from p4q_edge.runtime.cli import BuildSummary, SummaryRow
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.evaluation.report import columns
-from p4q_edge.runtime.images import draw_subset, preprocess
+from p4q_edge.runtime.images import ImageSet, draw_subset, preprocess
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import wilson_interval
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p4q_edge.cli.documents import InitDocument
-from p4q_edge.data import ImageSet, find_copies, read_images, unreadable_images
+from p4q_edge.data import find_copies, read_images, unreadable_images
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.storage import atomic_write, refuse_existing
 
 FEW_IMAGES = 8

@@ -10,13 +10,12 @@ if TYPE_CHECKING:
     from p4q_edge.data.augmentation import augment
     from p4q_edge.data.cross_validation import FOLDS, folds
     from p4q_edge.data.few_shot import Split
-    from p4q_edge.data.image_set import ImageSet, pixels
+    from p4q_edge.data.image_set import pixels
     from p4q_edge.data.preflight import check_data, find_copies, unreadable_images
     from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
 
 __all__ = [
     "FOLDS",
-    "ImageSet",
     "Split",
     "augment",
     "check_data",
@@ -37,10 +36,7 @@ if not TYPE_CHECKING:
             "augmentation": ("augment",),
             "cross_validation": ("FOLDS", "folds"),
             "few_shot": ("Split",),
-            "image_set": (
-                "ImageSet",
-                "pixels",
-            ),
+            "image_set": ("pixels",),
             "preflight": ("check_data", "find_copies", "unreadable_images"),
             "readers": (
                 "read_class_prompts",

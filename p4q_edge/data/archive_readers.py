@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import SUFFIXES, load_image
+from p4q_edge.runtime.images import SUFFIXES, ImageSet, load_image
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images import ImageSet
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from p4q_edge.data.few_shot import Split, make_split
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.data.readers import read_class_prompts, read_images, read_words
 from p4q_edge.recipe import DataSection
 from p4q_edge.runtime.errors import P4QEdgeError
+from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.progress import tracked
 
 T = TypeVar("T")

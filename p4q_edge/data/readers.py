@@ -11,11 +11,10 @@ import numpy as np
 
 from p4q_edge.data.archive_readers import from_arrays, read_npz, read_tar
 from p4q_edge.data.few_shot import Split, make_split
-from p4q_edge.data.image_set import ImageSet
-from p4q_edge.data.table_reader import DELIMITERS, from_paths, read_table
+from p4q_edge.data.table_reader import DELIMITERS, read_table
 from p4q_edge.recipe import DEMO_DATA, DataSection
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
-from p4q_edge.runtime.images import labelled_files, same_form
+from p4q_edge.runtime.images import ImageSet, from_class_folders, same_form
 from p4q_edge.runtime.storage import decode_json, read_bounded
 
 MAX_WORDS_BYTES = 4 << 20
@@ -46,7 +45,7 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
     if not path.exists():
         raise UsageError(f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .npz or .tar")
     if path.is_dir():
-        return _read_folder(path)
+        return from_class_folders(path)
     readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar}
     readers |= dict.fromkeys(DELIMITERS, read_table)
     suffix = path.suffix.lower()
@@ -136,13 +135,6 @@ def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
     if repeated is not None:
         raise InputError(f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ")
     return words
-
-
-def _read_folder(root: Path) -> ImageSet:
-    found = list(labelled_files(root))
-    paths = [path for _, files in found for path in files]
-    labels = [label for label, (_, files) in enumerate(found) for _ in files]
-    return from_paths(paths, labels, [same_form(folder.name) for folder, _ in found], root)
 
 
 def _read_demo() -> ImageSet:

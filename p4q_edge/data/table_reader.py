@@ -2,14 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import in_label_order, load_image, same_form
+from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, same_form
 from p4q_edge.runtime.storage import printable, read_bounded
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -56,19 +52,6 @@ def read_table(path: Path) -> ImageSet:
     class_names = in_label_order(words)
     place = {name: index for index, name in enumerate(class_names)}
     return from_paths(list(lines), [place[word] for word in words], class_names, path.parent)
-
-
-def from_paths(paths: list[Path], labels: list[int], class_names: Sequence[str], root: Path) -> ImageSet:
-    """Images in files, each opened when it is needed; named as seen from `root`."""
-    return ImageSet(
-        names=tuple(
-            same_form(str(path.relative_to(root)) if path.is_relative_to(root) else path.name) for path in paths
-        ),
-        labels=np.asarray(labels, dtype=np.int64),
-        class_names=tuple(class_names),
-        open_image=lambda i: load_image(paths[i]),
-        read_bytes=lambda i: paths[i].read_bytes(),
-    )
 
 
 def _read_rows(path: Path, delimiter: str) -> list[Row]:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from p4q_edge.data import ImageSet, read_images
+from p4q_edge.data import read_images
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.recipe import read_recipe, run_recipe_of, to_toml
 from p4q_edge.runtime.artifacts import SUFFIX, Bundle, Card
-from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
+from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, UsageError
 from p4q_edge.runtime.evaluation import (
     GateResult,
     Outcome,
@@ -30,7 +30,7 @@ from p4q_edge.runtime.evaluation import (
     learned_digests,
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport
-from p4q_edge.runtime.images import LabelledImages, Pixels, PreprocessSpec, digest_of, match_classes, preprocess
+from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.storage import sha256_bytes
 from p4q_edge.stages import Learned, RunFiles, learn_stage, open_source, prepare
@@ -154,26 +154,14 @@ def labelled(
     Raises:
         InputError: none is left, or the classes do not fit.
     """
-    to_class = np.asarray(match_classes(images.class_names, card.class_names, source=source, other_names=other_names))
-    digests = images.digests()
-    kept = [index for index, digest in enumerate(digests) if digest not in learned_from]
-    if not kept:
-        raise InputError(
-            f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
-            "means nothing. Name others with --data"
-        )
-    labels = to_class[images.labels[kept]].astype(np.int64)
-    return LabelledImages(
-        pixels=_pixels(images.subset(kept), card.preprocess),
-        labels=labels,
-        digest=digest_of([digests[index] for index in kept], labels.tolist()),
-        source=f"{len(kept)} images of {source}",
-        left_out=len(digests) - len(kept),
+    return images_to_test(
+        images,
+        class_names=card.class_names,
+        spec=card.preprocess,
+        learned=learned_from,
+        source=source,
+        other_names=other_names,
     )
-
-
-def _pixels(images: ImageSet, spec: PreprocessSpec) -> Pixels:
-    return Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
 
 
 def read_baselines(folder: Path) -> tuple[Baseline, ...]:

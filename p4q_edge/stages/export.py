@@ -39,7 +39,7 @@ RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntim
 _MODULES = ("pipeline", "encoder_file", "export", "record_results", "cross_validation")
 EXPORT = StageCode(
     modules=tuple(f"p4q_edge.stages.{name}" for name in _MODULES),
-    rooms=("p4q_edge.data", "p4q_edge.graph", "p4q_edge.models"),
+    rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.graph", "p4q_edge.models"),
     libraries=(*LIBRARIES, "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
 )
 

@@ -50,8 +50,10 @@ from p4q_edge.stages.top1_limit import Judge, limit_top1
 logger = logging.getLogger(__name__)
 
 _MODULES = tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "top1_limit"))
-CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.calibration"))
-LEARN = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.calibration", "p4q_edge.learning"))
+CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration"))
+LEARN = StageCode(
+    modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration", "p4q_edge.learning")
+)
 
 BATCH_SIZE = 64
 

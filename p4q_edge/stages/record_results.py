@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p4q_edge.data import ImageSet, pixels
+from p4q_edge.data import pixels
 from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase, quant_convs
 from p4q_edge.runtime.artifacts import GraphParity, RecordedResults, pixel_digest
 from p4q_edge.runtime.choices import GraphKind
-from p4q_edge.runtime.images import draw_subset
+from p4q_edge.runtime.images import ImageSet, draw_subset
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
 from p4q_edge.stages.pipeline import Learned, Source
 

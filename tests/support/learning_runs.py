@@ -6,10 +6,10 @@ import msgspec
 from torch import Tensor
 
 from p4q_edge.data.few_shot import make_split
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.learning.training import LearningRun, learn
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.pipeline import Prepared, Source, new_student
 
 LEARN = {"epochs": 30, "context_rate": 5e-3, "adapter_rate": 1e-2, "class_residual": False}

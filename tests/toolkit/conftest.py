@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 
 TOY_MEAN, TOY_STD = (0.4, 0.45, 0.5), (0.25, 0.26, 0.27)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from p4q_edge.data.few_shot import Split, few_shot, make_split
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images.image_set import ImageSet
 
 
 def counts(split: Split) -> tuple[list[int], list[int]]:

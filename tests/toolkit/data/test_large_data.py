@@ -10,10 +10,10 @@ from PIL import Image
 
 from p4q_edge.data.augmentation import augment
 from p4q_edge.data.few_shot import few_shot, make_split
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.models.load import Batches, LoadedModel, to_batch
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
 from p4q_edge.runtime.artifacts import DataIndex, LearnedImage
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 from p4q_edge.runtime.storage.files import sha256_bytes
 from p4q_edge.stages.export import data_index

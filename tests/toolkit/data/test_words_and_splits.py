@@ -11,10 +11,11 @@ from image_files import write_file, write_photo
 
 from p4q_edge.data.augmentation import augment
 from p4q_edge.data.few_shot import few_shot, make_split
-from p4q_edge.data.image_set import ImageSet, pixels
+from p4q_edge.data.image_set import pixels
 from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
 from p4q_edge.recipe.schema import DataSection
 from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 
 

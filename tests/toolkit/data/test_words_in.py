@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from image_files import write_file, write_npz
 
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.data.readers import read_class_prompts, read_split, read_words
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.prompts import template_embeddings
 from p4q_edge.recipe.schema import DataSection
 from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.images.image_set import ImageSet
 
 
 def test_words_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from learning_runs import source_of
 
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.models.load import LoadedModel
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.pipeline import Prepared, RunFiles, prepare
 
 

@@ -11,11 +11,12 @@ from learning_runs import learned_values, source_of, with_options
 from torch import Tensor
 
 from p4q_edge.data.augmentation import augment
-from p4q_edge.data.image_set import ImageSet, pixels
+from p4q_edge.data.image_set import pixels
 from p4q_edge.learning.training import LearningRun, batch_loss
 from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant.linear import Phase, running_in
 from p4q_edge.recipe.schema import LearnSection
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.pipeline import Prepared, RunFiles, learn_stage, new_student, prepare
 
 

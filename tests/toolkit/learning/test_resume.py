@@ -7,12 +7,12 @@ import pytest
 import torch
 from learning_runs import learned_values, source_of, with_options
 
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.learning import checkpoint as checkpoints
 from p4q_edge.learning.training import LearningRun
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.prompts import PromptLearner
 from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.pipeline import Prepared, RunFiles, learn_stage, prepare
 
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from p4q_edge.calibration.text import calibrate_text
 from p4q_edge.data.few_shot import Split
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.models.huggingface_tower import HuggingFaceTower
 from p4q_edge.models.load import LoadedModel, load_model
 from p4q_edge.models.prompts import PromptLearner, initial_context, template_embeddings
@@ -23,6 +22,7 @@ from p4q_edge.quant.linear import quant_linears
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.recipe.schema import DataSection, ModelSection, Recipe
 from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.images.image_set import ImageSet
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from p4q_edge.data.few_shot import make_split
-from p4q_edge.data.image_set import ImageSet
 from p4q_edge.learning.tensor_file import read_tensors, write_tensors
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.observers import MagnitudeHistogram
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.storage import unchanged
 from p4q_edge.stages import pipeline
 from p4q_edge.stages.export import bundle_key

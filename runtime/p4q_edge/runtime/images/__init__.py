@@ -16,12 +16,14 @@ if TYPE_CHECKING:
         same_form,
     )
     from p4q_edge.runtime.images.decode import SUFFIXES, ColorOrder, ImageLike, load_image
+    from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
     from p4q_edge.runtime.images.inputs import batched, expand, is_single, mapped_ahead, source_of
     from p4q_edge.runtime.images.labelled import (
         LabelledImages,
         Pixels,
         digest_of,
         draw_subset,
+        images_to_test,
         read_class_folders,
         subset,
     )
@@ -32,6 +34,7 @@ __all__ = [
     "SUFFIXES",
     "ColorOrder",
     "ImageLike",
+    "ImageSet",
     "LabelledImages",
     "LeftOut",
     "Pixels",
@@ -42,7 +45,10 @@ __all__ = [
     "draft_size",
     "draw_subset",
     "expand",
+    "from_class_folders",
+    "from_paths",
     "image_files",
+    "images_to_test",
     "in_label_order",
     "is_single",
     "labelled_files",
@@ -76,6 +82,11 @@ if not TYPE_CHECKING:
                 "SUFFIXES",
                 "load_image",
             ),
+            "image_set": (
+                "ImageSet",
+                "from_class_folders",
+                "from_paths",
+            ),
             "inputs": (
                 "batched",
                 "expand",
@@ -88,6 +99,7 @@ if not TYPE_CHECKING:
                 "Pixels",
                 "digest_of",
                 "draw_subset",
+                "images_to_test",
                 "read_class_folders",
                 "subset",
             ),

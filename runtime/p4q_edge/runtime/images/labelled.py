@@ -10,11 +10,10 @@ import numpy as np
 
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images.class_names import match_classes
-from p4q_edge.runtime.images.decode import load_image
-from p4q_edge.runtime.images.listing import labelled_files
+from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 from p4q_edge.runtime.stage import Images
-from p4q_edge.runtime.storage import sha256_bytes, sha256_file
+from p4q_edge.runtime.storage import sha256_bytes
 
 # Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
@@ -22,7 +21,7 @@ MAX_CACHED_BYTES = 512 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledImages:
-    """Images as an engine takes them, with their classes.
+    """What an engine is tested on: the pixels and classes of an `ImageSet`.
 
     Attributes:
         pixels: slices are uint8 (n, 3, H, W).
@@ -90,25 +89,53 @@ def read_class_folders(
             f"--data {folder} is not a directory; expected one with a folder for each class. Tables, .npz and .tar "
             "files need the toolkit: pip install ./runtime ."
         )
-    found = list(labelled_files(folder))
-    to_class = match_classes(
-        [child.name for child, _ in found], class_names, source=str(folder), other_names=other_names
+    return images_to_test(
+        from_class_folders(folder),
+        class_names=class_names,
+        spec=spec,
+        learned=learned,
+        source=str(folder),
+        other_names=other_names,
     )
-    files = [path for _, paths in found for path in paths]
-    labels = [label for (_, paths), label in zip(found, to_class, strict=True) for _ in paths]
-    digests = [sha256_file(path) for path in files]
+
+
+def images_to_test(
+    images: ImageSet,
+    *,
+    class_names: Sequence[str],
+    spec: PreprocessSpec,
+    learned: frozenset[str],
+    source: str,
+    other_names: Sequence[str] = (),
+) -> LabelledImages:
+    """Return the images of a set that the model was not learned from, as an engine takes them.
+
+    Args:
+        images: the set.
+        class_names: of the engine.
+        spec: how the engine wants its pixels.
+        learned: SHA-256 of the images that the model was learned from.
+        source: what messages and the report call the set.
+        other_names: of the same classes in the same order, such as the folders that they were learned from.
+
+    Raises:
+        InputError: none is left, or the classes do not fit.
+    """
+    to_class = np.asarray(match_classes(images.class_names, class_names, source=source, other_names=other_names))
+    digests = images.digests()
     kept = [index for index, digest in enumerate(digests) if digest not in learned]
     if not kept:
         raise InputError(
-            f"all {len(files)} images of {folder} are images that the model was learned from; accuracy on them means "
-            "nothing. Name others with --data"
+            f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
+            "means nothing. Name others with --data"
         )
+    tested, labels = images.subset(kept), to_class[images.labels[kept]].astype(np.int64)
     return LabelledImages(
-        pixels=Pixels(lambda index: preprocess(load_image(files[kept[index]]), spec), len(kept), (3, *spec.size)),
-        labels=np.asarray(labels, np.int64)[kept],
-        digest=digest_of([digests[index] for index in kept], [labels[index] for index in kept]),
-        source=f"{len(kept)} images of {folder}",
-        left_out=len(files) - len(kept),
+        pixels=Pixels(lambda index: preprocess(tested.open_image(index), spec), len(kept), (3, *spec.size)),
+        labels=labels,
+        digest=digest_of([digests[index] for index in kept], labels.tolist()),
+        source=f"{len(kept)} images of {source}",
+        left_out=len(digests) - len(kept),
     )
 
 
