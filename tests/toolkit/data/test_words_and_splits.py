@@ -32,7 +32,7 @@ def test_words_from_files(tmp_path: Path) -> None:
         ("n.txt", b"\n# only this\n", "names nothing"),
         ("n.txt", b"cat\ncat\n", "'cat' appears more than once"),
         ("n.json", b'{"a": 1}', "must hold a list of strings"),
-        ("n.json", b"[", "is not JSON"),
+        ("n.json", b"[", "must hold a list of strings"),
     ],
 )
 def test_words_that_cannot_be_used(tmp_path: Path, name: str, data: bytes, message: str) -> None:

@@ -31,7 +31,7 @@ def test_words_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_an_empty_word(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must hold a list of strings"):
+    with pytest.raises(InputError, match="holds an empty string; give every entry a name"):
         read_words(write_file(tmp_path / "n.json", b'["cat", " "]'), key="k")
 
 
