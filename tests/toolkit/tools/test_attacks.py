@@ -1,0 +1,131 @@
+"""The attacks of tools/attack, each with a small budget: none may find anything."""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes the attacks importable, in a cache of their own."""
+    monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(repository / "tools" / "attack"))
+    yield
+    for name in ("fuzz", "fuzz_data", "fuzz_targets", "mutate", "tamper"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def bundle(repository: Path) -> Path:
+    return repository / "tests" / "runtime" / "data" / "tiny.p4q"
+
+
+def test_no_reader_raises_what_is_not_documented(tmp_path: Path) -> None:
+    import fuzz
+
+    names = ["card", "head", "csv", "npz", "tar", "toml", "words", "onnx"]
+    found = fuzz.fuzz(names, inputs=100 * len(names), seed=0, out=tmp_path / "out", share=100)
+    assert {name: dict(one.problems) for name, one in found.items() if one.problems} == {}
+    assert sum(one.inputs for one in found.values()) == 800
+    assert all(0 < one.accepted < one.inputs for one in found.values())
+
+
+def test_the_fuzzer_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: an undocumented error, one of two lines, too much memory, and a loop."""
+    import fuzz
+    import fuzz_targets
+
+    from p4q_edge.runtime.errors import InputError
+
+    def use(data: bytes, folder: Path) -> None:
+        kind = len(data) % 4
+        if kind == 0:
+            raise InputError("two\nlines")
+        if kind == 1:
+            raise MemoryError
+        if kind == 2:
+            raise ZeroDivisionError
+        while True:
+            pass
+
+    target = fuzz_targets.Target(seeds=lambda: [b"x"], mutators=(lambda data, _: data,), use=use)
+    monkeypatch.setitem(fuzz_targets.TARGETS, "planted", target)
+    monkeypatch.setattr(fuzz, "HANG_S", 0.2)
+    fuzz._raise_on_alarm()
+    fuzzed = fuzz.Slice("planted", 0, tmp_path)
+    for size in range(4):
+        fuzzed.try_one(b"x" * size)
+    fuzzed.save(finished=True)
+    fuzzed.close()
+    found = json.loads((tmp_path / "found.json").read_text())
+    kinds = sorted(problem.split(" at ")[0] for problem in found["problems"])
+    assert kinds == ["ZeroDivisionError", "hang: Hang", "message of InputError", "over 1024 MiB"]
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("planted-")]) == 4
+
+
+def test_mutations_repeat_by_their_seed() -> None:
+    import fuzz_targets
+    import mutate
+
+    data = fuzz_targets.tiny_members()["head.safetensors"]
+    for mutator in (mutate.edit_bytes, mutate.edit_safetensors):
+        first, second = (
+            [mutator(data, generator) for _ in range(50)] for generator in (random.Random(1), random.Random(1))
+        )
+        assert first == second
+        assert len(set(first)) > 40
+
+
+def test_nothing_unverified_answers_while_files_are_replaced(bundle: Path) -> None:
+    import tamper
+
+    found = tamper.against_flipper(bundle, loads=40)
+    assert set(found) <= {"same", "refused"}
+    assert sum(found.values()) == 40
+
+
+def test_no_flipped_bit_answers_otherwise(bundle: Path) -> None:
+    import tamper
+
+    found = tamper.flipped_bits(bundle, flips=30)
+    assert set(found) <= {"same", "refused"}
+    assert found["refused"] > 20
+
+
+def test_the_flipper_is_noticed_where_nothing_is_verified(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attack itself works: without the check of digests the other engine is loaded."""
+    import tamper
+
+    from p4q_edge.runtime.engines.onnxruntime import engine
+
+    monkeypatch.setattr(engine, "verify_digest", lambda *_: None)
+    monkeypatch.setattr(engine, "verify_engine", lambda *_: None)
+    monkeypatch.setattr(engine, "sha256_bytes", lambda _: _Anything())
+    assert set(tamper.against_flipper(bundle, loads=60)) - {"same", "refused"}
+
+
+class _Anything(str):
+    """Equals every digest."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_no_kill_leaves_an_unusable_deployment(bundle: Path) -> None:
+    import kill
+
+    found = kill.attack(bundle, kills=8)
+    assert {name: set(counts) for name, counts in found.items() if set(counts) - {"ok"}} == {}
