@@ -51,6 +51,7 @@ def commands(
         "head undo": ["head", "undo", engine, "shelf"],
         "selftest": ["selftest", engine],
         "doctor": ["doctor"],
+        "doctor --licenses": ["doctor", "--licenses", "--bundle", str(tiny_bundle)],
         "export-triton": ["export-triton", engine, str(tmp_path / "models")],
         "validate": ["validate", engine],
         "bench": ["bench", engine, "--seconds", "0", "--energy-seconds", "0"],

@@ -29,7 +29,7 @@ from p4q_edge.runtime.cli.inspect_documents import (
     RtxDocument,
 )
 from p4q_edge.runtime.evaluation.report import Report
-from p4q_edge.runtime.machine import Finding
+from p4q_edge.runtime.machine import Finding, PackageLicence
 
 
 class BuildDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,6 +197,26 @@ class DoctorDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     backends: dict[str, bool]
 
 
+class LicencesDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is under which licence.
+
+    Attributes:
+        model: name of the model in the bundle; null where none was named.
+        weights_licence: of its weights, as their source states it.
+        weights_sha256: their digest.
+        learned_from: number of images that the bundle was learned from, each of which its manifest names.
+        exported_with: packages that exported the bundle, and their versions.
+        packages: installed here, with their versions and licences.
+    """
+
+    model: str | None
+    weights_licence: str | None
+    weights_sha256: str | None
+    learned_from: int | None
+    exported_with: dict[str, str]
+    packages: tuple[PackageLicence, ...]
+
+
 class BoardStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One command of a report of a board.
 
@@ -359,6 +379,7 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "bench": BenchDocument,
     "export-triton": TritonDocument,
     "doctor": DoctorDocument,
+    "doctor --licenses": LicencesDocument,
     "doctor --board-report": BoardReportDocument,
     "head list": HeadListDocument,
     "head add": HeadFileDocument,

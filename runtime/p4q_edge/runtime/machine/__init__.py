@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.machine.host import Host, jetpack_of, read_host
     from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
+    from p4q_edge.runtime.machine.licences import PackageLicence, package_licences
 
 __all__ = [
     "BACKENDS",
@@ -27,6 +28,7 @@ __all__ = [
     "TYPICAL_BUNDLE_BYTES",
     "Finding",
     "Host",
+    "PackageLicence",
     "Probe",
     "able_backends",
     "advice",
@@ -36,6 +38,7 @@ __all__ = [
     "examine",
     "jetpack_of",
     "open_driver",
+    "package_licences",
     "provenance",
     "read_environment",
     "read_host",
@@ -69,6 +72,10 @@ if not TYPE_CHECKING:
                 "Host",
                 "jetpack_of",
                 "read_host",
+            ),
+            "licences": (
+                "PackageLicence",
+                "package_licences",
             ),
             "library_probe": (
                 "PROBES",

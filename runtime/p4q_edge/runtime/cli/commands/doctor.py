@@ -30,11 +30,13 @@ class DoctorRequest:
         backend: the one that must run; None: any.
         bundle: whose size is foreseen, and what a board report builds beside the demo.
         board_report: folder for the archive of a board report; None makes none.
+        licences: list licences instead, of the bundle's weights too.
     """
 
     backend: str | None = None
     bundle: Path | None = None
     board_report: Path | None = None
+    licences: bool = False
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +56,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also build, prove and time the demo and BUNDLE, and write it all into one archive in DIR, without paths "
         "or names of persons; takes minutes to hours",
     )
+    parser.add_argument(
+        "--licenses",
+        action="store_true",
+        help="list the licences of the packages that are installed here and, with --bundle, of its weights, instead",
+    )
 
 
 def _request(args: argparse.Namespace) -> DoctorRequest:
-    return DoctorRequest(backend=args.backend, bundle=args.bundle, board_report=args.board_report)
+    return DoctorRequest(
+        backend=args.backend, bundle=args.bundle, board_report=args.board_report, licences=args.licenses
+    )
 
 
 def _run(request: DoctorRequest, output: Output) -> int:
@@ -66,6 +75,8 @@ def _run(request: DoctorRequest, output: Output) -> int:
         if not request.bundle.is_file():
             raise InputError(f"{request.bundle} is not a file. Name a bundle (model.p4q), or leave --bundle out.")
         bundle_bytes = request.bundle.stat().st_size
+    if request.licences:
+        return _licences(request.bundle, output)
     findings = examine(read_environment(), bundle_bytes=bundle_bytes)
     able = able_backends(findings)
     if request.board_report is not None:
@@ -80,6 +91,36 @@ def _run(request: DoctorRequest, output: Output) -> int:
     # Not raised: the findings are the result, and with --json there is only one document.
     logger.error("%s cannot run here; fix what is missing above, then run this again.", " and ".join(wanted))
     return EnvironmentNotAbleError.exit_code
+
+
+def _licences(path: Path | None, output: Output) -> int:
+    from p4q_edge.runtime.artifacts import read_bundle
+    from p4q_edge.runtime.cli.documents import LicencesDocument
+    from p4q_edge.runtime.machine import package_licences
+
+    manifest = None if path is None else read_bundle(path).manifest
+    packages = package_licences()
+    lines = [f"{package.name} {package.version}  {package.licence}" for package in packages]
+    images = None if manifest is None else len(manifest.data_index.learned)
+    if manifest is not None:
+        made_with = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
+        lines = [
+            f"weights of {manifest.model.name}  {manifest.model.license}",
+            f"learned from {images} images, which the manifest names; their licence is that of their owner",
+            f"exported with {made_with or 'packages that were not recorded'}",
+            "",
+            *lines,
+        ]
+    document = LicencesDocument(
+        model=None if manifest is None else manifest.model.name,
+        weights_licence=None if manifest is None else manifest.model.license,
+        weights_sha256=None if manifest is None else manifest.model.weights_sha256,
+        learned_from=images,
+        exported_with={} if manifest is None else dict(manifest.versions),
+        packages=tuple(packages),
+    )
+    output.write(document=document, text="\n".join(lines))
+    return 0
 
 
 def _report(request: DoctorRequest, able: Mapping[str, bool], output: Output, *, folder: Path) -> int:
