@@ -52,7 +52,8 @@ lint: venv
 	VENV=$(VENV) tools/check.sh --lint
 
 coverage: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered \
+		$(if $(COVERAGE_FLOOR),--cov-fail-under=$(COVERAGE_FLOOR)) $(PYTEST_ARGS)
 
 format: venv
 	$(BIN)/ruff format .
