@@ -22,10 +22,16 @@ ROWS = 128
 EXPLAINED_SHARE = 1e-3
 """Share of integers that may be off by one step: values next to a border, where a division is rounded otherwise."""
 _WEIGHT = ".weight_int8"
-_GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
+GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
+"""Operators that put a tensor on its grid."""
 _EPSILON = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
 
 Floats = NDArray[np.float32]
+
+
+def rounding_of(kind: type[np.floating[Any]]) -> float:
+    """Return the largest relative error of rounding to a type of numbers."""
+    return _EPSILON[np.dtype(kind)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,7 @@ class GraphLayers:
         """Return what puts the input on its grid, with the gain and the shift before it, where there are."""
         nodes: list[onnx.NodeProto] = []
         node = self._producers.get(product.input[0])
-        while node is not None and (node.op_type in _GRID or self._moves(node, path)):
+        while node is not None and (node.op_type in GRID or self._moves(node, path)):
             nodes.insert(0, node)
             node = self._producers.get(node.input[0])
         return tuple(nodes)

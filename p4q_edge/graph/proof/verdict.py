@@ -18,6 +18,7 @@ from p4q_edge.graph.analysis.linears import differing_linears, linear_nodes
 from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
 from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
 from p4q_edge.graph.proof.bypass import without_activation_grids
+from p4q_edge.graph.proof.conv_layers import ConvRecord, record_convolutions, wrong_convolutions
 from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, record_layers, wrong_layers
 from p4q_edge.graph.proof.noise import (
     ModuleRuns,
@@ -128,6 +129,15 @@ def layer_problem(records: Mapping[str, LayerRecord], graph: onnx.ModelProto) ->
     return f"{len(wrong)} of its linears differ from the module's, first {path}: {problem}"
 
 
+def conv_problem(records: Mapping[str, ConvRecord], candidate: CandidateGraph) -> str | None:
+    """Return which quantized convolutions do not compute what the module's compute, or None."""
+    wrong = wrong_convolutions(records, onnx.load_model_from_string(candidate.model)) if records else {}
+    if not wrong:
+        return None
+    path, problem = next(iter(wrong.items()))
+    return f"{len(wrong)} of its convolutions differ from the module's, first {path}: {problem}"
+
+
 def noise_problem(reference: Outputs, found: Outputs, noise: Noise) -> str | None:
     """Return how outputs differ beyond the noise of the module's own roundings, or None."""
     losses = difference(reference, found, logit_scale=1.0)
@@ -206,6 +216,7 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
     problems = dict(known)
     floats = run_float(subject.model, subject.images, folded=folded_linears(subject.model, candidates))
     records = record_layers(subject.model, subject.images[:LAYER_IMAGES])
+    convs = {cpu: record_convolutions(subject.model, subject.images, as_cpu_graph=cpu) for cpu in (False, True)}
     runs_of: dict[bool, ModuleRuns] = {}
     for candidate in tracked(candidates, "compare graphs"):
         # Only in a model with quantized convolutions the graph for CPUs is quantized otherwise.
@@ -220,7 +231,9 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
             # What the other profiles of a CPU engine may differ by.
             floors["seven_bit"] = runs.seven_bit.and_(noise).floor(runs.seven_bit)
             floors["float"] = runs.unquantized.floor(runs.unquantized)
-        problem = _exact_problem(subject, candidate, floats, records)
+        problem = _exact_problem(subject, candidate, floats, records) or conv_problem(
+            convs[candidate.as_cpu_graph], candidate
+        )
         for name, optimized in candidate.ways:
             found = run_in_onnxruntime(candidate.model, subject.images, optimized=optimized)
             agreement[name] = agreement_of(compare_outputs(runs.reference, found))

@@ -95,3 +95,16 @@ def test_the_bundle_is_found_by_its_digest(engine: Path, rebundle: Callable[...,
         find_bundle(engine, card)
     own.unlink()
     assert find_bundle(engine, card) is None
+
+
+def test_the_report_has_the_prompts(tiny_bundle: Path, rebundle: Callable[..., Path], tmp_path: Path, run: Run) -> None:
+    index = read_bundle(tiny_bundle).manifest.data_index
+    prompts = {"circle": "a photo of a circle.", "grand_piano": "a photo of a grand piano."}
+    bundle = rebundle(data_index=msgspec.structs.replace(index, prompts=prompts))
+    engine = tmp_path / "prompts.onnx"
+    build_engine(bundle, engine)
+    page = tmp_path / "r.md"
+    code, _, err = run("validate", engine, "--report", page)
+    assert code == 0, err
+    assert read_report(engine.with_name("prompts.report.json")).prompts == prompts
+    assert "| grand_piano | a photo of a grand piano. |" in page.read_text()

@@ -115,6 +115,7 @@ def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = 
         baselines=reference.baselines,
         speed=with_accuracy(speed, chain),
         debug=debug,
+        prompts={} if subject.bundle is None else dict(subject.bundle.manifest.data_index.prompts),
         not_checked=_not_checked(subject, reference, images),
         provenance=_provenance(request, subject, reference, images),
     )

@@ -139,6 +139,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         golden: the stages on the golden samples of the bundle.
         zero_shot: top-1 of the full-precision model with hand-written prompts, on those of these images for which the
             bundle has it; None without any.
+        prompts: the first hand-written prompt of each class, as the bundle keeps them.
         not_checked: what this run did not look at, and why.
     """
 
@@ -155,6 +156,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     baselines: tuple[Baseline, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     debug: DebugReport | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
     not_checked: tuple[str, ...] = ()
     provenance: Provenance
 

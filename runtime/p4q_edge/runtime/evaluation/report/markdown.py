@@ -35,6 +35,8 @@ def render_markdown(report: Report) -> str:
         parts += ["## Layers", f"First difference: {report.debug.first or 'none'}."]
     if report.speed:
         parts += ["## Speed", speed_table(report.speed)]
+    if report.prompts:
+        parts += ["## Prompts", _table(("class", "prompt"), report.prompts.items())]
     if report.not_checked:
         parts += ["## Not checked", "\n".join(f"- {line}" for line in report.not_checked)]
     parts += ["## How to repeat it", "```\np4q-edge " + printable(" ".join(report.provenance.command)) + "\n```"]
