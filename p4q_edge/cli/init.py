@@ -1,6 +1,7 @@
 """`p4q-edge init`: look through a folder of photographs and write the recipe to start from."""
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from p4q_edge.runtime.storage import atomic_write, refuse_existing
 FEW_IMAGES = 8
 """With fewer images a class most of them are either learned from or tested on, and both suffer."""
 UNEQUAL = 10
+MIN_IMAGES = 2
+"""One to learn from and one to judge by."""
 _TESTS = ("test", "val", "valid", "validation")
 _SHOWN = 5
 _RECIPE = """\
@@ -54,8 +57,8 @@ def _request(args: argparse.Namespace) -> InitRequest:
 
 
 def _run(request: InitRequest, output: Output) -> int:
-    refuse_existing(request.output, force=output.force)
     train, test = find_sets(request.photos)
+    refuse_existing(request.output, force=output.force)
     images = read_images(str(train), key="PHOTOS")
     counts = {name: int((images.labels == label).sum()) for label, name in enumerate(images.class_names)}
     unusable = unreadable_images(images)
@@ -74,8 +77,8 @@ def _run(request: InitRequest, output: Output) -> int:
     lines += [f"cannot be used: {problem}" for problem in unusable]
     lines += [f"advice: {line}" for line in advice]
     lines += [
-        f"{request.output}  {sum(counts.values())} images of {len(counts)} classes",
-        f"next: p4q-edge build --recipe {request.output} --engine out.onnx",
+        f"{request.output}  {sum(counts.values()) - len(unusable)} usable images of {len(counts)} classes",
+        next_step(request.output, unusable, counts),
     ]
     output.write(document=document, text="\n".join(lines))
     return 0
@@ -89,7 +92,8 @@ def find_sets(photos: Path) -> tuple[Path, Path | None]:
     """
     if not photos.is_dir():
         raise UsageError(
-            f"{photos} is not a directory. Put the photographs of each class into a folder of their own, in one"
+            f"{photos} is not a directory. Put the photographs of each class into a folder of the class's name, and "
+            "name the directory that holds these folders."
         )
     train = photos / "train"
     if not train.is_dir():
@@ -97,13 +101,29 @@ def find_sets(photos: Path) -> tuple[Path, Path | None]:
     return train, next((photos / name for name in _TESTS if (photos / name).is_dir()), None)
 
 
+def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
+    """What to type next; `build` refuses images that cannot be used and classes of one image."""
+    before = []
+    if unusable:
+        before.append("repair or remove the files that cannot be used")
+    if any(count < MIN_IMAGES for count in counts.values()):
+        before.append(f"give each class at least {MIN_IMAGES} images or remove it")
+    build = f"p4q-edge build --recipe {recipe} --engine out.onnx"
+    return f"next: {' and '.join(before)}, then: {build}" if before else f"next: {build}"
+
+
 def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     """What to fix before learning: too few images, very unequal classes, the same image in two classes."""
     advice = []
-    unusable = [name for name, count in counts.items() if count < 2]
-    few = [f"{name} ({count})" for name, count in counts.items() if 2 <= count < FEW_IMAGES]
+    unusable = [name for name, count in counts.items() if count < MIN_IMAGES]
+    few = [f"{name} ({count})" for name, count in counts.items() if MIN_IMAGES <= count < FEW_IMAGES]
+    numbered = [name for name in counts if re.match(r"\d+[\W_]+\D", name)]
     if unusable:
-        advice.append(f"a class needs at least 2 images; add some or remove the folder: {_some(unusable)}")
+        advice.append(f"a class needs at least {MIN_IMAGES} images; add some or remove the folder: {_some(unusable)}")
+    if numbered:
+        advice.append(
+            f"names with a number in front go into prompts as they are; give data.class_names: {_some(numbered)}"
+        )
     if few:
         advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on serve better: {_some(few)}")
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])

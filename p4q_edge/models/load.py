@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
+import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import msgspec
 import open_clip
@@ -30,6 +32,9 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdge
 from p4q_edge.runtime.images import PreprocessSpec
 
 logger = logging.getLogger(__name__)
+
+# Of requests, httpx and huggingface_hub, of which not all are installed.
+_NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError", "OfflineModeIsEnabled"}
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 SCHEMAS = ("hf-hub:", "local-dir:")
@@ -149,6 +154,12 @@ def _create(name: str, pretrained: str, *, quick_gelu: bool, image_size: int | N
     except Exception as error:  # what four libraries raise on damaged files has no common class
         if "pip install transformers" in str(error):  # open_clip's own words for a Hugging Face text tower
             raise EnvironmentNotAbleError(_missing_package(name, "transformers")) from error
+        if _is_network(error):
+            raise EnvironmentNotAbleError(
+                f"the weights {pretrained!r} of model {name!r} are not on this machine and could not be fetched: "
+                f"{_first_line(error)}. Try again with a network, or copy the weights here and set model.pretrained to "
+                "their path"
+            ) from error
         raise InputError(
             f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "
             "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"
@@ -274,6 +285,17 @@ def _portable(reference: str) -> str:
     path = reference.removeprefix(prefix)
     local = bool(prefix) or path.endswith(CHECKPOINT_SUFFIXES)
     return prefix + Path(path).name if local else reference
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is of a network; libraries wrap these in classes of their own."""
+    while error is not None:
+        if isinstance(error, socket.gaierror | ConnectionError | TimeoutError | URLError):
+            return True
+        if type(error).__name__ in _NETWORK_ERRORS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import Bundle, read_bundle, write_bundle
+from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.storage.untrusted import encode_json
@@ -143,6 +144,12 @@ def test_a_member_changed_after_opening_is_found(rebundle: Callable[..., Path]) 
 def test_a_missing_bundle_names_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.p4q does not exist\. Name a bundle"):
         read_bundle(tmp_path / "absent.p4q")
+    with pytest.raises(InputError, match="is a directory. Name a bundle .* start from photographs: p4q-edge init"):
+        read_bundle(tmp_path)
+    with pytest.raises(InputError, match="is a directory; expected an engine: a file ending in .onnx"):
+        read_card(tmp_path)
+    with pytest.raises(InputError, match="Build it from a bundle: .*, or from a recipe: p4q-edge build --recipe"):
+        read_card(tmp_path / "absent.onnx")
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"not a zip" * 100])

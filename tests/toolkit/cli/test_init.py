@@ -60,8 +60,9 @@ def test_the_recipe_is_commented_and_can_be_read(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["cat 9            1", "cat 10           4", "grand_piano     30"]
     assert lines[-2:] == [
-        "p4q.toml  35 images of 3 classes",
-        "next: p4q-edge build --recipe p4q.toml --engine out.onnx",
+        "p4q.toml  34 usable images of 3 classes",
+        "next: repair or remove the files that cannot be used and give each class at least 2 images or remove it, "
+        "then: p4q-edge build --recipe p4q.toml --engine out.onnx",
     ]
     text = (tmp_path / "p4q.toml").read_text()
     assert 'train = "my photos"' in text
@@ -92,5 +93,24 @@ def test_train_and_test_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere is not a directory. Put the photographs of each class into a folder"):
+    with pytest.raises(UsageError, match="nowhere is not a directory. Put the photographs of each class into"):
         find_sets(tmp_path / "nowhere")
+
+
+def test_sound_photographs_can_be_built_at_once_and_numbers_in_names_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("10_grand-piano", "7 up", "3d", "cat"):
+        fill(tmp_path / "photos" / name, 9, len(name))
+    recipe = tmp_path / "p4q.toml"
+    assert main(["init", str(tmp_path / "photos"), "-o", str(recipe)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"next: p4q-edge build --recipe {recipe} --engine out.onnx"
+    told = "names with a number in front go into prompts as they are; give data.class_names: 7 up, 10_grand-piano"
+    assert f"advice: {told}" in lines
+
+
+def test_a_wrong_folder_is_told_before_an_older_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p4q.toml").write_text("mine")
+    assert main(["init", str(tmp_path / "nope"), "-o", str(tmp_path / "p4q.toml")]) == 2
+    assert "nope is not a directory" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Loading: open_clip's own outputs, every kind of reference, and what wrong ones are told."""
 
 import json
+import socket
 from pathlib import Path
 
 import open_clip
@@ -153,6 +154,21 @@ def test_a_model_whose_tokenizer_is_not_installed(checkpoint: Path, monkeypatch:
     wanted = r"needs the package transformers, .* pip install 'p4q-edge\[huggingface\]'"
     with pytest.raises(EnvironmentNotAbleError, match=wanted):
         load_model("toy-test", str(checkpoint))
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), ConnectionRefusedError("refused")])
+def test_weights_that_cannot_be_fetched_are_the_fault_of_the_machine(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*arguments: object, **options: object) -> object:
+        try:
+            raise error
+        except OSError as cause:
+            raise RuntimeError("could not download") from cause
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    with pytest.raises(EnvironmentNotAbleError, match="could not be fetched: could not download. .* model.pretrained"):
+        load_model("ViT-B-32", "openai")
 
 
 COCA = CONFIG | {

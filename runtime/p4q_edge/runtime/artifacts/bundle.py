@@ -158,7 +158,9 @@ def read_bundle(path: str | Path, *, trusted: Keys = None) -> Bundle:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Name a bundle ({SUFFIX}) that `p4q-edge build` exported.")
+        found = "is a directory" if path.is_dir() else "does not exist"
+        photos = f" To start from photographs: p4q-edge init {path}" if path.is_dir() else ""
+        raise InputError(f"{path} {found}. Name a bundle ({SUFFIX}) that `p4q-edge build` exported.{photos}")
     with _opened(path) as archive:
         members = archive.infolist()
         _check_members(members, path)

@@ -175,12 +175,21 @@ def read_card(engine: str | Path, *, trusted: Keys = None) -> Card:
     return read_card_bytes(engine, trusted=trusted)[1]
 
 
+def _no_engine(engine: Path) -> InputError:
+    if engine.is_dir():
+        return InputError(f"{engine} is a directory; expected an engine: a file ending in .onnx, .plan or .rtx.")
+    return InputError(
+        f"{engine} does not exist. Build it from a bundle: p4q-edge build model.p4q --engine {engine}, or from a "
+        f"recipe: p4q-edge build --recipe p4q.toml --engine {engine}"
+    )
+
+
 def read_card_bytes(engine: str | Path, *, trusted: Keys = None) -> tuple[bytes, Card]:
     """Return the bytes of an engine's card, and the card in them; see `read_card`."""
     path = card_path(engine)
     complete_switch(Path(engine))
     if not Path(engine).is_file():
-        raise InputError(f"{engine} does not exist. Build it: p4q-edge build model.p4q --engine {engine}")
+        raise _no_engine(Path(engine))
     if not path.is_file():
         raise InputError(
             f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."

@@ -123,7 +123,11 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="a folder of class folders")
     parser.add_argument("--name", help=_NAME)
     parser.add_argument("--unknown", type=Path, help="folder of images that show none of the classes")
-    parser.add_argument("--bundle", type=Path, help="bundle of the engine; images it was learned from are left out")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        help="bundle of the engine, whose images that were learned from are left out (default: the one beside it)",
+    )
     parser.add_argument("--accuracy", type=float, help="least accuracy of accepted answers (default: 0.95)")
     parser.add_argument("--per-class", action="store_true", default=None, help="fit a threshold for each class")
     parser.add_argument(
@@ -137,12 +141,13 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
     import msgspec
 
-    from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_bundle
+    from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_card
     from p4q_edge.runtime.classification import FitOptions, Request, calibrate, write_calibration
     from p4q_edge.runtime.cli.documents import HeadCalibrateDocument
-    from p4q_edge.runtime.evaluation import found_names, learned_digests
+    from p4q_edge.runtime.evaluation import find_bundle, found_names, learned_digests
 
-    bundle = None if request.bundle is None else read_bundle(request.bundle)
+    # Images that were learned from would make scores look better than they are.
+    bundle = find_bundle(request.engine, read_card(request.engine), named=request.bundle)
     wanted = Request(
         engine=request.engine,
         data=request.data,
