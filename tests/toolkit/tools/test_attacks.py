@@ -16,7 +16,7 @@ def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(repository / "tools" / "attack"))
     yield
-    for name in ("fuzz", "fuzz_data", "fuzz_targets", "mutate", "tamper"):
+    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_targets", "mutate", "tamper"):
         sys.modules.pop(name, None)
 
 
@@ -122,6 +122,14 @@ class _Anything(str):
         return False
 
     __hash__ = str.__hash__
+
+
+def test_threads_get_the_answers_of_one_head_while_files_come_and_go(bundle: Path) -> None:
+    import concurrency
+
+    found = concurrency.attack(bundle, seconds=2.0)
+    assert set(found) <= concurrency.EXPECTED
+    assert found["classified"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
