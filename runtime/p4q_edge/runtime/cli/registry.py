@@ -12,7 +12,7 @@ RUNTIME_HELP: Mapping[str, str] = {
     "validate": "compare PyTorch, ONNX and engine on real images",
     "bench": "measure latency, throughput and memory of an engine",
     "doctor": "check this machine and suggest fixes",
-    "head": "list, add, remove, undo, export, calibrate or reset the class sets of an engine",
+    "head": "list, add, remove, undo, export, calibrate or reset class sets of an engine",
     "teach": "learn a class set from a few photographs, on the device",
     "export-triton": "write an engine as a model repository of Triton Inference Server",
     "sign": "sign a bundle, an engine with its card, or a head",
