@@ -135,15 +135,16 @@ def test_the_accuracies_are_those_of_the_results(accuracy_table: ModuleType) -> 
     assert accuracy_table.main(["--check"]) == 0, "python tools/bench/accuracy_table.py writes the tables again"
 
 
+@pytest.mark.parametrize("data", ["digits", "caltech101"])
 def test_the_check_of_the_accuracies_can_fail(
-    accuracy_table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accuracy_table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
 ) -> None:
     shutil.copytree(accuracy_table.RESULTS, tmp_path / "results")
     monkeypatch.setattr(accuracy_table, "RESULTS", tmp_path / "results")
     assert accuracy_table.main(["--check"]) == 0
-    result = sorted((tmp_path / "results").glob("accuracy-*.json"))[-1]
+    result = sorted((tmp_path / "results").glob(f"accuracy-{data}-*.json"))[-1]
     document = json.loads(result.read_text())
-    measured = next(row for row in document["rows"] if row["method"] == "P4Q" and row["width"] == "W8A8")
+    measured = next(row for row in document["rows"] if row["method"] == "PTQ" and row["width"] == "W8A8")
     measured["top1"]["mean"] += 0.01
     result.write_text(json.dumps(document))
     assert accuracy_table.main(["--check"]) == 1

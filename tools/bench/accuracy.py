@@ -41,6 +41,7 @@ import numpy as np
 from accuracy_rows import FLOAT, REPOSITORY, WIDTHS, Answers, Choice, Row, Scene, all_rows, recipe_of
 from accuracy_table import markdown, stem, summarize
 from accuracy_tools import UnavailableError, tool_versions
+from real_photos import every_nth_class
 
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 from p4q_edge.runtime.machine import provenance
@@ -70,6 +71,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(), help="folder with cifar100/; the digits need none")
     parser.add_argument("--sets", default=",".join(USUAL_SETS), help=f"of {', '.join(SETS)} (%(default)s)")
     parser.add_argument("--models-folder", type=Path, default=Path(), help="where real_models.py put its models")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of caltech101, only every N-th class by name (%(default)s)"
+    )
     parser.add_argument("--shots", type=int, default=16, help="labelled images of each class (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--widths", default=",".join(WIDTHS), help="default: %(default)s; FP32 is always measured")
@@ -279,6 +283,7 @@ def recipe_sections(scene: Scene, width: str) -> dict[str, Any]:
 def command(args: argparse.Namespace) -> list[str]:
     """The command that repeats this run; folders are named, not told."""
     words = ["python", "tools/bench/accuracy.py", "--data", "DIR"]
+    words += ["--every", str(args.every)] if args.every > 1 else []
     for name in ("sets", "shots", "seeds", "widths", "rows", "limit", "epochs"):
         if value := getattr(args, name):
             words += [f"--{name}", str(value)]
@@ -293,7 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name in listed(args.sets, SETS, option="--sets"):
             learned = {"epochs": args.epochs} if args.epochs else {}
-            places = {"folder": args.data, "models": args.models_folder}
+            step = args.every if name == "caltech101" else 1
+            folder = every_nth_class(args.data, step, into=args.work)
+            places = {"folder": folder, "models": args.models_folder}
             sizes = {"shots": args.shots, "limit": args.limit}
             choice = Choice(data=name, **places, **sizes, learn=learned, features=args.work / "features")
             document = run_set(choice, args)

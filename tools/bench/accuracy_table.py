@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ REPOSITORY = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results")
 BEGIN = "<!-- accuracy: written by tools/bench/accuracy_table.py -->\n"
 END = "<!-- end of accuracy -->\n"
+HEADLINE = "<!-- real weights: written by tools/bench/accuracy_table.py -->\n"
+END_HEADLINE = "<!-- end of real weights -->\n"
 MARGIN = 2.24
 """Points that the paper's W8A8 model is above full precision with learned prompts."""
 
@@ -38,6 +41,8 @@ COLUMNS = ("FP32", "W8A8", "W6A6", "W4A8", "W4A4")
 HEADINGS = {"cifar100": "CIFAR-100", "digits": "digits", "caltech101": "Caltech-101"}
 README_SETS = ("cifar100", "digits")
 """Data sets of the README's table; others stand in their own files."""
+REAL_SET = "caltech101"
+"""That of the README's short table, whose model has real weights."""
 
 IN_README = {
     ZERO_SHOT: "zero-shot",
@@ -54,6 +59,16 @@ IN_README = {
     OURS: "**P4Q, P4Q Edge**",
 }
 """Rows of the README's table and what they are called there; the others stand in the results alone."""
+
+
+IN_HEADLINE = {
+    ZERO_SHOT: "zero-shot",
+    PROMPTS: "learned prompts (CoOp)",
+    PROMPTS_OUR_SCHEDULE: "learned prompts, as many steps as P4Q",
+    "PTQ": "PTQ",
+    OURS: "**P4Q**",
+}
+"""Rows of the README's table of the model of real weights."""
 
 
 def summarize(row: Row, width: str, figures: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -160,19 +175,39 @@ def readme_table(documents: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headline(document: Mapping[str, Any]) -> str:
+    """The README's short table of the model of real weights; rows and widths that were measured."""
+    widths = [width for width in COLUMNS if any(top1(document, method, width) is not None for method in IN_HEADLINE)]
+    lines = ["| top-1, % | " + " | ".join(widths) + " |", "| --- |" + " --: |" * len(widths)]
+    for method, label in IN_HEADLINE.items():
+        values = [top1(document, method, width) for width in widths]
+        if any(value is not None for value in values):
+            lines.append(f"| {label} | " + " | ".join("" if v is None else f"{v:.1f}" for v in values) + " |")
+    seeds = len(document["seeds"])
+    lines += [
+        "",
+        f"{HEADINGS[document['data']]}: {document['classes']} classes, at most {document['shots']} photographs of each "
+        f"to learn from, n = {document['n']:,} others, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {document['created'][:10]}; intervals and commit: "
+        f"[results](tools/bench/results/{stem(document)}.md). "
+        f"`{shlex.join(document['command'])}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def stem(document: Mapping[str, Any]) -> str:
     """Name of the files of a document, without suffix."""
     return f"accuracy-{document['data']}-{document['created'][:10]}"
 
 
-def newest(folder: Path) -> dict[str, dict[str, Any]]:
+def newest(folder: Path, sets: Sequence[str] = README_SETS) -> dict[str, dict[str, Any]]:
     """The newest results of each data set.
 
     Raises:
         InputError: there are none.
     """
     found = {}
-    for name in README_SETS:
+    for name in sets:
         files = sorted(folder.glob(f"accuracy-{name}-*.json"))
         if files:
             found[name] = json.loads(files[-1].read_text(encoding="utf-8"))
@@ -181,19 +216,20 @@ def newest(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def with_table(text: str, table: str) -> str:
-    """The README with its part between the marks replaced.
+def with_table(text: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """The README with its part between two marks replaced.
 
     Raises:
         InputError: it has no marks.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
         raise InputError(
-            f"README.md lacks the marks {BEGIN.strip()!r} and {END.strip()!r}; put them where the table goes"
+            f"README.md lacks the marks {first.strip()!r} and {last.strip()!r}; put them where the table goes"
         )
-    return before + BEGIN + table + END + after
+    return before + first + table + last + after
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,10 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args(argv)
-    documents = newest(RESULTS)
+    documents, real = newest(RESULTS), newest(RESULTS, (REAL_SET,))[REAL_SET]
     readme = REPOSITORY / "README.md"
-    files = {RESULTS / f"{stem(document)}.md": markdown(document) for document in documents.values()}
-    files[readme] = with_table(readme.read_text(encoding="utf-8"), readme_table(documents))
+    files = {RESULTS / f"{stem(document)}.md": markdown(document) for document in (*documents.values(), real)}
+    text = with_table(readme.read_text(encoding="utf-8"), readme_table(documents))
+    files[readme] = with_table(text, headline(real), (HEADLINE, END_HEADLINE))
     if args.check:
         return int(any(not path.is_file() or path.read_text("utf-8") != text for path, text in files.items()))
     for path, text in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,16 @@ def caltech_section(data: Path, *, shots: int = CALTECH_SHOTS, templates: tuple[
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     words = tuple(CALTECH_WORDS.get(name, name.replace("_", " ")) for name in names)
     return DataSection(train=str(folder), class_names=words, templates=templates, shots=shots)
+
+
+def every_nth_class(data: Path, step: int, *, into: Path) -> Path:
+    """A data folder with every `step`-th class of Caltech-101 by name, copied beneath `into`; `data` itself for 1."""
+    if step == 1:
+        return data
+    folder = into / f"every-{step}"
+    for path in sorted(path for path in (data / "caltech101").iterdir() if path.is_dir())[::step]:
+        shutil.copytree(path, folder / "caltech101" / path.name, dirs_exist_ok=True)
+    return folder
 
 
 def caltech_test(data: Path, spec: PreprocessSpec, *, seed: int = 0) -> tuple[Tensor, Tensor, tuple[str, ...]]:

@@ -213,6 +213,24 @@ def test_the_table_goes_between_its_marks(bench: dict[str, ModuleType]) -> None:
         table.with_table("a\n", "new\n")
 
 
+def test_every_nth_class_is_copied(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    for name in "abcde":
+        (tmp_path / "data" / "caltech101" / name).mkdir(parents=True)
+        (tmp_path / "data" / "caltech101" / name / "1.jpg").write_bytes(b"x")
+    some = bench["accuracy"].every_nth_class(tmp_path / "data", 2, into=tmp_path / "work")
+    assert sorted(path.parent.name for path in some.rglob("*.jpg")) == ["a", "c", "e"]
+    assert bench["accuracy"].every_nth_class(tmp_path / "data", 1, into=tmp_path) == tmp_path / "data"
+
+
+def test_the_headline_has_what_was_measured(bench: dict[str, ModuleType]) -> None:
+    whole = {**document(zero_shot=0.463, p4q=0.9), "data": "caltech101", "command": ["python", "bench.py"], "n": 1461}
+    lines = bench["accuracy_table"].headline(whole).splitlines()
+    assert lines[0] == "| top-1, % | FP32 | W8A8 |"
+    assert lines[2:4] == ["| zero-shot | 46.3 |  |", "| **P4Q** |  | 90.0 |"]
+    assert "n = 1,461 others," in lines[5]
+    assert "others, 1 seed, 2026-01-02; " in lines[5]
+
+
 def test_without_results_the_table_names_the_bench(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"python tools/bench/accuracy\.py --data DIR writes them"):
         bench["accuracy_table"].newest(tmp_path)
