@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mutate import edit_bytes
+from mutator import edit_bytes
 
 SLICE = 4_000
 HANG_S = 5.0

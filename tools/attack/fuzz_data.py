@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mutate
+import mutator
 import numpy as np
 
 SIDE = 8
@@ -57,13 +57,13 @@ def npz_seeds() -> list[bytes]:
 
 
 def edit_npz(data: bytes, generator: random.Random) -> bytes:
-    return mutate.edit_zip(data, generator, lambda _: _edit_npy)
+    return mutator.edit_zip(data, generator, lambda _: _edit_npy)
 
 
 def _edit_npy(data: bytes, generator: random.Random) -> bytes:
     """Change what the header of an array says of its type and shape."""
     if generator.random() < 0.3 or not data.startswith(b"\x93NUMPY"):
-        return mutate.edit_bytes(data, generator)
+        return mutator.edit_bytes(data, generator)
     size = int.from_bytes(data[8:10], "little")
     header = data[10 : 10 + size].decode("latin-1")
     old, new = generator.choice(
@@ -178,10 +178,10 @@ def weights() -> dict[str, bytes]:
 
 def edit_checkpoint(data: bytes, generator: random.Random) -> bytes:
     if data.startswith(b"PK"):
-        return mutate.edit_zip(data, generator, lambda _: mutate.edit_bytes)
+        return mutator.edit_zip(data, generator, lambda _: mutator.edit_bytes)
     if data[8:9] == b"{":
-        return mutate.edit_safetensors(data, generator)
-    return mutate.edit_bytes(data, generator)
+        return mutator.edit_safetensors(data, generator)
+    return mutator.edit_bytes(data, generator)
 
 
 def use_checkpoint(data: bytes, folder: Path) -> None:

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 import fuzz_data as data
-import mutate
+import mutator
 import numpy as np
-from mutate import Mutator
+from mutator import Mutator
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "runtime" / "data" / "tiny.p4q"
@@ -41,7 +41,7 @@ class Target:
 @cache
 def tiny_members() -> dict[str, bytes]:
     """Return the members of the tiny bundle."""
-    return mutate.read_zip(TINY.read_bytes())
+    return mutator.read_zip(TINY.read_bytes())
 
 
 def _head_seeds() -> list[bytes]:
@@ -114,7 +114,7 @@ def _edit_card(data: bytes, generator: random.Random) -> bytes:
 
     document = json.loads(data)
     document.pop(sealed.SEAL, None)
-    document = mutate.edit_document(document, generator)
+    document = mutator.edit_document(document, generator)
     if isinstance(document, dict) and generator.random() < 0.9:
         try:
             document[sealed.SEAL] = sealed._digest(document)
@@ -137,10 +137,10 @@ def _use_card(data: bytes, folder: Path) -> None:
 def _member_mutators(name: str) -> Mutator:
     """Return the mutator of a bundle's member."""
     if name.endswith(".json"):
-        return mutate.edit_json
+        return mutator.edit_json
     if name.endswith(".safetensors"):
-        return mutate.edit_safetensors
-    return mutate.edit_protobuf
+        return mutator.edit_safetensors
+    return mutator.edit_protobuf
 
 
 def _edit_bundle(data: bytes, generator: random.Random) -> bytes:
@@ -165,7 +165,7 @@ def _edit_bundle(data: bytes, generator: random.Random) -> bytes:
         members["manifest.json"] = json.dumps(manifest).encode("utf-8", "surrogatepass")
     except Exception:  # noqa: BLE001  # the manifest itself was broken: it stays so
         pass
-    return mutate.write_zip(members)
+    return mutator.write_zip(members)
 
 
 def _use_bundle(data: bytes, folder: Path) -> None:
@@ -213,16 +213,16 @@ def _use_report(data: bytes, folder: Path) -> None:
 
 
 def _both(*mutators: Mutator) -> tuple[Mutator, ...]:
-    return (mutate.edit_bytes, *mutators)
+    return (mutator.edit_bytes, *mutators)
 
 
 TARGETS: dict[str, Target] = {
-    "card": Target(seeds=lambda: [_built()[1]], mutators=(mutate.edit_bytes, _edit_card, _edit_card), use=_use_card),
-    "head": Target(seeds=_head_seeds, mutators=_both(mutate.edit_safetensors), use=_use_head),
+    "card": Target(seeds=lambda: [_built()[1]], mutators=(mutator.edit_bytes, _edit_card, _edit_card), use=_use_card),
+    "head": Target(seeds=_head_seeds, mutators=_both(mutator.edit_safetensors), use=_use_head),
     "golden": Target(
-        seeds=lambda: [tiny_members()["golden.safetensors"]], mutators=_both(mutate.edit_safetensors), use=_use_golden
+        seeds=lambda: [tiny_members()["golden.safetensors"]], mutators=_both(mutator.edit_safetensors), use=_use_golden
     ),
-    "reference": Target(seeds=_reference_seeds, mutators=_both(mutate.edit_safetensors), use=_use_reference),
+    "reference": Target(seeds=_reference_seeds, mutators=_both(mutator.edit_safetensors), use=_use_reference),
     "bundle": Target(
         seeds=lambda: [TINY.read_bytes()],
         mutators=_both(_edit_bundle, _edit_bundle, _edit_bundle),
@@ -230,9 +230,9 @@ TARGETS: dict[str, Target] = {
         weight=0.5,
     ),
     "onnx": Target(
-        seeds=_onnx_seeds, mutators=_both(mutate.edit_protobuf, mutate.edit_protobuf), use=_use_onnx, weight=0.3
+        seeds=_onnx_seeds, mutators=_both(mutator.edit_protobuf, mutator.edit_protobuf), use=_use_onnx, weight=0.3
     ),
-    "image": Target(seeds=data.images, mutators=_both(mutate.edit_png), use=data.use_image),
+    "image": Target(seeds=data.images, mutators=_both(mutator.edit_png), use=data.use_image),
     "npz": Target(
         seeds=data.npz_seeds,
         mutators=_both(data.edit_npz, data.edit_npz),
@@ -241,15 +241,15 @@ TARGETS: dict[str, Target] = {
     ),
     "tar": Target(
         seeds=data.tar_seeds,
-        mutators=_both(mutate.edit_tar),
+        mutators=_both(mutator.edit_tar),
         use=data.use_images_of("images.tar"),
         weight=0.5,
     ),
-    "csv": Target(seeds=data.csv_seeds, mutators=_both(mutate.edit_text), use=data.use_csv),
-    "toml": Target(seeds=data.toml_seeds, mutators=_both(mutate.edit_text), use=data.use_toml),
+    "csv": Target(seeds=data.csv_seeds, mutators=_both(mutator.edit_text), use=data.use_csv),
+    "toml": Target(seeds=data.toml_seeds, mutators=_both(mutator.edit_text), use=data.use_toml),
     "words": Target(
         seeds=lambda: [b"cat\ndog\n# not\n", b'["cat", "dog"]', b'{"cat": ["a cat"], "dog": ["a dog", "dogs"]}'],
-        mutators=_both(mutate.edit_text),
+        mutators=_both(mutator.edit_text),
         use=data.use_words,
     ),
     "checkpoint": Target(
@@ -258,14 +258,16 @@ TARGETS: dict[str, Target] = {
         use=data.use_checkpoint,
         weight=0.5,
     ),
-    "config": Target(seeds=data.config_seeds, mutators=_both(mutate.edit_json, mutate.edit_json), use=data.use_config),
+    "config": Target(
+        seeds=data.config_seeds, mutators=_both(mutator.edit_json, mutator.edit_json), use=data.use_config
+    ),
     "model": Target(
         seeds=lambda: [json.dumps(data.config_document()).encode()],
-        mutators=(mutate.edit_json,),
+        mutators=(mutator.edit_json,),
         use=data.use_model,
         weight=0.01,
     ),
     "report": Target(
-        seeds=_report_seeds, mutators=_both(mutate.edit_json, mutate.edit_json), use=_use_report, weight=0.2
+        seeds=_report_seeds, mutators=_both(mutator.edit_json, mutator.edit_json), use=_use_report, weight=0.2
     ),
 }

@@ -169,7 +169,7 @@ def test_the_cache_lies_where_the_platform_keeps_caches(
 
 
 def test_a_card_and_an_engine_that_are_missing_are_named(tiny_engine: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.onnx does not exist\. Build it: p4q-edge build"):
+    with pytest.raises(InputError, match=r"absent\.onnx does not exist\. Build it from a bundle: p4q-edge build"):
         selftest(tmp_path / "absent.onnx")
     card_path(tiny_engine).unlink()
     with pytest.raises(InputError, match=r"tiny\.onnx\.json is missing; `p4q-edge build` writes it beside"):

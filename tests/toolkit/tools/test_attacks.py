@@ -16,7 +16,7 @@ def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(repository / "tools" / "attack"))
     yield
-    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_targets", "mutate", "tamper"):
+    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_targets", "mutator", "tamper"):
         sys.modules.pop(name, None)
 
 
@@ -71,12 +71,12 @@ def test_the_fuzzer_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_mutations_repeat_by_their_seed() -> None:
     import fuzz_targets
-    import mutate
+    import mutator
 
     data = fuzz_targets.tiny_members()["head.safetensors"]
-    for mutator in (mutate.edit_bytes, mutate.edit_safetensors):
+    for edit in (mutator.edit_bytes, mutator.edit_safetensors):
         first, second = (
-            [mutator(data, generator) for _ in range(50)] for generator in (random.Random(1), random.Random(1))
+            [edit(data, generator) for _ in range(50)] for generator in (random.Random(1), random.Random(1))
         )
         assert first == second
         assert len(set(first)) > 40

@@ -222,7 +222,9 @@ def test_changed_inputs_cannot_be_reproduced(
 
 def test_a_report_of_nothing_cannot_be_reproduced(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = read_report(report)
-    report.write_bytes(encode(replace(loaded, provenance=replace(loaded.provenance, command=(), request=None))))
+    report.write_bytes(
+        encode(msgspec.structs.replace(loaded, provenance=replace(loaded.provenance, command=(), request=None)))
+    )
     assert main(["reproduce", str(report), "-q"]) == 4
     assert "names no `validate` command" in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     baselines: tuple[Baseline, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     debug: DebugReport | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = msgspec.field(default_factory=dict)
     not_checked: tuple[str, ...] = ()
     provenance: Provenance
 
