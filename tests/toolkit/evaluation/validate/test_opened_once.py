@@ -26,9 +26,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts[name] += 1
         return digest(archive, name)
 
-    def count_card(data: bytes, struct: type, *, source: str) -> object:
+    def count_card(data: bytes, struct: type, **options: object) -> object:
         counts[struct.__name__] += 1
-        return decode(data, struct, source=source)
+        return decode(data, struct, **options)
 
     monkeypatch.setattr(bundles, "_digest", count_member)
     monkeypatch.setattr(cards, "decode_sealed", count_card)
@@ -37,7 +37,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("flags", [[], ["--debug"]])
 def test_validate_checks_the_bundle_and_the_card_once(engine: Path, opened: Counter[str], flags: list[str]) -> None:
-    members = set(bundles.read_bundle(engine.with_suffix(".p4q")).manifest.members)
+    # The graphs are digested where their very bytes are looked through.
+    graphs = {bundles.GRAPH_FP16, bundles.GRAPH_FP32}
+    members = set(bundles.read_bundle(engine.with_suffix(".p4q")).manifest.members) - graphs
     opened.clear()
     assert main(["validate", str(engine), "--limit", "20", "-q", *flags]) == 0
     assert opened == Counter({**dict.fromkeys(members, 1), "Card": 1})
