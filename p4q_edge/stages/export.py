@@ -18,7 +18,15 @@ from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, GraphParity, L
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
 from p4q_edge.runtime.progress import task
-from p4q_edge.runtime.storage import LIBRARIES, StageCode, encode_json, is_unchanged, stage_key, write_record
+from p4q_edge.runtime.storage import (
+    LIBRARIES,
+    StageCode,
+    encode_json,
+    is_outdated,
+    is_unchanged,
+    stage_key,
+    write_record,
+)
 from p4q_edge.stages.cross_validation import cross_validate
 from p4q_edge.stages.pipeline import Learned
 from p4q_edge.stages.record_results import (
@@ -55,6 +63,8 @@ def bundle_key(learned: Learned) -> str:
 def export_unless_current(learned: Learned, path: Path, folder: Path, *, force: bool = False) -> None:
     """Stage `export`, skipped where the bundle was exported from exactly this and not changed since.
 
+    A bundle that this run folder's stage wrote and nobody changed is replaced where its inputs or the code changed.
+
     Raises:
         UsageError: another bundle is there and `force` is false.
     """
@@ -62,7 +72,7 @@ def export_unless_current(learned: Learned, path: Path, folder: Path, *, force: 
     if is_unchanged(record, key, [path]) and not force:
         logger.info("export: unchanged, %s", path)
         return
-    export_bundle(learned, path, force=force)
+    export_bundle(learned, path, force=force or is_outdated(record, [path]))
     write_record(record, key, [path])
 
 

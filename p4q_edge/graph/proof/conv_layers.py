@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from p4q_edge.graph.proof.graph_index import GraphIndex
 from p4q_edge.graph.proof.layers import EXPLAINED_SHARE, GRID, rounding_of
 from p4q_edge.quant import Phase, QuantConv2d, quant_convs, running_as_cpu_graph, running_in
 
@@ -79,12 +80,7 @@ class GraphConvolutions:
     """The Conv nodes of a complete graph whose weights are int8, by module path."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._producers = {output: node for node in model.graph.node for output in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
+        self._index = GraphIndex(model)
         self.nodes = {path: node for node in model.graph.node if (path := self._path_of(node)) is not None}
 
     def problem(self, path: str, record: ConvRecord) -> str | None:
@@ -107,9 +103,9 @@ class GraphConvolutions:
 
     def constant(self, name: str) -> NDArray[np.float64] | None:
         """Return what initializers give through casts, products and restored integers; None of anything else."""
-        if name in self._tensors:
-            return numpy_helper.to_array(self._tensors[name]).astype(np.float64)
-        node = self._producers.get(name)
+        if name in self._index.tensors:
+            return numpy_helper.to_array(self._index.tensors[name]).astype(np.float64)
+        node = self._index.producers.get(name)
         if node is None or node.op_type not in ("Cast", "Mul", "DequantizeLinear"):
             return None
         parts = [self.constant(part) for part in node.input]
@@ -134,16 +130,16 @@ class GraphConvolutions:
             name = names.pop()
             if name.endswith(_WEIGHT):
                 return str(name.removesuffix(_WEIGHT))
-            source = self._producers.get(name)
+            source = self._index.producers.get(name)
             names += [] if source is None else source.input
         return None
 
     def _input_problem(self, node: onnx.NodeProto, record: ConvRecord) -> str | None:
         grid: list[onnx.NodeProto] = []
-        source = self._producers.get(node.input[0])
+        source = self._index.producers.get(node.input[0])
         while source is not None and source.op_type in GRID:
             grid.insert(0, source)
-            source = self._producers.get(source.input[0])
+            source = self._index.producers.get(source.input[0])
         found = self._through(grid, record.x.numpy())
         steps = np.abs(found - record.on_grid.numpy()) / float(record.conv.input.scale)
         off = float((steps > 1e-3).mean())
@@ -155,7 +151,7 @@ class GraphConvolutions:
         for node in grid:
             if node.op_type == "Cast":
                 continue
-            low, high = (np.float32(numpy_helper.to_array(self._tensors[name])) for name in node.input[1:3])
+            low, high = (np.float32(numpy_helper.to_array(self._index.tensors[name])) for name in node.input[1:3])
             if node.op_type == "Clip":
                 x = np.clip(x, low, high)
             elif node.op_type == "QuantizeLinear":
@@ -182,16 +178,16 @@ class GraphConvolutions:
             column = torch.from_numpy(bias).reshape(-1, 1, 1)
             value = value + column
             reach = reach + torch.clamp(2 * rounding_of(np.float16) * column.abs(), min=2.0**-24)
-        for reader in self._readers.get(node.output[0], []):
+        for reader in self._index.readers.get(node.output[0], []):
             lower = [name for name in reader.input if name.startswith(f"{path}.weight_lift")]
             if reader.op_type == "Mul" and lower and (factor := self.constant(lower[0])) is not None:
                 value, reach = value * torch.from_numpy(factor), reach * torch.from_numpy(factor)
         return value, reach + 4 * rounding_of(np.float32) * value.abs()
 
     def _stored_scale(self, node: onnx.NodeProto) -> NDArray[np.float64] | None:
-        restore = self._producers.get(node.input[1])
+        restore = self._index.producers.get(node.input[1])
         while restore is not None and restore.op_type == "Cast":
-            restore = self._producers.get(restore.input[0])
+            restore = self._index.producers.get(restore.input[0])
         return None if restore is None else self.constant(restore.input[1])
 
 

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from p4q_edge.graph.proof.bypass import grid_of
+from p4q_edge.graph.proof.graph_index import GraphIndex
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
 
 ROWS = 128
@@ -53,21 +54,16 @@ class GraphLayers:
     """The quantized linears of a complete graph by module path."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._producers = {output: node for node in model.graph.node for output in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
+        self._index = GraphIndex(model)
         self.layers = dict(self._found(model))
 
     def _found(self, model: onnx.ModelProto) -> Iterator[tuple[str, Layer]]:
         for product in model.graph.node:
             if product.op_type != "MatMul":
                 continue
-            weight = self._producers.get(product.input[1])
+            weight = self._index.producers.get(product.input[1])
             while weight is not None and weight.op_type == "Cast":
-                weight = self._producers.get(weight.input[0])
+                weight = self._index.producers.get(weight.input[0])
             if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
                 continue
             path = weight.input[0].removesuffix(_WEIGHT)
@@ -76,23 +72,23 @@ class GraphLayers:
     def _before(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
         """Return what puts the input on its grid, with the gain and the shift before it, where there are."""
         nodes: list[onnx.NodeProto] = []
-        node = self._producers.get(product.input[0])
+        node = self._index.producers.get(product.input[0])
         while node is not None and (node.op_type in GRID or self._moves(node, path)):
             nodes.insert(0, node)
-            node = self._producers.get(node.input[0])
+            node = self._index.producers.get(node.input[0])
         return tuple(nodes)
 
     def _moves(self, node: onnx.NodeProto, path: str) -> bool:
         name = {"Mul": "input_gain", "Add": "input_shift"}.get(node.op_type)
-        return name is not None and node.input[1].startswith(f"{path}.{name}") and node.input[1] in self._tensors
+        return name is not None and node.input[1].startswith(f"{path}.{name}") and node.input[1] in self._index.tensors
 
     def _behind(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
         """Return the inverse of a lifted scale and the addition of a bias, where they follow."""
         nodes: list[onnx.NodeProto] = []
         value = product.output[0]
-        while len(readers := self._readers.get(value, [])) == 1 and readers[0].op_type in ("Mul", "Add"):
+        while len(readers := self._index.readers.get(value, [])) == 1 and readers[0].op_type in ("Mul", "Add"):
             (node,) = readers
-            constants = [name for name in node.input if name in self._tensors]
+            constants = [name for name in node.input if name in self._index.tensors]
             lifting = node.op_type == "Mul" and any(name.startswith(f"{path}.weight_lift") for name in constants)
             if not constants or not (lifting or node.op_type == "Add"):
                 break
@@ -104,7 +100,7 @@ class GraphLayers:
 
     def constant(self, name: str) -> NDArray[Any]:
         """Return an initializer by name."""
-        return numpy_helper.to_array(self._tensors[name])
+        return numpy_helper.to_array(self._index.tensors[name])
 
     def on_grid(self, layer: Layer, x: Floats) -> Floats:
         """Return the input as the product gets it, float32 of the same shape."""
@@ -134,7 +130,7 @@ class GraphLayers:
         value = wide @ weight
         reach = len(weight) * _EPSILON[np.dtype(np.float32)] * (np.abs(wide) @ np.abs(weight))
         for node in layer.after:
-            (name,) = [name for name in node.input if name in self._tensors]
+            (name,) = [name for name in node.input if name in self._index.tensors]
             other = self.constant(name)
             if node.op_type == "Mul":
                 value, reach = value * other.astype(np.float64), reach * np.abs(other.astype(np.float64))

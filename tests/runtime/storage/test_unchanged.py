@@ -10,12 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.artifacts.head import Calibration
+from p4q_edge.runtime.artifacts.head_store import BUILT_IN
 from p4q_edge.runtime.builders import build as builds
 from p4q_edge.runtime.builders.build import BuildOptions
 from p4q_edge.runtime.builders.current import build_unless_current
+from p4q_edge.runtime.classification.head_calibration import write_calibration
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.storage import unchanged
-from p4q_edge.runtime.storage.unchanged import StageCode, contents_digest, is_unchanged, stage_key, write_record
+from p4q_edge.runtime.storage.unchanged import (
+    StageCode,
+    contents_digest,
+    is_outdated,
+    is_unchanged,
+    stage_key,
+    write_record,
+)
 
 STATISTICS = "p4q_edge.runtime.statistics"
 
@@ -131,8 +142,9 @@ def test_an_engine_is_built_again_only_after_a_change(
     assert len(built) == 1
     with pytest.raises(UsageError, match="exists already"):
         build_unless_current(tiny_bundle, engine, options=BuildOptions(cpu_profile="fast"))
-    with pytest.raises(UsageError, match="exists already"):
-        build_unless_current(rebundle(created_by="another"), engine, options=options)
+    other = build_unless_current(rebundle(created_by="another"), engine, options=options)
+    assert other.bundle_sha256 != card.bundle_sha256
+    assert read_card(engine) == other
     build_unless_current(tiny_bundle, engine, options=options, force=True)
     assert len(built) == 4
     engine.write_bytes(engine.read_bytes() + b"\0")
@@ -140,5 +152,27 @@ def test_an_engine_is_built_again_only_after_a_change(
         build_unless_current(tiny_bundle, engine, options=options)
     build_unless_current(tiny_bundle, engine, options=options, force=True)
     edit("p4q_edge.runtime.builders", monkeypatch)
+    build_unless_current(tiny_bundle, engine, options=options)
+    assert len(built) == 7
+
+
+def test_a_card_that_was_calibrated_since_is_not_replaced_unasked(
+    tiny_bundle: Path, rebundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    engine = tmp_path / "out.onnx"
+    build_unless_current(tiny_bundle, engine, options=BuildOptions())
+    write_calibration(engine, BUILT_IN, Calibration(temperature=2.0))
     with pytest.raises(UsageError, match="exists already"):
-        build_unless_current(tiny_bundle, engine, options=options)
+        build_unless_current(rebundle(created_by="another"), engine, options=BuildOptions())
+    assert read_card(engine).calibration.temperature == 2.0
+
+
+def test_files_are_outdated_only_as_they_were_written_for_the_same_request(tmp_path: Path) -> None:
+    path, record = tmp_path / "one", tmp_path / "record.json"
+    path.write_bytes(b"1")
+    assert not is_outdated(record, [path])
+    write_record(record, "k", [path], asked="a")
+    assert is_outdated(record, [path], asked="a")
+    assert not is_outdated(record, [path], asked="b")
+    path.write_bytes(b"2")
+    assert not is_outdated(record, [path], asked="a")

@@ -13,10 +13,10 @@ from p4q_edge.learning.tensor_file import read_tensors, write_tensors
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.observers import MagnitudeHistogram
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
-from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.runtime.storage import unchanged
-from p4q_edge.stages import pipeline
+from p4q_edge.runtime.storage import refuse_existing, unchanged
+from p4q_edge.stages import export, pipeline
 from p4q_edge.stages.export import bundle_key
 from p4q_edge.stages.pipeline import RunFiles, Source, learn_stage, prepare
 
@@ -160,3 +160,22 @@ def test_the_checkpoint_of_a_run_is_checked(source: Source, tmp_path: Path, capl
     files.checkpoint.write_bytes(damaged)
     with pytest.raises(CorruptArtifactError, match="learning.safetensors is damaged"):
         run(source, tmp_path, caplog)
+
+
+def test_a_bundle_of_this_run_is_replaced_when_it_is_outdated_and_a_changed_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(learned: object, path: Path, *, force: bool) -> None:
+        refuse_existing(path, force=force)
+        path.write_bytes(str(learned).encode())
+
+    monkeypatch.setattr(export, "bundle_key", lambda learned: str(learned))
+    monkeypatch.setattr(export, "export_bundle", write)
+    bundle = tmp_path / "out.p4q"
+    for learned in ("first", "second"):
+        export.export_unless_current(learned, bundle, tmp_path)  # type: ignore[arg-type]
+        assert bundle.read_text() == learned
+    bundle.write_text("somebody's own")
+    with pytest.raises(UsageError, match="exists already; add --force"):
+        export.export_unless_current("third", bundle, tmp_path)  # type: ignore[arg-type]
+    assert bundle.read_text() == "somebody's own"

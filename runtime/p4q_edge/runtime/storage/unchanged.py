@@ -34,10 +34,11 @@ _FOUNDATION = ("runtime", "runtime.errors", "runtime.lazy", "runtime.choices")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What made some files, and the digest of each by its name."""
+    """What made some files, the digest of each by its name, and a digest of what was asked for."""
 
     key: str
     sha256: dict[str, str]
+    asked: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +120,37 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def write_record(record: Path, key: str, files: Iterable[Path]) -> None:
-    """Write beside the files of a stage what made them."""
+def write_record(record: Path, key: str, files: Iterable[Path], *, asked: str = "") -> None:
+    """Write beside the files of a stage what made them, and a digest of what was asked for, such as build options."""
     digests = {path.name: sha256_file(path) for path in files}
-    atomic_write(record, encode_json(Record(key=key, sha256=digests)), force=True)
+    atomic_write(record, encode_json(Record(key=key, sha256=digests, asked=asked)), force=True)
 
 
 def is_unchanged(record: Path, key: str, files: Iterable[Path]) -> bool:
     """Return whether the files of a stage are there, were made with this key and were not changed since."""
+    known = _record_of(record, files)
+    return known is not None and known.key == key
+
+
+def is_outdated(record: Path, files: Iterable[Path], *, asked: str = "") -> bool:
+    """Return whether the same request wrote the files of a stage and nobody changed them since.
+
+    What made them may have changed: inputs, code, versions. Such files are made again without a question.
+    """
+    known = _record_of(record, files)
+    return known is not None and known.asked == asked
+
+
+def _record_of(record: Path, files: Iterable[Path]) -> Record | None:
+    """Return the record of files that are as they were written; None where they are not, or it is none."""
     paths = list(files)
     if not record.is_file() or not all(path.is_file() for path in paths):
-        return False
+        return None
     try:
         known = decode_json(record.read_bytes(), Record, source=str(record))
     except CorruptArtifactError:
-        return False
-    return known == Record(key=key, sha256={path.name: sha256_file(path) for path in paths})
+        return None
+    return known if known.sha256 == {path.name: sha256_file(path) for path in paths} else None
 
 
 def contents_digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
