@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from p4q_edge.graph.proof.graph_index import GraphIndex
+from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
 from p4q_edge.graph.proof.layers import EXPLAINED_SHARE, GRID, rounding_of
 from p4q_edge.quant import Phase, QuantConv2d, quant_convs, running_as_cpu_graph, running_in
 
@@ -155,7 +155,7 @@ class GraphConvolutions:
             if node.op_type == "Clip":
                 x = np.clip(x, low, high)
             elif node.op_type == "QuantizeLinear":
-                x = np.clip(np.rint(x / low) + high, -128, 127)
+                x = quantize_linear(x, low, high).astype(np.float32)
             else:
                 x = (x - high) * low
         return x

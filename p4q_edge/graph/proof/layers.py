@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from p4q_edge.graph.proof.bypass import grid_of
-from p4q_edge.graph.proof.graph_index import GraphIndex
+from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
 
 ROWS = 128
@@ -116,7 +116,7 @@ class GraphLayers:
             elif node.op_type != "Cast":
                 scale, zero = (self.constant(name).astype(np.float32) for name in node.input[1:3])
                 integers = node.op_type == "QuantizeLinear"
-                x = np.clip(np.rint(x / scale) + zero, -128, 127) if integers else (x - zero) * scale
+                x = quantize_linear(x, scale, zero) if integers else (x - zero) * scale
         return x
 
     def product(self, layer: Layer, x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
