@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 # Set before any library is imported: nothing is fetched while tests run.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_COLOR"] = "1"
+
+# A shell's background job ignores Ctrl-C, its children with it; those of the tests are sent one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A failing example must fail everywhere, and a busy machine must fail nothing.
 hypothesis.settings.register_profile("p4q", derandomize=True, deadline=None)
