@@ -58,6 +58,8 @@ def refine(encoder: nn.Module, reference: nn.Module, batches: Batches, scheme: Q
 
 
 def _fit_linears(encoder: nn.Module, batches: Batches, scheme: QuantScheme) -> None:
+    if not quant_linears(encoder):  # a tower of convolutions alone, which have their own calibration
+        return
     weights = output_weights(encoder, _some(batches, WEIGHED_IMAGES, at_once=WEIGHED_AT_ONCE))
     rows = max((each.positions.numel() for each in weights.values()), default=1)
     limit = max(2, min(PAIRED_IMAGES, PAIRED_ROWS // rows, PAIRED_PIXELS // batches.images[0, 0].numel()))

@@ -35,6 +35,8 @@ def learn_scales(model: nn.Module, images: Tensor, teacher: Tensor, *, epochs: i
     Source: LSQ, Esser et al., arXiv:1902.08153, eq. (1) to (3), for the gradient (`p4q_edge.quant.fake`).
     """
     linears = {name: linear for name, linear in quant_linears(model).items() if linear.calibrated}
+    if not linears:
+        return
     before = [(lin.input_scale, lin.weight_scale, lin.bias) for lin in linears.values()]
     loss_before = _loss(model, images, teacher)
     pairs = [(x.log().requires_grad_(), weight.log().requires_grad_()) for x, weight, _ in before]
