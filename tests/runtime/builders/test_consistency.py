@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
 from p4q_edge.runtime.artifacts import read_bundle
 from p4q_edge.runtime.artifacts.bundle import PREPROCESS
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.builders.build import build_engine
 from p4q_edge.runtime.builders.consistency import check_outputs
-from p4q_edge.runtime.classification.classifier import RuntimeOptions, ZeroShotClassifier
 from p4q_edge.runtime.errors import CorruptArtifactError
 
 

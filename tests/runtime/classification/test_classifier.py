@@ -15,8 +15,8 @@ from PIL import Image
 
 import p4q_edge.runtime
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
-from p4q_edge.runtime.classification import classifier as classifier_module
 from p4q_edge.runtime.classification import predictions as results
+from p4q_edge.runtime.classification import preparation
 from p4q_edge.runtime.classification.predictions import Prediction
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.errors import InputError, QualityGateError, UsageError
@@ -116,14 +116,14 @@ def test_the_next_images_are_decoded_while_the_engine_runs(
 ) -> None:
     """Each run of the engine but the last ones waits here for images of later batches."""
     decoded = threading.Semaphore(0)
-    read = classifier_module.load_image
+    read = preparation.load_image
 
     def load(*args: object, **options: object) -> Image.Image:
         image = read(*args, **options)  # type: ignore[arg-type]
         decoded.release()
         return image
 
-    monkeypatch.setattr(classifier_module, "load_image", load)
+    monkeypatch.setattr(preparation, "load_image", load)
     with ZeroShotClassifier(tiny_engine, options=RuntimeOptions(batch_size=2, decode_threads=1)) as classifier:
         run = classifier._engine.run
         batches = []

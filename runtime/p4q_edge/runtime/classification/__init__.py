@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.classification.classifier import RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.classification.classifier import ZeroShotClassifier
     from p4q_edge.runtime.classification.head_calibration import (
         Request,
         calibrate,
         reset_calibration,
         write_calibration,
     )
+    from p4q_edge.runtime.classification.options import RuntimeOptions
     from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
     from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, Scores
     from p4q_edge.runtime.classification.teaching import Taught, TeachReport
@@ -40,10 +41,8 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "classifier": (
-                "RuntimeOptions",
-                "ZeroShotClassifier",
-            ),
+            "classifier": ("ZeroShotClassifier",),
+            "options": ("RuntimeOptions",),
             "predictions": (
                 "Failure",
                 "Prediction",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, overload
 
-import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import (
@@ -23,9 +21,10 @@ from p4q_edge.runtime.artifacts import (
     require_name,
     trusted_key_files,
 )
-from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.classification.loaded_heads import load_heads
+from p4q_edge.runtime.classification.options import RuntimeOptions
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
+from p4q_edge.runtime.classification.preparation import Images, Preparation, Prepared
 from p4q_edge.runtime.classification.teaching import (
     Taught,
     add_classes,
@@ -34,53 +33,18 @@ from p4q_edge.runtime.classification.teaching import (
     teach_head,
 )
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.errors import CorruptArtifactError, InputError, QualityGateError, UsageError
+from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError, UsageError
 from p4q_edge.runtime.images import (
     ColorOrder,
     ImageLike,
-    batched,
-    draft_size,
     expand,
     is_single,
-    load_image,
-    mapped_ahead,
-    preprocess,
-    source_of,
     video,
 )
 from p4q_edge.runtime.verification import ensure_golden
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
-
-Images = ImageLike | Iterable[ImageLike]
-_Prepared = tuple[str | None, np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeOptions:
-    """How a classifier uses the machine.
-
-    Attributes:
-        threads: threads of a CPU engine; None leaves the choice to ONNX Runtime.
-        decode_threads: threads that decode and resize images ahead of the engine.
-        batch_size: most images in one run of the engine; bounds the memory.
-        fast: an inexact, faster way to shrink large images; None is exact.
-        orient: apply the EXIF orientation of images; None does what the engine's card says, which is what the model
-            was learned with. open_clip's loader never applies it.
-        check: run the golden samples when an engine is first loaded on a machine, or never.
-    """
-
-    threads: int | None = None
-    decode_threads: int = 2
-    batch_size: int = 8
-    fast: Fast | None = None
-    orient: bool | None = None
-    check: Literal["first", "never"] = "first"
-
-    def __post_init__(self) -> None:
-        if self.decode_threads < 1 or self.batch_size < 1:
-            raise UsageError("decode_threads and batch_size must be at least 1.")
 
 
 class ZeroShotClassifier:
@@ -98,7 +62,7 @@ class ZeroShotClassifier:
         heads: str | Path | Iterable[str | Path] | Mapping[str, Head] | None = None,
         device: str = "auto",
         threshold: float | None = None,
-        options: RuntimeOptions = RuntimeOptions(),
+        options: RuntimeOptions | None = None,
         trusted_keys: Iterable[str | Path] | None = None,
     ) -> None:
         """Load an engine.
@@ -109,7 +73,7 @@ class ZeroShotClassifier:
                 name. The first becomes the active one.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             threshold: least score of a known answer; None takes the thresholds fitted for the head.
-            options: how the machine is used.
+            options: how the machine is used; None for the defaults.
             trusted_keys: files of public keys; engine, stored heads and heads from files are loaded only if one of
                 them signed each. None takes those of the environment variable P4Q_EDGE_TRUSTED_KEYS.
 
@@ -120,9 +84,11 @@ class ZeroShotClassifier:
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise UsageError(f"threshold must be between 0 and 1, got {threshold}. Leave it out for the fitted one.")
-        self._path, self._threshold, self._options = Path(engine), threshold, options
+        self._path, self._threshold = Path(engine), threshold
+        options = RuntimeOptions() if options is None else options
         self._trusted = trusted = trusted_key_files(trusted_keys)
         self.card: Card = read_card(engine, trusted=trusted)
+        self._preparation = Preparation.of(self.card, options)
         loaded, self._active = load_heads(heads, self._path, self.card, trusted=trusted)
         self._heads: dict[str, EngineHead] = {BUILT_IN: self.card.head, **loaded}
         self._process = os.getpid()
@@ -151,9 +117,43 @@ class ZeroShotClassifier:
         Raises:
             UsageError: there is no such head.
         """
-        if name not in self._heads:
-            raise UsageError(f"no head is named {name!r}; there are {', '.join(self._heads)}.")
+        self.head(name)
         self._active = name
+
+    def head(self, name: str | None = None) -> EngineHead:
+        """Return a head by name, the active one for None.
+
+        Raises:
+            UsageError: there is no such head.
+        """
+        found = self._heads.get(self._active if name is None else name)
+        if found is None:
+            raise UsageError(f"no head is named {name!r}; there are {', '.join(self._heads)}.")
+        return found
+
+    def keep_head(self, name: str, head: Head) -> None:
+        """Let a head be one of this classifier's under a name, in place of one that has it.
+
+        Raises:
+            UsageError: the name cannot be that of a head.
+            ArtifactError: it was made for another model.
+        """
+        require_name(name)
+        require_fit(head, self.card, name=name)
+        self._heads[name] = head
+
+    def drop_head(self, name: str) -> None:
+        """Forget a head; if it was active, the built-in one is from now on. Its file, if it has one, stays.
+
+        Raises:
+            UsageError: there is no such head, or it is the built-in one.
+        """
+        self.head(name)
+        if name == BUILT_IN:
+            raise UsageError(f"the built-in head is part of {self._path} and cannot be removed.")
+        if self._active == name:
+            self._active = BUILT_IN
+        del self._heads[name]
 
     def __call__(
         self, images: Images, top_k: int = 5
@@ -217,7 +217,7 @@ class ZeroShotClassifier:
             threshold=self._threshold,
             top_k=top_k,
         )
-        for batch in self._batches(images, color=color, on_error=on_error):
+        for batch in self._preparation.batches(images, color=color, on_error=on_error):
             scores = iter(self._scores([item for item in batch if not isinstance(item, Failure)], head, ranking))
             for item in batch:
                 yield item if isinstance(item, Failure) else ranking.predict(next(scores), source=item[0])
@@ -251,10 +251,9 @@ class ZeroShotClassifier:
     def embed(self, images: Images, *, color: ColorOrder = "rgb") -> np.ndarray:
         """Return the embeddings of the active head, (n, dim) float32, L2-normalized; n = 1 for one image."""
         head = self._heads[self._active]
-        batches = (
-            [item for item in batch if not isinstance(item, Failure)] for batch in self._batches(images, color=color)
-        )
-        rows = [self._run(np.stack([pixels for _, pixels in batch]), head)[1] for batch in batches]
+        batches = self._preparation.batches(images, color=color)
+        pixels = ([item[1] for item in batch if not isinstance(item, Failure)] for batch in batches)
+        rows = [self._answer(np.stack(batch), head)[1] for batch in pixels]
         return np.concatenate([np.empty((0, self.card.embedding_dim), np.float32), *rows])
 
     def teach(
@@ -324,12 +323,40 @@ class ZeroShotClassifier:
         listed = {"unknown": list(expand(unknown))}
         return encode_photographs(listed, batches=self._readable, run=self._features).features
 
-    def _readable(self, images: Sequence[ImageLike]) -> Iterator[list[_Prepared | Failure]]:
-        return self._batches(images, color="rgb", on_error="yield")
+    def _readable(self, images: Sequence[ImageLike]) -> Iterator[list[Prepared | Failure]]:
+        return self._preparation.batches(images, color="rgb", on_error="yield")
 
     def _features(self, batch: np.ndarray) -> np.ndarray:
+        return self.run(batch, ("features",))["features"]
+
+    def prepare(self, image: ImageLike, *, color: ColorOrder = "rgb") -> np.ndarray:
+        """Return one image as the engine takes it: (3, H, W) uint8, RGB.
+
+        Raises:
+            InputError: the image cannot be used.
+        """
+        return self._preparation.pixels(image, color=color)
+
+    def answer(self, batch: np.ndarray, *, head: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (n, classes) and embeddings (n, dim), float32, of prepared images (n, 3, H, W) uint8.
+
+        Args:
+            batch: images of `prepare`.
+            head: name of the head that answers; None is the active one.
+
+        Raises:
+            UsageError: there is no such head.
+        """
+        return self._answer(batch, self.head(head))
+
+    def run(self, batch: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return the named outputs of the engine, all of them for None, of prepared images (n, 3, H, W) uint8."""
         self._require_own_process()
-        return self._engine.run(batch, ("features",))["features"]
+        return self._engine.run(batch, outputs)
+
+    def _answer(self, batch: np.ndarray, head: EngineHead) -> tuple[np.ndarray, np.ndarray]:
+        self._require_own_process()
+        return head.classify(self._engine, batch)
 
     def close(self) -> None:
         """Release the engine."""
@@ -343,11 +370,11 @@ class ZeroShotClassifier:
     ) -> None:
         self.close()
 
-    def _scores(self, batch: list[_Prepared], head: EngineHead, ranking: Ranking) -> np.ndarray:
+    def _scores(self, batch: list[Prepared], head: EngineHead, ranking: Ranking) -> np.ndarray:
         """Return the probabilities (n, classes) of prepared images; n may be 0."""
         if not batch:
             return np.empty((0, len(ranking.class_names)))
-        logits, _ = self._run(np.stack([pixels for _, pixels in batch]), head)
+        logits, _ = self._answer(np.stack([pixels for _, pixels in batch]), head)
         if logits.shape[1] != len(ranking.class_names):
             raise CorruptArtifactError(
                 f"{self._path} gives {logits.shape[1]} logits for {len(ranking.class_names)} classes. Build it again."
@@ -358,38 +385,6 @@ class ZeroShotClassifier:
                 f"{self._path} gives values that are not finite for {named}. Check it: p4q-edge selftest {self._path}"
             )
         return probabilities(logits, ranking.calibration)
-
-    def _batches(
-        self, images: Images, *, color: ColorOrder, on_error: Literal["raise", "yield"] = "raise"
-    ) -> Iterator[list[_Prepared | Failure]]:
-        """Yield up to `batch_size` images at a time: source and array (3, H, W) uint8, or what is wrong with one."""
-        options, spec = self._options, self.card.preprocess
-        if options.orient is not None:
-            spec = msgspec.structs.replace(spec, orient=options.orient)
-        draft = draft_size(spec) if options.fast == "draft" else None
-
-        def prepare(image: ImageLike) -> _Prepared | Failure:
-            try:
-                picture = load_image(image, color=color, draft=draft)
-                return source_of(image), preprocess(picture, spec, fast=options.fast)
-            except InputError as error:
-                if on_error == "raise":
-                    raise
-                return Failure(error=error, source=source_of(image))
-
-        if is_single(images):
-            yield [prepare(images)]  # type: ignore[arg-type]
-            return
-        size = options.batch_size
-        prepared = mapped_ahead(
-            prepare, expand(images), threads=options.decode_threads, ahead=2 * size + options.decode_threads
-        )
-        yield from batched(prepared, size)
-
-    def _run(self, batch: np.ndarray, head: EngineHead) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits (n, classes) and embeddings (n, dim) of images (n, 3, H, W) uint8."""
-        self._require_own_process()
-        return head.classify(self._engine, batch)
 
     def _require_own_process(self) -> None:
         if os.getpid() != self._process:
