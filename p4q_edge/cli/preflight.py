@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from p4q_edge.data import Split, check_data
-from p4q_edge.recipe import Recipe, to_toml
+from p4q_edge.recipe import Recipe, run_recipe_of
 from p4q_edge.runtime.artifacts import card_path
 from p4q_edge.runtime.errors import UsageError
 
@@ -49,7 +49,7 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
                 f"{folder} has {free >> 20} MiB free, and a build of this model needs about {needed >> 20} MiB; free "
                 "some, or name another place with --engine"
             )
-    same = (run / "recipe.toml").is_file() and (run / "recipe.toml").read_bytes() == to_toml(recipe).encode()
+    same = _is_of(run, recipe)
     if not same and not force:
         there = [str(path) for path in (engine, card_path(engine), bundle, run) if path.exists()]
         if there:
@@ -58,6 +58,14 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
                 "another --engine"
             )
     return problems
+
+
+def _is_of(run: Path, recipe: Recipe) -> bool:
+    """Whether a run folder is of this recipe, wherever it was computed."""
+    try:
+        return run_recipe_of(run).anywhere() == recipe.anywhere()
+    except UsageError:  # no run folder, or what it holds is no recipe of this version
+        return False
 
 
 def model_problems(recipe: Recipe) -> list[str]:

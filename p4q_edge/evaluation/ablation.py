@@ -341,7 +341,7 @@ def ablation_key(recipe: Recipe, seeds: Sequence[int], variants: Sequence[Varian
         images.append([[one.digests(), one.labels.tolist(), one.class_names] for one in sets])
     source = open_source(recipe)
     inputs = [images, source.templates, source.class_prompts, [asdict(variant) for variant in variants], seeds, scored]
-    return source.key(ABLATE, recipe=recipe, inputs=inputs)
+    return source.key(ABLATE, recipe=recipe.anywhere(), inputs=inputs)
 
 
 def _by_encoder(recipe: Recipe, variants: Sequence[Variant]) -> list[tuple[QuantizationSection | None, list[Variant]]]:

@@ -115,7 +115,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
         images=images,
         baselines=read_baselines(found.folder),
         digests={
-            "recipe": sha256_bytes(to_toml(source.recipe).encode()),
+            "recipe": sha256_bytes(to_toml(source.recipe.anywhere()).encode()),
             "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),
         },
         seeds={"recipe": source.recipe.seed},

@@ -8,14 +8,25 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.recipe.defaults import demo_recipe, run_recipe_of
-    from p4q_edge.recipe.schema import DEMO_DATA, DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+    from p4q_edge.recipe.schema import (
+        DEMO_DATA,
+        ComputeSection,
+        DataSection,
+        LearnSection,
+        ModelSection,
+        Precision,
+        QuantizationSection,
+        Recipe,
+    )
     from p4q_edge.recipe.toml import read_recipe, to_toml
 
 __all__ = [
     "DEMO_DATA",
+    "ComputeSection",
     "DataSection",
     "LearnSection",
     "ModelSection",
+    "Precision",
     "QuantizationSection",
     "Recipe",
     "demo_recipe",
@@ -33,10 +44,12 @@ if not TYPE_CHECKING:
                 "run_recipe_of",
             ),
             "schema": (
+                "ComputeSection",
                 "DEMO_DATA",
                 "DataSection",
                 "LearnSection",
                 "ModelSection",
+                "Precision",
                 "QuantizationSection",
                 "Recipe",
             ),

@@ -4,6 +4,7 @@ Each section is a frozen record; its defaults are written here once. A key that 
 names the nearest one.
 """
 
+import re
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,9 @@ Method = Literal["p4q", "as-released"]
 MAX_IMAGE_SIZE = 4096
 MAX_RATE = 1e30
 """Far beyond what any learning survives; above it the optimizer itself overflows."""
+
+Precision = Literal["float32", "tf32", "bf16"]
+"""Of the matrix products of the frozen float image tower that is learned from."""
 
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
@@ -234,6 +238,40 @@ class ExportSection(Section, frozen=True, kw_only=True):
             )
 
 
+class ComputeSection(Section, frozen=True, kw_only=True):
+    """[compute]: where and how a run is computed. All but `precision` leave the results within stated bounds.
+
+    Attributes:
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: processes that read and decode images; 0 reads them in the command's own.
+        batch_size: images that run through a tower at once; ``auto`` takes 64, and on a GPU as many as fit.
+        memory_gib: of the device, at most so much is filled by batches of ``auto``; 0 sets no limit.
+        precision: of the frozen float image tower that is learned from; all else is computed in float32. ``tf32``
+            changes nothing on a CPU.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    batch_size: int | Literal["auto"] = "auto"
+    memory_gib: float = 0.0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if not is_device_name(self.device):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"batch_size must be 'auto' or at least 1, got {self.batch_size}")
+        if not 0.0 <= self.memory_gib < float("inf"):
+            raise ValueError(f"memory_gib must not be negative, got {self.memory_gib}")
+
+
+def is_device_name(name: str) -> bool:
+    """Whether a text is how a device is named: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
+
+
 class Recipe(Section, frozen=True, kw_only=True):
     """A whole run.
 
@@ -250,3 +288,12 @@ class Recipe(Section, frozen=True, kw_only=True):
     quantization: QuantizationSection = QuantizationSection()
     learn: LearnSection = LearnSection()
     export: ExportSection = ExportSection()
+    compute: ComputeSection = ComputeSection()
+
+    def anywhere(self) -> "Recipe":
+        """The same run wherever it is computed: of [compute] only what changes results; the rest is at its defaults.
+
+        What tells whether results are unchanged holds this, so that a run goes on with another device, or with more
+        workers, where it was.
+        """
+        return msgspec.structs.replace(self, compute=ComputeSection(precision=self.compute.precision))

@@ -57,7 +57,7 @@ def bundle_key(learned: Learned) -> str:
     source = learned.prepared.source
     recorded = recorded_images(source)
     images = [recorded.digests(), recorded.labels.tolist(), len(source.split.test)]
-    return stage_key(EXPORT, inputs=[learned.key, images], recipe=to_toml(source.recipe))
+    return stage_key(EXPORT, inputs=[learned.key, images], recipe=to_toml(source.recipe.anywhere()))
 
 
 def export_unless_current(learned: Learned, path: Path, folder: Path, *, force: bool = False) -> None:
@@ -227,8 +227,8 @@ def _head_adapter(adapter: Adapter) -> heads.Adapter:
 
 
 def portable_recipe(learned: Learned) -> dict[str, object]:
-    """The recipe for the manifest, with the names of local files but not where they lay."""
-    document: dict[str, dict[str, object]] = msgspec.to_builtins(learned.prepared.source.recipe)
+    """The recipe for the manifest, with the names of local files but not where they lay, nor where it ran."""
+    document: dict[str, dict[str, object]] = msgspec.to_builtins(learned.prepared.source.recipe.anywhere())
     info = learned.prepared.source.model.info
     document["model"] |= {"name": info.name, "pretrained": info.pretrained}
     for key in ("train", "test", "class_names", "templates", "class_prompts"):

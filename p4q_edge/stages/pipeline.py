@@ -188,7 +188,11 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
     limited = section.max_top1_drop is not None  # then learning decides what is in float
     code, part = (LEARN, learn_section) if limited else (CALIBRATE, [learn_section.views, learn_section.flip])
-    key = source.key(code, recipe=[section, part], inputs=[source.class_names, source.prompts] if limited else None)
+    key = source.key(
+        code,
+        recipe=[section, part, source.recipe.compute.precision],
+        inputs=[source.class_names, source.prompts] if limited else None,
+    )
     stored = read_tensors(files.features, key=key)
     calibrated = restore_encoder(files.encoder, source.model, scheme, key=key) if stored is not None else None
     if calibrated is not None and stored is not None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
+from p4q_edge.recipe.schema import ComputeSection, DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.recipe.toml import parse_recipe, read_recipe, to_toml
 from p4q_edge.runtime.errors import UsageError
 
@@ -31,6 +31,7 @@ def test_a_minimal_recipe_gets_the_defaults() -> None:
         learn=st.builds(
             LearnSection, residual_ratio=st.floats(0.01, 0.99), epochs=st.integers(1, 9), flip=st.booleans()
         ),
+        compute=st.builds(ComputeSection, device=st.sampled_from(["auto", "cuda:3"]), workers=st.integers(0, 9)),
         quantization=st.builds(QuantizationSection, weight_bits=st.integers(2, 8), keep_float=st.just(("a.*",))),
     )
 )
@@ -52,12 +53,29 @@ def test_toml_gives_the_same_recipe_back(recipe: Recipe) -> None:
         ({"learn": {"residual_ratio": 1.0}}, "residual_ratio must be between 0 and 1, got 1.0"),
         ({"learn": {"context_init": ""}}, "num_context_tokens must be at least 1 when context_init is empty"),
         ({"quantization": {"observer": "best"}}, "Invalid enum value 'best'"),
+        ({"compute": {"device": "gpu"}}, "x.toml: device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"compute": {"device": "cuda:-1"}}, "cuda:N, got 'cuda:-1'"),
+        ({"compute": {"workers": -1}}, "workers must not be negative, got -1"),
+        ({"compute": {"batch_size": 0}}, "batch_size must be 'auto' or at least 1, got 0"),
+        ({"compute": {"batch_size": "large"}}, "Invalid enum value 'large'"),
+        ({"compute": {"memory_gib": -1.0}}, "memory_gib must not be negative, got -1.0"),
+        ({"compute": {"precision": "fp16"}}, "Invalid enum value 'fp16'"),
         ({"schema_version": 2}, "Invalid enum value 2"),
     ],
 )
 def test_wrong_recipes_say_what_is_wrong(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_recipe(MINIMAL | change, source="x.toml")
+
+
+def test_where_a_run_is_computed_is_told_from_what_decides_its_results() -> None:
+    recipe = parse_recipe(MINIMAL, source="x.toml")
+    elsewhere = ComputeSection(device="cuda:1", workers=4, batch_size=8, memory_gib=2.5)
+    moved = msgspec.structs.replace(recipe, compute=elsewhere)
+    assert moved != recipe
+    assert moved.anywhere() == recipe
+    coarse = msgspec.structs.replace(recipe, compute=ComputeSection(precision="bf16"))
+    assert coarse.anywhere() == coarse
 
 
 def test_recipes_that_are_no_toml_or_missing(tmp_path: Path) -> None:
