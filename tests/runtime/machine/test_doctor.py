@@ -255,6 +255,15 @@ def test_tensorrt_missing(host: Host, driver: Probe, message: str, fix: str) -> 
     assert (found.status, found.message, found.fix) == ("missing", message, fix)
 
 
+def test_the_doctor_does_not_advise_to_run_the_doctor() -> None:
+    problem = f"{advice.NO_DRIVER} (libcuda.so.1: not found). {advice.ON_THE_CPU}"
+    seen = environment(PC, tensorrt=Probe(problem=problem), cuda=Probe(problem=problem))
+    assert finding("CUDA driver", seen).message == (
+        "no NVIDIA device can be used: no CUDA driver is installed (libcuda.so.1: not found)"
+    )
+    assert all("doctor" not in item.message for item in examine(seen))
+
+
 def test_versions_of_the_toolkit() -> None:
     versions = {"p4q-edge": "0.1.0", "torch": "2.15.0", "timm": None}
     seen = Environment(host=PC, probes=WORKING, versions=versions)

@@ -8,7 +8,8 @@ from __future__ import annotations
 NO_DRIVER = "no CUDA driver is installed"
 OLD_DRIVER = "the CUDA driver is too old"
 DOES_NOT_START = "does not start on"
-ON_THE_CPU = "Run `p4q-edge doctor`, or build for the CPU: `p4q-edge build MODEL.p4q --engine out.onnx`."
+ASK_THE_DOCTOR = "Run `p4q-edge doctor`"
+ON_THE_CPU = f"{ASK_THE_DOCTOR}, or build for the CPU: `p4q-edge build MODEL.p4q --engine out.onnx`."
 
 COMPATIBILITY = "cuda-compat-12-9"
 """The package with the user half of a newer driver, for Jetson and data centre GPUs; JetPack 6 is on CUDA 12.6."""
@@ -31,6 +32,11 @@ FIRST_SBSA = (10, 13)
 """The first TensorRT that JetPack 7 brought."""
 FIRST_RIGHT = (10, 16)
 """The first TensorRT for which reports call DINOv2-like vision transformers right that 10.3 computes wrongly."""
+
+
+def without_doctor(problem: str | None) -> str:
+    """Return a problem without the advice to run the doctor, which is the one that tells of it."""
+    return (problem or "").partition(ASK_THE_DOCTOR)[0].rstrip().removesuffix(".")
 
 
 def install_driver(*, jetson: bool) -> str:

@@ -191,7 +191,7 @@ def _onnxruntime(probe: Probe) -> Finding:
     return Finding(
         subject="ONNX Runtime",
         status="missing",
-        message=f"cannot be used: {probe.problem}",
+        message=f"cannot be used: {advice.without_doctor(probe.problem)}",
         fix="pip install --upgrade onnxruntime",
         needed_by=("onnxruntime",),
     )
@@ -211,7 +211,7 @@ def _cuda(environment: Environment) -> Finding:
     return Finding(
         subject="CUDA driver",
         status="missing",
-        message=f"no NVIDIA device can be used: {probe.problem}",
+        message=f"no NVIDIA device can be used: {advice.without_doctor(probe.problem)}",
         fix=advice.newer_driver(jetson=jetson) if too_old else advice.install_driver(jetson=jetson),
         needed_by=ON_GPUS,
     )
@@ -222,7 +222,7 @@ def _tensorrt(environment: Environment) -> Finding:
     if probe.works:
         return _usable_tensorrt(str(probe.facts["version"]), host, driver)
     running = f"{host.python[0]}.{host.python[1]}"
-    message, fix = f"cannot be used: {probe.problem}", ""
+    message, fix = f"cannot be used: {advice.without_doctor(probe.problem)}", ""
     if advice.DOES_NOT_START in (probe.problem or ""):
         fix = advice.newer_driver(jetson=host.l4t is not None)
     elif host.tensorrt_pythons and running not in host.tensorrt_pythons:
@@ -269,7 +269,7 @@ def _tensorrt_rtx(environment: Environment) -> Finding:
         text = f"optional; its packages are for Linux on x86_64, this is {host.system} {host.architecture}"
         fix = "p4q-edge build BUNDLE --engine out.plan  # TensorRT instead"
     else:
-        text, fix = f"optional, cannot be used: {probe.problem}", "pip install './runtime[tensorrt-rtx]'"
+        text, fix = f"optional, cannot be used: {advice.without_doctor(probe.problem)}", "pip install './runtime[tensorrt-rtx]'"
     return Finding(subject=subject, status="absent", message=text, fix=fix, needed_by=needed_by)
 
 
