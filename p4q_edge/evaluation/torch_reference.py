@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from p4q_edge.data import read_images
-from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries
+from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.recipe import read_recipe, run_recipe_of, to_toml
@@ -33,7 +33,7 @@ from p4q_edge.runtime.evaluation.report import Baseline, DebugReport
 from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.storage import sha256_bytes
-from p4q_edge.stages import Learned, RunFiles, learn_stage, open_source, prepare
+from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, restore_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,9 @@ BASELINES = "baselines.json"
 class TorchReference:
     """What a run folder gives: the folded classifier and the images it was not learned from."""
 
-    learned: Learned
+    source: Source
+    classifier: FoldedClassifier
     folder: Path
-
-    @property
-    def classifier(self) -> FoldedClassifier:
-        return self.learned.classifier
 
 
 def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: bool = False) -> Stage:
@@ -65,7 +62,9 @@ def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: boo
 
 
 def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference | None:
-    """Run or restore the stages of the run folder that an engine came from; None if there is none.
+    """Restore what is in the run folder that an engine came from, or run its stages; None if there is none.
+
+    A finished run is compared as it lies there, also where this version would make it otherwise.
 
     Raises:
         UsageError: `--reference` names something else.
@@ -81,14 +80,16 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
     if recipe is None and not (folder / "recipe.toml").is_file() and folder != named:
         return None
     files = RunFiles(folder=folder)
-    learned = learn_stage(prepare(open_source(recipe or run_recipe_of(folder)), files), files)
-    source = learned.prepared.source
+    source = open_source(recipe or run_recipe_of(folder))
     if source.class_names != card.class_names or source.model.info.weights_sha256 != card.model.weights_sha256:
         raise IncompatibleEngineError(
             f"{request.engine} was not built from {named or folder}: its model or its classes differ. Name the run "
             "folder that it came from with --reference"
         )
-    return TorchReference(learned=learned, folder=folder)
+    classifier = restore_classifier(source, files) if recipe is None else None
+    if classifier is None:
+        classifier = learn_stage(prepare(source, files), files).classifier
+    return TorchReference(source=source, classifier=classifier, folder=folder)
 
 
 def reference_of(request: ValidateRequest, subject: Subject, found: TorchReference | None) -> Reference:
@@ -100,7 +101,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
             images = _data_of(request.data, card, learned_from, known)
         missing = f"PyTorch itself: no run folder {request.engine.with_suffix('.run')}"
         return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
-    source = found.learned.prepared.source
+    source = found.source
     learned_from |= frozenset(source.train_digests)
     if request.data is not None:
         images = _data_of(request.data, card, learned_from, known or source.split.train.found_names)
@@ -182,12 +183,11 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
 
 
 def page(outcome: Outcome) -> bytes:
-    """Return the report as HTML with thumbnails of the images that changed their answer."""
+    """Return the report as HTML with thumbnails of mistakes and of images that changed their answer."""
     chain, images = outcome.report.chain, outcome.images
     thumbnails = {}
-    if chain is not None and images is not None and len(chain.stages) > 1:
-        changed = chain.changed(chain.stages[0].name, chain.stages[-1].name)
-        thumbnails = make_thumbnails(images.pixels, changed)
+    if chain is not None and images is not None:
+        thumbnails = make_thumbnails(images.pixels, shown_images(chain))
     return render_html(outcome.report, thumbnails=thumbnails).encode()
 
 

@@ -19,8 +19,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], *, key: str, metadata:
     atomic_write(path, save(contents, {**facts, _DIGEST: _digest(contents, facts)}), force=True)
 
 
-def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def read_tensors(path: Path, *, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Return tensors of a stage and their metadata; None if the file is missing or was made from something else.
+
+    Args:
+        path: of the file.
+        key: of what it must have been made from; None takes any.
 
     Raises:
         CorruptArtifactError: the file cannot be read, or its contents are not what was written.
@@ -30,7 +34,7 @@ def read_tensors(path: Path, *, key: str) -> tuple[dict[str, Tensor], dict[str, 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            if metadata.get(_KEY) != key:
+            if key is not None and metadata.get(_KEY) != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         student_features,
         teacher_embeddings,
     )
+    from p4q_edge.stages.stored_run import restore_classifier
 
 __all__ = [
     "BATCH_SIZE",
@@ -45,6 +46,7 @@ __all__ = [
     "new_student",
     "open_source",
     "prepare",
+    "restore_classifier",
     "student_features",
     "teacher_embeddings",
 ]
@@ -72,5 +74,6 @@ if not TYPE_CHECKING:
                 "student_features",
                 "teacher_embeddings",
             ),
+            "stored_run": ("restore_classifier",),
         },
     )

@@ -55,6 +55,9 @@ LEARN = StageCode(
     modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration", "p4q_edge.learning")
 )
 
+CALIBRATED_KEY = "calibrated"
+"""In the metadata of what was learned: the key of the calibrated encoder that it was learned on."""
+
 BATCH_SIZE = 64
 
 
@@ -356,8 +359,10 @@ def learn_stage(
         with torch.no_grad():
             text = student.text_embedding()
         if files:
-            write_tensors(files.learned, {**student.state_dict(), "text_embedding": text}, key=key)
-    return Learned(prepared=prepared, student=student, classifier=fold(prepared, student, text), key=key)
+            contents = {**student.state_dict(), "text_embedding": text}
+            write_tensors(files.learned, contents, key=key, metadata={CALIBRATED_KEY: prepared.key})
+    classifier = fold(prepared.source.model, prepared.calibrated, student, text)
+    return Learned(prepared=prepared, student=student, classifier=classifier, key=key)
 
 
 def restore_student(student: Student, stored: dict[str, Tensor]) -> None:
@@ -368,11 +373,12 @@ def restore_student(student: Student, stored: dict[str, Tensor]) -> None:
         student.adapter.set_dynamic(False)
 
 
-def fold(prepared: Prepared, student: Student, text_embedding: Tensor) -> FoldedClassifier:
+def fold(
+    model: LoadedModel, calibrated: CalibratedEncoder, student: Student, text_embedding: Tensor
+) -> FoldedClassifier:
     """Stage `fold`: encoder, adapter and constant class embeddings as one module."""
-    model = prepared.source.model
     return FoldedClassifier(
-        prepared.calibrated.encoder,
+        calibrated.encoder,
         student.adapter,
         text_embedding,
         logit_scale=model.logit_scale,
