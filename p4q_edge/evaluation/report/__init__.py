@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries
+    from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
 
-__all__ = ["make_thumbnails", "render_html", "require_libraries"]
+__all__ = ["make_thumbnails", "render_html", "require_libraries", "shown_images"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -19,6 +19,7 @@ if not TYPE_CHECKING:
                 "make_thumbnails",
                 "render_html",
                 "require_libraries",
+                "shown_images",
             ),
         },
     )

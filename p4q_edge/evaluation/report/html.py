@@ -3,6 +3,7 @@
 import base64
 import importlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
         kind=KIND,
         pictures=_pictures(report, figures),
         thumbnails=dict(thumbnails or {}),
-        changes=_changes(report.chain),
+        changes=_in_words(report.chain, _changed(report.chain)),
+        mistakes=_in_words(report.chain, _mistaken(report.chain)),
         max_thumbnails=MAX_THUMBNAILS,
     )
 
@@ -75,8 +77,8 @@ def require_libraries() -> None:
 
 
 def make_thumbnails(images: Images, indices: Sequence[int]) -> dict[int, str]:
-    """Return a data URI for each index, up to 24; slices of `images` are uint8 (n, 3, H, W), RGB."""
-    return {index: _data_uri(images[index : index + 1][0]) for index in indices[:MAX_THUMBNAILS]}
+    """Return a data URI for each index; slices of `images` are uint8 (n, 3, H, W), RGB."""
+    return {index: _data_uri(images[index : index + 1][0]) for index in indices}
 
 
 def _data_uri(image: npt.NDArray[np.uint8]) -> str:
@@ -111,18 +113,35 @@ def _pictures(report: Report, figures: Any) -> dict[str, str]:
     return drawn
 
 
-def _changes(chain: ChainReport | None) -> list[dict[str, Any]]:
-    """Return the images that the first and the last stage name differently, in words."""
+def shown_images(chain: ChainReport) -> tuple[int, ...]:
+    """Return the indices of the images that the page shows: mistakes and changed answers, 24 of each at most."""
+    return tuple(dict.fromkeys((*_mistaken(chain)[:MAX_THUMBNAILS], *_changed(chain)[:MAX_THUMBNAILS])))
+
+
+def _changed(chain: ChainReport | None) -> tuple[int, ...]:
+    """Return the images that the first and the last stage name differently."""
     if chain is None or len(chain.stages) < 2:
+        return ()
+    return chain.changed(chain.stages[0].name, chain.stages[-1].name)
+
+
+def _mistaken(chain: ChainReport | None) -> tuple[int, ...]:
+    """Return the images that the last stage does not name as their label, the most frequent confusions first."""
+    if chain is None:
+        return ()
+    pairs = list(zip(chain.labels, chain.predictions[chain.stages[-1].name], strict=True))
+    counts = Counter(pairs)
+    wrong = [index for index, (label, answer) in enumerate(pairs) if label != answer]
+    return tuple(sorted(wrong, key=lambda index: (-counts[pairs[index]], pairs[index], index)))
+
+
+def _in_words(chain: ChainReport | None, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the label of each of these images with the answers of the first and the last stage."""
+    if chain is None:
         return []
-    first, last = chain.stages[0].name, chain.stages[-1].name
+    first, last = (chain.predictions[chain.stages[position].name] for position in (0, -1))
     names = chain.class_names
     return [
-        {
-            "index": index,
-            "label": names[chain.labels[index]],
-            "first": names[chain.predictions[first][index]],
-            "last": names[chain.predictions[last][index]],
-        }
-        for index in chain.changed(first, last)
+        {"index": index, "label": names[chain.labels[index]], "first": names[first[index]], "last": names[last[index]]}
+        for index in indices
     ]

@@ -269,7 +269,10 @@ def _tensorrt_rtx(environment: Environment) -> Finding:
         text = f"optional; its packages are for Linux on x86_64, this is {host.system} {host.architecture}"
         fix = "p4q-edge build BUNDLE --engine out.plan  # TensorRT instead"
     else:
-        text, fix = f"optional, cannot be used: {advice.without_doctor(probe.problem)}", "pip install './runtime[tensorrt-rtx]'"
+        text, fix = (
+            f"optional, cannot be used: {advice.without_doctor(probe.problem)}",
+            "pip install './runtime[tensorrt-rtx]'",
+        )
     return Finding(subject=subject, status="absent", message=text, fix=fix, needed_by=needed_by)
 
 

@@ -98,9 +98,12 @@ def test_every_figure_of_the_chain_stands_in_the_page_and_in_the_text(report: An
 
 
 def test_the_page_holds_everything_itself(report: Any) -> None:
-    thumbnails = html.make_thumbnails(np.zeros((400, 3, 8, 8), np.uint8), report.chain.changed("float", "engine"))
+    shown = html.shown_images(report.chain)
+    thumbnails = html.make_thumbnails(np.zeros((400, 3, 8, 8), np.uint8), shown)
     page = html.render_html(report, thumbnails=thumbnails)
-    assert page.count("data:image/png;base64,") == len(thumbnails) > 0
+    assert (
+        {int(index) for index in re.findall(r'<img src="data:[^"]+" alt="image (\d+)">', page)} == set(shown) != set()
+    )
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
     assert "<script" not in page
     assert "@import" not in page
@@ -122,10 +125,43 @@ def test_hostile_names_are_text(report: Any) -> None:
     assert render_markdown(page_report).startswith("<!-- p4q-edge report -->\n\n# &lt;b&gt;\\|title\\|&lt;/b&gt;")
 
 
-def test_thumbnails_are_few_and_keep_their_index() -> None:
+def test_the_page_shows_mistakes_and_changed_answers_and_few_of_each(report: Any) -> None:
+    chain = report.chain
+    answers, labels = np.array(chain.predictions["engine"]), np.array(chain.labels)
+    shown = html.shown_images(chain)
+    wrong = set(np.flatnonzero(answers != labels))
+    assert len(wrong) > html.MAX_THUMBNAILS == len(shown[: html.MAX_THUMBNAILS])
+    assert set(shown[: html.MAX_THUMBNAILS]) <= wrong
+    assert set(shown) - wrong <= set(chain.changed("float", "engine"))
+    page = html.render_html(report)
+    assert f"{len(wrong)} of 400 images got another answer than their label" in page
+    first = shown[0]
+    assert f"<b>{chain.class_names[labels[first]]}</b><br>taken for {chain.class_names[answers[first]]}" in page
+    counts = np.zeros((len(chain.class_names),) * 2, dtype=int)
+    np.add.at(counts, (labels, answers), 1)
+    np.fill_diagonal(counts, 0)
+    assert counts[labels[first], answers[first]] == counts.max()
+
+
+def test_thumbnails_keep_their_index() -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 200, 100), dtype=np.uint8)
-    made = html.make_thumbnails(images, tuple(range(5, 60)))
-    assert list(made) == list(range(5, 5 + html.MAX_THUMBNAILS))
+    assert list(html.make_thumbnails(images, (7, 5, 59))) == [7, 5, 59]
+
+
+def test_the_page_tells_the_prompts(report: Any) -> None:
+    assert "<h2>Prompts</h2>" not in html.render_html(report)
+    page = html.render_html(msgspec.structs.replace(report, prompts={"cup": "a photo of a <cup>."}))
+    assert '<tr><th>cup</th><td class="wrap">a photo of a &lt;cup&gt;.</td></tr>' in page
+
+
+def test_limits_are_folded_until_one_fails(report: Any) -> None:
+    chain = replace(report.chain, gates=(replace(report.chain.gates[0], passed=True),))
+    golden = replace(report.golden, gates=())
+    page = html.render_html(msgspec.structs.replace(report, chain=chain, golden=golden, debug=None))
+    assert '<details>\n<summary class="good">1 of 1 limits hold</summary>' in page
+    failing = replace(chain, gates=(*chain.gates, replace(chain.gates[0], passed=False)))
+    page = html.render_html(msgspec.structs.replace(report, chain=failing, golden=golden, debug=None))
+    assert '<details open>\n<summary class="bad">1 of 2 limits hold</summary>' in page
 
 
 def test_html_without_the_extra_says_what_to_install(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
