@@ -66,7 +66,7 @@ def validate(
         engine: the engine, with its card beside it.
         reference: bundle, recipe or run folder; None looks beside the engine.
         data: labelled images; None takes those of the reference.
-        limit: at most so many images; 0 takes all.
+        limit: largest number of images; 0 takes all.
         max_top1_drop: percentage points that the engine may lose to full precision.
 
     Returns:

@@ -41,7 +41,7 @@ from p4q_edge.stages import Source, hand_written_embeddings
 
 BATCH_SIZE = 64
 SHRINKS = 90
-"""The search tries 1.00, 0.99, ... of the range, so many steps."""
+"""Number of shares of the range that the search tries: 1.00, 0.99, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,8 +56,9 @@ SAMPLE_SIZE = 4
 
 CORRECTION_IMAGES = 64
 CORRECTION_PIXELS = 64 * 128 * 128
-"""At most so many images of so many pixels together correct the biases of convolutions; each channel has a mean over
-all positions of each. All are held at once, twice, with a channel's worth of memory for each of the widest layer."""
+"""Largest numbers of images, and of pixels of all of them, that correct the biases of convolutions; each channel has a
+mean over all positions of each. All are held at once, twice, with a channel's worth of memory for each of the widest
+layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

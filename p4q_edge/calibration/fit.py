@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 PAIRED_IMAGES = 512
 PAIRED_ROWS = 16384
 PAIRED_PIXELS = 64 * 224 * 224
-"""At most so many images, evenly drawn, with at most so many rows and pixels run through the encoder at once: before a
+"""Largest numbers of images, evenly drawn, of rows and of pixels that run through the encoder at once: before a
 linear of one row an image, such as a projection behind pooling, convolutions hold far more than it does."""
 
 WEIGHED_IMAGES = 16

@@ -16,7 +16,7 @@ RANKED_IMAGES = 16
 """Images on which each layer alone is put into float, to rank them."""
 
 RETURNS = 12
-"""At most so many layers are tried back in integers, the most work first, once enough are in float."""
+"""Largest number of layers that are tried back in integers, the most work first, once enough are in float."""
 
 Layer = QuantLinear | QuantConv2d
 

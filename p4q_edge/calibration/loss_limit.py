@@ -21,7 +21,7 @@ from p4q_edge.runtime.errors import QualityGateError
 logger = logging.getLogger(__name__)
 
 JUDGED_IMAGES = 128
-"""At most so many images, evenly drawn, decide whether the limit holds."""
+"""Largest number of images, evenly drawn, that decide whether the limit holds."""
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from p4q_edge.runtime.images import ImageSet
 logger = logging.getLogger(__name__)
 
 TEST_SHARE = 5
-"""Without a test set one of so many images of each class is kept to test on."""
+"""Without a test set, one image in this many of each class is kept to test on."""
 _SHOWN = 5
 
 
@@ -30,7 +30,7 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
         images: labelled, at least two of each class.
         shots: images of a class to learn from.
         seed: of the drawing.
-        keep_share: leave one of so many images of a class, but learn from at least two; 0 leaves none on purpose.
+        keep_share: leave one image in this many of a class, but learn from at least two; 0 leaves none on purpose.
 
     Raises:
         InputError: classes have fewer than two images.

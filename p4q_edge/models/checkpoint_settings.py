@@ -211,7 +211,7 @@ def _short(values: tuple[float, ...]) -> str:
 
 
 def _size_of(model: nn.Module, positions: int) -> int | None:
-    """The side in pixels of square images with so many positions; None where it cannot be told."""
+    """The side in pixels of square images with this number of positions; None where it cannot be told."""
     patch = getattr(getattr(model, "visual", None), "patch_size", None)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
     for patches in (positions - 1, positions):  # with and without a class token

@@ -19,7 +19,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 RANDOM_CONTEXT_STD = 0.02
 TEXT_BATCH_SIZE = 128
 KEPT_SHARES = 4
-"""A memory limit is dealt out in so many shares; the last one is for what is computed again."""
+"""Number of shares that a memory limit is divided into; the last one is for what is computed again."""
 SHARED_PREFIX_CLASSES = 4
 """With fewer classes than this the shared prefix saves nothing."""
 

@@ -10,7 +10,7 @@ from p4q_edge.quant.scheme import QuantScheme
 
 HEAD_SIZES = frozenset({16, 32, 64})
 MAX_TOKENS = 512
-"""TensorRT fuses INT8 attention for these head sizes, and up to so many tokens."""
+"""TensorRT fuses INT8 attention for these head sizes, and up to this number of tokens."""
 
 
 def fuses_in_int8(*, head_size: int, tokens: int) -> bool:
@@ -71,7 +71,7 @@ class AttentionProducts(nn.Module):
         self.value = Operand()
 
     def skip_prefix(self, tokens: int) -> None:
-        """Leave so many leading tokens in float."""
+        """Leave this number of leading tokens in float."""
         self.float_prefix = tokens
 
     @property

@@ -80,7 +80,7 @@ class QuantLinear(nn.Module):
         self._restored: Tensor | None = None
 
     def skip_prefix(self, tokens: int) -> None:
-        """Leave so many leading tokens in float."""
+        """Leave this number of leading tokens in float."""
         self.float_prefix = tokens
 
     def follow(self, dynamic: bool) -> None:

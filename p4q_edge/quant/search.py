@@ -26,8 +26,8 @@ CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3)
 """Clip ranges in units of the largest absolute value; 1 is min-max."""
 
 CLIPPED_BITS = 8
-"""Below so many bits a range may cut values off. With all of them, steps are fine enough to keep the scheme's headroom:
-what is cut off from a class token costs an image far more than the mean squared error tells."""
+"""Below this number of bits a range may cut values off. With all of them, steps are fine enough to keep the scheme's
+headroom: what is cut off from a class token costs an image far more than the mean squared error tells."""
 
 STRESS = 1.2
 """Factor on the rows that candidates are judged on: images of another kind than those of the calibration exceed their

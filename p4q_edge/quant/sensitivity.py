@@ -38,7 +38,7 @@ class OutputWeights:
         return int((self.positions > 0).sum())
 
     def of_rows(self, images: int) -> Tensor:
-        """Weights of the rows of so many images, flattened ``(images * positions,)``."""
+        """Weights of the rows of this number of images, flattened ``(images * positions,)``."""
         return self.positions.expand(images, *self.positions.shape).flatten()
 
 

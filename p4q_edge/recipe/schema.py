@@ -73,7 +73,7 @@ class DataSection(Section, frozen=True, kw_only=True):
         class_prompts: a ``.json`` file of prompts for each class, in place of templates.
         shots: labelled images of each class that are learned from, or as many as there are; without `test` one of five
             is kept to test on. 0 takes all and keeps none.
-        test_limit: at most so many test images, drawn with the seed; 0 takes all.
+        test_limit: largest number of test images, drawn with the seed; 0 takes all.
         orient: turn photographs as their EXIF orientation says; false leaves them as open_clip's loader does. The
             engine's card records it, and the device does the same.
     """
@@ -214,7 +214,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
             raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
 
     def passes(self, images: int) -> int:
-        """Epochs over so many images."""
+        """Return the number of epochs over this number of images."""
         return self.epochs or -(-self.steps // -(-images // self.batch_size))
 
 

@@ -40,7 +40,7 @@ from p4q_edge.stages.record_results import (
 logger = logging.getLogger(__name__)
 
 NOISE_IMAGES = 24
-"""Graphs are compared, and the noise of roundings is measured, on so many images."""
+"""Number of images on which graphs are compared and the noise of roundings is measured."""
 
 BYTES_OF_FLOAT = 4
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")

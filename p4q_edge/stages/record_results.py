@@ -20,7 +20,7 @@ from p4q_edge.stages.pipeline import Learned, Source
 logger = logging.getLogger(__name__)
 
 LOSS_IMAGES = 128
-"""The median loss of the exported graphs is measured on so many images."""
+"""Number of images on which the median loss of the exported graphs is measured."""
 _BATCH_SIZE = 32
 
 

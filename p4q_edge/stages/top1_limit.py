@@ -24,7 +24,7 @@ from p4q_edge.runtime.errors import QualityGateError
 logger = logging.getLogger(__name__)
 
 JUDGED_IMAGES = 512
-"""At most so many labelled images, evenly drawn, are asked about."""
+"""Largest number of labelled images, evenly drawn, that the limit is judged on."""
 
 LearnOn = Callable[[Tensor], Student]
 """Learns a head on the labelled images of some indices ``(n,)`` int64."""
@@ -102,7 +102,7 @@ def limit_top1(calibrated: CalibratedEncoder, reference: nn.Module, judge: Judge
     kept = fewest(rank_by_sensitivity(encoder, reference, judge.batches), lambda paths: drop(paths) <= limit)
     if kept is None:
         raise QualityGateError(
-            f"quantization.max_top1_drop = {limit:g} cannot be kept: expected at most so many points of top-1 below "
+            f"quantization.max_top1_drop = {limit:g} cannot be kept: expected top-1 at most that many points below "
             f"float, got {drop([*layers]):.2f} with every layer in float (n = {count} labelled images, "
             "cross-validated). Set it higher."
         )

@@ -19,7 +19,7 @@ from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
 
 ROWS = 128
-"""So many inputs of a layer are compared."""
+"""Number of inputs of a layer that are compared."""
 EXPLAINED_SHARE = 1e-3
 """Share of integers that may be off by one step: values next to a border, where a division is rounded otherwise."""
 _WEIGHT = ".weight_int8"

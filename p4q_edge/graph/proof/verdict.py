@@ -42,7 +42,7 @@ KINDS: tuple[GraphKind, ...] = ("fp16", "fp32")
 FLOAT_LIMIT = 1e-5
 """Relative difference of outputs in float32 that no order of sums explains in a well-conditioned model."""
 FLOAT_FACTOR = 10.0
-"""A model may amplify roundings: so many times what float64 sums change is allowed too."""
+"""A model may amplify roundings: this multiple of what float64 sums change is allowed too."""
 HALF_FACTOR = 4.0
 """The graph in FP16 rounds within GELU and normalizations too, where the module's functions are one step."""
 FLOAT_IMAGES = 8

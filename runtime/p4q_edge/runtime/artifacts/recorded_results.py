@@ -63,7 +63,7 @@ class RecordedResults:
         Args:
             images: uint8 (n, 3, H, W) slices.
             order: indices of images, in the order in which they are looked at.
-            limit: stop at so many; 0 looks at all.
+            limit: stop at this number; 0 looks at all.
         """
         known = self.known()
         rows: dict[int, int] = {}

@@ -37,7 +37,7 @@ class Problem:
         labels: (n,) int64, indices into the classes.
         text: (c, dim) float64, rows of length 1; what stands in rows that are not known is not read.
         known: (c,) bool, whether a class has a text embedding.
-        frozen: so many classes come first and stay as they are; all of them are known.
+        frozen: the number of classes that come first and stay as they are; all of them are known.
         scale: factor between cosines and logits.
     """
 
@@ -167,7 +167,7 @@ def _objective(problem: Problem, start: np.ndarray, pull: float) -> Callable[[np
 
 
 def minimize(value: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, *, steps: int) -> np.ndarray:
-    """Return a point (size,) of a smaller value than the start, by L-BFGS; at most so many steps.
+    """Return a point (size,) of a smaller value than the start, by L-BFGS, in a limited number of steps.
 
     Args:
         value: from a point to its value and gradient (size,).

@@ -13,7 +13,7 @@ class ValidateRequest:
     Attributes:
         reference: bundle, recipe or run folder; None looks beside the engine.
         data: labelled images; None takes those of the reference.
-        limit: at most so many images, drawn with the seed; 0 takes all.
+        limit: largest number of images, drawn with the seed; 0 takes all.
         batch_size: images a batch.
         seed: of the bootstrap and of the limit.
         max_top1_drop: percentage points, see `Gates`.

@@ -29,7 +29,7 @@ def lower_tail(successes: int, draws: int) -> float:
 
 
 def _log_largest(successes: int, failures: int) -> float:
-    """Return the logarithm of the probability of exactly so many, both at least 1."""
+    """Return the logarithm of the probability of exactly that number, both at least 1."""
     draws = successes + failures
     corrections = _stirling_error(draws) - _stirling_error(successes) - _stirling_error(failures)
     deviance = _deviance(successes, draws / 2) + _deviance(failures, draws / 2)

@@ -25,14 +25,14 @@ TOP1_MARGIN = 0.01
 LARGEST_SHIFT = 0.2
 """Percentage points that top-1 may move at 8 bits."""
 EXCESS = 3.0
-"""The median loss of an engine against its reference may be so many times that of the exported graph."""
+"""The median loss of an engine against its reference may be this multiple of the exported graph's."""
 SMALLEST_LOSS = 1e-9
 """A limit for models in which most images round alike in both runs: their median loss is that of float32 sums, 1e-14 to
 1e-12 at every width, and one input on a grid of twice the step loses 1e-7 or more. The mean would not do: few images
 with many roundings make it up."""
 
 NOISE_FACTOR = 2.0
-"""A distance between embeddings or logits may be so many times the largest one that the exporter saw between two
+"""A distance between embeddings or logits may be this multiple of the largest one that the exporter saw between two
 arithmetics of the module, and a loss of cosine, which is its square, as many times squared."""
 WALK = 4.0
 """Standard deviations of a random walk that the number of right answers may go."""

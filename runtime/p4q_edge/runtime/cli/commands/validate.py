@@ -43,7 +43,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write .html, .md or .json (may be repeated); ENGINE-stem.report.json is always written",
     )
     parser.add_argument("--bench", type=Path, help="show this document of `p4q-edge bench ENGINE -o FILE` as well")
-    parser.add_argument("--limit", type=int, default=0, help="at most so many images, drawn with the seed")
+    parser.add_argument("--limit", type=int, default=0, help="use at most N images, drawn with the seed")
     parser.add_argument("--batch", type=int, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --limit (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
