@@ -14,6 +14,7 @@ from p4q_edge.models import (
     Batches,
     ImageEncoder,
     LoadedModel,
+    PixelSource,
     find_attention_owners,
     find_cross_attention,
     round_float_weights,
@@ -90,11 +91,11 @@ class CalibratedEncoder:
     images: int
 
 
-def calibrate_encoder(model: LoadedModel, images: Tensor, scheme: QuantScheme) -> CalibratedEncoder:
+def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantScheme) -> CalibratedEncoder:
     """Quantize the image tower of a model.
 
     Args:
-        images: uint8 ``(N, 3, H, W)``, the labelled training images.
+        images: uint8 ``(N, 3, H, W)``, labelled training images.
 
     Raises:
         InputError: no images.
@@ -170,12 +171,12 @@ def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantSchem
     return convolutions, grids
 
 
-def correction_images(images: Tensor) -> int:
+def correction_images(images: PixelSource) -> int:
     """How many of the images correct biases: enough for a mean, few enough for memory."""
     return max(8, min(CORRECTION_IMAGES, CORRECTION_PIXELS // (images.shape[-2] * images.shape[-1])))
 
 
-def evenly(images: Tensor, count: int) -> Tensor:
+def evenly(images: PixelSource, count: int) -> Tensor:
     """At most `count` of the images, evenly drawn."""
     return images[:: max(1, -(-len(images) // count))]
 

@@ -1,6 +1,7 @@
 """Fit a calibrated encoder to the float model's outputs on the calibration images, as the scheme asks."""
 
 import logging
+import math
 from dataclasses import replace
 
 import torch
@@ -62,7 +63,7 @@ def _fit_linears(encoder: nn.Module, batches: Batches, scheme: QuantScheme) -> N
         return
     weights = output_weights(encoder, _some(batches, WEIGHED_IMAGES, at_once=WEIGHED_AT_ONCE))
     rows = max((each.positions.numel() for each in weights.values()), default=1)
-    limit = max(2, min(PAIRED_IMAGES, PAIRED_ROWS // rows, PAIRED_PIXELS // batches.images[0, 0].numel()))
+    limit = max(2, min(PAIRED_IMAGES, PAIRED_ROWS // rows, PAIRED_PIXELS // math.prod(batches.images.shape[-2:])))
     (images,) = _some(batches, limit, at_once=limit)
     gained = set(activation_readers(encoder, images[:2])) if scheme.activation_gain else set()
     fitted = {

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.data.augmentation import augment
+    from p4q_edge.data.augmentation import Moves, augment
     from p4q_edge.data.cross_validation import FOLDS, folds
     from p4q_edge.data.few_shot import Split
-    from p4q_edge.data.image_set import pixels
+    from p4q_edge.data.image_set import ImageStream, pixels
     from p4q_edge.data.preflight import check_data, find_copies, unreadable_images
     from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
 
 __all__ = [
     "FOLDS",
+    "ImageStream",
+    "Moves",
     "Split",
     "augment",
     "check_data",
@@ -33,10 +35,10 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "augmentation": ("augment",),
+            "augmentation": ("Moves", "augment"),
             "cross_validation": ("FOLDS", "folds"),
             "few_shot": ("Split",),
-            "image_set": ("pixels",),
+            "image_set": ("ImageStream", "pixels"),
             "preflight": ("check_data", "find_copies", "unreadable_images"),
             "readers": (
                 "read_class_prompts",

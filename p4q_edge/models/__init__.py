@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         round_float_weights,
         tokens_read,
     )
-    from p4q_edge.models.load import Batches, LoadedModel, load_model, preprocess_spec, to_batch
+    from p4q_edge.models.load import Batches, LoadedModel, PixelSource, load_model, preprocess_spec, to_batch
     from p4q_edge.models.prompts import (
         TEXT_BATCH_SIZE,
         PromptLearner,
@@ -42,6 +42,7 @@ __all__ = [
     "ImageEncoder",
     "LoadedModel",
     "ModelRow",
+    "PixelSource",
     "PreprocessKeys",
     "PromptLearner",
     "TextSide",
@@ -93,6 +94,7 @@ if not TYPE_CHECKING:
             "load": (
                 "Batches",
                 "LoadedModel",
+                "PixelSource",
                 "load_model",
                 "preprocess_spec",
                 "to_batch",

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.models.adapter import Adapter
+from p4q_edge.models.load import PixelSource
 from p4q_edge.quant import Phase, running_as_cpu_graph, running_in
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.progress import tracked
@@ -61,7 +62,7 @@ class FoldedClassifier(nn.Module):
 
 @torch.no_grad()
 def run_folded(
-    model: FoldedClassifier, images: Tensor, *, phase: Phase, as_cpu_graph: bool = False, batch_size: int = 64
+    model: FoldedClassifier, images: PixelSource, *, phase: Phase, as_cpu_graph: bool = False, batch_size: int = 64
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, embedding and features of many images, fake-quantized or in float (the same folded weights).
 
@@ -70,7 +71,7 @@ def run_folded(
     """
     cpu = as_cpu_graph and phase is Phase.QUANTIZED
     with running_as_cpu_graph(model) if cpu else running_in(model, phase):
-        chunks = torch.split(images, batch_size)
-        parts = [model(chunk) for chunk in tracked(chunks, "run PyTorch")]
+        chunks = tracked(images.split(batch_size), "run PyTorch", total=-(-len(images) // batch_size))
+        parts = [model(chunk) for chunk in chunks]
     logits, embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, embedding, features

@@ -4,10 +4,10 @@ import hashlib
 import logging
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.error import URLError
 
 import msgspec
@@ -309,6 +309,21 @@ def to_batch(images: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
     return (images.float() / 255.0 - mean) / std
 
 
+class PixelSource(Protocol):
+    """Uint8 images ``(N, 3, H, W)``: a tensor, or a stream that decodes them when they are asked for."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """``(N, 3, H, W)``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor: ...
+
+    def split(self, size: int, /) -> Iterable[torch.Tensor]:
+        """Yield all in order, up to `size` at once."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batches:
     """The normalized batches of many images, made one at a time whenever they are run through.
@@ -319,7 +334,7 @@ class Batches:
         size: images of a batch.
     """
 
-    images: torch.Tensor
+    images: PixelSource
     spec: PreprocessSpec
     size: int
 
@@ -327,6 +342,6 @@ class Batches:
         return -(-len(self.images) // self.size)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for chunk in torch.split(self.images, self.size):
+        for chunk in self.images.split(self.size):
             # Convolutions of CPUs are twice as fast on channels that lie side by side; values stay the same.
             yield to_batch(chunk, self.spec).contiguous(memory_format=torch.channels_last)

@@ -8,23 +8,21 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.stages.export import bundle_key, export_bundle, export_unless_current
+    from p4q_edge.stages.features import BATCH_SIZE, augmented_views, image_features, teacher_embeddings
     from p4q_edge.stages.pipeline import (
-        BATCH_SIZE,
         Learned,
         Prepared,
         RunFiles,
         Source,
-        augmented_views,
         cache_features,
+        calibration_pixels,
         hand_written_embeddings,
-        image_features,
         learn_stage,
         learn_student,
         new_student,
         open_source,
         prepare,
         student_features,
-        teacher_embeddings,
     )
     from p4q_edge.stages.stored_run import restore_classifier
 
@@ -37,6 +35,7 @@ __all__ = [
     "augmented_views",
     "bundle_key",
     "cache_features",
+    "calibration_pixels",
     "export_bundle",
     "export_unless_current",
     "hand_written_embeddings",
@@ -56,23 +55,21 @@ if not TYPE_CHECKING:
         __name__,
         {
             "export": ("bundle_key", "export_bundle", "export_unless_current"),
+            "features": ("BATCH_SIZE", "augmented_views", "image_features", "teacher_embeddings"),
             "pipeline": (
-                "BATCH_SIZE",
                 "Learned",
                 "Prepared",
                 "RunFiles",
                 "Source",
-                "augmented_views",
                 "cache_features",
+                "calibration_pixels",
                 "hand_written_embeddings",
-                "image_features",
                 "learn_stage",
                 "learn_student",
                 "new_student",
                 "open_source",
                 "prepare",
                 "student_features",
-                "teacher_embeddings",
             ),
             "stored_run": ("restore_classifier",),
         },

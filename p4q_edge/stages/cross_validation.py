@@ -9,12 +9,13 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from p4q_edge.data import FOLDS, folds, pixels
+from p4q_edge.data import FOLDS, folds
 from p4q_edge.learning import Student
 from p4q_edge.quant import Phase, running_in
 from p4q_edge.runtime.artifacts import CrossValidated
 from p4q_edge.runtime.progress import tracked
-from p4q_edge.stages.pipeline import Prepared, image_features, learn_student
+from p4q_edge.stages.features import image_features
+from p4q_edge.stages.pipeline import Prepared, learn_student
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def cross_validate(prepared: Prepared) -> CrossValidated:
     """Learn and judge a head for each fold of the labelled photographs."""
     source, features = prepared.source, prepared.features
     labels, plain = features.labels, features.student[0]
-    images = pixels(source.split.train, source.model.preprocess)
+    images = source.stream(source.split.train)
     exact = image_features(source.model.clip.visual, images, source.model.preprocess)  # type: ignore[arg-type]
     right = {Phase.FLOAT: 0, Phase.QUANTIZED: 0}
     zero_shot, everything = 0, torch.arange(len(labels))

@@ -26,6 +26,7 @@ from p4q_edge.quant import (
     set_phase,
     swap_convolutions,
 )
+from p4q_edge.runtime.storage import contents_digest
 
 _FACTS = (
     "kept_float",
@@ -41,9 +42,19 @@ _FACTS = (
 
 def save_encoder(calibrated: CalibratedEncoder, path: Path, *, key: str) -> None:
     """Write weights, scales and what is needed to build the same modules again."""
+    write_tensors(path, calibrated.encoder.state_dict(), key=key, metadata={"calibration": _facts_of(calibrated)})
+
+
+def encoder_digest(calibrated: CalibratedEncoder) -> str:
+    """Return the digest of everything that decides the encoder's features: what `save_encoder` writes."""
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in calibrated.encoder.state_dict().items()}
+    return contents_digest(tensors, {"calibration": _facts_of(calibrated)})
+
+
+def _facts_of(calibrated: CalibratedEncoder) -> str:
     facts = {name: getattr(calibrated, name) for name in _FACTS}
     facts["grids"] = [asdict(point) for point in calibrated.grids]
-    write_tensors(path, calibrated.encoder.state_dict(), key=key, metadata={"calibration": json.dumps(facts)})
+    return json.dumps(facts)
 
 
 def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key: str) -> CalibratedEncoder | None:

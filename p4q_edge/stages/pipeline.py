@@ -5,7 +5,7 @@ what was learned. Each file carries the digest of everything that made it.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder, calibrate_text
-from p4q_edge.data import Split, augment, pixels, read_class_prompts, read_split, read_words
+from p4q_edge.data import ImageStream, Split, read_class_prompts, read_split, read_words
 from p4q_edge.learning import (
     CachedFeatures,
+    FeatureSink,
+    FeatureStore,
+    HeldFeatures,
     LearningRun,
     Student,
     learn,
@@ -28,11 +31,11 @@ from p4q_edge.models import (
     Batches,
     FoldedClassifier,
     LoadedModel,
+    PixelSource,
     PreprocessKeys,
     PromptLearner,
     TextSide,
     class_prompts_of,
-    encode_batches,
     encoder_of,
     initial_context,
     load_model,
@@ -41,15 +44,15 @@ from p4q_edge.models import (
 )
 from p4q_edge.recipe import Recipe, to_toml
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.images import PreprocessSpec
-from p4q_edge.runtime.progress import task, tracked
+from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
-from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
+from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
+from p4q_edge.stages.features import BATCH_SIZE, FEATURES, Tower, TrainViews, store_features
 from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 logger = logging.getLogger(__name__)
 
-_MODULES = tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "top1_limit"))
+_MODULES = tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "features", "top1_limit"))
 CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration"))
 LEARN = StageCode(
     modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration", "p4q_edge.learning")
@@ -57,8 +60,6 @@ LEARN = StageCode(
 
 CALIBRATED_KEY = "calibrated"
 """In the metadata of what was learned: the key of the calibrated encoder that it was learned on."""
-
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,8 @@ class RunFiles:
 
     @property
     def features(self) -> Path:
-        return self.folder / "features.safetensors"
+        """A folder; see `FeatureStore`."""
+        return self.folder / "features"
 
     @property
     def checkpoint(self) -> Path:
@@ -107,6 +109,23 @@ class Source:
     def prompts(self) -> dict[str, tuple[str, ...]]:
         """The hand-written prompts of each class, in label order."""
         return class_prompts_of(self.class_names, templates=self.templates, class_prompts=self.class_prompts)
+
+    @property
+    def views(self) -> TrainViews:
+        """The views of the labelled images that the recipe learns from."""
+        section, spec = self.recipe.learn, self.model.preprocess
+        return TrainViews(
+            images=self.split.train,
+            spec=spec,
+            count=section.views,
+            flip=section.flip,
+            seed=self.recipe.seed,
+            workers=self.recipe.compute.workers,
+        )
+
+    def stream(self, images: ImageSet) -> ImageStream:
+        """Images as the model takes them, decoded when they are asked for."""
+        return ImageStream(images=images, spec=self.model.preprocess, workers=self.recipe.compute.workers)
 
     def key(self, code: StageCode, *, recipe: object, inputs: object = None) -> str:
         """Return the key of a stage, whose inputs are the model, the images learned from and any further ones."""
@@ -190,35 +209,40 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     scheme = section.scheme()
     atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
     limited = section.max_top1_drop is not None  # then learning decides what is in float
-    code, part = (LEARN, learn_section) if limited else (CALIBRATE, [learn_section.views, learn_section.flip])
+    code, part = (LEARN, [section, learn_section]) if limited else (CALIBRATE, [section])
     key = source.key(
         code,
-        recipe=[section, part, source.recipe.compute.precision],
+        recipe=[*part, source.recipe.compute.precision],
         inputs=[source.class_names, source.prompts] if limited else None,
     )
-    stored = read_tensors(files.features, key=key)
-    calibrated = restore_encoder(files.encoder, source.model, scheme, key=key) if stored is not None else None
-    if calibrated is not None and stored is not None:
+    calibrated = restore_encoder(files.encoder, source.model, scheme, key=key)
+    if calibrated is not None:
         logger.info("calibrate: unchanged, taken from %s", files.folder)
-        return Prepared(source=source, calibrated=calibrated, features=CachedFeatures(**stored[0]), key=key)
-    images = pixels(source.split.train, source.model.preprocess)
-    logger.info("calibrate: %d images, %s", len(images), scheme.label)
-    calibrated = calibrate_encoder(source.model, images, scheme)
-    features = cache_features(source, calibrated.encoder, images)
-    if section.max_top1_drop is not None:
-        limited_encoder = keep_top1(source, calibrated, features, images)
-        if limited_encoder is not calibrated:
-            calibrated = limited_encoder
-            features = replace(features, student=student_features(source, calibrated.encoder, images))
-    save_encoder(calibrated, files.encoder, key=key)
-    tensors = {"student": features.student, "teacher": features.teacher, "labels": features.labels}
-    write_tensors(files.features, tensors, key=key)
+    else:
+        calibrated = calibrate(source, files)
+        save_encoder(calibrated, files.encoder, key=key)
+    features = cache_features(source, calibrated.encoder, files, key=encoder_digest(calibrated))
     return Prepared(source=source, calibrated=calibrated, features=features, key=key)
 
 
-def keep_top1(
-    source: Source, calibrated: CalibratedEncoder, features: CachedFeatures, images: Tensor
-) -> CalibratedEncoder:
+def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
+    """Quantize the image tower on the recipe's calibration images, within its limit on the loss of accuracy."""
+    section = source.recipe.quantization
+    images = calibration_pixels(source)
+    logger.info("calibrate: %d images, %s", len(images), section.scheme().label)
+    calibrated = calibrate_encoder(source.model, images, section.scheme())
+    if section.max_top1_drop is None:
+        return calibrated
+    features = cache_features(source, calibrated.encoder, files, key=encoder_digest(calibrated))
+    return keep_top1(source, calibrated, features)
+
+
+def calibration_pixels(source: Source) -> PixelSource:
+    """The images that ranges are measured on: a tensor where they are few, else a stream."""
+    return source.stream(source.split.train).held()
+
+
+def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFeatures) -> CalibratedEncoder:
     """Put layers into float until the recipe's `max_top1_drop` is kept on the labelled images, cross-validated."""
     recipe, limit = source.recipe, source.recipe.quantization.max_top1_drop
     assert limit is not None
@@ -226,51 +250,41 @@ def keep_top1(
     def learn_on(chosen: Tensor) -> Student:
         return learn_student(source, features.of_images(chosen))
 
-    batches = Batches(images=images, spec=source.model.preprocess, size=BATCH_SIZE)
+    batches = Batches(images=source.stream(source.split.train), spec=source.model.preprocess, size=BATCH_SIZE)
     judge = Judge.of(batches, features.labels, learn_on, seed=recipe.seed)
     return limit_top1(calibrated, source.model.clip.visual, judge, limit)  # type: ignore[arg-type]
 
 
-def cache_features(source: Source, encoder: nn.Module, images: Tensor) -> CachedFeatures:
-    """Features of all views of the labelled images, by the quantized and by the float encoder."""
-    views = source.recipe.learn.views
-    with task("features", total=2) as advance:
-        each = tracked(_views(source, images), "features", total=views)
-        teacher = [teacher_embeddings(source.model, view) for view in each]
-        advance(1)
-        student = student_features(source, encoder, images)
-        advance(1)
+def cache_features(
+    source: Source, encoder: nn.Module, files: RunFiles | None = None, *, key: str = ""
+) -> CachedFeatures:
+    """Features of all views of the labelled images, by the quantized and by the float encoder.
+
+    Args:
+        files: keep them there and take what is there already; None keeps them in memory.
+        key: digest of everything that decides the quantized encoder; needed with `files`.
+    """
+    views = source.views
+    sinks: list[FeatureSink] = [HeldFeatures(images=len(views.images)) for _ in range(2)]
+    if files:
+        part = [views.count, views.flip, source.recipe.compute.precision]
+        keys = [source.key(FEATURES, recipe=part, inputs=inputs) for inputs in (key, None)]
+        sinks = [
+            FeatureStore(folder=files.features, name=name, key=of_tower, views=views.count, images=len(views.images))
+            for name, of_tower in zip(("student", "teacher"), keys, strict=True)
+        ]
+    teacher: nn.Module = source.model.clip.visual  # type: ignore[assignment]
+    towers = [Tower(encoder=encoder, sink=sinks[0]), Tower(encoder=teacher, sink=sinks[1], normalized=True)]
+    store_features(views, towers)
     labels = torch.from_numpy(source.split.train.labels)
-    return CachedFeatures(student=student, teacher=torch.stack(teacher), labels=labels)
+    return CachedFeatures(student=sinks[0].read(), teacher=sinks[1].read(), labels=labels)
 
 
-def student_features(source: Source, encoder: nn.Module, images: Tensor) -> Tensor:
-    """Features of all views of the labelled images by the quantized encoder, ``(views, images, dim)``."""
-    spec, views = source.model.preprocess, source.recipe.learn.views
-    each = tracked(_views(source, images), "features", total=views)
-    return torch.stack([image_features(encoder, view, spec) for view in each])
-
-
-def _views(source: Source, images: Tensor) -> Iterator[Tensor]:
-    section = source.recipe.learn
-    return augmented_views(images, section.views, flip=section.flip, seed=source.recipe.seed)
-
-
-def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:
-    """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
-    generator = torch.Generator().manual_seed(seed)
-    for number in range(count):
-        yield augment(images, generator=generator, flip=flip) if number else images
-
-
-def image_features(encoder: nn.Module, images: Tensor, spec: PreprocessSpec) -> Tensor:
-    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)``."""
-    return encode_batches(encoder, Batches(images=images, spec=spec, size=BATCH_SIZE))
-
-
-def teacher_embeddings(model: LoadedModel, images: Tensor) -> Tensor:
-    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder."""
-    return nn.functional.normalize(image_features(model.clip.visual, images, model.preprocess), dim=-1)  # type: ignore[arg-type]
+def student_features(source: Source, encoder: nn.Module) -> Tensor:
+    """Features of all views of the labelled images by one encoder, ``(views, images, dim)``, in memory."""
+    sink = HeldFeatures(images=len(source.split.train))
+    store_features(source.views, [Tower(encoder=encoder, sink=sink)])
+    return sink.read()
 
 
 def hand_written_embeddings(source: Source) -> Tensor:

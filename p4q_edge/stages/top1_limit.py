@@ -57,7 +57,7 @@ class Judge:
             student = learn_on(everything[~torch.isin(everything, held_out)])
             with torch.no_grad():
                 heads.append((student, F.normalize(student.text_embedding(), dim=-1)))
-        some = everything[:: -(-len(labels) // JUDGED_IMAGES)]
+        some = slice(None, None, -(-len(labels) // JUDGED_IMAGES))
         images = replace(batches, images=batches.images[some])
         return cls(batches=images, labels=labels[some], head=head[some], heads=tuple(heads))
 

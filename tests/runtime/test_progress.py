@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p4q_edge.runtime import progress
 from p4q_edge.runtime.progress import listening, task, tracked
 
 
@@ -16,10 +17,12 @@ class Heard:
 
     def __init__(self) -> None:
         self.updates: list[tuple[str, float]] = []
+        self.details: list[str] = []
         self.finished: list[str] = []
 
-    def update(self, name: str, fraction: float) -> None:
+    def update(self, name: str, fraction: float, detail: str = "") -> None:
         self.updates.append((name, fraction))
+        self.details.append(detail)
 
     def finish(self, name: str) -> None:
         self.finished.append(name)
@@ -91,3 +94,17 @@ def test_a_generator_that_is_left_takes_no_other_task_away() -> None:
             advance(1)
     assert heard.finished == ["inner"]
     assert heard.updates[-1] == ("inner", 1.0)
+
+
+def test_the_speed_is_told_where_steps_have_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    heard = Heard()
+    with listening(heard), task("build", total=2), task("features", total=256, unit="images") as advance:
+        now[0] += 4
+        advance(128)
+        for _ in tracked([1], "encode"):
+            now[0] += 28
+        advance(128)
+    assert heard.details == ["", "", "32 images/s", "32 images/s", "4.0 images/s", "8.0 images/s"]
+    assert {name for name, _ in heard.updates} == {"build"}

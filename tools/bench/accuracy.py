@@ -40,7 +40,7 @@ import msgspec
 import numpy as np
 from accuracy_rows import FLOAT, REPOSITORY, WIDTHS, Answers, Choice, Row, Scene, all_rows, recipe_of
 from accuracy_table import markdown, stem, summarize
-from accuracy_tools import UnavailableError, tool_versions
+from accuracy_tools import GRAPH_BATCH, UnavailableError, tool_versions
 from real_photos import every_nth_class
 
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
@@ -269,7 +269,9 @@ def scene_key(scene: Scene) -> dict[str, Any]:
 
 def images_digest(scene: Scene) -> str:
     """SHA-256 of the test images and labels."""
-    state = hashlib.sha256(scene.classifier.test.numpy().tobytes())
+    state = hashlib.sha256()
+    for part in scene.classifier.test.split(GRAPH_BATCH):
+        state.update(part.numpy().tobytes())
     state.update(scene.labels.tobytes())
     return state.hexdigest()
 

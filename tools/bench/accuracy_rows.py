@@ -24,7 +24,7 @@ from p4q_edge.evaluation import PTQ, learned_student, method_variants
 from p4q_edge.learning import CachedFeatures, Student
 from p4q_edge.quant import Phase, running_in
 from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, read_recipe
-from p4q_edge.runtime.storage import StageCode, contents_digest
+from p4q_edge.runtime.storage import StageCode
 from p4q_edge.stages import Source, cache_features, image_features, open_source, student_features
 
 REPOSITORY = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ class Scene:
         """Features of the labelled images' views and of the test images, by our encoder at a width or the float one."""
         source = self.with_recipe(self.recipe("W8A8" if width == FLOAT else width))
         recipe, folder = source.recipe, self.choice.features
-        tests = contents_digest({"images": self.classifier.test.numpy()}, {})
+        tests = self.source.split.test.digests()
         part = [None if width == FLOAT else recipe.quantization, recipe.learn.views, recipe.learn.flip]
         key = source.key(FEATURES, recipe=part, inputs=tests)
         path = folder / f"{self.choice.data}-{self.seed}-{width}.safetensors" if folder else None
@@ -136,11 +136,11 @@ class Scene:
         model, images = source.model, self.classifier.train
         if width == FLOAT:
             encoder: nn.Module = model.clip.visual  # type: ignore[assignment]
-            student = student_features(source, encoder, images)
+            student = student_features(source, encoder)
             teacher = nn.functional.normalize(student, dim=-1)
         else:
             encoder = calibrate_encoder(model, images, source.recipe.quantization.scheme()).encoder
-            student, teacher = student_features(source, encoder, images), self.encoded(FLOAT)[0].teacher
+            student, teacher = student_features(source, encoder), self.encoded(FLOAT)[0].teacher
         labels = torch.from_numpy(source.split.train.labels)
         return CachedFeatures(student=student, teacher=teacher, labels=labels), self.test_features(encoder)
 
@@ -149,7 +149,7 @@ class Scene:
         source = self.with_recipe(self.recipe(width, released=True))
         images = self.classifier.train
         encoder = as_released.quantize_encoder(source.model, images, source.recipe.quantization, patch_bits=patch_bits)
-        return cache_features(source, encoder, images), self.test_features(encoder)
+        return cache_features(source, encoder), self.test_features(encoder)
 
     def _zero_shot(self) -> NDArray[np.float32]:
         """Logits of the full-precision zero-shot classifier."""

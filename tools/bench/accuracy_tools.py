@@ -27,13 +27,15 @@ from torch import Tensor, nn
 
 from p4q_edge.data import pixels
 from p4q_edge.graph import run_in_onnxruntime, trace_float_graph
-from p4q_edge.models import FoldedClassifier, ImageEncoder, LoadedModel, encode_batches, to_batch
+from p4q_edge.models import FoldedClassifier, ImageEncoder, LoadedModel, PixelSource, encode_batches, to_batch
 from p4q_edge.quant import quant_linears, quantize_modules, replace_module
 from p4q_edge.recipe import QuantizationSection
 from p4q_edge.stages import BATCH_SIZE, Source, hand_written_embeddings
 
 HISTOGRAM_IMAGES = 160
 """ONNX Runtime's histograms are made with every activation of every image in memory."""
+
+GRAPH_BATCH = 512
 
 NNCF_IMAGES = 300
 """NNCF's own default."""
@@ -45,7 +47,8 @@ class FloatClassifier:
 
     Attributes:
         class_embedding: of hand-written prompts, ``(classes, dim)`` normalized.
-        train, test: uint8 ``(N, 3, H, W)``.
+        train: to calibrate on, uint8 ``(N, 3, H, W)``.
+        test: uint8 ``(N, 3, H, W)``; a stream where it comes from files, as test sets are large.
         seed: of the order in which NNCF sees the images.
         convolutions: quantize these too; else the linears of the image tower alone.
         histogram_images: at most so many for ONNX Runtime's histograms, which hold every activation in memory.
@@ -54,7 +57,7 @@ class FloatClassifier:
     model: LoadedModel
     class_embedding: Tensor
     train: Tensor
-    test: Tensor
+    test: PixelSource
     seed: int = 0
     convolutions: bool = False
     histogram_images: int = HISTOGRAM_IMAGES
@@ -67,7 +70,7 @@ class FloatClassifier:
             model=source.model,
             class_embedding=hand_written_embeddings(source),
             train=pixels(source.split.train, spec),
-            test=pixels(source.split.test, spec),
+            test=source.stream(source.split.test),
             seed=source.recipe.seed,
         )
 
@@ -106,11 +109,11 @@ def linear_nodes(graph: onnx.GraphProto, *, convolutions: bool = False) -> list[
     return [node.name for node in (*products[:-1], *others)]
 
 
-def run_graph(model: onnx.ModelProto, images: Tensor, output: str = "logits") -> NDArray[np.float32]:
+def run_graph(model: onnx.ModelProto, images: PixelSource, output: str = "logits") -> NDArray[np.float32]:
     """One output ``(N, values)`` on the CPU, without the 8-bit kernels that saturate."""
     data = model.SerializeToString()
-    chunks = np.array_split(images.numpy(), -(-len(images) // 512))
-    return np.concatenate([run_in_onnxruntime(data, chunk)[output] for chunk in chunks])
+    parts = images.split(-(-len(images) // -(-len(images) // GRAPH_BATCH)))  # of nearly the same size
+    return np.concatenate([run_in_onnxruntime(data, part.numpy())[output] for part in parts])
 
 
 def onnxruntime_static(
@@ -208,7 +211,7 @@ def model_optimizer(classifier: FloatClassifier, section: QuantizationSection, *
 def encoder_features(encoder: nn.Module, classifier: FloatClassifier) -> Tensor:
     """Features of the test images, ``(N, dim)``."""
     spec = classifier.model.preprocess
-    return encode_batches(encoder, (to_batch(chunk, spec) for chunk in torch.split(classifier.test, BATCH_SIZE)))
+    return encode_batches(encoder, (to_batch(chunk, spec) for chunk in classifier.test.split(BATCH_SIZE)))
 
 
 def model_optimizer_encoder(

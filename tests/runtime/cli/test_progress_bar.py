@@ -54,6 +54,18 @@ def test_what_ends_in_a_moment_is_not_shown(stream: io.StringIO) -> None:
     assert work(stream, items=3, seconds=0.3) == ""
 
 
+def test_the_speed_stands_before_the_time_that_is_left() -> None:
+    stream, clock = io.StringIO(), Clock()
+    bar = ProgressBar(stream, clock=clock)
+    for share in (0.0, 0.25, 0.5):
+        bar.update("features", share, f"{round(400 * share)} images/s" if share else "")
+        clock.now += 12
+    assert stream.getvalue().splitlines() == [
+        "features: 25 %, 12 s, 100 images/s, about 36 s left",
+        "features: 50 %, 24 s, 200 images/s, about 24 s left",
+    ]
+
+
 def test_elsewhere_there_is_a_line_now_and_then() -> None:
     written = work(io.StringIO(), items=50, seconds=1.0)
     assert written.splitlines() == [

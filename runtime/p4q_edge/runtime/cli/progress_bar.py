@@ -24,6 +24,7 @@ class _Shown:
     name: str
     started: float
     fraction: float = 0.0
+    detail: str = ""
     written: float | None = None
 
 
@@ -38,13 +39,13 @@ class ProgressBar:
         self._task: _Shown | None = None
         self._open = False
 
-    def update(self, name: str, fraction: float) -> None:
+    def update(self, name: str, fraction: float, detail: str = "") -> None:
         """Show how far a task is, unless that was done a moment ago or the task has just begun."""
         now = self._clock()
         if self._task is None or self._task.name != name:
             self._task = _Shown(name, started=now)
         task = self._task
-        task.fraction = fraction
+        task.fraction, task.detail = fraction, detail
         wait = BAR_EVERY_S if self._terminal else LINE_EVERY_S
         due = task.started + SHOWN_AFTER_S if task.written is None else task.written + wait
         if now < due or (fraction >= 1 and task.written is None):
@@ -91,6 +92,7 @@ class ProgressBar:
     def _write(self, task: _Shown, now: float) -> None:
         passed = now - task.started
         left = f", about {_seconds(passed * (1 - task.fraction) / task.fraction)} left" if task.fraction > 0.02 else ""
+        left = f", {task.detail}{left}" if task.detail else left
         if self._terminal:
             full = int(task.fraction * BAR_WIDTH)
             bar = "#" * full + "." * (BAR_WIDTH - full)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         sha256_bytes,
         sha256_file,
         temporary_path,
+        write_error,
     )
     from p4q_edge.runtime.storage.protobuf import (
         WIRE_BYTES,
@@ -82,6 +83,7 @@ __all__ = [
     "switch_files",
     "temporary_path",
     "wire_fields",
+    "write_error",
     "write_record",
 ]
 
@@ -98,6 +100,7 @@ if not TYPE_CHECKING:
                 "sha256_bytes",
                 "sha256_file",
                 "temporary_path",
+                "write_error",
             ),
             "protobuf": (
                 "WIRE_BYTES",

@@ -1,0 +1,120 @@
+"""Features of the labelled images' views, streamed: decoded ahead, encoded batch by batch, stored shard by shard."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from p4q_edge.data import ImageStream, Moves, augment
+from p4q_edge.learning import FeatureSink
+from p4q_edge.models import Batches, LoadedModel, PixelSource, encode_batches
+from p4q_edge.runtime.images import ImageSet, PreprocessSpec
+from p4q_edge.runtime.progress import task
+from p4q_edge.runtime.storage import StageCode
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 64
+FEATURES = StageCode(
+    modules=("p4q_edge.stages.features",),
+    rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.models"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainViews:
+    """The views that are learned from; each is decided by its image's place and its own number.
+
+    Attributes:
+        images: labelled.
+        spec: how the encoder takes them.
+        count: of views of each image; the first is the image itself.
+        flip: whether the others may be mirrored.
+        seed: of their drawing.
+        workers: processes that decode; None chooses.
+    """
+
+    images: ImageSet
+    spec: PreprocessSpec
+    count: int
+    flip: bool
+    seed: int
+    workers: int | None = None
+
+    def moves(self) -> list[Moves]:
+        """How the images are moved in each view behind the first."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return [Moves.draw(len(self.images), generator=generator, flip=self.flip) for _ in range(1, self.count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """An encoder and where its features go.
+
+    Attributes:
+        encoder: of images.
+        sink: takes the features.
+        normalized: store embeddings of length 1 in place of features.
+    """
+
+    encoder: nn.Module
+    sink: FeatureSink
+    normalized: bool = False
+
+    def encode(self, images: Tensor, spec: PreprocessSpec) -> Tensor:
+        """Features or embeddings ``(n, dim)`` of uint8 images ``(n, 3, H, W)``."""
+        features = image_features(self.encoder, images, spec)
+        return nn.functional.normalize(features, dim=-1) if self.normalized else features
+
+
+def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
+    """Compute what the towers' sinks miss, each image decoded once; batches are the same whatever is missing.
+
+    Raises:
+        InputError: an image cannot be read; the message names it.
+    """
+    wanted: dict[int, list[Tower]] = {}
+    ranges: dict[int, range] = {}
+    for tower in towers:
+        for shard in tower.sink.missing():
+            wanted.setdefault(shard.start, []).append(tower)
+            ranges[shard.start] = shard
+    if not wanted:
+        return
+    todo = [ranges[first] for first in sorted(ranges)]
+    rows = np.concatenate([np.arange(shard.start, shard.stop) for shard in todo])
+    if len(rows) < len(views.images):
+        logger.info("features: %d of %d images are there already", len(views.images) - len(rows), len(views.images))
+    stream = ImageStream(images=views.images.subset(rows), spec=views.spec, workers=views.workers)
+    chunks, moves = iter(stream.split(BATCH_SIZE)), views.moves()
+    with task("features", total=len(rows), unit="images") as advance:
+        for shard in todo:
+            found: list[list[Tensor]] = [[] for _ in wanted[shard.start]]
+            for first in range(shard.start, shard.stop, BATCH_SIZE):
+                chunk = next(chunks)
+                each = [chunk, *(move.apply(chunk, first=first) for move in moves)]
+                for parts, tower in zip(found, wanted[shard.start], strict=True):
+                    parts.append(torch.stack([tower.encode(view, views.spec) for view in each]))
+                advance(len(chunk))
+            for parts, tower in zip(found, wanted[shard.start], strict=True):
+                tower.sink.write(shard.start, torch.cat(parts, dim=1))
+
+
+def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:
+    """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        yield augment(images, generator=generator, flip=flip) if number else images
+
+
+def image_features(encoder: nn.Module, images: PixelSource, spec: PreprocessSpec) -> Tensor:
+    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)``."""
+    return encode_batches(encoder, Batches(images=images, spec=spec, size=BATCH_SIZE))
+
+
+def teacher_embeddings(model: LoadedModel, images: PixelSource) -> Tensor:
+    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder."""
+    return nn.functional.normalize(image_features(model.clip.visual, images, model.preprocess), dim=-1)  # type: ignore[arg-type]

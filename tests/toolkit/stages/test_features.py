@@ -1,0 +1,137 @@
+"""Features of a run: the same values as all images at once, and after any interruption."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from learning_runs import source_of
+from torch import Tensor, nn
+
+from p4q_edge.data import pixels
+from p4q_edge.learning import feature_store
+from p4q_edge.models.load import LoadedModel
+from p4q_edge.runtime.images.image_set import ImageSet
+from p4q_edge.stages import features as streamed
+from p4q_edge.stages import pipeline
+from p4q_edge.stages.features import augmented_views, image_features, teacher_embeddings
+from p4q_edge.stages.pipeline import Prepared, RunFiles, Source, cache_features, prepare
+
+SHARD, BATCH = 8, 4
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four shards of two batches each, the last with a batch that is not full."""
+    monkeypatch.setattr(feature_store, "SHARD_IMAGES", SHARD)
+    monkeypatch.setattr(streamed, "BATCH_SIZE", BATCH)
+
+
+@pytest.fixture
+def source(toy_clip: LoadedModel, toy_images: Callable[[int], ImageSet]) -> Source:
+    found = source_of(toy_clip, toy_images(12), views=3, flip=True, epochs=2)
+    train = found.split.train.subset(range(30))
+    split = replace(found.split, train=train)
+    return replace(found, split=split, train_digests=tuple(train.digests()))
+
+
+def at_once(source: Source, encoder: nn.Module) -> tuple[Tensor, Tensor]:
+    """Features as they were computed before there were streams: every view of all images in memory."""
+    images, spec, section = pixels(source.split.train, source.model.preprocess), source.model.preprocess, source.recipe
+    views = [*augmented_views(images, section.learn.views, flip=section.learn.flip, seed=section.seed)]
+    student = torch.stack([image_features(encoder, view, spec) for view in views])
+    return student, torch.stack([teacher_embeddings(source.model, view) for view in views])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_features_are_those_of_all_images_at_once(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("p4q_edge.data.image_set.usual_workers", lambda images: workers)
+    prepared = prepare(source, RunFiles(folder=tmp_path))
+    student, teacher = at_once(source, prepared.calibrated.encoder)
+    assert torch.equal(prepared.features.student, student)
+    assert torch.equal(prepared.features.teacher, teacher)
+    held = cache_features(source, prepared.calibrated.encoder)
+    assert torch.equal(held.student, student)
+    assert torch.equal(held.teacher, teacher)
+
+
+class _Watch:
+    """Counts the images that the float tower encodes, and ends the run before a certain batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop: int = 1000) -> None:
+        self.images, self.calls, self.stop = 0, 0, stop
+        original = streamed.image_features
+
+        def watched(encoder: nn.Module, images: Tensor, spec: object) -> Tensor:
+            self.calls += 1
+            if self.calls > self.stop:
+                raise KeyboardInterrupt
+            self.images += len(images)
+            return original(encoder, images, spec)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(streamed, "image_features", watched)
+
+
+@pytest.mark.parametrize("stop", [0, 5, 12, 13, 30, 47])
+def test_a_killed_run_computes_at_most_one_shard_again(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    whole = prepare(source, RunFiles(folder=tmp_path / "whole")).features
+    files, each = RunFiles(folder=tmp_path / "run"), 2 * source.recipe.learn.views
+    with monkeypatch.context() as patch:
+        killed = _Watch(patch, stop=stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, files)
+    resumed = _Watch(monkeypatch)
+    again = prepare(source, files).features
+    assert killed.images + resumed.images <= each * (30 + SHARD)
+    assert torch.equal(again.student, whole.student)
+    assert torch.equal(again.teacher, whole.teacher)
+
+
+def test_a_damaged_shard_alone_is_computed_again(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RunFiles(folder=tmp_path)
+    whole = prepare(source, files).features.student.clone()
+    (rows,) = files.features.glob("student-*.rows")
+    data = bytearray(rows.read_bytes())
+    data[100] ^= 1
+    rows.write_bytes(data)
+    watch = _Watch(monkeypatch)
+    again = prepare(source, files).features
+    assert torch.equal(again.student, whole)
+    assert watch.images == source.recipe.learn.views * SHARD  # of one tower
+
+
+def test_the_calibrated_encoder_is_kept_when_features_are_interrupted(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RunFiles(folder=tmp_path)
+    with monkeypatch.context() as patch:
+        _Watch(patch, stop=20)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, files)
+    monkeypatch.setattr(pipeline, "calibrate_encoder", lambda *_: pytest.fail("calibrated again"))
+    assert isinstance(prepare(source, files), Prepared)
+
+
+def test_another_quantization_leaves_the_teacher_as_it_is(source: Source, tmp_path: Path) -> None:
+    files = RunFiles(folder=tmp_path)
+    prepare(source, files)
+    (teacher,) = files.features.glob("teacher-*.rows")
+    (student,) = files.features.glob("student-*.rows")
+    before = teacher.stat().st_mtime_ns
+    section = replace_quantization(source)
+    prepare(section, files)
+    assert teacher.stat().st_mtime_ns == before
+    assert not student.exists()
+
+
+def replace_quantization(source: Source) -> Source:
+    quantization = msgspec.structs.replace(source.recipe.quantization, weight_bits=4)
+    return replace(source, recipe=msgspec.structs.replace(source.recipe, quantization=quantization))
