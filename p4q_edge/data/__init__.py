@@ -9,7 +9,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.data.augmentation import Moves, augment
     from p4q_edge.data.cross_validation import FOLDS, folds
-    from p4q_edge.data.few_shot import Split
+    from p4q_edge.data.few_shot import Split, draw_by_class
     from p4q_edge.data.image_set import ImageStream, pixels
     from p4q_edge.data.preflight import check_data, find_copies, unreadable_images
     from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
@@ -21,6 +21,7 @@ __all__ = [
     "Split",
     "augment",
     "check_data",
+    "draw_by_class",
     "find_copies",
     "folds",
     "pixels",
@@ -37,7 +38,7 @@ if not TYPE_CHECKING:
         {
             "augmentation": ("Moves", "augment"),
             "cross_validation": ("FOLDS", "folds"),
-            "few_shot": ("Split",),
+            "few_shot": ("Split", "draw_by_class"),
             "image_set": ("ImageStream", "pixels"),
             "preflight": ("check_data", "find_copies", "unreadable_images"),
             "readers": (

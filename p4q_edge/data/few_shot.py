@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import ImageSet
@@ -59,6 +60,27 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
         kept = ", with a share kept to test on" if keep_share else ""
         logger.warning("data.shots = %d: %d classes have fewer; learned from%s: %s", shots, len(fewer), kept, named)
     return chosen
+
+
+def draw_by_class(labels: npt.NDArray[np.int64], limit: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return the sorted indices of at most `limit` images, as evenly of each class as there are; 0 takes all.
+
+    Args:
+        labels: class of each image, ``(images,)``.
+        limit: how many.
+        seed: of the drawing.
+    """
+    count = len(labels)
+    if not limit or count <= limit:
+        return np.arange(count)
+    order = np.random.default_rng(seed).permutation(count)
+    by_class = order[np.argsort(labels[order], kind="stable")]  # each class together, in the drawn order
+    ordered = labels[by_class]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    turn = np.arange(count) - np.repeat(starts, np.diff(np.r_[starts, count]))  # which of its class an image is
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    return np.sort(by_class[np.lexsort((place[by_class], turn))[:limit]])
 
 
 def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int, test_limit: int) -> Split:

@@ -92,6 +92,8 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     """[quantization]: see `QuantScheme`.
 
     Attributes:
+        calibration_images: at most so many of the labelled images, as evenly of each class as they allow and drawn with
+            the seed, decide ranges and scales; 0 takes all.
         max_top1_drop: limit of the points of top-1 that the learned model may lose by the quantized image tower, by
             cross-validation on the labelled images; the layers that cost most for their work stay in high precision
             until it holds. It learns four heads first. None: no limit.
@@ -122,8 +124,11 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     max_cosine_loss: float | None = QuantScheme.max_cosine_loss
     max_top1_drop: float | None = None
     text: bool = False
+    calibration_images: int = 1000
 
     def __post_init__(self) -> None:
+        if self.calibration_images < 0:
+            raise ValueError(f"calibration_images must not be negative, got {self.calibration_images}")
         if self.max_top1_drop is not None and not 0.0 <= self.max_top1_drop < 100.0:
             raise ValueError(f"max_top1_drop must be in [0, 100) points, got {self.max_top1_drop}")
 

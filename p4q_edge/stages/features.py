@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.data import ImageStream, Moves, augment
-from p4q_edge.learning import FeatureSink
+from p4q_edge.learning import CachedFeatures, FeatureSink
 from p4q_edge.models import Batches, LoadedModel, PixelSource, encode_batches
 from p4q_edge.runtime.images import ImageSet, PreprocessSpec
 from p4q_edge.runtime.progress import task
@@ -101,6 +101,13 @@ def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
                 advance(len(chunk))
             for parts, tower in zip(found, wanted[shard.start], strict=True):
                 tower.sink.write(shard.start, torch.cat(parts, dim=1))
+
+
+def cached_features(views: TrainViews, student: Tower, teacher: Tower) -> CachedFeatures:
+    """Return what two towers say about all views, computed as far as it is missing."""
+    store_features(views, [student, teacher])
+    labels = torch.from_numpy(views.images.labels)
+    return CachedFeatures(student=student.sink.read(), teacher=teacher.sink.read(), labels=labels)
 
 
 def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder, calibrate_text
-from p4q_edge.data import ImageStream, Split, read_class_prompts, read_split, read_words
+from p4q_edge.data import ImageStream, Split, draw_by_class, read_class_prompts, read_split, read_words
 from p4q_edge.learning import (
     CachedFeatures,
     FeatureSink,
@@ -31,7 +31,6 @@ from p4q_edge.models import (
     Batches,
     FoldedClassifier,
     LoadedModel,
-    PixelSource,
     PreprocessKeys,
     PromptLearner,
     TextSide,
@@ -47,7 +46,7 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
 from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
-from p4q_edge.stages.features import BATCH_SIZE, FEATURES, Tower, TrainViews, store_features
+from p4q_edge.stages.features import BATCH_SIZE, FEATURES, Tower, TrainViews, cached_features, store_features
 from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 logger = logging.getLogger(__name__)
@@ -228,7 +227,7 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
 def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
     """Quantize the image tower on the recipe's calibration images, within its limit on the loss of accuracy."""
     section = source.recipe.quantization
-    images = calibration_pixels(source)
+    images = source.stream(calibration_set(source)).held()
     logger.info("calibrate: %d images, %s", len(images), section.scheme().label)
     calibrated = calibrate_encoder(source.model, images, section.scheme())
     if section.max_top1_drop is None:
@@ -237,9 +236,10 @@ def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
     return keep_top1(source, calibrated, features)
 
 
-def calibration_pixels(source: Source) -> PixelSource:
-    """The images that ranges are measured on: a tensor where they are few, else a stream."""
-    return source.stream(source.split.train).held()
+def calibration_set(source: Source) -> ImageSet:
+    """The labelled images that ranges are measured on."""
+    train, limit = source.split.train, source.recipe.quantization.calibration_images
+    return train if len(train) <= limit else train.subset(draw_by_class(train.labels, limit, seed=source.recipe.seed))
 
 
 def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFeatures) -> CalibratedEncoder:
@@ -274,10 +274,9 @@ def cache_features(
             for name, of_tower in zip(("student", "teacher"), keys, strict=True)
         ]
     teacher: nn.Module = source.model.clip.visual  # type: ignore[assignment]
-    towers = [Tower(encoder=encoder, sink=sinks[0]), Tower(encoder=teacher, sink=sinks[1], normalized=True)]
-    store_features(views, towers)
-    labels = torch.from_numpy(source.split.train.labels)
-    return CachedFeatures(student=sinks[0].read(), teacher=sinks[1].read(), labels=labels)
+    return cached_features(
+        views, Tower(encoder=encoder, sink=sinks[0]), Tower(encoder=teacher, sink=sinks[1], normalized=True)
+    )
 
 
 def student_features(source: Source, encoder: nn.Module) -> Tensor:

@@ -30,7 +30,7 @@ from p4q_edge.graph import run_in_onnxruntime, trace_float_graph
 from p4q_edge.models import FoldedClassifier, ImageEncoder, LoadedModel, PixelSource, encode_batches, to_batch
 from p4q_edge.quant import quant_linears, quantize_modules, replace_module
 from p4q_edge.recipe import QuantizationSection
-from p4q_edge.stages import BATCH_SIZE, Source, hand_written_embeddings
+from p4q_edge.stages import BATCH_SIZE, Source, calibration_set, hand_written_embeddings
 
 HISTOGRAM_IMAGES = 160
 """ONNX Runtime's histograms are made with every activation of every image in memory."""
@@ -47,7 +47,7 @@ class FloatClassifier:
 
     Attributes:
         class_embedding: of hand-written prompts, ``(classes, dim)`` normalized.
-        train: to calibrate on, uint8 ``(N, 3, H, W)``.
+        train: the images that the recipe calibrates on, uint8 ``(N, 3, H, W)``.
         test: uint8 ``(N, 3, H, W)``; a stream where it comes from files, as test sets are large.
         seed: of the order in which NNCF sees the images.
         convolutions: quantize these too; else the linears of the image tower alone.
@@ -69,7 +69,7 @@ class FloatClassifier:
         return cls(
             model=source.model,
             class_embedding=hand_written_embeddings(source),
-            train=pixels(source.split.train, spec),
+            train=pixels(calibration_set(source), spec),
             test=source.stream(source.split.test),
             seed=source.recipe.seed,
         )

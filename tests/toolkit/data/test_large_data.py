@@ -51,7 +51,7 @@ def test_only_learned_images_become_pixels_and_the_bundle_lists_them(
     source = _source(toy_clip, replace(images, open_image=watched))
     learned = learn_stage(prepare(source, RunFiles(folder=tmp_path)), None)
     drawn = few_shot(images, shots=2, seed=3)
-    assert opened == drawn
+    assert opened == [*drawn, *drawn]  # for the ranges, and for the features
     assert data_index(learned) == DataIndex(
         learned=tuple(
             LearnedImage(name=f"toy[{i}]", label=int(images.labels[i]), sha256=sha256_bytes(images.read_bytes(i)))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from learning_runs import source_of
@@ -17,7 +18,7 @@ from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages import features as streamed
 from p4q_edge.stages import pipeline
 from p4q_edge.stages.features import augmented_views, image_features, teacher_embeddings
-from p4q_edge.stages.pipeline import Prepared, RunFiles, Source, cache_features, prepare
+from p4q_edge.stages.pipeline import Prepared, RunFiles, Source, cache_features, calibration_set, prepare
 
 SHARD, BATCH = 8, 4
 
@@ -135,3 +136,28 @@ def test_another_quantization_leaves_the_teacher_as_it_is(source: Source, tmp_pa
 def replace_quantization(source: Source) -> Source:
     quantization = msgspec.structs.replace(source.recipe.quantization, weight_bits=4)
     return replace(source, recipe=msgspec.structs.replace(source.recipe, quantization=quantization))
+
+
+def test_ranges_are_measured_on_some_images_of_each_class(source: Source, tmp_path: Path) -> None:
+    def limited(limit: int) -> Source:
+        quantization = msgspec.structs.replace(source.recipe.quantization, calibration_images=limit)
+        return replace(source, recipe=msgspec.structs.replace(source.recipe, quantization=quantization))
+
+    some = calibration_set(limited(8))
+    assert np.bincount(some.labels).tolist() == [2, 2, 2, 2]
+    assert calibration_set(limited(30)) is source.split.train
+    assert calibration_set(limited(0)).names == source.split.train.names
+    prepared = prepare(limited(8), RunFiles(folder=tmp_path / "few"))
+    assert prepared.calibrated.images == 8
+    assert prepared.features.student.shape[1] == 30
+
+
+def test_a_stream_calibrates_as_the_tensor_of_its_images(source: Source) -> None:
+    scheme = source.recipe.quantization.scheme()
+    stream = source.stream(source.split.train)
+    states = [
+        pipeline.calibrate_encoder(source.model, images, scheme).encoder.state_dict()
+        for images in (stream, pixels(source.split.train, source.model.preprocess))
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
