@@ -189,6 +189,27 @@ def test_kl_is_zero_for_shifted_logits_and_never_negative(logits: np.ndarray, sh
     assert (metrics.kl_divergence(reference=logits, candidate=logits[:, ::-1]) >= 0).all()
 
 
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(2, 9)), elements=st.floats(-30, 30, width=32)))
+def test_logits_are_worked_on_in_blocks_with_the_same_bits(logits: np.ndarray) -> None:
+    labels = np.arange(len(logits)) % logits.shape[1]
+    other = np.roll(logits, 1, axis=0)
+
+    def everything() -> list[object]:
+        return [
+            metrics.top_k(logits, 3).tolist(),
+            metrics.confidences(logits).tolist(),
+            metrics.kl_divergence(reference=logits, candidate=other).tolist(),
+            metrics.largest_difference(logits, other),
+            metrics.fit_temperature(logits, labels),
+        ]
+
+    whole = everything()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "MAX_LOGITS", 20)
+        assert everything() == whole
+    assert metrics.confidences(logits).tolist() == np.exp(metrics.log_softmax(logits)).max(axis=1).tolist()
+
+
 @given(hnp.arrays(np.float64, st.integers(1, 80), elements=st.floats(0, 1)), st.integers(1, 20))
 def test_reliability_bins_partition_the_images(confidence: np.ndarray, bins: int) -> None:
     correct = confidence > 0.5

@@ -21,6 +21,7 @@ from p4q_edge.runtime.evaluation.stage_comparison import (
     compared_pairs,
     report_stage,
 )
+from p4q_edge.runtime.images import mapped_ahead
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images, Stage
 from p4q_edge.runtime.statistics import metrics
@@ -139,8 +140,9 @@ def run_stage(
     """
     collected: dict[str, list[npt.NDArray[np.floating]]] = {"logits": [], "embedding": []}
     starts = range(0, len(images), options.batch_size)
-    for start in tracked(starts, name):
-        batch = images[start : start + options.batch_size]
+    # One thread decodes the next batch while the stage runs; more are never alive.
+    batches = mapped_ahead(lambda start: images[start : start + options.batch_size], starts, threads=1, ahead=2)
+    for batch in tracked(batches, name, total=len(starts)):
         result = stage(batch)
         for output, parts in collected.items():
             if output not in result:

@@ -86,7 +86,7 @@ def report_stage(
     classes = logits.shape[1]
     predictions = metrics.top_k(logits, 1)[:, 0]
     correct = predictions == labels
-    confidence = np.exp(metrics.log_softmax(logits)).max(axis=1)
+    confidence = metrics.confidences(logits)
     confusion = metrics.confusion_matrix(labels, predictions, classes)
     small = classes <= MAX_CONFUSION_CLASSES
     return StageReport(
@@ -143,5 +143,5 @@ def compare_stages(
         mcnemar=metrics.mcnemar_exact(correct_first, correct_second),
         cosine=metrics.cosine_summary(first["embedding"], second["embedding"], generator=generator),
         kl=metrics.bootstrap_mean(divergence, generator=generator),
-        max_logit_difference=float(np.abs(first["logits"] - second["logits"]).max()),
+        max_logit_difference=metrics.largest_difference(first["logits"], second["logits"]),
     )

@@ -5,6 +5,7 @@ arrays are (n,) bool. All arithmetic is float64. Proportions carry Wilson interv
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -21,6 +22,8 @@ CONFIDENCE = 0.95
 BOOTSTRAP_ROUNDS = 2000
 # Numbers that a bootstrap holds at once, 64 MB of them.
 MAX_DRAWN = 8_000_000
+# Logits of so many numbers are worked on at once: those of many images and classes together would need gigabytes.
+MAX_LOGITS = 1 << 22
 # 15 equal-width bins are the common choice for ECE (Guo et al. 2017), so that figures compare with papers.
 RELIABILITY_BINS = 15
 
@@ -88,8 +91,10 @@ def top_k(logits: Floats, k: int) -> npt.NDArray[np.int64]:
     """
     if logits.ndim != 2 or k < 1:
         raise ValueError(f"expected logits (n, classes) and k >= 1, got shape {logits.shape} and k = {k}")
-    order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")
-    return order[:, :k].astype(np.int64)
+    found = np.empty((logits.shape[0], min(k, logits.shape[1])), np.int64)
+    for rows in _blocks(logits):
+        found[rows] = np.argsort(-logits[rows].astype(np.float64), axis=1, kind="stable")[:, :k]
+    return found
 
 
 def top_k_correct(logits: Floats, labels: Integers, k: int = 1) -> Bools:
@@ -254,9 +259,24 @@ def kl_divergence(*, reference: Floats, candidate: Floats) -> npt.NDArray[np.flo
     """Return (n,) KL(softmax(reference) || softmax(candidate)) in nats; both are (n, classes) logits."""
     if reference.shape != candidate.shape:
         raise ValueError(f"expected logits of one shape, got {reference.shape} and {candidate.shape}")
-    log_p, log_q = log_softmax(reference), log_softmax(candidate)
-    divergence: npt.NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    divergence = np.empty(reference.shape[0])
+    for rows in _blocks(reference):
+        log_p, log_q = log_softmax(reference[rows]), log_softmax(candidate[rows])
+        divergence[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return np.maximum(divergence, 0.0)
+
+
+def largest_difference(first: Floats, second: Floats) -> float:
+    """Return the largest absolute difference of two (n, classes) logits."""
+    return float(max(np.abs(first[rows] - second[rows]).max() for rows in _blocks(first)))
+
+
+def confidences(logits: Floats) -> npt.NDArray[np.float64]:
+    """Return (n,) the largest class probability of each row of (n, classes) logits."""
+    largest = np.empty(logits.shape[0])
+    for rows in _blocks(logits):
+        largest[rows] = np.exp(log_softmax(logits[rows])).max(axis=1)
+    return largest
 
 
 def reliability_bins(confidence: Floats, correct: Bools, bins: int = RELIABILITY_BINS) -> tuple[ReliabilityBin, ...]:
@@ -326,12 +346,14 @@ def fit_temperature(logits: Floats, labels: Integers, *, low: float = 1e-3, high
     Source: Guo et al., arXiv:1706.04599, section 4.2.
     """
     _same_length(logits, labels)
-    values = logits.astype(np.float64)
-    target = values[np.arange(values.shape[0]), labels]
+    target = logits[np.arange(logits.shape[0]), labels].astype(np.float64)
 
     def slope(inverse: float) -> float:
-        probability = np.exp(log_softmax(values * inverse))
-        return float(((probability * values).sum(axis=1) - target).mean())
+        expected = np.empty(logits.shape[0])
+        for rows in _blocks(logits):
+            values = logits[rows].astype(np.float64)
+            expected[rows] = (np.exp(log_softmax(values * inverse)) * values).sum(axis=1)
+        return float((expected - target).mean())
 
     left, right = math.log(1 / high), math.log(1 / low)
     if slope(math.exp(right)) <= 0:
@@ -340,11 +362,20 @@ def fit_temperature(logits: Floats, labels: Integers, *, low: float = 1e-3, high
         return high
     for _ in range(80):
         middle = (left + right) / 2
+        if middle in (left, right):  # no number lies between them
+            break
         if slope(math.exp(middle)) < 0:
             left = middle
         else:
             right = middle
     return math.exp(-(left + right) / 2)
+
+
+def _blocks(logits: Floats) -> Iterator[slice]:
+    """Yield rows of (n, classes) logits, few enough to be worked on at once."""
+    step = max(1, MAX_LOGITS // max(1, logits.shape[1]))
+    for first in range(0, logits.shape[0], step):
+        yield slice(first, first + step)
 
 
 def _bin_index(values: npt.NDArray[np.float64], bins: int) -> npt.NDArray[np.int64]:
