@@ -12,7 +12,8 @@ from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.statistics.metrics import wilson_interval
-from p4q_edge.stages.pipeline import hand_written_embeddings, open_source, teacher_embeddings
+from p4q_edge.stages.features import teacher_embeddings
+from p4q_edge.stages.pipeline import hand_written_embeddings, open_source
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
