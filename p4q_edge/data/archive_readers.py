@@ -1,6 +1,9 @@
 """Labelled images in one file: ``.npz`` arrays and webdataset tars."""
 
+import itertools
 import lzma
+import math
+import re
 import struct
 import sys
 import tarfile
@@ -8,6 +11,7 @@ import tokenize
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import SUFFIXES, ImageSet, load_image
+from p4q_edge.runtime.progress import tracked
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100
@@ -28,6 +33,10 @@ MAX_CLASSES = 1 << 16
 MAX_LABEL_LENGTH = 20
 MAX_ARRAY_BYTES = 4 << 30
 CLASS_NAMES_FILE = "classnames.txt"
+MAX_SHARDS = 100_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
+_BRACE_FORMS = "write e.g. shards-{000000..000099}.tar or {train,more}.tar"
 
 # What NumPy raises on files that are damaged or of another kind; it promises no common class.
 _NPZ_ERRORS = (
@@ -110,9 +119,23 @@ def from_arrays(
         names=tuple(f"{stem}[{i}]" for i in range(len(images))),
         labels=_checked(labels, class_names, stem),
         class_names=class_names,
-        open_image=lambda i: Image.fromarray(images[i]),
-        read_bytes=lambda i: images[i].tobytes(),
+        open_image=_ArrayImages(images).open,
+        read_bytes=_ArrayImages(images).read,
     )
+
+
+@dataclass(frozen=True)
+class _ArrayImages:
+    """Images out of an array; it can be sent to another process."""
+
+    images: npt.NDArray[np.uint8]
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def read(self, index: int) -> bytes:
+        data: bytes = self.images[index].tobytes()
+        return data
 
 
 @dataclass(kw_only=True)
@@ -133,6 +156,45 @@ class _BoundedInfo(tarfile.TarInfo):
         return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """What a tar holds, in the order of its keys.
+
+    Attributes:
+        places: offset and size of each image in the file, int64 (images, 2).
+        labels: int64 (images,).
+        class_names: empty where it does not name them.
+    """
+
+    keys: tuple[str, ...]
+    places: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TarImages:
+    """Reads images out of tars; it can be sent to another process."""
+
+    paths: tuple[Path, ...]
+    shard: npt.NDArray[np.int32]
+    places: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def read(self, index: int) -> bytes:
+        offset, size = self.places[index].tolist()
+        with self.paths[self.shard[index]].open("rb") as stream:
+            stream.seek(offset)
+            data: bytes = stream.read(size)
+        return data
+
+    def open(self, index: int) -> Image.Image:
+        try:
+            return load_image(self.read(index))
+        except InputError as error:
+            raise InputError(f"{self.paths[self.shard[index]]}, {self.names[index]}: {error}") from error
+
+
 def read_tar(path: Path) -> ImageSet:
     """Read a webdataset shard: ``KEY.jpg`` with ``KEY.cls`` (class index) and, optionally, ``classnames.txt``.
 
@@ -142,6 +204,47 @@ def read_tar(path: Path) -> ImageSet:
         InputError: compressed, damaged, a key without image or class, twice the same key, or a name that leaves
             the archive.
     """
+    return read_shards([path], source=str(path))
+
+
+def read_shards(paths: Sequence[Path], *, source: str) -> ImageSet:
+    """Read webdataset shards as one set, in order; the images of several are named ``SHARD.tar/KEY``.
+
+    Raises:
+        InputError: as of `read_tar`, or shards that name other classes.
+    """
+    shards = [_scan(path) for path in tracked(paths, "list shards", unit="shards")]
+    labels = np.concatenate([shard.labels for shard in shards])
+    known = {shard.class_names: path for path, shard in zip(paths, shards, strict=True) if shard.class_names}
+    if len(known) > 1:
+        first, second = list(known.values())[:2]
+        raise InputError(
+            f"{first} and {second} hold another {CLASS_NAMES_FILE}; shards of one set name the same classes"
+        )
+    names = next(iter(known), ())
+    if not names and int(labels.max()) >= MAX_CLASSES:
+        raise InputError(
+            f"{source}: a KEY.cls holds {labels.max()}; without {CLASS_NAMES_FILE} at most {MAX_CLASSES} classes are "
+            "read, numbered from 0"
+        )
+    names = names or tuple(f"class {i}" for i in range(int(labels.max()) + 1))
+    prefixes = [f"{path.name}/" if len(paths) > 1 else "" for path in paths]
+    images = _TarImages(
+        paths=tuple(paths),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards]),
+        places=np.concatenate([shard.places for shard in shards]),
+        names=tuple(prefix + key for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys),
+    )
+    return ImageSet(
+        names=images.names,
+        labels=_checked(labels, names, source),
+        class_names=names,
+        open_image=images.open,
+        read_bytes=images.read,
+    )
+
+
+def _scan(path: Path) -> _Shard:
     members = _Members()
     try:
         with tarfile.open(path, "r:", tarinfo=_BoundedInfo) as archive:
@@ -158,33 +261,58 @@ def read_tar(path: Path) -> ImageSet:
         raise InputError(
             f"{path}: every KEY.jpg needs a KEY.cls with its class index; found {len(keys)} images{example}"
         )
-    labels = np.asarray([members.labels[key] for key in keys], dtype=np.int64)
-    if not members.class_names and int(labels.max()) >= MAX_CLASSES:
-        raise InputError(
-            f"{path}: a KEY.cls holds {labels.max()}; without {CLASS_NAMES_FILE} at most {MAX_CLASSES} classes are "
-            "read, numbered from 0"
-        )
-    names = members.class_names or tuple(f"class {i}" for i in range(int(labels.max()) + 1))
-
-    def read(index: int) -> bytes:
-        offset, size = members.images[keys[index]]
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(size)
-
-    def decode(index: int) -> Image.Image:
-        try:
-            return load_image(read(index))
-        except InputError as error:
-            raise InputError(f"{path}, {keys[index]}: {error}") from error
-
-    return ImageSet(
-        names=tuple(keys),
-        labels=_checked(labels, names, str(path)),
-        class_names=names,
-        open_image=decode,
-        read_bytes=read,
+    return _Shard(
+        keys=tuple(keys),
+        places=np.asarray([members.images[key] for key in keys], dtype=np.int64),
+        labels=np.asarray([members.labels[key] for key in keys], dtype=np.int64),
+        class_names=members.class_names,
     )
+
+
+def expand_braces(source: str, *, key: str) -> list[Path]:
+    """Return the paths that ``shards-{000000..000099}.tar`` and ``{train,more}.tar`` stand for, in order.
+
+    Raises:
+        UsageError: braces of another form, too many paths, or files that do not exist.
+    """
+    parts: list[list[str]] = []
+    rest = source
+    while match := _BRACES.search(rest):
+        parts += [[rest[: match.start()]], _alternatives(match[1], source, key=key)]
+        rest = rest[match.end() :]
+    literal = "".join(part[0] for part in parts[::2]) + rest
+    if "{" in literal or "}" in literal:
+        raise UsageError(f"{key}: {source} has a brace without its pair; {_BRACE_FORMS}")
+    count = math.prod(len(part) for part in parts)
+    if count > MAX_SHARDS:
+        raise UsageError(f"{key}: {source} names {count} files; at most {MAX_SHARDS} are read")
+    paths = [Path("".join(words)) for words in itertools.product(*parts, [rest])]
+    if any(path.suffix.lower() != ".tar" for path in paths):
+        raise UsageError(f"{key}: {source} stands for several files, which must be .tar shards")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError(f"{key}: {len(missing)} of {count} shards of {source} do not exist, the first is {missing[0]}")
+    return paths
+
+
+def _alternatives(text: str, source: str, *, key: str) -> list[str]:
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        words = text.split(",")
+        if len(words) < 2 or not all(words) or ".." in text:
+            raise UsageError(f"{key}: {source}: {{{text}}} is neither a range nor a list; {_BRACE_FORMS}")
+        return words
+    first, last = match[1], match[2]
+    padded = first.startswith("0") or last.startswith("0")
+    if int(first) > int(last) or (padded and len(first) != len(last) and first != "0"):
+        raise UsageError(
+            f"{key}: {source}: {{{text}}} must count up, with numbers of one width where they begin with 0; "
+            f"{_BRACE_FORMS}"
+        )
+    if int(last) - int(first) >= MAX_SHARDS:
+        raise UsageError(f"{key}: {source}: {{{text}}} names more than {MAX_SHARDS} files")
+    width = len(first) if padded and len(first) == len(last) else 0
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
 def _take(members: _Members, member: tarfile.TarInfo, archive: tarfile.TarFile, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from p4q_edge.data.archive_readers import from_arrays, read_npz, read_tar
+from p4q_edge.data.archive_readers import expand_braces, from_arrays, read_npz, read_shards, read_tar
 from p4q_edge.data.few_shot import Split, make_split
 from p4q_edge.data.table_reader import DELIMITERS, read_table
 from p4q_edge.recipe import DEMO_DATA, DataSection
@@ -43,6 +43,8 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
         return _read_demo()
     path = Path(source)
     if not path.exists():
+        if "{" in source:
+            return read_shards(expand_braces(source, key=key), source=source)
         raise UsageError(f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .npz or .tar")
     if path.is_dir():
         return from_class_folders(path)

@@ -104,13 +104,13 @@ def task(name: str, *, total: float, unit: str = "") -> Iterator[Callable[[float
             scope.listener.finish(name)
 
 
-def tracked(items: Iterable[T], name: str, *, total: int | None = None) -> Iterator[T]:
+def tracked(items: Iterable[T], name: str, *, total: int | None = None, unit: str = "") -> Iterator[T]:
     """Yield items, and tell how many of `total` were worked on; without it, and of unknown length, nothing is told."""
     count = length_hint(items) if total is None else total
     if not count:
         yield from items
         return
-    with task(name, total=count) as advance:
+    with task(name, total=count, unit=unit) as advance:
         for item in items:
             yield item
             advance(1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from p4q_edge.runtime.images.decode import load_image
 from p4q_edge.runtime.images.listing import labelled_files
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,8 @@ class ImageSet:
             self,
             names=tuple(self.names[i] for i in chosen),
             labels=self.labels[chosen],
-            open_image=lambda i: self.open_image(int(chosen[i])),
-            read_bytes=lambda i: self.read_bytes(int(chosen[i])),
+            open_image=_Chosen(self.open_image, chosen),
+            read_bytes=_Chosen(self.read_bytes, chosen),
         )
 
     def digests(self) -> list[str]:
@@ -91,16 +94,49 @@ class ImageSet:
         )
 
 
-def from_paths(paths: list[Path], labels: list[int], class_names: Sequence[str], root: Path) -> ImageSet:
+@dataclass(frozen=True)
+class _Chosen(Generic[_T]):
+    """Some of what a function gives, by their indices; it can be sent to another process if that function can."""
+
+    function: Callable[[int], _T]
+    indices: npt.NDArray[np.int64]
+
+    def __call__(self, index: int) -> _T:
+        return self.function(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Images in files, as texts, which take a fraction of the memory of paths; it can be sent to another process."""
+
+    root: str
+    names: tuple[str, ...]
+
+    def path(self, index: int) -> Path:
+        return Path(self.root, self.names[index])
+
+    def open(self, index: int) -> Image.Image:
+        return load_image(self.path(index))
+
+    def read(self, index: int) -> bytes:
+        return self.path(index).read_bytes()
+
+
+def from_paths(paths: Iterable[Path], labels: Sequence[int], class_names: Sequence[str], root: Path) -> ImageSet:
     """Return images in files, each opened when it is needed; named as seen from `root`."""
+    within: list[str] = []
+    names: list[str] = []
+    for path in paths:
+        below = path.is_relative_to(root)
+        within.append(str(path.relative_to(root)) if below else str(path.absolute()))
+        names.append(same_form(within[-1] if below else path.name))
+    files = _Files(str(root), tuple(within))
     return ImageSet(
-        names=tuple(
-            same_form(str(path.relative_to(root)) if path.is_relative_to(root) else path.name) for path in paths
-        ),
+        names=tuple(names),
         labels=np.asarray(labels, dtype=np.int64),
         class_names=tuple(class_names),
-        open_image=lambda i: load_image(paths[i]),
-        read_bytes=lambda i: paths[i].read_bytes(),
+        open_image=files.open,
+        read_bytes=files.read,
     )
 
 
@@ -110,7 +146,13 @@ def from_class_folders(root: Path) -> ImageSet:
     Raises:
         InputError: no class folders, or an empty one.
     """
-    found = list(labelled_files(root))
-    paths = [path for _, files in found for path in files]
-    labels = [label for label, (_, files) in enumerate(found) for _ in files]
-    return from_paths(paths, labels, [same_form(folder.name) for folder, _ in found], root)
+    class_names: list[str] = []
+    labels: list[int] = []
+
+    def walked() -> Iterator[Path]:  # fills the two lists while its paths become texts, a class at a time
+        for folder, files in labelled_files(root):
+            labels.extend([len(class_names)] * len(files))
+            class_names.append(same_form(folder.name))
+            yield from files
+
+    return from_paths(walked(), labels, class_names, root)

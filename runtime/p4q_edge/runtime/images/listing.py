@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images.class_names import in_label_order
@@ -53,9 +53,19 @@ def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """
     counted = LeftOut() if left_out is None else left_out
     found: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if _is_taken_folder(Path(root, name), counted)]
-        found += [Path(root, name) for name in names if _is_taken(Path(root, name), counted)]
+    waiting = [os.fspath(folder)]
+    while waiting:
+        try:
+            # The system tells with each name whether it is a file's: nothing is asked of files one by one.
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        if _is_taken_folder(entry, counted):
+                            waiting.append(entry.path)
+                    elif _is_taken(entry, counted):
+                        found.append(Path(entry.path))
+        except OSError as error:
+            logger.warning("left out of %s: %s", folder, error)
     return sorted(found)
 
 
@@ -67,12 +77,13 @@ def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
     """
     counted = LeftOut() if left_out is None else left_out
     found = {}
-    for child in root.iterdir():
-        if child.is_dir():
-            if not _is_system(child.name, counted, "folders"):
-                found[child.name] = child
-        elif _is_taken(child, counted):
-            counted.add("images outside of the class folders", meant=True)
+    with os.scandir(root) as entries:
+        for child in entries:
+            if _is_folder(child):
+                if not _is_system(child.name, counted, "folders"):
+                    found[child.name] = Path(child.path)
+            elif _is_taken(child, counted):
+                counted.add("images outside of the class folders", meant=True)
     if not found:
         raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
     return [found[name] for name in in_label_order(found)]
@@ -98,7 +109,14 @@ def labelled_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     left_out.log(str(root))
 
 
-def _is_taken_folder(folder: Path, counted: LeftOut) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # e.g. a link to itself
+        return False
+
+
+def _is_taken_folder(folder: os.DirEntry[str], counted: LeftOut) -> bool:
     if _is_system(folder.name, counted, "folders"):
         return False
     if folder.is_symlink():
@@ -107,12 +125,12 @@ def _is_taken_folder(folder: Path, counted: LeftOut) -> bool:
     return True
 
 
-def _is_taken(path: Path, counted: LeftOut) -> bool:
-    suffix = path.suffix.lower()
-    if _is_system(path.name, counted, "files"):
+def _is_taken(file: os.DirEntry[str], counted: LeftOut) -> bool:
+    suffix = PurePath(file.name).suffix.lower()
+    if _is_system(file.name, counted, "files"):
         return False
     if suffix in SUFFIXES:
-        if path.is_file():
+        if _is_file(file):
             return True
         counted.add("broken links", meant=True)
     elif suffix in READABLE_WITH:
@@ -120,6 +138,13 @@ def _is_taken(path: Path, counted: LeftOut) -> bool:
     else:
         counted.add(f"{suffix} files" if suffix else "files without a suffix")
     return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _is_system(name: str, counted: LeftOut, kind: str) -> bool:
