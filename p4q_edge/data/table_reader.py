@@ -1,10 +1,12 @@
-"""Labelled images that a table names: ``.csv`` and ``.tsv`` with the columns path and label."""
+"""Labelled images that a table names: ``.csv``, ``.tsv`` and ``.parquet`` with the columns path and label."""
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, same_form
 from p4q_edge.runtime.storage import printable, read_bounded
 
@@ -32,26 +34,74 @@ def read_table(path: Path) -> ImageSet:
     if not rows:
         raise InputError(f"{path} has no rows; expected lines of path{delimiter}label")
     path_column, label_column = columns or (0, 1)
-    lines: dict[Path, int] = {}
+    named = ((f"line {line}", _cell(cells, path_column), _cell(cells, label_column)) for line, cells in rows)
+    return _image_set(path, named)
+
+
+def read_parquet(path: Path) -> ImageSet:
+    """Read the columns path (text) and label (text or whole numbers) of a Parquet file.
+
+    Paths are relative to the file's folder.
+
+    Raises:
+        EnvironmentNotAbleError: the library that reads it is not installed.
+        InputError: another kind of file, a missing column or value, a path that does not exist or appears twice.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            f"{path} needs the library pyarrow: pip install 'p4q-edge[parquet]', or write the table as .csv"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            missing = next((name for name in COLUMNS if name not in schema.names), None)
+            if missing is not None:
+                raise InputError(
+                    f"{path} has no column {missing!r}; it has {_shown(', '.join(schema.names))}; "
+                    "expected path and label"
+                )
+            texts = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in _kinds(schema)]
+            if not texts[0] or not (texts[1] or pa.types.is_integer(_kinds(schema)[1])):
+                raise InputError(
+                    f"{path}: expected path as text and label as text or whole numbers, got "
+                    + " and ".join(str(kind) for kind in _kinds(schema))
+                )
+            columns = file.read(columns=list(COLUMNS)).to_pydict()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file: {' '.join(str(error).split())[:200]}") from error
+    pairs = enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), 1)
+    words = ((f"row {row}", *("" if value is None else str(value).strip() for value in pair)) for row, pair in pairs)
+    return _image_set(path, words)
+
+
+def _kinds(schema: Any) -> list[Any]:
+    return [schema.field(name).type for name in COLUMNS]
+
+
+def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:
+    """The images of rows: where the row stands, its path and its label."""
+    places: dict[Path, str] = {}
     words: list[str] = []
-    for line, cells in rows:
-        named = _cell(cells, path_column), _cell(cells, label_column)
+    for place, *named in rows:
         if not all(named):
-            raise InputError(f"{path}, line {line}: expected path and label, got {str(cells)[:200]}")
+            raise InputError(f"{path}, {place}: expected path and label, got {str(named)[:200]}")
         file = path.parent / named[0]
-        if file in lines:
-            raise InputError(
-                f"{path}, line {line}: {_shown(named[0])} appears again, after line {lines[file]}; name it once"
-            )
+        if file in places:
+            raise InputError(f"{path}, {place}: {_shown(named[0])} appears again, after {places[file]}; name it once")
         if not _is_file(file):
             raise InputError(
-                f"{path}, line {line}: {_shown(file)} does not exist; paths are relative to the table's folder"
+                f"{path}, {place}: {_shown(file)} does not exist; paths are relative to the table's folder"
             )
-        lines[file] = line
+        places[file] = place
         words.append(same_form(named[1]))
+    if not words:
+        raise InputError(f"{path} has no rows; expected path and label")
     class_names = in_label_order(words)
-    place = {name: index for index, name in enumerate(class_names)}
-    return from_paths(list(lines), [place[word] for word in words], class_names, path.parent)
+    index = {name: number for number, name in enumerate(class_names)}
+    return from_paths(list(places), [index[word] for word in words], class_names, path.parent)
 
 
 def _read_rows(path: Path, delimiter: str) -> list[Row]:

@@ -64,8 +64,8 @@ class DataSection(Section, frozen=True, kw_only=True):
     """[data]: labelled images and the words for their classes.
 
     Attributes:
-        train: folder of class folders, ``.csv``/``.tsv`` (path,label), ``.npz``, uncompressed ``.tar``
-            (webdataset) or ``demo:digits``.
+        train: folder of class folders, ``.csv``/``.tsv``/``.parquet`` (path,label), ``.npz``, uncompressed ``.tar``
+            (webdataset; several as ``shards-{000..099}.tar``) or ``demo:digits``.
         test: the same; empty: all images of `train` that are not learned from.
         class_names: other words for the classes in label order, or their own names in any order, or a
             ``.txt``/``.json`` file of them; empty: the folders' names.
