@@ -31,8 +31,9 @@ for name in names:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # What only a device with a GPU has.
-        assert error.name.partition(".")[0] in ("cuda", "pycuda", "tensorrt"), (name, error)
+        # What only a device with a GPU has, and what is asked for by an extra.
+        absent = ("cuda", "pycuda", "tensorrt", "starlette", "uvicorn")
+        assert error.name.partition(".")[0] in absent, (name, error)
 print(len(names))
 """
     assert int(runtime_environment.check("python", "-c", code)) > 20
@@ -86,7 +87,8 @@ def test_the_tests_of_the_runtime_pass_on_the_oldest_python(
     runtime_environment: Any, repository: Path, tmp_path: Path
 ) -> None:
     constraints = str(repository / "tools/constraints.txt")
-    runtime_environment.install("--constraint", constraints, "pytest", "hypothesis")
+    server = ("starlette", "uvicorn", "python-multipart", "httpx2")
+    runtime_environment.install("--constraint", constraints, "pytest", "hypothesis", *server)
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(repository), "-c", str(repository / "pyproject.toml"))
     done = runtime_environment.run(
         "python", "-m", "pytest", *options, "--basetemp", str(tmp_path / "inner"), str(repository / "tests/runtime")

@@ -74,6 +74,7 @@ def test_documents_of_the_runtime_are_what_their_structures_say(commands: dict[s
     others = {line for line in DOCUMENTS if "TensorRT" in line} | {
         "classify --stream, each line",
         "doctor --board-report",
+        "serve",  # see tests/runtime/http/test_process.py
     }
     assert {*commands} | elsewhere | others == {*DOCUMENTS}
 

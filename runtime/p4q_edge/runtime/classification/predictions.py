@@ -81,7 +81,7 @@ class Ranking:
         """Return the prediction of one image from its probabilities (classes,)."""
         best = np.argsort(-scores, kind="stable")[: self.top_k]
         topk = tuple((self.class_names[index], float(scores[index])) for index in best)
-        accepted = tuple(label for label, score in topk if score >= self._threshold(label))
+        accepted = tuple(label for label, score in topk if score >= self.threshold_of(label))
         label, score = topk[0]
         return Prediction(
             label=label,
@@ -93,7 +93,8 @@ class Ranking:
             source=source,
         )
 
-    def _threshold(self, label: str) -> float:
+    def threshold_of(self, label: str) -> float:
+        """Return the least score with which a class is accepted."""
         if self.threshold is not None:
             return self.threshold
         return self.calibration.class_thresholds.get(label, self.calibration.threshold)

@@ -11,11 +11,7 @@ from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import (
-    Calibration,
-    GoldenResult,
-    Precision,
-)
+from p4q_edge.runtime.artifacts import Calibration, GoldenResult, Precision
 from p4q_edge.runtime.benchmark import Measured
 from p4q_edge.runtime.builders import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import BackendName
@@ -28,6 +24,7 @@ from p4q_edge.runtime.cli.inspect_documents import (
     PlanDocument,
     RtxDocument,
 )
+from p4q_edge.runtime.cli.service_documents import ServeDocument
 from p4q_edge.runtime.evaluation.report import Report
 from p4q_edge.runtime.machine import Finding, PackageLicence
 
@@ -377,6 +374,7 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "verify": SignatureDocument,
     "validate": ValidateDocument,
     "bench": BenchDocument,
+    "serve": ServeDocument,
     "export-triton": TritonDocument,
     "doctor": DoctorDocument,
     "doctor --licenses": LicencesDocument,

@@ -14,6 +14,7 @@ RUNTIME_HELP: Mapping[str, str] = {
     "doctor": "check this machine and suggest fixes",
     "head": "list, add, remove, undo, export, calibrate or reset class sets of an engine",
     "teach": "learn a class set from a few photographs, on the device",
+    "serve": "open a page with a camera in the browser, and answer over HTTP",
     "export-triton": "write an engine as a model repository of Triton Inference Server",
     "sign": "sign a bundle, an engine with its card, or a head",
     "verify": "check that a trusted key signed an artifact",

@@ -1,0 +1,85 @@
+"""Heads over HTTP: list, choose, teach and save them."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from p4q_edge.runtime.artifacts import BUILT_IN
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.http.api.answers import document
+from p4q_edge.runtime.http.api.uploads import flag_of, photographs_of, service_of
+from p4q_edge.runtime.http.documents import Choice, HeadInfo, HeadsAnswer, SavedAnswer, TeachAnswer
+from p4q_edge.runtime.http.service import Service
+
+
+async def list_heads(request: Request) -> Response:
+    """Return all heads with their classes, and which one is active."""
+    return document(_all(service_of(request)))
+
+
+async def choose_head(request: Request) -> Response:
+    """Let another head answer where a request names none."""
+    service = _writable(request)
+    try:
+        choice = msgspec.json.decode(await request.body(), type=Choice)
+    except msgspec.DecodeError as error:
+        raise UsageError(f'send {{"name": "HEAD"}}: {error}') from error
+    service.classifier.use_head(choice.name)
+    return document(_all(service))
+
+
+async def teach_head(request: Request) -> Response:
+    """Learn a head from photographs; it answers at once under its name, and is saved by another request."""
+    service, name = _writable(request), request.path_params["name"]
+    base, add = request.query_params.get("base", BUILT_IN), flag_of(request, "add")
+    unknown_name = request.query_params.get("unknown", "")
+    photographs = await photographs_of(request)
+    unknown = photographs.pop(unknown_name, []) if unknown_name else []
+    taught = await service.teach(name, photographs, base=base, add=add, unknown=unknown)
+    report = taught.report
+    answer = TeachAnswer(
+        head=_info(service, name),
+        photographs=report.photographs,
+        held_out=report.held_out,
+        held_out_accuracy=report.held_out_accuracy,
+        repeated=report.repeated,
+    )
+    return document(answer, HTTPStatus.CREATED)
+
+
+async def save_head(request: Request) -> Response:
+    """Store a head with the engine, so that it is there after a restart."""
+    service, name = _writable(request), request.path_params["name"]
+    path, earlier = await service.save(name)
+    return document(SavedAnswer(name=name, file=path.name, earlier_versions=earlier))
+
+
+def _writable(request: Request) -> Service:
+    service = service_of(request)
+    if service.options.read_only:
+        raise HTTPException(HTTPStatus.FORBIDDEN, "this server is read-only: heads are neither taught nor chosen here.")
+    return service
+
+
+def _all(service: Service) -> HeadsAnswer:
+    return HeadsAnswer(
+        active=service.classifier.active_head,
+        read_only=service.options.read_only,
+        heads=tuple(_info(service, name) for name in service.classifier.heads),
+    )
+
+
+def _info(service: Service, name: str) -> HeadInfo:
+    head = service.classifier.head(name)
+    return HeadInfo(
+        name=name,
+        class_names=head.class_names,
+        threshold=head.calibration.threshold,
+        class_thresholds=head.calibration.class_thresholds,
+        saved=service.is_saved(name),
+    )
