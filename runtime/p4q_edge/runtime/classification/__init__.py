@@ -14,8 +14,8 @@ if TYPE_CHECKING:
         reset_calibration,
         write_calibration,
     )
-    from p4q_edge.runtime.classification.options import RuntimeOptions
     from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
+    from p4q_edge.runtime.classification.preparation import RuntimeOptions
     from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, Scores
     from p4q_edge.runtime.classification.teaching import Taught, TeachReport
 
@@ -42,7 +42,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "classifier": ("ZeroShotClassifier",),
-            "options": ("RuntimeOptions",),
+            "preparation": ("RuntimeOptions",),
             "predictions": (
                 "Failure",
                 "Prediction",

@@ -22,9 +22,8 @@ from p4q_edge.runtime.artifacts import (
     trusted_key_files,
 )
 from p4q_edge.runtime.classification.loaded_heads import load_heads
-from p4q_edge.runtime.classification.options import RuntimeOptions
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
-from p4q_edge.runtime.classification.preparation import Images, Preparation, Prepared
+from p4q_edge.runtime.classification.preparation import Images, OnError, Preparation, Prepared, RuntimeOptions
 from p4q_edge.runtime.classification.teaching import (
     Taught,
     add_classes,
@@ -189,12 +188,7 @@ class ZeroShotClassifier:
     ) -> Iterator[Prediction | Failure]: ...
 
     def iterate(
-        self,
-        images: Images,
-        *,
-        top_k: int = 5,
-        color: ColorOrder = "rgb",
-        on_error: Literal["raise", "yield"] = "raise",
+        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: OnError = "raise"
     ) -> Iterator[Prediction | Failure]:
         """Yield the predictions of any number of images in order, decoding ahead of the engine.
 
@@ -208,19 +202,27 @@ class ZeroShotClassifier:
         Raises:
             InputError: an image cannot be used, and `on_error` is `raise`.
         """
+        return (answer for answer, _ in self.answers(images, top_k=top_k, color=color, on_error=on_error))
+
+    def answers(
+        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: OnError = "raise"
+    ) -> Iterator[tuple[Prediction | Failure, np.ndarray | None]]:
+        """Do as `iterate`, and yield with each prediction its embedding, (dim,) float32; None with a failure."""
         if top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}.")
         head = self._heads[self._active]
         ranking = Ranking(
-            class_names=head.class_names,
-            calibration=head.calibration,
-            threshold=self._threshold,
-            top_k=top_k,
+            class_names=head.class_names, calibration=head.calibration, threshold=self._threshold, top_k=top_k
         )
         for batch in self._preparation.batches(images, color=color, on_error=on_error):
-            scores = iter(self._scores([item for item in batch if not isinstance(item, Failure)], head, ranking))
+            good = [item for item in batch if not isinstance(item, Failure)]
+            rows = iter(zip(*self._scores(good, head, ranking), strict=True)) if good else iter(())
             for item in batch:
-                yield item if isinstance(item, Failure) else ranking.predict(next(scores), source=item[0])
+                if isinstance(item, Failure):
+                    yield item, None
+                else:
+                    scores, embedding = next(rows)
+                    yield ranking.predict(scores, source=item[0]), embedding
 
     def stream(
         self, source: Images | int, *, top_k: int = 5, max_fps: float | None = None, color: ColorOrder = "rgb"
@@ -370,11 +372,9 @@ class ZeroShotClassifier:
     ) -> None:
         self.close()
 
-    def _scores(self, batch: list[Prepared], head: EngineHead, ranking: Ranking) -> np.ndarray:
-        """Return the probabilities (n, classes) of prepared images; n may be 0."""
-        if not batch:
-            return np.empty((0, len(ranking.class_names)))
-        logits, _ = self._answer(np.stack([pixels for _, pixels in batch]), head)
+    def _scores(self, batch: list[Prepared], head: EngineHead, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (n, classes) and embeddings (n, dim) of prepared images."""
+        logits, embedding = self._answer(np.stack([pixels for _, pixels in batch]), head)
         if logits.shape[1] != len(ranking.class_names):
             raise CorruptArtifactError(
                 f"{self._path} gives {logits.shape[1]} logits for {len(ranking.class_names)} classes. Build it again."
@@ -384,7 +384,7 @@ class ZeroShotClassifier:
             raise QualityGateError(
                 f"{self._path} gives values that are not finite for {named}. Check it: p4q-edge selftest {self._path}"
             )
-        return probabilities(logits, ranking.calibration)
+        return probabilities(logits, ranking.calibration), embedding
 
     def _require_own_process(self) -> None:
         if os.getpid() != self._process:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from p4q_edge.runtime.artifacts import Card
-from p4q_edge.runtime.classification.options import RuntimeOptions
+from p4q_edge.runtime.choices import Fast
 from p4q_edge.runtime.classification.predictions import Failure
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import (
     ColorOrder,
     ImageLike,
@@ -30,8 +30,36 @@ if TYPE_CHECKING:
     import numpy as np
 
 Images = ImageLike | Iterable[ImageLike]
+OnError = Literal["raise", "yield"]
+"""What an image does that cannot be used: end everything, or be a `Failure` among the others."""
 Prepared = tuple[str | None, "np.ndarray"]
 """Where an image came from, and its pixels (3, H, W) uint8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """How a classifier uses the machine.
+
+    Attributes:
+        threads: threads of a CPU engine; None leaves the choice to ONNX Runtime.
+        decode_threads: threads that decode and resize images ahead of the engine.
+        batch_size: most images in one run of the engine; bounds the memory.
+        fast: an inexact, faster way to shrink large images; None is exact.
+        orient: apply the EXIF orientation of images; None does what the engine's card says, which is what the model
+            was learned with. open_clip's loader never applies it.
+        check: run the golden samples when an engine is first loaded on a machine, or never.
+    """
+
+    threads: int | None = None
+    decode_threads: int = 2
+    batch_size: int = 8
+    fast: Fast | None = None
+    orient: bool | None = None
+    check: Literal["first", "never"] = "first"
+
+    def __post_init__(self) -> None:
+        if self.decode_threads < 1 or self.batch_size < 1:
+            raise UsageError("decode_threads and batch_size must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +93,7 @@ class Preparation:
         return preprocess(load_image(image, color=color, draft=draft), self.spec, fast=fast)
 
     def batches(
-        self, images: Images, *, color: ColorOrder, on_error: Literal["raise", "yield"] = "raise"
+        self, images: Images, *, color: ColorOrder, on_error: OnError = "raise"
     ) -> Iterator[list[Prepared | Failure]]:
         """Yield up to `batch_size` images at a time: source and pixels, or what is wrong with one."""
 

@@ -16,6 +16,7 @@ from p4q_edge.runtime.benchmark import Measured
 from p4q_edge.runtime.builders import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.classification import Fit, TeachReport
+from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument, EmbedDocument, SearchDocument
 from p4q_edge.runtime.cli.inspect_documents import (
     BundleDocument,
     CpuEngineDocument,
@@ -363,6 +364,9 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "build --dry-run, TensorRT for RTX": RtxDryRun,
     "classify": ClassifyDocument,
     "classify --stream, each line": ImageAnswer,
+    "classify --output": ClassifiedDocument,
+    "embed": EmbedDocument,
+    "search": SearchDocument,
     "inspect MODEL.p4q": BundleDocument,
     "inspect ENGINE, ONNX Runtime": CpuEngineDocument,
     "inspect ENGINE, TensorRT": PlanDocument,

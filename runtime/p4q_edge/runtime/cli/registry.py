@@ -7,6 +7,8 @@ from collections.abc import Mapping
 RUNTIME_HELP: Mapping[str, str] = {
     "build": "build an engine from a bundle, a recipe or the built-in demo",
     "classify": "name what images show",
+    "embed": "write the embeddings of many images to a file",
+    "search": "find the images nearest to a class or to a picture among embeddings",
     "inspect": "show what is in a bundle, an engine or its card",
     "selftest": "run the golden samples through an engine and compare",
     "validate": "compare PyTorch, ONNX and engine on real images",

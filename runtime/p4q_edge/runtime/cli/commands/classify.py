@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -15,10 +17,18 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from p4q_edge.runtime.bulk import SortMode
     from p4q_edge.runtime.classification import Failure, Prediction
     from p4q_edge.runtime.cli.documents import ImageAnswer
 
+    Answer = tuple[Prediction | Failure, np.ndarray | None]
+
 logger = logging.getLogger(__name__)
+
+MOST_WITHOUT_BAR = 50
+"""Fewer images are done before a bar would tell anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,15 @@ class ClassifyRequest:
     skip_errors: bool = False
     stream: bool = False
     trusted_keys: tuple[Path, ...] = ()
+    table: Path | None = None
+    embeddings: bool = False
+    sort_into: Path | None = None
+    sort_mode: SortMode = "copy"
+
+    @property
+    def into_files(self) -> bool:
+        """Whether the answers go into files instead of onto the screen."""
+        return self.table is not None or self.sort_into is not None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +83,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="load only what this public key signed; may be repeated (default: keys of P4Q_EDGE_TRUSTED_KEYS, if set)",
     )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the answers to a table: .csv, .jsonl or .parquet"
+    )
+    parser.add_argument("--embeddings", action="store_true", help="with --output: add a column of embeddings")
+    parser.add_argument(
+        "--sort-into",
+        type=Path,
+        metavar="DIR",
+        help="put images into DIR/CLASS or DIR/unknown; overwrites nothing",
+    )
+    parser.add_argument("--link", action="store_true", help="with --sort-into: make symbolic links instead of copies")
     parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
@@ -72,6 +102,7 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
         raise UsageError(
             "--stream writes JSON lines and needs --json; without it answers come as they are found anyway."
         )
+    _refuse_contradictions(args)
     return ClassifyRequest(
         engine=args.engine,
         images=tuple(args.images),
@@ -85,18 +116,48 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
         skip_errors=args.skip_errors,
         stream=args.stream,
         trusted_keys=tuple(args.trusted_key),
+        table=args.output,
+        embeddings=args.embeddings,
+        sort_into=args.sort_into,
+        sort_mode="link" if args.link else "copy",
     )
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    if args.stream and (args.output or args.sort_into):
+        raise UsageError("--stream writes answers to stdout, --output and --sort-into to files. Leave one out.")
+    if args.embeddings and not args.output:
+        raise UsageError("--embeddings adds a column to a table: add --output FILE.parquet, or use p4q-edge embed.")
+    if args.link and not args.sort_into:
+        raise UsageError("--link says how --sort-into puts images into its folder. Add --sort-into DIR.")
+    if args.sort_into and "-" in args.images:
+        raise UsageError("an image on stdin has no name to be sorted by. Name files or folders with --sort-into.")
 
 
 def _run(request: ClassifyRequest, output: Output) -> int:
     from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.images import expand
+    from p4q_edge.runtime.progress import tracked
 
     options = RuntimeOptions(threads=request.threads, fast=request.fast, orient=request.orient)
     given = [_opened(image) for image in request.images]
-    # Listed before the engine is loaded: an empty folder or a wrong pattern shows at once.
+    # Before the engine is loaded: an empty folder, a wrong pattern, or a table that is in the way shows at once.
     images = list(expand(given))
-    answers: list[Prediction | Failure] = []
+    _require_writable(request, output)
+    failed = 0
+
+    def met(answers: Iterable[Answer]) -> Iterator[Answer]:
+        nonlocal failed
+        if _has_bar(request, images):
+            answers = tracked(answers, "classify", total=len(images))
+        for answer, embedding in answers:
+            if isinstance(answer, Failure):
+                if len(images) == 1:
+                    raise answer.error
+                failed += 1
+                logger.error("%s", answer.error)
+            yield answer, embedding
+
     with ZeroShotClassifier(
         request.engine,
         heads=request.head,
@@ -105,22 +166,80 @@ def _run(request: ClassifyRequest, output: Output) -> int:
         options=options,
         trusted_keys=request.trusted_keys or None,
     ) as classifier:
-        for answer in classifier.iterate(images, top_k=request.top_k, on_error="yield"):
-            if isinstance(answer, Failure) and len(images) == 1:
-                raise answer.error
-            answers.append(answer)
-            _show(request, output, answer)
-    if output.json and not request.stream:
-        from p4q_edge.runtime.cli.documents import ClassifyDocument
-
-        predictions = tuple(map(_document, answers))
-        output.write(document=ClassifyDocument(engine=str(request.engine), predictions=predictions), text="")
-    failed = sum(isinstance(answer, Failure) for answer in answers)
+        answers = met(classifier.answers(images, top_k=request.top_k, on_error="yield"))
+        if request.into_files:
+            _into_files(request, output, answers, classifier.class_names)
+        else:
+            _onto_screen(request, output, answers)
     if failed:
         logger.error(
             "%d of %d images could not be used. Repair or remove them, or add --skip-errors", failed, len(images)
         )
     return 1 if failed and not request.skip_errors else 0
+
+
+def _has_bar(request: ClassifyRequest, images: Sequence[object]) -> bool:
+    """Return whether there are enough images for a bar, and no answers on the screen for it to stand between."""
+    return len(images) > MOST_WITHOUT_BAR and (request.into_files or not sys.stdout.isatty())
+
+
+def _require_writable(request: ClassifyRequest, output: Output) -> None:
+    if request.table is not None:
+        from p4q_edge.runtime.bulk import require_table
+
+        require_table(request.table, embeddings=request.embeddings, force=output.force)
+
+
+def _onto_screen(request: ClassifyRequest, output: Output, answers: Iterable[Answer]) -> None:
+    found = []
+    for answer, _ in answers:
+        found.append(answer)
+        _show(request, output, answer)
+    if output.json and not request.stream:
+        from p4q_edge.runtime.cli.documents import ClassifyDocument
+
+        predictions = tuple(map(_document, found))
+        output.write(document=ClassifyDocument(engine=str(request.engine), predictions=predictions), text="")
+
+
+def _into_files(
+    request: ClassifyRequest, output: Output, answers: Iterable[Answer], class_names: tuple[str, ...]
+) -> None:
+    from p4q_edge.runtime.bulk import Row, Sorter, write_table
+    from p4q_edge.runtime.classification import Failure
+    from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument
+
+    sorter = None if request.sort_into is None else Sorter(request.sort_into, class_names, mode=request.sort_mode)
+    counts: Counter[str] = Counter()
+
+    def rows() -> Iterator[Row]:
+        for answer, embedding in answers:
+            path = answer.source or ""
+            if isinstance(answer, Failure):
+                counts["failed"] += 1
+                yield Row(path=path, error=str(answer.error))
+                continue
+            counts["known" if answer.known else "unknown"] += 1
+            if sorter is not None and answer.source is not None:
+                sorter.put(Path(answer.source), answer.label if answer.known else None)
+            yield Row(path=path, label=answer.label, score=answer.score, known=answer.known, embedding=embedding)
+
+    if request.table is None:
+        for _ in rows():
+            pass
+    else:
+        write_table(request.table, rows(), embeddings=request.embeddings, force=output.force)
+    document = ClassifiedDocument(
+        engine=str(request.engine),
+        table=None if request.table is None else str(request.table),
+        sorted_into=None if request.sort_into is None else str(request.sort_into),
+        known=counts["known"],
+        unknown=counts["unknown"],
+        failed=counts["failed"],
+    )
+    places = " and ".join(str(place) for place in (request.table, request.sort_into) if place is not None)
+    text = f"{places}  {counts['known']} images known, {counts['unknown']} unknown, {counts['failed']} not usable"
+    output.write(document=document, text=text)
 
 
 def _opened(image: str) -> str | bytes:
@@ -135,8 +254,6 @@ def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure
     """Write an answer as soon as it is there, unless all belong into one document."""
     from p4q_edge.runtime.classification import Failure
 
-    if isinstance(answer, Failure):
-        logger.error("%s", answer.error)
     if request.stream:
         write_line(as_json(_document(answer)))
     elif not output.json and not isinstance(answer, Failure):

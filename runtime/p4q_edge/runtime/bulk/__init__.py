@@ -1,0 +1,47 @@
+"""Many images at once: tables of answers, folders by answer, embeddings and the images nearest to a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.bulk.embeddings import (
+        Embeddings,
+        Found,
+        read_embeddings,
+        require_embeddings_file,
+        write_embeddings,
+    )
+    from p4q_edge.runtime.bulk.sorting import Sorter, SortMode
+    from p4q_edge.runtime.bulk.tables import Row, require_table, write_table
+
+__all__ = [
+    "Embeddings",
+    "Found",
+    "Row",
+    "SortMode",
+    "Sorter",
+    "read_embeddings",
+    "require_embeddings_file",
+    "require_table",
+    "write_embeddings",
+    "write_table",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "embeddings": (
+                "Embeddings",
+                "Found",
+                "read_embeddings",
+                "require_embeddings_file",
+                "write_embeddings",
+            ),
+            "sorting": ("SortMode", "Sorter"),
+            "tables": ("Row", "require_table", "write_table"),
+        },
+    )

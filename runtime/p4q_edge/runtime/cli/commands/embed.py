@@ -1,0 +1,101 @@
+"""`p4q-edge embed`: write the embeddings of many images to a file, to search in them later."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedRequest:
+    """What `embed` was asked for."""
+
+    engine: Path
+    images: tuple[str, ...]
+    file: Path
+    head: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    skip_errors: bool = False
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
+    parser.add_argument("images", nargs="+", help="image files, folders or globs")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write: .npz or .parquet"
+    )
+    parser.add_argument("--head", help="head whose adapter is used: a name, or a file (default: the built-in one)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
+
+
+def _request(args: argparse.Namespace) -> EmbedRequest:
+    return EmbedRequest(
+        engine=args.engine,
+        images=tuple(args.images),
+        file=args.output,
+        head=args.head,
+        device=args.device,
+        threads=args.threads,
+        skip_errors=args.skip_errors,
+    )
+
+
+def _run(request: EmbedRequest, output: Output) -> int:
+    import numpy as np
+
+    from p4q_edge.runtime.bulk import Embeddings, require_embeddings_file, write_embeddings
+    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.cli.bulk_documents import EmbedDocument
+    from p4q_edge.runtime.images import expand
+    from p4q_edge.runtime.progress import tracked
+
+    images = list(expand(request.images))
+    require_embeddings_file(request.file, force=output.force)
+    paths: list[str] = []
+    rows: list[np.ndarray] = []
+    options = RuntimeOptions(threads=request.threads)
+    with ZeroShotClassifier(request.engine, heads=request.head, device=request.device, options=options) as classifier:
+        answers = classifier.answers(images, top_k=1, on_error="yield")
+        for answer, embedding in tracked(answers, "embed", total=len(images)):
+            if isinstance(answer, Failure) or embedding is None:
+                logger.error("%s", answer.error if isinstance(answer, Failure) else answer)
+                continue
+            paths.append(answer.source or "")
+            rows.append(embedding)
+        if not rows:
+            raise InputError(f"none of the {len(images)} images could be used. Repair them, or name others.")
+        embeddings = Embeddings(
+            paths=tuple(paths),
+            rows=np.stack(rows).astype(np.float32),
+            head=classifier.active_head,
+            weights_sha256=classifier.card.model.weights_sha256,
+        )
+    write_embeddings(request.file, embeddings, force=output.force)
+    failed = len(images) - len(rows)
+    document = EmbedDocument(
+        output=str(request.file),
+        head=embeddings.head,
+        images=len(rows),
+        dim=embeddings.rows.shape[1],
+        failed=failed,
+    )
+    text = f"{request.file}  {len(rows)} embeddings of {document.dim} numbers, head {embeddings.head}"
+    output.write(document=document, text=text)
+    if failed:
+        logger.error(
+            "%d of %d images could not be used. Repair or remove them, or add --skip-errors", failed, len(images)
+        )
+    return 1 if failed and not request.skip_errors else 0
+
+
+COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -1,0 +1,97 @@
+"""Embeddings in files, and the images nearest to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p4q_edge.runtime.bulk.embeddings import Embeddings, read_embeddings, write_embeddings
+from p4q_edge.runtime.errors import InputError, UsageError
+
+
+def embeddings(count: int, dim: int, seed: int = 0) -> Embeddings:
+    rows = np.random.default_rng(seed).normal(size=(count, dim))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    paths = tuple(f"föto {n}.jpg" for n in range(count))
+    return Embeddings(paths=paths, rows=rows.astype(np.float32), head="shelf", weights_sha256="ab" * 32)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, made = tmp_path / f"e{suffix}", embeddings(7, 5)
+    write_embeddings(path, made)
+    read = read_embeddings(path)
+    assert (read.paths, read.head, read.weights_sha256) == (made.paths, made.head, made.weights_sha256)
+    assert read.rows.dtype == np.float32
+    np.testing.assert_array_equal(read.rows, made.rows)
+    with pytest.raises(UsageError, match="--force"):
+        write_embeddings(path, made)
+
+
+def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "e.npz", embeddings(2, 3))
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        assert {file[name].dtype.kind for name in file} == {"U", "f"}
+    np.savez(tmp_path / "bad.npz", path=np.array([{"a": 1}], dtype=object), embedding=np.eye(1, dtype=np.float32))
+    with pytest.raises(InputError, match=r"bad.npz holds no embeddings: .* Make them: p4q-edge embed ENGINE FOLDER"):
+        read_embeddings(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": np.array(["a", "b"])},
+        {"embedding": np.eye(1, 3)},
+        {"embedding": np.full((1, 3), np.nan, np.float32)},
+        {"embedding": np.full((1, 3), 2.0, np.float32)},
+        {"embedding": np.ones((1, 3, 1), np.float32)},
+        {"path": np.array([1])},
+    ],
+)
+def test_arrays_that_are_no_embeddings_are_refused(tmp_path: Path, changes: dict[str, np.ndarray]) -> None:
+    good = {"path": np.array(["a"]), "embedding": np.eye(1, 3, dtype=np.float32)}
+    texts = {"head": np.array("built-in"), "weights_sha256": np.array("")}
+    np.savez(tmp_path / "good.npz", **good, **texts)
+    assert read_embeddings(tmp_path / "good.npz").paths == ("a",)
+    np.savez(tmp_path / "bad.npz", **{**good, **changes}, **texts)
+    with pytest.raises(InputError, match="holds no embeddings"):
+        read_embeddings(tmp_path / "bad.npz")
+
+
+@given(st.binary(max_size=80))
+def test_noise_holds_none(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("noise") / "e.npz"
+    path.write_bytes(data)
+    with pytest.raises(InputError):
+        read_embeddings(path)
+
+
+def test_other_files_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected embeddings in a file ending in .npz or .parquet"):
+        read_embeddings(tmp_path / "e.csv")
+    with pytest.raises(InputError, match="cannot read the embeddings"):
+        read_embeddings(tmp_path / "none.npz")
+
+
+@given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 30), st.integers(0, 99))
+def test_the_nearest_come_first(count: int, dim: int, top_k: int, seed: int) -> None:
+    made = embeddings(count, dim, seed)
+    query = np.random.default_rng(seed + 1).normal(size=dim)
+    found = made.nearest(query, top_k)
+    assert len(found) == min(top_k, count)
+    cosines = made.rows @ (query / np.linalg.norm(query))
+    np.testing.assert_allclose([one.cosine for one in found], np.sort(cosines)[::-1][: len(found)], atol=1e-6)
+    assert made.paths.index(found[0].path) == int(np.argmax(cosines))
+    itself = made.nearest(made.rows[0], 1)[0]
+    assert itself.cosine == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_query_of_another_width() -> None:
+    with pytest.raises(InputError, match="the embeddings have 5 numbers and the query 4"):
+        embeddings(2, 5).nearest(np.ones(4), 1)
