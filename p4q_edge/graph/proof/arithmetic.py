@@ -18,6 +18,10 @@ _OF_THE_GRID = frozenset(
 )
 
 
+HALF_STEP = 2.0**-11
+"""Largest relative rounding of a number to FP16."""
+
+
 class Float64Sums(TorchFunctionMode):
     """Add every sum of products, norm and softmax in float64, and round the result to float32 once."""
 

@@ -85,7 +85,7 @@ def run_float(model: nn.Module, images: NDArray[np.uint8], *, folded: Collection
         for path in folded:
             set_phase(linears[path], Phase.QUANTIZED)
         reference = run_module(model, images)
-        sums, half = (run_module(model, images, arithmetic) for arithmetic in (Float64Sums(), HalfPrecision()))
+        sums, half = (run_module(model, images, (arithmetic,)) for arithmetic in (Float64Sums(), HalfPrecision()))
     return FloatRuns(reference=reference, sums=_relative(reference, sums), half=_relative(reference, half))
 
 
