@@ -14,8 +14,10 @@ from PIL import Image
 from read_documents import read_document
 
 from p4q_edge.runtime import ZeroShotClassifier
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.bulk.embeddings import read_embeddings
 from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument, EmbedDocument, SearchDocument
-from p4q_edge.runtime.cli.commands import classify
+from p4q_edge.runtime.cli.commands import classify, search
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -131,6 +133,55 @@ def test_embed_goes_past_a_damaged_image(run: Run, tiny_engine: Path, pictures: 
     code, _, err = run("embed", tiny_engine, pictures, "-o", tmp_path / "none.npz")
     assert code == 2
     assert "none of the 8 images could be used" in err
+
+
+def test_plain_embeddings_are_the_features_alone(run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "e.npz"
+    code, out, _ = run("embed", tiny_engine, pictures, "-o", file, "--plain")
+    assert code == 0
+    assert out.endswith("head plain\n")
+    with ZeroShotClassifier(tiny_engine) as classifier:
+        paths = sorted(pictures.iterdir())
+        features = classifier.run(np.stack([classifier.prepare(path) for path in paths]), ("features",))["features"]
+    with np.load(file) as arrays:
+        np.testing.assert_allclose(
+            arrays["embedding"], features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-5
+        )
+    _, out, _ = run("search", file, "--like", pictures / "4.png", "--engine", tiny_engine, "--top-k", "1")
+    assert out == f"1.000  {pictures / '4.png'}\n"
+    code, _, err = run("search", file, "circle", "--engine", tiny_engine)
+    assert code == 2
+    assert "'circle' is no class of head plain, which has none. Other words need the toolkit and the recipe" in err
+    code, _, err = run("embed", tiny_engine, pictures, "-o", file, "--plain", "--head", "x")
+    assert code == 2
+    assert "--plain uses no adapter" in err
+
+
+def test_other_words_are_read_by_the_toolkit(
+    run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, asked = tmp_path / "e.npz", []
+    run("embed", tiny_engine, pictures, "-o", file, "--plain")
+    third = read_embeddings(file).rows[3]
+
+    def read(recipe: Path, text: str, *, weights_sha256: str) -> np.ndarray:
+        asked.append((recipe, text, weights_sha256))
+        return third
+
+    monkeypatch.setattr(search, "has_toolkit", lambda: True)
+    monkeypatch.setattr(search, "toolkit_function", lambda name, missing: {"text_embedding": read}[name])
+    recipe = tmp_path / "p4q.toml"
+    _, out, err = run("search", file, "a red cup", "--engine", tiny_engine, "--recipe", recipe, "--json")
+    document = read_document(out, SearchDocument)
+    assert (document.by, document.found[0].path) == ("the text tower", str(pictures / "3.png"))
+    assert asked == [(recipe, "a red cup", read_card(tiny_engine).model.weights_sha256)]
+    assert err == ""
+    tiny_engine.with_suffix(".run").mkdir()
+    (tiny_engine.with_suffix(".run") / "recipe.toml").touch()
+    run("embed", tiny_engine, pictures, "-o", file, "--force")
+    _, _, err = run("search", file, "a red cup", "--engine", tiny_engine)
+    assert asked[1][0] == tiny_engine.with_suffix(".run") / "recipe.toml"
+    assert "the images went through the adapter of head built-in" in err
 
 
 def test_what_search_refuses(run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.bulk.embeddings import (
+        PLAIN,
         Embeddings,
         Found,
         read_embeddings,
         require_embeddings_file,
+        use_plain,
         write_embeddings,
     )
     from p4q_edge.runtime.bulk.sorting import Sorter, SortMode
     from p4q_edge.runtime.bulk.tables import Row, require_table, write_table
 
 __all__ = [
+    "PLAIN",
     "Embeddings",
     "Found",
     "Row",
@@ -26,6 +29,7 @@ __all__ = [
     "read_embeddings",
     "require_embeddings_file",
     "require_table",
+    "use_plain",
     "write_embeddings",
     "write_table",
 ]
@@ -35,10 +39,12 @@ if not TYPE_CHECKING:
         __name__,
         {
             "embeddings": (
+                "PLAIN",
                 "Embeddings",
                 "Found",
                 "read_embeddings",
                 "require_embeddings_file",
+                "use_plain",
                 "write_embeddings",
             ),
             "sorting": ("SortMode", "Sorter"),

@@ -15,12 +15,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from p4q_edge.runtime.artifacts import Head
 from p4q_edge.runtime.bulk.tables import require_pyarrow
+from p4q_edge.runtime.classification import ZeroShotClassifier
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.storage import atomic_write, read_bounded, refuse_existing
 
 SUFFIXES = (".npz", ".parquet")
 MAX_BYTES = 8 << 30
+PLAIN = "plain"
+"""In place of a head: the features alone, without an adapter, which is where words that are no class are at home."""
 _UNIT_TOLERANCE = 1e-2
 
 
@@ -31,7 +35,7 @@ class Embeddings:
     Attributes:
         paths: of the images, n of them.
         rows: (n, dim) float32.
-        head: name of the head whose adapter they went through.
+        head: name of the head whose adapter they went through; `PLAIN` without one.
         weights_sha256: digest of the checkpoint of the model; empty if unknown.
     """
 
@@ -54,6 +58,15 @@ class Embeddings:
         cosines = self.rows @ (query / max(float(np.linalg.norm(query)), float(np.finfo(np.float32).tiny)))
         order = np.argsort(-cosines, kind="stable")[:top_k]
         return [Found(path=self.paths[index], cosine=float(cosines[index])) for index in order]
+
+
+def use_plain(classifier: ZeroShotClassifier) -> None:
+    """Let a classifier embed without any adapter from now on; what it then says of classes means nothing."""
+    dim = classifier.card.embedding_dim
+    classifier.keep_head(
+        PLAIN, Head(class_names=("-",), text_embedding=np.eye(1, dim, dtype=np.float32), logit_scale=1.0)
+    )
+    classifier.use_head(PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)

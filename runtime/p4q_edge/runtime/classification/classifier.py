@@ -22,7 +22,7 @@ from p4q_edge.runtime.artifacts import (
     trusted_key_files,
 )
 from p4q_edge.runtime.classification.loaded_heads import load_heads
-from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, probabilities
+from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, Shown, probabilities
 from p4q_edge.runtime.classification.preparation import Images, OnError, Preparation, Prepared, RuntimeOptions
 from p4q_edge.runtime.classification.teaching import (
     Taught,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
 
 
-class ZeroShotClassifier:
+class ZeroShotClassifier(Shown):
     """An engine with its class names: `ZeroShotClassifier("out.onnx").classify("a.jpg").label`.
 
     Images are paths, folders, globs, the bytes of image files, open binary files and uploads, PIL images, uint8 arrays

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from typing import Protocol
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Calibration
+from p4q_edge.runtime.artifacts import Calibration, Card
 from p4q_edge.runtime.errors import InputError
 
 
@@ -35,6 +37,20 @@ class Prediction:
     def to_dict(self) -> list[dict[str, str | float]]:
         """Return `[{"label": ..., "score": ...}, ...]`, the shape of other image-classification pipelines."""
         return [{"label": label, "score": score} for label, score in self.topk]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the best classes with bars."""
+        rows = "".join(
+            f"<tr><td>{escape(label)}</td><td>{score:.1%}</td><td><div style='width:{score:.1%};min-width:1px;"
+            f"height:.7em;background:{'#0c6b5d' if label in self.accepted else '#8a9a94'}'></div></td></tr>"
+            for label, score in self.topk
+        )
+        unknown = "" if self.known else "unknown; nearest: "
+        source = "" if self.source is None else f" <small>{escape(self.source)}</small>"
+        return (
+            f"<p><b>{unknown}{escape(self.label)}</b>{source}</p>"
+            f"<table><colgroup><col><col><col style='width:12em'></colgroup>{rows}</table>"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +114,54 @@ class Ranking:
         if self.threshold is not None:
             return self.threshold
         return self.calibration.class_thresholds.get(label, self.calibration.threshold)
+
+
+class Described(Protocol):
+    """What of a classifier its description tells."""
+
+    @property
+    def card(self) -> Card:
+        """Of the engine."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of all heads."""
+
+    @property
+    def active_head(self) -> str:
+        """Name of the head that classifies."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names of the active head."""
+
+
+_SHOWN_CLASSES = 8
+
+
+class Shown:
+    """A classifier that tells what it is, at the prompt and in notebooks."""
+
+    def __repr__(self: Described) -> str:
+        return (
+            f"<ZeroShotClassifier {self.card.model.name} on {self.card.backend}, head {self.active_head!r} of "
+            f"{len(self.heads)}, {len(self.class_names)} classes: {_shortened(self.class_names)}>"
+        )
+
+    def _repr_html_(self: Described) -> str:
+        card = self.card
+        height, width = card.preprocess.size
+        rows = {
+            "model": f"{card.model.name} ({card.model.license or 'licence unknown'})",
+            "runs on": card.backend,
+            "input": f"{height} x {width} pixels",
+            "heads": ", ".join(name + (" (active)" if name == self.active_head else "") for name in self.heads),
+            f"{len(self.class_names)} classes": _shortened(self.class_names),
+        }
+        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>ZeroShotClassifier</caption>{cells}</table>"
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
+    return ", ".join(names[:_SHOWN_CLASSES]) + more

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p4q_edge.runtime.cli.command import Command, Output
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import InputError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ class EmbedRequest:
     images: tuple[str, ...]
     file: Path
     head: str | None = None
+    plain: bool = False
     device: str = "auto"
     threads: int | None = None
     skip_errors: bool = False
@@ -33,17 +34,23 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write: .npz or .parquet"
     )
     parser.add_argument("--head", help="head whose adapter is used: a name, or a file (default: the built-in one)")
+    parser.add_argument(
+        "--plain", action="store_true", help="use no adapter: for a search by words that are no class of a head"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
     parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
 
 
 def _request(args: argparse.Namespace) -> EmbedRequest:
+    if args.plain and args.head:
+        raise UsageError("--plain uses no adapter, and --head names whose. Leave one out.")
     return EmbedRequest(
         engine=args.engine,
         images=tuple(args.images),
         file=args.output,
         head=args.head,
+        plain=args.plain,
         device=args.device,
         threads=args.threads,
         skip_errors=args.skip_errors,
@@ -53,7 +60,7 @@ def _request(args: argparse.Namespace) -> EmbedRequest:
 def _run(request: EmbedRequest, output: Output) -> int:
     import numpy as np
 
-    from p4q_edge.runtime.bulk import Embeddings, require_embeddings_file, write_embeddings
+    from p4q_edge.runtime.bulk import Embeddings, require_embeddings_file, use_plain, write_embeddings
     from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
     from p4q_edge.runtime.cli.bulk_documents import EmbedDocument
     from p4q_edge.runtime.images import expand
@@ -65,6 +72,8 @@ def _run(request: EmbedRequest, output: Output) -> int:
     rows: list[np.ndarray] = []
     options = RuntimeOptions(threads=request.threads)
     with ZeroShotClassifier(request.engine, heads=request.head, device=request.device, options=options) as classifier:
+        if request.plain:
+            use_plain(classifier)
         answers = classifier.answers(images, top_k=1, on_error="yield")
         for answer, embedding in tracked(answers, "embed", total=len(images)):
             if isinstance(answer, Failure) or embedding is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.command import Command, Output, has_toolkit, toolkit_function
 from p4q_edge.runtime.errors import ArtifactError, UsageError
 from p4q_edge.runtime.storage import printable
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
     from p4q_edge.runtime.artifacts import Card
     from p4q_edge.runtime.bulk import Embeddings
+
+
+logger = logging.getLogger(__name__)
+
+SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,7 @@ class SearchRequest:
     like: Path | None = None
     head: str | None = None
     top_k: int = 10
+    recipe: Path | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +43,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="what the images shall show: a class of the head",
+        help="what the images shall show: a class of the head, or with the toolkit any words",
     )
     parser.add_argument("--engine", type=Path, required=True, help="engine that the images were embedded with")
     parser.add_argument("--like", type=Path, metavar="IMAGE", help="look for images like this one instead of a text")
     parser.add_argument("--head", help="head whose classes are known (default: the one that embedded the images)")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="with the toolkit: recipe of the engine, whose text tower reads other words (default: of ENGINE's .run)",
+    )
     parser.add_argument("--top-k", type=int, default=10, help="images to name (default: %(default)s)")
 
 
@@ -50,7 +62,13 @@ def _request(args: argparse.Namespace) -> SearchRequest:
     if args.top_k < 1:
         raise UsageError(f"--top-k must be at least 1, got {args.top_k}.")
     return SearchRequest(
-        file=args.file, engine=args.engine, text=args.text, like=args.like, head=args.head, top_k=args.top_k
+        file=args.file,
+        engine=args.engine,
+        text=args.text,
+        like=args.like,
+        head=args.head,
+        top_k=args.top_k,
+        recipe=args.recipe,
     )
 
 
@@ -79,30 +97,65 @@ def _run(request: SearchRequest, output: Output) -> int:
 
 
 def _query(request: SearchRequest, embeddings: Embeddings, card: Card) -> tuple[np.ndarray, str]:
-    """Return the embedding of what is looked for, and what made it.
-
-    Raises:
-        UsageError: the text is no class of the head.
-    """
-    from p4q_edge.runtime.artifacts import base_head
-    from p4q_edge.runtime.images import same_form
+    """Return the embedding of what is looked for, and what made it."""
+    from p4q_edge.runtime.bulk import PLAIN
 
     name = request.head or embeddings.head
     if request.like is not None:
-        from p4q_edge.runtime.classification import ZeroShotClassifier
-
-        with ZeroShotClassifier(request.engine, heads=None if name == "built-in" else name) as classifier:
-            return classifier.embed(request.like)[0], f"the engine, head {name}"
+        return _of_picture(request.engine, request.like, name), f"the engine, head {name}"
     text = str(request.text)
-    head = base_head(request.engine, name)
-    classes = {same_form(label).strip().casefold(): row for row, label in enumerate(head.class_names)}
-    row = classes.get(same_form(text).strip().casefold())
-    if row is not None:
-        return head.text_embedding[row], f"class {head.class_names[row]} of head {name}"
-    raise UsageError(
-        f"{text!r} is no class of head {name}, which has {', '.join(head.class_names[:20])}. Other words need a head "
-        "that knows them (p4q-edge head add, or teach); or look for images like one: --like IMAGE"
-    )
+    classes = _classes(request.engine, name)
+    found = classes.get(_form(text))
+    if found is not None:
+        label, row = found
+        return row, f"class {label} of head {name}"
+    recipe = request.recipe or request.engine.with_suffix(".run") / "recipe.toml"
+    if not has_toolkit() or (request.recipe is None and not recipe.is_file()):
+        known = ", ".join(label for label, _ in list(classes.values())[:SHOWN_CLASSES])
+        raise UsageError(
+            f"{text!r} is no class of head {name}, which has {known or 'none'}. Other words need the toolkit and the "
+            "recipe that the engine was built from: --recipe FILE; or look for images like one: --like IMAGE"
+        )
+    if name != PLAIN:
+        logger.warning(
+            "the images went through the adapter of head %s, which was learned for its classes; for other words "
+            "embed them with --plain",
+            name,
+        )
+    read = toolkit_function("text_embedding", missing="reading words needs the toolkit.")
+    embedding: np.ndarray = read(recipe, text, weights_sha256=card.model.weights_sha256)
+    return embedding, "the text tower"
+
+
+def _form(text: str) -> str:
+    from p4q_edge.runtime.images import same_form
+
+    return same_form(text).strip().casefold()
+
+
+def _classes(engine: Path, name: str) -> dict[str, tuple[str, np.ndarray]]:
+    """Return the classes of a head with their embeddings; of plain embeddings none."""
+    from p4q_edge.runtime.artifacts import base_head
+    from p4q_edge.runtime.bulk import PLAIN
+
+    if name == PLAIN:
+        return {}
+    head = base_head(engine, name)
+    pairs = zip(head.class_names, head.text_embedding, strict=True)
+    return {_form(label): (label, row) for label, row in pairs}
+
+
+def _of_picture(engine: Path, picture: Path, name: str) -> np.ndarray:
+    from p4q_edge.runtime.artifacts import BUILT_IN
+    from p4q_edge.runtime.bulk import PLAIN, use_plain
+    from p4q_edge.runtime.classification import ZeroShotClassifier
+
+    with ZeroShotClassifier(engine, heads=None if name in (BUILT_IN, PLAIN) else name) as classifier:
+        if name == PLAIN:
+            use_plain(classifier)
+        rows: np.ndarray = classifier.embed(picture)
+    row: np.ndarray = rows[0]
+    return row
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)
