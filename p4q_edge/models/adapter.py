@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from p4q_edge.quant import Phase, QuantLinear, QuantScheme, running_in, set_phase
 
 REDUCTION = 4
+FREEZE_ROWS = 1 << 16
+"""Features whose ranges are observed at once."""
 
 
 class Adapter(nn.Module):
@@ -61,10 +63,10 @@ class Adapter(nn.Module):
         """End learning: fix weight scales, and input scales from the features ``(N, dim)`` learned on."""
         self.set_dynamic(False)
         self.requires_grad_(False)
-        with running_in(self, Phase.RANGING):
-            self(features)
-        with running_in(self, Phase.CALIBRATING):
-            self(features)
+        for phase in (Phase.RANGING, Phase.CALIBRATING):
+            with running_in(self, phase):
+                for some in torch.split(features, FREEZE_ROWS):
+                    self(some)
         for linear in (self.down, self.up):
             linear.scale_weight()
             linear.scale_input()
