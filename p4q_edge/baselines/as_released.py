@@ -153,7 +153,8 @@ def quantize_encoder(
         patch_bits: weight and input bits of the patch convolution; 0 leaves it in float. 4, with a section of 8
             bits, is what the published code runs as "4-4-8".
     """
-    batches = [to_batch(chunk, model.preprocess) for chunk in torch.split(images, BATCH_SIZE)]
+    device = model.compute.device
+    batches = [to_batch(chunk.to(device), model.preprocess) for chunk in torch.split(images, BATCH_SIZE)]
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     quantize_modules(encoder, section.scheme(), cross_attention=find_cross_attention(encoder, batches[0][:1]))
     linears = release_linears(encoder)
@@ -170,8 +171,8 @@ def quantize_encoder(
 def learn_student(source: Source, features: CachedFeatures) -> Student:
     """What the published code learns on features of `quantize_encoder`: an adapter to random class embeddings."""
     scale, recipe = source.model.logit_scale, source.recipe
-    text = text_embedding(source.model, source.class_names, recipe)
-    adapter = learn_adapter(features, text, hand_written_embeddings(source), recipe=recipe, logit_scale=scale)
+    text = text_embedding(source.model, source.class_names, recipe).cpu()  # the adapter is learned there: it is small
+    adapter = learn_adapter(features, text, hand_written_embeddings(source).cpu(), recipe=recipe, logit_scale=scale)
     return Student(prompts=None, adapter=adapter, hand_written=text, logit_scale=scale)
 
 

@@ -18,6 +18,7 @@ from p4q_edge.models import (
     find_attention_owners,
     find_cross_attention,
     round_float_weights,
+    run_batches,
     to_batch,
     to_deployment_form,
     tokens_read,
@@ -35,6 +36,7 @@ from p4q_edge.quant import (
     count_macs,
     fix_conv_scales,
     fold_channels,
+    forget_magnitudes,
     fuses_in_int8,
     may_be_quantized,
     quant_convs,
@@ -47,11 +49,9 @@ from p4q_edge.quant import (
     trace_flow,
 )
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.progress import tracked
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 64
 SAMPLE_SIZE = 4
 """Images of the forward passes that only watch which module reads what."""
 
@@ -104,8 +104,8 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     """
     if len(images) == 0:
         raise InputError("calibration needs at least one image; data.train gave none")
-    batches = Batches(images=images, spec=model.preprocess, size=BATCH_SIZE)
-    sample = to_batch(images[:SAMPLE_SIZE], model.preprocess)
+    batches = Batches.of(model, images)
+    sample = _taken_in(model, images[:SAMPLE_SIZE])
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     to_deployment_form(encoder, sample)
     warn_of_unknown_paths(encoder, scheme)
@@ -122,7 +122,7 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
     unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
     if convolutions:
-        correct_conv_biases(encoder, to_batch(evenly(images, correction_images(images)), model.preprocess))
+        correct_conv_biases(encoder, _taken_in(model, evenly(images, correction_images(images))))
     if scheme.bias_correction and not scheme.fits_outputs:
         correct_biases(encoder, batches)
     reference: nn.Module = model.clip.visual  # type: ignore[assignment]
@@ -150,6 +150,10 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
         grids=tuple(grids),
         images=len(images),
     )
+
+
+def _taken_in(model: LoadedModel, images: Tensor) -> Tensor:
+    return to_batch(images.to(model.compute.device), model.preprocess)
 
 
 def warn_of_unknown_paths(encoder: nn.Module, scheme: QuantScheme) -> None:
@@ -237,5 +241,8 @@ def fix_scales(module: nn.Module) -> list[str]:
 
 
 def _run(encoder: nn.Module, batches: Batches) -> None:
-    for batch in tracked(batches, "calibrate, ranges"):
+    def see(batch: Tensor) -> None:
         encoder(batch)
+
+    # Ranges may see an image twice, histograms may not.
+    run_batches(see, batches, "calibrate, ranges", restart=lambda: forget_magnitudes(encoder))

@@ -54,7 +54,7 @@ def refine(encoder: nn.Module, reference: nn.Module, batches: Batches, scheme: Q
     if scheme.fits_outputs:
         _fit_linears(encoder, batches, scheme)
     if scheme.scale_epochs:
-        teacher = F.normalize(encode_batches(reference, batches), dim=-1)
+        teacher = F.normalize(encode_batches(reference, batches), dim=-1).to(batches.compute.device)
         learn_scales(encoder, torch.cat([*batches]), teacher, epochs=scheme.scale_epochs)
 
 

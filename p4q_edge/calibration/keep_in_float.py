@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge.models import Batches, encode_batches, to_batch
+from p4q_edge.models import Batches, encode_batches
 from p4q_edge.quant import Phase, QuantConv2d, QuantLinear, macs_by_module, quant_convs, quant_linears, running_in
 from p4q_edge.runtime.progress import tracked
 
@@ -84,7 +84,7 @@ def rank_by_sensitivity(encoder: nn.Module, reference: nn.Module, batches: Batch
     teacher = teacher_of(reference, some)
     everything = embedding_loss(encoder, teacher, some)
     with running_in(encoder, Phase.FLOAT):
-        macs = macs_by_module(encoder, to_batch(some.images[:1], some.spec))
+        macs = macs_by_module(encoder, some.normalized(some.images[:1]))
     found = []
     layers = quantized_layers(encoder)
     for path, layer in tracked(layers.items(), "calibrate, loss of each layer"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.recipe import Recipe, demo_recipe, read_recipe
+from p4q_edge.recipe import Recipe, demo_recipe, on_device, read_recipe
 from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.cli.commands import add_recipe_overrides
 from p4q_edge.runtime.errors import UsageError
@@ -34,6 +34,8 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
         logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
     if request.seed is not None:
         recipe = msgspec.structs.replace(recipe, seed=request.seed)
+    if request.device is not None:
+        recipe = on_device(recipe, request.device)
     given = {name: getattr(request, name) for name in ("quantize_attention", "max_cosine_loss", "max_top1_drop")}
     if request.keep_float:
         given["keep_float"] = tuple(dict.fromkeys((*recipe.quantization.keep_float, *request.keep_float)))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from p4q_edge.cli.documents import ExportDocument
 from p4q_edge.cli.from_recipe import run_stages
-from p4q_edge.recipe import run_recipe_of
+from p4q_edge.recipe import on_device, run_recipe_of
 from p4q_edge.runtime.artifacts import SUFFIX
 from p4q_edge.runtime.cli import Command, Output
+from p4q_edge.runtime.cli.commands import add_torch_device
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import refuse_existing
 from p4q_edge.stages import export_bundle
@@ -16,26 +17,30 @@ from p4q_edge.stages import export_bundle
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What `export` was asked for: a run folder, and the bundle to write."""
+    """What `export` was asked for: a run folder, the bundle to write, and the device of PyTorch or the run's own."""
 
     run_folder: Path
     bundle: Path
+    device: str | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, help="run folder of `p4q-edge learn`")
     parser.add_argument("-o", "--output", type=Path, required=True, help=f"bundle to write, *{SUFFIX}")
+    add_torch_device(parser)
 
 
 def _request(args: argparse.Namespace) -> ExportRequest:
-    return ExportRequest(run_folder=args.run_folder, bundle=args.output)
+    return ExportRequest(run_folder=args.run_folder, bundle=args.output, device=args.torch_device)
 
 
 def _run(request: ExportRequest, output: Output) -> int:
     if request.bundle.suffix != SUFFIX:
         raise UsageError(f"--output {request.bundle} must end in {SUFFIX}")
     refuse_existing(request.bundle, force=output.force)
-    learned = run_stages(run_recipe_of(request.run_folder), request.run_folder)
+    recipe = run_recipe_of(request.run_folder)
+    recipe = recipe if request.device is None else on_device(recipe, request.device)
+    learned = run_stages(recipe, request.run_folder)
     bundle = export_bundle(learned, request.bundle, force=output.force)
     manifest = bundle.manifest
     size = request.bundle.stat().st_size

@@ -23,8 +23,10 @@ def check_build(recipe: Recipe, engine: Path, *, force: bool) -> Split:
 
     Raises:
         UsageError: every problem that was found, in one list.
+        EnvironmentNotAbleError: the recipe's device is not there.
     """
     problems = [*output_problems(recipe, engine, force=force), *model_problems(recipe)]
+    check_device(recipe)
     split, found = check_data(recipe.data, seed=recipe.seed)
     problems += found
     if split is None or problems:
@@ -58,6 +60,18 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
                 "another --engine"
             )
     return problems
+
+
+def check_device(recipe: Recipe) -> None:
+    """Look for a GPU that the recipe names; only then is torch loaded before the data is read.
+
+    Raises:
+        EnvironmentNotAbleError: it is not there.
+    """
+    if recipe.compute.device.startswith("cuda"):
+        from p4q_edge.models import choose_device
+
+        choose_device(recipe.compute.device)
 
 
 def _is_of(run: Path, recipe: Recipe) -> bool:

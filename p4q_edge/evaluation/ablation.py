@@ -269,10 +269,14 @@ def part_features(data: SeedData, part: LearnedPart, section: QuantizationSectio
         teacher = data.teacher[flip][:, part.train]
         student = teacher
         if section is not None:
-            student = torch.stack([image_features(encoder, view[part.train], model.preprocess) for view in views])
+            student = torch.stack(
+                [image_features(encoder, view[part.train], model.preprocess, model.compute) for view in views]
+            )
         learned[flip] = CachedFeatures(student=student, teacher=teacher, labels=data.labels[part.train])
     return PartFeatures(
-        learned=learned, scored=image_features(encoder, part.images, model.preprocess), labels=part.labels
+        learned=learned,
+        scored=image_features(encoder, part.images, model.preprocess, model.compute),
+        labels=part.labels,
     )
 
 

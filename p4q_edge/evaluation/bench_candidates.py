@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from p4q_edge.quant import Phase, set_phase
-from p4q_edge.recipe import run_recipe_of
+from p4q_edge.recipe import on_device, run_recipe_of
 from p4q_edge.runtime.benchmark import Candidate
 from p4q_edge.runtime.engines.onnxruntime import float_weights, session_options
 from p4q_edge.runtime.errors import UsageError
@@ -40,14 +40,16 @@ def fp32(engine: Path, *, threads: int | None = None) -> Candidate:
 
 
 def pytorch(engine: Path, *, threads: int | None = None) -> Candidate:
-    """Return the float classifier of the run folder beside the engine in eager PyTorch.
+    """Return the float classifier of the run folder beside the engine in eager PyTorch on the CPU.
 
     Raises:
         UsageError: there is no run folder.
     """
     folder = engine.with_suffix(".run")
     files = RunFiles(folder=folder)
-    learned = learn_stage(prepare(open_source(run_recipe_of(folder)), files), files)
+    # Beside an engine of the CPU, whatever the run itself was computed on.
+    recipe = on_device(run_recipe_of(folder), "cpu")
+    learned = learn_stage(prepare(open_source(recipe), files), files)
     set_phase(learned.classifier, Phase.FLOAT)
     before = torch.get_num_threads()
     if threads is not None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from p4q_edge.graph import linear_quantizations
 from p4q_edge.graph.analysis import differing_linears, linear_nodes
+from p4q_edge.models import device_of
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, running_as_cpu_graph, running_in
 from p4q_edge.runtime.artifacts import Card
 from p4q_edge.runtime.engines.onnxruntime import session_options, seven_bit_weights
@@ -84,15 +85,15 @@ def run_linears(model: nn.Module, images: NDArray[np.uint8]) -> LayerValues:
     def keep(path: str, linear: QuantLinear) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
             bias = module.bias
-            inputs[path] = linear.gained(arguments[0]).numpy()
-            outputs[path] = (result if not isinstance(bias, torch.Tensor) else result - bias).numpy()
+            inputs[path] = linear.gained(arguments[0]).cpu().numpy()
+            outputs[path] = (result if not isinstance(bias, torch.Tensor) else result - bias).cpu().numpy()
 
         return hook
 
     handles = [linear.register_forward_hook(keep(path, linear)) for path, linear in quant_linears(model).items()]
     try:
         with torch.inference_mode(), running_as_cpu_graph(model):
-            model(torch.from_numpy(images))
+            model(torch.from_numpy(images).to(device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -260,10 +261,10 @@ def sensitive_linears(module: nn.Module, images: NDArray[np.uint8]) -> tuple[str
     Each linear alone is put back into float; what counts is how far the class probabilities of the whole model
     come closer to the float model's, not an error of tensors.
     """
-    batch = torch.from_numpy(images)
+    batch = torch.from_numpy(images).to(device_of(module))
 
     def logits() -> NDArray[np.floating]:
-        result: NDArray[np.floating] = module(batch)[0].numpy()
+        result: NDArray[np.floating] = module(batch)[0].cpu().numpy()
         return result
 
     with torch.inference_mode():

@@ -16,7 +16,7 @@ from p4q_edge.data import read_images
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase
-from p4q_edge.recipe import read_recipe, run_recipe_of, to_toml
+from p4q_edge.recipe import on_device, read_recipe, run_recipe_of, to_toml
 from p4q_edge.runtime.artifacts import SUFFIX, Bundle, Card
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, UsageError
 from p4q_edge.runtime.evaluation import (
@@ -80,7 +80,8 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
     if recipe is None and not (folder / "recipe.toml").is_file() and folder != named:
         return None
     files = RunFiles(folder=folder)
-    source = open_source(recipe or run_recipe_of(folder))
+    opened = recipe or run_recipe_of(folder)
+    source = open_source(opened if request.device == "auto" else on_device(opened, request.device))
     if source.class_names != card.class_names or source.model.info.weights_sha256 != card.model.weights_sha256:
         raise IncompatibleEngineError(
             f"{request.engine} was not built from {named or folder}: its model or its classes differ. Name the run "

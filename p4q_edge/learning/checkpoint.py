@@ -77,7 +77,8 @@ def load_checkpoint(path: Path, state: Checkpoint, *, key: str) -> int:
     for name, parameter in state.learned().items():
         parameter.data.copy_(tensors[f"weight.{name}"])
         state.optimizer.state[parameter] = {
-            kind.removesuffix(f".{name}"): tensor
+            # Moments lie where the parameter is; AdamW keeps its count of steps on the CPU.
+            kind.removesuffix(f".{name}"): tensor.to(parameter.device) if tensor.ndim else tensor
             for kind, tensor in tensors.items()
             if kind.endswith(f".{name}") and not kind.startswith("weight.")
         }

@@ -14,7 +14,7 @@ _KEY, _DIGEST = "key", "sha256"
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], *, key: str, metadata: dict[str, str] | None = None) -> None:
     """Write tensors of a stage, replacing what an earlier run left there."""
-    contents = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**(metadata or {}), _KEY: key}
     atomic_write(path, save(contents, {**facts, _DIGEST: _digest(contents, facts)}), force=True)
 

@@ -15,7 +15,7 @@ from p4q_edge.learning.losses import contrastive_loss, cosine_loss, distillation
 from p4q_edge.models import Adapter, PromptLearner
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import LearnSection
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.progress import tracked
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,14 @@ class CachedFeatures:
         """The same of some of the images, by their indices ``(n,)`` int64."""
         return CachedFeatures(
             student=self.student[:, chosen], teacher=self.teacher[:, chosen], labels=self.labels[chosen]
+        )
+
+    def batch(self, view: Tensor, chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """One view of each of some images, by indices ``(n,)`` int64, on a device: student, teacher and labels."""
+        return (
+            self.student[view, chosen].to(device),
+            self.teacher[view, chosen].to(device),
+            self.labels[chosen].to(device),
         )
 
     def digest(self) -> str:
@@ -110,7 +118,7 @@ def make_student(
     adapter_scheme: QuantScheme,
     generator: torch.Generator,
 ) -> Student:
-    """A student before its first step."""
+    """A student before its first step, on the device of the class embeddings."""
     adapter = None
     if section.adapter:
         adapter = Adapter(
@@ -121,13 +129,14 @@ def make_student(
             zero_init=section.zero_init,
             generator=generator,
         )
-    return Student(
+    student = Student(
         prompts=prompts,
         adapter=adapter,
         hand_written=hand_written,
         logit_scale=logit_scale,
         class_residual=section.class_residual,
     )
+    return student.to(hand_written.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +227,40 @@ def _run_epoch(
     view = torch.randint(views, (count,), generator=generator)
     total = 0.0
     for step, chosen in enumerate(torch.split(order, section.batch_size), 1):
-        at = view[chosen], chosen
-        loss = batch_loss(student, features.student[at], features.teacher[at], features.labels[chosen], section)
-        _refuse_divergence(loss, step=epoch * -(-count // section.batch_size) + step, section=section)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        batch = features.batch(view[chosen], chosen, student.hand_written.device)
+        loss = _gradients(student, batch, section, step=epoch * -(-count // section.batch_size) + step)
         optimizer.step()
-        total += float(loss.detach()) * len(chosen)
+        total += loss * len(chosen)
     return total / count
+
+
+def _gradients(student: Student, batch: tuple[Tensor, Tensor, Tensor], section: LearnSection, *, step: int) -> float:
+    """Leave the gradients of one batch in the student's parameters, and return its loss.
+
+    Where the device's memory runs out, the text tower keeps half as much of its activations from there on, and computes
+    the rest twice: the gradient stays exact, but for the order of its sums.
+
+    Raises:
+        InputError: the loss is not finite.
+        EnvironmentNotAbleError: memory runs out with the least that can be kept.
+    """
+    while True:
+        try:
+            loss = batch_loss(student, *batch, section)
+            _refuse_divergence(loss, step=step, section=section)
+            student.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.detach())
+        except torch.OutOfMemoryError as error:
+            if student.prompts is None or not student.prompts.keep_less():
+                raise EnvironmentNotAbleError(
+                    f"a step of learning needs more memory than {student.hand_written.device} has left. Lower "
+                    f"learn.batch_size (now {section.batch_size}), or take --device cpu"
+                ) from error
+            logger.warning(
+                "%s ran out of memory in step %d; the text tower keeps at most %.1f MiB from here on",
+                *(student.hand_written.device, step, student.prompts.budget_bytes / 2**20),
+            )
 
 
 def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> None:

@@ -8,19 +8,20 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.models.adapter import Adapter
+    from p4q_edge.models.batches import Batches, PixelSource, encode_batches, run_batches
     from p4q_edge.models.checkpoint_settings import PreprocessKeys
+    from p4q_edge.models.compute import CPU, ON_CPU, Compute, MemoryMeter, choose_device, device_of, teacher_precision
     from p4q_edge.models.deployment import to_deployment_form
     from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, ModelRow, list_models
     from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
     from p4q_edge.models.image_tower import (
         ImageEncoder,
-        encode_batches,
         find_attention_owners,
         find_cross_attention,
         round_float_weights,
         tokens_read,
     )
-    from p4q_edge.models.load import Batches, LoadedModel, PixelSource, load_model, preprocess_spec, to_batch
+    from p4q_edge.models.load import LoadedModel, load_model, preprocess_spec, to_batch
     from p4q_edge.models.prompts import (
         TEXT_BATCH_SIZE,
         PromptLearner,
@@ -33,21 +34,27 @@ if TYPE_CHECKING:
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
 __all__ = [
+    "CPU",
     "MAX_COUNTED",
+    "ON_CPU",
     "TEXT_BATCH_SIZE",
     "_BYTES_OF_FLOAT",
     "Adapter",
     "Batches",
+    "Compute",
     "FoldedClassifier",
     "ImageEncoder",
     "LoadedModel",
+    "MemoryMeter",
     "ModelRow",
     "PixelSource",
     "PreprocessKeys",
     "PromptLearner",
     "TextSide",
     "TextTower",
+    "choose_device",
     "class_prompts_of",
+    "device_of",
     "encode_batches",
     "encoder_of",
     "fill",
@@ -59,7 +66,9 @@ __all__ = [
     "make_text_side",
     "preprocess_spec",
     "round_float_weights",
+    "run_batches",
     "run_folded",
+    "teacher_precision",
     "template_embeddings",
     "to_batch",
     "to_deployment_form",
@@ -71,6 +80,21 @@ if not TYPE_CHECKING:
         __name__,
         {
             "adapter": ("Adapter",),
+            "batches": (
+                "Batches",
+                "PixelSource",
+                "encode_batches",
+                "run_batches",
+            ),
+            "compute": (
+                "CPU",
+                "Compute",
+                "ON_CPU",
+                "MemoryMeter",
+                "choose_device",
+                "device_of",
+                "teacher_precision",
+            ),
             "checkpoint_settings": ("PreprocessKeys",),
             "deployment": ("to_deployment_form",),
             "families": (
@@ -85,16 +109,13 @@ if not TYPE_CHECKING:
             ),
             "image_tower": (
                 "ImageEncoder",
-                "encode_batches",
                 "find_attention_owners",
                 "find_cross_attention",
                 "round_float_weights",
                 "tokens_read",
             ),
             "load": (
-                "Batches",
                 "LoadedModel",
-                "PixelSource",
                 "load_model",
                 "preprocess_spec",
                 "to_batch",

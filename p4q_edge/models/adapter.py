@@ -66,7 +66,7 @@ class Adapter(nn.Module):
         for phase in (Phase.RANGING, Phase.CALIBRATING):
             with running_in(self, phase):
                 for some in torch.split(features, FREEZE_ROWS):
-                    self(some)
+                    self(some.to(self.down.weight.device))
         for linear in (self.down, self.up):
             linear.scale_weight()
             linear.scale_input()

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.models.adapter import Adapter
-from p4q_edge.models.load import PixelSource
+from p4q_edge.models.batches import PixelSource
 from p4q_edge.quant import Phase, running_as_cpu_graph, running_in
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.progress import tracked
@@ -48,6 +48,7 @@ class FoldedClassifier(nn.Module):
         self.register_buffer("logit_bias", torch.tensor(logit_bias or 0.0))
         self.register_buffer("mean", (torch.tensor(preprocess.mean) * 255.0).view(1, 3, 1, 1))
         self.register_buffer("inverse_std", (1.0 / (torch.tensor(preprocess.std) * 255.0)).view(1, 3, 1, 1))
+        self.to(text_embedding.device)
         self.requires_grad_(False)
         self.eval()
 
@@ -67,11 +68,16 @@ def run_folded(
     """Logits, embedding and features of many images, fake-quantized or in float (the same folded weights).
 
     Args:
+        images: uint8 ``(N, 3, H, W)``, on any device.
         as_cpu_graph: with ``Phase.QUANTIZED``, quantize as the graph for CPUs does.
+
+    Returns:
+        On the CPU, whatever device the model is on.
     """
+    device = model.text_embedding.device
     cpu = as_cpu_graph and phase is Phase.QUANTIZED
     with running_as_cpu_graph(model) if cpu else running_in(model, phase):
         chunks = tracked(images.split(batch_size), "run PyTorch", total=-(-len(images) // batch_size))
-        parts = [model(chunk) for chunk in chunks]
+        parts = [tuple(x.cpu() for x in model(chunk.to(device))) for chunk in chunks]
     logits, embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, embedding, features

@@ -83,7 +83,7 @@ class HuggingFaceTower(TextSide):
         """
         real = tokens != self.padding
         end = real.sum(dim=1) - 1
-        if bool((real != (torch.arange(tokens.shape[1]) <= end[:, None])).any()):
+        if bool((real != (torch.arange(tokens.shape[1], device=end.device) <= end[:, None])).any()):
             raise UsageError(
                 f"expected padding (token {self.padding}) behind the texts only, found it inside or in front of one; "
                 'set "padding_side": "right" in tokenizer_config.json, or learn.prompts = false'
@@ -91,11 +91,12 @@ class HuggingFaceTower(TextSide):
         return end
 
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
-        mask = (torch.arange(embeddings.shape[1]) <= end[:, None]).long()  # (texts, L)
+        mask = (torch.arange(embeddings.shape[1], device=end.device) <= end[:, None]).long()  # (texts, L)
         output = self.transformer(inputs_embeds=embeddings, attention_mask=mask)
         projected: Tensor = self.projection(self.pooler(output, mask))
         return projected
 
     def embed(self, tokens: Tensor) -> Tensor:
-        embedded: Tensor = self.transformer.get_input_embeddings()(tokens)
+        words = self.transformer.get_input_embeddings()
+        embedded: Tensor = words(tokens.to(words.weight.device))
         return embedded

@@ -1,7 +1,6 @@
 """The image side as one module: normalized pixels to features, with the final projection as a linear layer."""
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from p4q_edge.quant import attentions
-from p4q_edge.runtime.progress import tracked
 
 _ATTENDING = frozenset({F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax})
 
@@ -31,7 +29,7 @@ class ImageEncoder(nn.Module):
         self.projection: nn.Module = nn.Identity()
         if isinstance(projection, Tensor):
             linear = nn.Linear(projection.shape[0], projection.shape[1], bias=False)
-            linear.weight.data = projection.detach().T.contiguous().float()
+            linear.weight = nn.Parameter(projection.detach().T.contiguous().float())
             self.projection = linear
             self.trunk.proj = None
         self.eval().requires_grad_(False)
@@ -127,19 +125,13 @@ def tokens_read(model: nn.Module, sample: Tensor) -> dict[str, tuple[int, int]]:
             return {}
         with torch.enable_grad():
             output = model(sample.clone().requires_grad_())
-            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output.device)
             gradients = torch.autograd.grad((output * weights).sum(), list(results.values()))
     finally:
         for handle in handles:
             handle.remove()
     rows = [int((gradient != 0).any(dim=-1).any(dim=0).sum()) for gradient in gradients]
     return {name: (result.shape[1], read) for (name, result), read in zip(results.items(), rows, strict=True)}
-
-
-@torch.no_grad()
-def encode_batches(encoder: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Features of all batches by an `ImageEncoder` or a tower of open_clip, ``(images, dim)`` float32."""
-    return torch.cat([pooled(encoder(batch)) for batch in tracked(batches, "encode images")])
 
 
 def round_float_weights(encoder: nn.Module) -> None:

@@ -4,10 +4,9 @@ import hashlib
 import logging
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.error import URLError
 
 import msgspec
@@ -26,6 +25,7 @@ from p4q_edge.models.checkpoint_settings import (
     log_settings,
     settings_for_path,
 )
+from p4q_edge.models.compute import ON_CPU, Compute
 from p4q_edge.models.untrusted_config import checked_config, written_licence
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
@@ -56,12 +56,13 @@ class LoadedModel:
     """A float CLIP model in evaluation mode.
 
     Attributes:
-        clip: open_clip's module, float32, on the CPU, no gradients.
+        clip: open_clip's module, float32, no gradients.
         tokenizer: maps a list of strings to int64 ``(texts, context_length)``.
         preprocess: resizing and normalization of the image side.
         info: name, licence and digest, as the bundle's manifest carries them.
         logit_scale: exponentiated scale of the logits.
         logit_bias: added to the logits (SigLIP), or None.
+        compute: where `clip` lies, and how images are run through it.
     """
 
     clip: nn.Module
@@ -70,6 +71,11 @@ class LoadedModel:
     info: ModelInfo
     logit_scale: float
     logit_bias: float | None
+    compute: Compute = ON_CPU
+
+    def on(self, compute: Compute) -> "LoadedModel":
+        """The same model, its weights moved to a device."""
+        return replace(self, clip=self.clip.to(compute.device), compute=compute)
 
 
 def load_model(
@@ -304,44 +310,6 @@ def _first_line(error: BaseException) -> str:
 
 def to_batch(images: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
     """uint8 ``(N, 3, H, W)`` to the normalized float32 batch that the float model takes."""
-    mean = torch.tensor(spec.mean).view(3, 1, 1)
-    std = torch.tensor(spec.std).view(3, 1, 1)
+    mean = torch.tensor(spec.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(spec.std, device=images.device).view(3, 1, 1)
     return (images.float() / 255.0 - mean) / std
-
-
-class PixelSource(Protocol):
-    """Uint8 images ``(N, 3, H, W)``: a tensor, or a stream that decodes them when they are asked for."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """``(N, 3, H, W)``."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice, /) -> torch.Tensor: ...
-
-    def split(self, size: int, /) -> Iterable[torch.Tensor]:
-        """Yield all in order, up to `size` at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batches:
-    """The normalized batches of many images, made one at a time whenever they are run through.
-
-    Attributes:
-        images: uint8 ``(N, 3, H, W)``.
-        spec: gives the normalization.
-        size: images of a batch.
-    """
-
-    images: PixelSource
-    spec: PreprocessSpec
-    size: int
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.size)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for chunk in self.images.split(self.size):
-            # Convolutions of CPUs are twice as fast on channels that lie side by side; values stay the same.
-            yield to_batch(chunk, self.spec).contiguous(memory_format=torch.channels_last)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from p4q_edge.models.compute import device_of
 from p4q_edge.models.text_side import Prefix, TextSide
 from p4q_edge.models.text_tower import normalized_mean
+from p4q_edge.quant import memory_of
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.progress import tracked
 
@@ -20,6 +22,8 @@ RANDOM_CONTEXT_STD = 0.02
 TEXT_BATCH_SIZE = 128
 KEPT_SHARES = 4
 """Number of shares that a memory limit is divided into; the last one is for what is computed again."""
+LEAST_KEPT_BYTES = 1 << 20
+"""A lower bound on what a step keeps would gain nothing on any device."""
 SHARED_PREFIX_CLASSES = 4
 """With fewer classes than this the shared prefix saves nothing."""
 
@@ -125,6 +129,7 @@ class PromptLearner(nn.Module):
         lengths: tokens of each prompt that the tower reads, ``(classes,)`` int64: up to its end where that is exact.
         share_prefix: run the start token and the context once for all classes.
         chunks: which classes run together.
+        budget_bytes: bound on the activations that a step keeps; 0 before there is one.
 
     Source: CoOp, arXiv:2109.01134, eq. (2); P4Q, arXiv:2409.17634, section 3.2.
     """
@@ -152,9 +157,11 @@ class PromptLearner(nn.Module):
         embedded = tower.embed(moved[:, :length])
         self.register_buffer("start", embedded[0, :num_start])
         self.register_buffer("suffixes", embedded[:, num_start + len(context) :])
+        end = end.to(embedded.device)
         self.register_buffer("end", end)
         self.share_prefix = tower.shares_prefix and len(class_names) >= SHARED_PREFIX_CLASSES
         self.lengths = end + 1 if tower.cuts_at_end else torch.full_like(end, length)
+        self.budget_bytes = 0
         self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths)),)
 
     @property
@@ -194,8 +201,10 @@ class PromptLearner(nn.Module):
         The gradient stays exact. What a token needs is measured on this tower, in its present phase.
         """
         lengths = self.lengths
+        self.budget_bytes = budget_bytes
         cost = (lengths - self._shared_tokens) * self._kept_bytes_per_token(int(lengths.argmax()))
         if int(cost.sum()) <= budget_bytes:
+            self.budget_bytes = int(cost.sum())
             self.chunks = (Chunk(runs=_equal_lengths(lengths)),)
             return
         order = lengths.argsort(stable=True)
@@ -207,6 +216,13 @@ class PromptLearner(nn.Module):
             for n, part in enumerate(parts)
         )
 
+    def keep_less(self) -> bool:
+        """Halve the bound on activations, as memory ran out; False where it is at its least already."""
+        if self.budget_bytes <= LEAST_KEPT_BYTES:
+            return False
+        self.limit_memory(self.budget_bytes // 2)
+        return True
+
     @property
     def _shared_tokens(self) -> int:
         return len(self.start) + len(self.context) if self.share_prefix else 0
@@ -216,7 +232,9 @@ class PromptLearner(nn.Module):
         length = int(self.lengths[longest])
         prefix = torch.cat([self.start, self.context])
         shared = tower.read_prefix(prefix) if self.share_prefix else None
-        alone, twice = (Chunk(runs=((torch.tensor([longest] * texts), length),)) for texts in (1, 2))
+        alone, twice = (
+            Chunk(runs=((torch.full((texts,), longest, device=self.end.device), length),)) for texts in (1, 2)
+        )
         # The difference of two texts and one: what is kept once for all, such as weights, is not part of it.
         one = kept_bytes(lambda: self._features(alone, prefix, shared))
         two = kept_bytes(lambda: self._features(twice, prefix, shared))
@@ -237,7 +255,8 @@ def initial_context(
         UsageError: the words have another number of tokens than `num_tokens` asks for.
     """
     if not words:
-        return torch.randn(num_tokens, tower.width, generator=generator) * RANDOM_CONTEXT_STD
+        drawn = torch.randn(num_tokens, tower.width, generator=generator) * RANDOM_CONTEXT_STD
+        return drawn.to(device_of(tower))
     num_start = 1 if _has_start_token(tokenizer) else 0
     tokens, empty = tokenizer([words]), tokenizer([""])
     padding = empty[0, -1]
@@ -256,8 +275,7 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
     kept: dict[int, int] = {}
 
     def count(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[memory_of(saved)] = saved.untyped_storage().nbytes()
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
@@ -269,7 +287,7 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
 def _equal_lengths(lengths: Tensor, classes: Tensor | None = None) -> tuple[tuple[Tensor, int], ...]:
     """Classes grouped by the length of their prompts, short ones first."""
     if classes is None:
-        classes = torch.arange(len(lengths))
+        classes = torch.arange(len(lengths), device=lengths.device)
     return tuple((classes[lengths == length], int(length)) for length in torch.unique(lengths))
 
 

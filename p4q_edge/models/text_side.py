@@ -68,7 +68,8 @@ class TextSide(nn.Module, ABC):
         """Features ``(texts, dim)`` of tokens ``(texts, context_length)``, cut at the longest text where exact."""
         end = self.end_index(tokens)
         length = int(end.max()) + 1 if self.cuts_at_end else tokens.shape[1]
-        features: Tensor = self(self.embed(tokens[:, :length]), end)
+        embeddings = self.embed(tokens[:, :length])
+        features: Tensor = self(embeddings, end.to(embeddings.device))
         return features
 
     def read_prefix(self, embeddings: Tensor) -> Prefix:

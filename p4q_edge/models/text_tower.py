@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from p4q_edge.models.compute import device_of
 from p4q_edge.models.huggingface_tower import HuggingFaceTower, is_huggingface
 from p4q_edge.models.text_side import Prefix, TextSide
 from p4q_edge.quant import Attention, AttentionProducts, QuantLinear, QuantScheme, attentions, quantize_modules
@@ -76,9 +77,9 @@ class TextTower(TextSide):
         if self.pool_type == "eos":
             return torch.eq(tokens, self.eos_id or 0).int().argmax(dim=-1)
         if self.pool_type == "first":
-            return torch.zeros(len(tokens), dtype=torch.long)
+            return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         if self.pool_type == "last":
-            return torch.full((len(tokens),), tokens.shape[1] - 1)
+            return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         raise UsageError(f"text pooling {self.pool_type!r} is not supported; expected argmax, eos, first or last")
 
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
@@ -148,11 +149,11 @@ class TextTower(TextSide):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Word embeddings ``(texts, L, width)`` of tokens ``(texts, L)``."""
-        embedded: Tensor = self.token_embedding(tokens)
+        embedded: Tensor = self.token_embedding(tokens.to(self.token_embedding.weight.device))
         return embedded
 
     def _pool(self, x: Tensor, end: Tensor) -> Tensor:
-        pooled = x[torch.arange(len(x)), end]  # (texts, width)
+        pooled = x[torch.arange(len(x), device=x.device), end]  # (texts, width)
         projected: Tensor = self.text_projection(self.ln_final(pooled))
         return projected
 
@@ -193,7 +194,8 @@ def encoder_of(clip: nn.Module) -> Callable[[Tensor], Tensor]:
         return HuggingFaceTower(clip, QuantScheme()).encode
     if _missing(source):
         own: Callable[[Tensor], Tensor] = clip.encode_text  # type: ignore[assignment]
-        return own
+        device = device_of(clip)
+        return lambda tokens: own(tokens.to(device))
     return TextTower(clip, QuantScheme()).encode
 
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
     from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, correct_bias, paired_pass
-    from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in, set_phase
+    from p4q_edge.quant.linear import Phase, QuantLinear, memory_of, quant_linears, running_in, set_phase
     from p4q_edge.quant.macs import count_macs, macs_by_module
+    from p4q_edge.quant.observers import forget_magnitudes
     from p4q_edge.quant.placement import GridPoint, choose_convolutions, choose_grids, may_be_quantized
     from p4q_edge.quant.rounding import choose_rounding
     from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
@@ -61,11 +62,13 @@ __all__ = [
     "count_macs",
     "fix_conv_scales",
     "fold_channels",
+    "forget_magnitudes",
     "fuses_in_int8",
     "kind_of",
     "learn_scales",
     "macs_by_module",
     "may_be_quantized",
+    "memory_of",
     "module_of",
     "output_weights",
     "paired_pass",
@@ -136,6 +139,8 @@ if not TYPE_CHECKING:
             "linear": (
                 "Phase",
                 "QuantLinear",
+                "memory_of",
+                "forget_magnitudes",
                 "quant_linears",
                 "running_in",
                 "set_phase",
@@ -144,6 +149,7 @@ if not TYPE_CHECKING:
                 "count_macs",
                 "macs_by_module",
             ),
+            "observers": ("forget_magnitudes",),
             "placement": (
                 "GridPoint",
                 "choose_convolutions",

@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     def quantize_products(self, scheme: QuantScheme) -> None:
         """Give the products grids of their own, which are measured in the observing phases."""
-        self.products = AttentionProducts(scheme)
+        self.products = AttentionProducts(scheme).to(self.in_proj.weight.device)
 
     @classmethod
     def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         cls, weight: Tensor, bias: Tensor | None, out: nn.Linear, num_heads: int, scheme: QuantScheme
     ) -> "Attention":
         width = weight.shape[0] // 3
-        factor = torch.ones(3 * width)
+        factor = torch.ones(3 * width, device=weight.device)
         factor[:width] = (width // num_heads) ** -0.5
         own = scheme.for_attention()
         bias = None if bias is None else bias.detach() * factor

@@ -101,7 +101,7 @@ class AttentionProducts(nn.Module):
 
     def softmax_on_grid(self, weights: Tensor) -> Tensor:
         """Attention weights ``(N, heads, L, L)`` on their integer grid, as real values."""
-        scale = torch.tensor(softmax_scale(self.bits))
+        scale = torch.tensor(softmax_scale(self.bits), device=weights.device)
         return fake_quantize(weights, scale, *affine.activation_range(self.bits))
 
     def fix_scales(self) -> None:

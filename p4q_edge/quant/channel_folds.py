@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.quant.attention import Attention
-from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
+from p4q_edge.quant.linear import Phase, QuantLinear, memory_of, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange
 from p4q_edge.quant.scheme import QuantScheme
 
@@ -47,7 +47,7 @@ class ChannelFold:
     def into_consumer(self, linear: QuantLinear) -> None:
         """Make a linear that read x compute the same from (x - m) / r."""
         shift = linear.weight.detach() @ self.centre
-        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        bias = torch.zeros_like(shift) if linear.bias is None else linear.bias.detach()
         linear.bias = nn.Parameter(bias + shift, requires_grad=False)
         linear.set_weight(linear.weight.detach() * self.ratio)
         self.into_range(linear.channel_range)
@@ -68,7 +68,7 @@ class ChannelFold:
         width = linear.out_features // 3
         weight = linear.weight.detach().clone()
         weight[2 * width :] /= self.ratio[:, None]
-        bias = torch.zeros(3 * width) if linear.bias is None else linear.bias.detach().clone()
+        bias = weight.new_zeros(3 * width) if linear.bias is None else linear.bias.detach().clone()
         bias[2 * width :] = (bias[2 * width :] - self.centre) / self.ratio
         linear.bias = nn.Parameter(bias, requires_grad=False)
         linear.set_weight(weight)
@@ -155,13 +155,13 @@ def norm_readers(model: nn.Module, sample: Tensor) -> dict[str, list[QuantLinear
     paths = {id(m): p for p, m in model.named_modules()}
 
     def after_norm(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs[output.untyped_storage().data_ptr()] = (paths[id(module)], output)
+        outputs[memory_of(output)] = (paths[id(module)], output)
 
     def before_leaf(module: nn.Module, inputs: tuple[object, ...]) -> None:
         first = inputs[0] if inputs else None
         if not isinstance(first, Tensor):
             return
-        path, source = outputs.get(first.untyped_storage().data_ptr(), ("", None))
+        path, source = outputs.get(memory_of(first), ("", None))
         if source is None:
             return
         if isinstance(module, QuantLinear) and first.shape[-1] == source.shape[-1]:
@@ -194,7 +194,7 @@ def correct_biases(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     linears = quant_linears(model)
     sums: dict[str, Tensor] = {
-        name: torch.zeros(lin.out_features, dtype=torch.float64) for name, lin in linears.items()
+        name: lin.weight.new_zeros(lin.out_features, dtype=torch.float64) for name, lin in linears.items()
     }
     rows = dict.fromkeys(linears, 0)
 
@@ -218,5 +218,5 @@ def correct_biases(model: nn.Module, batches: Iterable[Tensor]) -> None:
             handle.remove()
     for name, linear in linears.items():
         if rows[name]:
-            bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-            linear.correct_bias(bias + (sums[name] / rows[name]).float())
+            error = (sums[name] / rows[name]).float()
+            linear.correct_bias(error if linear.bias is None else linear.bias.detach() + error)

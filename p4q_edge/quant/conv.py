@@ -1,6 +1,6 @@
 """The quantizable convolution, and the grid of a tensor that several operators read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -30,10 +30,10 @@ class Observed(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, scheme: QuantScheme) -> None:
+    def __init__(self, scheme: QuantScheme, *, device: torch.device) -> None:
         super().__init__()
         self.scheme = scheme
-        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("scale", torch.zeros((), device=device))
         self.forget()
 
     def forget(self) -> None:
@@ -100,16 +100,16 @@ class QuantConv2d(nn.Module):
         super().__init__()
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(f"expected a convolution with a padding of zeros in numbers, got {conv}")
-        out = conv.out_channels
+        out, device = conv.out_channels, conv.weight.device
         self.weight = nn.Parameter(conv.weight.detach().clone().float(), requires_grad=False)
-        bias = torch.zeros(out) if conv.bias is None else conv.bias.detach().clone().float()
+        bias = torch.zeros(out, device=device) if conv.bias is None else conv.bias.detach().clone().float()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.scheme = scheme
         self.phase = Phase.FLOAT
         self.in_float = False
-        self.input = Observed(scheme)
-        self.register_buffer("weight_scale", torch.ones(out))
+        self.input = Observed(scheme, device=device)
+        self.register_buffer("weight_scale", torch.ones(out, device=device))
         self.register_buffer("integers", None)
         self.register_buffer("float_bias", None)
         self._restored: Tensor | None = None
@@ -204,9 +204,14 @@ class QuantConv2d(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name in ("integers", "float_bias"):
             stored = state.get(prefix + name)
-            setattr(self, name, None if stored is None else torch.empty_like(stored))
+            setattr(self, name, None if stored is None else torch.empty_like(stored, device=self.weight.device))
         super()._load_from_state_dict(state, prefix, *args)
         self._restored = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantConv2d":
+        self._restored = None  # it lies where the weight was
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class TensorGrid(Observed):
@@ -219,7 +224,7 @@ class TensorGrid(Observed):
     """
 
     def __init__(self, scheme: QuantScheme, *, conv: str, via: Via, layers: tuple[QuantConv2d, ...] = ()) -> None:
-        super().__init__(scheme)
+        super().__init__(scheme, device=layers[0].weight.device if layers else torch.device("cpu"))
         self.conv, self.via, self.layers = conv, via, layers  # a tuple, so that they are no submodules
         self.phase = Phase.FLOAT
 

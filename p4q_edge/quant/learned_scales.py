@@ -48,6 +48,7 @@ def learn_scales(model: nn.Module, images: Tensor, teacher: Tensor, *, epochs: i
     with running_in(model, Phase.QUANTIZED):
         for _ in range(epochs):
             for chosen in torch.split(torch.randperm(len(images), generator=generator), BATCH_SIZE):
+                chosen = chosen.to(images.device)
                 for linear, pair in zip(linears.values(), pairs, strict=True):
                     _set_scales(linear, *(log.exp() for log in pair))
                 biases = {f"{name}.bias": constant.at(linears[name]) for name, constant in constants.items()}

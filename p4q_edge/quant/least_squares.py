@@ -45,11 +45,11 @@ class Moments:
     def of(cls, x: Tensor, y: Tensor, weights: Tensor | None = None) -> "Moments":
         """Of paired rows ``(..., in)`` and ``(..., out)``, weighted by ``(rows,)``, all alike without."""
         x, y = x.flatten(0, -2), y.flatten(0, -2)
-        share = torch.full((len(x),), 1.0 / len(x)) if weights is None else weights / weights.sum()
+        share = torch.full((len(x),), 1.0 / len(x), device=x.device) if weights is None else weights / weights.sum()
         input_mean, target_mean = share.double() @ x.double(), share.double() @ y.double()
-        square = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-        cross = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64)
-        target = torch.zeros(y.shape[1], dtype=torch.float64)
+        square = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+        cross = x.new_zeros(y.shape[1], x.shape[1], dtype=torch.float64)
+        target = x.new_zeros(y.shape[1], dtype=torch.float64)
         root = (share * len(x)).sqrt()[:, None]
         for some_x, some_y, factor in zip(*(torch.split(part, ROWS_AT_ONCE) for part in (x, y, root)), strict=True):
             centred_x = (some_x - input_mean.float()) * factor

@@ -1,7 +1,7 @@
 """The quantizable linear layer, and the phase that quantizable modules run in."""
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,10 +69,10 @@ class QuantLinear(nn.Module):
         self.dynamic = False
         self.float_prefix = 0
         self.in_float = False
-        self.register_buffer("weight_scale", torch.ones(weight.shape[0]))
+        self.register_buffer("weight_scale", torch.ones(weight.shape[0], device=weight.device))
         self.register_buffer("integers", None)
         self.register_buffer("float_bias", None)
-        self.register_buffer("input_scale", torch.zeros(()))
+        self.register_buffer("input_scale", torch.zeros((), device=weight.device))
         self.register_buffer("input_gain", None)
         self.register_buffer("input_shift", None)
         self.channel_range = ChannelRange()
@@ -246,9 +246,14 @@ class QuantLinear(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name in ("integers", "float_bias", "input_gain", "input_shift"):
             stored = state.get(prefix + name)
-            setattr(self, name, None if stored is None else torch.empty_like(stored))
+            setattr(self, name, None if stored is None else torch.empty_like(stored, device=self.weight.device))
         super()._load_from_state_dict(state, prefix, *args)
         self._restored = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
+        self._restored = None  # it lies where the weight was
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _follow_weight(self) -> Tensor:
         _, quant_max = affine.weight_range(self.scheme.weight_bits)
@@ -258,6 +263,11 @@ class QuantLinear(nn.Module):
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
     """All quantizable linears of a model by dotted path, in order of definition."""
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return what names the memory of a tensor on any device; views share it. Once freed it is given to others."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def set_phase(model: nn.Module, phase: Phase) -> None:

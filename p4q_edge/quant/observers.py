@@ -5,13 +5,15 @@ too), the second fills a histogram of absolute values within that known bound. M
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p4q_edge.quant import affine
 from p4q_edge.quant.scheme import ObserverName, QuantScheme
 
 HISTOGRAM_BINS = 4096
 MSE_CANDIDATES = 100
+COUNTED_AT_ONCE = 1 << 24
+"""`torch.histc` counts in float32, which holds whole numbers up to here."""
 SMALLEST_CLIP = 0.2
 """The MSE search never clips below this share of the maximum."""
 
@@ -53,15 +55,23 @@ class ChannelRange:
 
 
 class MagnitudeHistogram:
-    """Histogram of absolute values in ``[0, amax]``, and the clip range that it suggests."""
+    """Histogram of absolute values in ``[0, amax]``, and the clip range that it suggests.
+
+    Counts lie on the CPU, so that clip ranges are searched alike whatever device observes.
+
+    Attributes:
+        device: of what is observed.
+    """
 
     def __init__(self, amax: Tensor) -> None:
         self.amax = float(amax.clamp(min=affine.SMALLEST_SCALE))
+        self.device = amax.device
         self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
 
     def observe(self, x: Tensor) -> None:
         """See a batch of shape ``(..., channels)``."""
-        self.counts += torch.histc(x.detach().abs().float(), HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
+        for some in torch.split(x.detach().abs().float().flatten(), COUNTED_AT_ONCE):
+            self.counts += torch.histc(some, HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
 
     def clip(self, observer: ObserverName, *, quant_max: int, percentile: float) -> Tensor:
         """Clip range, shape ``()``: the maximum, a percentile, or (also for ``search``) the least mean squared error.
@@ -86,11 +96,21 @@ def _least_error_clip(centres: Tensor, counts: Tensor, amax: float, quant_max: i
     return candidates[errors.argmin()].float()
 
 
+def forget_magnitudes(model: nn.Module) -> None:
+    """Drop what the second pass saw in all modules that observe, before it is run again; ranges stay."""
+    for module in model.modules():
+        if isinstance(getattr(module, "histogram", None), MagnitudeHistogram):
+            setattr(module, "histogram", None)  # noqa: B010 (a type that several classes share)
+
+
 def activation_scale(histogram: MagnitudeHistogram, scheme: QuantScheme, *, bits: int) -> Tensor:
-    """Scale of an activation, shape ``()``: the scheme's clip range of what was observed, with its headroom."""
+    """Scale of an activation, shape ``()``: the scheme's clip range of what was observed, with its headroom.
+
+    It lies on the device of what was observed.
+    """
     _, quant_max = affine.activation_range(bits)
     clip = histogram.clip(scheme.observer, quant_max=quant_max, percentile=scheme.percentile)
-    return affine.scale_for(clip * scheme.headroom, quant_max)
+    return affine.scale_for(clip * scheme.headroom, quant_max).to(histogram.device)
 
 
 def weight_scale(

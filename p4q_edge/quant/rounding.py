@@ -55,9 +55,10 @@ def choose_rounding(linear: QuantLinear, moments: Moments, how: RoundingName) ->
 
 def _with_ridge(moments: Moments, weight: Tensor) -> Moments:
     share = RIDGE + SCARCITY_RIDGE * weight.shape[1] / moments.effective_rows
-    ridge = share * moments.input_square.diagonal().mean()
+    square = moments.input_square
+    ridge = share * square.diagonal().mean()
     return Moments(
-        input_square=moments.input_square + ridge * torch.eye(weight.shape[1], dtype=torch.float64),
+        input_square=square + ridge * torch.eye(weight.shape[1], dtype=torch.float64, device=square.device),
         cross=moments.cross + ridge * weight,
         target_square=moments.target_square + ridge * weight.square().sum(1),
         input_mean=moments.input_mean,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from p4q_edge.quant import affine
 from p4q_edge.quant.fake import fake_quantize
 from p4q_edge.quant.least_squares import Seen
-from p4q_edge.quant.linear import Phase, QuantLinear, running_in
+from p4q_edge.quant.linear import Phase, QuantLinear, memory_of, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.sensitivity import OutputWeights
 
@@ -68,7 +68,7 @@ class Rows:
         images = len(seen.actual)
         each = weights.of_rows(images)
         read = each > 0
-        second = (torch.arange(len(each)) // max(1, len(each) // images)) % 2 == 1
+        second = (torch.arange(len(each), device=each.device) // max(1, len(each) // images)) % 2 == 1
         return cls(
             actual=seen.actual.flatten(0, -2)[read],
             target=seen.target.flatten(0, -2)[read],
@@ -154,7 +154,7 @@ class Ranges:
         low, high = (self.low * gain).amin().clamp(max=0.0), (self.high * gain).amax().clamp(min=0.0)
         reach = torch.maximum(-low, high) * clip
         if not shifted:
-            return affine.scale_for(reach, quant_max), torch.zeros(())
+            return affine.scale_for(reach, quant_max), torch.zeros_like(reach)
         low, high = torch.maximum(low * max(clip, 1.0), -reach), torch.minimum(high * max(clip, 1.0), reach)
         scale = affine.scale_for(high - low, quant_max - quant_min)
         return scale, affine.shift_for(low, scale, quant_min)
@@ -192,7 +192,9 @@ def choose_input(
 def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, shifted: bool = False) -> list[Choice]:
     """Return all choices with their errors, each half of the images judged under the ranges of the other."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.multinomial(rows.weights.double(), JUDGED_ROWS, replacement=True, generator=generator)
+    # On the CPU, so that every device judges the same rows.
+    drawn = torch.multinomial(rows.weights.double().cpu(), JUDGED_ROWS, replacement=True, generator=generator)
+    drawn = drawn.to(rows.weights.device)
     bits, tried = linear.scheme.activation_bits, clips(linear.scheme)
     spread = rows.weights.double() @ rows.actual.double().square() / rows.weights.double().sum()
     found = []
@@ -237,12 +239,12 @@ def activation_readers(model: nn.Module, sample: Tensor) -> list[str]:
         first = inputs[0] if inputs else None
         if not (isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape == output.shape):
             return
-        memory = output.untyped_storage().data_ptr()
-        if memory != first.untyped_storage().data_ptr():
+        memory = memory_of(output)
+        if memory != memory_of(first):
             outputs[memory] = output
 
     def before(path: str, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].untyped_storage().data_ptr() in outputs:
+        if memory_of(inputs[0]) in outputs:
             found.append(path)
 
     handles = []

@@ -71,7 +71,7 @@ def output_weights(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0
                 outputs.clear()
                 embedding = F.normalize(model(batch.clone().requires_grad_()), dim=-1)
                 for probe in range(PROBES):
-                    direction = torch.randn(embedding.shape, generator=generator)
+                    direction = torch.randn(embedding.shape, generator=generator).to(embedding.device)
                     gradients = torch.autograd.grad(
                         (embedding * direction).sum(),
                         list(outputs.values()),

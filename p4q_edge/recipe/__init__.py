@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         QuantizationSection,
         Recipe,
     )
-    from p4q_edge.recipe.toml import read_recipe, to_toml
+    from p4q_edge.recipe.toml import on_device, read_recipe, to_toml
 
 __all__ = [
     "DEMO_DATA",
@@ -30,6 +30,7 @@ __all__ = [
     "QuantizationSection",
     "Recipe",
     "demo_recipe",
+    "on_device",
     "read_recipe",
     "run_recipe_of",
     "to_toml",
@@ -54,6 +55,7 @@ if not TYPE_CHECKING:
                 "Recipe",
             ),
             "toml": (
+                "on_device",
                 "read_recipe",
                 "to_toml",
             ),

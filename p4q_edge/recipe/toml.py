@@ -68,6 +68,19 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
     return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, **changes), model=model)
 
 
+def on_device(recipe: Recipe, device: str) -> Recipe:
+    """The same recipe computed on another device, `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: that names no device.
+    """
+    try:
+        compute = msgspec.structs.replace(recipe.compute, device=device)
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from error
+    return msgspec.structs.replace(recipe, compute=compute)
+
+
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML text; reading it back gives the same recipe."""
     document: dict[str, Any] = msgspec.to_builtins(recipe)

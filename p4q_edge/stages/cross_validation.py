@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 def right_answers(student: Student, features: Tensor, labels: Tensor, *, phase: Phase) -> int:
     """How many of the features ``(N, dim)`` a learned head names rightly, its adapter in a phase."""
     text = student.text_embedding()
+    features, labels = features.to(text.device), labels.to(text.device)
     with running_in(student.adapter or nn.Identity(), phase):
         scores = student.image_embedding(features) @ text.T
     return int((scores.argmax(-1) == labels).sum())
@@ -34,7 +35,7 @@ def cross_validate(prepared: Prepared) -> CrossValidated:
     source, features = prepared.source, prepared.features
     labels, plain = features.labels, features.student[0]
     images = source.stream(source.split.train)
-    exact = image_features(source.model.clip.visual, images, source.model.preprocess)  # type: ignore[arg-type]
+    exact = image_features(source.model.clip.visual, images, source.model.preprocess, source.model.compute)  # type: ignore[arg-type]
     right = {Phase.FLOAT: 0, Phase.QUANTIZED: 0}
     zero_shot, everything = 0, torch.arange(len(labels))
     for held_out in tracked(folds(labels, seed=source.recipe.seed), "cross-validate"):
@@ -43,7 +44,7 @@ def cross_validate(prepared: Prepared) -> CrossValidated:
         student = learn_student(source, features.of_images(everything[~torch.isin(everything, held_out)]))
         for phase, rows in ((Phase.FLOAT, exact), (Phase.QUANTIZED, plain)):
             right[phase] += right_answers(student, rows[held_out], labels[held_out], phase=phase)
-        answers = (features.teacher[0, held_out] @ student.hand_written.T).argmax(-1)
+        answers = (features.teacher[0, held_out] @ student.hand_written.cpu().T).argmax(-1)
         zero_shot += int((answers == labels[held_out]).sum())
     found = CrossValidated(
         n=len(labels),

@@ -64,9 +64,9 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
         return None
     tensors, metadata = stored
     facts = json.loads(metadata["calibration"])
-    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    encoder, device = ImageEncoder(model.clip.visual), model.compute.device  # type: ignore[arg-type]
     noise = torch.randn(SAMPLE_SIZE, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(0))
-    to_deployment_form(encoder, noise)
+    to_deployment_form(encoder, noise.to(device))
     grids = [GridPoint(**{**point, "sharing": tuple(point["sharing"])}) for point in facts["grids"]]
     swap_convolutions(encoder, facts["convolutions"], grids, scheme)
     quantize_modules(
@@ -78,7 +78,7 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     add_products(encoder, facts["products"], scheme)
     for name, linear in quant_linears(encoder).items():
         if f"{name}.bias" in tensors and linear.bias is None:  # a fold gave it one
-            linear.bias = nn.Parameter(torch.zeros(linear.out_features))
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features, device=device))
     layers: dict[str, QuantLinear | QuantConv2d] = {**quant_linears(encoder), **quant_convs(encoder)}
     for name in facts["in_float"]:
         layers[name].in_float = True

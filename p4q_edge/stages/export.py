@@ -1,6 +1,8 @@
 """Write the bundle: graphs, shared weights, head, golden samples, results of PyTorch and manifest, in one file."""
 
+import copy
 import logging
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from p4q_edge.data import pixels
 from p4q_edge.graph import OUTPUTS, ExportedGraphs, export_classifier
-from p4q_edge.models import Adapter, FoldedClassifier, run_folded, to_batch
+from p4q_edge.models import CPU, Adapter, FoldedClassifier, device_of, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
 from p4q_edge.recipe import to_toml
 from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, GraphParity, LearnedImage, Manifest, Precision
@@ -44,7 +46,7 @@ NOISE_IMAGES = 24
 
 BYTES_OF_FLOAT = 4
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
-_MODULES = ("pipeline", "encoder_file", "features", "export", "record_results", "cross_validation")
+_MODULES = ("pipeline", "encoder_file", "features", "folding", "export", "record_results", "cross_validation")
 EXPORT = StageCode(
     modules=tuple(f"p4q_edge.stages.{name}" for name in _MODULES),
     rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.graph", "p4q_edge.models"),
@@ -84,7 +86,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         QualityGateError: no exported graph computes what the fake-quantized module computes.
     """
     source = learned.prepared.source
-    classifier = learned.classifier
+    classifier = on_cpu(learned.classifier)
     with task("export", total=2) as advance:
         graphs = export_classifier(classifier, spread_images(learned, NOISE_IMAGES).numpy())
         advance(1)
@@ -92,7 +94,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
             bundles.GRAPH_FP16: graphs.fp16,
             bundles.GRAPH_FP32: graphs.fp32,
             bundles.WEIGHTS: graphs.weights,
-            bundles.HEAD: make_head(learned).to_bytes(),
+            bundles.HEAD: make_head(replace(learned, classifier=classifier)).to_bytes(),
             bundles.PREPROCESS: encode_json(source.model.preprocess),
             bundles.GOLDEN: make_golden(classifier, golden_images(learned)).to_bytes(),
         }
@@ -115,6 +117,11 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
         narrowest_bits=graphs.narrowest_bits,
     )
     return bundles.write_bundle(path, manifest, members, force=force)
+
+
+def on_cpu(classifier: FoldedClassifier) -> FoldedClassifier:
+    """The classifier on the CPU, where graphs are traced and golden samples made; a copy where it lies elsewhere."""
+    return classifier if device_of(classifier) == CPU else copy.deepcopy(classifier).to(CPU)
 
 
 def _record_results(learned: Learned, graphs: ExportedGraphs) -> tuple[DataIndex, GraphParity, dict[str, bytes]]:
@@ -161,6 +168,7 @@ def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
     image = to_batch(
         pixels(source.split.train.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
     )
+    image = image.to(source.model.compute.device)
     return count_macs(learned.prepared.calibrated.encoder, image, convolutions=convolutions).integer_share
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from p4q_edge.data import ImageStream, Moves, augment
 from p4q_edge.learning import CachedFeatures, FeatureSink
-from p4q_edge.models import Batches, LoadedModel, PixelSource, encode_batches
+from p4q_edge.models import ON_CPU, Batches, Compute, LoadedModel, PixelSource, encode_batches, teacher_precision
 from p4q_edge.runtime.images import ImageSet, PreprocessSpec
 from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import StageCode
@@ -57,17 +57,22 @@ class Tower:
     Attributes:
         encoder: of images.
         sink: takes the features.
-        normalized: store embeddings of length 1 in place of features.
+        normalized: store embeddings of length 1 in place of features, in the precision of [compute]: the float tower.
+        compute: the device that the encoder lies on.
     """
 
     encoder: nn.Module
     sink: FeatureSink
     normalized: bool = False
+    compute: Compute = ON_CPU
 
     def encode(self, images: Tensor, spec: PreprocessSpec) -> Tensor:
         """Features or embeddings ``(n, dim)`` of uint8 images ``(n, 3, H, W)``."""
-        features = image_features(self.encoder, images, spec)
-        return nn.functional.normalize(features, dim=-1) if self.normalized else features
+        if not self.normalized:
+            return image_features(self.encoder, images, spec, self.compute)
+        with teacher_precision(self.compute):
+            features = image_features(self.encoder, images, spec, self.compute)
+        return nn.functional.normalize(features, dim=-1)
 
 
 def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
@@ -89,11 +94,14 @@ def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
     if len(rows) < len(views.images):
         logger.info("features: %d of %d images are there already", len(views.images) - len(rows), len(views.images))
     stream = ImageStream(images=views.images.subset(rows), spec=views.spec, workers=views.workers)
-    chunks, moves = iter(stream.split(BATCH_SIZE)), views.moves()
+    # Either divides a shard. What is encoded at once may be less, and is decided by the device.
+    more = any(t.compute.meter or t.compute.batch_size > ON_CPU.batch_size for t in towers)
+    size = max(len(shard) for shard in todo) if more else BATCH_SIZE
+    chunks, moves = iter(stream.split(size)), views.moves()
     with task("features", total=len(rows), unit="images") as advance:
         for shard in todo:
             found: list[list[Tensor]] = [[] for _ in wanted[shard.start]]
-            for first in range(shard.start, shard.stop, BATCH_SIZE):
+            for first in range(shard.start, shard.stop, size):
                 chunk = next(chunks)
                 each = [chunk, *(move.apply(chunk, first=first) for move in moves)]
                 for parts, tower in zip(found, wanted[shard.start], strict=True):
@@ -117,11 +125,14 @@ def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Ite
         yield augment(images, generator=generator, flip=flip) if number else images
 
 
-def image_features(encoder: nn.Module, images: PixelSource, spec: PreprocessSpec) -> Tensor:
-    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)``."""
-    return encode_batches(encoder, Batches(images=images, spec=spec, size=BATCH_SIZE))
+def image_features(encoder: nn.Module, images: PixelSource, spec: PreprocessSpec, compute: Compute = ON_CPU) -> Tensor:
+    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)`` by an encoder that lies on the device of `compute`."""
+    return encode_batches(encoder, Batches(images=images, spec=spec, size=compute.batch_size, compute=compute))
 
 
 def teacher_embeddings(model: LoadedModel, images: PixelSource) -> Tensor:
-    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder."""
-    return nn.functional.normalize(image_features(model.clip.visual, images, model.preprocess), dim=-1)  # type: ignore[arg-type]
+    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder, in the precision of [compute]."""
+    visual: nn.Module = model.clip.visual  # type: ignore[assignment]
+    with teacher_precision(model.compute):
+        features = image_features(visual, images, model.preprocess, model.compute)
+    return nn.functional.normalize(features, dim=-1)

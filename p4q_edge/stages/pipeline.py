@@ -29,6 +29,7 @@ from p4q_edge.learning import (
 )
 from p4q_edge.models import (
     Batches,
+    Compute,
     FoldedClassifier,
     LoadedModel,
     PreprocessKeys,
@@ -46,12 +47,15 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
 from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
-from p4q_edge.stages.features import BATCH_SIZE, FEATURES, Tower, TrainViews, cached_features, store_features
+from p4q_edge.stages.features import FEATURES, Tower, TrainViews, cached_features, store_features
+from p4q_edge.stages.folding import fold, restore_student
 from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 logger = logging.getLogger(__name__)
 
-_MODULES = tuple(f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "features", "top1_limit"))
+_MODULES = tuple(
+    f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "features", "folding", "top1_limit")
+)
 CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration"))
 LEARN = StageCode(
     modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration", "p4q_edge.learning")
@@ -155,7 +159,8 @@ class Learned:
 
 def open_source(recipe: Recipe, split: Split | None = None) -> Source:
     """Stage `load`, and the data of a recipe; `split` is what its [data] gave already."""
-    model = open_model(recipe)
+    compute = Compute.of(recipe.compute)  # a device that is not here is told of before anything is read
+    model = open_model(recipe).on(compute)
     model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
     split = split or read_split(recipe.data, seed=recipe.seed)
     return Source(
@@ -250,7 +255,7 @@ def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFea
     def learn_on(chosen: Tensor) -> Student:
         return learn_student(source, features.of_images(chosen))
 
-    batches = Batches(images=source.stream(source.split.train), spec=source.model.preprocess, size=BATCH_SIZE)
+    batches = Batches.of(source.model, source.stream(source.split.train))
     judge = Judge.of(batches, features.labels, learn_on, seed=recipe.seed)
     return limit_top1(calibrated, source.model.clip.visual, judge, limit)  # type: ignore[arg-type]
 
@@ -274,15 +279,18 @@ def cache_features(
             for name, of_tower in zip(("student", "teacher"), keys, strict=True)
         ]
     teacher: nn.Module = source.model.clip.visual  # type: ignore[assignment]
+    compute = source.model.compute
     return cached_features(
-        views, Tower(encoder=encoder, sink=sinks[0]), Tower(encoder=teacher, sink=sinks[1], normalized=True)
+        views,
+        Tower(encoder=encoder, sink=sinks[0], compute=compute),
+        Tower(encoder=teacher, sink=sinks[1], normalized=True, compute=compute),
     )
 
 
 def student_features(source: Source, encoder: nn.Module) -> Tensor:
     """Features of all views of the labelled images by one encoder, ``(views, images, dim)``, in memory."""
     sink = HeldFeatures(images=len(source.split.train))
-    store_features(source.views, [Tower(encoder=encoder, sink=sink)])
+    store_features(source.views, [Tower(encoder=encoder, sink=sink, compute=source.model.compute)])
     return sink.read()
 
 
@@ -376,25 +384,3 @@ def learn_stage(
             write_tensors(files.learned, contents, key=key, metadata={CALIBRATED_KEY: prepared.key})
     classifier = fold(prepared.source.model, prepared.calibrated, student, text)
     return Learned(prepared=prepared, student=student, classifier=classifier, key=key)
-
-
-def restore_student(student: Student, stored: dict[str, Tensor]) -> None:
-    """Put stored weights and scales into a student and end its learning."""
-    student.load_state_dict({name: value for name, value in stored.items() if name != "text_embedding"})
-    student.requires_grad_(False)
-    if student.adapter is not None:
-        student.adapter.set_dynamic(False)
-
-
-def fold(
-    model: LoadedModel, calibrated: CalibratedEncoder, student: Student, text_embedding: Tensor
-) -> FoldedClassifier:
-    """Stage `fold`: encoder, adapter and constant class embeddings as one module."""
-    return FoldedClassifier(
-        calibrated.encoder,
-        student.adapter,
-        text_embedding,
-        logit_scale=model.logit_scale,
-        logit_bias=model.logit_bias,
-        preprocess=model.preprocess,
-    )

@@ -45,7 +45,7 @@ def recorded_images(source: Source) -> ImageSet:
 def zero_shot_answers(learned: Learned, images: Tensor) -> tuple[int, ...]:
     """Class of each image uint8 ``(n, 3, H, W)`` by the full-precision model and the hand-written prompts alone."""
     _, _, features = run_folded(learned.classifier, images, phase=Phase.FLOAT)
-    scores = torch.nn.functional.normalize(features, dim=-1) @ learned.student.hand_written.T
+    scores = torch.nn.functional.normalize(features, dim=-1) @ learned.student.hand_written.cpu().T
     return tuple(int(answer) for answer in scores.argmax(dim=1))
 
 

@@ -10,7 +10,8 @@ from p4q_edge.calibration import calibrate_text
 from p4q_edge.learning import read_tensors
 from p4q_edge.models import FoldedClassifier
 from p4q_edge.stages.encoder_file import restore_encoder
-from p4q_edge.stages.pipeline import CALIBRATED_KEY, RunFiles, Source, fold, new_student, restore_student
+from p4q_edge.stages.folding import fold, restore_student
+from p4q_edge.stages.pipeline import CALIBRATED_KEY, RunFiles, Source, new_student
 
 logger = logging.getLogger(__name__)
 

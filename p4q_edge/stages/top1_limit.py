@@ -64,11 +64,11 @@ class Judge:
     @torch.no_grad()
     def right(self, encoder: nn.Module) -> int:
         """How many answers on an encoder's features are right."""
-        features = encode_batches(encoder, self.batches)
+        features = encode_batches(encoder, self.batches).to(self.heads[0][1].device)
         right = 0
         for index, (student, text) in enumerate(self.heads):
             own = self.head == index
-            answers = (student.image_embedding(features[own]) @ text.T).argmax(-1)
+            answers = (student.image_embedding(features[own]) @ text.T).argmax(-1).cpu()
             right += int((answers == self.labels[own]).sum())
         return right
 

@@ -23,7 +23,7 @@ from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.evaluation import PTQ, learned_student, method_variants
 from p4q_edge.learning import CachedFeatures, Student
 from p4q_edge.quant import Phase, running_in
-from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, read_recipe
+from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, on_device, read_recipe
 from p4q_edge.runtime.storage import StageCode
 from p4q_edge.stages import Source, cache_features, image_features, open_source, student_features
 
@@ -158,7 +158,8 @@ class Scene:
 
 def recipe_of(choice: Choice, name: str) -> Recipe:
     """A shipped recipe with the data, the model and, for the digits, the demo's own [learn]."""
-    recipe = read_recipe(RECIPES / f"{name}.toml")
+    # On the CPU, as the other libraries of the table.
+    recipe = on_device(read_recipe(RECIPES / f"{name}.toml"), "cpu")
     if choice.data == "digits":
         demo = demo_recipe()
         data = msgspec.structs.replace(demo.data, shots=choice.shots, test_limit=choice.limit)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.models import LoadedModel
-from p4q_edge.models.image_tower import encode_batches
+from p4q_edge.models.batches import encode_batches
 from p4q_edge.models.load import to_batch
 from p4q_edge.quant import QuantScheme
 from p4q_edge.quant.linear import quant_linears

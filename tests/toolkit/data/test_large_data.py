@@ -10,7 +10,8 @@ from PIL import Image
 
 from p4q_edge.data.augmentation import augment
 from p4q_edge.data.few_shot import few_shot, make_split
-from p4q_edge.models.load import Batches, LoadedModel, to_batch
+from p4q_edge.models.batches import Batches
+from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
 from p4q_edge.runtime.artifacts import DataIndex, LearnedImage
 from p4q_edge.runtime.images.image_set import ImageSet

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from p4q_edge.calibration.calibrate import calibrate_encoder
 from p4q_edge.graph.export import export_classifier, linear_quantizations
+from p4q_edge.models.batches import encode_batches
 from p4q_edge.models.folded_classifier import FoldedClassifier
-from p4q_edge.models.image_tower import encode_batches
 from p4q_edge.models.load import load_model, preprocess_spec, to_batch
 from p4q_edge.models.text_tower import TextTower
 from p4q_edge.quant.scheme import QuantScheme

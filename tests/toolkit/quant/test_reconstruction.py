@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from p4q_edge.calibration.calibrate import calibrate_encoder
 from p4q_edge.graph.export import export_classifier, linear_quantizations
+from p4q_edge.models.batches import encode_batches
 from p4q_edge.models.folded_classifier import FoldedClassifier
-from p4q_edge.models.image_tower import encode_batches
 from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant import affine
 from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, paired_pass

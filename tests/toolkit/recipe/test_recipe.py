@@ -101,7 +101,7 @@ def test_every_key_of_a_recipe_is_read_somewhere(repository: Path) -> None:
     sources = {path: path.read_text() for path in (repository / "p4q_edge").rglob("*.py")}
     own = sources.pop(repository / "p4q_edge" / "recipe" / "schema.py")
     used_by_scheme = QuantizationSection().scheme().__dataclass_fields__
-    for section in (ModelSection, DataSection, QuantizationSection, LearnSection):
+    for section in (ModelSection, DataSection, QuantizationSection, LearnSection, ComputeSection):
         for field in msgspec.structs.fields(section):
             read = any(f".{field.name}" in text for text in sources.values())
             assert read or field.name in used_by_scheme or own.count(f"self.{field.name}"), field.name

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from p4q_edge.data import pixels
 from p4q_edge.learning import feature_store
+from p4q_edge.models.compute import Compute
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages import features as streamed
@@ -32,7 +33,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(toy_clip: LoadedModel, toy_images: Callable[[int], ImageSet]) -> Source:
-    found = source_of(toy_clip, toy_images(12), views=3, flip=True, epochs=2)
+    small = replace(toy_clip, compute=Compute(batch_size=BATCH))
+    found = source_of(small, toy_images(12), views=3, flip=True, epochs=2)
     train = found.split.train.subset(range(30))
     split = replace(found.split, train=train)
     return replace(found, split=split, train_digests=tuple(train.digests()))
@@ -42,7 +44,7 @@ def at_once(source: Source, encoder: nn.Module) -> tuple[Tensor, Tensor]:
     """Features as they were computed before there were streams: every view of all images in memory."""
     images, spec, section = pixels(source.split.train, source.model.preprocess), source.model.preprocess, source.recipe
     views = [*augmented_views(images, section.learn.views, flip=section.learn.flip, seed=section.seed)]
-    student = torch.stack([image_features(encoder, view, spec) for view in views])
+    student = torch.stack([image_features(encoder, view, spec, source.model.compute) for view in views])
     return student, torch.stack([teacher_embeddings(source.model, view) for view in views])
 
 
@@ -67,12 +69,12 @@ class _Watch:
         self.images, self.calls, self.stop = 0, 0, stop
         original = streamed.image_features
 
-        def watched(encoder: nn.Module, images: Tensor, spec: object) -> Tensor:
+        def watched(encoder: nn.Module, images: Tensor, spec: object, compute: object) -> Tensor:
             self.calls += 1
             if self.calls > self.stop:
                 raise KeyboardInterrupt
             self.images += len(images)
-            return original(encoder, images, spec)  # type: ignore[arg-type]
+            return original(encoder, images, spec, compute)  # type: ignore[arg-type]
 
         monkeypatch.setattr(streamed, "image_features", watched)
 

@@ -18,11 +18,13 @@ class RecipeRequest:
 
     Attributes:
         path: None takes `p4q.toml` of the current folder, or else the built-in demo.
+        device: of PyTorch, `auto`, `cpu`, `cuda` or `cuda:N`.
         keep_float: added to what the recipe keeps in high precision.
     """
 
     path: Path | None = None
     seed: int | None = None
+    device: str | None = None
     quantize_attention: bool | None = None
     max_cosine_loss: float | None = None
     max_top1_drop: float | None = None

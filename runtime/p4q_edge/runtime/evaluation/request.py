@@ -19,6 +19,7 @@ class ValidateRequest:
         max_top1_drop: percentage points, see `Gates`.
         bench: a document of `p4q-edge bench` on this engine, to show beside the accuracy.
         debug: name the first layer where engine and reference diverge.
+        device: of the engine, and of PyTorch beside it; with `auto` that follows its recipe.
         save_repro: folder for the smallest model that shows it, for a report to the runtime's authors.
         reports: files to write beside the engine's own report.
     """

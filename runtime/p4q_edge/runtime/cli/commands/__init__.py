@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.cli.commands.build import add_recipe_overrides, recipe_request
+    from p4q_edge.runtime.cli.commands.build import add_recipe_overrides, add_torch_device, recipe_request
 
-__all__ = ["add_recipe_overrides", "recipe_request"]
+__all__ = ["add_recipe_overrides", "add_torch_device", "recipe_request"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -17,6 +17,7 @@ if not TYPE_CHECKING:
         {
             "build": (
                 "add_recipe_overrides",
+                "add_torch_device",
                 "recipe_request",
             ),
         },

@@ -124,6 +124,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the options that override keys of a recipe; None where they are not given."""
+    add_torch_device(parser)
     parser.add_argument("--seed", type=int, help="overrides the recipe's seed")
     parser.add_argument(
         "--quantize-attention",
@@ -152,6 +153,16 @@ def add_recipe_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGro
     )
 
 
+def add_torch_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add what names the device of PyTorch; None where it is not given."""
+    parser.add_argument(
+        "--device",
+        dest="torch_device",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="where PyTorch computes; overrides the recipe's compute.device (auto: a GPU if there is one)",
+    )
+
+
 def recipe_request(args: argparse.Namespace) -> RecipeRequest:
     """Return which recipe the arguments name, and what they override."""
     from p4q_edge.runtime.builders import RecipeRequest
@@ -159,6 +170,7 @@ def recipe_request(args: argparse.Namespace) -> RecipeRequest:
     return RecipeRequest(
         path=args.recipe,
         seed=args.seed,
+        device=args.torch_device,
         quantize_attention=args.quantize_attention,
         max_cosine_loss=args.max_cosine_loss,
         max_top1_drop=args.max_top1_drop,

@@ -46,7 +46,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=0, help="use at most N images, drawn with the seed")
     parser.add_argument("--batch", type=int, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --limit (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="of the engine and of PyTorch beside it: auto, cpu, cuda or cuda:N (default: %(default)s; PyTorch then "
+        "follows the recipe)",
+    )
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
     parser.add_argument(
         "--debug", action="store_true", help="name the first layer where engine and reference diverge (toolkit)"
