@@ -162,7 +162,7 @@ def find_difference(
         EnvironmentNotAbleError: the engine is a TensorRT plan; `layer_debug_tensorrt` compares those.
         UsageError: there is neither bundle nor PyTorch reference.
     """
-    if card.backend != "onnxruntime":
+    if not card.on_cpu:
         raise EnvironmentNotAbleError(
             f"--debug of {engine} needs the bundle that it was built from; name it with --reference, or build the same "
             f"bundle for the CPU and debug that: p4q-edge build model.p4q --engine {engine.with_suffix('.onnx')}"

@@ -112,7 +112,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
     return Reference(
         stages={
             FLOAT: torch_stage(found.classifier, Phase.FLOAT),
-            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.backend == "onnxruntime"),
+            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.on_cpu),
         },
         images=images,
         baselines=read_baselines(found.folder),
@@ -219,7 +219,7 @@ def _debug(
     card, bundle = subject.card, subject.bundle
     golden = card.golden_samples().image
     images = golden if reference.images is None else reference.images.pixels[slice(0, MAX_IMAGES)]
-    if card.backend != "onnxruntime" and bundle is not None:
+    if not card.on_cpu and bundle is not None:
         from p4q_edge.evaluation.layer_debug_tensorrt import compare_with_onnxruntime
 
         half = bundle.model("fp16")

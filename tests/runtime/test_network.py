@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,16 @@ def _commands(bundle: Path, engine: Path, photo: Path, folder: Path) -> list[lis
         ["classify", str(engine), str(photo), "--json"],
         ["build", str(bundle), "--engine", str(folder / "new.onnx")],
         ["selftest", str(engine)],
+        *_of_openvino(bundle, photo, folder / "openvino.onnx"),
     ]
+
+
+def _of_openvino(bundle: Path, photo: Path, engine: Path) -> list[list[str]]:
+    """Return the commands of an engine for OpenVINO, whose package brings one that reports each import of it."""
+    if find_spec("openvino") is None:
+        return []
+    build = ["build", str(bundle), "--engine", str(engine), "--backend", "openvino", "--force"]
+    return [build, ["classify", str(engine), str(photo)], ["doctor", "--backend", "openvino"]]
 
 
 def test_commands_work_where_there_is_no_network(

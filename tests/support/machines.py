@@ -58,6 +58,7 @@ WORKING = {
     "cuda": DRIVER,
     "tensorrt": Probe(facts={"version": "10.3.0"}),
     "tensorrt-rtx": Probe(problem="ModuleNotFoundError: No module named 'it'"),
+    "openvino": Probe(problem="ModuleNotFoundError: No module named 'it'"),
     "onnxruntime": Probe(facts={"version": "1.23.2", "providers": ["CPUExecutionProvider"]}),
 }
 

@@ -189,13 +189,15 @@ def _onnx_seeds() -> list[bytes]:
 def _use_onnx(data: bytes, folder: Path) -> None:
     """As `build` does in its child process: what the graph may hold, then ONNX Runtime."""
     from p4q_edge.runtime.artifacts import check_exported, read_golden
-    from p4q_edge.runtime.builders.onnxruntime import prove
+    from p4q_edge.runtime.builders.candidates import Candidate, Candidates
+    from p4q_edge.runtime.builders.cpu import Setting, prove
     from p4q_edge.runtime.errors import CorruptArtifactError
 
     check_exported(data, name="graph")
     golden = read_golden(tiny_members()["golden.safetensors"], source="golden")
     try:
-        prove({"exact": data}, golden, threads=1, name="graph")
+        candidates = Candidates(tried=(Candidate(profile="exact"),), models={"exact": data})
+        prove(candidates, golden, Setting(threads=1, name="graph"))
     except MemoryError as error:  # as the worker reports it
         raise CorruptArtifactError("too much memory") from error
 

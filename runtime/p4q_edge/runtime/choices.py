@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 """The library that runs an engine."""
+
+CpuBackend = Literal["onnxruntime", "openvino"]
+"""Of these, the ones that run on CPUs, both from the same `.onnx` file."""
+
+Remainder = Literal["f32", "bf16"]
+"""In which precision OpenVINO computes what is not quantized."""
+
+RemainderChoice = Literal["f32", "bf16", "auto"]
+"""A remainder, or `auto`: `bf16` where this processor has such instructions and it is faster here."""
 
 CpuProfile = Literal["exact", "fast", "float"]
 """`exact`: 8-bit weights. `fast`: 7-bit weights, which x86 processors without VNNI add without saturation. `float`:
 FP32 with the quantized weights' values."""
 
 CpuChoice = Literal["exact", "fast", "float", "auto"]
-"""A profile, or `auto`: `exact` unless FP32 is faster on this processor, as it is for some convolutional encoders."""
+"""A profile, or `auto`: what is faster here of those that compute what the reference computes, see `builders.cpu`."""
 
 Fast = Literal["reducing_gap", "draft"]
 """`reducing_gap`: shrink by an integer factor before the filter is applied. `draft`: also let the JPEG decoder

@@ -17,20 +17,24 @@ from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import cpu_worker
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
+from p4q_edge.runtime.builders.candidates import Candidate, Candidates
+from p4q_edge.runtime.builders.cpu import ProvedModel, Setting, prove
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
-from p4q_edge.runtime.builders.onnxruntime import ProvedModel, prove
 from p4q_edge.runtime.errors import IncompatibleEngineError, P4QEdgeError, UsageError
 
 READ = "import json, os, signal, sys, time\nrequest = json.loads(sys.stdin.readline())\n"
 
 
+def exact(model: bytes) -> Candidates:
+    return Candidates(tried=(Candidate(profile="exact"),), models={"exact": model})
+
+
 def run_child(bundle: Path, code: str, deadline_s: float = 60.0) -> ProvedModel:
     opened = read_bundle(bundle)
     return prove_apart(
-        {"exact": opened.model("fp32")},
+        exact(opened.model("fp32")),
         opened.golden(),
-        threads=1,
-        name="out.onnx",
+        Setting(threads=1, name="out.onnx"),
         deadline_s=deadline_s,
         command=[sys.executable, "-c", READ + code],
     )
@@ -46,9 +50,9 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_child_computes_what_this_process_computes(tiny_bundle: Path, scratch: Path) -> None:
     opened = read_bundle(tiny_bundle)
-    models, golden = {"exact": opened.model("fp32")}, opened.golden()
-    apart = prove_apart(models, golden, threads=1, name="x", deadline_s=120.0)  # type: ignore[arg-type]
-    here = prove(models, golden, threads=1, name="x")  # type: ignore[arg-type]
+    models, golden, setting = exact(opened.model("fp32")), opened.golden(), Setting(threads=1, name="x")
+    apart = prove_apart(models, golden, setting, deadline_s=120.0)
+    here = prove(models, golden, setting)
     assert apart.built == here.built
     assert (apart.input_shape, apart.inspection) == (here.input_shape, here.inspection)
     assert all(np.array_equal(apart.outputs[name], here.outputs[name]) for name in here.outputs)
@@ -72,6 +76,28 @@ def test_a_check_without_end_is_stopped(tiny_bundle: Path, scratch: Path) -> Non
 def test_a_child_that_dies_is_told(tiny_bundle: Path, code: str, message: str) -> None:
     with pytest.raises(P4QEdgeError, match=f"the process that runs its golden samples {message}"):
         run_child(tiny_bundle, code)
+
+
+def test_a_library_that_crashes_is_left_out_of_several(
+    tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "child.py"
+    program.write_text(
+        "import io, json, os, signal, sys\nline = sys.stdin.readline()\n"
+        "if 'openvino' in line:\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "sys.stdin = io.StringIO(line)\n"
+        "from p4q_edge.runtime.builders.cpu_worker import main\nsys.exit(main())\n"
+    )
+    model, golden = read_bundle(tiny_bundle).model("fp32"), read_bundle(tiny_bundle).golden()
+    setting, command = Setting(threads=1, name="out.onnx"), [sys.executable, str(program)]
+    other = Candidate(profile="exact", backend="openvino")
+    both = Candidates(tried=(Candidate(profile="exact"), other), models={"exact": model})
+    proved = prove_apart(both, golden, setting, deadline_s=60.0, command=command)
+    assert (proved.built.candidate.name, proved.inspection.not_measured) == ("exact", ("OpenVINO: it crashed",))
+    assert "OpenVINO is left out: out.onnx: the process" in caplog.text
+    alone = Candidates(tried=(other,), models={"exact": model})
+    with pytest.raises(P4QEdgeError, match="ended with signal SIGSEGV"):
+        prove_apart(alone, golden, setting, deadline_s=60.0, command=command)
 
 
 def test_the_childs_error_is_raised_with_its_class(rebundle: Callable[..., Path], tmp_path: Path) -> None:
@@ -118,9 +144,9 @@ def test_a_signal_ends_build_and_its_child(tiny_bundle: Path, tmp_path: Path, nu
         f"open({str(started)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     program = (
-        "import sys\nfrom p4q_edge.runtime.builders import build, cpu_worker_process as process\n"
+        "import sys\nfrom p4q_edge.runtime.builders import cpu_engine, cpu_worker_process as process\n"
         "own = process.prove_apart\n"
-        f"build.prove_apart = lambda *a, **k: own(*a, **k, command=[sys.executable, {str(child_file)!r}])\n"
+        f"cpu_engine.prove_apart = lambda *a, **k: own(*a, **k, command=[sys.executable, {str(child_file)!r}])\n"
         "from p4q_edge.runtime.cli.main import main\nsys.exit(main())\n"
     )
     command = [sys.executable, "-c", program, "build", str(tiny_bundle), "--engine", str(tmp_path / "out.onnx")]

@@ -23,7 +23,7 @@ def finding(subject: str, seen: Environment, **options: Any) -> Finding:
 
 def test_a_jetson_in_order() -> None:
     findings = examine(environment())
-    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": True, "tensorrt-rtx": False}
+    assert able_backends(findings) == {"onnxruntime": True, "openvino": False, "tensorrt": True, "tensorrt-rtx": False}
     assert {item.status for item in findings} == {"ok", "note", "absent"}
     messages = {item.subject: item.message for item in findings if item.subject != "Memory"}
     assert messages == {
@@ -33,6 +33,8 @@ def test_a_jetson_in_order() -> None:
         "CPU": "INT8 dot products: asimddp",
         "Power mode": "MAXN_SUPER",
         "ONNX Runtime": "1.23.2 with CPUExecutionProvider",
+        "OpenVINO": "optional, the faster engine on some Intel CPUs; cannot be used: "
+        "ModuleNotFoundError: No module named 'it'",
         "CUDA driver": "driver for CUDA 12.6: Orin (sm_87, 8.0 GiB)",
         "TensorRT for RTX": "optional; its packages are for Linux on x86_64, this is Linux aarch64",
         "TensorRT": f"10.3.0. {advice.wrong_transformers('10.3.0')}",
@@ -49,7 +51,12 @@ def test_what_is_not_in_order_names_a_command() -> None:
         power_mode=PowerMode(name="15W", unlimited_id=2),
     )
     findings = examine(Environment(host=broken, probes=dict.fromkeys(WORKING, ABSENT)))
-    assert able_backends(findings) == {"onnxruntime": False, "tensorrt": False, "tensorrt-rtx": False}
+    assert able_backends(findings) == {
+        "onnxruntime": False,
+        "openvino": False,
+        "tensorrt": False,
+        "tensorrt-rtx": False,
+    }
     for item in findings:
         assert item.fix or item.status == "ok", item
         assert item.needed_by or item.status != "missing", item
@@ -81,7 +88,7 @@ def test_virtual_environment(host: Host, status: str, message: str, fix: str) ->
 
 def test_an_old_jetpack_cannot_run_tensorrt() -> None:
     findings = examine(environment(replace(JETSON, l4t="35.5.0", jetpack=5)))
-    assert able_backends(findings) == {"onnxruntime": True, "tensorrt": False, "tensorrt-rtx": False}
+    assert able_backends(findings) == {"onnxruntime": True, "openvino": False, "tensorrt": False, "tensorrt-rtx": False}
 
 
 def test_a_desktop_is_not_a_jetson() -> None:
@@ -279,3 +286,13 @@ def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.Mon
     seen = findings.read_environment(root=tmp_path)
     assert set(seen.versions.values()) == {None}
     assert seen.host.l4t is None
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"), [(["FP32", "BF16"], "2026.4, with bfloat16"), (["FP32"], "without bfloat16 on this CPU")]
+)
+def test_openvino_is_optional_and_says_what_it_can(capabilities: list[str], said: str) -> None:
+    found = finding("OpenVINO", environment(openvino=Probe(facts={"version": "2026.4", "capabilities": capabilities})))
+    assert (found.status, said in found.message) == ("ok", True)
+    absent = finding("OpenVINO", environment(openvino=ABSENT))
+    assert (absent.status, absent.fix) == ("absent", "pip install './runtime[openvino]'")

@@ -42,10 +42,10 @@ def test_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert "\nmissing  ONNX Runtime: cannot be used: " in out
     assert "\n         run: pip install --upgrade onnxruntime\n" in out
-    assert out.endswith("not able onnxruntime\nnot able tensorrt\nnot able tensorrt-rtx\n")
+    assert out.endswith("not able onnxruntime\nnot able openvino\nnot able tensorrt\nnot able tensorrt-rtx\n")
     assert err == (
-        "error: onnxruntime and tensorrt and tensorrt-rtx cannot run here; fix what is missing above, then run this "
-        "again.\n"
+        "error: onnxruntime and openvino and tensorrt and tensorrt-rtx cannot run here; fix what is missing above, "
+        "then run this again.\n"
     )
 
 
@@ -55,7 +55,7 @@ def test_json_is_one_document_even_when_a_backend_is_missing(
     assert run(monkeypatch, environment(tensorrt=ABSENT), "--json", "--backend", "tensorrt") == 3
     document = json.loads(capsys.readouterr().out)
     assert document["schema_version"] == 1
-    assert document["backends"] == {"onnxruntime": True, "tensorrt": False, "tensorrt-rtx": False}
+    assert document["backends"] == {"onnxruntime": True, "openvino": False, "tensorrt": False, "tensorrt-rtx": False}
     assert {frozenset(item) for item in document["findings"]} == {
         frozenset({"subject", "status", "message", "fix", "needed_by"})
     }

@@ -13,9 +13,10 @@ from onnx.reference import ReferenceEvaluator
 
 from p4q_edge.runtime.artifacts import CpuOptions
 from p4q_edge.runtime.artifacts.bundle import read_bundle
-from p4q_edge.runtime.builders import onnxruntime as onnxruntime_builder
+from p4q_edge.runtime.builders import cpu as cpu_builder
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
-from p4q_edge.runtime.builders.onnxruntime import models_of, prove
+from p4q_edge.runtime.builders.candidates import CpuRequest, candidates_of
+from p4q_edge.runtime.builders.cpu import Setting, prove
 from p4q_edge.runtime.engines.onnxruntime.models import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.runtime.statistics.timing import Rounds
@@ -95,9 +96,10 @@ def test_auto_keeps_what_is_faster_here(
             run()
         return {name: np.full(rounds.minimum, 2.0 if name == slow else 1.0) for name in candidates}
 
-    monkeypatch.setattr(onnxruntime_builder, "measure_interleaved", measured)
+    monkeypatch.setattr(cpu_builder, "measure_interleaved", measured)
     opened = read_bundle(bundle)
-    proved = prove(models_of(opened.model("fp32"), "auto"), opened.golden(), threads=1, name="x")
+    candidates = candidates_of(opened.model("fp32"), CpuRequest(choice="auto", backend="onnxruntime"))
+    proved = prove(candidates, opened.golden(), Setting(threads=1, name="x"))
     assert proved.built.profile == kept
     assert set(proved.inspection.rows) == {"exact", "float"}
     assert proved.inspection.integer_products == products
@@ -108,8 +110,9 @@ def test_the_card_says_which_profile_was_kept_and_why(
 ) -> None:
     engine = tmp_path / "out.onnx"
     with caplog.at_level("INFO"):
-        card = build_engine(bundle, engine, options=BuildOptions(cpu_profile="auto"))
-    kept = "exact" if card.build.inspection.float_over_exact_time.value >= 1 else "float"
+        card = build_engine(bundle, engine, backend="onnxruntime", options=BuildOptions(cpu_profile="auto"))
+    kept = card.build.options.kept_profile
+    assert all(estimate.value > 1 for estimate in card.build.inspection.faster_than.values()) or kept == "exact"
     assert card.build.options == CpuOptions(cpu_profile="auto", kept_profile=kept)
     assert card.precision.weight_bits == (8 if kept == "exact" else 32)
     assert f": {kept} is kept" in caplog.text

@@ -8,8 +8,8 @@ import msgspec
 
 from p4q_edge.runtime.artifacts.rtx_options import RtxOptions
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
-from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile, PlanFlavour
-from p4q_edge.runtime.statistics import Estimate, Latency
+from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile, PlanFlavour, Remainder, RemainderChoice
+from p4q_edge.runtime.statistics import Estimate
 
 
 class OptimizedCopy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +34,47 @@ class CpuOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kept_profile: CpuProfile
 
 
+class OpenVINOMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine for OpenVINO was built with: version of OpenVINO and name of the processor."""
+
+    openvino: str
+    cpu: str
+
+
+class OpenVINOOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was asked for, and what is kept: another one only where `auto` was asked for.
+
+    Attributes:
+        batch: images for which the model is compiled in its fixed shape; other numbers run in a dynamic one.
+    """
+
+    cpu_profile: CpuChoice
+    kept_profile: CpuProfile
+    remainder: RemainderChoice
+    kept_remainder: Remainder
+    batch: int = 1
+
+
+class CpuRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One candidate of `auto` as it was measured where the engine was built, in milliseconds.
+
+    Attributes:
+        n: timed runs; 0 where it was not timed because of its problem.
+        cosine_min: smallest cosine of its embeddings to the fake-quantized reference; None in older cards.
+        problem: why it could not be kept, or None.
+    """
+
+    n: int = 0
+    p50_ms: float = 0.0
+    p90_ms: float = 0.0
+    p99_ms: float = 0.0
+    mean_ms: float = 0.0
+    min_ms: float = 0.0
+    max_ms: float = 0.0
+    cosine_min: float | None = None
+    problem: str | None = None
+
+
 class CpuInspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What runs when the engine does.
 
@@ -41,15 +82,23 @@ class CpuInspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         kernels: runs of each kernel for one image.
         integer_products: how many of them are matrix products or convolutions of integers.
         float_products: how many of them are such products of floating-point numbers.
-        rows: of a build with `auto`, the latency of each profile.
-        float_over_exact_time: likewise how many times faster INT8 is here.
+        rows: of a build with `auto`, each candidate by name: a profile of ONNX Runtime, or `openvino-` with the
+            precision of the remainder.
+        batch, threads: how many images and threads these were measured with; threads are null for the default.
+        float_over_exact_time: likewise how many times faster INT8 is here, in ONNX Runtime.
+        faster_than: how many times faster the kept candidate is than each other one.
+        not_measured: what `auto` could not look at, and why.
     """
 
     kernels: dict[str, int]
     integer_products: int
     float_products: int
-    rows: dict[CpuProfile, Latency] = {}
+    rows: dict[str, CpuRow] = {}
+    batch: int = 1
+    threads: int | None = None
     float_over_exact_time: Estimate | None = None
+    faster_than: dict[str, Estimate] = {}
+    not_measured: tuple[str, ...] = ()
 
     @property
     def int8_share(self) -> float | None:
@@ -223,6 +272,22 @@ class OnnxRuntimeBuild(
     optimized: OptimizedCopy | None = None
 
 
+class OpenVINOBuild(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="backend", tag="openvino"
+):
+    """How an engine for OpenVINO on a CPU was built.
+
+    Attributes:
+        optimized: the compiled model beside the engine, which loads faster where `built_with` fits; None if there is
+            none.
+    """
+
+    built_with: OpenVINOMachine
+    options: OpenVINOOptions
+    inspection: CpuInspection
+    optimized: OptimizedCopy | None = None
+
+
 class TensorRTBuild(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="backend", tag="tensorrt"
 ):
@@ -243,11 +308,13 @@ class RtxBuild(
     inspection: PlanInspection
 
 
-Build: TypeAlias = OnnxRuntimeBuild | TensorRTBuild | RtxBuild
+Build: TypeAlias = OnnxRuntimeBuild | OpenVINOBuild | TensorRTBuild | RtxBuild
 
 
 def backend_of_build(build: Build) -> BackendName:
     """Return the library that runs what a build made."""
     if isinstance(build, OnnxRuntimeBuild):
         return "onnxruntime"
+    if isinstance(build, OpenVINOBuild):
+        return "openvino"
     return "tensorrt" if isinstance(build, TensorRTBuild) else "tensorrt-rtx"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, backend_of_build
+from p4q_edge.runtime.artifacts.builds import Build, OnnxRuntimeBuild, OpenVINOBuild, backend_of_build
 from p4q_edge.runtime.artifacts.golden import Golden, MeasuredGolden, read_golden
 from p4q_edge.runtime.artifacts.head import MAX_LOGIT_FACTOR, BuiltInHead, Calibration, Head, read_head
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
@@ -109,7 +109,13 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def cpu_profile(self) -> CpuProfile | None:
         """The kept profile of an engine for CPUs; None for TensorRT."""
-        return self.build.options.kept_profile if isinstance(self.build, OnnxRuntimeBuild) else None
+        build = self.build
+        return build.options.kept_profile if isinstance(build, OnnxRuntimeBuild | OpenVINOBuild) else None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the engine runs on a CPU, from the graph with FP32 remainder."""
+        return self.cpu_profile is not None
 
     @property
     def head(self) -> BuiltInHead:

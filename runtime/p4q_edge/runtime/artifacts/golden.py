@@ -13,7 +13,7 @@ from p4q_edge.runtime.statistics import FULL_BITS, least_cosine
 from p4q_edge.runtime.storage import load_tensors, save_tensors
 
 MAX_SAMPLES = 64
-MAX_DRIFT = {"onnxruntime": 1e-6, "tensorrt": 1e-3, "tensorrt-rtx": 1e-3}
+MAX_DRIFT = {"onnxruntime": 1e-6, "openvino": 1e-6, "tensorrt": 1e-3, "tensorrt-rtx": 1e-3}
 """Largest move of an embedding's numbers on the machine that built the engine. The kernels of ONNX Runtime are
 deterministic, so that only a change moves them; FP16 sums on a GPU may differ in their last bits."""
 

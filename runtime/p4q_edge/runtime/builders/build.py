@@ -12,18 +12,11 @@ import msgspec
 
 from p4q_edge.runtime.artifacts import (
     GOLDEN,
-    GRAPH_FP32,
     LEAST_MAC_SHARE,
-    WEIGHTS,
     Bundle,
     Card,
-    CpuMachine,
-    CpuOptions,
     Golden,
     MeasuredGolden,
-    NoiseKind,
-    OnnxRuntimeBuild,
-    OptimizedCopy,
     Precision,
     RtxBuild,
     RtxOptions,
@@ -33,18 +26,19 @@ from p4q_edge.runtime.artifacts import (
     read_bundle,
     write_deployment,
 )
-from p4q_edge.runtime.builders.card_parts import card_of, part_of, precision_on
-from p4q_edge.runtime.builders.consistency import check_consistent, check_outputs
-from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
+from p4q_edge.runtime.builders.candidates import CpuRequest, candidates_of
+from p4q_edge.runtime.builders.card_parts import card_of, precision_on
+from p4q_edge.runtime.builders.consistency import check_consistent
+from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
 from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
-from p4q_edge.runtime.builders.onnxruntime import models_of
-from p4q_edge.runtime.choices import BackendName, CpuChoice, CpuProfile, GraphKind
-from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, fingerprint, import_onnxruntime
+from p4q_edge.runtime.choices import BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
+from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
+from p4q_edge.runtime.engines.openvino import fingerprint as of_openvino
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import rounding_limits_of
-from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_file
 from p4q_edge.runtime.verification import compare_golden, require
 
 if TYPE_CHECKING:
@@ -63,12 +57,6 @@ BACKEND_OF_SUFFIX: dict[str, BackendName] = {
     ".rtx": "tensorrt-rtx",
 }
 _MAX_DEADLINE_S = 24 * 3600.0
-FAST_BITS = 7
-"""Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
-NOISE_OF_PROFILE: dict[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
-"""Under which name a bundle records what a profile may differ by from the fake-quantized module."""
-FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
-"""Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
 FP16 = Precision(weight_bits=16, activation_bits=16, execution="executed", remainder="fp16", quantized_linears=0)
 """Precision of a TensorRT engine for which FP16 turned out to be better than INT8."""
 
@@ -79,15 +67,19 @@ class BuildOptions:
 
     Attributes:
         cpu_profile: `exact` (8-bit weights), `fast` (7-bit weights, for x86 without VNNI), `float` (FP32), or `auto`
-            (the faster of `exact` and `float`, as measured here); ONNX Runtime.
-        threads: threads of the CPU engine while it is checked; None lets ONNX Runtime choose.
+            (the fastest here of these, in ONNX Runtime and, where it is installed, in OpenVINO); CPU engines.
+        remainder: precision of what is not quantized, in OpenVINO: `f32`, `bf16`, or `auto` (the faster one here).
+        threads: threads of the CPU engine while it is checked and measured; None takes one a core.
+        batch: images of a run that candidates of `auto` are measured with, and OpenVINO's fixed shape is made for.
         deadline_s: seconds after which the check of a CPU engine is stopped.
         tensorrt: options of the TensorRT builder; None takes its defaults.
         rtx: options of the builder of TensorRT for RTX; None takes its defaults.
     """
 
     cpu_profile: CpuChoice = "exact"
+    remainder: RemainderChoice = "auto"
     threads: int | None = None
+    batch: int = 1
     deadline_s: float = 600.0
     tensorrt: TensorRTOptions | None = None
     rtx: RtxOptions | None = None
@@ -95,6 +87,12 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
             raise UsageError(f"the deadline must be positive and at most a day, got {self.deadline_s:g} s.")
+
+    def cpu_request(self, backend: CpuBackend | None) -> CpuRequest:
+        """Return what is asked of a CPU engine; `backend` is the library that was named, if one was."""
+        return CpuRequest(
+            choice=self.cpu_profile, backend=backend, remainder=self.remainder, threads=self.threads, batch=self.batch
+        )
 
 
 def backend_of(engine: str | Path, backend: BackendName | None = None) -> BackendName:
@@ -150,7 +148,12 @@ def build_engine(
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     if chosen == "tensorrt-rtx":
         return _build_rtx(opened, engine, force=force, options=options.rtx or RtxOptions(), progress=progress)
-    return _build_onnxruntime(opened, engine, force=force, options=options)
+    return _build_cpu(opened, engine, backend=_cpu_backend(backend), force=force, options=options)
+
+
+def _cpu_backend(backend: BackendName | None) -> CpuBackend | None:
+    """Return the library for CPUs that was named; None where the suffix of the engine only says that it is for one."""
+    return backend if backend in ("onnxruntime", "openvino") else None
 
 
 def _refuse_existing(engine: Path, *, force: bool) -> None:
@@ -169,62 +172,24 @@ def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
         )
 
 
-def _build_onnxruntime(bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions) -> Card:
+def _build_cpu(bundle: Bundle, engine: Path, *, backend: CpuBackend | None, force: bool, options: BuildOptions) -> Card:
     refuse_unsound(bundle, "fp32", engine=engine)
-    golden = bundle.golden().for_cpu()
-    import_onnxruntime()
-    proved = prove_apart(
-        models_of(bundle.model("fp32"), options.cpu_profile),
-        golden,
-        threads=options.threads,
-        name=str(engine),
-        deadline_s=options.deadline_s,
-    )
-    built, outputs = proved.built, proved.outputs
-    check_outputs(bundle, outputs, input_shape=proved.input_shape)
-    build = OnnxRuntimeBuild(
-        built_with=CpuMachine(**fingerprint()),
-        options=CpuOptions(cpu_profile=options.cpu_profile, kept_profile=built.profile),
-        inspection=proved.inspection,
-        optimized=OptimizedCopy(
-            size_bytes=len(built.optimized),
-            sha256=sha256_bytes(built.optimized),
-            engine_sha256=sha256_bytes(built.model),
-        ),
-    )
-    card = card_of(bundle, build)
-    unchanged = built.profile == "exact"
-    card = msgspec.structs.replace(
-        card,
-        engine_sha256=sha256_bytes(built.model),
-        engine_size_bytes=len(built.model),
-        parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if unchanged else (),
-        precision=_cpu_precision(card.precision, built.profile),
-        rounding_bits=min(card.rounding_bits, FAST_BITS) if built.profile == "fast" else card.rounding_bits,
-        noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[built.profile]),
-        golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
-    )
-    card = _compared(card, outputs, golden, engine=engine)
+    made = make_cpu_engine(bundle, engine, options.cpu_request(backend), deadline_s=options.deadline_s)
+    card = _compared(made.card, made.outputs, made.golden, engine=engine)
     _refuse_existing(engine, force=force)
-    write_deployment(engine, card, {"": built.model, OPTIMIZED: built.optimized})
+    write_deployment(engine, card, made.files)
     return card
 
 
 def _compared(card: Card, outputs: Mapping[str, np.ndarray], golden: Golden, *, engine: Path) -> Card:
     """Return a card with what its engine gives on the golden samples; raise where that is wrong."""
     result = compare_golden(dict(outputs), golden, logit_scale=card.logit_scale, limits=card.limits)
-    if card.backend == "onnxruntime":
+    if card.on_cpu:
         # The worker of a TensorRT build has judged its plans, each by its own gate.
         require(result, engine=str(engine))
         logger.info("golden samples: cosine %.6f, n = %d", result.cosine_min, result.samples)
     rows = tuple(tuple(row) for row in outputs["embedding"].tolist())
     return msgspec.structs.replace(card, measured=MeasuredGolden(embedding=rows, golden=result))
-
-
-def _cpu_precision(precision: Precision, profile: CpuProfile) -> Precision:
-    if profile == "fast":
-        return msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
-    return FP32 if profile == "float" else precision
 
 
 def _build_tensorrt(
@@ -314,7 +279,7 @@ def refuse_unsound(bundle: Bundle, kind: GraphKind, *, engine: Path) -> None:
     problem = bundle.manifest.problem(kind)
     if problem is None:
         return
-    needs, other = ("TensorRT", ".onnx") if kind == "fp16" else ("ONNX Runtime", ".plan")
+    needs, other = ("TensorRT", ".onnx") if kind == "fp16" else ("CPUs", ".plan")
     raise QualityGateError(
         f"{engine} cannot be built: the graph for {needs} in {bundle.path} is not sound, as its exporter found: "
         f"{problem}. The other graph is: build {engine.with_suffix(other)}, or export again and report this line."
@@ -323,8 +288,8 @@ def refuse_unsound(bundle: Bundle, kind: GraphKind, *, engine: Path) -> None:
 
 def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
     """Return the options that decide what an engine of a backend is; its card records them."""
-    if backend == "onnxruntime":
-        return {"cpu_profile": options.cpu_profile}
+    if backend in ("onnxruntime", "openvino"):
+        return {"cpu_profile": options.cpu_profile, "remainder": options.remainder, "batch": options.batch}
     if backend == "tensorrt-rtx":
         return asdict(options.rtx or RtxOptions())
     return asdict(options.tensorrt or TensorRTOptions())
@@ -350,7 +315,7 @@ def describe_build(
     """
     engine, opened = Path(engine), read_bundle(bundle)
     chosen = backend_of(engine, backend)
-    kind: GraphKind = "fp32" if chosen == "onnxruntime" else "fp16"
+    kind: GraphKind = "fp32" if chosen in ("onnxruntime", "openvino") else "fp16"
     refuse_unsound(opened, kind, engine=engine)
     if chosen == "tensorrt-rtx":
         from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx
@@ -364,11 +329,15 @@ def describe_build(
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
         convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_build(size, engine=engine, options=gated, convolutions=convolutions)
+    candidates = candidates_of(opened.model("fp32"), options.cpu_request(_cpu_backend(backend)))
     return CpuDryRun(
         engine=str(engine),
         exists=engine.exists(),
+        backend=chosen,
         cpu_profile=options.cpu_profile,
+        candidates=tuple(candidate.name for candidate in candidates.tried),
+        not_measured=candidates.not_measured,
         model_bytes=len(opened.model("fp32")),
-        unsigned_kernels=options.cpu_profile == "exact" and machine.saturates(),
-        **fingerprint(),
+        unsigned_kernels=options.cpu_profile == "exact" and chosen == "onnxruntime" and machine.saturates(),
+        **(of_openvino() if chosen == "openvino" else of_onnxruntime()),
     )

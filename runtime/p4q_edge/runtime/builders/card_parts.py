@@ -46,7 +46,7 @@ def card_of(bundle: Bundle, build: Build) -> Card:
 
 def precision_on(backend: BackendName, precision: Precision) -> Precision:
     """Return the precision of a bundle as a backend runs it."""
-    if backend == "onnxruntime":
+    if backend in ("onnxruntime", "openvino"):
         return msgspec.structs.replace(precision.with_float_convolutions(), remainder="fp32")
     return msgspec.structs.replace(precision, remainder="fp16")
 

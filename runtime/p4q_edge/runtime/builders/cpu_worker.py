@@ -18,7 +18,8 @@ import numpy as np
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import read_golden
-from p4q_edge.runtime.builders.onnxruntime import prove
+from p4q_edge.runtime.builders.candidates import Candidate, Candidates
+from p4q_edge.runtime.builders.cpu import Setting, prove
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.machine import end_with_parent
 from p4q_edge.runtime.storage import save_tensors
@@ -40,7 +41,8 @@ def main() -> int:
     except errors.P4QEdgeError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        message = f"{request['name']} needs more memory than a model of its size may. Build it from another bundle."
+        name = request["setting"]["name"]
+        message = f"{name} needs more memory than a model of its size may. Build it from another bundle."
         answer = {"error": errors.CorruptArtifactError.__name__, "message": message}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
@@ -50,16 +52,18 @@ def main() -> int:
 def serve(request: dict[str, Any]) -> dict[str, Any]:
     """Prove the models of a request, leave the results in its folder, and return the answer."""
     folder = Path(request["folder"])
-    profiles: list[CpuProfile] = request["profiles"]
+    tried = msgspec.convert(request["candidates"], tuple[Candidate, ...])
+    profiles: set[CpuProfile] = {candidate.profile for candidate in tried}
     models = {profile: (folder / MODEL.format(profile=profile)).read_bytes() for profile in profiles}
     _limit_memory(max(map(len, models.values())))
     golden = read_golden((folder / GOLDEN).read_bytes(), source="the golden samples of the bundle")
-    proved = prove(models, golden, threads=request["threads"], name=request["name"])
+    setting = msgspec.convert(request["setting"], Setting)
+    proved = prove(Candidates(tried=tried, models=models), golden, setting)
     (folder / OPTIMIZED).write_bytes(proved.built.optimized)
     outputs = {name: np.asarray(values, np.float32) for name, values in proved.outputs.items()}
     (folder / OUTPUTS).write_bytes(save_tensors(outputs, {}))
     return {
-        "profile": proved.built.profile,
+        "candidate": msgspec.to_builtins(proved.built.candidate),
         "input_shape": proved.input_shape,
         "inspection": msgspec.to_builtins(proved.inspection),
     }

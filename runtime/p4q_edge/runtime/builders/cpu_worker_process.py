@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import CpuInspection, Golden
+from p4q_edge.runtime.builders.candidates import Candidate, Candidates
+from p4q_edge.runtime.builders.cpu import CpuModel, ProvedModel, Setting
 from p4q_edge.runtime.builders.cpu_worker import GOLDEN, MODEL, OPTIMIZED, OUTPUTS
-from p4q_edge.runtime.builders.onnxruntime import CpuModel, ProvedModel
-from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.machine import child_command
 from p4q_edge.runtime.storage import load_tensors, scratch_folder
 
@@ -26,11 +27,10 @@ WORKER = tuple(child_command("p4q_edge.runtime.builders.cpu_worker"))
 
 
 def prove_apart(
-    models: Mapping[CpuProfile, bytes],
+    candidates: Candidates,
     golden: Golden,
+    setting: Setting,
     *,
-    threads: int | None,
-    name: str,
     deadline_s: float,
     command: Sequence[str] = WORKER,
 ) -> ProvedModel:
@@ -40,29 +40,67 @@ def prove_apart(
         P4QEdgeError: it did not end in time, or crashed; or the error that it met.
     """
     with scratch_folder() as folder:
-        for profile, model in models.items():
+        for profile, model in candidates.models.items():
             (folder / MODEL.format(profile=profile)).write_bytes(model)
         (folder / GOLDEN).write_bytes(golden.to_bytes())
         request = {
             "folder": str(folder),
-            "profiles": [*models],
-            "threads": threads,
-            "name": name,
+            "candidates": msgspec.to_builtins(candidates.tried),
+            "setting": msgspec.to_builtins(setting),
             "parent": os.getpid(),
         }
-        answer = _ask(request, name=name, deadline_s=deadline_s, command=command)
+        try:
+            answer = _ask(request, name=setting.name, deadline_s=deadline_s, command=command)
+        except _WorkerCrashedError as error:
+            # Of several libraries one that crashes is out, and the others are still measured.
+            candidates = _without_openvino(candidates, error)
+            request["candidates"] = msgspec.to_builtins(candidates.tried)
+            answer = _ask(request, name=setting.name, deadline_s=deadline_s, command=command)
         optimized = (folder / OPTIMIZED).read_bytes()
         outputs, _ = load_tensors((folder / OUTPUTS).read_bytes(), source="the outputs of the golden samples")
-    profile = answer["profile"]
-    inspection = msgspec.convert(answer["inspection"], CpuInspection)
-    ratio = inspection.float_over_exact_time
-    if ratio is not None:
-        logger.info("INT8 is %.2f times as fast as FP32 here, n = %d: %s is kept", ratio.value, ratio.n, profile)
+    kept = msgspec.convert(answer["candidate"], Candidate)
+    inspection = msgspec.structs.replace(
+        msgspec.convert(answer["inspection"], CpuInspection), not_measured=candidates.not_measured
+    )
+    _tell(kept, inspection)
     return ProvedModel(
-        built=CpuModel(profile=profile, model=models[profile], optimized=optimized),
+        built=CpuModel(candidate=kept, model=candidates.models[kept.profile], optimized=optimized),
         outputs=outputs,
         input_shape=tuple(answer["input_shape"]),
         inspection=inspection,
+    )
+
+
+class _WorkerCrashedError(errors.P4QEdgeError):
+    """Native code in the worker ended it."""
+
+
+def _without_openvino(candidates: Candidates, error: _WorkerCrashedError) -> Candidates:
+    """Return the candidates of ONNX Runtime alone, where there are both.
+
+    Raises:
+        P4QEdgeError: there is nothing else to try.
+    """
+    others = tuple(one for one in candidates.tried if one.backend != "openvino")
+    if not others or len(others) == len(candidates.tried):
+        raise error
+    logger.warning("OpenVINO is left out: %s", error)
+    return replace(candidates, tried=others, not_measured=(*candidates.not_measured, "OpenVINO: it crashed"))
+
+
+def _tell(kept: Candidate, inspection: CpuInspection) -> None:
+    """Log what is kept of several candidates, and why."""
+    if not inspection.rows:
+        return
+    for name, row in inspection.rows.items():
+        if row.problem is not None:
+            logger.warning("%s is not kept: %s", name, row.problem)
+    against = [f"{estimate.value:.2f} times as fast as {name}" for name, estimate in inspection.faster_than.items()]
+    logger.info(
+        "%s: %s is kept%s",
+        ", ".join(against) or "nothing was left to compare with",
+        kept.name,
+        "".join(f"; not measured: {reason}" for reason in inspection.not_measured),
     )
 
 
@@ -91,15 +129,16 @@ def _ask(request: Mapping[str, Any], *, name: str, deadline_s: float, command: S
     for line in said:
         logger.debug("%s", line)
     answer: dict[str, Any] = json.loads(out) if out.endswith(b"\n") else {}
-    if "profile" in answer:
+    if "candidate" in answer:
         return answer
     if "error" in answer:
-        kind: type[errors.P4QEdgeError] = getattr(errors, answer["error"])
-        raise kind(answer["message"])
+        known: type[errors.P4QEdgeError] = getattr(errors, answer["error"])
+        raise known(answer["message"])
     code = worker.returncode
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     tail = " | ".join(said[-5:]) or "it said nothing"
-    raise errors.P4QEdgeError(
+    kind = _WorkerCrashedError if code < 0 else errors.P4QEdgeError
+    raise kind(
         f"{name}: the process that runs its golden samples ended with {how}: {tail}. The memory may be too small, or "
         "the bundle broken: run `p4q-edge doctor`, then export the bundle again."
     )

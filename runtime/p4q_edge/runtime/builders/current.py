@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 BUILD = StageCode(
     rooms=("p4q_edge.runtime.builders",),
-    libraries=("p4q-edge-runtime", "numpy", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-bindings"),
+    libraries=("p4q-edge-runtime", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
 )
 
 

@@ -8,14 +8,16 @@ from p4q_edge.runtime.choices import CpuChoice, PlanFlavour, Typing
 
 
 class CpuDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a build for ONNX Runtime would do.
+    """What a build for a CPU would do.
 
     Attributes:
         exists: whether the engine is there already.
         cpu_profile: what was asked for.
         model_bytes: size of the graph with its weights.
         unsigned_kernels: whether this processor needs the kernels that do not saturate.
-        onnxruntime: version.
+        candidates: what would be tried; of several the fastest is kept.
+        not_measured: what `auto` cannot try here, and why.
+        onnxruntime, openvino: version of the library that was named; null for the other one.
         cpu: this processor.
     """
 
@@ -23,9 +25,12 @@ class CpuDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     exists: bool
     backend: str = "onnxruntime"
     cpu_profile: CpuChoice
+    candidates: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
     model_bytes: int
     unsigned_kernels: bool
-    onnxruntime: str
+    onnxruntime: str | None = None
+    openvino: str | None = None
     cpu: str
 
 

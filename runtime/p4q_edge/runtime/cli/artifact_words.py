@@ -11,7 +11,7 @@ from p4q_edge.runtime.storage import printable
 
 WIDTH = 100
 _LABEL = 16
-_BACKENDS: Mapping[str, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+_BACKENDS: Mapping[str, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 _GRAPHS: Mapping[str, str] = {
     "graph.fp16.onnx": "for TensorRT",
     "graph.fp32.onnx": "for CPUs",

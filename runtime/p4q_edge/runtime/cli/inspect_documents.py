@@ -15,6 +15,8 @@ from p4q_edge.runtime.artifacts import (
     GoldenResult,
     Member,
     ModelInfo,
+    OpenVINOMachine,
+    OpenVINOOptions,
     OptimizedCopy,
     Part,
     PlanInspection,
@@ -124,6 +126,21 @@ class CpuEngineDocument(EngineDocument, frozen=True, kw_only=True, forbid_unknow
 
     built_with: CpuMachine
     options: CpuOptions
+    optimized: OptimizedCopy | None
+    inspection: CpuInspection
+
+
+class OpenVINODocument(EngineDocument, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the card of an engine for OpenVINO says: the fields of `EngineDocument` and these.
+
+    Attributes:
+        built_with: version and processor.
+        optimized: the compiled model that loads faster, or null.
+        inspection: operators and counts read from the engine.
+    """
+
+    built_with: OpenVINOMachine
+    options: OpenVINOOptions
     optimized: OptimizedCopy | None
     inspection: CpuInspection
 

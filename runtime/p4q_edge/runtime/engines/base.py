@@ -1,4 +1,4 @@
-"""Engines: one interface over ONNX Runtime (CPU) and TensorRT (NVIDIA GPU)."""
+"""Engines: one interface over ONNX Runtime and OpenVINO (CPU) and TensorRT (NVIDIA GPU)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from p4q_edge.runtime.artifacts import Card
-from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,13 +47,17 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
         UsageError: the device does not fit the engine.
         EnvironmentNotAbleError: the library that runs it is not installed.
     """
-    if card.backend != "onnxruntime":
+    if not card.on_cpu:
         from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
 
         return _fitting(TensorRTEngine.open(path, card, device=device), card, path)
-    from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, require_cpu
-
     require_cpu(device, engine=str(path))
+    if card.backend == "openvino":
+        from p4q_edge.runtime.engines.openvino import OpenVINOEngine
+
+        return _fitting(OpenVINOEngine.from_card(Path(path), card, threads=threads), card, path)
+    from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+
     return _fitting(OnnxRuntimeEngine.from_card(Path(path), card, threads=threads), card, path)
 
 
@@ -69,12 +73,25 @@ def _fitting(engine: Engine, card: Card, path: str | Path) -> Engine:
     return engine
 
 
+def require_cpu(device: str, *, engine: str) -> None:
+    """Raise `UsageError` unless `device` is `auto` or `cpu`."""
+    if device not in ("auto", "cpu"):
+        raise UsageError(
+            f"{engine} is an engine for CPUs and runs on the CPU, not on {device!r}. For a GPU build a .plan: "
+            "p4q-edge build model.p4q --engine out.plan"
+        )
+
+
 def fingerprint(card: Card, *, device: str = "auto") -> dict[str, str]:
     """Return what decides the values that the engine of a card computes here: library versions and processor."""
-    if card.backend != "onnxruntime":
+    if not card.on_cpu:
         from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
 
         return dict(tensorrt.fingerprint(device, tensorrt.library_of(card)))
+    if card.backend == "openvino":
+        from p4q_edge.runtime.engines import openvino
+
+        return dict(openvino.fingerprint())
     from p4q_edge.runtime.engines.onnxruntime import engine as onnxruntime
 
     return dict(onnxruntime.fingerprint())

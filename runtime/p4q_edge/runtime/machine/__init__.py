@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.machine.host import Host, jetpack_of, read_host
     from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
     from p4q_edge.runtime.machine.licences import PackageLicence, package_licences
+    from p4q_edge.runtime.machine.unreported import import_openvino_unreported
 
 __all__ = [
     "BACKENDS",
@@ -36,6 +37,7 @@ __all__ = [
     "cpu",
     "end_with_parent",
     "examine",
+    "import_openvino_unreported",
     "jetpack_of",
     "open_driver",
     "package_licences",
@@ -73,6 +75,7 @@ if not TYPE_CHECKING:
                 "jetpack_of",
                 "read_host",
             ),
+            "unreported": ("import_openvino_unreported",),
             "licences": (
                 "PackageLicence",
                 "package_licences",

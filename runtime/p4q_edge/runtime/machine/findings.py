@@ -11,7 +11,7 @@ from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine.host import Host, read_host
 from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 ON_GPUS = ("tensorrt", "tensorrt-rtx")
 TOOLKIT_PACKAGES = ("p4q-edge", "torch", "torchvision", "open_clip_torch", "timm", "onnx")
 
@@ -59,6 +59,7 @@ def examine(environment: Environment, *, bundle_bytes: int = TYPICAL_BUNDLE_BYTE
         *_memory(environment.host, bundle_bytes=bundle_bytes, tensorrt=environment.probes["tensorrt"].works),
         *_power(environment.host),
         _onnxruntime(environment.probes["onnxruntime"]),
+        _openvino(environment.probes["openvino"]),
         _cuda(environment),
         _tensorrt(environment),
         _tensorrt_rtx(environment),
@@ -194,6 +195,20 @@ def _onnxruntime(probe: Probe) -> Finding:
         message=f"cannot be used: {advice.without_doctor(probe.problem)}",
         fix="pip install --upgrade onnxruntime",
         needed_by=("onnxruntime",),
+    )
+
+
+def _openvino(probe: Probe) -> Finding:
+    subject, needed_by = "OpenVINO", ("openvino",)
+    if probe.works:
+        half = "with bfloat16" if "BF16" in probe.facts["capabilities"] else "without bfloat16 on this CPU"
+        return Finding(subject=subject, status="ok", message=f"{probe.facts['version']}, {half}", needed_by=needed_by)
+    return Finding(
+        subject=subject,
+        status="absent",
+        message=f"optional, the faster engine on some Intel CPUs; cannot be used: {probe.problem}",
+        fix="pip install './runtime[openvino]'",
+        needed_by=needed_by,
     )
 
 

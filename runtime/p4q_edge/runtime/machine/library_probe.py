@@ -17,6 +17,7 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.machine.advice import refused_by_driver
 from p4q_edge.runtime.machine.child import child_command
 from p4q_edge.runtime.machine.cuda_driver import open_driver, select_device, version_text
+from p4q_edge.runtime.machine.unreported import import_openvino_unreported
 
 _TIMEOUT_S = 120
 
@@ -87,11 +88,18 @@ def _onnxruntime() -> dict[str, Any]:
     return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
 
 
+def _openvino() -> dict[str, Any]:
+    openvino: Any = import_openvino_unreported()
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {"version": openvino.get_version(), "capabilities": [str(one) for one in capabilities]}
+
+
 PROBES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "cuda": _cuda,
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
 }
 
 

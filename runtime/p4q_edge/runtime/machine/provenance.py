@@ -18,6 +18,7 @@ PACKAGES = (
     "pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "torch",
     "open_clip_torch",

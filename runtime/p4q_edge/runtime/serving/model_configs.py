@@ -52,7 +52,7 @@ def engine_config(card: Card, name: str, *, backend: EngineBackend, max_batch: i
     sizes = (len(card.class_names), card.embedding_dim, card.embedding_dim)
     outputs = [tensor(output, "FP32", size) for output, size in zip(ENGINE_OUTPUTS, sizes, strict=True)]
     outputs[0]["label_filename"] = LABELS_FILE
-    kind = "KIND_CPU" if card.backend == "onnxruntime" else "KIND_GPU"
+    kind = "KIND_CPU" if card.on_cpu else "KIND_GPU"
     runs: dict[str, Value] = {"backend": "python"} if backend == "python" else {"platform": _PLATFORMS[backend]}
     return {
         "name": name,

@@ -14,7 +14,7 @@ from p4q_edge.runtime.artifacts import (
     BUILT_IN,
     Card,
     EngineHead,
-    OnnxRuntimeBuild,
+    RtxBuild,
     TensorRTBuild,
     card_path,
     load_head,
@@ -93,7 +93,8 @@ def write_repository(
     verify_engine(engine, card)
     backend = _backend(card, served_by, engine=engine)
     heads = _heads(engine, card)
-    max_batch = MAX_BATCH if isinstance(card.build, OnnxRuntimeBuild) else card.build.options.max_batch
+    build = card.build
+    max_batch = build.options.max_batch if isinstance(build, TensorRTBuild | RtxBuild) else MAX_BATCH
     names = {
         head: Names(
             name=name if head == BUILT_IN else f"{name}-{head}",
@@ -125,6 +126,9 @@ def _backend(card: Card, served_by: ServedBy, *, engine: Path) -> EngineBackend:
         return "python"
     if card.backend == "tensorrt-rtx":
         raise UsageError(f"Triton has no backend for {engine}, an engine of TensorRT for RTX. Add --served-by python.")
+    if card.backend == "openvino":
+        # Triton's own backend for OpenVINO would compile the graph with other options than those that were proved.
+        raise UsageError(f"{engine} was built for OpenVINO, which Triton runs in Python only. Add --served-by python.")
     if isinstance(card.build, TensorRTBuild) and card.build.options.min_batch > 1:
         raise UsageError(
             f"{engine} takes no single images (smallest batch {card.build.options.min_batch}), which Triton's batcher "

@@ -86,7 +86,7 @@ def test_capabilities_are_those_that_were_asked_for(
         ("o.rtx", ["--precision", "fp16", "--gpu", "0"], 2, "--precision, --gpu has no effect on o.rtx, an engine of"),
         ("o.rtx", ["--cpu-profile", "fast"], 2, "--cpu-profile has no effect on o.rtx"),
         ("o.plan", ["--capability", "8.6"], 2, "--capability has no effect on o.plan, a TensorRT engine"),
-        ("o.onnx", ["--capability", "8.6"], 2, "--capability has no effect on o.onnx, an ONNX Runtime engine"),
+        ("o.onnx", ["--capability", "8.6"], 2, "--capability has no effect on o.onnx, an engine for CPUs"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from p4q_edge.runtime.choices import BackendName, CpuChoice
+from p4q_edge.runtime.choices import BackendName, CpuChoice, RemainderChoice
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import UsageError
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.builders.tensorrt import ShowProgress
 
 BUNDLE_FUNCTION, RESOLVE_FUNCTION, SUMMARY_FUNCTION = "bundle_from_recipe", "resolved_recipe", "build_summary"
+_CPU_NUMBERS = ("deadline", "remainder", "threads", "batch")
+"""Options of engines for CPUs that are absent by default."""
+_FIELD_OF = {"deadline": "deadline_s"}
 NEEDS_TOOLKIT = (
     "building from a recipe needs the toolkit, which is not installed. Run: pip install ./runtime . in a checkout, or "
     "name a bundle: p4q-edge build model.p4q --engine out.onnx"
@@ -98,13 +101,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--recipe", type=Path, help="recipe to run instead of a bundle")
     add_recipe_overrides(recipe)
     recipe.add_argument("--print-config", action="store_true", help="write the resolved recipe, and build nothing")
-    cpu = parser.add_argument_group("ONNX Runtime")
+    cpu = parser.add_argument_group("engines for CPUs (ONNX Runtime, OpenVINO)")
     cpu.add_argument(
         "--cpu-profile",
         choices=get_args(CpuChoice),
         default="exact",
-        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the faster of exact "
-        "and float, measured here (default: %(default)s)",
+        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the fastest of these "
+        "and of OpenVINO where it is installed, measured here (default: %(default)s)",
+    )
+    cpu.add_argument(
+        "--remainder",
+        choices=get_args(RemainderChoice),
+        help="precision of what is not quantized, in OpenVINO (default: the faster one here)",
+    )
+    cpu.add_argument("--threads", type=int, help="threads that are measured and checked with (default: one a core)")
+    cpu.add_argument(
+        "--batch", type=int, help="images a run that are measured with; OpenVINO is compiled for them (default: 1)"
     )
     cpu.add_argument(
         "--deadline",
@@ -189,27 +201,29 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     backend = backend_of(args.engine, args.backend)
     flags = {flag: value for flag in _TENSORRT_FLAGS if (value := getattr(args, flag.field)) is not None}
     given = {flag.field: value for flag, value in flags.items()}
-    if backend != "onnxruntime":
-        _refuse(
-            {"--deadline": args.deadline is not None, "--cpu-profile": args.cpu_profile != "exact"},
-            args.engine,
-            "a TensorRT engine",
-        )
+    on_cpu = backend in ("onnxruntime", "openvino")
+    if not on_cpu:
+        given_for_cpus = {f"--{name}": getattr(args, name) is not None for name in _CPU_NUMBERS}
+        _refuse({**given_for_cpus, "--cpu-profile": args.cpu_profile != "exact"}, args.engine, "a TensorRT engine")
     if backend == "tensorrt":
         from p4q_edge.runtime.artifacts import TensorRTOptions
 
         _refuse({"--capability": args.capability is not None}, args.engine, "a TensorRT engine")
         return BuildOptions(tensorrt=TensorRTOptions(**given))
-    useless = {flag.flag: flag.field not in _RTX_FIELDS or backend == "onnxruntime" for flag in flags}
+    useless = {flag.flag: flag.field not in _RTX_FIELDS or on_cpu for flag in flags}
     if backend == "tensorrt-rtx":
         from p4q_edge.runtime.artifacts import RtxOptions
 
         _refuse(useless, args.engine, "an engine of TensorRT for RTX")
         return BuildOptions(rtx=RtxOptions(**given, capabilities=tuple(args.capability or ())))
-    _refuse({**useless, "--capability": args.capability is not None}, args.engine, "an ONNX Runtime engine")
-    if args.deadline is None:
-        return BuildOptions(cpu_profile=args.cpu_profile)
-    return BuildOptions(cpu_profile=args.cpu_profile, deadline_s=args.deadline)
+    useless["--capability"] = args.capability is not None
+    _refuse(useless, args.engine, "an engine for CPUs")
+    if args.remainder is not None and args.backend != "openvino" and args.cpu_profile != "auto":
+        raise UsageError("--remainder is OpenVINO's. Add --backend openvino, or --cpu-profile auto.")
+    numbers = {name: value for name in _CPU_NUMBERS if (value := getattr(args, name)) is not None}
+    return BuildOptions(
+        cpu_profile=args.cpu_profile, **{_FIELD_OF.get(name, name): value for name, value in numbers.items()}
+    )
 
 
 def _refuse(flags: Mapping[str, bool], engine: Path, kind: str) -> None:

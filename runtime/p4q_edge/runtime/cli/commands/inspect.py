@@ -109,8 +109,14 @@ def _bundle(path: Path) -> BundleDocument:
 
 
 def _engine(path: Path) -> EngineDocument:
-    from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, TensorRTBuild, read_card, verify_engine
-    from p4q_edge.runtime.cli.inspect_documents import BuiltGolden, CpuEngineDocument, PlanDocument, RtxDocument
+    from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, OpenVINOBuild, TensorRTBuild, read_card, verify_engine
+    from p4q_edge.runtime.cli.inspect_documents import (
+        BuiltGolden,
+        CpuEngineDocument,
+        OpenVINODocument,
+        PlanDocument,
+        RtxDocument,
+    )
 
     card = read_card(path)
     verify_engine(path, card)
@@ -124,6 +130,14 @@ def _engine(path: Path) -> EngineDocument:
     build = card.build
     if isinstance(build, OnnxRuntimeBuild):
         return CpuEngineDocument(
+            **common,
+            built_with=build.built_with,
+            options=build.options,
+            optimized=build.optimized,
+            inspection=build.inspection,
+        )
+    if isinstance(build, OpenVINOBuild):
+        return OpenVINODocument(
             **common,
             built_with=build.built_with,
             options=build.options,

@@ -208,15 +208,6 @@ def session_options(profile: CpuProfile, *, threads: int | None = None, optimize
     return options
 
 
-def require_cpu(device: str, *, engine: str) -> None:
-    """Raise `UsageError` unless `device` is `auto` or `cpu`."""
-    if device not in ("auto", "cpu"):
-        raise UsageError(
-            f"{engine} is an ONNX Runtime engine and runs on the CPU, not on {device!r}. For a GPU build a .plan: "
-            "p4q-edge build model.p4q --engine out.plan"
-        )
-
-
 def fingerprint() -> Mapping[str, str]:
     """Return what decides the values of an engine: two machines with equal answers compute the same."""
     return {"onnxruntime": import_onnxruntime().__version__, "cpu": machine.cpu()}

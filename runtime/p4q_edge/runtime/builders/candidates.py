@@ -1,0 +1,132 @@
+"""What a CPU engine can be: a profile of the model's weights, and the library that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from p4q_edge.runtime.choices import CpuBackend, CpuChoice, CpuProfile, Remainder, RemainderChoice
+from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
+from p4q_edge.runtime.engines.openvino import import_openvino, installed, remainders
+from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.machine import cpu as machine
+
+_CHANGE: Mapping[CpuProfile, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way to run a bundle's graph on a CPU; `remainder` is OpenVINO's."""
+
+    profile: CpuProfile
+    backend: CpuBackend = "onnxruntime"
+    remainder: Remainder = "f32"
+
+    @property
+    def name(self) -> str:
+        """How cards and logs call it: `exact`, `openvino-bf16`, `openvino-fast-f32`."""
+        if self.backend == "onnxruntime":
+            return self.profile
+        return "-".join(["openvino", *(() if self.profile == "exact" else (self.profile,)), self.remainder])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuRequest:
+    """What a CPU engine shall be.
+
+    Attributes:
+        choice: profile of the weights.
+        backend: library; None leaves it open where `choice` is `auto`, and means ONNX Runtime elsewhere.
+        remainder: of OpenVINO.
+        threads: threads of a run; None takes one a core.
+        batch: images of a run.
+    """
+
+    choice: CpuChoice = "exact"
+    backend: CpuBackend | None = None
+    remainder: RemainderChoice = "auto"
+    threads: int | None = None
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or (self.threads is not None and self.threads < 1):
+            raise UsageError(f"batch and threads must be at least 1, got {self.batch} and {self.threads}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What is tried, in the order in which ties are decided, and what cannot be."""
+
+    tried: tuple[Candidate, ...]
+    models: Mapping[CpuProfile, bytes]
+    not_measured: tuple[str, ...] = ()
+
+
+def candidates_of(model: bytes, request: CpuRequest) -> Candidates:
+    """Return the candidates that a request leaves open, with the Q/DQ model of a bundle as each profile keeps it.
+
+    Of two that are equally fast the first is kept: the reference's own weights before narrower ones, and a remainder in
+    32 bits before one in 16.
+
+    Raises:
+        EnvironmentNotAbleError: what was asked for needs a package that is not installed.
+    """
+    if request.backend == "openvino":
+        import_openvino()
+    libraries = _libraries(request)
+    left_out: list[str] = []
+    if request.choice == "auto" and "openvino" not in libraries and request.backend is None:
+        left_out.append("OpenVINO: it is not installed")
+    models, missing = _models(model, request)
+    left_out += missing
+    able = remainders() if "openvino" in libraries else ()
+    wanted = [one for one in able if request.remainder in ("auto", one)]
+    if "openvino" in libraries and not wanted:
+        raise EnvironmentNotAbleError(
+            f"this processor has no instructions for --remainder {request.remainder}. Leave it out, or take f32."
+        )
+    tried = [
+        Candidate(profile=profile, backend="openvino", remainder=remainder)
+        for remainder in wanted
+        for profile in models
+        if profile == "exact" or request.backend == "openvino"
+    ]
+    if "onnxruntime" in libraries:
+        tried += [Candidate(profile=profile) for profile in models]
+    return Candidates(tried=tuple(sorted(tried, key=_rank)), models=models, not_measured=tuple(left_out))
+
+
+def _rank(candidate: Candidate) -> tuple[bool, int, bool]:
+    return (
+        candidate.remainder == "bf16",
+        ("exact", "float", "fast").index(candidate.profile),
+        candidate.backend == "openvino",
+    )
+
+
+def _libraries(request: CpuRequest) -> tuple[CpuBackend, ...]:
+    if request.backend is not None:
+        return (request.backend,)
+    if request.choice == "auto" and installed():
+        return ("onnxruntime", "openvino")
+    return ("onnxruntime",)
+
+
+def _models(model: bytes, request: CpuRequest) -> tuple[dict[CpuProfile, bytes], list[str]]:
+    """Return the model of each profile that is open, and what could not be made."""
+    if request.choice != "auto":
+        change = _CHANGE.get(request.choice)
+        return {request.choice: model if change is None else change(model)}, []
+    models: dict[CpuProfile, bytes] = {"exact": model}
+    # Narrower weights are faster only where sums of full ones would overflow.
+    profiles: tuple[CpuProfile, ...] = ("float", "fast") if machine.saturates() else ("float",)
+    missing = []
+    for profile in profiles:
+        try:
+            models[profile] = _CHANGE[profile](model)
+        except ArtifactError:
+            continue  # without integers there is nothing to narrow
+        except EnvironmentNotAbleError:
+            missing.append(f"{profile}: the package onnx is not installed")
+    return models, missing

@@ -1,0 +1,145 @@
+"""From a bundle to a proved CPU engine with its card and what lies beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from p4q_edge.runtime.artifacts import (
+    GRAPH_FP32,
+    WEIGHTS,
+    Build,
+    Bundle,
+    Card,
+    CpuMachine,
+    CpuOptions,
+    Golden,
+    NoiseKind,
+    OnnxRuntimeBuild,
+    OpenVINOBuild,
+    OpenVINOMachine,
+    OpenVINOOptions,
+    OptimizedCopy,
+    Precision,
+)
+from p4q_edge.runtime.builders.candidates import CpuRequest, candidates_of
+from p4q_edge.runtime.builders.card_parts import card_of, part_of
+from p4q_edge.runtime.builders.consistency import check_outputs
+from p4q_edge.runtime.builders.cpu import ProvedModel, Setting
+from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
+from p4q_edge.runtime.choices import CpuProfile
+from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, import_onnxruntime
+from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
+from p4q_edge.runtime.engines.openvino import COMPILED
+from p4q_edge.runtime.engines.openvino import fingerprint as of_openvino
+from p4q_edge.runtime.statistics import RoundingLimits, rounding_limits_of
+from p4q_edge.runtime.storage import sha256_bytes
+
+FAST_BITS = 7
+"""Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
+NOISE_OF_PROFILE: dict[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
+"""Under which name a bundle records what a profile may differ by from the fake-quantized module."""
+FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
+"""Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CpuEngine:
+    """A CPU engine before it is written.
+
+    Attributes:
+        card: complete but for what the golden samples gave.
+        outputs: all outputs by name, a row for each golden image.
+        golden: the samples.
+        files: contents by suffix of the engine's name.
+    """
+
+    card: Card
+    outputs: Mapping[str, np.ndarray]
+    golden: Golden
+    files: Mapping[str, bytes | Path]
+
+
+def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadline_s: float) -> CpuEngine:
+    """Prove what a request leaves open in a process of its own, and return the engine that is kept.
+
+    Raises:
+        EnvironmentNotAbleError: a library that was asked for is not installed.
+        CorruptArtifactError: the graph of the bundle is not what its manifest says.
+    """
+    golden = bundle.golden().for_cpu()
+    if request.backend != "openvino":
+        import_onnxruntime()
+    candidates = candidates_of(bundle.model("fp32"), request)
+    setting = Setting(
+        threads=request.threads,
+        batch=request.batch,
+        logit_scale=bundle.head().logit_scale,
+        limits={profile: _limits(bundle, profile) for profile in candidates.models},
+        name=str(engine),
+    )
+    proved = prove_apart(candidates, golden, setting, deadline_s=deadline_s)
+    check_outputs(bundle, proved.outputs, input_shape=proved.input_shape)
+    built, profile = proved.built, proved.built.profile
+    card = card_of(bundle, _build(proved, request))
+    card = msgspec.structs.replace(
+        card,
+        engine_sha256=sha256_bytes(built.model),
+        engine_size_bytes=len(built.model),
+        parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if profile == "exact" else (),
+        precision=_precision(card.precision, profile),
+        rounding_bits=_rounding_bits(card.rounding_bits, profile),
+        noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[profile]),
+        golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
+    )
+    suffix = COMPILED if built.candidate.backend == "openvino" else OPTIMIZED
+    files = {"": built.model, suffix: built.optimized}
+    return CpuEngine(card=card, outputs=proved.outputs, golden=golden, files=files)
+
+
+def _build(proved: ProvedModel, request: CpuRequest) -> Build:
+    built, kept = proved.built, proved.built.candidate
+    copy = OptimizedCopy(
+        size_bytes=len(built.optimized),
+        sha256=sha256_bytes(built.optimized),
+        engine_sha256=sha256_bytes(built.model),
+    )
+    if kept.backend == "openvino":
+        return OpenVINOBuild(
+            built_with=OpenVINOMachine(**of_openvino()),
+            options=OpenVINOOptions(
+                cpu_profile=request.choice,
+                kept_profile=kept.profile,
+                remainder=request.remainder,
+                kept_remainder=kept.remainder,
+                batch=request.batch,
+            ),
+            inspection=proved.inspection,
+            optimized=copy,
+        )
+    return OnnxRuntimeBuild(
+        built_with=CpuMachine(**of_onnxruntime()),
+        options=CpuOptions(cpu_profile=request.choice, kept_profile=kept.profile),
+        inspection=proved.inspection,
+        optimized=copy,
+    )
+
+
+def _limits(bundle: Bundle, profile: CpuProfile) -> RoundingLimits:
+    bits = _rounding_bits(bundle.manifest.rounding_bits, profile)
+    return rounding_limits_of(bits, bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[profile]))
+
+
+def _rounding_bits(bits: int, profile: CpuProfile) -> int:
+    return min(bits, FAST_BITS) if profile == "fast" else bits
+
+
+def _precision(precision: Precision, profile: CpuProfile) -> Precision:
+    if profile == "fast":
+        return msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
+    return FP32 if profile == "float" else precision

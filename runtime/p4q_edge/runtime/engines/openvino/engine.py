@@ -1,0 +1,242 @@
+"""OpenVINO on a CPU."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from p4q_edge.runtime.artifacts import OpenVINOBuild, check_model
+from p4q_edge.runtime.choices import Remainder
+from p4q_edge.runtime.engines.openvino import library
+from p4q_edge.runtime.engines.openvino.kept_models import (
+    cache_path,
+    from_cache,
+    keep_in_cache,
+    recorded_copy,
+    verified_bytes,
+)
+from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, P4QEdgeError
+from p4q_edge.runtime.storage import sha256_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from p4q_edge.runtime.artifacts import Card
+
+logger = logging.getLogger(__name__)
+
+SEVERAL = 8
+"""Images that are run together where a call has so many and the engine was built for single ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the model of an engine comes from.
+
+    Attributes:
+        model: gives the ONNX model; called only where nothing compiled is kept.
+        engine_sha256: its digest, under which compiled models are kept; empty keeps none.
+    """
+
+    model: Callable[[], bytes]
+    engine_sha256: str = ""
+
+
+class OpenVINOEngine:
+    """An ONNX model in OpenVINO; `run` may be called from several threads at once.
+
+    It is compiled for fixed numbers of images: the one that it was built for, and another one when it is first needed.
+    An image has the same values in both.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        remainder: Remainder = "f32",
+        threads: int | None = None,
+        batch: int = 1,
+        compiled: bytes | None = None,
+        name: str = "an engine",
+    ) -> None:
+        """Load a model.
+
+        Args:
+            source: the model.
+            remainder: precision of what is not quantized.
+            threads: threads of one run; None takes one a core that this process may use.
+            batch: images that are run together; single ones run as well.
+            compiled: the model as it was compiled for `batch` images before.
+            name: what errors call it.
+
+        Raises:
+            EnvironmentNotAbleError: OpenVINO is not installed.
+            CorruptArtifactError: it is not a model of this project.
+            IncompatibleEngineError: this version of OpenVINO cannot run it.
+        """
+        library.import_openvino(name)
+        self._name, self._source, self._remainder = name, source, remainder
+        self._options = library.compile_options(remainder, threads=threads)
+        self._lock = threading.Lock()
+        self._sizes = (1, batch) if batch > 1 else (1, SEVERAL)
+        self._models: dict[int, _Requests] | None = {}
+        self._models[batch] = _Requests(self._load(batch, compiled))
+        first = self._models[batch].compiled
+        self._outputs = library.OUTPUT_NAMES
+        self._widths = {name: first.output(name).get_shape()[1] for name in self._outputs}
+        _, channels, height, width = first.inputs[0].get_shape()
+        self._shape = (-1, channels, height, width)
+
+    @classmethod
+    def from_card(cls, path: Path, card: Card, *, threads: int | None = None) -> OpenVINOEngine:
+        """Load the engine of a card, compiled before where that was by this library for this processor.
+
+        Raises:
+            EnvironmentNotAbleError: OpenVINO is not installed.
+            IncompatibleEngineError: the card is of another library's engine.
+            CorruptArtifactError: the engine or its compiled model is not the one of the card.
+        """
+        build = card.build
+        if not isinstance(build, OpenVINOBuild):
+            raise IncompatibleEngineError(
+                f"the card of {path} describes a {card.backend} engine; expected one of OpenVINO. "
+                f"Build again: p4q-edge build model.p4q --engine {path} --backend openvino --force"
+            )
+        library.import_openvino(str(path))
+        source = Source(model=lambda: verified_bytes(path, card), engine_sha256=card.engine_sha256)
+        options, kept = build.options, recorded_copy(path, card)
+        if kept is None:
+            # Also where a compiled model of the cache spares reading it: the file must be the card's.
+            verified_bytes(path, card)
+        return cls(
+            source,
+            remainder=options.kept_remainder,
+            threads=threads,
+            batch=options.batch,
+            compiled=kept,
+            name=str(path),
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self._shape
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return self._outputs
+
+    def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return the named outputs (all of them for None) of images (N, 3, H, W) uint8, RGB."""
+        if self._models is None:
+            raise P4QEdgeError(f"{self._name} was closed. Load it again.")
+        names = self._outputs if outputs is None else outputs
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != self._shape[1:]:
+            raise ValueError(f"expected uint8 (N, {self._shape[1:]}), got {image.dtype} {image.shape}")
+        if unknown := [name for name in names if name not in self._outputs]:
+            raise P4QEdgeError(f"{self._name} failed in OpenVINO: it has no output {', '.join(unknown)}")
+        parts = [self._requests(size).run(chunk, names, name=self._name) for size, chunk in _chunks(image, self._sizes)]
+        if not parts:
+            return {name: np.empty((0, self._widths[name]), np.float32) for name in names}
+        if len(parts) == 1:
+            return {name: values[: len(image)] for name, values in parts[0].items()}
+        return {name: np.concatenate([part[name] for part in parts])[: len(image)] for name in names}
+
+    def close(self) -> None:
+        self._models = None
+
+    def compiled(self, batch: int) -> bytes:
+        """Return the model as it is compiled for `batch` images, which must be one of its sizes."""
+        return library.exported(self._requests(batch).compiled)
+
+    def runtime_model(self, batch: int) -> Any:
+        """Return OpenVINO's description of what runs for `batch` images."""
+        return self._requests(batch).compiled.get_runtime_model()
+
+    def _requests(self, batch: int) -> _Requests:
+        models = self._models
+        if models is None:
+            raise P4QEdgeError(f"{self._name} was closed. Load it again.")
+        # Two calls that need the same new size compile it once.
+        with self._lock:
+            if batch not in models:
+                models[batch] = _Requests(self._load(batch, None))
+        return models[batch]
+
+    def _load(self, batch: int, compiled: bytes | None) -> Any:
+        """Return the model compiled for `batch` images: kept beside the engine, kept in the cache, or compiled now."""
+        if compiled is not None:
+            try:
+                return library.import_compiled(compiled, self._options)
+            except library.ERRORS as error:
+                raise CorruptArtifactError(
+                    f"the compiled model of {self._name} cannot be read: {library.one_line(error)}. Delete it, or "
+                    f"build again: p4q-edge build model.p4q --engine {self._name} --force"
+                ) from error
+        digest = self._source.engine_sha256
+        path = cache_path(digest, remainder=self._remainder, batch=batch) if digest else None
+        if (kept := from_cache(path)) is not None:
+            try:
+                return library.import_compiled(kept, self._options)
+            except library.ERRORS as error:
+                logger.info("%s cannot be read, and is made again: %s", path, library.one_line(error))
+        data = self._source.model()
+        check_model(data, name=self._name)
+        made = library.compile_model(data, self._options, batch=batch, name=self._name)
+        if digest:
+            keep_in_cache(path, made)
+        return made
+
+
+class _Requests:
+    """A compiled model with the requests that threads take turns with: one runs one call at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(self, image: np.ndarray, names: tuple[str, ...], *, name: str) -> dict[str, np.ndarray]:
+        try:
+            try:
+                request = self._free.get_nowait()
+            except queue.Empty:
+                request = self.compiled.create_infer_request()
+            request.infer([np.ascontiguousarray(image)], share_inputs=True)
+            # The next call with this request overwrites what it gives now.
+            values = {output: np.array(request.get_tensor(output).data) for output in names}
+        except library.ERRORS as error:
+            raise library.run_error(error, name=name) from error
+        self._free.put(request)
+        return values
+
+
+def _chunks(image: np.ndarray, sizes: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Give images (N, 3, H, W) as parts of one of two sizes; a last part of more than half the larger is filled up."""
+    single, several = sizes
+    start, total = 0, len(image)
+    while start < total:
+        left = total - start
+        if 2 * left > several:
+            part = image[start : start + several]
+            if len(part) < several:
+                part = np.concatenate([part, np.repeat(part[-1:], several - len(part), axis=0)])
+            yield several, part
+            start += several
+        else:
+            yield single, image[start : start + 1]
+            start += 1
+
+
+def model_source(model: bytes) -> Source:
+    """Return a model that nothing is kept of."""
+    return Source(model=lambda: model)
+
+
+def keyed_source(model: bytes) -> Source:
+    """Return a model whose compiled forms are kept in this user's cache folder."""
+    return Source(model=lambda: model, engine_sha256=sha256_bytes(model))

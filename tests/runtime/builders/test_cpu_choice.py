@@ -1,0 +1,144 @@
+"""What `auto` tries on a CPU, and which of the candidates it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.builders import candidates as candidates_module
+from p4q_edge.runtime.builders import cpu
+from p4q_edge.runtime.builders.candidates import Candidate, CpuRequest, candidates_of
+from p4q_edge.runtime.builders.cpu import TIE, Setting, fastest, prove
+from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.statistics import Rounds, rounding_limits_of
+from p4q_edge.runtime.statistics.rounding_limits import NoiseFloor
+
+
+@pytest.fixture
+def model(tiny_bundle: Path) -> bytes:
+    return read_bundle(tiny_bundle).model("fp32")
+
+
+def _installed(
+    monkeypatch: pytest.MonkeyPatch, *, openvino_is: bool, bf16: bool = True, saturates: bool = False
+) -> None:
+    monkeypatch.setattr(candidates_module, "installed", lambda: openvino_is)
+    monkeypatch.setattr(candidates_module, "remainders", lambda: ("f32", "bf16") if bf16 else ("f32",))
+    monkeypatch.setattr(machine, "saturates", lambda: saturates)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "expected"),
+    [
+        ({"openvino_is": False}, None, ["exact", "float"]),
+        ({"openvino_is": False, "saturates": True}, None, ["exact", "float", "fast"]),
+        ({"openvino_is": True}, None, ["exact", "openvino-f32", "float", "openvino-bf16"]),
+        ({"openvino_is": True, "bf16": False}, None, ["exact", "openvino-f32", "float"]),
+        ({"openvino_is": True}, "onnxruntime", ["exact", "float"]),
+    ],
+)
+def test_what_is_tried(
+    model: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: dict[str, bool],
+    backend: CpuBackend | None,
+    expected: list[str],
+) -> None:
+    pytest.importorskip("onnx")
+    _installed(monkeypatch, **kind)
+    found = candidates_of(model, CpuRequest(choice="auto", backend=backend))
+    assert [candidate.name for candidate in found.tried] == expected
+    told = kind["openvino_is"] or backend is not None
+    assert found.not_measured == (() if told else ("OpenVINO: it is not installed",))
+
+
+def test_one_profile_is_not_measured_against_others(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    _installed(monkeypatch, openvino_is=True)
+    assert [one.name for one in candidates_of(model, CpuRequest()).tried] == ["exact"]
+
+
+def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: bytes) -> bytes:
+        raise EnvironmentNotAbleError("no onnx")
+
+    _installed(monkeypatch, openvino_is=False)
+    monkeypatch.setattr(candidates_module, "_CHANGE", {"float": missing})
+    found = candidates_of(model, CpuRequest(choice="auto"))
+    assert [candidate.name for candidate in found.tried] == ["exact"]
+    assert found.not_measured[1] == "float: the package onnx is not installed"
+    with pytest.raises(EnvironmentNotAbleError, match="no onnx"):
+        candidates_of(model, CpuRequest(choice="float"))
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": 0}])
+def test_numbers_must_be_positive(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="batch and threads must be at least 1"):
+        CpuRequest(**wrong)
+
+
+def test_names_tell_candidates_apart() -> None:
+    every = [
+        Candidate(profile=profile, backend=backend, remainder=remainder)
+        for profile in ("exact", "fast", "float")
+        for backend, remainder in (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16"))
+    ]
+    assert len({candidate.name for candidate in every}) == len(every)
+
+
+@given(st.lists(st.floats(1.0, 100.0), min_size=1, max_size=5), st.integers(0, 9))
+def test_what_is_kept_is_never_slower_than_a_tie(speeds: list[float], seed: int) -> None:
+    noise = np.random.default_rng(seed).uniform(0.98, 1.02, 40)
+    times = {str(index): speed * noise for index, speed in enumerate(speeds)}
+    kept = fastest(times)
+    assert float(np.median(times[kept])) <= TIE * min(float(np.median(one)) for one in times.values()) * (1 + 1e-9)
+    earlier = [name for name in times if int(name) < int(kept)]
+    assert all(float(np.median(times[name])) > float(np.median(times[kept])) for name in earlier)
+
+
+def _measure(slow: str) -> Callable[[Mapping[str, Callable[[], object]], Rounds], dict[str, np.ndarray]]:
+    return lambda runs, rounds: {name: np.full(rounds.minimum, 2.0 if name == slow else 1.0) for name in runs}
+
+
+def test_a_candidate_that_computes_something_else_is_not_kept(
+    model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    _installed(monkeypatch, openvino_is=False)
+    golden = read_bundle(tiny_bundle).golden()
+    found = candidates_of(model, CpuRequest(choice="auto"))
+    monkeypatch.setattr(cpu, "measure_interleaved", _measure("exact"))
+    assert prove(found, golden, Setting(threads=1)).built.candidate.name == "float"
+    # No loss at all is allowed to FP32 here.
+    strict = rounding_limits_of(8, NoiseFloor(worst_loss=0.0, median_loss=0.0, margin=0.0))
+    proved = prove(found, golden, Setting(threads=1, limits={"float": strict}))
+    assert proved.built.candidate.name == "exact"
+    row = proved.inspection.rows["float"]
+    assert (row.n, "reach a cosine of" in str(row.problem)) == (0, True)
+    assert proved.inspection.faster_than == {}
+
+
+def test_candidates_are_measured_at_the_batch_that_was_named(
+    model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    _installed(monkeypatch, openvino_is=False)
+    asked: list[tuple[object, ...]] = []
+
+    def measured(runs: Mapping[str, Callable[[], object]], rounds: Rounds) -> dict[str, np.ndarray]:
+        asked.extend(value.shape for run in runs.values() for value in run().values())  # type: ignore[attr-defined]
+        return {name: np.ones(rounds.minimum) for name in runs}
+
+    monkeypatch.setattr(cpu, "measure_interleaved", measured)
+    proved = prove(
+        candidates_of(model, CpuRequest(choice="auto")), read_bundle(tiny_bundle).golden(), Setting(threads=1, batch=5)
+    )
+    assert {shape[0] for shape in asked} == {5}
+    assert (proved.inspection.batch, proved.inspection.threads) == (5, 1)
