@@ -81,6 +81,12 @@ def test_waiting_threads_leave_their_cores_to_others() -> None:
     assert session_options("exact").get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+def test_threads_are_those_that_are_named_or_the_cores_that_are_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 3)
+    assert session_options("exact").intra_op_num_threads == 3
+    assert session_options("exact", threads=2).intra_op_num_threads == 2
+
+
 def test_an_engine_for_unsigned_kernels_computes_the_same(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "saturates", lambda: True)
     bundle = read_bundle(tiny_bundle)

@@ -41,7 +41,7 @@ class RuntimeOptions:
     """How a classifier uses the machine.
 
     Attributes:
-        threads: threads of a CPU engine; None leaves the choice to ONNX Runtime.
+        threads: threads of a CPU engine; None takes one a core that this process may use.
         decode_threads: threads that decode and resize images ahead of the engine.
         batch_size: most images in one run of the engine; bounds the memory.
         fast: an inexact, faster way to shrink large images; None is exact.

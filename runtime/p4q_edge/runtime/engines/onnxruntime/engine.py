@@ -50,7 +50,7 @@ class OnnxRuntimeEngine:
         Args:
             model: the model's file or bytes.
             profile: `exact` makes x86 processors without VNNI add without saturation.
-            threads: threads of one run; None lets ONNX Runtime take one a physical core.
+            threads: threads of one run; None takes one a physical core that this process may keep busy.
             optimized: the model was rewritten for this processor before, and is loaded as it is.
             name: what errors call the model.
 
@@ -193,15 +193,15 @@ def session_options(profile: CpuProfile, *, threads: int | None = None, optimize
     options = runtime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.inter_op_num_threads = 1
-    # Threads that wait for work would keep their cores busy: they take them from the decoding of the next images, and
-    # on a machine that others use as well every run waits for the slowest thread.
+    # Threads that wait for work would keep their cores busy: they take them from the decoding of the next images, from
+    # other sessions of this process, and on a machine that others use as well every run waits for the slowest thread.
+    # One pool for all sessions would not do: of ONNX Runtime's own, Python cannot tell the threads not to wait busily.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}. Leave it out to use every core.")
-        options.intra_op_num_threads = threads
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}. Leave it out to use every core.")
+    options.intra_op_num_threads = machine.usable_cores() if threads is None else threads
     if profile == "exact" and machine.saturates():
         # Makes the weights unsigned, whose kernels do not saturate. Where VNNI is, it would only halve the speed.
         options.add_session_config_entry("session.x64quantprecision", "1")
