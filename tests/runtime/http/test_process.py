@@ -172,3 +172,25 @@ def test_a_second_signal_does_not_wait(child: Callable[..., Any], photos: list[b
         threading.Thread(target=lambda: (server.process.wait(), ended.set()), daemon=True).start()
         # Well before the 20 s that a request in good order may take, and before the 30 s of its body.
         assert ended.wait(15)
+
+
+def test_clients_that_leave_and_noise_harm_nobody(child: Callable[..., Any], photos: list[bytes]) -> None:
+    server = child()
+    host, port = server.url.removeprefix("http://").split(":")
+    begun = f"POST /classify HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5000\r\n"
+    form = "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb"
+    for sent in (*[f"{begun}\r\nabc"] * 5, *[f"{begun}{form}"] * 5, "noise\r\n\r\n", "\x16\x03\x01"):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(sent.encode())
+            time.sleep(0.02)
+    idle = [socket.create_connection((host, int(port)), timeout=30) for _ in range(100)]
+    until = time.monotonic() + 30
+    while 'status="499"} 10' not in (text := httpx2.get(f"{server.url}/metrics").text):
+        assert time.monotonic() < until, text
+    assert "p4q_edge_requests_now 1\n" in text, "what they held is free again"
+    assert httpx2.post(f"{server.url}/classify", content=photos[0]).status_code == 200
+    for connection in idle:
+        connection.close()
+    code, said = server.stop()
+    assert code == 0
+    assert "Traceback" not in said

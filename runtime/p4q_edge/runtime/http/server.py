@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from p4q_edge.runtime.classification import ZeroShotClassifier
@@ -30,6 +30,8 @@ from p4q_edge.runtime.http.settings import ServeOptions
 
 logger = logging.getLogger(__name__)
 
+CLIENT_GONE = 499
+"""Status of a request whose client left before it was answered; servers have agreed on it, the standard has none."""
 _BACKLOG = 256
 _KEEP_ALIVE_SECONDS = 15
 
@@ -59,6 +61,7 @@ def make_app(classifier: ZeroShotClassifier, engine: Path, options: ServeOptions
         exception_handlers={
             P4QEdgeError: _failed,
             HTTPException: _refused,
+            ClientDisconnect: _gone,
             Exception: _unforeseen,
         },
         lifespan=lifespan,
@@ -83,6 +86,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     kind = HTTPStatus(error.status_code).phrase
     headers = dict(error.headers or {})
     return refusal(request.url.path, error.status_code, kind=kind, message=error.detail, headers=headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    # Nobody reads it; the status is for the counters.
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
