@@ -20,7 +20,7 @@ from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.cli.command import Command
 from p4q_edge.runtime.machine import advice
 
-DOCUMENTS = ("README.md", "runtime/README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "runtime/README.md", "docs/serving.md", "CONTRIBUTING.md")
 MAX_LINES = 150
 
 
