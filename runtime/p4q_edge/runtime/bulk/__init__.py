@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from p4q_edge.runtime.bulk.annotation import Annotator, require_film
     from p4q_edge.runtime.bulk.embeddings import (
         PLAIN,
         Embeddings,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLAIN",
+    "Annotator",
     "Embeddings",
     "Found",
     "Row",
@@ -28,6 +30,7 @@ __all__ = [
     "Sorter",
     "read_embeddings",
     "require_embeddings_file",
+    "require_film",
     "require_table",
     "use_plain",
     "write_embeddings",
@@ -38,6 +41,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "annotation": ("Annotator", "require_film"),
             "embeddings": (
                 "PLAIN",
                 "Embeddings",

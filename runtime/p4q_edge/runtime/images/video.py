@@ -35,6 +35,25 @@ def is_live(source: object) -> bool:
     return isinstance(source, int) or (isinstance(source, str) and source.startswith(LIVE_SCHEMES))
 
 
+def named_source(name: str) -> int | str | None:
+    """Return what a word of a command line names: a camera (`cam:0`), a stream or a film; None of anything else."""
+    kind, _, number = name.partition(":")
+    if kind == "cam" and number.isdecimal():
+        return int(number)
+    return name if is_video(name) and not Path(name).is_dir() else None
+
+
+def film_fps(source: int | str) -> float | None:
+    """Return how many frames a second a film has; None where it does not say, and of a live source."""
+    if is_live(source):
+        return None
+    cv2 = import_cv2()
+    capture = cv2.VideoCapture(source)
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    capture.release()
+    return fps if math.isfinite(fps) and fps > 0 else None
+
+
 def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None) -> Iterator[np.ndarray]:
     """Yield the frames of a source as (H, W, 3) uint8, BGR.
 
@@ -45,7 +64,7 @@ def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None
         EnvironmentNotAbleError: OpenCV is not installed.
         InputError: the source cannot be opened, or a live one stops.
     """
-    cv2 = _import_cv2()
+    cv2 = import_cv2()
     if isinstance(source, (str, os.PathLike)) and not is_live(source) and not Path(source).is_file():
         raise InputError(f"{os.fspath(source)} does not exist. Check the path of the video.")
     capture = cv2.VideoCapture(source if isinstance(source, int) else os.fspath(source))
@@ -137,8 +156,12 @@ class _Slot(threading.Thread):
             self._ended = True
 
 
-def _import_cv2() -> Any:
-    # Imported here: it is an optional extra of 86 MiB.
+def import_cv2() -> Any:
+    """Return the module `cv2`, an optional extra of 86 MiB.
+
+    Raises:
+        EnvironmentNotAbleError: it is not installed.
+    """
     try:
         import cv2
     except ImportError as error:

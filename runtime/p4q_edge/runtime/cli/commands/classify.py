@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -20,13 +22,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from p4q_edge.runtime.bulk import SortMode
-    from p4q_edge.runtime.classification import Failure, Prediction
+    from p4q_edge.runtime.classification import Failure, Prediction, ZeroShotClassifier
     from p4q_edge.runtime.cli.documents import ImageAnswer
 
     Answer = tuple[Prediction | Failure, np.ndarray | None]
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_FPS = 10.0
+"""Of an annotated film whose source does not say how many frames a second it has."""
 MOST_WITHOUT_BAR = 50
 """Fewer images are done before a bar would tell anything."""
 
@@ -51,6 +55,8 @@ class ClassifyRequest:
     embeddings: bool = False
     sort_into: Path | None = None
     sort_mode: SortMode = "copy"
+    annotate: Path | None = None
+    max_fps: float | None = None
 
     @property
     def into_files(self) -> bool:
@@ -60,7 +66,12 @@ class ClassifyRequest:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
-    parser.add_argument("images", nargs="+", help="image files, folders or globs; - reads one image from stdin")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="image files, folders or globs; - reads one image from stdin; or one "
+        "film, stream (rtsp://) or camera (cam:0), with OpenCV",
+    )
     parser.add_argument("--top-k", type=int, default=5, help="classes in each answer (default: %(default)s)")
     parser.add_argument(
         "--threshold", type=float, help="least score of a known answer (default: as fitted for the head)"
@@ -94,6 +105,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put images into DIR/CLASS or DIR/unknown; overwrites nothing",
     )
     parser.add_argument("--link", action="store_true", help="with --sort-into: make symbolic links instead of copies")
+    parser.add_argument(
+        "--annotate", type=Path, metavar="FILM", help="of a film or camera: write it with the answers drawn into it"
+    )
+    parser.add_argument("--max-fps", type=float, help="of a film or camera: most frames a second")
     parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
@@ -120,6 +135,8 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
         embeddings=args.embeddings,
         sort_into=args.sort_into,
         sort_mode="link" if args.link else "copy",
+        annotate=args.annotate,
+        max_fps=args.max_fps,
     )
 
 
@@ -135,11 +152,13 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def _run(request: ClassifyRequest, output: Output) -> int:
-    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.classification import Failure
     from p4q_edge.runtime.images import expand
     from p4q_edge.runtime.progress import tracked
 
-    options = RuntimeOptions(threads=request.threads, fast=request.fast, orient=request.orient)
+    source = _film(request)
+    if source is not None:
+        return _run_film(request, output, source)
     given = [_opened(image) for image in request.images]
     # Before the engine is loaded: an empty folder, a wrong pattern, or a table that is in the way shows at once.
     images = list(expand(given))
@@ -158,14 +177,7 @@ def _run(request: ClassifyRequest, output: Output) -> int:
                 logger.error("%s", answer.error)
             yield answer, embedding
 
-    with ZeroShotClassifier(
-        request.engine,
-        heads=request.head,
-        device=request.device,
-        threshold=request.threshold,
-        options=options,
-        trusted_keys=request.trusted_keys or None,
-    ) as classifier:
+    with _opened_classifier(request) as classifier:
         answers = met(classifier.answers(images, top_k=request.top_k, on_error="yield"))
         if request.into_files:
             _into_files(request, output, answers, classifier.class_names)
@@ -176,6 +188,75 @@ def _run(request: ClassifyRequest, output: Output) -> int:
             "%d of %d images could not be used. Repair or remove them, or add --skip-errors", failed, len(images)
         )
     return 1 if failed and not request.skip_errors else 0
+
+
+def _opened_classifier(request: ClassifyRequest) -> ZeroShotClassifier:
+    from p4q_edge.runtime.classification import RuntimeOptions, ZeroShotClassifier
+
+    return ZeroShotClassifier(
+        request.engine,
+        heads=request.head,
+        device=request.device,
+        threshold=request.threshold,
+        options=RuntimeOptions(threads=request.threads, fast=request.fast, orient=request.orient),
+        trusted_keys=request.trusted_keys or None,
+    )
+
+
+def _film(request: ClassifyRequest) -> int | str | None:
+    """Return the film, stream or camera that is to be looked at; None where images are.
+
+    Raises:
+        UsageError: there are others beside it, or options that only the other kind has.
+    """
+    from p4q_edge.runtime.images import video
+
+    found = [source for source in map(video.named_source, request.images) if source is not None]
+    if not found:
+        if request.annotate is not None or request.max_fps is not None:
+            raise UsageError(
+                "--annotate and --max-fps are for a film or a camera, and these are images. Leave them out."
+            )
+        return None
+    if len(request.images) > 1:
+        raise UsageError("one film, stream or camera at a time; classify the others for themselves.")
+    if request.sort_into or request.embeddings:
+        raise UsageError("--sort-into and --embeddings are for images, and this is a film. Leave them out.")
+    return found[0]
+
+
+def _run_film(request: ClassifyRequest, output: Output, source: int | str) -> int:
+    from p4q_edge.runtime.bulk import Annotator, require_film
+    from p4q_edge.runtime.images import video
+
+    if video.is_live(source) and (request.table is not None or (output.json and not request.stream)):
+        raise UsageError(
+            "a camera or stream has no end at which a table or document could be written. For one line of JSON a "
+            "frame: --json --stream"
+        )
+    _require_writable(request, output)
+    if request.annotate is not None:
+        require_film(request.annotate, force=output.force)
+    fps = video.film_fps(source) or DEFAULT_FPS
+    with (
+        _opened_classifier(request) as classifier,
+        Annotator(request.annotate, fps=min(fps, request.max_fps or fps))
+        if request.annotate
+        else nullcontext() as film,
+    ):
+
+        def answers() -> Iterator[Answer]:
+            frames = classifier.stream(source, top_k=request.top_k, max_fps=request.max_fps)
+            for number, (frame, prediction) in enumerate(frames):
+                if film is not None:
+                    film.write(frame, prediction)  # type: ignore[arg-type]
+                yield dataclasses.replace(prediction, source=f"{request.images[0]}#{number}"), None
+
+        if request.into_files:
+            _into_files(request, output, answers(), classifier.class_names)
+        else:
+            _onto_screen(request, output, answers())
+    return 0
 
 
 def _has_bar(request: ClassifyRequest, images: Sequence[object]) -> bool:
@@ -191,11 +272,13 @@ def _require_writable(request: ClassifyRequest, output: Output) -> None:
 
 
 def _onto_screen(request: ClassifyRequest, output: Output, answers: Iterable[Answer]) -> None:
+    together = output.json and not request.stream
     found = []
     for answer, _ in answers:
-        found.append(answer)
+        if together:  # else a camera would fill the memory
+            found.append(answer)
         _show(request, output, answer)
-    if output.json and not request.stream:
+    if together:
         from p4q_edge.runtime.cli.documents import ClassifyDocument
 
         predictions = tuple(map(_document, found))
