@@ -150,11 +150,16 @@ class FeatureStore:
         What is written into the tensor does not reach the file.
 
         Raises:
-            CorruptArtifactError: nothing is stored; `missing` tells what to compute first.
+            CorruptArtifactError: shards are not there; `missing` tells which to compute first.
         """
         header = self._header()
-        if header is None:
-            raise CorruptArtifactError(f"{self.rows} is not there; run the command again")
+        recorded = b"" if header is None else self.digests.read_bytes()
+        there = sum(any(recorded[first : first + _DIGEST_BYTES]) for first in range(0, len(recorded), _DIGEST_BYTES))
+        if header is None or there < len(shards(self.images)):
+            raise CorruptArtifactError(
+                f"{self.rows}: {there} of {len(shards(self.images))} shards are there. Does another process write the "
+                "same run folder? Run the command again"
+            )
         return torch.from_numpy(np.memmap(self.rows, dtype="<f4", mode="c", shape=header.shape))
 
     def _file(self, suffix: str) -> Path:

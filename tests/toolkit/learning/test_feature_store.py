@@ -120,9 +120,13 @@ def test_a_header_that_is_damaged_costs_all_shards(
     assert "all features are computed again" in caplog.text
 
 
-def test_what_is_not_there_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(CorruptArtifactError, match="is not there; run the command again"):
+def test_what_is_not_there_cannot_be_read(tmp_path: Path, rows: Tensor) -> None:
+    with pytest.raises(CorruptArtifactError, match="0 of 3 shards are there.*Run the command again"):
         store_at(tmp_path).read()
+    store = filled(tmp_path, rows)
+    store.digests.write_bytes(store.digests.read_bytes()[:64] + bytes(32))  # as after another process began anew
+    with pytest.raises(CorruptArtifactError, match="2 of 3 shards are there. Does another process write"):
+        store.read()
 
 
 def test_a_folder_that_is_a_file_is_told_of(tmp_path: Path, rows: Tensor) -> None:
