@@ -11,7 +11,7 @@ import numpy as np
 
 from p4q_edge.data.archive_readers import expand_braces, from_arrays, read_npz, read_shards, read_tar
 from p4q_edge.data.few_shot import Split, make_split
-from p4q_edge.data.table_reader import DELIMITERS, read_parquet, read_table
+from p4q_edge.data.table_reader import DELIMITERS, is_dataset_folder, read_dataset_folder, read_parquet, read_table
 from p4q_edge.recipe import DEMO_DATA, DataSection
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import ImageSet, from_class_folders, same_form
@@ -49,7 +49,7 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
             f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .parquet, .npz or .tar"
         )
     if path.is_dir():
-        return from_class_folders(path)
+        return read_dataset_folder(path) if is_dataset_folder(path) else from_class_folders(path)
     readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar, ".parquet": read_parquet}
     readers |= dict.fromkeys(DELIMITERS, read_table)
     suffix = path.suffix.lower()

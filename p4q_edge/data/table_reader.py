@@ -1,17 +1,24 @@
-"""Labelled images that a table names: ``.csv``, ``.tsv`` and ``.parquet`` with the columns path and label."""
+"""Labelled images that a table names (``.csv``, ``.tsv``, ``.parquet``: path and label), and saved `datasets`."""
 
 import csv
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
-from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, same_form
-from p4q_edge.runtime.storage import printable, read_bounded
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
+from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, load_image, same_form
+from p4q_edge.runtime.storage import decode_json, printable, read_bounded
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNS = ("path", "label")
+STATE_FILE, INFO_FILE = "state.json", "dataset_info.json"
 MAX_TABLE_BYTES = 32 << 20
 
 Row = tuple[int, list[str]]
@@ -47,13 +54,9 @@ def read_parquet(path: Path) -> ImageSet:
         EnvironmentNotAbleError: the library that reads it is not installed.
         InputError: another kind of file, a missing column or value, a path that does not exist or appears twice.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise EnvironmentNotAbleError(
-            f"{path} needs the library pyarrow: pip install 'p4q-edge[parquet]', or write the table as .csv"
-        ) from error
+    pa = _pyarrow(path)
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -75,6 +78,117 @@ def read_parquet(path: Path) -> ImageSet:
     pairs = enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), 1)
     words = ((f"row {row}", *("" if value is None else str(value).strip() for value in pair)) for row, pair in pairs)
     return _image_set(path, words)
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise EnvironmentNotAbleError(
+            f"{path} needs the library pyarrow: pip install 'p4q-edge[parquet]', or write the table as .csv"
+        ) from error
+    return pyarrow
+
+
+class _Info(msgspec.Struct):
+    features: dict[str, Any]
+
+
+class _State(msgspec.Struct):
+    files: tuple[dict[str, str], ...] = msgspec.field(name="_data_files")
+
+
+@dataclass
+class _ArrowImages:
+    """Reads encoded images out of Arrow files; it can be sent to another process, which maps the files itself."""
+
+    files: tuple[Path, ...]
+    column: str
+    starts: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self._columns: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_columns": {}}
+
+    def read(self, index: int) -> bytes:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        if number not in self._columns:
+            self._columns[number] = _arrow_table(self.files[number]).column(self.column)
+        image = self._columns[number][index - int(self.starts[number])].as_py()
+        data: bytes | None = image.get("bytes") if isinstance(image, dict) else None
+        if data is None:
+            raise InputError(
+                "it is not in the file, which may only name it; embed the images with `datasets` and save again"
+            )
+        return data
+
+    def open(self, index: int) -> Image.Image:
+        try:
+            return load_image(self.read(index))
+        except InputError as error:
+            raise InputError(f"{self.files[0].parent}, image {index}: {error}") from error
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote."""
+    return (path / STATE_FILE).is_file() and (path / INFO_FILE).is_file()
+
+
+def read_dataset_folder(path: Path) -> ImageSet:
+    """Read what `save_to_disk` of Hugging Face's `datasets` wrote: a column of images and one of class labels.
+
+    The Arrow files are mapped; nothing of the folder is run, and the library itself is not needed.
+
+    Raises:
+        EnvironmentNotAbleError: the library that reads Arrow files is not installed.
+        InputError: other columns, a damaged file, an image without a label.
+    """
+    pa = _pyarrow(path)
+    try:
+        info = decode_json((path / INFO_FILE).read_bytes(), _Info, source=str(path / INFO_FILE))
+        state = decode_json((path / STATE_FILE).read_bytes(), _State, source=str(path / STATE_FILE))
+    except CorruptArtifactError as error:
+        raise InputError(f"{path} is not a saved data set: {error}") from error
+    kinds = {name: kind.get("_type", "") if isinstance(kind, dict) else "" for name, kind in info.features.items()}
+    image, label = (_only(path, kinds, kind) for kind in ("Image", "ClassLabel"))
+    names = tuple(same_form(str(name)) for name in info.features[label].get("names", ()))
+    files = tuple(path / Path(entry.get("filename", "")).name for entry in state.files)
+    try:
+        tables = [_arrow_table(file) for file in files]
+        labels = [value for table in tables for value in table.column(label).to_pylist()]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}. Save it again.") from error
+    wrong = next((row for row, value in enumerate(labels) if value is None or not 0 <= value < len(names)), None)
+    if wrong is not None or not labels:
+        what = "has no images" if wrong is None else f"image {wrong} has label {labels[wrong]}, which names no class"
+        raise InputError(f"{path}: {what}; there are {len(names)} classes")
+    starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
+    images = _ArrowImages(files=files, column=image, starts=starts)
+    return ImageSet(
+        names=tuple(f"{path.name}[{row}]" for row in range(len(labels))),
+        labels=np.asarray(labels, dtype=np.int64),
+        class_names=names,
+        open_image=images.open,
+        read_bytes=images.read,
+    )
+
+
+def _only(path: Path, kinds: dict[str, str], kind: str) -> str:
+    found = [name for name, known in kinds.items() if known == kind]
+    if len(found) != 1:
+        raise InputError(
+            f"{path}: expected one column of {kind}, got {len(found)} among {_shown(', '.join(kinds))}; "
+            "select columns with `datasets` and save again"
+        )
+    return found[0]
+
+
+def _arrow_table(file: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
 
 
 def _kinds(schema: Any) -> list[Any]:

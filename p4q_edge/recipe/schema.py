@@ -65,7 +65,8 @@ class DataSection(Section, frozen=True, kw_only=True):
 
     Attributes:
         train: folder of class folders, ``.csv``/``.tsv``/``.parquet`` (path,label), ``.npz``, uncompressed ``.tar``
-            (webdataset; several as ``shards-{000..099}.tar``) or ``demo:digits``.
+            (webdataset; several as ``shards-{000..099}.tar``), a folder saved by Hugging Face's `datasets`, or
+            ``demo:digits``.
         test: the same; empty: all images of `train` that are not learned from.
         class_names: other words for the classes in label order, or their own names in any order, or a
             ``.txt``/``.json`` file of them; empty: the folders' names.

@@ -1,0 +1,104 @@
+"""Folders that Hugging Face's `datasets` saved, in the form that its version 5.2 writes."""
+
+import io
+import json
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from p4q_edge.data.readers import read_images
+from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.images.image_set import ImageSet
+
+pa = pytest.importorskip("pyarrow")
+
+FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def png(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), value).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def save(folder: Path, parts: list[list[tuple[Any, Any]]], features: dict[str, Any] | None = None) -> Path:
+    """Write image (value, or what the column holds) and label of each row, a file for each part."""
+    folder.mkdir()
+    names = [f"data-{number:05d}-of-{len(parts):05d}.arrow" for number in range(len(parts))]
+    for name, rows in zip(names, parts, strict=True):
+        images = [{"bytes": png(image), "path": None} if isinstance(image, int) else image for image, _ in rows]
+        columns = {"image": pa.array(images, STRUCT), "label": pa.array([label for _, label in rows], pa.int64())}
+        table = pa.table(columns)
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    info = {"citation": "", "description": "", "features": features or FEATURES, "homepage": "", "license": ""}
+    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "3", "_format_type": None}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+PARTS = [[(1, 0), (2, 1), (3, 1)], [(4, 0), (5, 1)]]
+
+
+def test_a_saved_data_set_is_read_in_order(tmp_path: Path) -> None:
+    images = read_images(str(save(tmp_path / "set", PARTS)))
+    assert images.names[3] == "set[3]"
+    assert images.class_names == ("cat", "dog")
+    assert images.labels.tolist() == [0, 1, 1, 0, 1]
+    assert [images.open_image(i).getpixel((0, 0)) for i in (4, 0, 3, 2, 1)] == [5, 1, 4, 3, 2]
+    assert images.read_bytes(2) == png(3)
+    sent: ImageSet = ForkingPickler.loads(ForkingPickler.dumps(images))
+    assert sent.digests() == images.digests()
+
+
+def test_files_outside_of_the_folder_are_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "other", PARTS)
+    folder = save(tmp_path / "set", PARTS)
+    (folder / "data-00000-of-00002.arrow").unlink()
+    state = {"_data_files": [{"filename": "../other/data-00000-of-00002.arrow"}]}
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="set cannot be read: .*Save it again"):
+        read_images(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("parts", "features", "message"),
+    [
+        (PARTS, {"image": {"_type": "Image"}}, "expected one column of ClassLabel, got 0 among image"),
+        (
+            PARTS,
+            FEATURES | {"more": {"_type": "Image"}},
+            "expected one column of Image, got 2 among image, label, more",
+        ),
+        (PARTS, {"photo": {"_type": "Image"}, "kind": FEATURES["label"]}, "set cannot be read"),
+        ([[(1, 0), (2, 2)]], None, "image 1 has label 2, which names no class; there are 2 classes"),
+        ([[(1, None)]], None, "image 0 has label None, which names no class"),
+        ([[]], None, "has no images; there are 2 classes"),
+    ],
+)
+def test_data_sets_that_cannot_be_used(
+    tmp_path: Path, parts: list[list[tuple[Any, Any]]], features: dict[str, Any] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_images(str(save(tmp_path / "set", parts, features)))
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00002.arrow"])
+def test_damaged_files_are_told_of(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "set", PARTS)
+    (folder / name).write_bytes(b"{")
+    with pytest.raises(InputError, match=f"{folder} (is not a saved data set|cannot be read)"):
+        read_images(str(folder))
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": "elsewhere.png"}])
+def test_images_that_are_not_embedded_are_told_of(tmp_path: Path, image: object) -> None:
+    images = read_images(str(save(tmp_path / "set", [[(1, 0), (image, 1)]])))
+    assert images.open_image(0).getpixel((0, 0)) == 1
+    with pytest.raises(InputError, match=r"set, image 1: it is not in the file.* embed the images"):
+        images.open_image(1)
