@@ -86,6 +86,6 @@ def test_an_answer_that_is_no_number_is_refused(
     with ZeroShotClassifier(tiny_engine) as classifier:
         classes = len(classifier.class_names)
         broken = np.full((1, classes), np.nan, np.float32)
-        monkeypatch.setattr(classifier, "_run", lambda batch, head: (broken, broken))
+        monkeypatch.setattr(classifier, "_answer", lambda batch, head: (broken, broken))
         with pytest.raises(QualityGateError, match=r"not finite for .*photo\.png. Check it: p4q-edge selftest"):
             classifier.classify(photo)
