@@ -109,8 +109,8 @@ class _ArrowImages:
     def __post_init__(self) -> None:
         self._columns: dict[int, Any] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_columns": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.files, self.column, self.starts)
 
     def read(self, index: int) -> bytes:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
