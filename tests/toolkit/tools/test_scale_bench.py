@@ -1,0 +1,72 @@
+"""The bench of memory and time by the number of images: its images, its bars, and the committed results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from p4q_edge.data.readers import read_images
+
+BENCH = Path(__file__).parents[3] / "tools" / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[dict[str, ModuleType]]:
+    before = set(sys.modules)
+    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
+    yield {name: importlib.import_module(name) for name in ("scale", "scale_table")}
+    sys.path.remove(str(BENCH))
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
+            del sys.modules[name]
+
+
+def test_made_images_differ_and_their_classes_have_a_colour(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    images = read_images(str(bench["scale"].make_images(tmp_path / "a", classes=3, each=4, side=32, seed=0)))
+    assert len(set(images.digests())) == 12
+    other = read_images(str(bench["scale"].make_images(tmp_path / "b", classes=3, each=4, side=32, seed=1)))
+    assert not set(images.digests()) & set(other.digests())
+    assert images.class_names == other.class_names == ("kind 0000", "kind 0001", "kind 0002")
+
+
+def row(n: int, peak: float, seconds: float) -> dict[str, object]:
+    spent = {"features": seconds}
+    return {"n": n, "peak_mib": peak, "tree_peak_mib": peak - 100, "seconds": spent, "processor_seconds": spent}
+
+
+@pytest.mark.parametrize(
+    ("peaks", "seconds", "kept"),
+    [
+        ((1000, 1040, 1049), (10, 40, 160), ["yes", "yes"]),
+        ((1000, 1040, 1060), (10, 40, 160), ["no", "yes"]),
+        ((1000, 1000, 1000), (10, 40, 200), ["yes", "no"]),
+    ],
+)
+def test_the_bars_can_be_missed(
+    bench: dict[str, ModuleType], peaks: tuple[int, ...], seconds: tuple[int, ...], kept: list[str]
+) -> None:
+    rows = [row(n, peak, spent) for n, peak, spent in zip((1000, 4000, 16000), peaks, seconds, strict=True)]
+    found = bench["scale_table"].bars({"features": rows})
+    assert [line.split("|")[-2].strip() for line in found] == kept
+
+
+def test_four_gibibytes_are_a_limit_of_the_whole_tree(bench: dict[str, ModuleType]) -> None:
+    big = row(50_000, 1000, 1) | {"tree_peak_mib": 4097.0, "classes": 1000}
+    (line,) = bench["scale_table"].bars({"validate": big})
+    assert "4097 MiB | no" in line
+    (line,) = bench["scale_table"].bars({"overlap": [{"n": 1, "share_of_the_slower_alone": 0.91}]})
+    assert "0.91 | yes" in line
+
+
+def test_the_committed_tables_are_of_the_committed_figures(bench: dict[str, ModuleType]) -> None:
+    files = sorted((BENCH / "results").glob("scale-*.json"))
+    assert files
+    for path in files:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == bench["scale_table"].markdown(document)
