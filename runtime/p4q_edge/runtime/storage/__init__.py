@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.storage.cache import cache_folder
+    from p4q_edge.runtime.storage.cache import cache_folder, kept_path, read_kept, write_kept
     from p4q_edge.runtime.storage.files import (
         atomic_write,
         read_bounded,
@@ -70,9 +70,11 @@ __all__ = [
     "is_outdated",
     "is_unchanged",
     "json_depth",
+    "kept_path",
     "load_tensors",
     "printable",
     "read_bounded",
+    "read_kept",
     "refuse_existing",
     "remove_leftovers",
     "save_tensors",
@@ -84,6 +86,7 @@ __all__ = [
     "temporary_path",
     "wire_fields",
     "write_error",
+    "write_kept",
     "write_record",
 ]
 
@@ -91,7 +94,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "cache": ("cache_folder",),
+            "cache": ("cache_folder", "kept_path", "read_kept", "write_kept"),
             "files": (
                 "atomic_write",
                 "read_bounded",

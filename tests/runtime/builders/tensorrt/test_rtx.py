@@ -42,7 +42,6 @@ def test_build_selftest_validate_bench_and_classify(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out.rtx")) == [
         "out.rtx",
         "out.rtx.json",
-        "out.rtx.kernels",
     ]
     assert desktop_device.calls.count("compile kernels") == 1
     assert desktop_device.cuda.leaks == {}

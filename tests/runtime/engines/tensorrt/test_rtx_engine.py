@@ -16,7 +16,7 @@ from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine, fingerprint
 from p4q_edge.runtime.engines.tensorrt.kernel_cache import cache_path
 from p4q_edge.runtime.engines.tensorrt.library import RTX, platform_name
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
-from p4q_edge.runtime.storage.files import sha256_bytes
+from p4q_edge.runtime.storage import read_kept, sha256_bytes, write_kept
 
 from doubles.rtx import VERSION, RtxDouble
 from doubles.tensorrt import compute
@@ -25,6 +25,15 @@ from doubles.tensorrt import compute
 def card_of(**changes: str) -> Any:
     built_with = {"tensorrt_rtx": VERSION, "compute_capability": "8.0+", "platform": platform_name(), **changes}
     return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"))
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the kernels of the engine are kept, in a cache folder of the test's own."""
+    monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path.parent / f"{tmp_path.name}-cache"))
+    path = cache_path(b"plan", version=VERSION)
+    assert path is not None
+    return path
 
 
 @pytest.fixture
@@ -45,34 +54,52 @@ def test_answers_batches_and_graphs_are_as_with_tensorrt(rtx: RtxDouble, engine:
     assert rtx.open_contexts == 0
 
 
-def test_kernels_are_compiled_once_and_kept_beside_the_engine(rtx: RtxDouble, engine: Path, images: np.ndarray) -> None:
+def test_kernels_are_compiled_once_and_kept_in_the_cache_folder(
+    rtx: RtxDouble, engine: Path, kernels: Path, images: np.ndarray
+) -> None:
     for _ in range(2):
         loaded = TensorRTEngine.open(engine, card_of(), sessions=2)
         loaded.run(images[:1])
         loaded.close()
     assert rtx.calls.count("compile kernels") == 1
-    assert cache_path(engine).read_bytes() == b"this GPU: kernels"
+    assert read_kept(kernels, limit_bytes=1 << 20) == b"this GPU: kernels"
+    assert [path.name for path in engine.parent.iterdir()] == ["out.rtx"]
     (config, _) = rtx.runtime_configs
     assert config.cuda_graph_strategy.name == "DISABLED"
     assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
 
 
 def test_kernels_of_another_gpu_are_replaced(
-    rtx: RtxDouble, engine: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    rtx: RtxDouble, engine: Path, kernels: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache_path(engine).write_bytes(b"another GPU: kernels")
+    write_kept(kernels, b"another GPU: kernels")
     with caplog.at_level(logging.INFO):
         loaded = TensorRTEngine.open(engine, card_of())
     loaded.run(images[:1])
     loaded.close()
     assert "is of another GPU, driver or library; the kernels are compiled again" in caplog.text
-    assert cache_path(engine).read_bytes() == b"this GPU: kernels"
+    assert read_kept(kernels, limit_bytes=1 << 20) == b"this GPU: kernels"
+
+
+@pytest.mark.parametrize("spoil", ["changed", "open to all", "beside the engine"])
+def test_kernels_that_somebody_else_may_have_written_never_reach_the_library(
+    rtx: RtxDouble, engine: Path, kernels: Path, spoil: str
+) -> None:
+    write_kept(kernels, b"this GPU: kernels")
+    if spoil == "changed":
+        kernels.write_bytes(kernels.read_bytes().replace(b"kernels", b"worse!!"))
+    elif spoil == "open to all":
+        kernels.chmod(0o666)
+    else:
+        kernels.rename(engine.with_name("out.rtx.kernels"))
+    TensorRTEngine.open(engine, card_of())
+    assert "cache deserialize" not in rtx.calls
 
 
 def test_without_a_place_for_the_kernels_the_engine_runs(
-    rtx: RtxDouble, engine: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
+    rtx: RtxDouble, engine: Path, kernels: Path, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache_path(engine).mkdir()
+    kernels.mkdir(parents=True)
     loaded = TensorRTEngine.open(engine, card_of())
     assert len(loaded.run(images[:2])["logits"]) == 2
     with caplog.at_level(logging.INFO):
@@ -81,12 +108,17 @@ def test_without_a_place_for_the_kernels_the_engine_runs(
 
 
 def test_an_endless_cache_is_not_read(
-    rtx: RtxDouble, engine: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rtx: RtxDouble,
+    engine: Path,
+    kernels: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    write_kept(kernels, b"this GPU: kernels")
     monkeypatch.setattr("p4q_edge.runtime.engines.tensorrt.kernel_cache.MAX_CACHE_BYTES", 4)
-    cache_path(engine).write_bytes(b"this GPU: kernels")
-    TensorRTEngine.open(engine, card_of())
-    assert "the kernels are compiled again" in caplog.text
+    with caplog.at_level(logging.INFO):
+        TensorRTEngine.open(engine, card_of())
+    assert f"{kernels} is not used: " in caplog.text
     assert "cache deserialize" not in rtx.calls
 
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from p4q_edge.runtime.artifacts import Card, OpenVINOBuild, verify_digest, verify_engine
 from p4q_edge.runtime.choices import Remainder
 from p4q_edge.runtime.engines.openvino import library
-from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
-from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
+from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
+from p4q_edge.runtime.storage import kept_path, read_bounded, read_kept, sha256_bytes, write_kept
 
 COMPILED = ".openvino"
 """What the name of an engine's compiled model adds to that of the engine."""
 _MAX_BYTES = (4 << 30) - 1
 _FORMAT = 1
-_DIGEST_BYTES = 64  # of a SHA-256 in hexadecimal, in front of a model in the cache folder
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +67,8 @@ def cache_path(engine_sha256: str, *, remainder: Remainder, batch: int) -> Path 
 
     The name holds all that a compiled model depends on: the engine, version of OpenVINO, processor, shape.
     """
-    folder = cache_folder()
-    if folder is None:
-        return None
-    parts = {"format": _FORMAT, "engine": engine_sha256, "remainder": remainder, "batch": batch}
-    key = sha256_bytes(msgspec.json.encode({**parts, **library.fingerprint()}, order="sorted"))
-    return folder / "openvino" / f"{key}{COMPILED}"
+    facts = {"format": _FORMAT, "engine": engine_sha256, "remainder": remainder, "batch": batch}
+    return kept_path("openvino", COMPILED, **{**facts, **library.fingerprint()})
 
 
 def from_cache(path: Path | None) -> bytes | None:
@@ -85,40 +76,12 @@ def from_cache(path: Path | None) -> bytes | None:
 
     OpenVINO parses it in native code: a file that somebody else could have written is left alone.
     """
-    if path is None or not path.is_file():
-        return None
-    if not _only_ours(path):
-        logger.warning("%s is not used: others than this user can write it. Delete it", path)
-        return None
-    try:
-        data = read_bounded(path, limit_bytes=_MAX_BYTES, kind="compiled model")
-    except InputError as error:
-        logger.info("%s is not used: %s", path, error)
-        return None
-    digest, model = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-    if digest.decode("ascii", "replace") != sha256_bytes(model):
-        logger.info("%s is damaged, and is made again", path)
-        return None
-    return model
+    return read_kept(path, limit_bytes=_MAX_BYTES)
 
 
 def keep_in_cache(path: Path | None, compiled: Any) -> None:
     """Keep a compiled model for the next load; without a place for it the next load compiles again."""
     try:
-        if path is None:
-            raise UsageError("this user has no folder for caches. Set P4Q_EDGE_CACHE to one.")
-        model = library.exported(compiled)
-        atomic_write(path, sha256_bytes(model).encode() + model, force=True)
+        write_kept(path, library.exported(compiled))
     except (UsageError, *library.ERRORS) as error:
         logger.info("the compiled model is not kept: %s", error)
-
-
-def _only_ours(path: Path) -> bool:
-    """Return whether nobody else can write a file or replace it in its folder, as far as its permissions tell."""
-    if not hasattr(os, "geteuid"):
-        return True
-    for part in (path, path.parent):
-        status = part.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return False
-    return True

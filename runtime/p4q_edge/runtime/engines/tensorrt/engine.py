@@ -62,7 +62,7 @@ def load_plan(
         trt: the module of the library.
         cuda: the GPU.
         plan: its bytes.
-        name: what messages call it: its path, beside which compiled kernels are kept.
+        name: what messages call it.
         host_code: let code that the plan carries run.
         library: which built it.
 
@@ -84,7 +84,9 @@ def load_plan(
                 f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
             )
         io = read_io(trt, engine, name=name)
-        contexts = CachedContexts(trt, engine, cache_path(Path(name))) if library.compiles_when_loaded else engine
+        contexts = engine
+        if library.compiles_when_loaded:
+            contexts = CachedContexts(trt, engine, cache_path(plan, version=trt.__version__))
     return LoadedPlan(name=name, cuda=cuda, log=log, runtime=runtime, engine=engine, contexts=contexts, io=io)
 
 

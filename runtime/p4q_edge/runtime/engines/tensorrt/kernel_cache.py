@@ -1,4 +1,4 @@
-"""Engines of TensorRT for RTX: their kernels are compiled for the GPU when they are loaded, and kept in a file."""
+"""Engines of TensorRT for RTX: their kernels are compiled for the GPU at loading and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -6,29 +6,35 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.errors import IncompatibleEngineError, InputError, UsageError
-from p4q_edge.runtime.storage import atomic_write, read_bounded
+from p4q_edge.runtime.errors import IncompatibleEngineError, UsageError
+from p4q_edge.runtime.storage import kept_path, read_kept, sha256_bytes, write_kept
 
 logger = logging.getLogger(__name__)
 
 MAX_CACHE_BYTES = 512 << 20
+_FORMAT = 1
 
 
-def cache_path(engine: Path) -> Path:
-    """Return where the compiled kernels of an engine are kept: `out.rtx` -> `out.rtx.kernels`."""
-    return engine.with_name(engine.name + ".kernels")
+def cache_path(plan: bytes, *, version: str) -> Path | None:
+    """Return where this user's cache keeps the kernels of an engine; None without a cache folder.
+
+    Args:
+        plan: the engine's bytes.
+        version: of the library. Whether kernels are of this GPU and driver it finds out itself.
+    """
+    return kept_path("tensorrt-rtx", ".kernels", format=_FORMAT, engine=sha256_bytes(plan), version=version)
 
 
 class CachedContexts:
     """Makes the execution contexts of an engine, which share compiled kernels; `save` keeps them for the next load."""
 
-    def __init__(self, trt: Any, engine: Any, path: Path) -> None:
+    def __init__(self, trt: Any, engine: Any, path: Path | None) -> None:
         """Read the kernels that were kept; the GPU must be current in this thread.
 
         Args:
             trt: the library's module.
             engine: a loaded engine.
-            path: where its kernels are kept.
+            path: where its kernels are kept; None keeps none.
         """
         self._engine, self._path = engine, path
         self._config = engine.create_runtime_config()
@@ -38,7 +44,7 @@ class CachedContexts:
         # A session captures copies and engine together.
         self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         self._cache = self._config.create_runtime_cache()
-        self._known = _read(path)
+        self._known = read_kept(path, limit_bytes=MAX_CACHE_BYTES) or b""
         if self._known and not self._cache.deserialize(self._known):
             logger.info("%s is of another GPU, driver or library; the kernels are compiled again", path)
         self._config.set_runtime_cache(self._cache)
@@ -53,21 +59,11 @@ class CachedContexts:
         if data == self._known:
             return
         try:
-            atomic_write(self._path, data, force=True)
+            write_kept(self._path, data)
         except UsageError as error:
             logger.info("the compiled kernels are not kept: %s", error)
             return
         self._known = data
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        return b""
-    try:
-        return read_bounded(path, limit_bytes=MAX_CACHE_BYTES, kind="kernel cache")
-    except InputError as error:
-        logger.warning("%s; the kernels are compiled again", error)
-        return b""
 
 
 def check_validity(trt: Any, runtime: Any, plan: bytes, *, name: str) -> None:
