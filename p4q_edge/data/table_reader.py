@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNS = ("path", "label")
 STATE_FILE, INFO_FILE = "state.json", "dataset_info.json"
 MAX_TABLE_BYTES = 32 << 20
+MAX_CELL_BYTES = 1 << 14
+_ROWS_AT_ONCE = 4096
 
 Row = tuple[int, list[str]]
 """The number of its last line, from 1, and its cells."""
@@ -58,26 +60,43 @@ def read_parquet(path: Path) -> ImageSet:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            missing = next((name for name in COLUMNS if name not in schema.names), None)
-            if missing is not None:
-                raise InputError(
-                    f"{path} has no column {missing!r}; it has {_shown(', '.join(schema.names))}; "
-                    "expected path and label"
-                )
-            texts = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in _kinds(schema)]
-            if not texts[0] or not (texts[1] or pa.types.is_integer(_kinds(schema)[1])):
-                raise InputError(
-                    f"{path}: expected path as text and label as text or whole numbers, got "
-                    + " and ".join(str(kind) for kind in _kinds(schema))
-                )
-            columns = file.read(columns=list(COLUMNS)).to_pydict()
+        schema = parquet.read_schema(path)
+        missing = next((name for name in COLUMNS if name not in schema.names), None)
+        if missing is not None:
+            raise InputError(
+                f"{path} has no column {missing!r}; it has {_shown(', '.join(schema.names))}; expected path and label"
+            )
+        kinds = _kinds(schema)
+        texts = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds]
+        if not texts[0] or not (texts[1] or pa.types.is_integer(kinds[1])):
+            raise InputError(
+                f"{path}: expected path as text and label as text or whole numbers, got "
+                + " and ".join(str(kind) for kind in kinds)
+            )
+        # As dictionaries, where the file has them: one text may stand for any number of rows.
+        with parquet.ParquetFile(path, read_dictionary=list(COLUMNS)) as file:
+            return _image_set(path, _parquet_rows(path, file, pa))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a Parquet file: {' '.join(str(error).split())[:200]}") from error
-    pairs = enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), 1)
-    words = ((f"row {row}", *("" if value is None else str(value).strip() for value in pair)) for row, pair in pairs)
-    return _image_set(path, words)
+
+
+def _parquet_rows(path: Path, file: Any, pa: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield where each row stands, its path and its label, some rows in memory at a time."""
+    from pyarrow import compute
+
+    row = 0
+    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(COLUMNS)):
+        columns = [batch.column(name) for name in COLUMNS]
+        for column in columns:
+            values = column.dictionary if pa.types.is_dictionary(column.type) else column
+            if not pa.types.is_integer(values.type):
+                longest = compute.max(compute.binary_length(values)).as_py() or 0
+                if longest > MAX_CELL_BYTES:
+                    raise InputError(f"{path} has a cell of {longest} bytes; at most {MAX_CELL_BYTES} are read")
+        for pair in zip(*(column.to_pylist() for column in columns), strict=True):
+            row += 1
+            name, label = ("" if value is None else str(value).strip() for value in pair)
+            yield f"row {row}", name, label
 
 
 def _pyarrow(path: Path) -> Any:
@@ -192,7 +211,8 @@ def _arrow_table(file: Path) -> Any:
 
 
 def _kinds(schema: Any) -> list[Any]:
-    return [schema.field(name).type for name in COLUMNS]
+    kinds = [schema.field(name).type for name in COLUMNS]
+    return [getattr(kind, "value_type", kind) for kind in kinds]
 
 
 def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:

@@ -1,9 +1,11 @@
 """Tables of images in Parquet files: the same sets as those of .csv files, and what bad ones are told."""
 
 import builtins
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from p4q_edge.data.readers import read_images
@@ -57,6 +59,25 @@ def test_labels_may_be_numbers(folder: Path) -> None:
 )
 def test_tables_that_cannot_be_used(folder: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
+        read_images(write(folder / "t.parquet", columns))
+
+
+def test_few_bytes_that_stand_for_many_rows_end_at_the_first_repetition(folder: Path) -> None:
+    rows = 30_000_000
+    index = pa.array(np.zeros(rows, np.int8))
+    columns = {name: pa.DictionaryArray.from_arrays(index, ["cat/0.png"]) for name in ("path", "label")}
+    path = Path(write(folder / "t.parquet", columns))
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(InputError, match="row 2: .* appears again"):
+        read_images(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_a_cell_without_end_is_not_read(folder: Path) -> None:
+    columns = {"path": ["x" * (1 << 20)] * 2, "label": ["cat"] * 2}
+    with pytest.raises(InputError, match="has a cell of 1048576 bytes; at most 16384 are read"):
         read_images(write(folder / "t.parquet", columns))
 
 
