@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from p4q_edge.stages import Learned
 
 
-def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None) -> "Learned":
-    """load, calibrate, learn and fold, each skipped when unchanged; `split` is what the recipe's data gave already."""
+def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None, log_dir: Path | None = None) -> "Learned":
+    """load, calibrate, learn and fold, each skipped when unchanged.
+
+    Args:
+        split: what the recipe's data gave already.
+        log_dir: where the learning curve is written; None writes none.
+    """
     # Imported here: they need torch, and everything cheap is checked before.
-    from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
+    from p4q_edge.stages import RunFiles, learn_stage, log_learning, open_source, prepare
 
     files = RunFiles(folder=folder)
-    return learn_stage(prepare(open_source(recipe, split), files), files)
+    learned = learn_stage(prepare(open_source(recipe, split), files), files)
+    if log_dir is not None:
+        log_learning(learned, files, log_dir)
+    return learned
 
 
 def bundle_from_recipe(request: BuildRequest) -> Path:
@@ -38,7 +46,7 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     split = check_build(recipe, request.engine, force=request.force)
     from p4q_edge.stages import export_unless_current
 
-    learned = run_stages(recipe, folder, split=split)
+    learned = run_stages(recipe, folder, split=split, log_dir=request.recipe.log_dir)
     export_unless_current(learned, bundle, folder, force=request.force)
     return bundle
 

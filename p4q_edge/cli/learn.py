@@ -19,7 +19,7 @@ from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.artifacts import quantized_parts
 from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.cli import Command, Output
-from p4q_edge.runtime.cli.commands import recipe_request
+from p4q_edge.runtime.cli.commands import add_log_dir, recipe_request
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Baseline, baseline, baseline_table
 from p4q_edge.runtime.storage import atomic_write, is_unchanged, write_record
@@ -63,6 +63,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
     _add_arguments(parser)
+    add_log_dir(parser)
     parser.add_argument(
         "--ablate",
         choices=get_args(Ablation),
@@ -105,8 +106,10 @@ def _parts(calibrated: CalibratedEncoder, linears: int) -> str:
 def _learn(request: LearnRequest, output: Output) -> int:
     recipe = choose_recipe(request.recipe)
     if request.ablate is not None:
+        if request.recipe.log_dir is not None:
+            raise UsageError("--log-dir has no effect on --ablate, which learns many heads. Leave out one of them.")
         return _ablate(request, request.ablate, recipe, output)
-    learned = run_stages(recipe, request.run_folder)
+    learned = run_stages(recipe, request.run_folder, log_dir=request.recipe.log_dir)
     train = learned.prepared.source.split.train
     parts = [name for name in ("prompts", "adapter", "class_residual") if getattr(learned.student, name) is not None]
     document = LearnDocument(

@@ -29,11 +29,11 @@ from p4q_edge.runtime.evaluation import (
     found_names,
     learned_digests,
 )
-from p4q_edge.runtime.evaluation.report import Baseline, DebugReport
+from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
 from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.storage import sha256_bytes
-from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, restore_classifier
+from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,10 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
         },
         images=images,
         baselines=read_baselines(found.folder),
+        learning=tuple(
+            LearningPoint(epoch=point.epoch, loss=point.loss, held_out_top1=point.held_out_top1)
+            for point in read_curve(RunFiles(folder=found.folder))
+        ),
         digests={
             "recipe": sha256_bytes(to_toml(source.recipe.anywhere()).encode()),
             "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from p4q_edge.learning.curves import CurvePoint, decode_curve, encode_curve, write_curve
     from p4q_edge.learning.feature_store import SHARD_IMAGES, FeatureSink, FeatureStore, HeldFeatures
     from p4q_edge.learning.losses import contrastive_loss
     from p4q_edge.learning.tensor_file import read_tensors, write_tensors
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SHARD_IMAGES",
     "CachedFeatures",
+    "CurvePoint",
     "FeatureSink",
     "FeatureStore",
     "HeldFeatures",
@@ -22,9 +24,12 @@ __all__ = [
     "Student",
     "batch_loss",
     "contrastive_loss",
+    "decode_curve",
+    "encode_curve",
     "learn",
     "make_student",
     "read_tensors",
+    "write_curve",
     "write_tensors",
 ]
 
@@ -32,6 +37,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "curves": ("CurvePoint", "decode_curve", "encode_curve", "write_curve"),
             "feature_store": ("FeatureSink", "FeatureStore", "HeldFeatures", "SHARD_IMAGES"),
             "losses": ("contrastive_loss",),
             "tensor_file": (

@@ -2,14 +2,16 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from p4q_edge.learning.curves import CurvePoint, decode_curve, encode_curve
 from p4q_edge.learning.tensor_file import read_tensors, write_tensors
 
+CURVE = "curve"
 SECONDS_BETWEEN_SAVES = 2.0
 
 
@@ -24,11 +26,12 @@ class Snapshot:
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """What a checkpoint holds: the learned weights, AdamW's moments and the schedule's position."""
+    """What a checkpoint holds: the learned weights, AdamW's moments, the schedule's position and the curve so far."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    curve: list[CurvePoint] = field(default_factory=list)
     saved_at: float = 0.0
     pending: Snapshot | None = None
 
@@ -49,6 +52,7 @@ def save_checkpoint(path: Path, state: Checkpoint, *, key: str, epoch: int, fina
         for moment, value in state.optimizer.state[parameter].items():
             tensors[f"{moment}.{name}"] = value.detach().clone()
     metadata = {"epoch": str(epoch), "rates": json.dumps(state.schedule.get_last_lr())}
+    metadata[CURVE] = encode_curve(state.curve)
     state.pending = Snapshot(key=key, tensors=tensors, metadata=metadata)
     if final or time.monotonic() - state.saved_at >= SECONDS_BETWEEN_SAVES:
         flush_checkpoint(path, state)
@@ -82,6 +86,7 @@ def load_checkpoint(path: Path, state: Checkpoint, *, key: str) -> int:
             for kind, tensor in tensors.items()
             if kind.endswith(f".{name}") and not kind.startswith("weight.")
         }
+    state.curve[:] = decode_curve(metadata.get(CURVE, ""))
     epoch = int(metadata["epoch"])
     _move_schedule(state, epoch, json.loads(metadata["rates"]))
     return epoch

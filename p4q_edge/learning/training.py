@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.learning.checkpoint import Checkpoint, flush_checkpoint, load_checkpoint, save_checkpoint
+from p4q_edge.learning.curves import CurvePoint
 from p4q_edge.learning.losses import contrastive_loss, cosine_loss, distillation_loss
 from p4q_edge.models import Adapter, PromptLearner
 from p4q_edge.quant import QuantScheme
@@ -100,12 +101,12 @@ class Student(nn.Module):
         """Optimizer groups: the context, the adapter and the class residuals, each with its learning rate."""
         groups: list[dict[str, object]] = []
         if self.prompts is not None:
-            groups.append({"params": [self.prompts.context], "lr": section.context_rate})
+            groups.append({"params": [self.prompts.context], "lr": section.context_rate, "name": "context"})
         if self.adapter is not None:
             learned = [p for p in self.adapter.parameters() if p.requires_grad]
-            groups.append({"params": learned, "lr": section.adapter_rate})
+            groups.append({"params": learned, "lr": section.adapter_rate, "name": "adapter"})
         if self.class_residual is not None:
-            groups.append({"params": [self.class_residual], "lr": section.class_rate})
+            groups.append({"params": [self.class_residual], "lr": section.class_rate, "name": "class_residual"})
         return groups
 
 
@@ -147,11 +148,13 @@ class LearningRun:
         checkpoint: file to resume from and to save to, or None.
         key: digest of everything that the run depends on; a checkpoint with another key is not resumed.
         progress: called after each epoch with its number (from 1) and its mean loss.
+        curve: gets a point for each epoch; those of the epochs before a checkpoint too.
     """
 
     checkpoint: Path | None = None
     key: str = ""
     progress: Callable[[int, float], None] = field(default=lambda epoch, loss: None)
+    curve: list[CurvePoint] = field(default_factory=list)
 
 
 def learn(student: Student, features: CachedFeatures, section: LearnSection, *, seed: int, run: LearningRun) -> None:
@@ -188,7 +191,7 @@ def _run_epochs(
     optimizer = torch.optim.AdamW(groups, weight_decay=section.weight_decay)
     epochs = section.passes(len(features.labels))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    state = Checkpoint(module=student, optimizer=optimizer, schedule=schedule)
+    state = Checkpoint(module=student, optimizer=optimizer, schedule=schedule, curve=run.curve)
     start = load_checkpoint(run.checkpoint, state, key=run.key) if run.checkpoint else 0
     if start:
         logger.info("resuming after epoch %d of %d from %s", start, epochs, run.checkpoint)
@@ -199,8 +202,10 @@ def _run_epochs(
             if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
                 steps = -(-len(features.labels) // section.batch_size)
                 _refuse_divergence(torch.tensor(torch.nan), step=(epoch + 1) * steps, section=section)
-            schedule.step()
             done = epoch + 1
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            run.curve.append(CurvePoint(epoch=done, loss=loss, rates=rates))
+            schedule.step()
             if run.checkpoint:
                 save_checkpoint(run.checkpoint, state, key=run.key, epoch=done, final=done == epochs)
             run.progress(done, loss)

@@ -9,6 +9,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.stages.export import bundle_key, export_bundle, export_unless_current
     from p4q_edge.stages.features import BATCH_SIZE, augmented_views, image_features, teacher_embeddings
+    from p4q_edge.stages.learning_log import log_learning, read_curve
     from p4q_edge.stages.pipeline import (
         Learned,
         Prepared,
@@ -43,10 +44,12 @@ __all__ = [
     "image_features",
     "learn_stage",
     "learn_student",
+    "log_learning",
     "new_student",
     "open_model",
     "open_source",
     "prepare",
+    "read_curve",
     "restore_classifier",
     "student_features",
     "teacher_embeddings",
@@ -58,6 +61,7 @@ if not TYPE_CHECKING:
         {
             "export": ("bundle_key", "export_bundle", "export_unless_current"),
             "features": ("BATCH_SIZE", "augmented_views", "image_features", "teacher_embeddings"),
+            "learning_log": ("log_learning", "read_curve"),
             "pipeline": (
                 "Learned",
                 "Prepared",

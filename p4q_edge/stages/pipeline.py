@@ -17,11 +17,14 @@ from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder, calibrate
 from p4q_edge.data import ImageStream, Split, draw_by_class, read_class_prompts, read_split, read_words
 from p4q_edge.learning import (
     CachedFeatures,
+    CurvePoint,
     FeatureSink,
     FeatureStore,
     HeldFeatures,
     LearningRun,
     Student,
+    decode_curve,
+    encode_curve,
     learn,
     make_student,
     read_tensors,
@@ -92,6 +95,10 @@ class RunFiles:
     def learned(self) -> Path:
         return self.folder / "learned.safetensors"
 
+    @property
+    def curve(self) -> Path:
+        return self.folder / "curve.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -155,6 +162,7 @@ class Learned:
     student: Student
     classifier: FoldedClassifier
     key: str
+    curve: tuple[CurvePoint, ...] = ()
 
 
 def open_source(recipe: Recipe, split: Split | None = None) -> Source:
@@ -367,9 +375,9 @@ def learn_stage(
     stored = read_tensors(files.learned, key=key) if files else None
     if stored is not None:
         logger.info("learn: unchanged, taken from %s", files.learned if files else "")
-        tensors, _ = stored
+        tensors, facts = stored
         restore_student(student, tensors)
-        text = tensors["text_embedding"]
+        text, curve = tensors["text_embedding"], decode_curve(facts.get("curve", ""))
     else:
         run = LearningRun(checkpoint=files.checkpoint if files else None, key=key)
         if progress is not None:
@@ -379,8 +387,10 @@ def learn_stage(
             calibrate_text(tower, student.prompts)
         with torch.no_grad():
             text = student.text_embedding()
+        curve = tuple(run.curve)
         if files:
             contents = {**student.state_dict(), "text_embedding": text}
-            write_tensors(files.learned, contents, key=key, metadata={CALIBRATED_KEY: prepared.key})
+            facts = {CALIBRATED_KEY: prepared.key, "curve": encode_curve(curve)}
+            write_tensors(files.learned, contents, key=key, metadata=facts)
     classifier = fold(prepared.source.model, prepared.calibrated, student, text)
-    return Learned(prepared=prepared, student=student, classifier=classifier, key=key)
+    return Learned(prepared=prepared, student=student, classifier=classifier, key=key, curve=curve)

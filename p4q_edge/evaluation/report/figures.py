@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from p4q_edge.runtime.benchmark import SpeedRow
 from p4q_edge.runtime.evaluation import ChainReport, StageReport
-from p4q_edge.runtime.evaluation.report import Baseline
+from p4q_edge.runtime.evaluation.report import Baseline, LearningPoint
 
 BLUE, ORANGE, GREEN, PURPLE = SERIES = ("#3b82d6", "#cf6a17", "#2c9a5e", "#a06cd5")
 _INK = "#010203"
@@ -108,6 +108,26 @@ def baselines(rows: Sequence[Baseline]) -> str:
         axes.set_xlabel("top-1, %: mean, 95 % interval, seeds")
 
     return draw_figure(paint, title="Methods compared", height_in=0.9 + 0.38 * len(rows))
+
+
+def learning(points: Sequence[LearningPoint]) -> str:
+    """Return the loss of each epoch, and where it was asked for the held-out accuracy on an axis of its own."""
+    epochs = [point.epoch for point in points]
+    shares = [100 * point.held_out_top1 for point in points if point.held_out_top1 is not None]
+
+    def paint(axes: Axes) -> None:
+        (loss,) = axes.plot(epochs, [point.loss for point in points], color=BLUE, label="loss")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        if len(shares) < len(points):
+            return
+        beside = axes.twinx()
+        beside.spines["right"].set_visible(True)
+        (accuracy,) = beside.plot(epochs, shares, color=ORANGE, linestyle="--", label="held-out top-1, %")
+        beside.set_ylabel("held-out top-1, %")
+        axes.legend(handles=[loss, accuracy], loc="center right")
+
+    return draw_figure(paint, title="Learning curve")
 
 
 def confusion(stage: StageReport, class_names: Sequence[str]) -> str:

@@ -93,6 +93,8 @@ def _pictures(report: Report, figures: Any) -> dict[str, str]:
     drawn: dict[str, str] = {}
     if report.baselines:
         drawn["baselines"] = figures.baselines(report.baselines)
+    if report.learning:
+        drawn["learning"] = figures.learning(report.learning)
     chain = report.chain
     if chain is not None:
         first, last = chain.stages[0], chain.stages[-1]

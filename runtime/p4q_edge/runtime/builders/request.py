@@ -19,12 +19,14 @@ class RecipeRequest:
     Attributes:
         path: None takes `p4q.toml` of the current folder, or else the built-in demo.
         device: of PyTorch, `auto`, `cpu`, `cuda` or `cuda:N`.
+        log_dir: where learning curves go; None writes none.
         keep_float: added to what the recipe keeps in high precision.
     """
 
     path: Path | None = None
     seed: int | None = None
     device: str | None = None
+    log_dir: Path | None = None
     quantize_attention: bool | None = None
     max_cosine_loss: float | None = None
     max_top1_drop: float | None = None

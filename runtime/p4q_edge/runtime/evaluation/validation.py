@@ -18,7 +18,15 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.comparison import ChainOptions, validate_chain
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.recorded_stages import recorded_stages
-from p4q_edge.runtime.evaluation.report.document import Baseline, DebugReport, Provenance, Report, encode, is_report
+from p4q_edge.runtime.evaluation.report.document import (
+    Baseline,
+    DebugReport,
+    LearningPoint,
+    Provenance,
+    Report,
+    encode,
+    is_report,
+)
 from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
 from p4q_edge.runtime.evaluation.request import ValidateRequest
@@ -48,6 +56,7 @@ class Reference:
     stages: Mapping[str, Stage] = field(default_factory=dict)
     images: LabelledImages | None = None
     baselines: tuple[Baseline, ...] = ()
+    learning: tuple[LearningPoint, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     files: tuple[GateResult, ...] = ()
@@ -113,6 +122,7 @@ def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = 
         golden=golden,
         zero_shot=None if images is None else zero_shot_of(subject, images),
         baselines=reference.baselines,
+        learning=reference.learning,
         speed=with_accuracy(speed, chain),
         debug=debug,
         prompts={} if subject.bundle is None else dict(subject.bundle.manifest.data_index.prompts),

@@ -94,6 +94,9 @@ def make_report(**changes: Any) -> document.Report:
             document.baseline("FP32 learned prompts", [0.762, 0.755, 0.771], n=1637),
             document.baseline("P4Q", [0.83, 0.85, 0.84], n=1637, precision="W8A8 executed"),
         ),
+        "learning": tuple(
+            document.LearningPoint(epoch=epoch, loss=2.0 / epoch, held_out_top1=1 - 0.5 / epoch) for epoch in (1, 2, 3)
+        ),
         "speed": rows,
         "debug": document.DebugReport(
             n=16,
@@ -129,7 +132,7 @@ def report() -> document.Report:
 @pytest.fixture(scope="session")
 def minimal_report() -> document.Report:
     """What a device without images writes: golden samples only."""
-    return make_report(chain=None, baselines=(), speed=(), debug=None, passed=False)
+    return make_report(chain=None, baselines=(), learning=(), speed=(), debug=None, passed=False)
 
 
 class Browser:

@@ -24,7 +24,7 @@ def test_page_is_quiet_asks_for_nothing_and_fits(browser: Any, page: Path, width
     assert browser.complaints() == []
     assert browser.requests() == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 8
+    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 9
 
 
 def test_minimal_page_is_quiet_too(browser: Any, minimal_report: Any, tmp_path: Path) -> None:

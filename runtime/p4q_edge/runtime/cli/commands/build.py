@@ -100,6 +100,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument_group("from a recipe (toolkit)")
     recipe.add_argument("--recipe", type=Path, help="recipe to run instead of a bundle")
     add_recipe_overrides(recipe)
+    add_log_dir(recipe)
     recipe.add_argument("--print-config", action="store_true", help="write the resolved recipe, and build nothing")
     cpu = parser.add_argument_group("engines for CPUs (ONNX Runtime, OpenVINO)")
     cpu.add_argument(
@@ -175,6 +176,17 @@ def add_torch_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     )
 
 
+def add_log_dir(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add where learning curves go."""
+    parser.add_argument(
+        "--log-dir",
+        type=Path,
+        metavar="DIR",
+        help="write loss, learning rates and held-out accuracy of each epoch as CSV and for TensorBoard; a head is "
+        "learned a second time for the accuracy",
+    )
+
+
 def recipe_request(args: argparse.Namespace) -> RecipeRequest:
     """Return which recipe the arguments name, and what they override."""
     from p4q_edge.runtime.builders import RecipeRequest
@@ -183,6 +195,7 @@ def recipe_request(args: argparse.Namespace) -> RecipeRequest:
         path=args.recipe,
         seed=args.seed,
         device=args.torch_device,
+        log_dir=getattr(args, "log_dir", None),  # calibrate learns nothing
         quantize_attention=args.quantize_attention,
         max_cosine_loss=args.max_cosine_loss,
         max_top1_drop=args.max_top1_drop,

@@ -104,6 +104,20 @@ class DebugReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearningPoint:
+    """One epoch of learning.
+
+    Attributes:
+        loss: mean over the images.
+        held_out_top1: share of right answers on labelled images that a head learned beside it has not seen.
+    """
+
+    epoch: int
+    loss: float
+    held_out_top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What is needed to repeat the run.
 
@@ -140,6 +154,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         zero_shot: top-1 of the full-precision model with hand-written prompts, on those of these images for which the
             bundle has it; None without any.
         prompts: the first hand-written prompt of each class, as the bundle keeps them.
+        learning: the learning curve of the run folder, where one was logged.
         not_checked: what this run did not look at, and why.
     """
 
@@ -154,6 +169,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     golden: ChainReport | None = None
     zero_shot: Estimate | None = None
     baselines: tuple[Baseline, ...] = ()
+    learning: tuple[LearningPoint, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     debug: DebugReport | None = None
     prompts: dict[str, str] = msgspec.field(default_factory=dict)

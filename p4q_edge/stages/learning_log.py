@@ -1,0 +1,73 @@
+"""The learning curve of a run, with the accuracy on a share of the photographs that is held out for it."""
+
+import logging
+from pathlib import Path
+
+import msgspec
+import torch
+
+from p4q_edge.calibration import calibrate_text
+from p4q_edge.data import folds
+from p4q_edge.learning import CurvePoint, LearningRun, decode_curve, encode_curve, learn, write_curve
+from p4q_edge.quant import Phase
+from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.stages.cross_validation import right_answers
+from p4q_edge.stages.pipeline import Learned, Prepared, RunFiles, new_student
+
+logger = logging.getLogger(__name__)
+
+
+def log_learning(learned: Learned, files: RunFiles, folder: Path) -> tuple[Path, Path]:
+    """Write the curve of a run as CSV and as TensorBoard's events, and keep it in the run folder for the report.
+
+    Nothing that is learned changes: the accuracy is that of a head learned beside it, by the same schedule, from all
+    labelled photographs but a part, on that part.
+    """
+    shares = held_out_top1(learned.prepared, epochs=len(learned.curve))
+    points = list(learned.curve)
+    if shares:
+        each = zip(points, shares, strict=True)
+        points = [msgspec.structs.replace(point, held_out_top1=share) for point, share in each]
+    atomic_write(files.curve, encode_curve(points).encode(), force=True)
+    paths = write_curve(folder, points)
+    logger.info("learning curve of %d epochs: %s and %s", len(points), *paths)
+    return paths
+
+
+def held_out_top1(prepared: Prepared, *, epochs: int) -> list[float]:
+    """Share of right answers on the held-out part after each epoch; empty where the photographs are too few for one."""
+    source, features = prepared.source, prepared.features
+    part = folds(features.labels, seed=source.recipe.seed)[0]
+    everything = torch.arange(len(features.labels), device=part.device)
+    if not epochs or not len(part) or len(part) == len(everything):
+        return []
+    rows, labels = features.student[0, part], features.labels[part]
+    student, tower = new_student(source)
+    if tower is not None and source.recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
+    shares: list[float] = []
+    section = msgspec.structs.replace(source.recipe.learn, epochs=epochs)
+
+    def judge(epoch: int, loss: float) -> None:
+        shares.append(right_answers(student, rows, labels, phase=Phase.QUANTIZED) / len(part))
+
+    others = features.of_images(everything[~torch.isin(everything, part)])
+    learn(student, others, section, seed=source.recipe.seed, run=LearningRun(progress=judge))
+    return shares
+
+
+def read_curve(files: RunFiles) -> tuple[CurvePoint, ...]:
+    """Return the curve that a run folder holds; empty where none was asked for.
+
+    Raises:
+        CorruptArtifactError: the file is not a curve.
+    """
+    if not files.curve.is_file():
+        return ()
+    try:
+        return decode_curve(files.curve.read_text("utf-8"))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptArtifactError(
+            f"{files.curve} is not a learning curve: {error}. Remove it; `p4q-edge learn --log-dir` writes it again"
+        ) from error
