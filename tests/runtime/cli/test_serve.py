@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+LIBRARIES = ("starlette", "uvicorn", "python_multipart")
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("library", [*LIBRARIES, "httpx2"])
+def test_the_server_is_tested(library: str) -> None:
+    """Without one of these all of `tests/runtime/http` is left out, and with one that is broken it would be, too."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"tests/runtime/http needs {library}: pip install 'p4q-edge-runtime[serve]' httpx2")
+    assert importlib.import_module(library).__name__ == library
 
 
 def test_without_the_extra_it_says_how_to_install_it(
@@ -37,8 +47,8 @@ def test_without_the_extra_it_says_how_to_install_it(
     ],
 )
 def test_what_it_refuses_before_the_engine_is_loaded(run: Run, options: tuple[str, ...], said: str) -> None:
-    pytest.importorskip("starlette")
-    pytest.importorskip("uvicorn")
+    for library in LIBRARIES:
+        pytest.importorskip(library)
     code, out, err = run("serve", "missing.onnx", *options)
     assert (code, out) == (2, "")
     assert said in err
@@ -46,8 +56,8 @@ def test_what_it_refuses_before_the_engine_is_loaded(run: Run, options: tuple[st
 
 
 def test_an_engine_that_is_missing(run: Run) -> None:
-    pytest.importorskip("starlette")
-    pytest.importorskip("uvicorn")
+    for library in LIBRARIES:
+        pytest.importorskip(library)
     code, _, err = run("serve", "missing.onnx", "--port", "0")
     assert code == 2
     assert "missing.onnx" in err
