@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         agreement_of,
     )
     from p4q_edge.runtime.artifacts.onnx_graph import OPERATORS, check_exported, check_model
+    from p4q_edge.runtime.artifacts.other_backend import on_backend
     from p4q_edge.runtime.artifacts.precision import (
         LEAST_MAC_SHARE,
         Precision,
@@ -171,6 +172,7 @@ __all__ = [
     "head",
     "heads_folder",
     "load_head",
+    "on_backend",
     "open_head",
     "pixel_digest",
     "quantized_parts",
@@ -300,6 +302,7 @@ if not TYPE_CHECKING:
                 "trusted_key_files",
                 "write_signature",
             ),
+            "other_backend": ("on_backend",),
             "precision": (
                 "LEAST_MAC_SHARE",
                 "Precision",

@@ -22,10 +22,11 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from p4q_edge.runtime.artifacts import Card, Golden, read_card
+from p4q_edge.runtime.artifacts import Card, Golden, on_backend, read_card
 from p4q_edge.runtime.benchmark.interference import SystemProbe, Watcher, WatchRecord
 from p4q_edge.runtime.benchmark.power import PowerSensor, find_sensors, open_nvml
 from p4q_edge.runtime.benchmark.speed_rows import SpeedRow
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.classification import probabilities
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.images import load_image, preprocess
@@ -157,9 +158,11 @@ def this_setting() -> Setting:
     )
 
 
-def load_candidate(path: Path, *, name: str, device: str = "auto", threads: int | None = None) -> Candidate:
+def load_candidate(
+    path: Path, *, name: str, device: str = "auto", threads: int | None = None, backend: CpuBackend | None = None
+) -> Candidate:
     """Load an engine with its card, and measure how long that takes."""
-    card = read_card(path)
+    card = on_backend(read_card(path), backend)
     before = time.perf_counter_ns()
     engine = load_engine(path, card, device=device, threads=threads)
     load_ms = (time.perf_counter_ns() - before) / 1e6

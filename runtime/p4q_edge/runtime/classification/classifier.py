@@ -16,6 +16,7 @@ from p4q_edge.runtime.artifacts import (
     EngineHead,
     Head,
     base_head,
+    on_backend,
     read_card,
     require_fit,
     require_name,
@@ -86,7 +87,7 @@ class ZeroShotClassifier(Shown):
         self._path, self._threshold = Path(engine), threshold
         options = RuntimeOptions() if options is None else options
         self._trusted = trusted = trusted_key_files(trusted_keys)
-        self.card: Card = read_card(engine, trusted=trusted)
+        self.card: Card = on_backend(read_card(engine, trusted=trusted), options.backend)
         self._preparation = Preparation.of(self.card, options)
         loaded, self._active = load_heads(heads, self._path, self.card, trusted=trusted)
         self._heads: dict[str, EngineHead] = {BUILT_IN: self.card.head, **loaded}

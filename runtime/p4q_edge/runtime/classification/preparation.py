@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from p4q_edge.runtime.artifacts import Card
-from p4q_edge.runtime.choices import Fast
+from p4q_edge.runtime.choices import CpuBackend, Fast
 from p4q_edge.runtime.classification.predictions import Failure
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import (
@@ -42,6 +42,7 @@ class RuntimeOptions:
 
     Attributes:
         threads: threads of a CPU engine; None takes one a core that this process may use.
+        backend: another library for CPUs than the one that the engine was built for; it runs the same file.
         decode_threads: threads that decode and resize images ahead of the engine.
         batch_size: most images in one run of the engine; bounds the memory.
         fast: an inexact, faster way to shrink large images; None is exact.
@@ -51,6 +52,7 @@ class RuntimeOptions:
     """
 
     threads: int | None = None
+    backend: CpuBackend | None = None
     decode_threads: int = 2
     batch_size: int = 8
     fast: Fast | None = None

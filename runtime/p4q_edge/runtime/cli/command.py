@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.storage import printable
 
@@ -54,6 +55,15 @@ class Output:
         The document gets the key `schema_version` if it has none.
         """
         write_line(as_json(document) if self.json else text.rstrip("\n"))
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add the option that runs an `.onnx` engine in another library than the one that it was built for."""
+    parser.add_argument(
+        "--backend",
+        choices=get_args(CpuBackend),
+        help="run an .onnx engine in this library (default: the one that it was built for)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from p4q_edge.runtime.choices import CpuBackend
+
+_TYPED = ("data", "reference", "max_top1_drop", "threads", "limit", "batch_size", "seed", "device", "backend")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateRequest:
@@ -20,6 +24,7 @@ class ValidateRequest:
         bench: a document of `p4q-edge bench` on this engine, to show beside the accuracy.
         debug: name the first layer where engine and reference diverge.
         device: of the engine, and of PyTorch beside it; with `auto` that follows its recipe.
+        backend: another library for CPUs than the one that the engine was built for.
         save_repro: folder for the smallest model that shows it, for a report to the runtime's authors.
         reports: files to write beside the engine's own report.
     """
@@ -33,6 +38,7 @@ class ValidateRequest:
     max_top1_drop: float | None = None
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
     bench: Path | None = None
     debug: bool = False
     save_repro: Path | None = None
@@ -42,7 +48,7 @@ class ValidateRequest:
         """Return the arguments that decide the figures, as they would be typed again after `p4q-edge`."""
         defaults = {field.name: field.default for field in fields(self)}
         words = ["validate", str(self.engine)]
-        for name in ("data", "reference", "max_top1_drop", "threads", "limit", "batch_size", "seed", "device"):
+        for name in _TYPED:
             value = getattr(self, name)
             if value != defaults[name]:
                 words += ["--batch" if name == "batch_size" else f"--{name.replace('_', '-')}", str(value)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Bundle, Card, NoiseKind, read_bundle, read_card
+from p4q_edge.runtime.artifacts import Bundle, Card, NoiseKind, on_backend, read_bundle, read_card
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.engines.onnxruntime import differing_tensors, float_weights, import_onnxruntime, seven_bit_weights
@@ -53,7 +53,7 @@ def open_subject(request: ValidateRequest) -> Subject:
     Raises:
         IncompatibleEngineError: the bundle is not the one the engine was built from.
     """
-    card = read_card(request.engine)
+    card = on_backend(read_card(request.engine), request.backend)
     engine = load_engine(request.engine, card, device=request.device, threads=request.threads)
     stages: dict[str, Stage] = {ENGINE: lambda batch: engine.run(batch, ("logits", "embedding"))}
     bundle = find_bundle(request.engine, card, named=request.reference)

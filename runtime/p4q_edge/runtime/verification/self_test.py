@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from p4q_edge.runtime.artifacts import MAX_DRIFT, Card, GoldenResult, read_card, verify_parts
+from p4q_edge.runtime.artifacts import MAX_DRIFT, Card, GoldenResult, on_backend, read_card, verify_parts
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.machine import advice
@@ -20,8 +21,16 @@ _MAX_PROOF_BYTES = 1 << 16
 logger = logging.getLogger(__name__)
 
 
-def selftest(engine: str | Path, *, device: str = "auto", threads: int | None = None) -> GoldenResult:
+def selftest(
+    engine: str | Path, *, device: str = "auto", threads: int | None = None, backend: CpuBackend | None = None
+) -> GoldenResult:
     """Run the golden samples of an engine's card through the engine and compare.
+
+    Args:
+        engine: the engine's file.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: threads of a CPU engine; None takes one a core.
+        backend: another library for CPUs than the one that the engine was built for.
 
     Returns:
         The comparison, which may have failed: see `GoldenResult.problem`.
@@ -29,7 +38,7 @@ def selftest(engine: str | Path, *, device: str = "auto", threads: int | None = 
     Raises:
         CorruptArtifactError: the engine is not the one of its card, or its weights are not those of its bundle.
     """
-    card = read_card(engine)
+    card = on_backend(read_card(engine), backend)
     loaded = load_engine(engine, card, device=device, threads=threads)
     try:
         verify_parts(engine, card)

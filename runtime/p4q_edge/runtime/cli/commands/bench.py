@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
+from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class BenchRequest:
     against: tuple[str, ...] = ()
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
     strict: bool = False
     report: Path | None = None
 
@@ -47,6 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--batch", default="1", help="batch sizes, for example 1,8,32 (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_backend(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
         "--against",
@@ -72,22 +75,31 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         against=tuple(args.against),
         device=args.device,
         threads=args.threads,
+        backend=args.backend,
         strict=args.strict,
         report=args.output,
     )
 
 
 def _run(request: BenchRequest, output: Output) -> int:
-    from p4q_edge.runtime.artifacts import read_card
+    from p4q_edge.runtime.artifacts import on_backend, read_card
     from p4q_edge.runtime.benchmark import bench, load_candidate, measure_memory, reset_peak, this_setting
     from p4q_edge.runtime.storage import atomic_write, encode_json, refuse_existing
 
     options, setting = request.options, this_setting()
     if request.report is not None:
         refuse_existing(request.report, force=output.force)
-    card = read_card(request.engine)
+    card = on_backend(read_card(request.engine), request.backend)
     reset_peak()
-    candidates = [load_candidate(request.engine, name=_name(card), device=request.device, threads=request.threads)]
+    candidates = [
+        load_candidate(
+            request.engine,
+            name=_name(card),
+            device=request.device,
+            threads=request.threads,
+            backend=request.backend,
+        )
+    ]
     try:
         # Before the others are loaded: their libraries would count as this engine's memory.
         memory = measure_memory(candidates[0], card, batch=max(options.batches), setting=setting)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from p4q_edge.runtime.choices import Fast
-from p4q_edge.runtime.cli.command import Command, Output, as_json, write_line
+from p4q_edge.runtime.choices import CpuBackend, Fast
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, as_json, write_line
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
 
@@ -46,6 +46,7 @@ class ClassifyRequest:
     head: str | None = None
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
     fast: Fast | None = None
     orient: bool | None = None
     skip_errors: bool = False
@@ -79,6 +80,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", help="head to use instead of the built-in one: a name, or a file (.safetensors)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_backend(parser)
     parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster, not exactly")
     parser.add_argument(
         "--orient",
@@ -126,6 +128,7 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
         head=args.head,
         device=args.device,
         threads=args.threads,
+        backend=args.backend,
         fast=args.fast,
         orient=args.orient,
         skip_errors=args.skip_errors,
@@ -198,7 +201,9 @@ def _opened_classifier(request: ClassifyRequest) -> ZeroShotClassifier:
         heads=request.head,
         device=request.device,
         threshold=request.threshold,
-        options=RuntimeOptions(threads=request.threads, fast=request.fast, orient=request.orient),
+        options=RuntimeOptions(
+            threads=request.threads, backend=request.backend, fast=request.fast, orient=request.orient
+        ),
         trusted_keys=request.trusted_keys or None,
     )
 

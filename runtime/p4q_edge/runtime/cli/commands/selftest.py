@@ -7,7 +7,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.cli.command import Command, Output, add_backend
 from p4q_edge.runtime.errors import QualityGateError
 
 logger = logging.getLogger(__name__)
@@ -20,16 +21,18 @@ class SelftestRequest:
     engine: Path
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_backend(parser)
 
 
 def _request(args: argparse.Namespace) -> SelftestRequest:
-    return SelftestRequest(engine=args.engine, device=args.device, threads=args.threads)
+    return SelftestRequest(engine=args.engine, device=args.device, threads=args.threads, backend=args.backend)
 
 
 def _run(request: SelftestRequest, output: Output) -> int:
@@ -38,7 +41,7 @@ def _run(request: SelftestRequest, output: Output) -> int:
     from p4q_edge.runtime.cli.documents import SelftestDocument
     from p4q_edge.runtime.verification import selftest, wrong_values
 
-    result = selftest(request.engine, device=request.device, threads=request.threads)
+    result = selftest(request.engine, device=request.device, threads=request.threads, backend=request.backend)
     problem = result.problem()
     drift = "built on another machine" if result.drift is None else f"moved by {result.drift:.1e} since built"
     text = (

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, Output, has_toolkit, toolkit_function
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, has_toolkit, toolkit_function
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "follows the recipe)",
     )
     parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_backend(parser)
     parser.add_argument(
         "--debug", action="store_true", help="name the first layer where engine and reference diverge (toolkit)"
     )
@@ -87,6 +88,7 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
         max_top1_drop=args.max_top1_drop,
         device=args.device,
         threads=args.threads,
+        backend=args.backend,
         bench=args.bench,
         debug=args.debug,
         save_repro=args.save_repro,

@@ -42,10 +42,12 @@ class Source:
     Attributes:
         model: gives the ONNX model; called only where nothing compiled is kept.
         engine_sha256: its digest, under which compiled models are kept; empty keeps none.
+        compiled: the model as it was compiled before, for the batch that the engine was built for.
     """
 
     model: Callable[[], bytes]
     engine_sha256: str = ""
+    compiled: bytes | None = None
 
 
 class OpenVINOEngine:
@@ -62,7 +64,6 @@ class OpenVINOEngine:
         remainder: Remainder = "f32",
         threads: int | None = None,
         batch: int = 1,
-        compiled: bytes | None = None,
         name: str = "an engine",
         profiling: bool = False,
     ) -> None:
@@ -73,7 +74,6 @@ class OpenVINOEngine:
             remainder: precision of what is not quantized.
             threads: threads of one run; None takes one a core that this process may use.
             batch: images that are run together; single ones run as well.
-            compiled: the model as it was compiled for `batch` images before.
             name: what errors call it.
             profiling: let OpenVINO time its operators, for `profile`.
 
@@ -89,7 +89,7 @@ class OpenVINOEngine:
         self._lock = threading.Lock()
         self._sizes = (1, batch) if batch > 1 else (1, SEVERAL)
         self._models: dict[int, _Requests] | None = {}
-        self._models[batch] = _Requests(self._load(batch, compiled))
+        self._models[batch] = _Requests(self._load(batch, source.compiled))
         first = self._models[batch].compiled
         self._outputs = library.OUTPUT_NAMES
         self._widths = {name: first.output(name).get_shape()[1] for name in self._outputs}
@@ -112,17 +112,16 @@ class OpenVINOEngine:
                 f"Build again: p4q-edge build model.p4q --engine {path} --backend openvino --force"
             )
         library.import_openvino(str(path))
-        source = Source(model=lambda: verified_bytes(path, card), engine_sha256=card.engine_sha256)
         options, kept = build.options, recorded_copy(path, card)
         if kept is None:
             # Also where a compiled model of the cache spares reading it: the file must be the card's.
             verified_bytes(path, card)
+        source = Source(model=lambda: verified_bytes(path, card), engine_sha256=card.engine_sha256, compiled=kept)
         return cls(
             source,
             remainder=options.kept_remainder,
             threads=threads,
             batch=options.batch,
-            compiled=kept,
             name=str(path),
         )
 

@@ -1,0 +1,63 @@
+"""One `.onnx` engine in the other library: proved as an engine of another machine, never in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
+from p4q_edge.runtime.artifacts import on_backend
+from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.engines import load_engine
+from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.verification.self_test import selftest
+
+Run = Callable[..., tuple[int, str, str]]
+with_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
+
+
+def test_a_card_of_the_same_library_stays_as_it_is(tiny_engine: Path) -> None:
+    card = read_card(tiny_engine)
+    assert on_backend(card, None) is card
+    assert on_backend(card, "onnxruntime") is card
+
+
+def test_there_and_back_the_file_and_its_profile_stay(tiny_engine: Path) -> None:
+    card = read_card(tiny_engine)
+    there = on_backend(card, "openvino")
+    back = on_backend(there, "onnxruntime")
+    assert (there.backend, back.backend) == ("openvino", "onnxruntime")
+    for one in (there, back):
+        assert (one.engine_sha256, one.cpu_profile, one.golden) == (card.engine_sha256, card.cpu_profile, card.golden)
+        assert (one.build.optimized, one.measured) == (None, None)
+
+
+def test_a_plan_runs_in_neither(repository: Path) -> None:
+    plan = read_card(repository / "tests/runtime/data/schema-1/tiny.plan")
+    with pytest.raises(UsageError, match=r"--backend openvino runs engines for CPUs, .* built for tensorrt\."):
+        on_backend(plan, "openvino")
+
+
+@with_openvino
+def test_it_is_proved_there_without_a_recorded_drift(tiny_engine: Path) -> None:
+    result = selftest(tiny_engine, threads=1, backend="openvino")
+    assert (result.problem(), result.drift) == (None, None)
+    card = on_backend(read_card(tiny_engine), "openvino")
+    assert isinstance(load_engine(tiny_engine, card, threads=1), OpenVINOEngine)
+
+
+@with_openvino
+def test_commands_say_where_they_ran(tiny_engine: Path, photo: Path, run: Run, tmp_path: Path) -> None:
+    options = ("--backend", "openvino", "--threads", "1", "--json")
+    code, out, _ = run("classify", tiny_engine, photo, *options)
+    with ZeroShotClassifier(tiny_engine, options=RuntimeOptions(threads=1)) as classifier:
+        label = classifier.classify(photo).label
+    assert (code, json.loads(out)["predictions"][0]["label"]) == (0, label)
+    code, out, _ = run("bench", tiny_engine, "--seconds", "0.1", *options)
+    assert (code, json.loads(out)["backend"]) == (0, "openvino")
+    assert run("selftest", tiny_engine, *options)[0] == 0
