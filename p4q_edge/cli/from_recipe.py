@@ -24,12 +24,14 @@ def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None, log_
         log_dir: where the learning curve is written; None writes none.
     """
     # Imported here: they need torch, and everything cheap is checked before.
+    from p4q_edge.models import memory_in_words
     from p4q_edge.stages import RunFiles, learn_stage, log_learning, open_source, prepare
 
     files = RunFiles(folder=folder)
-    learned = learn_stage(prepare(open_source(recipe, split), files), files)
-    if log_dir is not None:
-        log_learning(learned, files, log_dir)
+    with memory_in_words():
+        learned = learn_stage(prepare(open_source(recipe, split), files), files)
+        if log_dir is not None:
+            log_learning(learned, files, log_dir)
     return learned
 
 

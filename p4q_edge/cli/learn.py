@@ -14,6 +14,7 @@ from p4q_edge.cli.documents import AblateDocument, CalibrateDocument, LearnDocum
 from p4q_edge.cli.from_recipe import run_stages
 from p4q_edge.evaluation import BASELINES
 from p4q_edge.evaluation import ablation as ablate
+from p4q_edge.models import memory_in_words
 from p4q_edge.quant import quant_linears
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.artifacts import quantized_parts
@@ -76,7 +77,8 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
     recipe = choose_recipe(request.recipe)
-    prepared = prepare(open_source(recipe), RunFiles(folder=request.run_folder))
+    with memory_in_words():
+        prepared = prepare(open_source(recipe), RunFiles(folder=request.run_folder))
     linears = quant_linears(prepared.calibrated.encoder)
     scales = {name: float(linear.input_scale) for name, linear in linears.items()}
     document = CalibrateDocument(

@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from p4q_edge.models.adapter import Adapter
     from p4q_edge.models.batches import Batches, PixelSource, encode_batches, run_batches
     from p4q_edge.models.checkpoint_settings import PreprocessKeys
-    from p4q_edge.models.compute import CPU, ON_CPU, Compute, MemoryMeter, choose_device, device_of, teacher_precision
+    from p4q_edge.models.compute import (
+        CPU,
+        ON_CPU,
+        Compute,
+        MemoryMeter,
+        choose_device,
+        device_of,
+        memory_in_words,
+        teacher_precision,
+    )
     from p4q_edge.models.deployment import to_deployment_form
     from p4q_edge.models.families import _BYTES_OF_FLOAT, MAX_COUNTED, ModelRow, list_models
     from p4q_edge.models.folded_classifier import FoldedClassifier, run_folded
@@ -64,6 +73,7 @@ __all__ = [
     "list_models",
     "load_model",
     "make_text_side",
+    "memory_in_words",
     "preprocess_spec",
     "round_float_weights",
     "run_batches",
@@ -93,6 +103,7 @@ if not TYPE_CHECKING:
                 "MemoryMeter",
                 "choose_device",
                 "device_of",
+                "memory_in_words",
                 "teacher_precision",
             ),
             "checkpoint_settings": ("PreprocessKeys",),

@@ -142,6 +142,22 @@ def teacher_precision(compute: Compute) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Say what to do where a GPU's memory ran out and no batch could shrink any more.
+
+    Raises:
+        EnvironmentNotAbleError: in place of torch's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentNotAbleError(
+            f"the device ran out of memory ({str(error).splitlines()[0]}). End what else uses it, set "
+            "compute.batch_size lower, or take --device cpu"
+        ) from error
+
+
 def _allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed

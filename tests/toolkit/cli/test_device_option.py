@@ -64,6 +64,23 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["learn", "calibrate"])
+@pytest.mark.usefixtures("here")
+def test_memory_that_ran_out_is_told_of_with_what_to_do(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+
+    monkeypatch.setattr("p4q_edge.stages.open_source", full)
+    monkeypatch.setattr(learn, "open_source", full)
+    assert main([command, "-o", "run"]) == 3
+    told = capsys.readouterr().err
+    assert "the device ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.)" in told
+    assert "set compute.batch_size lower, or take --device cpu" in told
+    assert "more lines" not in told
+
+
 def test_an_export_may_run_elsewhere_than_its_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "run").mkdir()
     (here / "run" / "recipe.toml").write_text(to_toml(on_device(demo_recipe(), "cuda:3")))
