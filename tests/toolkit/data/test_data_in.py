@@ -60,7 +60,7 @@ def test_tables_of_many_programs(photos: Path, name: str, text: str) -> None:
     [
         (b"path,class\ncat/0.png,cat\n", r"has no column 'label'; its header names path, class; expected path and"),
         (b"label,file\ncat,cat/0.png\n", r"has no column 'path'; its header names label, file"),
-        (b"path,label\ncat/0.png,cat\ncat/1.png\n", r"line 3: expected path and label, got \['cat/1\.png'\]"),
+        (b"path,label\ncat/0.png,cat\ncat/1.png\n", r"line 3: expected path and label, got \['cat/1\.png', ''\]"),
         (b"path,label\ncat/0.png,\n", "line 2: expected path and label"),
         (b"cat/0.png,cat\ncat/0.png,dog\n", r"line 2: cat/0\.png appears again, after line 1; name it once"),
         (b"cat/0.png,cat\ncat,dog\n", r"line 2: .*cat does not exist; paths are relative"),
