@@ -52,4 +52,5 @@ def on_backend(card: Card, backend: CpuBackend | None) -> Card:
             options=CpuOptions(cpu_profile=profile, kept_profile=profile),
             inspection=build.inspection,
         )
-    return msgspec.structs.replace(card, build=other, measured=None)
+    precision = msgspec.structs.replace(card.precision, remainder="fp32")
+    return msgspec.structs.replace(card, build=other, precision=precision, measured=None)

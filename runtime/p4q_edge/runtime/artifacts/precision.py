@@ -31,7 +31,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     weight_bits: int
     activation_bits: int
     execution: Literal["executed", "carried"]
-    remainder: Literal["fp16", "fp32"]
+    remainder: Literal["fp16", "fp32", "bf16"]
     quantized_linears: int
     attention_bits: int | None = None
     quantized_attentions: int = 0

@@ -27,7 +27,7 @@ from p4q_edge.runtime.artifacts import (
     OptimizedCopy,
     Precision,
 )
-from p4q_edge.runtime.builders.candidates import CpuRequest, candidates_of
+from p4q_edge.runtime.builders.candidates import Candidate, CpuRequest, candidates_of
 from p4q_edge.runtime.builders.card_parts import card_of, part_of
 from p4q_edge.runtime.builders.consistency import check_outputs
 from p4q_edge.runtime.builders.cpu import ProvedModel, Setting
@@ -92,7 +92,7 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         engine_sha256=sha256_bytes(built.model),
         engine_size_bytes=len(built.model),
         parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if profile == "exact" else (),
-        precision=_precision(card.precision, profile),
+        precision=_precision(card.precision, built.candidate),
         rounding_bits=_rounding_bits(card.rounding_bits, profile),
         noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[profile]),
         golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
@@ -139,7 +139,9 @@ def _rounding_bits(bits: int, profile: CpuProfile) -> int:
     return min(bits, FAST_BITS) if profile == "fast" else bits
 
 
-def _precision(precision: Precision, profile: CpuProfile) -> Precision:
-    if profile == "fast":
-        return msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
-    return FP32 if profile == "float" else precision
+def _precision(precision: Precision, kept: Candidate) -> Precision:
+    if kept.profile == "fast":
+        precision = msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
+    elif kept.profile == "float":
+        precision = FP32
+    return msgspec.structs.replace(precision, remainder="bf16") if kept.remainder == "bf16" else precision
