@@ -76,8 +76,20 @@ def test_a_class_is_a_folder_of_its_own_and_no_path(name: str) -> None:
     assert safe not in ("", ".", "..")
     for kind in (PurePosixPath, PureWindowsPath):
         assert kind(safe).parts == (safe,)
-    assert len(safe) <= 120
+    assert len(safe.encode()) <= 240
     assert folder_name(safe) == safe
+
+
+def test_names_as_long_as_file_systems_take(tmp_path: Path) -> None:
+    sorter = Sorter(tmp_path / "out", ["ガラスのコップ" * 40])
+    places = []
+    for number in range(3):
+        image = tmp_path / str(number) / ("ü" * 125 + ".jpg")
+        image.parent.mkdir()
+        image.write_bytes(bytes([number]))
+        places.append(sorter.put(image, "ガラスのコップ" * 40))
+    assert [place.read_bytes() for place in places] == [b"\0", b"\1", b"\2"]
+    assert [place.suffix for place in places] == [".jpg"] * 3
 
 
 def test_a_folder_that_cannot_be_written(image: Path, tmp_path: Path) -> None:

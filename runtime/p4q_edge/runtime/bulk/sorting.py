@@ -15,7 +15,8 @@ from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 SortMode = Literal["copy", "link"]
 UNKNOWN = "unknown"
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
-_MAX_NAME = 120
+_MAX_NAME_BYTES = 240
+"""File systems take 255; what is left is for a number."""
 
 
 class Sorter:
@@ -58,7 +59,7 @@ class Sorter:
         try:
             target.mkdir(parents=True, exist_ok=True)
             for number in count(1):
-                place = target / (image.name if number == 1 else f"{image.stem}-{number}{image.suffix}")
+                place = target / (image.name if number == 1 else _numbered(image, number))
                 if self._is_there(place, image) or self._make(place, image):
                     return place
         except OSError as error:
@@ -90,4 +91,21 @@ class Sorter:
 def folder_name(class_name: str) -> str:
     """Return a class name as the name of a folder on every system: no separators, no leading or trailing dots."""
     safe = _UNSAFE.sub("_", class_name).strip().strip(".").strip()
-    return safe[:_MAX_NAME] or "_"
+    return _cut(safe, _MAX_NAME_BYTES).rstrip(". ") or "_"
+
+
+def _numbered(image: Path, number: int) -> str:
+    """Return the name of a file with a number, no longer than file systems take."""
+    ending = f"-{number}{image.suffix}"
+    return _cut(image.stem, _MAX_NAME_BYTES - _bytes(image.suffix)) + ending
+
+
+def _cut(name: str, most: int) -> str:
+    """Return the beginning of a name that has at most so many bytes as the name of a file."""
+    while _bytes(name) > most:
+        name = name[:-1]
+    return name
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode("utf-8", "surrogatepass"))
