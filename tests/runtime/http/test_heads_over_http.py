@@ -137,3 +137,10 @@ def test_nothing_is_saved_that_the_next_start_would_refuse(
     answer = client.post("/heads/shelf/save")
     assert answer.status_code == 400
     assert "this device loads only what a trusted key signed" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [b'{"name": "\xff"}', b'{"name": ' + b"[" * 100_000, b"", b"[]"])
+def test_a_choice_that_is_none(client: Any, body: bytes) -> None:
+    answer = client.put("/heads/active", content=body)
+    assert answer.status_code == 400
+    assert 'send {"name": "HEAD"}' in answer.json()["error"]["message"]

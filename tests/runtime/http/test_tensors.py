@@ -84,7 +84,10 @@ X = {"name": "x", "shape": [2], "datatype": "UINT8"}
         ({**X}, b"", "is not UINT8"),
         ({**X, "shape": [-2], "data": [1]}, b"", "has the shape [-2]"),
         ({**X, "shape": [], "data": [1]}, b"", "has the shape []"),
-        ({**X, "shape": [1 << 62, 1 << 62], "parameters": {"binary_data_size": 2}}, b"ab", "needs "),
+        ({**X, "shape": [1 << 62, 1 << 62], "parameters": {"binary_data_size": 2}}, b"ab", "has the shape"),
+        ({**X, "shape": [0, 1 << 62, 1 << 62], "parameters": {"binary_data_size": 0}}, b"", "has the shape"),
+        ({**X, "shape": [0, 1 << 63], "data": []}, b"", "has the shape"),
+        ({**X, "shape": [1] * 100, "data": [1]}, b"", "has the shape"),
         (
             {**X, "datatype": "FP64", "data": [1, 2]},
             b"",
@@ -104,10 +107,16 @@ def test_a_damaged_request_is_refused(tensor: dict[str, Any], blobs: bytes, said
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "99999", ""])
+@pytest.mark.parametrize("length", ["-1", "x", "99999", "", "9" * 5000])
 def test_a_length_that_is_none(length: str) -> None:
     with pytest.raises(InputError, match="Inference-Header-Content-Length must be at most"):
         read_inference(b"{}", length)
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": "\xff"}', b'{"inputs": [' + b"[" * 100_000])
+def test_a_text_that_is_none(body: bytes) -> None:
+    with pytest.raises(InputError, match="none of KServe's protocol"):
+        read_inference(body, None)
 
 
 @given(st.binary(max_size=200), st.integers(0, 200))

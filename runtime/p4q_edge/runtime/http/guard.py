@@ -216,7 +216,10 @@ def _is_foreign(headers: Headers, host: str) -> bool:
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:  # such as a bracket that nothing closes
+        return True
 
 
 async def _drain(receive: Receive, *, most: int) -> None:

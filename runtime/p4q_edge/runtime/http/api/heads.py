@@ -27,7 +27,7 @@ async def choose_head(request: Request) -> Response:
     service = _writable(request)
     try:
         choice = msgspec.json.decode(await request.body(), type=Choice)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f'send {{"name": "HEAD"}}: {error}') from error
     service.classifier.use_head(choice.name)
     return document(_all(service))

@@ -21,6 +21,10 @@ from p4q_edge.runtime.errors import InputError
 LENGTH_HEADER = "inference-header-content-length"
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "INT32": np.int32, "BOOL": np.bool_}
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
+_MAX_DIMS = 8
+_MAX_VALUES = 1 << 40
+"""More than any body holds. NumPy fails at too many dimensions, and at sides too long for 64 bits, even of nothing."""
+_MAX_DIGITS = 18
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,12 +104,12 @@ def read_inference(body: bytes, length: str | None) -> Inference:
     end = len(body) if length is None else _length(length, most=len(body))
     try:
         request = msgspec.json.decode(body[:end], type=InferRequest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the request is none of KServe's protocol, version 2: {error}") from error
     tensors: dict[str, np.ndarray | list[bytes]] = {}
     rest = memoryview(body)[end:]
     for tensor in request.inputs:
-        if any(side < 0 for side in tensor.shape) or not tensor.shape:
+        if not _can_be(tensor.shape):
             raise InputError(f"tensor {tensor.name[:100]!r} has the shape {list(tensor.shape)[:8]}.")
         size = tensor.parameters.binary_data_size
         if size is None:
@@ -152,9 +156,14 @@ def write_inference(
 
 
 def _length(text: str, *, most: int) -> int:
-    if not text.isdecimal() or int(text) > most:
+    if not text.isdecimal() or len(text) > _MAX_DIGITS or int(text) > most:
         raise InputError(f"Inference-Header-Content-Length must be at most {most}, the length of the body.")
     return int(text)
+
+
+def _can_be(shape: tuple[int, ...]) -> bool:
+    positive = [max(side, 1) for side in shape]
+    return 1 <= len(shape) <= _MAX_DIMS and min(shape) >= 0 and math.prod(positive) <= _MAX_VALUES
 
 
 def _from_json(tensor: InputTensor) -> np.ndarray | list[bytes]:
