@@ -181,7 +181,7 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
         return ()
     try:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Baseline, ...])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptArtifactError(
             f"{path} is not a comparison of methods: {error}. Remove it; the demo writes it again."
         ) from error

@@ -97,7 +97,7 @@ def _proves(path: Path, key: str) -> bool:
     """Return whether a kept result is that of this engine here; a damaged or unreadable one counts as none."""
     try:
         proof = msgspec.json.decode(read_bounded(path, limit_bytes=_MAX_PROOF_BYTES, kind="kept result"), type=_Proof)
-    except (InputError, msgspec.DecodeError):
+    except (InputError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return proof.key == key and proof.result.problem() is None
 
