@@ -1,15 +1,11 @@
 """Labelled images in one file: ``.npz`` arrays and webdataset tars."""
 
 import itertools
-import lzma
 import math
 import re
-import struct
 import sys
 import tarfile
-import tokenize
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +19,7 @@ from PIL import Image
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import SUFFIXES, ImageSet, load_image
 from p4q_edge.runtime.progress import tracked
+from p4q_edge.runtime.storage import NPZ_ERRORS
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100
@@ -38,25 +35,6 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
 _BRACE_FORMS = "write e.g. shards-{000000..000099}.tar or {train,more}.tar"
 
-# What NumPy raises on files that are damaged or of another kind; it promises no common class.
-_NPZ_ERRORS = (
-    KeyError,
-    ValueError,
-    TypeError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    AttributeError,
-    OverflowError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-)
-
 
 def read_npz(path: Path) -> ImageSet:
     """Read uint8 ``images`` (N, H, W, 3) or (N, H, W), integer ``labels`` (N,) and ``class_names``.
@@ -69,7 +47,7 @@ def read_npz(path: Path) -> ImageSet:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             _check_unpacked(path)
             images, labels, class_names = (_array(archive[name]) for name in ("images", "labels", "class_names"))
-    except _NPZ_ERRORS as error:
+    except NPZ_ERRORS as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {said}") from error
     grey = images.ndim == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,66 @@ def test_noise_holds_none(tmp_path_factory: pytest.TempPathFactory, data: bytes)
     path.write_bytes(data)
     with pytest.raises(InputError):
         read_embeddings(path)
+
+
+def _packed(path: Path, embedding: bytes, *, method: int = zipfile.ZIP_STORED) -> None:
+    """Write embeddings, and the bytes of one array as they are."""
+    write_embeddings(path, embeddings(2, 3))
+    with zipfile.ZipFile(path) as good:
+        members = {name: good.read(name) for name in good.namelist()}
+    with zipfile.ZipFile(path, "w", method) as damaged:
+        for name, data in {**members, "embedding.npy": embedding}.items():
+            damaged.writestr(name, data)
+
+
+def _claim(shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@pytest.mark.parametrize("embedding", [_claim((10**9, 10**6)), b"\x93NUMPY\x01\x00\x10\x00{(((((((((((((\n"])
+def test_a_header_that_lies_is_refused(tmp_path: Path, embedding: bytes) -> None:
+    path = tmp_path / "e.npz"
+    _packed(path, embedding)
+    with pytest.raises(InputError, match=r"holds no embeddings: .* Make them"):
+        read_embeddings(path)
+
+
+@pytest.mark.parametrize(
+    ("directory", "entry", "value"), [(8, 6, 1), (10, 8, 99)], ids=["encrypted", "packed in a way nobody knows"]
+)
+def test_a_member_that_cannot_be_unpacked(tmp_path: Path, directory: int, entry: int, value: int) -> None:
+    path = tmp_path / "e.npz"
+    write_embeddings(path, embeddings(2, 3))
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x01\x02", directory), (b"PK\x03\x04", entry)):
+        at = -1
+        while (at := data.find(signature, at + 1)) >= 0:
+            data[at + offset] = value
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="holds no embeddings"):
+        read_embeddings(path)
+
+
+def test_damage_in_what_is_packed(tmp_path: Path) -> None:
+    path = tmp_path / "e.npz"
+    _packed(path, bytes(range(256)) * 4, method=zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"embedding.npy") + len(b"embedding.npy")
+    data[at : at + 30] = b"\xff" * 30
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="holds no embeddings"):
+        read_embeddings(path)
+
+
+def test_a_table_whose_embeddings_are_of_any_length(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    made = pa.table({"path": ["a"], "embedding": pa.array([[1.0, 0.0]], pa.list_(pa.float32()))})
+    about = {"p4q_edge": '{"head": "built-in", "weights_sha256": ""}'}
+    pq.write_table(made.replace_schema_metadata(about), tmp_path / "e.parquet")
+    with pytest.raises(InputError, match="holds no embeddings"):
+        read_embeddings(tmp_path / "e.parquet")
 
 
 def test_other_files_are_told(tmp_path: Path) -> None:

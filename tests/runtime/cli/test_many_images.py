@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from read_documents import read_document
 
 from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.artifacts.card import read_card
-from p4q_edge.runtime.bulk.embeddings import read_embeddings
+from p4q_edge.runtime.bulk.embeddings import read_embeddings, write_embeddings
 from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument, EmbedDocument, SearchDocument
 from p4q_edge.runtime.cli.commands import classify, search
 
@@ -117,6 +118,19 @@ def test_embed_and_search(run: Run, tiny_engine: Path, pictures: Path, tmp_path:
     assert document.found[0].path == str(pictures / f"{int(np.argmax(cosines))}.png")
     _, out, _ = run("search", file, "--like", pictures / "4.png", "--engine", tiny_engine, "--top-k", "1")
     assert out == f"1.000  {pictures / '4.png'}\n"
+
+
+def test_a_head_that_a_file_of_embeddings_names_is_no_path(
+    run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path
+) -> None:
+    file, head = tmp_path / "e.npz", tmp_path / "foreign.safetensors"
+    run("embed", tiny_engine, pictures, "-o", file)
+    head.write_bytes(read_card(tiny_engine).head_rows().to_bytes())
+    write_embeddings(file, replace(read_embeddings(file), head=str(head)), force=True)
+    code, _, err = run("search", file, "circle", "--engine", tiny_engine)
+    assert code == 2
+    assert "which " + str(tiny_engine) + " lacks; it has built-in. Name its file: --head FILE" in err
+    assert run("search", file, "circle", "--engine", tiny_engine, "--head", head)[0] == 0
 
 
 def test_embed_goes_past_a_damaged_image(run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path) -> None:

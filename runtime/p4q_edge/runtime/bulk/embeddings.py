@@ -19,7 +19,7 @@ from p4q_edge.runtime.artifacts import Head
 from p4q_edge.runtime.bulk.tables import require_pyarrow
 from p4q_edge.runtime.classification import ZeroShotClassifier
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import atomic_write, read_bounded, refuse_existing
+from p4q_edge.runtime.storage import NPZ_ERRORS, atomic_write, read_bounded, refuse_existing
 
 SUFFIXES = (".npz", ".parquet")
 MAX_BYTES = 8 << 30
@@ -131,10 +131,10 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         arrays = _from_npz(data) if path.suffix.lower() == ".npz" else _from_parquet(data)
         return _checked(arrays)
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
+    except NPZ_ERRORS as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{path} holds no embeddings: {' '.join(str(error).split())[:200]}. Make them: p4q-edge embed ENGINE "
-            f"FOLDER -o {path.name}"
+            f"{path} holds no embeddings: {said}. Make them: p4q-edge embed ENGINE FOLDER -o {path.name}"
         ) from error
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         temporary_path,
         write_error,
     )
+    from p4q_edge.runtime.storage.npz_errors import NPZ_ERRORS
     from p4q_edge.runtime.storage.protobuf import (
         WIRE_BYTES,
         WIRE_FIXED32,
@@ -53,6 +54,7 @@ __all__ = [
     "LIBRARIES",
     "MAX_JSON_BYTES",
     "MAX_JSON_DEPTH",
+    "NPZ_ERRORS",
     "WIRE_BYTES",
     "WIRE_FIXED32",
     "WIRE_FIXED64",
@@ -105,6 +107,7 @@ if not TYPE_CHECKING:
                 "temporary_path",
                 "write_error",
             ),
+            "npz_errors": ("NPZ_ERRORS",),
             "protobuf": (
                 "WIRE_BYTES",
                 "WIRE_FIXED32",

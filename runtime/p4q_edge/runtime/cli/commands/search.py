@@ -100,7 +100,7 @@ def _query(request: SearchRequest, embeddings: Embeddings, card: Card) -> tuple[
     """Return the embedding of what is looked for, and what made it."""
     from p4q_edge.runtime.bulk import PLAIN
 
-    name = request.head or embeddings.head
+    name = request.head or _recorded_head(request, embeddings)
     if request.like is not None:
         return _of_picture(request.engine, request.like, name), f"the engine, head {name}"
     text = str(request.text)
@@ -125,6 +125,24 @@ def _query(request: SearchRequest, embeddings: Embeddings, card: Card) -> tuple[
     read = toolkit_function("text_embedding", missing="reading words needs the toolkit.")
     embedding: np.ndarray = read(recipe, text, weights_sha256=card.model.weights_sha256)
     return embedding, "the text tower"
+
+
+def _recorded_head(request: SearchRequest, embeddings: Embeddings) -> str:
+    """Return the head that a file of embeddings names, which may be one of the engine's alone: never a path.
+
+    Raises:
+        UsageError: the engine has none of this name.
+    """
+    from p4q_edge.runtime.artifacts import BUILT_IN, stored_heads
+    from p4q_edge.runtime.bulk import PLAIN
+
+    stored = stored_heads(request.engine)
+    if embeddings.head not in (BUILT_IN, PLAIN, *stored):
+        raise UsageError(
+            f"the images in {request.file} were embedded with head {embeddings.head!r}, which {request.engine} lacks; "
+            f"it has {', '.join((BUILT_IN, *stored))}. Name its file: --head FILE"
+        )
+    return embeddings.head
 
 
 def _form(text: str) -> str:
