@@ -70,7 +70,7 @@ def test_classes_that_would_share_a_folder_are_refused(tmp_path: Path, names: li
         Sorter(tmp_path, names)
 
 
-@given(st.text(max_size=200))
+@given(st.text(max_size=200) | st.text(". a\u3000\n", max_size=8))
 def test_a_class_is_a_folder_of_its_own_and_no_path(name: str) -> None:
     safe = folder_name(name)
     assert safe not in ("", ".", "..")

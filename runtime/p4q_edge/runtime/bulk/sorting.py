@@ -15,6 +15,7 @@ from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 SortMode = Literal["copy", "link"]
 UNKNOWN = "unknown"
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+_ENDS = re.compile(r"^[\s.]+|[\s.]+$")
 _MAX_NAME_BYTES = 240
 """File systems take 255; what is left is for a number."""
 
@@ -90,8 +91,8 @@ class Sorter:
 
 def folder_name(class_name: str) -> str:
     """Return a class name as the name of a folder on every system: no separators, no leading or trailing dots."""
-    safe = _UNSAFE.sub("_", class_name).strip().strip(".").strip()
-    return _cut(safe, _MAX_NAME_BYTES).rstrip(". ") or "_"
+    safe = _ENDS.sub("", _UNSAFE.sub("_", class_name))
+    return _ENDS.sub("", _cut(safe, _MAX_NAME_BYTES)) or "_"
 
 
 def _numbered(image: Path, number: int) -> str:
