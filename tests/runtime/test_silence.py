@@ -77,7 +77,11 @@ def test_a_cache_that_cannot_be_searched_is_none(
         assert classifier.classify(Image.open(photo)).topk
 
 
-@pytest.mark.parametrize("kept", [b"", b"{}", b'{"key": "other", "result": {}}'], ids=["empty", "bare", "other"])
+@pytest.mark.parametrize(
+    "kept",
+    [b"", b"{}", b'{"key": "other", "result": {}}', b'{"key": "\xff"}'],
+    ids=["empty", "bare", "other", "no text"],
+)
 def test_a_kept_result_of_something_else_proves_nothing(
     tiny_engine: Path, photo: Path, cache_folder: Path, kept: bytes
 ) -> None:
