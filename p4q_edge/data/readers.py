@@ -41,8 +41,10 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
     """Open a set of labelled images by the kind of its path."""
     if source == DEMO_DATA:
         return _read_demo()
+    if not source:
+        raise UsageError(f"{key} is empty; name a folder of class folders, a .csv, .tsv, .parquet, .npz or .tar")
     path = Path(source)
-    if not path.exists():
+    if not _exists(path):
         if "{" in source:
             return read_shards(expand_braces(source, key=key), source=source)
         raise UsageError(
@@ -59,6 +61,13 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
             f"expected a folder, {', '.join(sorted(readers))} or {DEMO_DATA}"
         )
     return readers[suffix](path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have, such as a long list of shards in braces
+        return False
 
 
 def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:

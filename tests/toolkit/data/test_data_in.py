@@ -10,7 +10,7 @@ from image_files import png_bytes, write_file, write_npz, write_tar
 
 from p4q_edge.data.image_set import pixels
 from p4q_edge.data.readers import read_images
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images.inputs import _files
 from p4q_edge.runtime.images.labelled import read_class_folders
 from p4q_edge.runtime.images.listing import image_files
@@ -178,3 +178,18 @@ def test_a_damaged_image_in_a_tar_is_named(tmp_path: Path) -> None:
 
 
 # --- large data
+
+
+def test_no_name_is_not_the_folder_of_the_process(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    with pytest.raises(UsageError, match=r"data\.train is empty; name a folder of class folders"):
+        read_images("", key="data.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("x" * 300, "does not exist"), ("{" + ",".join(f"shard-{n}" for n in range(99)) + "}.tar", "99 of")],
+)
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises((UsageError, InputError), match=said):
+        read_images(str(tmp_path / name))
