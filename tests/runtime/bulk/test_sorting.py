@@ -33,6 +33,18 @@ def test_known_and_unknown(image: Path, tmp_path: Path) -> None:
     assert image.read_bytes() == b"first"
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_class_folder_that_leads_elsewhere_is_not_followed(image: Path, tmp_path: Path, exists: bool) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if exists:
+        elsewhere.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cup").symlink_to(elsewhere)
+    with pytest.raises(P4QEdgeError, match="cup is a link, and nothing is put where it leads"):
+        Sorter(tmp_path / "out", ["cup"]).put(image, "cup")
+    assert not exists or contents(elsewhere) == {}
+
+
 @pytest.mark.parametrize("mode", ["copy", "link"])
 def test_nothing_is_overwritten_and_nothing_is_there_twice(image: Path, tmp_path: Path, mode: str) -> None:
     out = tmp_path / "out"

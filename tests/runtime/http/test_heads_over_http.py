@@ -60,6 +60,17 @@ def test_a_head_is_taught_answers_and_is_saved(
     assert client.post("/heads/shelf/save").json()["earlier_versions"] == 1
 
 
+def test_there_is_an_end_to_new_heads_and_none_to_new_lessons(
+    client: Any, photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p4q_edge.runtime.http.service.MAX_HEADS", 2)
+    assert client.post("/heads/shelf/teach", files=lesson(photos)).status_code == 201
+    refused = client.post("/heads/table/teach", files=lesson(photos))
+    assert refused.status_code == 400
+    assert "the server holds 2 heads, and takes no more" in refused.json()["error"]["message"]
+    assert client.post("/heads/shelf/teach", files=lesson(photos[::-1])).status_code == 201
+
+
 def test_a_class_is_added(client: Any, photos: list[bytes]) -> None:
     files = [("cup", (f"{number}.png", photo)) for number, photo in enumerate(photos[:4])]
     document = client.post("/heads/more/teach?add=true", files=files).json()

@@ -57,6 +57,10 @@ class Sorter:
             P4QEdgeError: it cannot be written.
         """
         target = self._folder / (UNKNOWN if label is None else self._folders[label])
+        if target.is_symlink():
+            raise P4QEdgeError(
+                f"{target} is a link, and nothing is put where it leads. Remove it, or choose another folder."
+            )
         try:
             target.mkdir(parents=True, exist_ok=True)
             for number in count(1):

@@ -31,6 +31,8 @@ from p4q_edge.runtime.http.settings import ServeOptions
 BATCH = 8
 """Images in one run at most: beyond it throughput hardly grows, and everybody in the batch waits for all of it."""
 DECODERS = 2
+MAX_HEADS = 256
+"""Heads that a server holds: a client may teach under ever new names."""
 OUTPUTS = ("logits", "embedding", "features")
 _ENGINE, _HEAD = "engine", "head:"
 
@@ -162,11 +164,15 @@ class Service:
         """Learn a head from photographs by class, and let it answer under a name; it is not saved yet.
 
         Raises:
-            UsageError: the name cannot be used, or there is no such base.
+            UsageError: the name cannot be used, there is no such base, or there are too many heads.
             InputError: photographs that cannot be used, or too few.
         """
         require_name(name)
         self.classifier.head(base)
+        if name not in self.classifier.heads and len(self.classifier.heads) >= MAX_HEADS:
+            raise UsageError(
+                f"the server holds {MAX_HEADS} heads, and takes no more. Teach one that there is, or start it again."
+            )
         if self._lessons.locked():
             raise UsageError("a lesson is being learned already. Ask again when it is over.")
         async with self._lessons:
