@@ -155,7 +155,8 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-def test_a_second_signal_does_not_wait(child: Callable[..., Any], photos: list[bytes]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_wait(child: Callable[..., Any], photos: list[bytes], number: int) -> None:
     server = child()
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000\r\n\r\n".encode()
@@ -164,10 +165,10 @@ def test_a_second_signal_does_not_wait(child: Callable[..., Any], photos: list[b
         until = time.monotonic() + 30
         while "p4q_edge_requests_now 2" not in httpx2.get(f"{server.url}/metrics").text:
             assert time.monotonic() < until
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(number)
         while not _refuses(host, int(port)):
             assert time.monotonic() < until
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(number)
         ended = threading.Event()
         threading.Thread(target=lambda: (server.process.wait(), ended.set()), daemon=True).start()
         # Well before the 20 s that a request in good order may take, and before the 30 s of its body.

@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -105,6 +106,14 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `_until_asked`: after a stop in good order the process ends with 0, not by the signal."""
         yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in good order, and at once when asked again."""
+        self.force_exit, self.should_exit = self.should_exit, True
+        if self.force_exit:
+            # From Python 3.12 on asyncio waits for every open connection, whatever uvicorn does.
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
 
 
 def listen(options: ServeOptions) -> socket.socket:
