@@ -15,6 +15,7 @@ from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.evaluation.report import read_report
 from p4q_edge.runtime.verification.self_test import selftest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,6 +36,8 @@ def test_there_and_back_the_file_and_its_profile_stay(tiny_engine: Path) -> None
     for one in (there, back):
         assert (one.engine_sha256, one.cpu_profile, one.golden) == (card.engine_sha256, card.cpu_profile, card.golden)
         assert (one.build.optimized, one.measured) == (None, None)
+        # The kernels that were read are those of the library that it was built for.
+        assert (one.build.inspection.kernels, one.build.inspection.int8_share) == ({}, None)  # type: ignore[union-attr]
 
 
 def test_a_plan_runs_in_neither(repository: Path) -> None:
@@ -61,3 +64,6 @@ def test_commands_say_where_they_ran(tiny_engine: Path, photo: Path, run: Run, t
     code, out, _ = run("bench", tiny_engine, "--seconds", "0.1", *options)
     assert (code, json.loads(out)["backend"]) == (0, "openvino")
     assert run("selftest", tiny_engine, *options)[0] == 0
+    assert run("validate", tiny_engine, *options)[0] == 0
+    built = read_report(tiny_engine.with_name(f"{tiny_engine.stem}.report.json")).built
+    assert (built.backend, built.kernels, built.int8_share) == ("openvino", {}, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from p4q_edge.runtime.artifacts.builds import (
+    CpuInspection,
     CpuMachine,
     CpuOptions,
     OnnxRuntimeBuild,
@@ -15,6 +16,9 @@ from p4q_edge.runtime.artifacts.builds import (
 from p4q_edge.runtime.artifacts.card import Card
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.errors import UsageError
+
+_NOT_READ = CpuInspection(kernels={}, integer_products=0, float_products=0)
+"""The kernels on the card are those of the library that it was built for."""
 
 
 def on_backend(card: Card, backend: CpuBackend | None) -> Card:
@@ -44,13 +48,13 @@ def on_backend(card: Card, backend: CpuBackend | None) -> Card:
         other = OpenVINOBuild(
             built_with=OpenVINOMachine(openvino="", cpu=""),
             options=OpenVINOOptions(cpu_profile=profile, kept_profile=profile, remainder="f32", kept_remainder="f32"),
-            inspection=build.inspection,
+            inspection=_NOT_READ,
         )
     else:
         other = OnnxRuntimeBuild(
             built_with=CpuMachine(onnxruntime="", cpu=""),
             options=CpuOptions(cpu_profile=profile, kept_profile=profile),
-            inspection=build.inspection,
+            inspection=_NOT_READ,
         )
     precision = msgspec.structs.replace(card.precision, remainder="fp32")
     return msgspec.structs.replace(card, build=other, precision=precision, measured=None)
