@@ -1,6 +1,5 @@
 """How labelled images become the pixels that a model learns from: held together, or decoded batch by batch."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,11 +12,8 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.images import ImageSet, PreprocessSpec, preprocess
 from p4q_edge.runtime.progress import tracked
 
-MAX_WORKERS = 8
 HELD_BYTES = 256 << 20
 CHUNK = 64
-WORTH_WORKERS = 512
-"""Images below which processes cost more to start than they decode."""
 BATCHES_AHEAD = 2
 """Of each worker process. With it go shared memory and, in containers, its small default limit."""
 
@@ -31,14 +27,6 @@ def pixels(images: ImageSet, spec: PreprocessSpec) -> Tensor:
     return torch.from_numpy(_decoded(images, spec, tracked(range(len(images)), "read images"), len(images)))
 
 
-def usual_workers(images: int) -> int:
-    """Processes that decode so many images: one for each processor of this process, none where there are few."""
-    if images < WORTH_WORKERS:
-        return 0
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_WORKERS, allowed)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageStream:
     """Labelled images as the engine takes them, decoded when they are asked for; at most a few batches are alive.
@@ -48,12 +36,12 @@ class ImageStream:
     Attributes:
         images: what is decoded.
         spec: how the engine takes them.
-        workers: processes that decode ahead, 0 for this one alone; None chooses by `usual_workers`.
+        workers: processes that decode ahead, 0 for this one alone.
     """
 
     images: ImageSet
     spec: PreprocessSpec
-    workers: int | None = None
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,12 +75,11 @@ class ImageStream:
             InputError: an image cannot be read; the message names it.
             EnvironmentNotAbleError: a process that decodes was ended from outside.
         """
-        workers = usual_workers(len(self)) if self.workers is None else self.workers
         loader = DataLoader(
             _Chunks(self.images, self.spec, size),
             batch_size=None,
-            num_workers=workers,
-            prefetch_factor=BATCHES_AHEAD if workers else None,
+            num_workers=self.workers,
+            prefetch_factor=BATCHES_AHEAD if self.workers else None,
             # Its own generator, as a loader takes a number from the global one, on which other results depend.
             generator=torch.Generator().manual_seed(0),
         )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from p4q_edge.data import image_set
 from p4q_edge.data.augmentation import Moves, augment
-from p4q_edge.data.image_set import ImageStream, pixels, usual_workers
+from p4q_edge.data.image_set import ImageStream, pixels
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
@@ -87,11 +87,6 @@ def test_many_images_are_not_held(toy_images: Callable[[int], ImageSet], monkeyp
     assert torch.equal(held, pixels(stream.images, SPEC))
     monkeypatch.setattr(image_set, "HELD_BYTES", 12 * 3 * 16 * 16 - 1)
     assert stream.held() is stream
-
-
-def test_processes_are_for_many_images() -> None:
-    assert usual_workers(image_set.WORTH_WORKERS - 1) == 0
-    assert 1 <= usual_workers(image_set.WORTH_WORKERS) <= image_set.MAX_WORKERS
 
 
 @settings(max_examples=25, deadline=None)

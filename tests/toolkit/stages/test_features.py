@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from learning_runs import source_of
 from torch import Tensor, nn
 
-from p4q_edge.data import pixels
+from p4q_edge.data import image_set, pixels
 from p4q_edge.learning import feature_store
 from p4q_edge.models.compute import Compute
 from p4q_edge.models.load import LoadedModel
@@ -52,11 +53,21 @@ def at_once(source: Source, encoder: nn.Module) -> tuple[Tensor, Tensor]:
 def test_streamed_features_are_those_of_all_images_at_once(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr("p4q_edge.data.image_set.usual_workers", lambda images: workers)
+    asked: list[int] = []
+    loader = image_set.DataLoader
+
+    def watched(*args: Any, num_workers: int, **options: Any) -> Any:
+        asked.append(num_workers)
+        return loader(*args, num_workers=num_workers, **options)
+
+    monkeypatch.setattr(image_set, "DataLoader", watched)
+    compute = msgspec.structs.replace(source.recipe.compute, workers=workers)
+    source = replace(source, recipe=msgspec.structs.replace(source.recipe, compute=compute))
     prepared = prepare(source, RunFiles(folder=tmp_path))
     student, teacher = at_once(source, prepared.calibrated.encoder)
     assert torch.equal(prepared.features.student, student)
     assert torch.equal(prepared.features.teacher, teacher)
+    assert set(asked) == {workers}
     held = cache_features(source, prepared.calibrated.encoder)
     assert torch.equal(held.student, student)
     assert torch.equal(held.teacher, teacher)
