@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import torch
 
-from p4q_edge.calibration import calibrate_text
 from p4q_edge.data import folds
 from p4q_edge.learning import CurvePoint, LearningRun, decode_curve, encode_curve, learn, write_curve
 from p4q_edge.quant import Phase
@@ -43,9 +42,7 @@ def held_out_top1(prepared: Prepared, *, epochs: int) -> list[float]:
     if not epochs or not len(part) or len(part) == len(everything):
         return []
     rows, labels = features.student[0, part], features.labels[part]
-    student, tower = new_student(source)
-    if tower is not None and source.recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
+    student, _ = new_student(source)
     shares: list[float] = []
     section = msgspec.structs.replace(source.recipe.learn, epochs=epochs)
 

@@ -335,7 +335,10 @@ def new_prompts(source: Source, generator: torch.Generator | None = None) -> tup
 
 
 def new_student(source: Source) -> tuple[Student, TextSide | None]:
-    """The student of a recipe before its first step, and the text tower its prompts run through."""
+    """The student of a recipe before its first step, and the text tower its prompts run through.
+
+    Where that tower is quantized, its ranges are those of the prompts at the start.
+    """
     recipe = source.recipe
     generator = torch.Generator().manual_seed(recipe.seed)
     prompts, tower = new_prompts(source, generator) if recipe.learn.prompts else (None, None)
@@ -347,18 +350,22 @@ def new_student(source: Source) -> tuple[Student, TextSide | None]:
         adapter_scheme=recipe.quantization.adapter_scheme(),
         generator=generator,
     )
+    measure_text(source, student, tower)
     return student, tower
+
+
+def measure_text(source: Source, student: Student, tower: TextSide | None) -> None:
+    """Measure the ranges of a text tower that the recipe quantizes, on the student's prompts as they are now."""
+    if tower is not None and source.recipe.quantization.text:
+        calibrate_text(tower, student.prompts)
 
 
 def learn_student(source: Source, features: CachedFeatures) -> Student:
     """The student of a recipe after learning from cached features; nothing is stored."""
     recipe = source.recipe
     student, tower = new_student(source)
-    if tower is not None and recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
     learn(student, features, recipe.learn, seed=recipe.seed, run=LearningRun())
-    if tower is not None and recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
+    measure_text(source, student, tower)
     return student
 
 
@@ -370,8 +377,6 @@ def learn_stage(
     student, tower = new_student(prepared.source)
     words = [prepared.source.class_names, prepared.source.prompts]
     key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, words])
-    if tower is not None and recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
     stored = read_tensors(files.learned, key=key) if files else None
     if stored is not None:
         logger.info("learn: unchanged, taken from %s", files.learned if files else "")
@@ -383,8 +388,7 @@ def learn_stage(
         if progress is not None:
             run = LearningRun(checkpoint=run.checkpoint, key=key, progress=progress)
         learn(student, prepared.features, recipe.learn, seed=recipe.seed, run=run)
-        if tower is not None and recipe.quantization.text:
-            calibrate_text(tower, student.prompts)
+        measure_text(prepared.source, student, tower)
         with torch.no_grad():
             text = student.text_embedding()
         curve = tuple(run.curve)

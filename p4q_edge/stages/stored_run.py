@@ -6,7 +6,6 @@ it was built from, and other code, versions or thread counts must not move that 
 
 import logging
 
-from p4q_edge.calibration import calibrate_text
 from p4q_edge.learning import read_tensors
 from p4q_edge.models import FoldedClassifier
 from p4q_edge.stages.encoder_file import restore_encoder
@@ -31,14 +30,12 @@ def restore_classifier(source: Source, files: RunFiles) -> FoldedClassifier | No
         return None
     tensors, metadata = learned
     key = metadata.get(CALIBRATED_KEY, "")
-    section = source.recipe.quantization
+    scheme = source.recipe.quantization.scheme()
     try:
-        calibrated = restore_encoder(files.encoder, source.model, section.scheme(), key=key)
+        calibrated = restore_encoder(files.encoder, source.model, scheme, key=key)
         if calibrated is None:  # calibrated again after the learning
             return None
-        student, tower = new_student(source)
-        if tower is not None and section.text:
-            calibrate_text(tower, student.prompts)
+        student, _ = new_student(source)
         restore_student(student, tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
