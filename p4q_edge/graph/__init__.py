@@ -10,10 +10,9 @@ if TYPE_CHECKING:
     from p4q_edge.graph.export import ExportedGraphs, export_classifier, linear_quantizations
     from p4q_edge.graph.lint_rules import lint
     from p4q_edge.graph.parity import run_in_onnxruntime
-    from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
+    from p4q_edge.graph.trace import trace_float_graph
 
 __all__ = [
-    "OUTPUTS",
     "ExportedGraphs",
     "export_classifier",
     "linear_quantizations",
@@ -33,9 +32,6 @@ if not TYPE_CHECKING:
             ),
             "lint_rules": ("lint",),
             "parity": ("run_in_onnxruntime",),
-            "trace": (
-                "OUTPUTS",
-                "trace_float_graph",
-            ),
+            "trace": ("trace_float_graph",),
         },
     )

@@ -31,7 +31,7 @@ from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
 from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidates_of, prove
 from p4q_edge.graph.quantization import AttentionQuantization, ConvQuantization, GridQuantization, LinearQuantization
-from p4q_edge.graph.trace import OUTPUTS, trace_float_graph
+from p4q_edge.graph.trace import trace_float_graph
 from p4q_edge.quant import (
     GRIDS,
     Phase,
@@ -46,6 +46,7 @@ from p4q_edge.quant import (
 from p4q_edge.runtime.artifacts import GraphParity
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.statistics import FULL_BITS
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def reference_outputs(
     running = running_as_cpu_graph(model) if as_cpu_graph else running_in(model, Phase.QUANTIZED)
     with torch.inference_mode(), running:
         outputs = model(torch.from_numpy(images))
-    return {name: output.float().numpy() for name, output in zip(OUTPUTS, outputs, strict=True)}
+    return {name: output.float().numpy() for name, output in zip(OUTPUT_NAMES, outputs, strict=True)}
 
 
 def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGraphs:

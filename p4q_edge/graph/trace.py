@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from p4q_edge.graph.operators import adaptive_avg_pool2d, scaled_dot_product_attention
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,6 @@ OPSET = 20
 
 IR_VERSION = 10
 """Newer IR versions are refused by ONNX Runtime releases that JetPack still uses."""
-
-OUTPUTS = ("logits", "embedding", "features")
 
 
 def trace_float_graph(model: nn.Module, image_size: Sequence[int]) -> ir.Model:
@@ -30,7 +29,7 @@ def trace_float_graph(model: nn.Module, image_size: Sequence[int]) -> ir.Model:
         image_size: (H, W).
 
     Returns:
-        A model of opset 20 with input `image`, outputs as `OUTPUTS`, and constants as initializers.
+        A model of opset 20 with input `image`, outputs as `OUTPUT_NAMES`, and constants as initializers.
         Each node records the module path it came from.
     """
     height, width = image_size
@@ -47,7 +46,7 @@ def trace_float_graph(model: nn.Module, image_size: Sequence[int]) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=list(OUTPUTS),
+                output_names=list(OUTPUT_NAMES),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
                 custom_translation_table={
                     torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,

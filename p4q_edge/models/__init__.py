@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from p4q_edge.models.batches import Batches, PixelSource, encode_batches, run_batches
     from p4q_edge.models.checkpoint_settings import PreprocessKeys
     from p4q_edge.models.compute import (
+        BATCH_SIZE,
         CPU,
         ON_CPU,
         Compute,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
 __all__ = [
+    "BATCH_SIZE",
     "CPU",
     "MAX_COUNTED",
     "ON_CPU",
@@ -97,6 +99,7 @@ if not TYPE_CHECKING:
                 "run_batches",
             ),
             "compute": (
+                "BATCH_SIZE",
                 "CPU",
                 "Compute",
                 "ON_CPU",

@@ -120,7 +120,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def devices_in_words(count: int) -> str:
-    """What `choose_device` can be asked for on a machine with so many GPUs."""
+    """What `choose_device` can be asked for on a machine with this number of GPUs."""
     names = ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count))]
     hint = "" if count or torch.version.cuda else " (this PyTorch is built for CPUs only)"
     return ", ".join(names) + hint

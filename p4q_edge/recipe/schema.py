@@ -93,8 +93,8 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     """[quantization]: see `QuantScheme`.
 
     Attributes:
-        calibration_images: at most so many of the labelled images, as evenly of each class as they allow and drawn with
-            the seed, decide ranges and scales; 0 takes all.
+        calibration_images: largest number of labelled images that decide ranges and scales, as evenly of each class as
+            they allow and drawn with the seed; 0 takes all.
         max_top1_drop: limit of the points of top-1 that the learned model may lose by the quantized image tower, by
             cross-validation on the labelled images; the layers that cost most for their work stay in high precision
             until it holds. It learns four heads first. None: no limit.
@@ -251,7 +251,7 @@ class ComputeSection(Section, frozen=True, kw_only=True):
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         workers: processes that read and decode images; 0 reads them in the command's own.
         batch_size: images that run through a tower at once; ``auto`` takes 64, and on a GPU as many as fit.
-        memory_gib: of the device, at most so much is filled by batches of ``auto``; 0 sets no limit.
+        memory_gib: of the device, the most that batches of ``auto`` fill; 0 sets no limit.
         precision: of the frozen float image tower that is learned from; all else is computed in float32. ``tf32``
             changes nothing on a CPU.
     """

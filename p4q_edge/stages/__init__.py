@@ -8,7 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.stages.export import bundle_key, export_bundle, export_unless_current
-    from p4q_edge.stages.features import BATCH_SIZE, augmented_views, image_features, teacher_embeddings
+    from p4q_edge.stages.features import augmented_views, image_features, teacher_embeddings
     from p4q_edge.stages.learning_log import log_learning, read_curve
     from p4q_edge.stages.pipeline import (
         Learned,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from p4q_edge.stages.stored_run import restore_classifier
 
 __all__ = [
-    "BATCH_SIZE",
     "Learned",
     "Prepared",
     "RunFiles",
@@ -60,7 +59,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "export": ("bundle_key", "export_bundle", "export_unless_current"),
-            "features": ("BATCH_SIZE", "augmented_views", "image_features", "teacher_embeddings"),
+            "features": ("augmented_views", "image_features", "teacher_embeddings"),
             "learning_log": ("log_learning", "read_curve"),
             "pipeline": (
                 "Learned",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.data import pixels
-from p4q_edge.graph import OUTPUTS, ExportedGraphs, export_classifier
+from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.models import CPU, Adapter, FoldedClassifier, device_of, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
 from p4q_edge.recipe import to_toml
@@ -20,6 +20,7 @@ from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, GraphParity, L
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
 from p4q_edge.runtime.progress import task
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.storage import (
     LIBRARIES,
     StageCode,
@@ -192,7 +193,7 @@ def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
     on_cpu = {}
     if quant_convs(classifier):
         found = run_folded(classifier, images, phase=Phase.QUANTIZED, as_cpu_graph=True)
-        on_cpu = dict(zip(OUTPUTS, (values.numpy() for values in found), strict=True))
+        on_cpu = dict(zip(OUTPUT_NAMES, (values.numpy() for values in found), strict=True))
     return Golden(
         image=images.numpy(),
         features=features.numpy(),

@@ -10,14 +10,22 @@ from torch import Tensor, nn
 
 from p4q_edge.data import ImageStream, Moves, augment
 from p4q_edge.learning import CachedFeatures, FeatureSink
-from p4q_edge.models import ON_CPU, Batches, Compute, LoadedModel, PixelSource, encode_batches, teacher_precision
+from p4q_edge.models import (
+    BATCH_SIZE,
+    ON_CPU,
+    Batches,
+    Compute,
+    LoadedModel,
+    PixelSource,
+    encode_batches,
+    teacher_precision,
+)
 from p4q_edge.runtime.images import ImageSet, PreprocessSpec
 from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import StageCode
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 64
 FEATURES = StageCode(
     modules=("p4q_edge.stages.features",),
     rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.models"),
@@ -34,7 +42,7 @@ class TrainViews:
         count: of views of each image; the first is the image itself.
         flip: whether the others may be mirrored.
         seed: of their drawing.
-        workers: processes that decode; None chooses.
+        workers: processes that decode, 0 for this one alone.
     """
 
     images: ImageSet
@@ -42,7 +50,7 @@ class TrainViews:
     count: int
     flip: bool
     seed: int
-    workers: int | None = None
+    workers: int = 0
 
     def moves(self) -> list[Moves]:
         """How the images are moved in each view behind the first."""

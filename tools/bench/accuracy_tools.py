@@ -27,10 +27,18 @@ from torch import Tensor, nn
 
 from p4q_edge.data import pixels
 from p4q_edge.graph import run_in_onnxruntime, trace_float_graph
-from p4q_edge.models import FoldedClassifier, ImageEncoder, LoadedModel, PixelSource, encode_batches, to_batch
+from p4q_edge.models import (
+    BATCH_SIZE,
+    FoldedClassifier,
+    ImageEncoder,
+    LoadedModel,
+    PixelSource,
+    encode_batches,
+    to_batch,
+)
 from p4q_edge.quant import quant_linears, quantize_modules, replace_module
 from p4q_edge.recipe import QuantizationSection
-from p4q_edge.stages import BATCH_SIZE, Source, calibration_set, hand_written_embeddings
+from p4q_edge.stages import Source, calibration_set, hand_written_embeddings
 
 HISTOGRAM_IMAGES = 160
 """ONNX Runtime's histograms are made with every activation of every image in memory."""

@@ -170,17 +170,18 @@ def _features(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlap(task: dict[str, Any]) -> dict[str, Any]:
+    from p4q_edge.models import BATCH_SIZE
     from p4q_edge.recipe import read_recipe
-    from p4q_edge.stages import features, pipeline
+    from p4q_edge.stages import image_features, pipeline
 
     source = pipeline.open_source(read_recipe(task["recipe"]))
     tower, spec = source.model.clip.visual, source.model.preprocess
     stream = source.stream(source.split.train)
     held = stream[0 : len(stream)]
     runs = {
-        "decode": lambda: [None for _ in stream.split(features.BATCH_SIZE)],
-        "encode": lambda: features.image_features(tower, held, spec),
-        "both": lambda: features.image_features(tower, stream, spec),
+        "decode": lambda: [None for _ in stream.split(BATCH_SIZE)],
+        "encode": lambda: image_features(tower, held, spec),
+        "both": lambda: image_features(tower, stream, spec),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(task["repeats"]):

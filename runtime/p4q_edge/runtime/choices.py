@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 """The library that runs an engine."""
 
 CpuBackend = Literal["onnxruntime", "openvino"]
 """Of these, the ones that run on CPUs, both from the same `.onnx` file."""
+CPU_BACKENDS: tuple[CpuBackend, ...] = get_args(CpuBackend)
 
 Remainder = Literal["f32", "bf16"]
 """In which precision OpenVINO computes what is not quantized."""

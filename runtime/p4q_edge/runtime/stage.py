@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 FLOAT, FAKE_QUANT, ONNX, ENGINE = STAGE_ORDER = ("float", "fake_quant", "onnx", "engine")
 
+OUTPUT_NAMES = ("logits", "embedding", "features")
+"""What a graph and every engine of it give, in this order."""
+
 Outputs = Mapping[str, npt.NDArray[np.floating]]
 """`logits` (n, classes) and `embedding` (n, dim) of a batch."""
 Stage = Callable[[npt.NDArray[np.uint8]], Outputs]

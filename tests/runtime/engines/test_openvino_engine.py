@@ -19,7 +19,7 @@ from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from p4q_edge.runtime.engines.openvino import engine as openvino_engine
 from p4q_edge.runtime.engines.openvino import kept_models, library
-from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine, keyed_source, model_source
+from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine, Source, model_source
 from p4q_edge.runtime.engines.openvino.kept_models import compiled_path
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
@@ -28,6 +28,7 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
     UsageError,
 )
+from p4q_edge.runtime.storage import sha256_bytes
 from p4q_edge.runtime.verification.golden_check import row_cosine, run_golden
 from p4q_edge.runtime.verification.self_test import selftest
 
@@ -49,6 +50,11 @@ def openvino_built(tiny_bundle: Path, tmp_path: Path) -> Path:
     engine.parent.mkdir()
     build_engine(tiny_bundle, engine, backend="openvino", options=BuildOptions(threads=1, remainder="f32"))
     return engine
+
+
+def kept_source(model: bytes) -> Source:
+    """A model whose compiled forms are kept in the cache folder."""
+    return Source(model=lambda: model, engine_sha256=sha256_bytes(model))
 
 
 def test_both_engines_compute_the_same_from_one_file(tiny_engine: Path, openvino_built: Path) -> None:
@@ -205,7 +211,7 @@ def test_another_engine_is_refused_also_where_a_compiled_model_is_kept(openvino_
 def test_a_kept_model_that_cannot_be_believed_is_made_again(
     model: bytes, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    OpenVINOEngine(keyed_source(model), threads=1)
+    OpenVINOEngine(kept_source(model), threads=1)
     (kept,) = (cache_folder / "openvino").iterdir()
     if damage == "cut":
         kept.write_bytes(kept.read_bytes()[:100])
@@ -214,7 +220,7 @@ def test_a_kept_model_that_cannot_be_believed_is_made_again(
     else:
         kept.chmod(0o666)
     monkeypatch.setattr(library, "import_compiled", lambda *_: pytest.fail("it was believed"))
-    engine = OpenVINOEngine(keyed_source(model), threads=1)
+    engine = OpenVINOEngine(kept_source(model), threads=1)
     assert engine.run(np.zeros((1, 3, 8, 8), np.uint8), ("features",))["features"].shape == (1, 16)
 
 
@@ -236,7 +242,7 @@ def test_a_place_that_cannot_be_written_only_costs_time(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "file"))
-    engine = OpenVINOEngine(keyed_source(model), threads=1)
+    engine = OpenVINOEngine(kept_source(model), threads=1)
     assert engine.run(np.zeros((1, 3, 8, 8), np.uint8))["logits"].shape[0] == 1
 
 

@@ -45,7 +45,7 @@ class OpenVINOOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What was asked for, and what is kept: another one only where `auto` was asked for.
 
     Attributes:
-        batch: images for which the model is compiled in its fixed shape; other numbers run in a dynamic one.
+        batch: images for which the model beside the engine is compiled; other numbers run in shapes of their own.
     """
 
     cpu_profile: CpuChoice

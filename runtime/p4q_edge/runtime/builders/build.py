@@ -31,7 +31,7 @@ from p4q_edge.runtime.builders.card_parts import card_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent
 from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
 from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
-from p4q_edge.runtime.choices import BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
+from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
 from p4q_edge.runtime.engines.openvino import fingerprint as of_openvino
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
@@ -153,7 +153,7 @@ def build_engine(
 
 def _cpu_backend(backend: BackendName | None) -> CpuBackend | None:
     """Return the library for CPUs that was named; None where the suffix of the engine only says that it is for one."""
-    return backend if backend in ("onnxruntime", "openvino") else None
+    return next((one for one in CPU_BACKENDS if one == backend), None)
 
 
 def _refuse_existing(engine: Path, *, force: bool) -> None:
@@ -288,7 +288,7 @@ def refuse_unsound(bundle: Bundle, kind: GraphKind, *, engine: Path) -> None:
 
 def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
     """Return the options that decide what an engine of a backend is; its card records them."""
-    if backend in ("onnxruntime", "openvino"):
+    if backend in CPU_BACKENDS:
         return {"cpu_profile": options.cpu_profile, "remainder": options.remainder, "batch": options.batch}
     if backend == "tensorrt-rtx":
         return asdict(options.rtx or RtxOptions())
@@ -315,7 +315,7 @@ def describe_build(
     """
     engine, opened = Path(engine), read_bundle(bundle)
     chosen = backend_of(engine, backend)
-    kind: GraphKind = "fp32" if chosen in ("onnxruntime", "openvino") else "fp16"
+    kind: GraphKind = "fp32" if chosen in CPU_BACKENDS else "fp16"
     refuse_unsound(opened, kind, engine=engine)
     if chosen == "tensorrt-rtx":
         from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx

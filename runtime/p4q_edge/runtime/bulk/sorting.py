@@ -106,7 +106,7 @@ def _numbered(image: Path, number: int) -> str:
 
 
 def _cut(name: str, most: int) -> str:
-    """Return the beginning of a name that has at most so many bytes as the name of a file."""
+    """Return the beginning of a name that has at most `most` bytes as the name of a file."""
     while _bytes(name) > most:
         name = name[:-1]
     return name

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.choices import CPU_BACKENDS
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.storage import printable
 
@@ -57,11 +57,17 @@ class Output:
         write_line(as_json(document) if self.json else text.rstrip("\n"))
 
 
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Add the options for where an engine runs: the device, and the threads of one for CPUs."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+
+
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add the option that runs an `.onnx` engine in another library than the one that it was built for."""
     parser.add_argument(
         "--backend",
-        choices=get_args(CpuBackend),
+        choices=CPU_BACKENDS,
         help="run an .onnx engine in this library (default: the one that it was built for)",
     )
 

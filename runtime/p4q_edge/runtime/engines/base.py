@@ -11,9 +11,6 @@ from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-INPUT_NAME = "image"
-OUTPUT_NAMES = ("logits", "embedding", "features")
-
 
 class Engine(Protocol):
     """A loaded engine. `run` may be called from several threads at once."""
@@ -40,7 +37,7 @@ def load_engine(path: str | Path, card: Card, *, device: str = "auto", threads: 
         path: the engine file.
         card: its card.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; must fit the engine.
-        threads: threads of a CPU engine; None leaves the choice to the library.
+        threads: threads of a CPU engine; None takes one a physical core that this process may keep busy.
 
     Raises:
         CorruptArtifactError: the engine is not the one of the card.

@@ -160,7 +160,7 @@ class Guard:
         return limits.teach_bytes if scope["path"].endswith("/teach") else limits.body_bytes
 
     def take(self, count: int) -> bool:
-        """Hold so many bytes more, unless all requests together would hold too many."""
+        """Hold this number of bytes more, unless all requests together would hold too many."""
         if self._held_bytes + count > self._options.limits.held_bytes:
             return False
         self._held_bytes += count

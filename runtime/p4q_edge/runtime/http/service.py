@@ -27,13 +27,13 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.http.batching import Batcher
 from p4q_edge.runtime.http.metrics import Gauge, Metrics
 from p4q_edge.runtime.http.settings import ServeOptions
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 BATCH = 8
 """Images in one run at most: beyond it throughput hardly grows, and everybody in the batch waits for all of it."""
 DECODERS = 2
 MAX_HEADS = 256
 """Heads that a server holds: a client may teach under ever new names."""
-OUTPUTS = ("logits", "embedding", "features")
 _ENGINE, _HEAD = "engine", "head:"
 
 
@@ -129,7 +129,7 @@ class Service:
     def _run(self, key: str, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         if key == _ENGINE:
             outputs = self.classifier.run(batch)
-            return tuple(outputs[name] for name in OUTPUTS)
+            return tuple(outputs[name] for name in OUTPUT_NAMES)
         return self.classifier.answer(batch, head=key.removeprefix(_HEAD))
 
     async def answer(self, image: bytes, *, head: str) -> Answered:
@@ -152,7 +152,7 @@ class Service:
     async def outputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the engine's own outputs for prepared images (n, 3, H, W) uint8, arrays of n rows."""
         found = await asyncio.gather(*(self.batcher.submit(row, key=_ENGINE) for row in pixels))
-        return {name: np.stack([rows[index] for rows in found]) for index, name in enumerate(OUTPUTS)}
+        return {name: np.stack([rows[index] for rows in found]) for index, name in enumerate(OUTPUT_NAMES)}
 
     def is_saved(self, name: str) -> bool:
         """Return whether a head is stored with the engine as it is now."""

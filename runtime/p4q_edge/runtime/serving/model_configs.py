@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from p4q_edge.runtime.artifacts import Card
+from p4q_edge.runtime.artifacts import BUILT_IN, Card
 from p4q_edge.runtime.serving.text_format import Value, Word
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 EngineBackend = Literal["onnxruntime", "tensorrt", "python"]
 IMAGE, ENCODED = "image", "encoded"
-ENGINE_OUTPUTS = ("logits", "embedding", "features")
 DELAY_US = 1000
 """How long a request may wait for others to fill a batch."""
 WARM_UP_FILE = "golden_image"
@@ -28,6 +28,16 @@ class Names:
     decode: str
     engine: str
     head: str
+
+
+def head_model(name: str, head: str) -> str:
+    """Return the name of the model that answers with a head: `name` itself is that of the built-in one."""
+    return name if head == BUILT_IN else f"{name}-{head}"
+
+
+def engine_model(name: str) -> str:
+    """Return the name of the model that is the engine alone."""
+    return f"{name}_engine"
 
 
 def tensor(name: str, kind: str, *dims: int) -> dict[str, Value]:
@@ -50,7 +60,7 @@ def engine_config(card: Card, name: str, *, backend: EngineBackend, max_batch: i
     """Return the configuration of the engine: uint8 images in, logits, embedding and features out."""
     height, width = card.preprocess.size
     sizes = (len(card.class_names), card.embedding_dim, card.embedding_dim)
-    outputs = [tensor(output, "FP32", size) for output, size in zip(ENGINE_OUTPUTS, sizes, strict=True)]
+    outputs = [tensor(output, "FP32", size) for output, size in zip(OUTPUT_NAMES, sizes, strict=True)]
     outputs[0]["label_filename"] = LABELS_FILE
     kind = "KIND_CPU" if card.on_cpu else "KIND_GPU"
     runs: dict[str, Value] = {"backend": "python"} if backend == "python" else {"platform": _PLATFORMS[backend]}
@@ -101,7 +111,7 @@ def head_config(card: Card, name: str, *, classes: int, max_batch: int) -> dict[
         "name": name,
         "backend": "python",
         "max_batch_size": max_batch,
-        "input": [tensor(output, "FP32", size) for output, size in zip(ENGINE_OUTPUTS, sizes, strict=True)],
+        "input": [tensor(output, "FP32", size) for output, size in zip(OUTPUT_NAMES, sizes, strict=True)],
         "output": list(outputs_of_head(classes)),
         "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
     }
@@ -119,8 +129,8 @@ def ensemble_config(names: Names, *, classes: int, max_batch: int) -> dict[str, 
         "ensemble_scheduling": {
             "step": [
                 _step(names.decode, [ENCODED], [IMAGE]),
-                _step(names.engine, [IMAGE], list(ENGINE_OUTPUTS)),
-                _step(names.head, list(ENGINE_OUTPUTS), [str(answer["name"]) for answer in answers]),
+                _step(names.engine, [IMAGE], list(OUTPUT_NAMES)),
+                _step(names.head, list(OUTPUT_NAMES), [str(answer["name"]) for answer in answers]),
             ]
         },
     }

@@ -16,7 +16,8 @@ from p4q_edge.runtime.classification import Ranking, probabilities
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, QualityGateError
 from p4q_edge.runtime.images import load_image, preprocess
-from p4q_edge.runtime.serving.model_configs import ENCODED, ENGINE_OUTPUTS, IMAGE, TOP_K
+from p4q_edge.runtime.serving.model_configs import ENCODED, IMAGE, TOP_K
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.storage import MAX_JSON_BYTES, read_bounded
 from p4q_edge.runtime.verification import ensure_golden
 
@@ -102,7 +103,7 @@ class EngineModel(Model):
         """Run the images of all requests, which the server brought together, as one batch."""
         images = [self._utils.get_input_tensor_by_name(request, IMAGE).as_numpy() for request in requests]
         try:
-            outputs = self._engine.run(np.concatenate(images), ENGINE_OUTPUTS)
+            outputs = self._engine.run(np.concatenate(images), OUTPUT_NAMES)
         except P4QEdgeError as error:
             return [self._refuse(error) for _ in requests]
         ends = np.cumsum([len(image) for image in images])[:-1]
@@ -125,7 +126,7 @@ class _Given:
 
     def run(self, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
         """Return what was given."""
-        return {name: self._outputs[name] for name in outputs or ENGINE_OUTPUTS}
+        return {name: self._outputs[name] for name in outputs or OUTPUT_NAMES}
 
 
 class HeadModel(Model):
@@ -142,7 +143,7 @@ class HeadModel(Model):
         )
 
     def _compute(self, inputs: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        given = _Given({name: inputs(name) for name in ENGINE_OUTPUTS})
+        given = _Given({name: inputs(name) for name in OUTPUT_NAMES})
         logits, _ = self._head.classify(given, np.empty(0, np.uint8))
         if not np.isfinite(logits).all():
             raise QualityGateError("the engine gives values that are not finite. Check it: p4q-edge selftest ENGINE")

@@ -32,8 +32,10 @@ from p4q_edge.runtime.serving.model_configs import (
     decode_config,
     deepstream_config,
     engine_config,
+    engine_model,
     ensemble_config,
     head_config,
+    head_model,
 )
 from p4q_edge.runtime.serving.python_models import CARD_FILE, HEAD_FILE
 from p4q_edge.runtime.serving.text_format import Value, to_text
@@ -97,10 +99,10 @@ def write_repository(
     max_batch = build.options.max_batch if isinstance(build, TensorRTBuild | RtxBuild) else MAX_BATCH
     names = {
         head: Names(
-            name=name if head == BUILT_IN else f"{name}-{head}",
+            name=head_model(name, head),
             decode=f"{name}_decode",
-            engine=f"{name}_engine",
-            head=f"{name}_head" if head == BUILT_IN else f"{name}_head-{head}",
+            engine=engine_model(name),
+            head=head_model(f"{name}_head", head),
         )
         for head in heads
     }
@@ -112,7 +114,7 @@ def write_repository(
     _require_free(repository, {path.partition("/")[0] for path in files}, force=force)
     for path, content in files.items():
         atomic_write(repository / path, content, force=True)
-    _copy_engine(engine, repository / f"{name}_engine" / "1", with_card=backend == "python")
+    _copy_engine(engine, repository / engine_model(name) / "1", with_card=backend == "python")
     for ensemble in names.values():
         # Triton wants a folder of a version, also where it has nothing to hold.
         (repository / ensemble.name / "1").mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,7 @@ def _heads(engine: Path, card: Card) -> dict[str, EngineHead]:
 
 def _shared(engine: Path, card: Card, *, name: str, backend: EngineBackend, max_batch: int) -> dict[str, bytes]:
     """Return the files of the models that all heads share, by path in the repository."""
-    model, decode, described = f"{name}_engine", f"{name}_decode", card_path(engine).read_bytes()
+    model, decode, described = engine_model(name), f"{name}_decode", card_path(engine).read_bytes()
     config = engine_config(card, model, backend=backend, max_batch=max_batch, file=_file(engine))
     files = {
         f"{model}/config.pbtxt": _text(config),

@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 BOOTSTRAP_ROUNDS = 2000
 # Numbers that a bootstrap holds at once, 64 MB of them.
 MAX_DRAWN = 8_000_000
-# Logits of so many numbers are worked on at once: those of many images and classes together would need gigabytes.
+# Largest number of logits that are worked on at once: those of many images and classes together would need gigabytes.
 MAX_LOGITS = 1 << 22
 # 15 equal-width bins are the common choice for ECE (Guo et al. 2017), so that figures compare with papers.
 RELIABILITY_BINS = 15

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.choices import CpuBackend
-from p4q_edge.runtime.cli.command import Command, Output, add_backend, toolkit_function
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError, UsageError
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ class BenchRequest:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--batch", default="1", help="batch sizes, for example 1,8,32 (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_placement(parser)
     add_backend(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
         "--against",
         action="append",

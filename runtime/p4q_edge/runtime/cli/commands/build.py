@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from p4q_edge.runtime.choices import BackendName, CpuChoice, RemainderChoice
+from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuChoice, RemainderChoice
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.errors import UsageError
 
@@ -214,7 +214,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     backend = backend_of(args.engine, args.backend)
     flags = {flag: value for flag in _TENSORRT_FLAGS if (value := getattr(args, flag.field)) is not None}
     given = {flag.field: value for flag, value in flags.items()}
-    on_cpu = backend in ("onnxruntime", "openvino")
+    on_cpu = backend in CPU_BACKENDS
     if not on_cpu:
         given_for_cpus = {f"--{name}": getattr(args, name) is not None for name in _CPU_NUMBERS}
         _refuse({**given_for_cpus, "--cpu-profile": args.cpu_profile != "exact"}, args.engine, "a TensorRT engine")

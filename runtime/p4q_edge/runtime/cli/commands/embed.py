@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.errors import InputError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="use no adapter: for a search by words that are no class of a head"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_placement(parser)
     parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p4q_edge.runtime.choices import CpuBackend
-from p4q_edge.runtime.cli.command import Command, Output, add_backend
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement
 from p4q_edge.runtime.errors import QualityGateError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,7 @@ class SelftestRequest:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_placement(parser)
     add_backend(parser)
 
 

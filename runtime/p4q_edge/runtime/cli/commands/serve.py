@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-image-mb", type=int, default=_MAX_IMAGE_MB, help="most megabytes of a request (default: %(default)s)"
     )
     parser.add_argument("--head", help="head that answers at first: a name, or a file (.safetensors)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_placement(parser)
 
 
 def _request(args: argparse.Namespace) -> ServeRequest:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.cli.commands.head import UndoRequest, undo
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.storage import printable
@@ -55,8 +55,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep all classes of the base head and add this one; may be given several times",
     )
     parser.add_argument("--unknown", type=Path, help="folder of images that show none of the classes")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU engine (default: one a core)")
+    add_placement(parser)
     parser.add_argument("--undo", action="store_true", help="put the version before this one back; needs no PHOTOS")
 
 

@@ -19,6 +19,7 @@ from p4q_edge.runtime.errors import (
     UsageError,
 )
 from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.storage import read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class OnnxRuntimeEngine:
                 f"{self._name} is not an engine of P4Q Edge: expected one input `image` uint8 (N, 3, H, W). "
                 "Build it from a bundle with `p4q-edge build`."
             )
-        if not {"logits", "embedding", "features"} <= set(self._outputs):
+        if not set(OUTPUT_NAMES) <= set(self._outputs):
             raise CorruptArtifactError(
                 f"{self._name} is not an engine of P4Q Edge: expected outputs logits, embedding and features, "
                 f"got {', '.join(self._outputs)}. Build it from a bundle with `p4q-edge build`."

@@ -22,7 +22,7 @@ from p4q_edge.runtime.engines.openvino.kept_models import (
     verified_bytes,
 )
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, P4QEdgeError
-from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SEVERAL = 8
-"""Images that are run together where a call has so many and the engine was built for single ones."""
+"""Images that are run together where a call has as many and the engine was built for single ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class OpenVINOEngine:
         self._models: dict[int, _Requests] | None = {}
         self._models[batch] = _Requests(self._load(batch, source.compiled))
         first = self._models[batch].compiled
-        self._outputs = library.OUTPUT_NAMES
+        self._outputs = OUTPUT_NAMES
         self._widths = {name: first.output(name).get_shape()[1] for name in self._outputs}
         _, channels, height, width = first.inputs[0].get_shape()
         self._shape = (-1, channels, height, width)
@@ -247,8 +247,3 @@ def _chunks(image: np.ndarray, sizes: tuple[int, int]) -> Iterator[tuple[int, np
 def model_source(model: bytes) -> Source:
     """Return a model that nothing is kept of."""
     return Source(model=lambda: model)
-
-
-def keyed_source(model: bytes) -> Source:
-    """Return a model whose compiled forms are kept in this user's cache folder."""
-    return Source(model=lambda: model, engine_sha256=sha256_bytes(model))

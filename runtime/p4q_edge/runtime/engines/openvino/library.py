@@ -18,10 +18,10 @@ from p4q_edge.runtime.errors import (
 )
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.machine import import_openvino_unreported
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 INSTALL = "pip install 'p4q-edge-runtime[openvino]'"
 _CPU = "CPU"
-OUTPUT_NAMES = ("logits", "embedding", "features")
 ERRORS = (RuntimeError, ValueError, TypeError)
 """What OpenVINO raises: its own exceptions are these."""
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from p4q_edge.runtime.engines.cuda.base import Cuda
 from p4q_edge.runtime.engines.tensorrt.library import problems
 from p4q_edge.runtime.errors import CorruptArtifactError, P4QEdgeError
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 logger = logging.getLogger(__name__)
 
 INPUT = "image"
-OUTPUTS = ("logits", "embedding", "features")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,10 @@ def read_io(trt: Any, engine: Any, *, name: str) -> EngineIO:
             f"{shape}. Build it from a bundle with `p4q-edge build`."
         )
     outputs = [tensor for tensor in names if tensor not in inputs]
-    if not set(OUTPUTS) <= set(outputs):
+    if not set(OUTPUT_NAMES) <= set(outputs):
         raise CorruptArtifactError(
-            f"{name} is not an engine of P4Q Edge: expected outputs {', '.join(OUTPUTS)}, got {', '.join(outputs)}. "
-            "Build it from a bundle with `p4q-edge build`."
+            f"{name} is not an engine of P4Q Edge: expected outputs {', '.join(OUTPUT_NAMES)}, got "
+            f"{', '.join(outputs)}. Build it from a bundle with `p4q-edge build`."
         )
     dynamic = shape[0] == -1
     profile = engine.get_tensor_profile_shape(INPUT, 0) if dynamic else [shape] * 3

@@ -16,14 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from p4q_edge.runtime.artifacts import BUILT_IN
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.http.kserve.tensors import LENGTH_HEADER, Inference, read_inference, write_inference
-from p4q_edge.runtime.http.service import OUTPUTS, Question, Service
+from p4q_edge.runtime.http.service import Question, Service
+from p4q_edge.runtime.serving import ENCODED, IMAGE, TOP_K, engine_model, head_model
+from p4q_edge.runtime.stage import OUTPUT_NAMES
 
-IMAGE, ENCODED = "image", "encoded"
 ANSWERS = ("label", "score", "index", "known")
-TOP_K = 5
 
 Values = Mapping[str, np.ndarray | Sequence[Sequence[str]]]
 
@@ -92,10 +91,8 @@ async def infer(request: Request) -> Response:
 
 def models(service: Service) -> dict[str, str | None]:
     """Return the head of each model by the model's name; None of the engine itself."""
-    heads: dict[str, str | None] = {
-        service.name if head == BUILT_IN else f"{service.name}-{head}": head for head in service.classifier.heads
-    }
-    return {**heads, f"{service.name}_engine": None}
+    heads: dict[str, str | None] = {head_model(service.name, head): head for head in service.classifier.heads}
+    return {**heads, engine_model(service.name): None}
 
 
 async def _of_engine(service: Service, inference: Inference) -> Values:
@@ -149,7 +146,7 @@ def _tensors(service: Service, head: str | None) -> tuple[list[dict[str, Any]], 
     card = service.classifier.card
     if head is None:
         sizes = (len(card.class_names), card.embedding_dim, card.embedding_dim)
-        outputs = [_tensor(name, "FP32", -1, size) for name, size in zip(OUTPUTS, sizes, strict=True)]
+        outputs = [_tensor(name, "FP32", -1, size) for name, size in zip(OUTPUT_NAMES, sizes, strict=True)]
         return [_tensor(IMAGE, "UINT8", -1, 3, *card.preprocess.size)], outputs
     best = min(TOP_K, len(service.classifier.head(head).class_names))
     kinds = ("BYTES", "FP32", "INT32", "BOOL")
