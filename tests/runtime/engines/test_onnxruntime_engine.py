@@ -180,7 +180,7 @@ def test_the_engine_checks_its_input_and_its_state(tiny_engine: Path) -> None:
         (
             identity_model("image", element=2),
             CorruptArtifactError,
-            "expected outputs logits, embedding and features, got out",
+            "expected outputs logits, embedding, features, got out",
         ),
         (identity_model("image", element=1), CorruptArtifactError, "expected one input `image` uint8"),
         (identity_model("x", element=2), CorruptArtifactError, "expected one input `image` uint8"),

@@ -134,7 +134,7 @@ def test_it_runs_on_no_gpu(openvino_built: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "error", "message"),
     [
-        (identity_model("image", element=2), CorruptArtifactError, "expected outputs logits, embedding and features"),
+        (identity_model("image", element=2), CorruptArtifactError, "expected outputs logits, embedding, features"),
         (identity_model("image", element=1), CorruptArtifactError, "expected one input `image` uint8"),
         (identity_model("x", element=2), CorruptArtifactError, "expected one input `image` uint8"),
         (identity_model("image", element=2, operator="Nothing"), IncompatibleEngineError, "OpenVINO .*cannot run"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_digest, verify_engine
 from p4q_edge.runtime.choices import CpuProfile
+from p4q_edge.runtime.engines.contract import INPUT, not_an_engine, require_batch, require_outputs
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
     EnvironmentNotAbleError,
@@ -19,7 +20,6 @@ from p4q_edge.runtime.errors import (
     UsageError,
 )
 from p4q_edge.runtime.machine import cpu as machine
-from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.storage import read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise P4QEdgeError(f"{self._name} was closed. Load it again.")
         names = self._outputs if outputs is None else outputs
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != self._shape[1:]:
-            raise ValueError(f"expected uint8 (N, {self._shape[1:]}), got {image.dtype} {image.shape}")
+        require_batch(image, self._shape[1:])
         try:
             values = self._session.run(list(names), {"image": image})
         except self._errors as error:
@@ -136,15 +135,8 @@ class OnnxRuntimeEngine:
         shape = inputs[0].shape if inputs else []
         fits = len(inputs) == 1 and inputs[0].name == "image" and inputs[0].type == "tensor(uint8)"
         if not fits or len(shape) != 4 or shape[1] != 3 or not all(isinstance(side, int) for side in shape[2:]):
-            raise CorruptArtifactError(
-                f"{self._name} is not an engine of P4Q Edge: expected one input `image` uint8 (N, 3, H, W). "
-                "Build it from a bundle with `p4q-edge build`."
-            )
-        if not set(OUTPUT_NAMES) <= set(self._outputs):
-            raise CorruptArtifactError(
-                f"{self._name} is not an engine of P4Q Edge: expected outputs logits, embedding and features, "
-                f"got {', '.join(self._outputs)}. Build it from a bundle with `p4q-edge build`."
-            )
+            raise not_an_engine(self._name, INPUT)
+        require_outputs(self._outputs, name=self._name)
         return (shape[0] if isinstance(shape[0], int) else -1, 3, shape[2], shape[3])
 
 

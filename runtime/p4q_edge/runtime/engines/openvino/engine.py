@@ -13,6 +13,7 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import OpenVINOBuild, check_model
 from p4q_edge.runtime.choices import Remainder
+from p4q_edge.runtime.engines.contract import require_batch
 from p4q_edge.runtime.engines.openvino import library
 from p4q_edge.runtime.engines.openvino.kept_models import (
     cache_path,
@@ -138,8 +139,7 @@ class OpenVINOEngine:
         if self._models is None:
             raise P4QEdgeError(f"{self._name} was closed. Load it again.")
         names = self._outputs if outputs is None else outputs
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != self._shape[1:]:
-            raise ValueError(f"expected uint8 (N, {self._shape[1:]}), got {image.dtype} {image.shape}")
+        require_batch(image, self._shape[1:])
         if unknown := [name for name in names if name not in self._outputs]:
             raise P4QEdgeError(f"{self._name} failed in OpenVINO: it has no output {', '.join(unknown)}")
         parts = [self._requests(size).run(chunk, names, name=self._name) for size, chunk in _chunks(image, self._sizes)]

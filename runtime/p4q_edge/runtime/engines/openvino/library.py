@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from p4q_edge.runtime.choices import Remainder
+from p4q_edge.runtime.engines.contract import INPUT, not_an_engine, require_outputs
 from p4q_edge.runtime.errors import (
-    CorruptArtifactError,
     EnvironmentNotAbleError,
     IncompatibleEngineError,
     P4QEdgeError,
@@ -18,7 +18,6 @@ from p4q_edge.runtime.errors import (
 )
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.machine import import_openvino_unreported
-from p4q_edge.runtime.stage import OUTPUT_NAMES
 
 INSTALL = "pip install 'p4q-edge-runtime[openvino]'"
 _CPU = "CPU"
@@ -105,15 +104,8 @@ def read(model: bytes, *, name: str) -> Any:
     shape = inputs[0].get_partial_shape() if len(inputs) == 1 else None
     fits = shape is not None and inputs[0].get_any_name() == "image" and inputs[0].get_element_type() == _u8()
     if not fits or shape is None or len(shape) != 4 or not all(side.is_static for side in list(shape)[1:]):
-        raise CorruptArtifactError(
-            f"{name} is not an engine of P4Q Edge: expected one input `image` uint8 (N, 3, H, W). "
-            "Build it from a bundle with `p4q-edge build`."
-        )
-    if not outputs >= set(OUTPUT_NAMES):
-        raise CorruptArtifactError(
-            f"{name} is not an engine of P4Q Edge: expected outputs logits, embedding and features, "
-            f"got {', '.join(sorted(outputs))}. Build it from a bundle with `p4q-edge build`."
-        )
+        raise not_an_engine(name, INPUT)
+    require_outputs(sorted(outputs), name=name)
     return opened
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p4q_edge.runtime.choices import CudaBackend
+from p4q_edge.runtime.engines.contract import require_batch
 from p4q_edge.runtime.engines.cuda.base import Cuda, DeviceFacts
 from p4q_edge.runtime.engines.cuda.device import open_cuda
 from p4q_edge.runtime.engines.tensorrt.kernel_cache import CachedContexts, cache_path, check_validity
@@ -243,8 +244,9 @@ class TensorRTEngine:
         return [image[start : start + size] for start in range(0, len(image), size)]
 
     def _check(self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...] | None) -> tuple[str, ...]:
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != self._io.sample or not len(image):
-            raise ValueError(f"expected uint8 (N, {self._io.sample}), got {image.dtype} {image.shape}")
+        require_batch(image, self._io.sample)
+        if not len(image):
+            raise ValueError(f"expected uint8 (N, {self._io.sample}) of at least one image, got none")
         names = self.output_names if outputs is None else outputs
         unknown = set(names) - set(self.output_names)
         if unknown:

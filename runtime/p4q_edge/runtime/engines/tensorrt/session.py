@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from p4q_edge.runtime.engines import contract
+from p4q_edge.runtime.engines.contract import not_an_engine, require_outputs
 from p4q_edge.runtime.engines.cuda.base import Cuda
 from p4q_edge.runtime.engines.tensorrt.library import problems
-from p4q_edge.runtime.errors import CorruptArtifactError, P4QEdgeError
-from p4q_edge.runtime.stage import OUTPUT_NAMES
+from p4q_edge.runtime.errors import P4QEdgeError
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +54,9 @@ def read_io(trt: Any, engine: Any, *, name: str) -> EngineIO:
     inputs = [tensor for tensor in names if engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT]
     shape = tuple(engine.get_tensor_shape(INPUT)) if inputs == [INPUT] else ()
     if len(shape) != 4 or shape[1] != 3 or engine.get_tensor_dtype(INPUT) != trt.DataType.UINT8:
-        raise CorruptArtifactError(
-            f"{name} is not an engine of P4Q Edge: expected one input `image` uint8 (N, 3, H, W), got {inputs} "
-            f"{shape}. Build it from a bundle with `p4q-edge build`."
-        )
+        raise not_an_engine(name, f"{contract.INPUT}, got {inputs} {shape}")
     outputs = [tensor for tensor in names if tensor not in inputs]
-    if not set(OUTPUT_NAMES) <= set(outputs):
-        raise CorruptArtifactError(
-            f"{name} is not an engine of P4Q Edge: expected outputs {', '.join(OUTPUT_NAMES)}, got "
-            f"{', '.join(outputs)}. Build it from a bundle with `p4q-edge build`."
-        )
+    require_outputs(outputs, name=name)
     dynamic = shape[0] == -1
     profile = engine.get_tensor_profile_shape(INPUT, 0) if dynamic else [shape] * 3
     smallest, _, largest = (int(next(iter(dims))) for dims in profile)
@@ -78,10 +72,7 @@ def read_io(trt: Any, engine: Any, *, name: str) -> EngineIO:
 def _read_output(trt: Any, engine: Any, tensor: str, *, name: str) -> Output:
     dtype = engine.get_tensor_dtype(tensor)
     if dtype != trt.DataType.FLOAT:
-        raise CorruptArtifactError(
-            f"{name} is not an engine of P4Q Edge: expected the output {tensor} as float32, got {dtype}. "
-            "Build it from a bundle with `p4q-edge build`."
-        )
+        raise not_an_engine(name, f"the output {tensor} as float32, got {dtype}")
     return Output(name=tensor, sample=tuple(engine.get_tensor_shape(tensor))[1:], dtype=np.dtype(np.float32))
 
 
