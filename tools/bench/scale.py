@@ -2,6 +2,7 @@
 
     python tools/bench/scale.py --work build/scale                                # the demo CLIP
     python tools/bench/scale.py --work build/scale --model ViT-B-32 --images 1000,4000 --skip learn,validate
+    python tools/bench/scale.py --work build/scale --model ViT-B-32 --device cuda --workers 8 --side 224 --skip overlap
 
 The images are made: JPEG files of noise about a colour for each class, in a temporary folder under ``--work``. Each
 measurement is a process of its own. Its peak is the kernel's own mark (``VmHWM``) of that process, and for the tree of
@@ -59,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--learned", default="1000,16", help="classes and images of each (%(default)s)")
     parser.add_argument("--validated", type=int, default=50_000, help="images (%(default)s)")
     parser.add_argument("--side", type=int, default=96, help="of the JPEG files, in pixels (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="compute.device (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="compute.workers (%(default)s)")
     parser.add_argument("--skip", default="", help=f"parts between commas, of {', '.join(PARTS)}")
     parser.add_argument("--note", default="", help="what a reader of the figures must know, such as other work beside")
@@ -83,13 +85,22 @@ def make_images(folder: Path, *, classes: int, each: int, side: int, seed: int) 
     return folder
 
 
+def device_in_words(name: str) -> str:
+    """The name of a GPU; ``cpu`` for the processor, which `machine` tells of."""
+    if name == "cpu":
+        return name
+    import torch
+
+    return torch.cuda.get_device_name(torch.device(name))
+
+
 def recipe_text(args: argparse.Namespace, train: Path, *, test: Path | None, views: int) -> str:
     """A recipe that learns from all images of a folder."""
     name = "demo" if args.model == "demo" else f"local-dir:{(args.work / args.model).resolve()}"
     tested = f'test = "{test.resolve()}"\n' if test else ""
     return (
         f'[model]\nname = "{name}"\n\n[data]\ntrain = "{train.resolve()}"\n{tested}shots = 0\n\n'
-        f'[compute]\ndevice = "cpu"\nworkers = {args.workers}\n\n[learn]\nviews = {views}\n'
+        f'[compute]\ndevice = "{args.device}"\nworkers = {args.workers}\n\n[learn]\nviews = {views}\n'
     )
 
 
@@ -124,7 +135,13 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"features": _features, "overlap": _overlap, "learn": _learn, "validate": _validate}[
         task["part"]
     ](task)
-    return found | {"peak_mib": _peak_mib()}
+    return found | {"peak_mib": _peak_mib()} | _gpu_peak()
+
+
+def _gpu_peak() -> dict[str, float]:
+    import torch
+
+    return {"gpu_peak_mib": torch.cuda.max_memory_reserved() / 2**20} if torch.cuda.is_initialized() else {}
 
 
 def _peak_mib() -> float:
@@ -318,6 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     document = {
         "model": args.model,
         "side": args.side,
+        "device": device_in_words(args.device),
         "workers": args.workers,
         "note": args.note,
         "rows": rows,
@@ -328,7 +346,8 @@ def main(argv: list[str] | None = None) -> int:
         "created": created,
     }
     parts = "" if len(rows) == len(PARTS) else "-".join(["", *rows])
-    target = args.output / f"scale-{args.model.lower()}{parts}-{created[:10]}.json"
+    device = "" if args.device == "cpu" else "-" + args.device.replace(":", "")
+    target = args.output / f"scale-{args.model.lower()}{device}{parts}-{created[:10]}.json"
     atomic_write(target, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n", force=True)
     atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
     print(markdown(document))

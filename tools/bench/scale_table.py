@@ -18,6 +18,7 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"JPEG files of {document['side']} pixels, `compute.workers = {document['workers']}`; {document['created']}, "
         f"commit {document['commit'][:12]}, {'; '.join(document['machine'].get('cpu', '').split('; ')[:2])}. "
+        + _device_in_words(document)
         + document["note"],
         "",
         f"`{' '.join(document['command'])}`",
@@ -36,6 +37,15 @@ def markdown(document: dict[str, Any]) -> str:
                 f"{1000 * timed / row['n']:.2f} | {_processor_ms(row)} |"
             )
     return "\n".join([*lines, "", "| bar | measured | kept |", "| --- | --- | --- |", *bars(rows)]) + "\n"
+
+
+def _device_in_words(document: dict[str, Any]) -> str:
+    """Where the towers ran, and the most memory that they took there; nothing for the processor."""
+    if document.get("device", "cpu") == "cpu":
+        return ""
+    rows = (row for found in document["rows"].values() for row in (found if isinstance(found, list) else [found]))
+    peaks = [row["gpu_peak_mib"] for row in rows if "gpu_peak_mib" in row]
+    return f"Towers on {document['device']}, whose memory was used up to {max(peaks):.0f} MiB. "
 
 
 def _processor_ms(row: dict[str, Any]) -> str:

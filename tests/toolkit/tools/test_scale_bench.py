@@ -70,3 +70,15 @@ def test_the_committed_tables_are_of_the_committed_figures(bench: dict[str, Modu
     for path in files:
         document = json.loads(path.read_text(encoding="utf-8"))
         assert path.with_suffix(".md").read_text(encoding="utf-8") == bench["scale_table"].markdown(document)
+
+
+def test_a_table_of_a_gpu_says_which_and_how_much_of_its_memory(bench: dict[str, ModuleType]) -> None:
+    row = {"n": 8, "peak_mib": 1.0, "tree_peak_mib": 1.0, "seconds": {"learn": 2.0}, "classes": 2} | {
+        "gpu_peak_mib": 512.4
+    }
+    document = {
+        "model": "ViT-B-32", "side": 224, "workers": 8, "device": "NVIDIA H100", "created": "now", "commit": "c0ffee",
+        "machine": {}, "note": "", "command": [], "rows": {"learn": row},
+    }  # fmt: skip
+    assert "Towers on NVIDIA H100, whose memory was used up to 512 MiB." in bench["scale_table"].markdown(document)
+    assert "Towers on" not in bench["scale_table"].markdown(document | {"device": "cpu"})
