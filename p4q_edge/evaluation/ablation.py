@@ -371,5 +371,6 @@ def _learn_and_answer(source: Source, variant: Variant, features: PartFeatures) 
     train = replace(whole, student=whole.student[: section.views], teacher=whole.teacher[: section.views])
     student = learned_student(source, train)
     with torch.no_grad():
-        logits = student.image_embedding(features.scored) @ F.normalize(student.text_embedding(), dim=-1).T
-    return logits.argmax(-1) == features.labels
+        text = F.normalize(student.text_embedding(), dim=-1)
+        logits = student.image_embedding(features.scored.to(text.device)) @ text.T
+    return logits.argmax(-1).cpu() == features.labels

@@ -4,6 +4,7 @@ A trace is a graph of torch operators in which in-place operators are written as
 one maker and all its readers. Nodes are found by the dotted path of the module that they were called in.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,7 +74,10 @@ class Flow:
 @torch.no_grad()
 def trace_flow(model: nn.Module, sample: Tensor) -> Flow:
     """Trace `model` on a batch ``(N, 3, H, W)`` of at least two images; its phases run as they are set."""
-    program = torch.export.export(model, (sample,), strict=False).run_decompositions({})
+    with warnings.catch_warnings():
+        # torch 2.10 and 2.11 copy what they have deprecated themselves.
+        warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+        program = torch.export.export(model, (sample,), strict=False).run_decompositions({})
     nodes = tuple(node for node in program.graph.nodes if node.op == "call_function")
     weighted = [module_of(node) for node in nodes if kind_of(node) in {"conv", "linear", "batch_norm"}]
     # A module that is reached under two names is one module.

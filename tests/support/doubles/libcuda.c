@@ -106,14 +106,18 @@ CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     *total = (size_t)8 << 30, *free_bytes = *total - 5;
     return status;
 }
+/* Memory of a GPU has addresses beyond 32 bits; that of this process need not. */
+#define ON_DEVICE ((CUdeviceptr)1 << 46)
+#define HELD(address) ((void *)(uintptr_t)((address) ^ ON_DEVICE))
+
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t size) {
     NEEDS_CONTEXT;
     if (size > (size_t)8 << 30) return (CUresult)2;
-    *address = (CUdeviceptr)(uintptr_t)malloc(size);
+    *address = (CUdeviceptr)(uintptr_t)malloc(size) ^ ON_DEVICE;
     blocks++;
     return status;
 }
-CUresult cuMemFree_v2(CUdeviceptr address) { NEEDS_CONTEXT; free((void *)(uintptr_t)address); blocks--; return status; }
+CUresult cuMemFree_v2(CUdeviceptr address) { NEEDS_CONTEXT; free(HELD(address)); blocks--; return status; }
 CUresult cuMemHostAlloc(void **address, size_t size, unsigned int flags) {
     NEEDS_CONTEXT;
     if (flags) return (CUresult)1;
@@ -132,11 +136,11 @@ static CUresult copy(CUresult status, void *target, const void *source, size_t s
 }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void *source, size_t size, CUstream stream) {
     NEEDS_CONTEXT;
-    return copy(status, (void *)(uintptr_t)target, source, size, stream);
+    return copy(status, HELD(target), source, size, stream);
 }
 CUresult cuMemcpyDtoHAsync_v2(void *target, CUdeviceptr source, size_t size, CUstream stream) {
     NEEDS_CONTEXT;
-    return copy(status, target, (const void *)(uintptr_t)source, size, stream);
+    return copy(status, target, HELD(source), size, stream);
 }
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags) {
     NEEDS_CONTEXT;

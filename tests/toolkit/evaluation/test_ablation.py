@@ -10,6 +10,8 @@ import torch
 from p4q_edge.data import FOLDS, folds
 from p4q_edge.evaluation import ablation
 from p4q_edge.evaluation.ablation import (
+    PTQ,
+    UNCHANGED,
     Variant,
     ablate,
     lever_variants,
@@ -19,9 +21,11 @@ from p4q_edge.evaluation.ablation import (
     quantization_variants,
 )
 from p4q_edge.recipe.defaults import demo_recipe
-from p4q_edge.recipe.schema import LearnSection, QuantizationSection, Recipe
+from p4q_edge.recipe.schema import LearnSection, Method, QuantizationSection, Recipe
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.stages import pipeline
+
+from doubles.second_device import second_device
 
 
 def small_recipe() -> Recipe:
@@ -141,3 +145,14 @@ def test_full_precision_leaves_the_text_tower_of_the_papers_track_in_float(
     variant = Variant(name="prompts", full_precision=full_precision, learn=ablation.PROMPTS_ALONE)
     ablate(recipe, (0,), (variant,), "tested")
     assert (quantized == []) == full_precision
+
+
+@pytest.mark.parametrize("method", ["p4q", "as-released"])
+def test_another_device_answers_as_the_cpu_does(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = msgspec.structs.replace(small_recipe(), method=method)
+    variants = [Variant(name="zero-shot", full_precision=True, learn=PTQ), Variant(name="PTQ", learn=PTQ), UNCHANGED]
+    expected = ablate(recipe, (0,), variants, "tested")
+    with second_device() as device:
+        monkeypatch.setattr("p4q_edge.models.compute.choose_device", lambda _: device)
+        found = ablate(recipe, (0,), variants, "tested")
+    assert found == expected

@@ -21,6 +21,7 @@ from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.attention_products import AttentionProducts
 from p4q_edge.quant.linear import QuantLinear
 from p4q_edge.recipe.defaults import demo_recipe
+from p4q_edge.recipe.schema import ComputeSection
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.cross_validation import cross_validate
@@ -123,6 +124,7 @@ def test_the_graph_of_a_run_on_another_device_is_that_of_the_cpu(tmp_path: Path)
         learn=msgspec.structs.replace(recipe.learn, steps=2),
         data=msgspec.structs.replace(recipe.data, shots=2, test_limit=8),
         export=msgspec.structs.replace(recipe.export, reference_images=8),
+        compute=ComputeSection(device="cpu"),
     )
     source = open_source(recipe)
     bundle = export_bundle(_learned(source, tmp_path / "cpu"), tmp_path / "cpu.p4q")

@@ -101,7 +101,7 @@ def test_the_limit_holds_without_a_look_at_test_images(
     assert judge.right(reference) - judge.right(plain) > 0.025 * len(judge.labels)
     assert f"with {len(calibrated.in_float)} of {len(linears)} layers in float" in caplog.text
     batch = next(iter(judge.batches))
-    torch.testing.assert_close(prepared.features.student[0, : len(batch)], calibrated.encoder(batch))
+    torch.testing.assert_close(prepared.features.student[0, : len(batch)], calibrated.encoder(batch).cpu())
     learned = learn_stage(prepared, None)
     assert precision_of(learned).in_float == calibrated.in_float
     again = prepare(source, RunFiles(folder=tmp_path))

@@ -82,7 +82,7 @@ def test_a_refused_capture_leaves_a_usable_stream(gpu: Any) -> None:
     # Waiting for a stream is forbidden while it is captured.
     captured = gpu.capture(stream, lambda: gpu.synchronize(stream))
     assert captured.graph is None
-    assert "Capture" in str(captured.refusal)
+    assert "capture" in str(captured.refusal).lower()  # each library spells the error's name in its own way
     host, address = gpu.allocate_pinned(16), gpu.allocate(16)
     gpu.copy_to_device(address, host, stream)
     gpu.synchronize(stream)
@@ -93,7 +93,7 @@ def test_a_refused_capture_leaves_a_usable_stream(gpu: Any) -> None:
 
 def test_too_much_memory_is_an_error_and_the_gpu_goes_on(gpu: Any) -> None:
     _, total = gpu.memory()
-    with pytest.raises(P4QEdgeError, match="cudaMalloc failed with cudaErrorMemoryAllocation"):
+    with pytest.raises(P4QEdgeError, match=r"(cuMemAlloc|cudaMalloc).* failed with .*(OUT_OF_MEMORY|MemoryAllocation)"):
         gpu.allocate(4 * total)
     gpu.free(gpu.allocate(MIB))
 

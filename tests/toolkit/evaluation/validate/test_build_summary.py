@@ -31,7 +31,7 @@ def test_the_rows_are_what_they_say(folder: Path, capsys: pytest.CaptureFixture[
     source = open_source(read_recipe(folder / "recipe.toml"))
     test = source.split.test
     images = torch.stack([torch.from_numpy(np.asarray(_pixels(test, i, source))) for i in range(len(test))])
-    scores = teacher_embeddings(source.model, images) @ hand_written_embeddings(source).T
+    scores = teacher_embeddings(source.model, images) @ hand_written_embeddings(source).cpu().T
     right = int((scores.argmax(dim=1).numpy() == test.labels).sum())
     assert zero_shot["top1"] == pytest.approx(right / 120)
     assert (zero_shot["low"], zero_shot["high"]) == pytest.approx(wilson_interval(right, 120))

@@ -144,7 +144,7 @@ def test_debug_names_a_linear_that_the_exporter_stored_otherwise(
     model = onnx.load_model_from_string(members[GRAPH_FP32])
     scale = "encoder.trunk.transformer.resblocks.1.attn.in_proj.input_scale"
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == scale)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(2), scale))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(8), scale))
     write_bundle(bundle, source.manifest, {**members, GRAPH_FP32: model.SerializeToString()}, force=True)
     build_engine(bundle, engine, force=True)
     assert main(["validate", str(engine), "--debug", "-q"]) == 5
