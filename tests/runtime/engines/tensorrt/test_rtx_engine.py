@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,20 +124,21 @@ def test_an_endless_cache_is_not_read(
 
 
 @pytest.mark.parametrize(
-    ("changes", "differing"),
+    ("changes", "differing", "again"),
     [
-        ({"tensorrt_rtx": "1.6.0"}, "tensorrt_rtx"),
-        ({"compute_capability": "8.9,12.0"}, "compute_capability"),
-        ({"compute_capability": "8.9+"}, "compute_capability"),
-        ({"platform": "windows-AMD64"}, "platform"),
+        ({"tensorrt_rtx": "1.6.0"}, "tensorrt_rtx", ""),
+        ({"compute_capability": "8.9,12.0"}, "compute_capability", " --capability 8.6"),
+        ({"compute_capability": "8.9+"}, "compute_capability", " --capability 8.6"),
+        ({"platform": "windows-AMD64"}, "platform", ""),
     ],
 )
 def test_an_engine_of_elsewhere_is_refused_before_the_library_sees_it(
-    rtx: RtxDouble, engine: Path, changes: dict[str, str], differing: str
+    rtx: RtxDouble, engine: Path, changes: dict[str, str], differing: str, again: str
 ) -> None:
     with pytest.raises(
         IncompatibleEngineError,
-        match=rf"was built by TensorRT for RTX .* \(differing: {differing}\)\. Engines of TensorRT for RTX do not move",
+        match=rf"was built by TensorRT for RTX .* \(differing: {differing}\)\. Engines of TensorRT for RTX do not move"
+        rf".* Run: p4q-edge build MODEL\.p4q --engine .*out\.rtx{again} --force",
     ):
         TensorRTEngine.open(engine, card_of(**changes))
     assert "Runtime" not in rtx.calls
@@ -163,10 +165,25 @@ def test_what_the_library_says_of_an_engine_is_said_before_it_is_loaded(
 ) -> None:
     rtx.validity, rtx.reasons = "INVALID", reasons
     with pytest.raises(
-        IncompatibleEngineError, match=rf"cannot run {re.escape(str(engine))} here: {words}\. It runs on"
+        IncompatibleEngineError,
+        match=rf"cannot run {re.escape(str(engine))} on .+ \(compute capability 8\.6\): {words}\. "
+        rf"Run: p4q-edge build MODEL\.p4q --engine {re.escape(str(engine))} --capability 8\.6 --force",
     ):
         TensorRTEngine.open(engine, card_of())
     assert "deserialize_cuda_engine" not in rtx.calls
+
+
+def test_for_a_gpu_that_the_library_does_not_know_other_engines_are_named(rtx: RtxDouble, engine: Path) -> None:
+    """What 1.7.1.116 answers on an H100, to an engine for 8.0 and later."""
+    rtx.cuda.facts = replace(rtx.cuda.facts, name="NVIDIA H100 80GB HBM3", compute_capability="9.0")
+    rtx.validity, rtx.reasons = "INVALID", 2
+    with pytest.raises(
+        IncompatibleEngineError,
+        match=r"on NVIDIA H100 80GB HBM3 \(compute capability 9\.0\): it was not built for this GPU\. It compiles for "
+        r"7\.5, .*12\.1 only\. Take TensorRT here: p4q-edge build MODEL\.p4q --engine .*out\.plan, or a CPU: --engine "
+        r".*out\.onnx",
+    ):
+        TensorRTEngine.open(engine, card_of())
 
 
 def test_an_engine_that_runs_slower_here_is_a_warning(

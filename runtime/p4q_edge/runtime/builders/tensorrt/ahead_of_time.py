@@ -9,7 +9,7 @@ from typing import Any
 from p4q_edge.runtime.builders.tensorrt.compilation import Job, prepare
 from p4q_edge.runtime.builders.tensorrt.inspection import summarize_inspection
 from p4q_edge.runtime.builders.tensorrt.kernel_list import MARK, read_kernel_list
-from p4q_edge.runtime.engines.tensorrt import RTX, make_logger, platform_name
+from p4q_edge.runtime.engines.tensorrt import RTX, known_capabilities, make_logger, platform_name
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import atomic_write
 
@@ -61,11 +61,7 @@ def set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> No
     Raises:
         UsageError: the library does not know one.
     """
-    known = {
-        f"{name[2:-1]}.{name[-1]}": getattr(trt.ComputeCapability, name)
-        for name in dir(trt.ComputeCapability)
-        if name.startswith("SM")
-    }
+    known = known_capabilities(trt)
     unknown = [name for name in capabilities if name not in known]
     if unknown:
         raise UsageError(

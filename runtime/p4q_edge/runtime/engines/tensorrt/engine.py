@@ -77,7 +77,7 @@ def load_plan(
             # Version-compatible plans carry code. It runs only if the card, whose digest fits, says so.
             runtime.engine_host_code_allowed = True
         if library.compiles_when_loaded:
-            check_validity(trt, runtime, plan, name=name)
+            check_validity(trt, runtime, plan, name=name, gpu=cuda.facts)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise IncompatibleEngineError(

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from p4q_edge.runtime.engines.cuda.base import DeviceFacts
+from p4q_edge.runtime.engines.tensorrt.library import known_capabilities, rebuild_command
 from p4q_edge.runtime.errors import IncompatibleEngineError, UsageError
 from p4q_edge.runtime.storage import kept_path, read_kept, sha256_bytes, write_kept
 
@@ -66,8 +68,15 @@ class CachedContexts:
         self._known = data
 
 
-def check_validity(trt: Any, runtime: Any, plan: bytes, *, name: str) -> None:
+def check_validity(trt: Any, runtime: Any, plan: bytes, *, name: str, gpu: DeviceFacts) -> None:
     """Ask the library whether it can run an engine on the current GPU, before it loads it.
+
+    Args:
+        trt: its module.
+        runtime: its runtime.
+        plan: the engine.
+        name: what messages call it.
+        gpu: the current one.
 
     Raises:
         IncompatibleEngineError: it cannot; the message has its reasons.
@@ -77,11 +86,21 @@ def check_validity(trt: Any, runtime: Any, plan: bytes, *, name: str) -> None:
         kinds = trt.EngineInvalidityDiagnostics
         reasons = [text for reason, text in _REASONS.items() if found & int(getattr(kinds, reason))]
         raise IncompatibleEngineError(
-            f"TensorRT for RTX cannot run {name} here: {', '.join(reasons) or 'it gives no reason'}. It runs on RTX "
-            f"GPUs (compute capability 7.5, 8.6, 8.9, 12.0). Run: p4q-edge build MODEL.p4q --engine {name} --force"
+            f"TensorRT for RTX cannot run {name} on {gpu.name} (compute capability {gpu.compute_capability}): "
+            f"{', '.join(reasons) or 'it gives no reason'}. {_way_out(trt, name, gpu.compute_capability)}"
         )
     if validity == trt.EngineValidity.SUBOPTIMAL:
         logger.warning("%s runs slower here than on the GPUs that it was built for", name)
+
+
+def _way_out(trt: Any, name: str, compute_capability: str) -> str:
+    known = known_capabilities(trt)
+    if compute_capability in known:
+        return f"Run: {rebuild_command(name, capability=compute_capability)}"
+    return (
+        f"It compiles for {', '.join(sorted(known, key=float))} only. Take TensorRT here: p4q-edge build MODEL.p4q "
+        f"--engine {Path(name).with_suffix('.plan')}, or a CPU: --engine {Path(name).with_suffix('.onnx')}"
+    )
 
 
 _REASONS = {

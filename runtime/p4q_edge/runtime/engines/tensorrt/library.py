@@ -204,6 +204,17 @@ def machine_facts(trt: Any, facts: DeviceFacts, library: Library = TENSORRT) -> 
     }
 
 
+def known_capabilities(trt: Any) -> dict[str, Any]:
+    """What TensorRT for RTX compiles for, by compute capability as `8.6`, with the member of its enumeration."""
+    members = {name: getattr(trt.ComputeCapability, name) for name in dir(trt.ComputeCapability)}
+    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
+
+
+def rebuild_command(engine: Path | str, *, capability: str = "") -> str:
+    """The command that builds an engine again; for GPUs of one compute capability, as `8.6`, or as before."""
+    return f"p4q-edge build MODEL.p4q --engine {engine}{capability and f' --capability {capability}'} --force"
+
+
 def check_compatible(
     built_with: Mapping[str, str], here: Mapping[str, str], *, engine: Path, library: Library = TENSORRT
 ) -> None:
@@ -219,10 +230,12 @@ def check_compatible(
     }
     differing = [key for key, fits in checks.items() if not fits]
     if differing:
+        other_gpu = library.compiles_when_loaded and "compute_capability" in differing
+        again = rebuild_command(engine, capability=here["compute_capability"] if other_gpu else "")
         raise IncompatibleEngineError(
             f"{engine} was built by {_side(built_with, library)}; this device has {_side(here, library)} "
             f"(differing: {', '.join(differing)}). {library.moves} "
-            f"Run: p4q-edge build MODEL.p4q --engine {engine} --force"
+            f"Run: {again}"
         )
 
 
