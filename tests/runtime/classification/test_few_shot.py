@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p4q_edge.runtime.classification import few_shot
 from p4q_edge.runtime.classification.few_shot import (
-    Choice,
+    Regularization,
     Problem,
     calibrated_loss,
     fit_rows,
@@ -21,7 +21,7 @@ from p4q_edge.runtime.classification.few_shot import (
 )
 from p4q_edge.runtime.statistics import metrics
 
-CHOICE = Choice(mixing=1.0, pull=0.01)
+CHOICE = Regularization(mixing=1.0, pull=0.01)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def loss(given: Problem, rows: np.ndarray, start: np.ndarray, pull: float) -> fl
 @given(st.integers(0, 10_000), st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([3e-4, 0.01, 0.3]))
 @settings(max_examples=25, deadline=None)
 def test_learning_lowers_the_loss_and_keeps_rows_at_length_1(seed: int, mixing: float, pull: float) -> None:
-    asked, choice = problem(seed), Choice(mixing=mixing, pull=pull)
+    asked, choice = problem(seed), Regularization(mixing=mixing, pull=pull)
     start, rows = start_rows(asked, mixing), fit_rows(asked, choice)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-9)
     assert loss(asked, rows, start, pull) <= loss(asked, start, start, pull) + 1e-9
@@ -98,8 +98,8 @@ def test_frozen_rows_are_the_same_bits_and_only_others_are_learned(seed: int, fr
 def test_a_strong_pull_keeps_the_start_and_a_weak_one_follows_the_photographs(seed: int) -> None:
     asked = problem(seed, noise=0.05)
     start = start_rows(asked, 1.0)
-    np.testing.assert_allclose(fit_rows(asked, Choice(mixing=1.0, pull=1e9)), start, atol=1e-4)
-    weak = fit_rows(asked, Choice(mixing=1.0, pull=1e-6))
+    np.testing.assert_allclose(fit_rows(asked, Regularization(mixing=1.0, pull=1e9)), start, atol=1e-4)
+    weak = fit_rows(asked, Regularization(mixing=1.0, pull=1e-6))
     assert (asked.embedding @ weak.T).argmax(axis=1).tolist() == asked.labels.tolist()
 
 

@@ -20,7 +20,7 @@ from p4q_edge.runtime.artifacts.card import card_path, read_card
 from p4q_edge.runtime.artifacts.head import Calibration, Head
 from p4q_edge.runtime.artifacts.head_store import add_head, find_head
 from p4q_edge.runtime.classification.predictions import Prediction
-from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit, fit_temperature
+from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit, fit_score_temperature
 from p4q_edge.runtime.errors import InputError, UsageError
 
 
@@ -58,20 +58,22 @@ def test_the_true_temperature_of_independent_classes_is_found(temperature: float
     true_logits = generator.normal(0, 2, (20_000, 1))
     two = np.concatenate([true_logits, -true_logits], axis=1)
     labels = (generator.random(20_000) > 1 / (1 + np.exp(-true_logits[:, 0]))).astype(np.int64)
-    assert fit_temperature(two * temperature, labels, activation="sigmoid") == pytest.approx(temperature, rel=0.08)
+    assert fit_score_temperature(two * temperature, labels, activation="sigmoid") == pytest.approx(
+        temperature, rel=0.08
+    )
 
 
 def test_the_temperature_stays_in_its_range() -> None:
     right, labels = np.eye(4) * 5 - 2.5, np.arange(4)
-    assert fit_temperature(right, labels, activation="sigmoid") == 1e-3
+    assert fit_score_temperature(right, labels, activation="sigmoid") == 1e-3
     for activation in ("softmax", "sigmoid"):
-        assert fit_temperature(-right, labels, activation=activation) == 1e3
+        assert fit_score_temperature(-right, labels, activation=activation) == 1e3
 
 
 def test_answers_without_an_error_are_not_taken_for_certain() -> None:
     # Two classes 6 logits apart, 9 times right and once, counted in addition, wrong: T with sigmoid(6 / T) = 9 / 10.
     logits, labels = np.tile([[3.0, -3.0]], (9, 1)), np.zeros(9, np.int64)
-    assert fit_temperature(logits, labels, activation="softmax") == pytest.approx(6 / np.log(9))
+    assert fit_score_temperature(logits, labels, activation="softmax") == pytest.approx(6 / np.log(9))
 
 
 def test_accepted_answers_come_to_the_wanted_accuracy() -> None:
@@ -162,8 +164,8 @@ def test_classes_with_enough_answers_get_thresholds_of_their_own() -> None:
 @given(seed=st.integers(0, 1000), shift=st.floats(-50, 50))
 def test_a_common_shift_of_the_logits_changes_nothing(seed: int, shift: float) -> None:
     logits, labels = sample(2.0, n=40, seed=seed)
-    one = fit_temperature(logits, labels, activation="softmax")
-    assert fit_temperature(logits + shift, labels, activation="softmax") == pytest.approx(one, rel=1e-4)
+    one = fit_score_temperature(logits, labels, activation="softmax")
+    assert fit_score_temperature(logits + shift, labels, activation="softmax") == pytest.approx(one, rel=1e-4)
 
 
 def test_too_few_images_are_refused() -> None:

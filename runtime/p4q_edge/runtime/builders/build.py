@@ -328,7 +328,7 @@ def describe_build(
         size = len(opened.model("fp16"))
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
         convolutions = opened.manifest.precision.quantized_convolutions > 0
-        return tensorrt_builder.describe_build(size, engine=engine, options=gated, convolutions=convolutions)
+        return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
     candidates = candidates_of(opened.model("fp32"), options.cpu_request(_cpu_backend(backend)))
     return CpuDryRun(
         engine=str(engine),

@@ -54,7 +54,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class Regularization:
     """How far the start is moved towards the photographs, and how strongly rows are pulled to it."""
 
     mixing: float
@@ -74,7 +74,7 @@ class Learned:
     """
 
     rows: np.ndarray
-    choice: Choice
+    choice: Regularization
     folds: int
     held_out: np.ndarray
     logits: np.ndarray
@@ -85,19 +85,19 @@ def learn_rows(problem: Problem) -> Learned:
     folds = _folds(problem)
     held_out = np.concatenate([np.flatnonzero(fold) for fold in folds]) if folds else np.empty(0, np.int64)
     if not folds:
-        choice = Choice(mixing=LEAST_MIXING, pull=PULLS[0])
+        choice = Regularization(mixing=LEAST_MIXING, pull=PULLS[0])
         nothing = np.empty((0, len(problem.text)))
         return Learned(rows=fit_rows(problem, choice), choice=choice, folds=0, held_out=held_out, logits=nothing)
-    tried: dict[Choice, np.ndarray] = {}
+    tried: dict[Regularization, np.ndarray] = {}
 
-    def loss(choice: Choice) -> float:
+    def loss(choice: Regularization) -> float:
         if choice not in tried:
             tried[choice] = np.concatenate([_answers(problem, fold, choice) for fold in folds])
         return calibrated_loss(tried[choice], problem.labels[held_out])
 
-    pull = min(PULLS, key=lambda value: loss(Choice(mixing=MIXINGS[0], pull=value)))
-    mixing = min(MIXINGS, key=lambda value: loss(Choice(mixing=value, pull=pull)))
-    choice = Choice(mixing=mixing, pull=pull)
+    pull = min(PULLS, key=lambda value: loss(Regularization(mixing=MIXINGS[0], pull=value)))
+    mixing = min(MIXINGS, key=lambda value: loss(Regularization(mixing=value, pull=pull)))
+    choice = Regularization(mixing=mixing, pull=pull)
     return Learned(
         rows=fit_rows(problem, choice), choice=choice, folds=len(folds), held_out=held_out, logits=tried[choice]
     )
@@ -131,7 +131,7 @@ def start_rows(problem: Problem, mixing: float) -> np.ndarray:
     return np.concatenate([problem.text[: problem.frozen], _unit(rows[problem.frozen :])])
 
 
-def fit_rows(problem: Problem, choice: Choice) -> np.ndarray:
+def fit_rows(problem: Problem, choice: Regularization) -> np.ndarray:
     """Return the rows (c, dim), of length 1, that minimize cross-entropy and pull together; the frozen ones unchanged.
 
     Minimized over r, the rows being (start + r) / |start + r|: the sum of the cross-entropies of
@@ -235,7 +235,7 @@ def _classes_of(labels: np.ndarray) -> Iterator[np.ndarray]:
         yield np.flatnonzero(labels == label)
 
 
-def _answers(problem: Problem, held_out: np.ndarray, choice: Choice) -> np.ndarray:
+def _answers(problem: Problem, held_out: np.ndarray, choice: Regularization) -> np.ndarray:
     """Return the logits (m, c) of the photographs of a fold, by rows that were learned without them."""
     rows = fit_rows(problem.part(~held_out), choice)
     return np.asarray(problem.scale * problem.embedding[held_out] @ rows.T)

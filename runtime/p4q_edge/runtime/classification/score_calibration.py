@@ -9,7 +9,6 @@ independent classes the same with the binary cross-entropy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -162,7 +161,7 @@ def _best(
         return msgspec.structs.replace(current, threshold=0.0, class_thresholds={})
 
     def warmed(part: Samples) -> Calibration:
-        temperature = fit_temperature(part.logits, part.labels, activation=current.activation)
+        temperature = fit_score_temperature(part.logits, part.labels, activation=current.activation)
         return Calibration(activation=current.activation, temperature=temperature)
 
     def whole(part: Samples) -> Calibration:
@@ -257,7 +256,7 @@ def _folds(labels: np.ndarray) -> np.ndarray:
     return fold
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, activation: str) -> float:
+def fit_score_temperature(logits: np.ndarray, labels: np.ndarray, *, activation: str) -> float:
     """Return the temperature, in [0.001, 1000], that minimizes the cross-entropy of logits (n, classes).
 
     Answers without an error do not say how sure they may be, and would give the least temperature; of these the closest
@@ -277,15 +276,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, activation: str) 
         chance = probabilities(values * inverse, Calibration(activation="sigmoid"))
         return float(((chance - wanted) * values).mean())
 
-    left, right = math.log(1 / _HIGH), math.log(1 / _LOW)
-    if slope(math.exp(right)) <= 0:
-        return _LOW
-    if slope(math.exp(left)) >= 0:
-        return _HIGH
-    for _ in range(80):
-        middle = (left + right) / 2
-        left, right = (middle, right) if slope(math.exp(middle)) < 0 else (left, middle)
-    return math.exp(-(left + right) / 2)
+    return metrics.least_temperature(slope, low=_LOW, high=_HIGH)
 
 
 def _answers(logits: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ arrays are (n,) bool. All arithmetic is float64. Proportions carry Wilson interv
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -355,6 +355,11 @@ def fit_temperature(logits: Floats, labels: Integers, *, low: float = 1e-3, high
             expected[rows] = (np.exp(log_softmax(values * inverse)) * values).sum(axis=1)
         return float((expected - target).mean())
 
+    return least_temperature(slope, low=low, high=high)
+
+
+def least_temperature(slope: Callable[[float], float], *, low: float, high: float) -> float:
+    """Return the temperature T in [low, high] that minimizes a loss, convex in 1/T, from its derivative at 1/T."""
     left, right = math.log(1 / high), math.log(1 / low)
     if slope(math.exp(right)) <= 0:
         return low
@@ -364,10 +369,7 @@ def fit_temperature(logits: Floats, labels: Integers, *, low: float = 1e-3, high
         middle = (left + right) / 2
         if middle in (left, right):  # no number lies between them
             break
-        if slope(math.exp(middle)) < 0:
-            left = middle
-        else:
-            right = middle
+        left, right = (middle, right) if slope(math.exp(middle)) < 0 else (left, middle)
     return math.exp(-(left + right) / 2)
 
 

@@ -14,7 +14,7 @@ import pytest
 from p4q_edge.runtime.artifacts.golden import Golden
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
-from p4q_edge.runtime.builders.tensorrt.builder import build_plan, describe_build
+from p4q_edge.runtime.builders.tensorrt.builder import build_plan, describe_plan
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage.files import sha256_bytes
@@ -202,7 +202,7 @@ def test_an_engine_that_appears_during_the_build_is_not_replaced(
 
 
 def test_the_dry_run_says_what_would_be_built_and_builds_nothing(installed: Any, tmp_path: Path) -> None:
-    found = describe_build(123, engine=tmp_path / "out.plan", options=TensorRTOptions(max_batch=4))
+    found = describe_plan(123, engine=tmp_path / "out.plan", options=TensorRTOptions(max_batch=4))
     assert installed.calls == ["open_cuda"]
     assert list(tmp_path.iterdir()) == []
     assert found.plans == ("int8", "fp16")
@@ -218,7 +218,7 @@ def test_the_dry_run_says_what_would_be_built_and_builds_nothing(installed: Any,
 
 def test_the_dry_run_fails_where_the_build_would(installed: Any, tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(UsageError, match="desktop GPUs"):
-        describe_build(1, engine=tmp_path / "out.plan", options=TensorRTOptions(hardware_compatibility="ampere_plus"))
+        describe_plan(1, engine=tmp_path / "out.plan", options=TensorRTOptions(hardware_compatibility="ampere_plus"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EnvironmentNotAbleError, match="expected the Python module tensorrt"):
-        describe_build(1, engine=tmp_path / "out.plan", options=TensorRTOptions())
+        describe_plan(1, engine=tmp_path / "out.plan", options=TensorRTOptions())

@@ -17,7 +17,7 @@ from p4q_edge.runtime.builders.tensorrt.precision_choice import (
     choose,
     compare_to_reference,
     gate_problem,
-    reference_of,
+    golden_of,
     table,
 )
 from p4q_edge.runtime.choices import PlanFlavour
@@ -179,7 +179,7 @@ def test_linears_alone_are_compared_with_the_model_quantized_like_that() -> None
     samples = replace(samples, on_cpu=other)
     outputs = {"embedding": samples.float_embedding, "logits": samples.float_embedding}
     for precision, cosine in (("int8", 0.9), ("int8-linears", 1.0)):
-        found = compare_to_reference(outputs, reference_of(precision, samples))
+        found = compare_to_reference(outputs, golden_of(precision, samples))
         assert found["cosine_min"] == pytest.approx(cosine, abs=1e-6)
         problem = gate_problem({"precision": precision, **found}, samples, min_cosine=0.999)
         assert (problem is None) == (precision == "int8-linears")

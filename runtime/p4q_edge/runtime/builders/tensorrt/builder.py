@@ -29,7 +29,7 @@ from p4q_edge.runtime.builders.tensorrt.options import (
     timing_cache_path,
     workspace_bytes,
 )
-from p4q_edge.runtime.builders.tensorrt.precision_choice import choose, gate_problem, reference_of, table
+from p4q_edge.runtime.builders.tensorrt.precision_choice import choose, gate_problem, golden_of, table
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.cuda import open_cuda
@@ -119,7 +119,7 @@ def build_plan(
         built_with=msgspec.convert(built[choice.kept]["built_with"], PlanMachine),
         inspection=_inspection(built, rows, ratios, choice),
         choice=choice,
-        golden=_as_reference(samples, outputs) if choice.kept == "fp16" else reference_of(choice.kept, samples),
+        golden=_as_reference(samples, outputs) if choice.kept == "fp16" else golden_of(choice.kept, samples),
         outputs=outputs,
     )
 
@@ -179,7 +179,7 @@ def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
     return replace(samples, **{name: outputs[name] for name in ("features", "embedding", "logits")}, on_cpu={})
 
 
-def describe_build(
+def describe_plan(
     model_bytes: int, *, engine: Path, options: TensorRTOptions, convolutions: bool = False
 ) -> TensorRTDryRun:
     """Return what `build_plan` would do on this device, without building.

@@ -64,7 +64,7 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
             "p90_ms": latency.p90_ms,
             "one_image_p50_ms": summarize(alone[name]).p50_ms,
             "size_bytes": plans[name].stat().st_size,
-            **compare_to_reference(outputs[name], reference_of(name, samples)),
+            **compare_to_reference(outputs[name], golden_of(name, samples)),
         }
     ratios = {
         name: asdict(paired_ratio(times["fp16"], values, generator=np.random.default_rng(_SEED)))
@@ -74,7 +74,7 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
     return {"rows": rows, "ratios": ratios}
 
 
-def reference_of(precision: str, golden: Golden) -> Golden:
+def golden_of(precision: str, golden: Golden) -> Golden:
     """Return the samples whose reference is quantized as a plan is: on CPUs, too, only linears are."""
     return golden.for_cpu() if precision == "int8-linears" else golden
 

@@ -36,7 +36,7 @@ class AddRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest:
+class HeadExportRequest:
     """What `head export` was asked for: an engine or a bundle, and the file to write."""
 
     artifact: Path
@@ -45,7 +45,7 @@ class ExportRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateRequest:
+class HeadCalibrateRequest:
     """What `head calibrate` was asked for; what is None follows the defaults of `FitOptions`."""
 
     engine: Path
@@ -138,7 +138,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apply", action="store_true", help="write what is better; a terminal is asked first")
 
 
-def _calibrate(request: CalibrateRequest, output: Output) -> int:
+def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     import msgspec
 
     from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_card
@@ -211,7 +211,7 @@ def _comparison(fitted: Fit) -> str:
     )
 
 
-def _ending(request: CalibrateRequest, *, better: bool, applied: bool) -> str:
+def _ending(request: HeadCalibrateRequest, *, better: bool, applied: bool) -> str:
     if not better:
         return "nothing better was found; the head stays as it is"
     if applied:
@@ -292,7 +292,7 @@ def _list(request: ListRequest, output: Output) -> int:
     return 0
 
 
-def _export(request: ExportRequest, output: Output) -> int:
+def _export(request: HeadExportRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import BUILT_IN, SUFFIX, find_head, open_head
     from p4q_edge.runtime.cli.documents import HeadExportDocument
     from p4q_edge.runtime.errors import UsageError
@@ -322,12 +322,12 @@ COMMAND = CommandGroup(
         ),
         "export": Command(
             add_arguments=_add_export,
-            request=lambda args: ExportRequest(artifact=args.artifact, output=args.output, name=args.name),
+            request=lambda args: HeadExportRequest(artifact=args.artifact, output=args.output, name=args.name),
             run=_export,
         ),
         "calibrate": Command(
             add_arguments=_add_calibrate,
-            request=lambda args: CalibrateRequest(
+            request=lambda args: HeadCalibrateRequest(
                 engine=args.engine,
                 data=args.data,
                 name=args.name,
