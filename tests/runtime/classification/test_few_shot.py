@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from p4q_edge.runtime.classification import few_shot
 from p4q_edge.runtime.classification.few_shot import (
-    Regularization,
     Problem,
+    Regularization,
     calibrated_loss,
     fit_rows,
     learn_rows,
