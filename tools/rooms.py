@@ -26,7 +26,12 @@ def sources(root: Path) -> dict[str, str]:
 
 
 def room_of(module: str) -> str | None:
-    """Return the room of a module: `p4q_edge.runtime.images`, `p4q_edge.quant`; None of the packages above."""
+    """Return the room of a module: `p4q_edge.runtime.images`, `p4q_edge.quant`; None of the packages above.
+
+    `python -m p4q_edge` is a module of the command line, that lies in the namespace itself.
+    """
+    if module == "p4q_edge.__main__":
+        return "p4q_edge.runtime.cli"
     parts = module.split(".")
     depth = 3 if parts[1:2] == ["runtime"] else 2
     return ".".join(parts[:depth]) if len(parts) >= depth else None

@@ -24,14 +24,14 @@ def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None, log_
         log_dir: where the learning curve is written; None writes none.
     """
     # Imported here: they need torch, and everything cheap is checked before.
+    from p4q_edge.cli import team_work
     from p4q_edge.models import memory_in_words
-    from p4q_edge.stages import RunFiles, learn_stage, log_learning, open_source, prepare
+    from p4q_edge.stages import RunFiles, log_learning
 
-    files = RunFiles(folder=folder)
     with memory_in_words():
-        learned = learn_stage(prepare(open_source(recipe, split), files), files)
+        learned = team_work.learned(recipe, folder, split=split)
         if log_dir is not None:
-            log_learning(learned, files, log_dir)
+            log_learning(learned, RunFiles(folder=folder), log_dir)
     return learned
 
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import msgspec
 
 from p4q_edge.calibration import CalibratedEncoder
+from p4q_edge.cli import team_work
 from p4q_edge.cli.common import add_recipe_arguments, choose_recipe
 from p4q_edge.cli.documents import AblateDocument, CalibrateDocument, LearnDocument
 from p4q_edge.cli.from_recipe import run_stages
@@ -24,7 +25,6 @@ from p4q_edge.runtime.cli.commands import add_log_dir, recipe_request
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Baseline, baseline, baseline_table
 from p4q_edge.runtime.storage import atomic_write, is_unchanged, write_record
-from p4q_edge.stages import RunFiles, open_source, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
     recipe = choose_recipe(request.recipe)
     with memory_in_words():
-        prepared = prepare(open_source(recipe), RunFiles(folder=request.run_folder))
+        prepared = team_work.calibrated(recipe, request.run_folder)
     linears = quant_linears(prepared.calibrated.encoder)
     scales = {name: float(linear.input_scale) for name, linear in linears.items()}
     document = CalibrateDocument(

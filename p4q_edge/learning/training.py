@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from p4q_edge.learning.checkpoint import Checkpoint, flush_checkpoint, load_checkpoint, save_checkpoint
 from p4q_edge.learning.curves import CurvePoint
 from p4q_edge.learning.losses import contrastive_loss, cosine_loss, distillation_loss
-from p4q_edge.models import Adapter, PromptLearner
+from p4q_edge.models import ALONE, Adapter, PromptLearner, Team
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import LearnSection
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, ProcessLostError
 from p4q_edge.runtime.progress import tracked
 
 logger = logging.getLogger(__name__)
@@ -149,12 +149,20 @@ class LearningRun:
         key: digest of everything that the run depends on; a checkpoint with another key is not resumed.
         progress: called after each epoch with its number (from 1) and its mean loss.
         curve: gets a point for each epoch; those of the epochs before a checkpoint too.
+        team: processes that take a share of the classes and of each batch; all of them call `learn`, and all end with
+            the same student.
     """
 
     checkpoint: Path | None = None
     key: str = ""
     progress: Callable[[int, float], None] = field(default=lambda epoch, loss: None)
     curve: list[CurvePoint] = field(default_factory=list)
+    team: Team = ALONE
+
+    @property
+    def saved_to(self) -> Path | None:
+        """The checkpoint where this process is the one that writes it."""
+        return self.checkpoint if self.team.first else None
 
 
 def learn(student: Student, features: CachedFeatures, section: LearnSection, *, seed: int, run: LearningRun) -> None:
@@ -167,16 +175,25 @@ def learn(student: Student, features: CachedFeatures, section: LearnSection, *, 
     Source: P4Q, arXiv:2409.17634, section 3.4.
     """
     groups = student.parameter_groups(section)
-    if student.prompts is not None:
-        student.prompts.limit_memory(section.text_memory_mib << 20)
+    run.team.take_after_first(student)
+    _divide(student, run.team, section)
     if groups:
         _run_epochs(student, features, section, seed=seed, run=run, groups=groups)
+    if run.team.size > 1:
+        _divide(student, ALONE, section)
     if student.adapter is not None:
         student.adapter.freeze(features.student.flatten(0, 1))
     if student.prompts is not None:
         student.prompts.requires_grad_(False)
     if student.class_residual is not None:
         student.class_residual.requires_grad_(False)
+
+
+def _divide(student: Student, team: Team, section: LearnSection) -> None:
+    """Let each process of a team run a share of the classes through the text tower."""
+    if student.prompts is not None:
+        student.prompts.divide(team)
+        student.prompts.limit_memory(section.text_memory_mib << 20)
 
 
 def _run_epochs(
@@ -198,7 +215,9 @@ def _run_epochs(
     done = start
     try:
         for epoch in tracked(range(start, epochs), "learn"):
-            loss = _run_epoch(student, features, section, optimizer, seed=seed, epoch=epoch)
+            loss = _run_epoch(
+                student, features, section, optimizer, epoch=Epoch(seed=seed, number=epoch, team=run.team)
+            )
             if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
                 steps = -(-len(features.labels) // section.batch_size)
                 _refuse_divergence(torch.tensor(torch.nan), step=(epoch + 1) * steps, section=section)
@@ -206,15 +225,30 @@ def _run_epochs(
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             run.curve.append(CurvePoint(epoch=done, loss=loss, rates=rates))
             schedule.step()
-            if run.checkpoint:
-                save_checkpoint(run.checkpoint, state, key=run.key, epoch=done, final=done == epochs)
+            if run.saved_to:
+                save_checkpoint(run.saved_to, state, key=run.key, epoch=done, final=done == epochs)
             run.progress(done, loss)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ProcessLostError):
         # The weights hold half an epoch by now; the pending snapshot is of the last whole one.
-        if run.checkpoint:
-            flush_checkpoint(run.checkpoint, state)
+        if run.saved_to:
+            flush_checkpoint(run.saved_to, state)
         logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, epochs)
         raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What tells an epoch from the others, and who computes it.
+
+    Attributes:
+        seed: of the run.
+        number: from 0.
+        team: see `LearningRun`.
+    """
+
+    seed: int
+    number: int
+    team: Team
 
 
 def _run_epoch(
@@ -223,27 +257,30 @@ def _run_epoch(
     section: LearnSection,
     optimizer: torch.optim.Optimizer,
     *,
-    seed: int,
-    epoch: int,
+    epoch: Epoch,
 ) -> float:
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    generator = torch.Generator().manual_seed((epoch.seed << 20) + epoch.number)
     views, count, _ = features.student.shape
     order = torch.randperm(count, generator=generator)
     view = torch.randint(views, (count,), generator=generator)
     total = 0.0
     for step, chosen in enumerate(torch.split(order, section.batch_size), 1):
         batch = features.batch(view[chosen], chosen, student.hand_written.device)
-        loss = _gradients(student, batch, section, step=epoch * -(-count // section.batch_size) + step)
+        step += epoch.number * -(-count // section.batch_size)
+        loss = _gradients(student, batch, section, step=step, team=epoch.team)
         optimizer.step()
         total += loss * len(chosen)
     return total / count
 
 
-def _gradients(student: Student, batch: tuple[Tensor, Tensor, Tensor], section: LearnSection, *, step: int) -> float:
-    """Leave the gradients of one batch in the student's parameters, and return its loss.
+def _gradients(
+    student: Student, batch: tuple[Tensor, Tensor, Tensor], section: LearnSection, *, step: int, team: Team
+) -> float:
+    """Leave the gradients of one batch in the student's parameters, and return its loss; the same in a whole team.
 
     Where the device's memory runs out, the text tower keeps half as much of its activations from there on, and computes
-    the rest twice: the gradient stays exact, but for the order of its sums.
+    the rest twice: the gradient stays exact, but for the order of its sums. In a team, whose steps are one for all, it
+    does not.
 
     Raises:
         InputError: the loss is not finite.
@@ -251,16 +288,19 @@ def _gradients(student: Student, batch: tuple[Tensor, Tensor, Tensor], section: 
     """
     while True:
         try:
-            loss = batch_loss(student, *batch, section)
-            _refuse_divergence(loss, step=step, section=section)
+            loss = batch_loss(student, *batch, section, team)
             student.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            return float(loss.detach())
+            total = loss.detach().clone()
+            team.add([total, *(p.grad for p in student.parameters() if p.grad is not None)])
+            _refuse_divergence(total, step=step, section=section)
+            return float(total)
         except torch.OutOfMemoryError as error:
-            if student.prompts is None or not student.prompts.keep_less():
+            if team.size > 1 or student.prompts is None or not student.prompts.keep_less():
+                key = "batch_size" if team.size == 1 else "text_memory_mib"
                 raise EnvironmentNotAbleError(
                     f"a step of learning needs more memory than {student.hand_written.device} has left. Lower "
-                    f"learn.batch_size (now {section.batch_size}), or take --device cpu"
+                    f"learn.{key} (now {getattr(section, key)}), or take --device cpu"
                 ) from error
             logger.warning(
                 "%s ran out of memory in step %d; the text tower keeps at most %.1f MiB from here on",
@@ -286,9 +326,14 @@ def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> Non
 
 
 def batch_loss(
-    student: Student, features: Tensor, teacher_embedding: Tensor, labels: Tensor, section: LearnSection
+    student: Student,
+    features: Tensor,
+    teacher_embedding: Tensor,
+    labels: Tensor,
+    section: LearnSection,
+    team: Team = ALONE,
 ) -> Tensor:
-    """The whole loss of one batch, ``()``.
+    """The whole loss of one batch, ``()``; in a team each process has the part of its images, and they add up to it.
 
     Args:
         features: of the quantized encoder, ``(N, dim)``.
@@ -296,7 +341,12 @@ def batch_loss(
         labels: ``(N,)`` int64.
     """
     text = student.text_embedding()
-    image = student.image_embedding(features)
+    # Of the whole batch in each process: the adapter's scales follow it, and are the same whoever computes.
+    image, rows = student.image_embedding(features), team.rows(len(labels))
+    share = (rows.stop - rows.start) / len(labels)
+    if not share:  # the mean over no images is no number
+        return 0.0 * (text.sum() + image.sum())
+    image, teacher_embedding, labels = image[rows], teacher_embedding[rows], labels[rows]
     logits = student.logit_scale * image @ text.T
     loss = contrastive_loss(logits=logits, labels=labels, label_smoothing=section.label_smoothing)
     if section.distillation:
@@ -308,4 +358,4 @@ def batch_loss(
         loss = loss + section.prompt_pull * cosine_loss(embedding=text, target=student.hand_written)
     if section.feature_loss and student.adapter is not None:
         loss = loss + section.feature_loss * cosine_loss(embedding=image, target=teacher_embedding)
-    return loss
+    return loss if share == 1.0 else share * loss

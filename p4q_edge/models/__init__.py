@@ -40,10 +40,12 @@ if TYPE_CHECKING:
         initial_context,
         template_embeddings,
     )
+    from p4q_edge.models.team import ALONE, Team, joined_team, post, posted, present_team
     from p4q_edge.models.text_side import TextSide
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
 __all__ = [
+    "ALONE",
     "BATCH_SIZE",
     "CPU",
     "MAX_COUNTED",
@@ -61,6 +63,7 @@ __all__ = [
     "PixelSource",
     "PreprocessKeys",
     "PromptLearner",
+    "Team",
     "TextSide",
     "TextTower",
     "choose_device",
@@ -72,11 +75,15 @@ __all__ = [
     "find_attention_owners",
     "find_cross_attention",
     "initial_context",
+    "joined_team",
     "list_models",
     "load_model",
     "make_text_side",
     "memory_in_words",
+    "post",
+    "posted",
     "preprocess_spec",
+    "present_team",
     "round_float_weights",
     "run_batches",
     "run_folded",
@@ -142,6 +149,7 @@ if not TYPE_CHECKING:
                 "initial_context",
                 "template_embeddings",
             ),
+            "team": ("ALONE", "Team", "joined_team", "post", "posted", "present_team"),
             "text_side": ("TextSide",),
             "text_tower": (
                 "TextTower",

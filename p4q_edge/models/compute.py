@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from p4q_edge.models.team import ALONE, Team
 from p4q_edge.recipe import ComputeSection, Precision
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 
@@ -71,13 +72,14 @@ class Compute:
     precision: Precision = "float32"
 
     @classmethod
-    def of(cls, section: ComputeSection) -> "Compute":
-        """Resolve a recipe's section on this machine.
+    def of(cls, section: ComputeSection, team: Team = ALONE) -> "Compute":
+        """Resolve a recipe's section on this machine; each process of a team takes a GPU of its own.
 
         Raises:
             EnvironmentNotAbleError: there is no such device.
+            UsageError: one GPU is named for all processes of a team.
         """
-        device = choose_device(section.device)
+        device = choose_device(team.device_name(section.device))
         growing = section.batch_size == "auto" and device.type == "cuda"
         return cls(
             device=device,

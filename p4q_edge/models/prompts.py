@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from p4q_edge.models.compute import device_of
+from p4q_edge.models.team import ALONE, Team
 from p4q_edge.models.text_side import Prefix, TextSide
 from p4q_edge.models.text_tower import normalized_mean
 from p4q_edge.quant import memory_of
@@ -128,7 +129,8 @@ class PromptLearner(nn.Module):
         end: pooled position within the whole prompt, ``(classes,)``.
         lengths: tokens of each prompt that the tower reads, ``(classes,)`` int64: up to its end where that is exact.
         share_prefix: run the start token and the context once for all classes.
-        chunks: which classes run together.
+        team: processes that run a share of the classes each; see `divide`.
+        chunks: which classes run together in this process.
         budget_bytes: bound on the activations that a step keeps; 0 before there is one.
 
     Source: CoOp, arXiv:2109.01134, eq. (2); P4Q, arXiv:2409.17634, section 3.2.
@@ -162,7 +164,7 @@ class PromptLearner(nn.Module):
         self.share_prefix = tower.shares_prefix and len(class_names) >= SHARED_PREFIX_CLASSES
         self.lengths = end + 1 if tower.cuts_at_end else torch.full_like(end, length)
         self.budget_bytes = 0
-        self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths)),)
+        self.divide(ALONE)
 
     @property
     def tower(self) -> TextSide:
@@ -183,7 +185,9 @@ class PromptLearner(nn.Module):
             else:
                 features.append(self._features(chunk, prefix, shared))
         order = torch.cat([chunk.classes for chunk in self.chunks])
-        return F.normalize(torch.cat(features)[order.argsort()], dim=-1)
+        if self.team.size == 1:
+            return F.normalize(torch.cat(features)[order.argsort()], dim=-1)
+        return F.normalize(self.team.join_rows(torch.cat(features), order, len(self.lengths)), dim=-1)
 
     def _features(self, chunk: Chunk, prefix: Tensor, shared: Prefix | None) -> Tensor:
         """Features of one chunk's classes ``(classes, dim)``, in the order of its runs."""
@@ -195,24 +199,34 @@ class PromptLearner(nn.Module):
         ends = [self.end[classes] for classes, _ in chunk.runs]
         return torch.cat([tower(texts, end) for texts, end in zip(whole, ends, strict=True)])
 
+    def divide(self, team: Team) -> None:
+        """Run a share of the classes through the tower in each process, and all of them where they are too few.
+
+        Each forward pass is then one of the whole team, and every process gets the embeddings of all classes.
+        """
+        self.team = team if team.size <= len(self.lengths) else ALONE
+        # By length, so that all have about as many tokens.
+        self._own = self.lengths.argsort(stable=True)[self.team.dealt].sort().values
+        self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths[self._own], self._own)),)
+
     def limit_memory(self, budget_bytes: int) -> None:
-        """Bound the activations that a step keeps; classes beyond the bound are computed twice.
+        """Bound the activations that a step keeps in this process; classes beyond the bound are computed twice.
 
         The gradient stays exact. What a token needs is measured on this tower, in its present phase.
         """
-        lengths = self.lengths
+        lengths = self.lengths[self._own]
         self.budget_bytes = budget_bytes
-        cost = (lengths - self._shared_tokens) * self._kept_bytes_per_token(int(lengths.argmax()))
+        cost = (lengths - self._shared_tokens) * self._kept_bytes_per_token(int(self.lengths.argmax()))
         if int(cost.sum()) <= budget_bytes:
             self.budget_bytes = int(cost.sum())
-            self.chunks = (Chunk(runs=_equal_lengths(lengths)),)
+            self.chunks = (Chunk(runs=_equal_lengths(lengths, self._own)),)
             return
         order = lengths.argsort(stable=True)
         before = cost[order].cumsum(0) - cost[order]
         number = (before * KEPT_SHARES / budget_bytes).long()
         parts = [order[number == n] for n in torch.unique(number)]
         self.chunks = tuple(
-            Chunk(runs=_equal_lengths(lengths[part], part), recompute=n >= KEPT_SHARES - 1)
+            Chunk(runs=_equal_lengths(lengths[part], self._own[part]), recompute=n >= KEPT_SHARES - 1)
             for n, part in enumerate(parts)
         )
 
@@ -284,10 +298,8 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
     return sum(kept.values())
 
 
-def _equal_lengths(lengths: Tensor, classes: Tensor | None = None) -> tuple[tuple[Tensor, int], ...]:
+def _equal_lengths(lengths: Tensor, classes: Tensor) -> tuple[tuple[Tensor, int], ...]:
     """Classes grouped by the length of their prompts, short ones first."""
-    if classes is None:
-        classes = torch.arange(len(lengths), device=lengths.device)
     return tuple((classes[lengths == length], int(length)) for length in torch.unique(lengths))
 
 

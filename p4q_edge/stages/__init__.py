@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from p4q_edge.stages.pipeline import (
         Learned,
         Prepared,
-        RunFiles,
         Source,
         cache_features,
         calibration_set,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         prepare,
         student_features,
     )
+    from p4q_edge.stages.run_files import RunFiles
     from p4q_edge.stages.stored_run import restore_classifier
 
 __all__ = [
@@ -64,7 +64,6 @@ if not TYPE_CHECKING:
             "pipeline": (
                 "Learned",
                 "Prepared",
-                "RunFiles",
                 "Source",
                 "cache_features",
                 "calibration_set",
@@ -77,6 +76,7 @@ if not TYPE_CHECKING:
                 "prepare",
                 "student_features",
             ),
+            "run_files": ("RunFiles",),
             "stored_run": ("restore_classifier",),
         },
     )

@@ -1,7 +1,7 @@
 """Features of the labelled images' views, streamed: decoded ahead, encoded batch by batch, stored shard by shard."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from p4q_edge.data import ImageStream, Moves, augment
 from p4q_edge.learning import CachedFeatures, FeatureSink
 from p4q_edge.models import (
+    ALONE,
     BATCH_SIZE,
     ON_CPU,
     Batches,
     Compute,
     LoadedModel,
     PixelSource,
+    Team,
     encode_batches,
     teacher_precision,
 )
@@ -83,8 +85,10 @@ class Tower:
         return nn.functional.normalize(features, dim=-1)
 
 
-def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
+def store_features(views: TrainViews, towers: Sequence[Tower], team: Team = ALONE) -> None:
     """Compute what the towers' sinks miss, each image decoded once; batches are the same whatever is missing.
+
+    A team deals the shards; the sinks of all its processes must then have one place, as those of a folder do.
 
     Raises:
         InputError: an image cannot be read; the message names it.
@@ -95,15 +99,45 @@ def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
         for shard in tower.sink.missing():
             wanted.setdefault(shard.start, []).append(tower)
             ranges[shard.start] = shard
+    team.wait()  # until all have seen what is missing
     if not wanted:
         return
     todo = [ranges[first] for first in sorted(ranges)]
+    missing = sum(len(shard) for shard in todo)
+    if missing < len(views.images):
+        logger.info("features: %d of %d images are there already", len(views.images) - missing, len(views.images))
+    found = _encoded(views, wanted, todo[team.dealt])
+    first = next(found, None)
+    team.after_first(lambda: _store(first))  # that of the first process begins the files
+    for shard_features in found:
+        _store(shard_features)
+    team.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardFeatures:
+    """What towers say about the images of a shard, ``(views, n, dim)`` each."""
+
+    shard: range
+    of_towers: Sequence[tuple[Tower, Tensor]]
+
+
+def _store(found: _ShardFeatures | None) -> None:
+    if found is not None:
+        for tower, features in found.of_towers:
+            tower.sink.write(found.shard.start, features)
+
+
+def _encoded(
+    views: TrainViews, wanted: Mapping[int, Sequence[Tower]], todo: Sequence[range]
+) -> Iterator[_ShardFeatures]:
+    """Yield the features of shards by the towers that want them, by the number of the first image."""
+    if not todo:
+        return
     rows = np.concatenate([np.arange(shard.start, shard.stop) for shard in todo])
-    if len(rows) < len(views.images):
-        logger.info("features: %d of %d images are there already", len(views.images) - len(rows), len(views.images))
     stream = ImageStream(images=views.images.subset(rows), spec=views.spec, workers=views.workers)
     # Either divides a shard. What is encoded at once may be less, and is decided by the device.
-    more = any(t.compute.meter or t.compute.batch_size > ON_CPU.batch_size for t in towers)
+    more = any(t.compute.meter or t.compute.batch_size > ON_CPU.batch_size for t in wanted[todo[0].start])
     size = max(len(shard) for shard in todo) if more else BATCH_SIZE
     chunks, moves = iter(stream.split(size)), views.moves()
     with task("features", total=len(rows), unit="images") as advance:
@@ -115,13 +149,13 @@ def store_features(views: TrainViews, towers: Sequence[Tower]) -> None:
                 for parts, tower in zip(found, wanted[shard.start], strict=True):
                     parts.append(torch.stack([tower.encode(view, views.spec) for view in each]))
                 advance(len(chunk))
-            for parts, tower in zip(found, wanted[shard.start], strict=True):
-                tower.sink.write(shard.start, torch.cat(parts, dim=1))
+            features = [torch.cat(parts, dim=1) for parts in found]
+            yield _ShardFeatures(shard=shard, of_towers=[*zip(wanted[shard.start], features, strict=True)])
 
 
-def cached_features(views: TrainViews, student: Tower, teacher: Tower) -> CachedFeatures:
+def cached_features(views: TrainViews, student: Tower, teacher: Tower, team: Team = ALONE) -> CachedFeatures:
     """Return what two towers say about all views, computed as far as it is missing."""
-    store_features(views, [student, teacher])
+    store_features(views, [student, teacher], team)
     labels = torch.from_numpy(views.images.labels)
     return CachedFeatures(student=student.sink.read(), teacher=teacher.sink.read(), labels=labels)
 

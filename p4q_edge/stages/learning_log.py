@@ -12,7 +12,8 @@ from p4q_edge.quant import Phase
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.stages.cross_validation import right_answers
-from p4q_edge.stages.pipeline import Learned, Prepared, RunFiles, new_student
+from p4q_edge.stages.pipeline import Learned, Prepared, new_student
+from p4q_edge.stages.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
 

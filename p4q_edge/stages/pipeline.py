@@ -7,7 +7,6 @@ what was learned. Each file carries the digest of everything that made it.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 import torch
@@ -31,12 +30,14 @@ from p4q_edge.learning import (
     write_tensors,
 )
 from p4q_edge.models import (
+    ALONE,
     Batches,
     Compute,
     FoldedClassifier,
     LoadedModel,
     PreprocessKeys,
     PromptLearner,
+    Team,
     TextSide,
     class_prompts_of,
     encoder_of,
@@ -52,6 +53,7 @@ from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
 from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
 from p4q_edge.stages.features import FEATURES, Tower, TrainViews, cached_features, store_features
 from p4q_edge.stages.folding import fold, restore_student
+from p4q_edge.stages.run_files import RunFiles
 from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 logger = logging.getLogger(__name__)
@@ -69,40 +71,8 @@ CALIBRATED_KEY = "calibrated"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFiles:
-    """Where the stages of one run keep their results."""
-
-    folder: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.folder / "recipe.toml"
-
-    @property
-    def encoder(self) -> Path:
-        return self.folder / "calibrated.safetensors"
-
-    @property
-    def features(self) -> Path:
-        """A folder; see `FeatureStore`."""
-        return self.folder / "features"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "learning.safetensors"
-
-    @property
-    def learned(self) -> Path:
-        return self.folder / "learned.safetensors"
-
-    @property
-    def curve(self) -> Path:
-        return self.folder / "curve.json"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a recipe names, opened: the float model, the images, the words."""
+    """What a recipe names, opened: the float model, the images, the words; and who computes it."""
 
     recipe: Recipe
     model: LoadedModel
@@ -110,6 +80,7 @@ class Source:
     templates: tuple[str, ...]
     class_prompts: dict[str, tuple[str, ...]]
     train_digests: tuple[str, ...]
+    team: Team = ALONE
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -165,9 +136,14 @@ class Learned:
     curve: tuple[CurvePoint, ...] = ()
 
 
-def open_source(recipe: Recipe, split: Split | None = None) -> Source:
-    """Stage `load`, and the data of a recipe; `split` is what its [data] gave already."""
-    compute = Compute.of(recipe.compute)  # a device that is not here is told of before anything is read
+def open_source(recipe: Recipe, split: Split | None = None, team: Team = ALONE) -> Source:
+    """Stage `load`, and the data of a recipe.
+
+    Args:
+        split: what its [data] gave already.
+        team: processes that take part in `prepare` and `learn_stage`, each with its own source.
+    """
+    compute = Compute.of(recipe.compute, team)  # a device that is not here is told of before anything is read
     model = open_model(recipe).on(compute)
     model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
     split = split or read_split(recipe.data, seed=recipe.seed)
@@ -178,6 +154,7 @@ def open_source(recipe: Recipe, split: Split | None = None) -> Source:
         templates=read_words(recipe.data.templates, key="data.templates"),
         class_prompts=read_class_prompts(recipe.data.class_prompts, split.train.class_names),
         train_digests=tuple(split.train.digests()),
+        team=team,
     )
 
 
@@ -218,8 +195,6 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     if source.recipe.learn.prompts:
         new_prompts(source)  # what cannot be learned is said here, not after the minutes of calibration
     section, learn_section = source.recipe.quantization, source.recipe.learn
-    scheme = section.scheme()
-    atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
     limited = section.max_top1_drop is not None  # then learning decides what is in float
     code, part = (LEARN, [section, learn_section]) if limited else (CALIBRATE, [section])
     key = source.key(
@@ -227,14 +202,31 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
         recipe=[*part, source.recipe.compute.precision],
         inputs=[source.class_names, source.prompts] if limited else None,
     )
-    calibrated = restore_encoder(files.encoder, source.model, scheme, key=key)
+    calibrated = source.team.after_first(lambda: calibrated_in(files, source, key=key))
+    features = cache_features(source, calibrated.encoder, files, key=encoder_digest(calibrated), team=source.team)
+    return Prepared(source=source, calibrated=calibrated, features=features, key=key)
+
+
+def calibrated_in(files: RunFiles, source: Source, *, key: str) -> CalibratedEncoder:
+    """The calibrated encoder of a run folder, which the first process of a team makes where it is not there.
+
+    Raises:
+        UsageError: it is not there for another process.
+    """
+    if source.team.first:
+        atomic_write(files.recipe, to_toml(source.recipe).encode(), force=True)
+    calibrated = restore_encoder(files.encoder, source.model, source.recipe.quantization.scheme(), key=key)
     if calibrated is not None:
         logger.info("calibrate: unchanged, taken from %s", files.folder)
-    else:
-        calibrated = calibrate(source, files)
-        save_encoder(calibrated, files.encoder, key=key)
-    features = cache_features(source, calibrated.encoder, files, key=encoder_digest(calibrated))
-    return Prepared(source=source, calibrated=calibrated, features=features, key=key)
+        return calibrated
+    if not source.team.first:
+        raise UsageError(
+            f"expected the run folder {files.folder} to be the same for all processes; process {source.team.rank} "
+            "finds no calibrated encoder of this run there. Name a folder on a file system that they share"
+        )
+    calibrated = calibrate(source, files)
+    save_encoder(calibrated, files.encoder, key=key)
+    return calibrated
 
 
 def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
@@ -269,13 +261,14 @@ def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFea
 
 
 def cache_features(
-    source: Source, encoder: nn.Module, files: RunFiles | None = None, *, key: str = ""
+    source: Source, encoder: nn.Module, files: RunFiles | None = None, *, key: str = "", team: Team = ALONE
 ) -> CachedFeatures:
     """Features of all views of the labelled images, by the quantized and by the float encoder.
 
     Args:
         files: keep them there and take what is there already; None keeps them in memory.
         key: digest of everything that decides the quantized encoder; needed with `files`.
+        team: computes a share of them in each process; needs `files`.
     """
     views = source.views
     sinks: list[FeatureSink] = [HeldFeatures(images=len(views.images)) for _ in range(2)]
@@ -292,6 +285,7 @@ def cache_features(
         views,
         Tower(encoder=encoder, sink=sinks[0], compute=compute),
         Tower(encoder=teacher, sink=sinks[1], normalized=True, compute=compute),
+        team,
     )
 
 
@@ -373,7 +367,7 @@ def learn_stage(
     prepared: Prepared, files: RunFiles | None, *, progress: Callable[[int, float], None] | None = None
 ) -> Learned:
     """Stages `learn` and `fold`. Without `files` nothing is stored."""
-    recipe = prepared.source.recipe
+    recipe, team = prepared.source.recipe, prepared.source.team
     student, tower = new_student(prepared.source)
     words = [prepared.source.class_names, prepared.source.prompts]
     key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, words])
@@ -384,15 +378,15 @@ def learn_stage(
         restore_student(student, tensors)
         text, curve = tensors["text_embedding"], decode_curve(facts.get("curve", ""))
     else:
-        run = LearningRun(checkpoint=files.checkpoint if files else None, key=key)
+        run = LearningRun(checkpoint=files.checkpoint if files else None, key=key, team=team)
         if progress is not None:
-            run = LearningRun(checkpoint=run.checkpoint, key=key, progress=progress)
+            run = replace(run, progress=progress)
         learn(student, prepared.features, recipe.learn, seed=recipe.seed, run=run)
         measure_text(prepared.source, student, tower)
         with torch.no_grad():
             text = student.text_embedding()
         curve = tuple(run.curve)
-        if files:
+        if files and team.first:
             contents = {**student.state_dict(), "text_embedding": text}
             facts = {CALIBRATED_KEY: prepared.key, "curve": encode_curve(curve)}
             write_tensors(files.learned, contents, key=key, metadata=facts)

@@ -10,7 +10,8 @@ from p4q_edge.learning import read_tensors
 from p4q_edge.models import FoldedClassifier
 from p4q_edge.stages.encoder_file import restore_encoder
 from p4q_edge.stages.folding import fold, restore_student
-from p4q_edge.stages.pipeline import CALIBRATED_KEY, RunFiles, Source, new_student
+from p4q_edge.stages.pipeline import CALIBRATED_KEY, Source, new_student
+from p4q_edge.stages.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
 

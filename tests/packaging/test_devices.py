@@ -17,6 +17,7 @@ ON_THE_CPU = {
     "learning/training.py": "a number for a message",
     "models/adapter.py": "moved with the module, whose first numbers are drawn on the CPU",
     "models/folded_classifier.py": "moved with the module",
+    "models/team.py": "messages between processes",
     "quant/attention_products.py": "moved with the module; a scale that is a number",
     "quant/observers.py": "counts of histograms, and shares that are numbers",
     "quant/search.py": "errors of candidates, which are numbers",

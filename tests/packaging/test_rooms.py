@@ -25,6 +25,8 @@ TOOLKIT = (
 )
 LEAVES = RUNTIME[:5]
 """Modules on the ground floor, imported directly."""
+COMMAND_ROOM = ["p4q_edge", "runtime", "cli"]
+"""Of `python -m p4q_edge`, the one module of the namespace itself."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def imports(importer: str, source: str) -> Iterator[Import]:
 
 def floor(module: str) -> tuple[int, int] | None:
     """Return the distribution (0: runtime, 1: toolkit) and the floor of a module's room; None of the package itself."""
-    parts = module.split(".")
+    parts = COMMAND_ROOM if module == "p4q_edge.__main__" else module.split(".")
     if parts[1:2] == ["runtime"]:
         return (0, RUNTIME.index(parts[2])) if len(parts) > 2 else None
     return (1, TOOLKIT.index(parts[1]))
@@ -102,7 +104,7 @@ def test_every_room_is_on_a_floor(repository: Path) -> None:
     modules = sources(repository)
     rooms = {name.split(".")[2] for name in modules if name.startswith("p4q_edge.runtime.")}
     assert rooms == set(RUNTIME)
-    assert {name.split(".")[1] for name in modules} - {"runtime"} == set(TOOLKIT)
+    assert {name.split(".")[1] for name in modules} - {"runtime", "__main__"} == set(TOOLKIT)
 
 
 def test_every_room_of_the_toolkit_is_typed_for_its_users(repository: Path) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         IncompatibleEngineError,
         InputError,
         P4QEdgeError,
+        ProcessLostError,
         QualityGateError,
         UsageError,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "P4QEdgeError",
     "Precision",
     "Prediction",
+    "ProcessLostError",
     "QualityGateError",
     "RtxBuild",
     "RtxOptions",

@@ -46,5 +46,8 @@ Prefer = Literal["speed", "size"]
 CudaBackend = Literal["auto", "driver", "cuda-bindings", "pycuda"]
 """What reaches CUDA: the driver's own library, which `auto` takes, or a package."""
 
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells each process that it starts; where one of them is missing, something else set the others."""
+
 GraphKind = Literal["fp32", "fp16"]
 """A graph of a bundle by what its part is that is not quantized: `fp32` for CPUs, `fp16` for TensorRT."""

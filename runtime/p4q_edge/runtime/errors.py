@@ -9,7 +9,8 @@ Every message says what was expected, what came, and the next command::
     |-- ArtifactError               4   a bundle, card, head or engine that must not be used here
     |   |-- CorruptArtifactError    4   bytes that differ from their recorded digest or format
     |   `-- IncompatibleEngineError 4   built for another runtime version, GPU, platform or card
-    `-- QualityGateError            5   accuracy, parity or self-test below its gate
+    |-- QualityGateError            5   accuracy, parity or self-test below its gate
+    `-- ProcessLostError            1   another process of the same run ended
 
 Programming errors stay builtin (TypeError, ValueError, AssertionError).
 """
@@ -55,3 +56,7 @@ class QualityGateError(P4QEdgeError):
     """Accuracy, parity or self-test below its gate."""
 
     exit_code = 5
+
+
+class ProcessLostError(P4QEdgeError):
+    """Another of the processes that torchrun started for the same run ended."""

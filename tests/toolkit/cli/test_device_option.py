@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from p4q_edge.cli import export, learn
+from p4q_edge.cli import export, learn, team_work
 from p4q_edge.cli.common import choose_recipe
 from p4q_edge.evaluation import torch_reference
 from p4q_edge.recipe.defaults import demo_recipe
@@ -69,11 +69,10 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 def test_memory_that_ran_out_is_told_of_with_what_to_do(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
 
-    monkeypatch.setattr("p4q_edge.stages.open_source", full)
-    monkeypatch.setattr(learn, "open_source", full)
+    monkeypatch.setattr(team_work, "open_source", full)
     assert main([command, "-o", "run"]) == 3
     told = capsys.readouterr().err
     assert "the device ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.)" in told

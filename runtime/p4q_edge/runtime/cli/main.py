@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
 from p4q_edge.runtime.cli.command import (
     ENTRY_POINT_GROUP,
     Command,
@@ -29,12 +30,13 @@ from p4q_edge.runtime.cli.command import (
     Output,
     as_json,
     flush_stdout,
+    toolkit_function,
     write_line,
 )
 from p4q_edge.runtime.cli.interruption import Interruption
 from p4q_edge.runtime.cli.progress_bar import ProgressBar
 from p4q_edge.runtime.cli.registry import ACTIONS_HELP, ALL_HELP, RUNTIME_HELP, TOOLKIT_HELP
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError, ProcessLostError, UsageError
 from p4q_edge.runtime.storage import printable
 
 INSTALL_TOOLKIT = "pip install ./runtime ."
@@ -56,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _configure_logging(quiet=flags.quiet, verbose=flags.verbose, bar=bar)
     try:
         with nullcontext() if flags.quiet else bar.shown():
-            code = _dispatch(arguments)
+            code = _among_others(arguments) if _started_by_torchrun() else _dispatch(arguments)
         flush_stdout()
         return code
     except BrokenPipeError:  # the reader of stdout (`| head`) is gone
         return 1
     except BaseException as error:  # noqa: BLE001  # a signal may end in any of them
-        if interruption.signal is not None:
+        if interruption.signal is not None and not isinstance(error, ProcessLostError):
             # Whatever it broke while it passed through a library.
             return _report(KeyboardInterrupt(), message="interrupted", exit_code=interruption.exit_code, flags=flags)
         return _report_any(error, flags=flags)
@@ -152,6 +154,21 @@ def parse(arguments: Sequence[str]) -> tuple[Command[Any], Any, Output]:
     command: Command[Any] = args.command
     output = Output(json=args.json, force=args.force, quiet=args.quiet, verbose=bool(args.verbose))
     return command, command.request(args), output
+
+
+def _started_by_torchrun() -> bool:
+    """Return whether this is one of several processes; `WORLD_SIZE` alone may be of something else."""
+    return all(os.environ.get(name) for name in TORCHRUN_VARIABLES) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _among_others(arguments: list[str]) -> int:
+    run_in_team = toolkit_function(
+        "run_in_team",
+        missing="several processes of torchrun need the toolkit (Python 3.11 or newer, torch), which is not installed "
+        f"here. Start one process without torchrun, or run, in a checkout of P4Q Edge: {INSTALL_TOOLKIT}",
+    )
+    code: int = run_in_team(lambda: _dispatch(arguments))
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,165 @@
+"""A command under torchrun: the first process runs it, the others compute their share of what it divides."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from p4q_edge.data import Split
+from p4q_edge.models import Team, joined_team, memory_in_words, post, posted, present_team
+from p4q_edge.recipe import Recipe
+from p4q_edge.runtime import errors
+from p4q_edge.runtime.errors import P4QEdgeError, ProcessLostError
+from p4q_edge.runtime.progress import listening
+from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
+
+if TYPE_CHECKING:
+    from p4q_edge.stages import Learned, Prepared
+
+logger = logging.getLogger(__name__)
+
+Stages = Literal["calibrate", "learn"]
+
+FAILED, TOLD = "p4q-edge/failed", "p4q-edge/told"
+"""Notes: why one of the others failed, and that somebody has told the user."""
+ENDED = (
+    "torchrun ended this process: another one ended, which its table below then names, or it was itself asked to. What "
+    "was computed is kept: run the same command again to go on"
+)
+TOLD_WITHIN_S = 3.0
+"""How long another process leaves it to the first to say what happened."""
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the first process asks the others to take part in; all read the same images and the same run folder."""
+
+    stages: Stages
+    recipe: Recipe
+    folder: str
+
+
+class _Failure(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    message: str
+
+
+def calibrated(recipe: Recipe, folder: Path) -> "Prepared":
+    """Stages `load` and `calibrate` of a recipe, by all processes that there are."""
+    with _divided("calibrate", recipe, folder) as team:
+        return prepare(open_source(recipe, team=team), RunFiles(folder=folder))
+
+
+def learned(recipe: Recipe, folder: Path, *, split: Split | None = None) -> "Learned":
+    """All stages up to `fold` of a recipe, by all processes that there are; `split` is what its data gave already."""
+    files = RunFiles(folder=folder)
+    with _divided("learn", recipe, folder) as team:
+        return learn_stage(prepare(open_source(recipe, split, team), files), files)
+
+
+_DIVIDING: ContextVar[bool] = ContextVar("dividing", default=False)
+"""Whether the others are at work, so that they do not wait for a word from the first process."""
+
+
+@contextmanager
+def _divided(stages: Stages, recipe: Recipe, folder: Path) -> Iterator[Team]:
+    """Ask the other processes to take part in what is done within."""
+    team = present_team()
+    if team.size > 1:
+        team.tell(msgspec.json.encode(Work(stages=stages, recipe=recipe, folder=str(folder.resolve()))))
+        _DIVIDING.set(True)
+    yield team
+    _DIVIDING.set(False)  # not after an error: they would wait for the rest of the work
+
+
+def run_in_team(run: Callable[[], int]) -> int:
+    """Run a command among the processes that torchrun started, and return this one's exit code.
+
+    Whatever happens is told once, by the first process; by another one only where the first is gone.
+    """
+    with joined_team() as team:
+        return _lead(team, run) if team.first else _follow(team)
+
+
+def _lead(team: Team, run: Callable[[], int]) -> int:
+    """Run the command, then let the others end."""
+    try:
+        code = run()
+        team.tell()
+    except BaseException as error:
+        with suppress(RuntimeError):  # whoever kept the notes is gone
+            post(TOLD, "yes")
+        if not isinstance(error, ProcessLostError) and not _DIVIDING.get():
+            team.tell()
+        failure = posted(FAILED)
+        if failure is not None and isinstance(error, ProcessLostError | KeyboardInterrupt):
+            raise _error_of(failure) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise ProcessLostError(ENDED) from error
+        raise
+    return code
+
+
+def _follow(team: Team) -> int:
+    """Take part in what the first process asks for, until it asks for nothing; says nothing as long as all is well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # ends at once: there is nothing to tidy up
+    root = logging.getLogger("p4q_edge")
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        with listening(_Silent()):
+            while asked := team.tell():
+                _take_part(team, msgspec.json.decode(asked, type=Work))
+        return 0
+    except ProcessLostError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, for as long as it takes to say one line
+        if not _was_told(team):
+            root.setLevel(level)
+            logger.error("%s", error)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  # whatever it is, the first process tells it
+        known = isinstance(error, P4QEdgeError)
+        message = str(error) if known else f"{type(error).__name__}: {error} (in process {team.rank})"
+        post(FAILED, msgspec.json.encode(_Failure(kind=type(error).__name__, message=message)).decode())
+        return error.exit_code if isinstance(error, P4QEdgeError) else 1
+
+
+def _take_part(team: Team, work: Work) -> None:
+    files = RunFiles(folder=Path(work.folder))
+    with memory_in_words():
+        prepared = prepare(open_source(work.recipe, team=team), files)
+        if work.stages == "learn":
+            learn_stage(prepared, files)
+
+
+def _was_told(team: Team) -> bool:
+    """Whether the first process says what happened; of two it is the one that is gone."""
+    end = time.monotonic() + TOLD_WITHIN_S
+    while team.size > 2 and time.monotonic() < end:
+        if posted(TOLD) is not None:
+            return True
+        time.sleep(0.05)
+    return posted(TOLD) is not None
+
+
+def _error_of(text: str) -> P4QEdgeError:
+    failure = msgspec.json.decode(text, type=_Failure)
+    kind = getattr(errors, failure.kind, P4QEdgeError)
+    error: P4QEdgeError = kind(failure.message)
+    return error
+
+
+class _Silent:
+    """Listens to progress for a process that shows none."""
+
+    def update(self, name: str, fraction: float, detail: str = "") -> None:
+        pass
+
+    def finish(self, name: str) -> None:
+        pass

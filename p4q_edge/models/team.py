@@ -1,0 +1,205 @@
+"""Several processes that compute one run together, as torchrun starts them. Nothing else here uses `torch.distributed`.
+
+Without torchrun there is a team of one, whose methods cost nothing. In a team the first process is the one that
+writes; whatever all of them call, they call in the same order.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
+from p4q_edge.runtime.errors import ProcessLostError, UsageError
+
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=7)
+"""The first process may calibrate for hours while the others wait; one that dies is noticed at once all the same."""
+LOST = (
+    "another process of this run ended ({reason}). What was computed is kept: run the same command again to go on. "
+    "The table of torchrun below names the process that ended first"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """The processes of one run, seen from one of them.
+
+    Attributes:
+        rank: of this one, from 0.
+        size: how many there are.
+        local_rank: of this one on its machine, from 0; its GPU has that number.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def device_name(self, name: str) -> str:
+        """Return the device of this process for a name that a recipe holds: each has a GPU of its own.
+
+        Raises:
+            UsageError: one GPU is named for all of them.
+        """
+        if self.size == 1 or name == "cpu" or not torch.cuda.is_available():
+            return name
+        if ":" in name:
+            raise UsageError(
+                f"expected the device auto, cuda or cpu for {self.size} processes, each of which takes its own GPU; "
+                f"got {name!r}. Leave out --device and compute.device"
+            )
+        return f"cuda:{self.local_rank}"
+
+    @property
+    def dealt(self) -> slice:
+        """This process's share of items that are dealt one by one: every item goes to one process."""
+        return slice(self.rank, None, self.size)
+
+    def rows(self, count: int) -> slice:
+        """Return this process's share of rows that lie side by side; of fewer rows than processes some get none."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.size > 1:
+            _collective(dist.all_reduce, torch.zeros(1))
+
+    def after_first(self, make: Callable[[], T]) -> T:
+        """Call a function in the first process, and when it is done there in the others."""
+        if self.first:
+            made = make()
+            self.wait()
+            return made
+        self.wait()
+        return make()
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all processes into tensors of one dtype and device; all get the same bits."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        _collective(dist.all_reduce, flat)
+        for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def join_rows(self, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        """Return the rows of all processes ``(count, dim)``, with a gradient to each in the process that made it.
+
+        Args:
+            rows: of this one, ``(n, dim)``.
+            places: where they go, ``(n,)`` int64; no place belongs to two processes.
+            count: of places.
+        """
+        whole = rows.new_zeros(count, rows.shape[1]).index_copy(0, places, rows)
+        joined: Tensor = _Sum.apply(whole)
+        return joined
+
+    @torch.no_grad()
+    def take_after_first(self, module: nn.Module) -> None:
+        """Give the parameters and buffers of a module the values that they have in the first process."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                value = tensor.contiguous()
+                _collective(dist.broadcast, value, src=0)
+                tensor.copy_(value)
+
+    def tell(self, message: bytes = b"") -> bytes:
+        """Return the message of the first process, in all of them; what the others give is not read."""
+        length = torch.tensor([len(message)])
+        _collective(dist.broadcast, length, src=0)
+        data = torch.zeros(int(length), dtype=torch.uint8)
+        if self.first:
+            data = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else data
+        if len(data):
+            _collective(dist.broadcast, data, src=0)
+        return data.numpy().tobytes()
+
+
+ALONE = Team()
+_JOINED: ContextVar[Team] = ContextVar("team", default=ALONE)
+
+
+def present_team() -> Team:
+    """Return the team that this process has joined; alone it is one of its own."""
+    return _JOINED.get()
+
+
+@contextmanager
+def joined_team() -> Iterator[Team]:
+    """Join the processes that torchrun started, for the length of a ``with`` block.
+
+    Their variables are taken out of the environment, so that no process that is started from here joins too.
+    """
+    own = {name: os.environ[name] for name in TORCHRUN_VARIABLES}
+    team = Team(rank=int(own["RANK"]), size=int(own["WORLD_SIZE"]), local_rank=int(own["LOCAL_RANK"]))
+    cuda = torch.cuda.is_available()
+    if cuda and team.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(team.local_rank)
+    _collective(dist.init_process_group, "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=LONGEST_WAIT)
+    for name in own:
+        del os.environ[name]
+    token = _JOINED.set(team)
+    try:
+        yield team
+        dist.destroy_process_group()  # not after an error: it might wait for a process that is gone
+    finally:
+        _JOINED.reset(token)
+
+
+def post(key: str, text: str) -> None:
+    """Leave a note for the other processes, which also reaches them when this one ends."""
+    _notes().set(key, text)
+
+
+def posted(key: str) -> str | None:
+    """Return a note that any process left; None where there is none, or nobody left who keeps it."""
+    try:
+        return _notes().get(key).decode() if _notes().check([key]) else None
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _notes() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; as the loss is the sum of theirs, gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        _collective(dist.all_reduce, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        _collective(dist.all_reduce, total)
+        return total
+
+
+def _collective(function: Callable[..., object], *args: object, **options: object) -> None:
+    """Call a function that all processes call.
+
+    Raises:
+        ProcessLostError: one of them is gone.
+    """
+    try:
+        function(*args, **options)
+    except RuntimeError as error:  # torch has no class of its own for a closed connection
+        said = " ".join(str(error).split()).rpartition("] ")[2].partition(". ")[0]
+        raise ProcessLostError(LOST.format(reason=said or type(error).__name__)) from error

@@ -1,0 +1,36 @@
+"""Where a run folder keeps what."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Where the stages of one run keep their results."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
+
+    @property
+    def encoder(self) -> Path:
+        return self.folder / "calibrated.safetensors"
+
+    @property
+    def features(self) -> Path:
+        """A folder; see `FeatureStore`."""
+        return self.folder / "features"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "learning.safetensors"
+
+    @property
+    def learned(self) -> Path:
+        return self.folder / "learned.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        return self.folder / "curve.json"
