@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import atomic_write, refuse_existing
+from p4q_edge.runtime.storage import atomic_write, require_writable
 
 if TYPE_CHECKING:
     import open_clip
@@ -61,7 +61,7 @@ def write_local_dir(
     state["token_embedding.weight"] = state["token_embedding.weight"] * kept  # (vocabulary, width)
     weights = save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"})
     for name in (WEIGHTS_NAME, CONFIG_NAME):
-        refuse_existing(folder / name, force=force)
+        require_writable(folder / name, force=force)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / WEIGHTS_NAME, weights, force=force)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from p4q_edge.demo import CLASS_NAMES, MODEL_DIR, TEMPLATES, demo_images
-from p4q_edge.runtime.storage import refuse_existing
+from p4q_edge.runtime.storage import require_writable
 
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 128,
@@ -310,7 +310,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="replace a model that exists")
     arguments = parser.parse_args()
     settings = Training(steps=arguments.steps, threads=arguments.threads, seed=arguments.seed)
-    refuse_existing(arguments.output / WEIGHTS_NAME, force=arguments.force)  # before the minutes, not after
+    require_writable(arguments.output / WEIGHTS_NAME, force=arguments.force)  # before the minutes, not after
     torch.set_num_threads(settings.threads)
     started = time.monotonic()
     glyphs, labels = render_glyphs(FONTS)

@@ -48,7 +48,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import atomic_write, refuse_existing
+from p4q_edge.runtime.storage import atomic_write, require_writable
 
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 192,
@@ -299,7 +299,7 @@ def main() -> int:
     arguments = parser.parse_args()
     settings = Training(minutes=arguments.minutes, threads=arguments.threads, seed=arguments.seed)
     torch.set_num_threads(settings.threads)
-    refuse_existing(arguments.output / WEIGHTS_NAME, force=arguments.force)
+    require_writable(arguments.output / WEIGHTS_NAME, force=arguments.force)
     run = Run(read_photos(arguments.data, held_out_per_class=settings.held_out_per_class), settings)
     if arguments.checkpoint.exists():
         run.load(arguments.checkpoint)

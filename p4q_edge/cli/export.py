@@ -11,7 +11,7 @@ from p4q_edge.runtime.artifacts import SUFFIX
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.cli.commands import add_torch_device
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import refuse_existing
+from p4q_edge.runtime.storage import require_writable
 from p4q_edge.stages import export_bundle
 
 
@@ -37,7 +37,7 @@ def _request(args: argparse.Namespace) -> ExportRequest:
 def _run(request: ExportRequest, output: Output) -> int:
     if request.bundle.suffix != SUFFIX:
         raise UsageError(f"--output {request.bundle} must end in {SUFFIX}")
-    refuse_existing(request.bundle, force=output.force)
+    require_writable(request.bundle, force=output.force)
     recipe = run_recipe_of(request.run_folder)
     recipe = recipe if request.device is None else on_device(recipe, request.device)
     learned = run_stages(recipe, request.run_folder)

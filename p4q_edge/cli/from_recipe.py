@@ -8,9 +8,11 @@ import msgspec
 from p4q_edge.cli.common import choose_recipe
 from p4q_edge.cli.preflight import check_build
 from p4q_edge.data import Split
+from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, to_toml
 from p4q_edge.runtime.builders import BuildRequest, RecipeRequest
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import require_writable
 
 if TYPE_CHECKING:
     from p4q_edge.stages import Learned
@@ -28,6 +30,8 @@ def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None, log_
     from p4q_edge.models import memory_in_words
     from p4q_edge.stages import RunFiles, log_learning
 
+    if log_dir is not None:
+        require_writable(log_dir / CURVE_TABLE, force=True)
     with memory_in_words():
         learned = team_work.learned(recipe, folder, split=split)
         if log_dir is not None:
@@ -45,7 +49,7 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     bundle, folder = request.engine.with_suffix(".p4q"), request.engine.with_suffix(".run")
     if bundle == request.engine:
         raise UsageError(f"--engine {request.engine} names a bundle; end it in .onnx (CPU) or .plan (TensorRT)")
-    split = check_build(recipe, request.engine, force=request.force)
+    split = check_build(recipe, request.engine, force=request.force, log_dir=request.recipe.log_dir)
     from p4q_edge.stages import export_unless_current
 
     learned = run_stages(recipe, folder, split=split, log_dir=request.recipe.log_dir)

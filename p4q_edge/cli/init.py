@@ -10,7 +10,7 @@ from p4q_edge.data import find_copies, read_images, unreadable_images
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
-from p4q_edge.runtime.storage import atomic_write, refuse_existing
+from p4q_edge.runtime.storage import atomic_write, require_writable
 
 FEW_IMAGES = 8
 """With fewer images a class most of them are either learned from or tested on, and both suffer."""
@@ -58,7 +58,7 @@ def _request(args: argparse.Namespace) -> InitRequest:
 
 def _run(request: InitRequest, output: Output) -> int:
     train, test = find_sets(request.photos)
-    refuse_existing(request.output, force=output.force)
+    require_writable(request.output, force=output.force)
     images = read_images(str(train), key="PHOTOS")
     counts = {name: int((images.labels == label).sum()) for label, name in enumerate(images.class_names)}
     unusable = unreadable_images(images)

@@ -1,14 +1,16 @@
 """Everything about a build that can be checked in seconds, before torch is imported and weights are loaded."""
 
 import logging
-import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from p4q_edge.data import Split, check_data
+from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, run_recipe_of
 from p4q_edge.runtime.artifacts import card_path
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +20,21 @@ COPIES = 4
 LEAST_FREE_BYTES = 64 << 20
 
 
-def check_build(recipe: Recipe, engine: Path, *, force: bool) -> Split:
+def check_build(recipe: Recipe, engine: Path, *, force: bool, log_dir: Path | None = None) -> Split:
     """Return the recipe's images, after all that can be checked about a build.
+
+    Args:
+        recipe: what is built.
+        engine: what is written, with its bundle and run folder beside it.
+        force: replace files of another recipe.
+        log_dir: where the learning curve goes as well.
 
     Raises:
         UsageError: every problem that was found, in one list.
         EnvironmentNotAbleError: the recipe's device is not there.
     """
-    problems = [*output_problems(recipe, engine, force=force), *model_problems(recipe)]
+    logs = () if log_dir is None else unwritable(log_dir / CURVE_TABLE)
+    problems = [*output_problems(recipe, engine, force=force), *logs, *model_problems(recipe)]
     check_device(recipe)
     split, found = check_data(recipe.data, seed=recipe.seed)
     problems += found
@@ -40,11 +49,9 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
     Files of a run with the same recipe are no problem: what did not change is skipped.
     """
     bundle, run = engine.with_suffix(".p4q"), engine.with_suffix(".run")
-    problems = []
-    folder = next((parent for parent in engine.absolute().parents if parent.exists()), Path("/"))
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        problems.append(f"{folder} cannot be written to; name another place with --engine")
-    else:
+    problems = [*unwritable(engine)]
+    if not problems:
+        folder = next(parent for parent in engine.absolute().parents if parent.exists())
         free, needed = shutil.disk_usage(folder).free, max(LEAST_FREE_BYTES, COPIES * _weights_bytes(recipe))
         if free < needed:
             problems.append(
@@ -60,6 +67,14 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
                 "another --engine"
             )
     return problems
+
+
+def unwritable(path: Path) -> Iterator[str]:
+    """Why no file can be made at a path, if so."""
+    try:
+        require_writable(path, force=True)
+    except UsageError as error:
+        yield str(error).rstrip(".")
 
 
 def check_device(recipe: Recipe) -> None:

@@ -75,11 +75,13 @@ class ImageStream:
             InputError: an image cannot be read; the message names it.
             EnvironmentNotAbleError: a process that decodes was ended from outside.
         """
+        chunks = _Chunks(self.images, self.spec, size)
+        workers = min(self.workers, len(chunks))  # a further one would be started for nothing
         loader = DataLoader(
-            _Chunks(self.images, self.spec, size),
+            chunks,
             batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=BATCHES_AHEAD if self.workers else None,
+            num_workers=workers,
+            prefetch_factor=BATCHES_AHEAD if workers else None,
             # Its own generator, as a loader takes a number from the global one, on which other results depend.
             generator=torch.Generator().manual_seed(0),
         )

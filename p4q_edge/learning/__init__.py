@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.learning.curves import CurvePoint, decode_curve, encode_curve, write_curve
+    from p4q_edge.learning.curves import CURVE_TABLE, CurvePoint, decode_curve, encode_curve, write_curve
     from p4q_edge.learning.feature_store import SHARD_IMAGES, FeatureSink, FeatureStore, HeldFeatures
     from p4q_edge.learning.losses import contrastive_loss
     from p4q_edge.learning.tensor_file import read_tensors, write_tensors
     from p4q_edge.learning.training import CachedFeatures, LearningRun, Student, batch_loss, learn, make_student
 
 __all__ = [
+    "CURVE_TABLE",
     "SHARD_IMAGES",
     "CachedFeatures",
     "CurvePoint",
@@ -37,7 +38,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "curves": ("CurvePoint", "decode_curve", "encode_curve", "write_curve"),
+            "curves": ("CURVE_TABLE", "CurvePoint", "decode_curve", "encode_curve", "write_curve"),
             "feature_store": ("FeatureSink", "FeatureStore", "HeldFeatures", "SHARD_IMAGES"),
             "losses": ("contrastive_loss",),
             "tensor_file": (

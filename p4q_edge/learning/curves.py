@@ -10,7 +10,7 @@ import msgspec
 
 from p4q_edge.runtime.storage import atomic_write
 
-CSV_NAME = "learning.csv"
+CURVE_TABLE = "learning.csv"
 EVENTS_NAME = "events.out.tfevents.0.p4q-edge"
 """TensorBoard takes files with `tfevents` in their names."""
 
@@ -51,8 +51,7 @@ def decode_curve(text: str) -> tuple[CurvePoint, ...]:
 
 def write_curve(folder: Path, points: Sequence[CurvePoint]) -> tuple[Path, Path]:
     """Write points as CSV and as events, in place of what an earlier run left there; return both paths."""
-    table, events = folder / CSV_NAME, folder / EVENTS_NAME
-    folder.mkdir(parents=True, exist_ok=True)
+    table, events = folder / CURVE_TABLE, folder / EVENTS_NAME
     atomic_write(table, as_csv(points).encode(), force=True)
     atomic_write(events, as_events(points), force=True)
     return table, events

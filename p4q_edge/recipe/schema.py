@@ -14,6 +14,8 @@ from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, Roundin
 Method = Literal["p4q", "as-released"]
 
 MAX_IMAGE_SIZE = 4096
+MAX_WORKERS = 256
+MAX_BATCH_SIZE = 1 << 16
 MAX_RATE = 1e30
 """Far beyond what any learning survives; above it the optimizer itself overflows."""
 
@@ -265,12 +267,12 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not is_device_name(self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise ValueError(f"batch_size must be 'auto' or at least 1, got {self.batch_size}")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be from 0 to {MAX_WORKERS}, got {self.workers}")
+        if self.batch_size != "auto" and not 1 <= self.batch_size <= MAX_BATCH_SIZE:
+            raise ValueError(f"batch_size must be 'auto' or from 1 to {MAX_BATCH_SIZE}, got {self.batch_size}")
         if not 0.0 <= self.memory_gib < float("inf"):
-            raise ValueError(f"memory_gib must not be negative, got {self.memory_gib}")
+            raise ValueError(f"memory_gib must be 0 or more, got {self.memory_gib}")
 
 
 def is_device_name(name: str) -> bool:

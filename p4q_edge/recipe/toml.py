@@ -1,10 +1,11 @@
 """Recipes as TOML: read, check, write."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -44,7 +45,7 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
     try:
         return msgspec.convert(document, Recipe)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{source}: {error}") from error
+        raise UsageError(f"{source}: {error}{_expected(str(error))}") from error
 
 
 def anchor(recipe: Recipe, folder: Path) -> Recipe:
@@ -97,6 +98,28 @@ def _toml_value(value: object) -> str:
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     # JSON's spelling of strings, numbers and booleans is also TOML's, but for DEL, which JSON leaves unescaped.
     return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def _expected(message: str) -> str:
+    """The choices of the key that msgspec found another value of, which it does not name itself; else nothing."""
+    found = re.search(r"Invalid enum value .* - at `\$\.([\w.]+)`", message)
+    if found is None:
+        return ""
+    kind: Any = Recipe
+    for key in found[1].split("."):
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[key]
+    return f"; expected {' or '.join(map(str, _choices(kind)))}"
+
+
+def _choices(kind: Any) -> Iterator[object]:
+    """What a type takes, in words: the values of its Literals, and the names of its other parts."""
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+    elif parts := get_args(kind):
+        for part in parts:
+            yield from _choices(part)
+    elif kind is not type(None):
+        yield kind.__name__
 
 
 def _unknown_keys(document: dict[str, Any], section: type[Section], *, prefix: str) -> Iterator[str]:

@@ -387,6 +387,7 @@ def learn_stage(
             text = student.text_embedding()
         curve = tuple(run.curve)
         if files and team.first:
+            files.curve.unlink(missing_ok=True)  # of what was learned before
             contents = {**student.state_dict(), "text_embedding": text}
             facts = {CALIBRATED_KEY: prepared.key, "curve": encode_curve(curve)}
             write_tensors(files.learned, contents, key=key, metadata=facts)

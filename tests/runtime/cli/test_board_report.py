@@ -16,6 +16,7 @@ from p4q_edge.runtime.cli import board_report
 from p4q_edge.runtime.cli.board_report import cleanse, write_board_report
 from p4q_edge.runtime.cli.commands import doctor
 from p4q_edge.runtime.cli.main import main
+from p4q_edge.runtime.errors import UsageError
 
 TINY = Path(__file__).parents[1] / "data" / "tiny.p4q"
 TEGRASTATS = """#!/bin/sh
@@ -125,6 +126,15 @@ def test_a_failed_build_is_a_result_and_ends_the_engines_steps(monkeypatch: pyte
     monkeypatch.setattr(board_report, "_toolkit_is_installed", lambda: False)
     _, steps = write_board_report(tmp_path, bundle=bundle, backends={"onnxruntime": True, "tensorrt": False})
     assert [(step.name, step.exit_code) for step in steps][2:] == [("bundle-onnx-build", 4)]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(board_report, "_run", lambda words, folder: pytest.fail(f"{words} was run"))
+    with pytest.raises(UsageError, match="file is not a folder"):
+        write_board_report(tmp_path / "file", bundle=None, backends={})
 
 
 def test_the_command_writes_it_and_says_where(

@@ -142,6 +142,14 @@ def test_wrong_usage(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    "arguments", [["inspect", ""], ["embed", "x.onnx", "photos", "-o", ""], ["head", "add", "", "night.safetensors"]]
+)
+def test_an_empty_word_is_not_this_folder(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert ": expected a path, got an empty word. Run: p4q-edge" in capsys.readouterr().err
+
+
 def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     out, err = capsys.readouterr()

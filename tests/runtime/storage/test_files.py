@@ -14,7 +14,14 @@ from typing import BinaryIO
 import pytest
 
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
-from p4q_edge.runtime.storage.files import atomic_write, locked, read_bounded, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage.files import (
+    atomic_write,
+    locked,
+    read_bounded,
+    require_writable,
+    sha256_bytes,
+    sha256_file,
+)
 
 
 def test_digests_of_bytes_and_files_agree_with_hashlib(tmp_path: Path) -> None:
@@ -57,8 +64,21 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot write .*file/out: .* Name a file in a folder"):
-        atomic_write(tmp_path / "file" / "out", b"")
+    for path in (tmp_path / "file" / "out", tmp_path / "file" / "new" / "out"):
+        with pytest.raises(UsageError, match="cannot write .*/out: .*file is not a folder. Name a file in a folder"):
+            atomic_write(path, b"")
+        with pytest.raises(UsageError, match="is not a folder"):
+            require_writable(path, force=True)
+
+
+def test_what_is_in_the_way_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "new" / "out", force=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match=r"cannot write .*/out: File name too long"):
+        require_writable(tmp_path / ("x" * 300) / "out", force=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=f"the folder {tmp_path} is not writable. Name a file"):
+        require_writable(tmp_path / "new" / "out", force=True)
 
 
 def test_reading_is_bounded(tmp_path: Path) -> None:

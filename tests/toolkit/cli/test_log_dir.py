@@ -33,6 +33,17 @@ def test_where_nothing_is_learned_it_is_refused(
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.parametrize("command", [["learn", "-o", "run"], ["build", "--engine", "x.onnx"]])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_run(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main([*command, "--log-dir", "file"]) == 2
+    assert f"cannot write file/learning.csv: {tmp_path / 'file'} is not a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.slow
 def test_learning_leaves_its_curve(tmp_path: Path) -> None:
     recipe = demo_recipe()

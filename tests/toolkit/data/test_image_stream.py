@@ -1,5 +1,6 @@
 """Images that are streamed: the same order and values by any number of processes, and few of them alive at once."""
 
+import multiprocessing
 import os
 import signal
 import weakref
@@ -35,6 +36,13 @@ def test_order_and_values_are_those_of_one_process(toy_images: Callable[[int], I
     assert len(stream) == len(whole)
     assert torch.equal(stream[3:30:5], whole[3:30:5])
     assert torch.equal(stream[:2], whole[:2])
+
+
+def test_no_more_processes_are_started_than_there_are_batches(toy_images: Callable[[int], ImageSet]) -> None:
+    batches = ImageStream(images=toy_images(2), spec=SPEC, workers=6).split(4)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    assert len(list(batches)) == 1
 
 
 def test_the_global_generator_is_left_alone(toy_images: Callable[[int], ImageSet]) -> None:

@@ -133,6 +133,17 @@ def test_a_curve_is_logged_beside_a_run_that_it_does_not_change(prepared: Prepar
     assert torch.equal(learn_stage(prepared, None).classifier.text_embedding, learned.classifier.text_embedding)
 
 
+def test_the_curve_of_what_was_learned_before_goes_with_it(
+    toy_clip: LoadedModel, toy_images: Callable[[int], ImageSet], tmp_path: Path
+) -> None:
+    files = RunFiles(folder=tmp_path / "run")
+    for epochs in (2, 3):
+        learned = learn_stage(prepare(source_of(toy_clip, toy_images(6), epochs=epochs), files), files)
+        assert read_curve(files) == ()
+        log_learning(learned, files, tmp_path / "log")
+        assert len(read_curve(files)) == epochs
+
+
 def test_a_damaged_curve_says_what_to_do(tmp_path: Path) -> None:
     files = RunFiles(folder=tmp_path)
     assert read_curve(files) == ()

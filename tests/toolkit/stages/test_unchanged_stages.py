@@ -15,7 +15,7 @@ from p4q_edge.quant.observers import MagnitudeHistogram
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.runtime.storage import refuse_existing, unchanged
+from p4q_edge.runtime.storage import require_writable, unchanged
 from p4q_edge.stages import export, pipeline
 from p4q_edge.stages.export import bundle_key
 from p4q_edge.stages.pipeline import RunFiles, Source, learn_stage, prepare
@@ -166,7 +166,7 @@ def test_a_bundle_of_this_run_is_replaced_when_it_is_outdated_and_a_changed_one_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(learned: object, path: Path, *, force: bool) -> None:
-        refuse_existing(path, force=force)
+        require_writable(path, force=force)
         path.write_bytes(str(learned).encode())
 
     monkeypatch.setattr(export, "bundle_key", lambda learned: str(learned))

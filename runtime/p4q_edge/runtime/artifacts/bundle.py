@@ -33,7 +33,7 @@ from p4q_edge.runtime.storage import (
     decode_json,
     decode_sealed,
     encode_sealed,
-    refuse_existing,
+    require_writable,
     sha256_bytes,
     sha256_file,
 )
@@ -194,7 +194,7 @@ def write_bundle(
         UsageError: the file exists and `force` is false.
     """
     path = Path(path)
-    refuse_existing(path, force=force)
+    require_writable(path, force=force)
     absent = [name for name in REQUIRED if name not in members]
     unusable = [name for name in members if not _MEMBER_NAME.fullmatch(name) or name == MANIFEST]
     if absent or unusable:

@@ -38,7 +38,7 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, U
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import rounding_limits_of
-from p4q_edge.runtime.storage import complete_switch, refuse_existing, sha256_file
+from p4q_edge.runtime.storage import complete_switch, require_writable, sha256_file
 from p4q_edge.runtime.verification import compare_golden, require
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def build_engine(
     engine = Path(engine)
     chosen = backend_of(engine, backend)
     complete_switch(engine)
-    _refuse_existing(engine, force=force)
+    _require_writable(engine, force=force)
     opened = read_bundle(bundle)
     check_consistent(opened)
     _warn_of_small_share(opened, precision_on(chosen, opened.manifest.precision))
@@ -156,9 +156,9 @@ def _cpu_backend(backend: BackendName | None) -> CpuBackend | None:
     return next((one for one in CPU_BACKENDS if one == backend), None)
 
 
-def _refuse_existing(engine: Path, *, force: bool) -> None:
+def _require_writable(engine: Path, *, force: bool) -> None:
     for path in (engine, card_path(engine)):
-        refuse_existing(path, force=force)
+        require_writable(path, force=force)
 
 
 def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
@@ -176,7 +176,7 @@ def _build_cpu(bundle: Bundle, engine: Path, *, backend: CpuBackend | None, forc
     refuse_unsound(bundle, "fp32", engine=engine)
     made = make_cpu_engine(bundle, engine, options.cpu_request(backend), deadline_s=options.deadline_s)
     card = _compared(made.card, made.outputs, made.golden, engine=engine)
-    _refuse_existing(engine, force=force)
+    _require_writable(engine, force=force)
     write_deployment(engine, card, made.files)
     return card
 
@@ -223,7 +223,7 @@ def _build_tensorrt(
     )
     card = _compared(card, plan.outputs, plan.golden, engine=engine)
     try:
-        _refuse_existing(engine, force=force)
+        _require_writable(engine, force=force)
         write_deployment(engine, card, {"": plan.plan})
     finally:
         plan.plan.unlink(missing_ok=True)
@@ -245,7 +245,7 @@ def _build_rtx(
         noise=bundle.manifest.parity.noise.get("fp16"),
     )
     try:
-        _refuse_existing(engine, force=force)
+        _require_writable(engine, force=force)
         write_deployment(engine, card, {"": built.plan})
     finally:
         built.plan.unlink(missing_ok=True)

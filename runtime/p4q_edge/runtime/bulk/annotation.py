@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from p4q_edge.runtime.classification import Prediction
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import video
-from p4q_edge.runtime.storage import refuse_existing, temporary_path
+from p4q_edge.runtime.storage import require_writable, temporary_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def require_film(path: Path, *, force: bool) -> None:
     if path.suffix.lower() not in CODECS:
         raise UsageError(f"expected a film ending in {', '.join(CODECS)}, got {path}.")
     video.import_cv2()
-    refuse_existing(path, force=force)
+    require_writable(path, force=force)
 
 
 class Annotator:

@@ -19,7 +19,7 @@ from p4q_edge.runtime.artifacts import Head
 from p4q_edge.runtime.bulk.tables import require_pyarrow
 from p4q_edge.runtime.classification import ZeroShotClassifier
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import NPZ_ERRORS, atomic_write, read_bounded, refuse_existing
+from p4q_edge.runtime.storage import NPZ_ERRORS, atomic_write, read_bounded, require_writable
 
 SUFFIXES = (".npz", ".parquet")
 MAX_BYTES = 8 << 30
@@ -88,7 +88,7 @@ def require_embeddings_file(path: Path, *, force: bool) -> None:
         raise UsageError(f"expected a file ending in {' or '.join(SUFFIXES)}, got {path}.")
     if path.suffix.lower() == ".parquet":
         require_pyarrow()
-    refuse_existing(path, force=force)
+    require_writable(path, force=force)
 
 
 def write_embeddings(path: Path, embeddings: Embeddings, *, force: bool = False) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
-from p4q_edge.runtime.storage import atomic_write, refuse_existing
+from p4q_edge.runtime.storage import atomic_write, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def require_table(path: Path, *, embeddings: bool, force: bool) -> None:
         raise UsageError(f"a CSV file has no place for embeddings: name a .parquet or .jsonl file instead of {path}.")
     if suffix == ".parquet":
         require_pyarrow()
-    refuse_existing(path, force=force)
+    require_writable(path, force=force)
 
 
 def require_pyarrow() -> None:

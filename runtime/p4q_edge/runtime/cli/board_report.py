@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from p4q_edge.runtime.machine import provenance
-from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.storage import atomic_write, require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def write_board_report(folder: Path, *, bundle: Path | None, backends: Mapping[s
     Raises:
         UsageError: the folder cannot be written to.
     """
+    archive = folder / f"board-report-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz"
+    require_writable(archive, force=False)
     with tempfile.TemporaryDirectory(prefix="p4q-board-") as name:
         run = _Run(Path(name))
         run.step("doctor", "doctor")
@@ -86,8 +88,6 @@ def write_board_report(folder: Path, *, bundle: Path | None, backends: Mapping[s
                 run.engine(member, suffix)
         files = {**run.files, "report.md": _summary(run.steps)}
         cleaned = {name: cleanse(text, run.folder) for name, text in files.items()}
-    archive = folder / f"board-report-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz"
-    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(archive, _packed(cleaned))
     return archive, run.steps
 

@@ -174,8 +174,23 @@ def _among_others(arguments: list[str]) -> int:
 class _Parser(argparse.ArgumentParser):
     """An argument parser that reports a wrong argument as any other error: one line, no usage text."""
 
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.register("type", Path, _path)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. Run: {self.prog} --help")
+
+
+def _path(text: str) -> Path:
+    """Return a path that was named.
+
+    Raises:
+        ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives; it would be this folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty word")
+    return Path(text)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -34,7 +34,7 @@ from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain,
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
-from p4q_edge.runtime.storage import atomic_write, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage import atomic_write, require_writable, sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -208,12 +208,12 @@ def default_report(engine: Path) -> Path:
 
 
 def check_report_paths(paths: tuple[Path, ...], renderers: Mapping[str, Renderer], *, force: bool) -> None:
-    """Refuse, before anything runs, suffixes without a renderer and files that are not reports.
+    """Refuse, before anything runs, suffixes without a renderer, files that are not reports and places to write none.
 
     A report is the record of the last validation, so an older one is replaced; any other file needs --force.
 
     Raises:
-        UsageError: a suffix that nothing here writes, or a file that is not a report.
+        UsageError: a suffix that nothing here writes, a file that is not a report, or a folder that cannot be written.
     """
     for path in paths:
         if path.suffix not in renderers:
@@ -221,6 +221,7 @@ def check_report_paths(paths: tuple[Path, ...], renderers: Mapping[str, Renderer
             raise UsageError(f"--report {path}: expected a file ending in {', '.join(renderers)}{needs}")
         if path.exists() and not force and not is_report(path):
             raise UsageError(f"{path} exists and is not a report; add --force to replace it, or name another file.")
+        require_writable(path, force=True)
 
 
 def write_reports(outcome: Outcome, paths: tuple[Path, ...], renderers: Mapping[str, Renderer]) -> None:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.storage.files import (
         atomic_write,
         read_bounded,
-        refuse_existing,
         remove_leftovers,
+        require_writable,
         sha256_bytes,
         sha256_file,
         temporary_path,
@@ -77,8 +77,8 @@ __all__ = [
     "printable",
     "read_bounded",
     "read_kept",
-    "refuse_existing",
     "remove_leftovers",
+    "require_writable",
     "save_tensors",
     "scratch_folder",
     "sha256_bytes",
@@ -100,7 +100,7 @@ if not TYPE_CHECKING:
             "files": (
                 "atomic_write",
                 "read_bounded",
-                "refuse_existing",
+                "require_writable",
                 "remove_leftovers",
                 "sha256_bytes",
                 "sha256_file",

@@ -36,10 +36,24 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise `UsageError` if `path` exists and may not be replaced."""
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already; add --force to replace it, or name another file.")
+def require_writable(path: Path, *, force: bool) -> None:
+    """Raise where no file can be made at `path`: asked before the work that would be lost with it.
+
+    Of folders, the nearest that is there is looked at, and nothing is made.
+
+    Raises:
+        UsageError: it exists and `force` is false, or its folder cannot be written.
+    """
+    try:
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already; add --force to replace it, or name another file.")
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"the folder {nearest} is not writable")
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def read_bounded(path: Path, *, limit_bytes: int, kind: str) -> bytes:
@@ -103,7 +117,7 @@ def atomic_write(
     """
     path = Path(path)
     try:
-        refuse_existing(path, force=force)
+        require_writable(path, force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         temporary = temporary_path(path)

@@ -36,7 +36,7 @@ from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.statistics import Estimate
-from p4q_edge.runtime.storage import load_tensors, refuse_existing, remove_leftovers, sha256_file, temporary_path
+from p4q_edge.runtime.storage import load_tensors, remove_leftovers, require_writable, sha256_file, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def build_plan(
         ArtifactError: TensorRT refuses the model.
         QualityGateError: no plan computes what the reference computes.
     """
-    refuse_existing(engine, force=force)
+    require_writable(engine, force=force)
     samples = read_golden(golden, source="the golden samples of the bundle")
     engine.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(engine.parent)
@@ -107,7 +107,7 @@ def build_plan(
         choice = choose(rows, ratios, prefer=options.prefer, doubt=advice.wrong_transformers(version))
         logger.info("%s", table(rows, choice))
         outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
-        refuse_existing(engine, force=force)
+        require_writable(engine, force=force)
         plan = temporary_path(engine)
         (folder / f"{choice.kept}.plan").replace(plan)
         for cache in folder.glob(TIMING_CACHES):

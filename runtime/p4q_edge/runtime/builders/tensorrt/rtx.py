@@ -19,7 +19,7 @@ from p4q_edge.runtime.artifacts import PlanInspection, RtxMachine, RtxOptions
 from p4q_edge.runtime.builders.dry_run import Batches, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
-from p4q_edge.runtime.storage import refuse_existing, remove_leftovers, temporary_path
+from p4q_edge.runtime.storage import remove_leftovers, require_writable, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def build_rtx(
         EnvironmentNotAbleError: the library is not installed, or there is too little memory.
         ArtifactError: the library refuses the model.
     """
-    refuse_existing(engine, force=force)
+    require_writable(engine, force=force)
     engine.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(engine.parent)
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f".p4q-build.{os.getpid()}-", suffix=".tmp") as name:
@@ -66,7 +66,7 @@ def build_rtx(
             "engine": str(engine),
         }
         built = run_worker(request, task="INT8 engine for RTX", progress=progress)
-        refuse_existing(engine, force=force)
+        require_writable(engine, force=force)
         plan = temporary_path(engine)
         (folder / "int8.plan").replace(plan)
     inspection = {**built["inspection"], "build_seconds": {"int8": built["seconds"]}}

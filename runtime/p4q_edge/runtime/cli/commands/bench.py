@@ -83,11 +83,11 @@ def _request(args: argparse.Namespace) -> BenchRequest:
 def _run(request: BenchRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import on_backend, read_card
     from p4q_edge.runtime.benchmark import bench, load_candidate, measure_memory, reset_peak, this_setting
-    from p4q_edge.runtime.storage import atomic_write, encode_json, refuse_existing
+    from p4q_edge.runtime.storage import atomic_write, encode_json, require_writable
 
     options, setting = request.options, this_setting()
     if request.report is not None:
-        refuse_existing(request.report, force=output.force)
+        require_writable(request.report, force=output.force)
     card = on_backend(read_card(request.engine), request.backend)
     reset_peak()
     candidates = [
