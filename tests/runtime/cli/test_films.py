@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import logging
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 
 from p4q_edge.runtime import ZeroShotClassifier
-from p4q_edge.runtime.bulk.annotation import annotated
+from p4q_edge.runtime.bulk import annotation
+from p4q_edge.runtime.bulk.annotation import Annotator, annotated, font_of
 from p4q_edge.runtime.classification.predictions import Prediction
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,8 +65,8 @@ def opencv(monkeypatch: pytest.MonkeyPatch) -> type[Writer]:
         def isOpened(self) -> bool:
             return True
 
-        def get(self, _: int) -> float:
-            return 25.0
+        def get(self, what: int) -> float:
+            return 25.0 if what == 5 else 5.0
 
         def grab(self) -> bool:
             self.grabbed = self.left.pop(0) if self.left else None
@@ -80,7 +84,11 @@ def opencv(monkeypatch: pytest.MonkeyPatch) -> type[Writer]:
     Writer.made, Writer.opened = [], True
     fourcc = "".join
     module = types.SimpleNamespace(
-        VideoCapture=Capture, VideoWriter=Writer, VideoWriter_fourcc=lambda *letters: fourcc(letters), CAP_PROP_FPS=5
+        VideoCapture=Capture,
+        VideoWriter=Writer,
+        VideoWriter_fourcc=lambda *letters: fourcc(letters),
+        CAP_PROP_FPS=5,
+        CAP_PROP_FRAME_COUNT=7,
     )
     monkeypatch.setitem(sys.modules, "cv2", module)
     return Writer
@@ -158,6 +166,9 @@ def test_what_was_written_stays_where_a_camera_stops(
             "--annotate and --max-fps are for a film or a camera",
         ),
         (("FILM", "--annotate", "a.txt"), "expected a film ending in .mp4"),
+        (("FILM", "--annotate", "FILM", "--force"), "is the film that is looked at. Name another file"),
+        (("FILM", "--annotate", "PHOTO/a.mp4"), "photo.png is not a folder. Name a file in a folder"),
+        (("cam:99999999999999999999",), "OpenCV cannot open camera 99999999999999999999. Check the camera number"),
         (("none.mp4",), "none.mp4 does not exist. Check the path of the video."),
     ],
 )
@@ -170,7 +181,7 @@ def test_what_is_refused(
     arguments: tuple[str, ...],
     said: str,
 ) -> None:
-    given = [{"FILM": str(film), "PHOTO": str(photo)}.get(argument, argument) for argument in arguments]
+    given = [argument.replace("FILM", str(film)).replace("PHOTO", str(photo)) for argument in arguments]
     code, _, err = run("classify", tiny_engine, *given)
     assert code == 2
     assert said in err
@@ -181,6 +192,29 @@ def test_a_film_that_opencv_cannot_write(run: Run, opencv: type[Writer], tiny_en
     code, _, err = run("classify", tiny_engine, film, "--annotate", film.with_name("out.mkv"))
     assert code == 2
     assert "OpenCV cannot write" in err
+    assert not film.with_name("out.mkv").exists()
+
+
+def test_a_film_that_does_not_fit_on_the_disk_is_said_to_be_none(
+    run: Run, opencv: type[Writer], tiny_engine: Path, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = run("classify", tiny_engine, film, "--annotate", film.with_name("out.avi"))
+    assert code == 1
+    assert "out.avi: the disk is full" in err
+    assert [path.name for path in film.parent.iterdir() if "out" in path.name or ".tmp" in path.name] == []
+
+
+def test_frames_of_another_size_are_brought_to_that_of_the_first(opencv: type[Writer], tmp_path: Path) -> None:
+    answer = Prediction(label="cup", score=0.9, index=0, known=True, topk=(("cup", 0.9),))
+    with Annotator(tmp_path / "new" / "out.avi", fps=5.0) as film:
+        film.write(np.zeros((SIDE, SIDE, 3), np.uint8), answer)
+        film.write(np.zeros((2 * SIDE, SIDE, 3), np.uint8), answer)
+    assert [frame.shape for frame in opencv.made[0].frames] == [(SIDE, SIDE, 3)] * 2
+    assert (tmp_path / "new" / "out.avi").read_text() == "2 frames"
 
 
 def test_a_folder_of_a_films_name_is_a_folder(run: Run, tiny_engine: Path, tmp_path: Path, photo: Path) -> None:
@@ -200,6 +234,32 @@ def test_the_line_of_text_says_whether_it_is_known() -> None:
     assert image.getpixel((0, 119)) == (255, 255, 255), "the picture itself is left alone"
     assert known.tobytes() != unknown.tobytes()
     assert known.crop((0, 0, 160, 100)).tobytes() == image.crop((0, 0, 160, 100)).tobytes()
+
+
+def test_words_beyond_ascii_are_drawn_by_a_font_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = font_of("cup", 12)
+    named: list[str] = []
+
+    class Font:
+        def __init__(self, name: str, size: int) -> None:
+            named.append(name)
+            if name == "absent":
+                raise OSError("cannot open resource")
+            self.letters = {"latin": "Käse", "all": "Käse 猫\n"}[name]
+
+        def getmask(self, letter: str) -> bytes:
+            return letter.encode() if letter in self.letters else b"box"
+
+    monkeypatch.setattr(annotation.ImageFont, "truetype", Font)
+    monkeypatch.setattr(annotation.ImageFont, "load_default", lambda size: own)
+    monkeypatch.setattr(annotation, "FONTS", ("absent", "latin", "all"))
+    assert (font_of("Käse", 12).letters, named) == ("Käse", ["absent", "latin"])  # type: ignore[union-attr]
+    assert font_of("猫", 12).letters == "Käse 猫\n"  # type: ignore[union-attr]
+    assert font_of("قط", 12) is font_of("🐱", 12) is own
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "boxes stand for some in the film" in caplog.text
 
 
 def test_with_a_real_opencv(run: Run, tiny_engine: Path, tmp_path: Path) -> None:

@@ -24,14 +24,15 @@ class Capture:
         self, count: int, *, opened: bool = True, fps: float = 30.0, shown: threading.Semaphore | None
     ) -> None:
         self.count, self.opened, self.fps, self.shown = count, opened, fps, shown
+        self.said = float(count)
         self.position = -1
         self.released = False
 
     def isOpened(self) -> bool:
         return self.opened
 
-    def get(self, _: int) -> float:
-        return self.fps
+    def get(self, what: int) -> float:
+        return self.fps if what == 5 else self.said
 
     def grab(self) -> bool:
         self.position += 1
@@ -57,7 +58,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Capture]:
         count: int, *, opened: bool = True, fps: float = 30.0, shown: threading.Semaphore | None = None
     ) -> Capture:
         capture = Capture(count, opened=opened, fps=fps, shown=shown)
-        module = types.SimpleNamespace(VideoCapture=lambda source: capture, CAP_PROP_FPS=5)
+        module = types.SimpleNamespace(VideoCapture=lambda source: capture, CAP_PROP_FPS=5, CAP_PROP_FRAME_COUNT=7)
         monkeypatch.setitem(sys.modules, "cv2", module)
         return capture
 
@@ -79,6 +80,17 @@ def test_a_film_gives_all_frames_that_can_be_decoded(camera: Callable[..., Captu
     capture = camera(5)
     assert numbers(video.frames(film)) == [0, 2, 3, 4]
     assert capture.released
+
+
+def test_a_film_that_is_cut_off_is_told_of(
+    camera: Callable[..., Capture], film: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    camera(5).said = 30.0
+    assert len(numbers(video.frames(film))) == 4
+    assert "film.mp4 ends after 5 of the 30 frames that it names: it is cut off or damaged" in caplog.text
+    camera(0)
+    with pytest.raises(InputError, match=r"film.mp4 holds no frame that can be read. Check that it is whole"):
+        list(video.frames(film))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +145,7 @@ def test_a_live_source_that_stalls_is_an_error(camera: Callable[..., Capture], m
 
 def test_sources_that_cannot_be_opened(camera: Callable[..., Capture], film: Path, tmp_path: Path) -> None:
     capture = camera(1, opened=False)
-    with pytest.raises(InputError, match="OpenCV cannot open 3. Check the camera number"):
+    with pytest.raises(InputError, match="OpenCV cannot open camera 3. Check the camera number"):
         list(video.frames(3))
     assert capture.released
     with pytest.raises(InputError, match=r"absent\.mp4 does not exist"):

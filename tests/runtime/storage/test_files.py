@@ -76,6 +76,8 @@ def test_what_is_in_the_way_is_found_before_the_work(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match=r"cannot write .*/out: File name too long"):
         require_writable(tmp_path / ("x" * 300) / "out", force=True)
+    with pytest.raises(UsageError, match="cannot write .*: it is a folder. Name a file"):
+        require_writable(tmp_path, force=True)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UsageError, match=f"the folder {tmp_path} is not writable. Name a file"):
         require_writable(tmp_path / "new" / "out", force=True)

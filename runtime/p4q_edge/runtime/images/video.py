@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,14 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
 LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://")
+
+MOST_CAMERAS = 1 << 16
+LEAST_SHARE = 0.9
+"""Of the frames that a film names, which some containers only estimate."""
 
 _FRAME_WAIT_S = 10.0
 
@@ -48,7 +55,7 @@ def film_fps(source: int | str) -> float | None:
     if is_live(source):
         return None
     cv2 = import_cv2()
-    capture = cv2.VideoCapture(source)
+    capture = _opened(source)
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     capture.release()
     return fps if math.isfinite(fps) and fps > 0 else None
@@ -62,21 +69,38 @@ def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None
 
     Raises:
         EnvironmentNotAbleError: OpenCV is not installed.
-        InputError: the source cannot be opened, or a live one stops.
+        InputError: the source cannot be opened, a film has no frame, or a live one stops.
     """
     cv2 = import_cv2()
-    if isinstance(source, (str, os.PathLike)) and not is_live(source) and not Path(source).is_file():
-        raise InputError(f"{os.fspath(source)} does not exist. Check the path of the video.")
-    capture = cv2.VideoCapture(source if isinstance(source, int) else os.fspath(source))
-    if not capture.isOpened():
-        capture.release()
-        raise InputError(
-            f"OpenCV cannot open {source!r}. Check the camera number, the address or the format of the video."
-        )
+    capture = _opened(source)
     if is_live(source):
         yield from _newest(capture, source=str(source), max_fps=max_fps)
-    else:
-        yield from _sampled(capture, max_fps=max_fps, film_fps=float(capture.get(cv2.CAP_PROP_FPS)))
+        return
+    fps, said = float(capture.get(cv2.CAP_PROP_FPS)), float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    read = yield from _sampled(capture, max_fps=max_fps, film_fps=fps)
+    if not read:
+        raise InputError(f"{source} holds no frame that can be read. Check that it is whole: play it.")
+    if read < LEAST_SHARE * said:
+        logger.warning("%s ends after %d of the %d frames that it names: it is cut off or damaged", source, read, said)
+
+
+def _opened(source: int | str | os.PathLike[str]) -> Any:
+    """Return OpenCV's capture of a source.
+
+    Raises:
+        EnvironmentNotAbleError: OpenCV is not installed.
+        InputError: it cannot be opened.
+    """
+    cv2 = import_cv2()
+    if not isinstance(source, int) and not is_live(source) and not Path(source).is_file():
+        raise InputError(f"{os.fspath(source)} does not exist. Check the path of the video.")
+    if not isinstance(source, int) or source < MOST_CAMERAS:  # OpenCV takes no longer number
+        capture = cv2.VideoCapture(source if isinstance(source, int) else os.fspath(source))
+        if capture.isOpened():
+            return capture
+        capture.release()
+    name = f"camera {source}" if isinstance(source, int) else repr(os.fspath(source))
+    raise InputError(f"OpenCV cannot open {name}. Check the camera number, the address or the format of the video.")
 
 
 def paced(items: Iterable[Any], *, max_fps: float | None) -> Iterator[Any]:
@@ -89,7 +113,8 @@ def paced(items: Iterable[Any], *, max_fps: float | None) -> Iterator[Any]:
         yield item
 
 
-def _sampled(capture: Any, *, max_fps: float | None, film_fps: float) -> Iterator[np.ndarray]:
+def _sampled(capture: Any, *, max_fps: float | None, film_fps: float) -> Generator[np.ndarray, None, int]:
+    """Yield frames, and return how many there were, with those in between."""
     # OpenCV reports 0 or nothing where the file does not say.
     step = film_fps / max_fps if max_fps and film_fps > max_fps else 1.0
     index, wanted = 0, 0.0
@@ -101,6 +126,7 @@ def _sampled(capture: Any, *, max_fps: float | None, film_fps: float) -> Iterato
                     yield frame
                 wanted += step
             index += 1
+        return index
     finally:
         capture.release()
 

@@ -42,11 +42,13 @@ def require_writable(path: Path, *, force: bool) -> None:
     Of folders, the nearest that is there is looked at, and nothing is made.
 
     Raises:
-        UsageError: it exists and `force` is false, or its folder cannot be written.
+        UsageError: it exists and `force` is false, it is a folder, or its folder cannot be written.
     """
     try:
         if path.exists() and not force:
             raise UsageError(f"{path} exists already; add --force to replace it, or name another file.")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         nearest = next(parent for parent in path.absolute().parents if parent.exists())
         if not nearest.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")

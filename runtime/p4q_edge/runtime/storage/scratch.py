@@ -12,15 +12,19 @@ from p4q_edge.runtime.storage.files import TEMPORARY, locked, remove_leftovers, 
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Give a folder in the system's folder for temporary files; those of processes that were killed are removed.
+def scratch_folder(within: Path | None = None) -> Iterator[Path]:
+    """Give a folder for temporary files; those of processes that were killed are removed.
+
+    Args:
+        within: where to make it; None takes the system's folder for such.
 
     Raises:
         P4QEdgeError: the disk is full, also where that happens while the folder is used.
         UsageError: no such folder can be written.
     """
-    folder = Path(tempfile.gettempdir())
+    folder = within or Path(tempfile.gettempdir())
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         with (
             tempfile.TemporaryDirectory(dir=folder, prefix=f".p4q-edge.{os.getpid()}-", suffix=TEMPORARY) as name,

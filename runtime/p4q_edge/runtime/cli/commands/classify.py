@@ -240,7 +240,7 @@ def _run_film(request: ClassifyRequest, output: Output, source: int | str) -> in
         )
     _require_writable(request, output)
     if request.annotate is not None:
-        require_film(request.annotate, force=output.force)
+        require_film(request.annotate, source=source, force=output.force)
     fps = video.film_fps(source) or DEFAULT_FPS
     with (
         _opened_classifier(request) as classifier,
