@@ -388,8 +388,7 @@ def learn_stage(
         curve = tuple(run.curve)
         if files and team.first:
             files.curve.unlink(missing_ok=True)  # of what was learned before
-            contents = {**student.state_dict(), "text_embedding": text}
             facts = {CALIBRATED_KEY: prepared.key, "curve": encode_curve(curve)}
-            write_tensors(files.learned, contents, key=key, metadata=facts)
+            write_tensors(files.learned, {**student.state_dict(), "text_embedding": text}, key=key, metadata=facts)
     classifier = fold(prepared.source.model, prepared.calibrated, student, text)
     return Learned(prepared=prepared, student=student, classifier=classifier, key=key, curve=curve)

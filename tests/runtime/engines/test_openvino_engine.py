@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from p4q_edge.runtime import BuildOptions, ZeroShotClassifier, build_engine
+from p4q_edge.runtime import BuildOptions, RuntimeOptions, ZeroShotClassifier, build_engine
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, write_card
 from p4q_edge.runtime.engines import load_engine
@@ -165,9 +165,10 @@ def test_without_openvino_its_engines_say_what_to_install(
         pass
     assert str(caught.value) == (
         f"OpenVINO is not installed, and {openvino_built} was built for it. Run: pip install "
-        "'p4q-edge-runtime[openvino]', or build for ONNX Runtime: p4q-edge build model.p4q --engine out.onnx "
-        "--backend onnxruntime --force"
+        "'p4q-edge-runtime[openvino]', or run the same file in ONNX Runtime: --backend onnxruntime"
     )
+    with ZeroShotClassifier(openvino_built, options=RuntimeOptions(backend="onnxruntime")) as classifier:
+        assert classifier.card.backend == "onnxruntime"
     with pytest.raises(EnvironmentNotAbleError, match="--backend openvino needs it. Run: pip install"):
         build_engine(tiny_bundle, tmp_path / "other.onnx", backend="openvino")
 

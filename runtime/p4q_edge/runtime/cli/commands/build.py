@@ -231,8 +231,11 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         return BuildOptions(rtx=RtxOptions(**given, capabilities=tuple(args.capability or ())))
     useless["--capability"] = args.capability is not None
     _refuse(useless, args.engine, "an engine for CPUs")
-    if args.remainder is not None and args.backend != "openvino" and args.cpu_profile != "auto":
-        raise UsageError("--remainder is OpenVINO's. Add --backend openvino, or --cpu-profile auto.")
+    races = args.cpu_profile == "auto" and args.backend is None
+    if args.remainder is not None and args.backend != "openvino" and not races:
+        raise UsageError(
+            "--remainder is OpenVINO's. Add --backend openvino, or --cpu-profile auto without a --backend."
+        )
     numbers = {name: value for name in _CPU_NUMBERS if (value := getattr(args, name)) is not None}
     return BuildOptions(
         cpu_profile=args.cpu_profile, **{_FIELD_OF.get(name, name): value for name, value in numbers.items()}

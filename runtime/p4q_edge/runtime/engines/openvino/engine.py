@@ -83,7 +83,7 @@ class OpenVINOEngine:
             CorruptArtifactError: it is not a model of this project.
             IncompatibleEngineError: this version of OpenVINO cannot run it.
         """
-        library.import_openvino(name)
+        library.import_openvino()
         self._name, self._source, self._remainder = name, source, remainder
         self._options = library.compile_options(remainder, threads=threads)
         self._options["PERF_COUNT"] = profiling
@@ -112,7 +112,8 @@ class OpenVINOEngine:
                 f"the card of {path} describes a {card.backend} engine; expected one of OpenVINO. "
                 f"Build again: p4q-edge build model.p4q --engine {path} --backend openvino --force"
             )
-        library.import_openvino(str(path))
+        # Without a version the card is of an engine that `--backend` takes to another library.
+        library.import_openvino(str(path) if build.built_with.openvino else "")
         options, kept = build.options, recorded_copy(path, card)
         if kept is None:
             # Also where a compiled model of the cache spares reading it: the file must be the card's.

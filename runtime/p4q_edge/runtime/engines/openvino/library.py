@@ -29,7 +29,7 @@ def import_openvino(needed_by: str = "") -> Any:
     """Import OpenVINO, without the report of it that its package sends.
 
     Args:
-        needed_by: the engine that cannot run without it, for the error.
+        needed_by: the engine that was built for it; empty where it was asked for.
 
     Raises:
         EnvironmentNotAbleError: it is not installed.
@@ -37,11 +37,10 @@ def import_openvino(needed_by: str = "") -> Any:
     try:
         return import_openvino_unreported()
     except ImportError as error:
-        what = f"{needed_by} was built for it" if needed_by else "--backend openvino needs it"
-        raise EnvironmentNotAbleError(
-            f"OpenVINO is not installed, and {what}. Run: {INSTALL}, or build for ONNX Runtime: "
-            "p4q-edge build model.p4q --engine out.onnx --backend onnxruntime --force"
-        ) from error
+        what, other = "--backend openvino needs it", "leave --backend openvino out"
+        if needed_by:
+            what, other = f"{needed_by} was built for it", "run the same file in ONNX Runtime: --backend onnxruntime"
+        raise EnvironmentNotAbleError(f"OpenVINO is not installed, and {what}. Run: {INSTALL}, or {other}") from error
 
 
 def installed() -> bool:
