@@ -67,7 +67,7 @@ def test_streamed_features_are_those_of_all_images_at_once(
     student, teacher = at_once(source, prepared.calibrated.encoder)
     assert torch.equal(prepared.features.student, student)
     assert torch.equal(prepared.features.teacher, teacher)
-    assert set(asked) == {workers}
+    assert max(asked) == workers  # fewer where there are fewer batches
     held = cache_features(source, prepared.calibrated.encoder)
     assert torch.equal(held.student, student)
     assert torch.equal(held.teacher, teacher)
