@@ -217,7 +217,8 @@ def learn_adapter(
         teacher_text: of the teacher.
     """
     section, epochs = recipe.learn, recipe.learn.passes(len(features.labels))
-    inputs, targets = features.student[0], features.teacher[0] @ teacher_text.T * logit_scale
+    inputs, teacher = features.student[0], F.normalize(features.teacher[0], dim=-1)
+    targets = teacher @ teacher_text.T * logit_scale
     generator = torch.Generator().manual_seed(recipe.seed)
     adapter = Adapter(
         inputs.shape[1],
@@ -235,7 +236,7 @@ def learn_adapter(
         for chosen in torch.split(torch.randperm(len(inputs), generator=generator), section.batch_size):
             logits = logit_scale * F.normalize(adapter(inputs[chosen]), dim=-1) @ text.T
             loss = contrastive_loss(logits=logits, labels=features.labels[chosen])
-            loss = loss + section.distillation * swapped_distillation(
+            loss = loss + section.teacher_weight * swapped_distillation(
                 student_logits=logits, teacher_logits=targets[chosen]
             )
             optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from p4q_edge.data.few_shot import Split, draw_by_class
     from p4q_edge.data.image_set import ImageStream, pixels
     from p4q_edge.data.preflight import check_data, find_copies, unreadable_images
-    from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_words
+    from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
 
 __all__ = [
     "FOLDS",
@@ -28,6 +28,7 @@ __all__ = [
     "read_class_prompts",
     "read_images",
     "read_split",
+    "read_unlabelled",
     "read_words",
     "unreadable_images",
 ]
@@ -45,6 +46,7 @@ if not TYPE_CHECKING:
                 "read_class_prompts",
                 "read_images",
                 "read_split",
+                "read_unlabelled",
                 "read_words",
             ),
         },

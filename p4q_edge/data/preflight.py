@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from p4q_edge.data.few_shot import Split, make_split
-from p4q_edge.data.readers import read_class_prompts, read_images, read_words
+from p4q_edge.data.readers import read_class_prompts, read_images, read_unlabelled, read_words
 from p4q_edge.recipe import DataSection
 from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.images import ImageSet
@@ -45,8 +45,10 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
         lambda: make_split(known, test, shots=section.shots, seed=seed, test_limit=section.test_limit),
     )
     if split is not None:
-        for images in (split.train, split.test):
-            problems += unreadable_images(images)
+        drawn = split
+        unlabelled = _tried(problems, lambda: read_unlabelled(section, drawn))
+        for images in (split.train, split.test, unlabelled):
+            problems += unreadable_images(images) if images is not None else []
     return split, problems
 
 

@@ -1,8 +1,10 @@
 """Readers of labelled images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits."""
 
 import difflib
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +16,10 @@ from p4q_edge.data.few_shot import Split, make_split
 from p4q_edge.data.table_reader import DELIMITERS, is_dataset_folder, read_dataset_folder, read_parquet, read_table
 from p4q_edge.recipe import DEMO_DATA, DataSection
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
-from p4q_edge.runtime.images import ImageSet, from_class_folders, same_form
+from p4q_edge.runtime.images import ImageSet, LeftOut, from_class_folders, from_paths, image_files, same_form
 from p4q_edge.runtime.storage import decode_json, read_bounded
+
+logger = logging.getLogger(__name__)
 
 MAX_WORDS_BYTES = 4 << 20
 _SHOWN = 60
@@ -61,6 +65,39 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
             f"expected a folder, {', '.join(sorted(readers))} or {DEMO_DATA}"
         )
     return readers[suffix](path)
+
+
+def read_unlabelled(section: DataSection, split: Split) -> ImageSet | None:
+    """Open `data.unlabelled`: images whose labels, if there are any, are not read; None where the recipe names none.
+
+    Copies of the split's images are left out: labelled ones are learned from already, and accuracy on test images that
+    were learned from means nothing.
+
+    Raises:
+        UsageError: the path does not exist or has an unknown kind.
+        InputError: no image is left.
+    """
+    source, key = section.unlabelled, "data.unlabelled"
+    if not source:
+        return None
+    folder = Path(source)
+    if _exists(folder) and folder.is_dir() and not is_dataset_folder(folder):
+        left_out = LeftOut()
+        files = image_files(folder, left_out)
+        left_out.log(source)
+        found = from_paths(files, [0] * len(files), ("",), folder)
+    else:
+        found = read_images(source, key=key)
+        found = replace(found, labels=np.zeros_like(found.labels), class_names=("",), found_names=())
+    seen = {*split.train.digests(), *split.test.digests()}
+    new = [index for index, digest in enumerate(found.digests()) if digest not in seen]
+    if not new:
+        raise InputError(
+            f"{key}: {source} has no image beside those that are learned from or tested on ({len(found)} in all); name "
+            "other photographs, or leave it out"
+        )
+    logger.info("%s: %d images, %d of %s left out as copies", key, len(new), len(found) - len(new), source)
+    return found.subset(new)
 
 
 def _exists(path: Path) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from p4q_edge.baselines import as_released
 from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.data import folds, pixels, read_split
-from p4q_edge.learning import CachedFeatures, Student
+from p4q_edge.learning import CachedFeatures, Student, Unlabelled
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import StageCode
@@ -27,7 +27,7 @@ from p4q_edge.stages import (
     image_features,
     learn_student,
     open_source,
-    teacher_embeddings,
+    teacher_features,
 )
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Variant:
 
 
 UNCHANGED = Variant(name="as the recipe")
-PTQ = {"prompts": False, "adapter": False, "class_residual": False}
-PROMPTS_ALONE = PTQ | {"prompts": True, "distillation": 0.0}
+PTQ = {"prompts": False, "adapter": False, "class_residual": False, "prompt_steps": 0}
+PROMPTS_ALONE = PTQ | {"prompts": True, "teacher": "none", "distillation": None}
 COOP = {"context_init": "", "num_context_tokens": 16, "epochs": 0, "steps": 1000, "context_rate": 1e-2}
 """What serves full-precision prompts best; a baseline on the schedule of another method would be a weak one.
 
@@ -74,7 +74,8 @@ FULL_PRECISION = (
 
 def method_variants(section: LearnSection) -> tuple[Variant, ...]:
     """The recipe's method, each of its parts alone, and what it is measured against."""
-    switched = {"distillation": 0.0 if section.distillation else 1.0}
+    taught = section.taught_by != "none"
+    switched = {"teacher": "none" if taught else "zero-shot", "distillation": None}
     residual: tuple[Variant, ...] = (
         Variant(name="class residual only", learn=PTQ | {"class_residual": True}),
         Variant(name="P4Q, prompts and adapter only", learn={"class_residual": False}),
@@ -83,10 +84,10 @@ def method_variants(section: LearnSection) -> tuple[Variant, ...]:
     return (
         *FULL_PRECISION,
         Variant(name="PTQ", learn=PTQ),
-        Variant(name="prompts only", learn=PTQ | {"prompts": True}),
+        Variant(name="prompts only", learn=PTQ | {"prompts": True, "prompt_steps": section.prompt_steps}),
         Variant(name="adapter only", learn=PTQ | {"adapter": True}),
         *residual,
-        Variant(name=f"P4Q {'without' if section.distillation else 'with'} distillation", learn=switched),
+        Variant(name=f"P4Q {'without' if taught else 'with'} distillation", learn=switched),
         Variant(name="P4Q"),
     )
 
@@ -114,6 +115,11 @@ LEARN_LEVERS: tuple[dict[str, Any], ...] = (
     {"distillation": 0.3},
     {"distillation": 1.0},
     {"distillation": 1.0, "kl_temperature": 3.0},
+    {"teacher": "learned"},
+    {"anchor_prompts": True},
+    {"prompt_steps": 1000},
+    {"prompt_steps": 1000, "anchor_prompts": True},
+    {"prompt_steps": 1000, "context_init": "", "num_context_tokens": 16},
     {"steps": 150},
     {"steps": 600},
     {"adapter_rate": 1e-3},
@@ -163,7 +169,8 @@ class SeedData:
 
     Attributes:
         views: uint8 views of the labelled images by `flip`, ``(views, images, 3, H, W)``.
-        teacher: their embeddings by the float encoder, ``(views, images, dim)`` normalized.
+        teacher: their features by the float encoder, ``(views, images, dim)``.
+        unlabelled_teacher: features of the images without labels by the float encoder, ``(images, dim)``, or None.
         test_images: uint8 ``(images, 3, H, W)``; none where folds are scored.
         test_labels: ``(images,)``.
     """
@@ -171,6 +178,7 @@ class SeedData:
     source: Source
     views: dict[bool, Tensor]
     teacher: dict[bool, Tensor]
+    unlabelled_teacher: Tensor | None
     test_images: Tensor
     test_labels: Tensor
 
@@ -222,7 +230,7 @@ def open_seed(recipe: Recipe, variants: Sequence[Variant], *, tested: bool) -> S
         for flip, count in wanted.items()
     }
     teacher = {
-        flip: torch.stack([teacher_embeddings(source.model, view) for view in some]) for flip, some in views.items()
+        flip: torch.stack([teacher_features(source.model, view) for view in some]) for flip, some in views.items()
     }
     if tested and not len(source.split.test):
         raise UsageError(
@@ -234,6 +242,9 @@ def open_seed(recipe: Recipe, variants: Sequence[Variant], *, tested: bool) -> S
         source=source,
         views=views,
         teacher=teacher,
+        unlabelled_teacher=None
+        if source.unlabelled is None
+        else teacher_features(source.model, source.stream(source.unlabelled)),
         test_images=pixels(test, source.model.preprocess),
         test_labels=torch.from_numpy(test.labels),
     )
@@ -272,12 +283,25 @@ def part_features(data: SeedData, part: LearnedPart, section: QuantizationSectio
             student = torch.stack(
                 [image_features(encoder, view[part.train], model.preprocess, model.compute) for view in views]
             )
-        learned[flip] = CachedFeatures(student=student, teacher=teacher, labels=data.labels[part.train])
+        learned[flip] = CachedFeatures(
+            student=student,
+            teacher=teacher,
+            labels=data.labels[part.train],
+            unlabelled=_unlabelled_features(data, encoder),
+        )
     return PartFeatures(
         learned=learned,
         scored=image_features(encoder, part.images, model.preprocess, model.compute),
         labels=part.labels,
     )
+
+
+def _unlabelled_features(data: SeedData, encoder: nn.Module) -> Unlabelled | None:
+    if data.unlabelled_teacher is None or data.source.unlabelled is None:
+        return None
+    model, images = data.source.model, data.source.stream(data.source.unlabelled)
+    student = image_features(encoder, images, model.preprocess, model.compute)
+    return Unlabelled(student=student, teacher=data.unlabelled_teacher)
 
 
 def quantized_encoder(source: Source, images: Tensor, section: QuantizationSection) -> nn.Module:
@@ -368,7 +392,7 @@ def _learn_and_answer(source: Source, variant: Variant, features: PartFeatures) 
         quantization = msgspec.structs.replace(recipe.quantization, text=False)
     source = replace(source, recipe=msgspec.structs.replace(recipe, learn=section, quantization=quantization))
     whole = features.learned[section.flip]
-    train = replace(whole, student=whole.student[: section.views], teacher=whole.teacher[: section.views])
+    train = whole.first_views(section.views)
     student = learned_student(source, train)
     with torch.no_grad():
         text = F.normalize(student.text_embedding(), dim=-1)

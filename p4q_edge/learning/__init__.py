@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from p4q_edge.learning.cached_features import Batch, CachedFeatures, Unlabelled
     from p4q_edge.learning.curves import CURVE_TABLE, CurvePoint, decode_curve, encode_curve, write_curve
     from p4q_edge.learning.feature_store import SHARD_IMAGES, FeatureSink, FeatureStore, HeldFeatures
     from p4q_edge.learning.losses import contrastive_loss
+    from p4q_edge.learning.student import Student, Teacher, make_student
     from p4q_edge.learning.tensor_file import read_tensors, write_tensors
-    from p4q_edge.learning.training import CachedFeatures, LearningRun, Student, batch_loss, learn, make_student
+    from p4q_edge.learning.training import LearningRun, batch_loss, learn
 
 __all__ = [
     "CURVE_TABLE",
     "SHARD_IMAGES",
+    "Batch",
     "CachedFeatures",
     "CurvePoint",
     "FeatureSink",
@@ -23,6 +26,8 @@ __all__ = [
     "HeldFeatures",
     "LearningRun",
     "Student",
+    "Teacher",
+    "Unlabelled",
     "batch_loss",
     "contrastive_loss",
     "decode_curve",
@@ -38,6 +43,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "cached_features": ("Batch", "CachedFeatures", "Unlabelled"),
             "curves": ("CURVE_TABLE", "CurvePoint", "decode_curve", "encode_curve", "write_curve"),
             "feature_store": ("FeatureSink", "FeatureStore", "HeldFeatures", "SHARD_IMAGES"),
             "losses": ("contrastive_loss",),
@@ -45,13 +51,7 @@ if not TYPE_CHECKING:
                 "read_tensors",
                 "write_tensors",
             ),
-            "training": (
-                "CachedFeatures",
-                "LearningRun",
-                "Student",
-                "batch_loss",
-                "learn",
-                "make_student",
-            ),
+            "student": ("Student", "Teacher", "make_student"),
+            "training": ("LearningRun", "batch_loss", "learn"),
         },
     )

@@ -1,143 +1,27 @@
 """Stage `learn`: context vectors and the low-bit adapter, on cached features of the frozen towers."""
 
-import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from p4q_edge.learning.cached_features import Batch, CachedFeatures
 from p4q_edge.learning.checkpoint import Checkpoint, flush_checkpoint, load_checkpoint, save_checkpoint
 from p4q_edge.learning.curves import CurvePoint
 from p4q_edge.learning.losses import contrastive_loss, cosine_loss, distillation_loss
-from p4q_edge.models import ALONE, Adapter, PromptLearner, Team
-from p4q_edge.quant import QuantScheme
+from p4q_edge.learning.student import Student, Teacher
+from p4q_edge.learning.tensor_file import read_tensors
+from p4q_edge.models import ALONE, Team
 from p4q_edge.recipe import LearnSection
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, ProcessLostError
 from p4q_edge.runtime.progress import tracked
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CachedFeatures:
-    """What the frozen image towers say about the labelled images.
-
-    Attributes:
-        student: features of the quantized encoder, ``(views, images, dim)``.
-        teacher: normalized embeddings of the float encoder, ``(views, images, dim)``.
-        labels: ``(images,)`` int64.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    labels: Tensor
-
-    def of_images(self, chosen: Tensor) -> "CachedFeatures":
-        """The same of some of the images, by their indices ``(n,)`` int64."""
-        return CachedFeatures(
-            student=self.student[:, chosen], teacher=self.teacher[:, chosen], labels=self.labels[chosen]
-        )
-
-    def batch(self, view: Tensor, chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """One view of each of some images, by indices ``(n,)`` int64, on a device: student, teacher and labels."""
-        return (
-            self.student[view, chosen].to(device),
-            self.teacher[view, chosen].to(device),
-            self.labels[chosen].to(device),
-        )
-
-    def digest(self) -> str:
-        """SHA-256 of all values."""
-        state = hashlib.sha256()
-        for tensor in (self.student, self.teacher, self.labels):
-            state.update(tensor.contiguous().numpy().tobytes())
-        return state.hexdigest()
-
-
-class Student(nn.Module):
-    """What is learned: prompts or constant class embeddings, an adapter or none, residuals of classes or none.
-
-    Attributes:
-        prompts: None keeps the hand-written class embeddings.
-        adapter: None keeps the quantized features.
-        class_residual: added to the class embeddings, ``(classes, dim)``, zero at first; None adds nothing.
-        hand_written: class embeddings of the templates, ``(classes, dim)`` normalized.
-
-    Source: TaskRes, Yu et al., arXiv:2211.10277, for the residual; its factor is left to the learning rate.
-    """
-
-    hand_written: Tensor
-
-    def __init__(
-        self,
-        *,
-        prompts: PromptLearner | None,
-        adapter: Adapter | None,
-        hand_written: Tensor,
-        logit_scale: float,
-        class_residual: bool = False,
-    ) -> None:
-        super().__init__()
-        self.prompts = prompts
-        self.adapter = adapter
-        self.class_residual = nn.Parameter(torch.zeros_like(hand_written)) if class_residual else None
-        self.logit_scale = logit_scale
-        self.register_buffer("hand_written", hand_written, persistent=False)
-
-    def text_embedding(self) -> Tensor:
-        """Class embeddings ``(classes, dim)``, normalized."""
-        embedding: Tensor = self.hand_written if self.prompts is None else self.prompts()
-        return embedding if self.class_residual is None else F.normalize(embedding + self.class_residual, dim=-1)
-
-    def image_embedding(self, features: Tensor) -> Tensor:
-        """Adapted image embeddings ``(N, dim)``, normalized."""
-        return F.normalize(features if self.adapter is None else self.adapter(features), dim=-1)
-
-    def parameter_groups(self, section: LearnSection) -> list[dict[str, object]]:
-        """Optimizer groups: the context, the adapter and the class residuals, each with its learning rate."""
-        groups: list[dict[str, object]] = []
-        if self.prompts is not None:
-            groups.append({"params": [self.prompts.context], "lr": section.context_rate, "name": "context"})
-        if self.adapter is not None:
-            learned = [p for p in self.adapter.parameters() if p.requires_grad]
-            groups.append({"params": learned, "lr": section.adapter_rate, "name": "adapter"})
-        if self.class_residual is not None:
-            groups.append({"params": [self.class_residual], "lr": section.class_rate, "name": "class_residual"})
-        return groups
-
-
-def make_student(
-    *,
-    prompts: PromptLearner | None,
-    hand_written: Tensor,
-    logit_scale: float,
-    section: LearnSection,
-    adapter_scheme: QuantScheme,
-    generator: torch.Generator,
-) -> Student:
-    """A student before its first step, on the device of the class embeddings."""
-    adapter = None
-    if section.adapter:
-        adapter = Adapter(
-            hand_written.shape[1],
-            adapter_scheme,
-            ratio=section.residual_ratio,
-            learn_ratio=section.learn_ratio,
-            zero_init=section.zero_init,
-            generator=generator,
-        )
-    student = Student(
-        prompts=prompts,
-        adapter=adapter,
-        hand_written=hand_written,
-        logit_scale=logit_scale,
-        class_residual=section.class_residual,
-    )
-    return student.to(hand_written.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +31,7 @@ class LearningRun:
     Attributes:
         checkpoint: file to resume from and to save to, or None.
         key: digest of everything that the run depends on; a checkpoint with another key is not resumed.
+        teacher_checkpoint: the same of a teacher that is learned first.
         progress: called after each epoch with its number (from 1) and its mean loss.
         curve: gets a point for each epoch; those of the epochs before a checkpoint too.
         team: processes that take a share of the classes and of each batch; all of them call `learn`, and all end with
@@ -155,6 +40,7 @@ class LearningRun:
 
     checkpoint: Path | None = None
     key: str = ""
+    teacher_checkpoint: Path | None = None
     progress: Callable[[int, float], None] = field(default=lambda epoch, loss: None)
     curve: list[CurvePoint] = field(default_factory=list)
     team: Team = ALONE
@@ -165,28 +51,43 @@ class LearningRun:
         return self.checkpoint if self.team.first else None
 
 
-def learn(student: Student, features: CachedFeatures, section: LearnSection, *, seed: int, run: LearningRun) -> None:
-    """Learn the student in place; then freeze its adapter's scales.
+def learn(
+    student: Student,
+    features: CachedFeatures,
+    section: LearnSection,
+    *,
+    seed: int,
+    run: LearningRun,
+    teacher: Teacher | None = None,
+) -> None:
+    """Learn the student in place, first its prompts alone where the section says so; then freeze its adapter's scales.
 
     The checkpoint is written when the run is interrupted and at least every few seconds, after whole epochs, so
     that an interrupted run loses at most one epoch. A resumed run ends with the same numbers as an unbroken one:
     each epoch draws its order from a generator seeded by its number.
 
+    Args:
+        teacher: a learned one, where the section names it.
+
     Source: P4Q, arXiv:2409.17634, section 3.4.
     """
-    groups = student.parameter_groups(section)
+    if section.taught_by == "learned" and teacher is None:
+        raise ValueError("expected the learned teacher that learn.teacher names, got none")
+    teacher = Teacher.zero_shot(student) if section.taught_by == "zero-shot" else teacher
     run.team.take_after_first(student)
     _divide(student, run.team, section)
-    if groups:
-        _run_epochs(student, features, section, seed=seed, run=run, groups=groups)
+    task = _Task(features=features, section=section, seed=seed, run=run, teacher=teacher)
+    first = section.prompt_passes(len(features.labels)) if student.prompts is not None else 0
+    if first and not task.has_checkpoint:
+        before = replace(run, key=f"{run.key} prompts")
+        alone = msgspec.structs.replace(section, context_rate=section.prompt_rate, epochs=first)
+        _run_epochs(student.prompts_alone(), replace(task, section=alone, run=before))
+    _run_epochs(student, replace(task, first=first))
     if run.team.size > 1:
         _divide(student, ALONE, section)
     if student.adapter is not None:
         student.adapter.freeze(features.student.flatten(0, 1))
-    if student.prompts is not None:
-        student.prompts.requires_grad_(False)
-    if student.class_residual is not None:
-        student.class_residual.requires_grad_(False)
+    student.requires_grad_(False)
 
 
 def _divide(student: Student, team: Team, section: LearnSection) -> None:
@@ -196,86 +97,86 @@ def _divide(student: Student, team: Team, section: LearnSection) -> None:
         student.prompts.limit_memory(section.text_memory_mib << 20)
 
 
-def _run_epochs(
-    student: Student,
-    features: CachedFeatures,
-    section: LearnSection,
-    *,
-    seed: int,
-    run: LearningRun,
-    groups: list[dict[str, object]],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What a student learns from and by.
+
+    Attributes:
+        first: number of epochs that other steps took before.
+    """
+
+    features: CachedFeatures
+    section: LearnSection
+    seed: int
+    run: LearningRun
+    teacher: Teacher | None
+    first: int = 0
+
+    @property
+    def count(self) -> int:
+        """Of the labelled images."""
+        return len(self.features.labels)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether this very task was begun."""
+        return self.run.checkpoint is not None and read_tensors(self.run.checkpoint, key=self.run.key) is not None
+
+
+def _run_epochs(student: Student, task: _Task) -> None:
+    section, run = task.section, task.run
+    groups = student.parameter_groups(section)
+    if not groups:
+        return
     optimizer = torch.optim.AdamW(groups, weight_decay=section.weight_decay)
-    epochs = section.passes(len(features.labels))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    last = task.first + section.passes(task.count)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, last - task.first)
     state = Checkpoint(module=student, optimizer=optimizer, schedule=schedule, curve=run.curve)
-    start = load_checkpoint(run.checkpoint, state, key=run.key) if run.checkpoint else 0
-    if start:
-        logger.info("resuming after epoch %d of %d from %s", start, epochs, run.checkpoint)
+    start = task.first + (load_checkpoint(run.checkpoint, state, key=run.key) if run.checkpoint else 0)
+    if start > task.first:
+        logger.info("resuming after epoch %d of %d from %s", start, last, run.checkpoint)
     done = start
     try:
-        for epoch in tracked(range(start, epochs), "learn"):
-            loss = _run_epoch(
-                student, features, section, optimizer, epoch=Epoch(seed=seed, number=epoch, team=run.team)
-            )
+        for epoch in tracked(range(start, last), "learn"):
+            loss = _run_epoch(student, task, optimizer, epoch=epoch)
             if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
-                steps = -(-len(features.labels) // section.batch_size)
-                _refuse_divergence(torch.tensor(torch.nan), step=(epoch + 1) * steps, section=section)
+                step = (epoch + 1) * section.steps_of(task.count)
+                _refuse_divergence(torch.tensor(torch.nan), step=step, task=task)
             done = epoch + 1
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             run.curve.append(CurvePoint(epoch=done, loss=loss, rates=rates))
             schedule.step()
             if run.saved_to:
-                save_checkpoint(run.saved_to, state, key=run.key, epoch=done, final=done == epochs)
+                save_checkpoint(run.saved_to, state, key=run.key, epoch=done - task.first, final=done == last)
             run.progress(done, loss)
     except (KeyboardInterrupt, ProcessLostError):
         # The weights hold half an epoch by now; the pending snapshot is of the last whole one.
         if run.saved_to:
             flush_checkpoint(run.saved_to, state)
-        logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, epochs)
+        logger.warning("interrupted after epoch %d of %d; run the same command to go on", done, last)
         raise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What tells an epoch from the others, and who computes it.
-
-    Attributes:
-        seed: of the run.
-        number: from 0.
-        team: see `LearningRun`.
-    """
-
-    seed: int
-    number: int
-    team: Team
-
-
-def _run_epoch(
-    student: Student,
-    features: CachedFeatures,
-    section: LearnSection,
-    optimizer: torch.optim.Optimizer,
-    *,
-    epoch: Epoch,
-) -> float:
-    generator = torch.Generator().manual_seed((epoch.seed << 20) + epoch.number)
+def _run_epoch(student: Student, task: _Task, optimizer: torch.optim.Optimizer, *, epoch: int) -> float:
+    section, features = task.section, task.features
+    generator = torch.Generator().manual_seed((task.seed << 20) + epoch)
     views, count, _ = features.student.shape
     order = torch.randperm(count, generator=generator)
     view = torch.randint(views, (count,), generator=generator)
+    others: list[Tensor | None] = [None] * section.steps_of(count)
+    if features.unlabelled is not None and task.teacher is not None:
+        drawn = torch.randint(len(features.unlabelled.student), (count,), generator=generator)
+        others = [*torch.split(drawn, section.batch_size)]
     total = 0.0
-    for step, chosen in enumerate(torch.split(order, section.batch_size), 1):
-        batch = features.batch(view[chosen], chosen, student.hand_written.device)
-        step += epoch.number * -(-count // section.batch_size)
-        loss = _gradients(student, batch, section, step=step, team=epoch.team)
+    for step, chosen in enumerate(torch.split(order, section.batch_size)):
+        batch = features.batch(view[chosen], chosen, others[step], student.hand_written.device)
+        loss = _gradients(student, batch, task, step=epoch * section.steps_of(count) + step + 1)
         optimizer.step()
         total += loss * len(chosen)
     return total / count
 
 
-def _gradients(
-    student: Student, batch: tuple[Tensor, Tensor, Tensor], section: LearnSection, *, step: int, team: Team
-) -> float:
+def _gradients(student: Student, batch: Batch, task: _Task, *, step: int) -> float:
     """Leave the gradients of one batch in the student's parameters, and return its loss; the same in a whole team.
 
     Where the device's memory runs out, the text tower keeps half as much of its activations from there on, and computes
@@ -286,14 +187,15 @@ def _gradients(
         InputError: the loss is not finite.
         EnvironmentNotAbleError: memory runs out with the least that can be kept.
     """
+    section, team = task.section, task.run.team
     while True:
         try:
-            loss = batch_loss(student, *batch, section, team)
+            loss = batch_loss(student, batch, section, task.teacher, team)
             student.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach().clone()
             team.add([total, *(p.grad for p in student.parameters() if p.grad is not None)])
-            _refuse_divergence(total, step=step, section=section)
+            _refuse_divergence(total, step=step, task=task)
             return float(total)
         except torch.OutOfMemoryError as error:
             if team.size > 1 or student.prompts is None or not student.prompts.keep_less():
@@ -308,7 +210,7 @@ def _gradients(
             )
 
 
-def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> None:
+def _refuse_divergence(loss: Tensor, *, step: int, task: _Task) -> None:
     """End a run whose loss is not finite any more, before its weights are stored.
 
     Raises:
@@ -317,7 +219,9 @@ def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> Non
     if torch.isfinite(loss):
         return
     value = float(loss.detach())
-    rates = {f"learn.{name}": getattr(section, name) for name in ("context_rate", "adapter_rate", "class_rate")}
+    alone = task.section.prompt_steps and not task.first
+    names = ("prompt_rate",) if alone else ("context_rate", "adapter_rate", "class_rate")
+    rates = {f"learn.{name}": getattr(task.section, name) for name in names}
     highest = max(rates, key=lambda name: rates[name])
     raise InputError(
         f"learning diverged: the loss is {value:g} in step {step}. Lower {highest} (now {rates[highest]:g}), or "
@@ -326,36 +230,33 @@ def _refuse_divergence(loss: Tensor, *, step: int, section: LearnSection) -> Non
 
 
 def batch_loss(
-    student: Student,
-    features: Tensor,
-    teacher_embedding: Tensor,
-    labels: Tensor,
-    section: LearnSection,
-    team: Team = ALONE,
+    student: Student, batch: Batch, section: LearnSection, teacher: Teacher | None = None, team: Team = ALONE
 ) -> Tensor:
     """The whole loss of one batch, ``()``; in a team each process has the part of its images, and they add up to it.
 
-    Args:
-        features: of the quantized encoder, ``(N, dim)``.
-        teacher_embedding: of the float encoder, ``(N, dim)`` normalized.
-        labels: ``(N,)`` int64.
+    Images without labels count in the terms that need none.
     """
     text = student.text_embedding()
     # Of the whole batch in each process: the adapter's scales follow it, and are the same whoever computes.
-    image, rows = student.image_embedding(features), team.rows(len(labels))
-    share = (rows.stop - rows.start) / len(labels)
-    if not share:  # the mean over no images is no number
-        return 0.0 * (text.sum() + image.sum())
-    image, teacher_embedding, labels = image[rows], teacher_embedding[rows], labels[rows]
+    image = student.image_embedding(batch.student)
+    own, exact, share = batch.rows(team), batch.teacher, batch.share(team)
+    labels = batch.labels[team.rows(len(batch.labels))]
+    image, exact = image[own], exact[own]
     logits = student.logit_scale * image @ text.T
-    loss = contrastive_loss(logits=logits, labels=labels, label_smoothing=section.label_smoothing)
-    if section.distillation:
-        teacher_logits = student.logit_scale * teacher_embedding @ student.hand_written.T
-        loss = loss + section.distillation * distillation_loss(
-            student_logits=logits, teacher_logits=teacher_logits, temperature=section.kl_temperature
+    if len(labels):
+        loss = contrastive_loss(logits=logits[: len(labels)], labels=labels, label_smoothing=section.label_smoothing)
+        loss = len(labels) / len(batch.labels) * loss
+    else:  # the mean over no images is no number
+        loss = 0.0 * (text.sum() + image.sum())
+    if not share:
+        return loss
+    if teacher is not None:
+        divergence = distillation_loss(
+            student_logits=logits, teacher_logits=teacher.logits(exact), temperature=section.kl_temperature
         )
+        loss = loss + share * section.teacher_weight * divergence
     if section.prompt_pull and student.prompts is not None:
-        loss = loss + section.prompt_pull * cosine_loss(embedding=text, target=student.hand_written)
+        loss = loss + share * section.prompt_pull * cosine_loss(embedding=text, target=student.hand_written)
     if section.feature_loss and student.adapter is not None:
-        loss = loss + section.feature_loss * cosine_loss(embedding=image, target=teacher_embedding)
-    return loss if share == 1.0 else share * loss
+        loss = loss + share * section.feature_loss * cosine_loss(embedding=image, target=F.normalize(exact, dim=-1))
+    return loss

@@ -125,6 +125,7 @@ class PromptLearner(nn.Module):
 
     Attributes:
         context: ``(M, width)``, the only parameter.
+        first: the context before its first step.
         suffixes: embeddings of the class names, their stop and EOT, cut at the longest, ``(classes, S, width)``.
         end: pooled position within the whole prompt, ``(classes,)``.
         lengths: tokens of each prompt that the tower reads, ``(classes,)`` int64: up to its end where that is exact.
@@ -137,6 +138,7 @@ class PromptLearner(nn.Module):
     """
 
     start: Tensor
+    first: Tensor
     suffixes: Tensor
     end: Tensor
 
@@ -151,6 +153,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         self._outside = _Outside(tower=tower)
         self.context = nn.Parameter(context.clone())
+        self.register_buffer("first", context.detach().clone(), persistent=False)
         num_start = 1 if _has_start_token(tokenizer) else 0
         tokens = tokenizer([f"{spoken(name)}." for name in class_names])  # (classes, context_length)
         moved = _with_room(tokens, num_start, len(context), class_names, tower)
@@ -208,6 +211,15 @@ class PromptLearner(nn.Module):
         # By length, so that all have about as many tokens.
         self._own = self.lengths.argsort(stable=True)[self.team.dealt].sort().values
         self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths[self._own], self._own)),)
+
+    @torch.no_grad()
+    def at_first(self) -> Tensor:
+        """Class embeddings ``(classes, dim)``, normalized, of the context before its first step."""
+        learned = self.context.clone()
+        self.context.copy_(self.first)
+        embedding: Tensor = self()
+        self.context.copy_(learned)
+        return embedding
 
     def limit_memory(self, budget_bytes: int) -> None:
         """Bound the activations that a step keeps in this process; classes beyond the bound are computed twice.

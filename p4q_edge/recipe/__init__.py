@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Precision,
         QuantizationSection,
         Recipe,
+        Teacher,
     )
     from p4q_edge.recipe.toml import on_device, read_recipe, to_toml
 
@@ -29,6 +30,7 @@ __all__ = [
     "Precision",
     "QuantizationSection",
     "Recipe",
+    "Teacher",
     "demo_recipe",
     "on_device",
     "read_recipe",
@@ -53,6 +55,7 @@ if not TYPE_CHECKING:
                 "Precision",
                 "QuantizationSection",
                 "Recipe",
+                "Teacher",
             ),
             "toml": (
                 "on_device",

@@ -22,6 +22,9 @@ MAX_RATE = 1e30
 Precision = Literal["float32", "tf32", "bf16"]
 """Of the matrix products of the frozen float image tower that is learned from."""
 
+Teacher = Literal["learned", "zero-shot", "none"]
+"""Who is distilled from; always in full precision."""
+
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
 
@@ -76,6 +79,8 @@ class DataSection(Section, frozen=True, kw_only=True):
         class_prompts: a ``.json`` file of prompts for each class, in place of templates.
         shots: labelled images of each class that are learned from, or as many as there are; without `test` one of five
             is kept to test on. 0 takes all and keeps none.
+        unlabelled: images without labels that a teacher names for the student: a folder of images, below folders or
+            not, or any source that `train` may be, whose labels are not read. Empty: none.
         test_limit: largest number of test images, drawn with the seed; 0 takes all.
         orient: turn photographs as their EXIF orientation says; false leaves them as open_clip's loader does. The
             engine's card records it, and the device does the same.
@@ -83,6 +88,7 @@ class DataSection(Section, frozen=True, kw_only=True):
 
     train: str
     test: str = ""
+    unlabelled: str = ""
     class_names: tuple[str, ...] | str = ()
     templates: tuple[str, ...] | str = ("a photo of a {}.",)
     class_prompts: str = ""
@@ -160,7 +166,10 @@ class LearnSection(Section, frozen=True, kw_only=True):
         prompts: learn context vectors; false keeps the templates' embeddings.
         adapter: learn the adapter.
         class_residual: learn a residual of each class embedding (TaskRes); it costs nothing at run time.
-        distillation: weight of the KL divergence from the float teacher; 0 turns it off.
+        teacher: whose class probabilities the student is drawn to: ``learned``, the same head learned on the
+            full-precision image tower first; ``zero-shot``, that tower and the hand-written prompts; ``none``. Absent:
+            ``zero-shot`` where `distillation` is above 0, else ``none``.
+        distillation: weight of the KL divergence from the teacher. Absent: 1 with a teacher.
         kl_temperature: temperature of that divergence.
         context_init: words whose embeddings start the context; empty: random.
         num_context_tokens: context length M; 0 follows `context_init`.
@@ -173,6 +182,10 @@ class LearnSection(Section, frozen=True, kw_only=True):
         epochs: passes over the cached features; 0: as many as make `steps`.
         steps: of the optimizer, where `epochs` is 0.
         batch_size: features in a step.
+        anchor_prompts: the class embeddings start at the hand-written ones and move as the context's own do; false
+            starts at those of the context, without the templates.
+        prompt_steps: of the optimizer, before all others, in which the context is learned alone.
+        prompt_rate: learning rate of the context in those steps.
         context_rate: learning rate of the context.
         adapter_rate: learning rate of the adapter.
         class_rate: learning rate of the class residuals.
@@ -186,7 +199,8 @@ class LearnSection(Section, frozen=True, kw_only=True):
     prompts: bool = True
     adapter: bool = True
     class_residual: bool = True
-    distillation: float = 0.0
+    teacher: Teacher | None = None
+    distillation: float | None = None
     kl_temperature: float = 1.0
     context_init: str = "a photo of a"
     num_context_tokens: int = 0
@@ -199,6 +213,9 @@ class LearnSection(Section, frozen=True, kw_only=True):
     epochs: int = 0
     steps: int = 200
     batch_size: int = 256
+    anchor_prompts: bool = False
+    prompt_steps: int = 0
+    prompt_rate: float = 1e-2
     context_rate: float = 2e-3
     adapter_rate: float = 1e-3
     class_rate: float = 1e-3
@@ -215,15 +232,50 @@ class LearnSection(Section, frozen=True, kw_only=True):
         for name in ("steps", "batch_size", "views", "text_memory_mib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("context_rate", "adapter_rate", "class_rate"):
+        for name in ("context_rate", "prompt_rate", "adapter_rate", "class_rate"):
             if not 0.0 <= getattr(self, name) <= MAX_RATE:
                 raise ValueError(f"{name} must be between 0 and {MAX_RATE:g}, got {getattr(self, name)}")
         if not self.context_init and self.num_context_tokens < 1:
             raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
+        if self.prompt_steps < 0:
+            raise ValueError(f"prompt_steps must not be negative, got {self.prompt_steps}")
+        if self.prompt_steps and not self.prompts:
+            raise ValueError(f"prompt_steps = {self.prompt_steps} learns prompts, and prompts = false; leave one out")
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        weight = self.distillation
+        if weight is not None and not 0.0 <= weight < float("inf"):
+            raise ValueError(f"distillation must not be negative, got {weight}")
+        if self.teacher == "none" and weight:
+            raise ValueError(f"distillation = {weight:g} needs a teacher, and teacher = 'none'; leave one of them out")
+        if self.teacher in ("learned", "zero-shot") and weight == 0.0:
+            raise ValueError(
+                f"teacher = '{self.teacher}' teaches nothing at distillation = 0; leave distillation out for 1, or set "
+                "teacher = 'none'"
+            )
+
+    @property
+    def taught_by(self) -> Teacher:
+        """Who is distilled from, with what `teacher` leaves to `distillation`."""
+        return self.teacher or ("zero-shot" if self.distillation else "none")
+
+    @property
+    def teacher_weight(self) -> float:
+        """Of the divergence from the teacher; 0 without one."""
+        return 0.0 if self.taught_by == "none" else 1.0 if self.distillation is None else self.distillation
+
+    def steps_of(self, images: int) -> int:
+        """Return the number of the optimizer's steps in one epoch over this number of images."""
+        return -(-images // self.batch_size)
 
     def passes(self, images: int) -> int:
-        """Return the number of epochs over this number of images."""
-        return self.epochs or -(-self.steps // -(-images // self.batch_size))
+        """Return the number of epochs over this number of images, in which all parts are learned."""
+        return self.epochs or -(-self.steps // self.steps_of(images))
+
+    def prompt_passes(self, images: int) -> int:
+        """Return the number of epochs before those, in which prompts are learned alone."""
+        return -(-self.prompt_steps // self.steps_of(images))
 
 
 class ExportSection(Section, frozen=True, kw_only=True):
@@ -297,6 +349,21 @@ class Recipe(Section, frozen=True, kw_only=True):
     learn: LearnSection = LearnSection()
     export: ExportSection = ExportSection()
     compute: ComputeSection = ComputeSection()
+
+    def contradiction(self) -> str:
+        """What sections ask of each other that cannot be, in words; empty if nothing is."""
+        learn = self.learn
+        if self.method == "as-released" and (self.data.unlabelled or learn.teacher == "learned" or learn.prompt_steps):
+            return (
+                "method = 'as-released' repeats the published code, which knows no data.unlabelled, learn.prompt_steps "
+                "or learn.teacher = 'learned'; leave them out"
+            )
+        if self.data.unlabelled and learn.taught_by == "none":
+            return (
+                "data.unlabelled names images that only a teacher can tell anything about, and there is none; set "
+                "learn.teacher = 'learned', or leave data.unlabelled out"
+            )
+        return ""
 
     def anywhere(self) -> "Recipe":
         """The same run wherever it is computed: of [compute] only what changes results; the rest is at its defaults.

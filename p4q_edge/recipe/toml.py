@@ -37,15 +37,18 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
     """Check a parsed document.
 
     Raises:
-        UsageError: unknown key (with the nearest known one), wrong type or value.
+        UsageError: unknown key (with the nearest known one), wrong type or value, or sections that contradict.
     """
     unknown = list(_unknown_keys(document, Recipe, prefix=""))
     if unknown:
         raise UsageError(f"{source}: {'; '.join(unknown)}")
     try:
-        return msgspec.convert(document, Recipe)
+        recipe = msgspec.convert(document, Recipe)
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError(f"{source}: {error}{_expected(str(error))}") from error
+    if problem := recipe.contradiction():
+        raise UsageError(f"{source}: {problem}")
+    return recipe
 
 
 def anchor(recipe: Recipe, folder: Path) -> Recipe:
@@ -57,7 +60,8 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
         return str((folder / value).resolve())
 
     data = recipe.data
-    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in ("train", "test", "class_prompts")}
+    paths = ("train", "test", "unlabelled", "class_prompts")
+    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in paths}
     for name in ("class_names", "templates"):
         value = getattr(data, name)
         changes[name] = absolute(value) if isinstance(value, str) else value

@@ -15,7 +15,8 @@ from p4q_edge.quant import Phase, running_in
 from p4q_edge.runtime.artifacts import CrossValidated
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.stages.features import image_features
-from p4q_edge.stages.pipeline import Prepared, learn_student
+from p4q_edge.stages.pipeline import Prepared
+from p4q_edge.stages.students import learn_student
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,10 @@ NOISE_IMAGES = 24
 
 BYTES_OF_FLOAT = 4
 RECORDED_VERSIONS = ("p4q-edge", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
-_MODULES = ("pipeline", "encoder_file", "features", "folding", "export", "record_results", "cross_validation")
+_MODULES = (
+    *("pipeline", "encoder_file", "features", "folding", "source", "students"),
+    *("export", "record_results", "cross_validation"),
+)
 EXPORT = StageCode(
     modules=tuple(f"p4q_edge.stages.{name}" for name in _MODULES),
     rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.graph", "p4q_edge.models"),

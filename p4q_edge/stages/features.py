@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from p4q_edge.data import ImageStream, Moves, augment
-from p4q_edge.learning import CachedFeatures, FeatureSink
+from p4q_edge.learning import CachedFeatures, FeatureSink, Unlabelled
 from p4q_edge.models import (
     ALONE,
     BATCH_SIZE,
@@ -67,22 +67,21 @@ class Tower:
     Attributes:
         encoder: of images.
         sink: takes the features.
-        normalized: store embeddings of length 1 in place of features, in the precision of [compute]: the float tower.
+        exact: in the precision of [compute]: the float tower.
         compute: the device that the encoder lies on.
     """
 
     encoder: nn.Module
     sink: FeatureSink
-    normalized: bool = False
+    exact: bool = False
     compute: Compute = ON_CPU
 
     def encode(self, images: Tensor, spec: PreprocessSpec) -> Tensor:
-        """Features or embeddings ``(n, dim)`` of uint8 images ``(n, 3, H, W)``."""
-        if not self.normalized:
+        """Features ``(n, dim)`` of uint8 images ``(n, 3, H, W)``."""
+        if not self.exact:
             return image_features(self.encoder, images, spec, self.compute)
         with teacher_precision(self.compute):
-            features = image_features(self.encoder, images, spec, self.compute)
-        return nn.functional.normalize(features, dim=-1)
+            return image_features(self.encoder, images, spec, self.compute)
 
 
 def store_features(views: TrainViews, towers: Sequence[Tower], team: Team = ALONE) -> None:
@@ -160,6 +159,12 @@ def cached_features(views: TrainViews, student: Tower, teacher: Tower, team: Tea
     return CachedFeatures(student=student.sink.read(), teacher=teacher.sink.read(), labels=labels)
 
 
+def unlabelled_features(images: TrainViews, student: Tower, teacher: Tower, team: Team = ALONE) -> Unlabelled:
+    """Return what two towers say about images without labels, computed as far as it is missing."""
+    store_features(images, [student, teacher], team)
+    return Unlabelled(student=student.sink.read()[0], teacher=teacher.sink.read()[0])
+
+
 def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:
     """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
     generator = torch.Generator().manual_seed(seed)
@@ -172,9 +177,13 @@ def image_features(encoder: nn.Module, images: PixelSource, spec: PreprocessSpec
     return encode_batches(encoder, Batches(images=images, spec=spec, size=compute.batch_size, compute=compute))
 
 
-def teacher_embeddings(model: LoadedModel, images: PixelSource) -> Tensor:
-    """Normalized embeddings ``(N, dim)`` of uint8 images by the float encoder, in the precision of [compute]."""
+def teacher_features(model: LoadedModel, images: PixelSource) -> Tensor:
+    """Features ``(N, dim)`` of uint8 images by the float encoder, in the precision of [compute]."""
     visual: nn.Module = model.clip.visual  # type: ignore[assignment]
     with teacher_precision(model.compute):
-        features = image_features(visual, images, model.preprocess, model.compute)
-    return nn.functional.normalize(features, dim=-1)
+        return image_features(visual, images, model.preprocess, model.compute)
+
+
+def teacher_embeddings(model: LoadedModel, images: PixelSource) -> Tensor:
+    """The same, normalized."""
+    return nn.functional.normalize(teacher_features(model, images), dim=-1)

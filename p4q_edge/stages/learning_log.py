@@ -1,19 +1,21 @@
 """The learning curve of a run, with the accuracy on a share of the photographs that is held out for it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import torch
 
 from p4q_edge.data import folds
-from p4q_edge.learning import CurvePoint, LearningRun, decode_curve, encode_curve, learn, write_curve
+from p4q_edge.learning import CurvePoint, LearningRun, decode_curve, encode_curve, write_curve
 from p4q_edge.quant import Phase
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.stages.cross_validation import right_answers
-from p4q_edge.stages.pipeline import Learned, Prepared, new_student
+from p4q_edge.stages.pipeline import Learned, Prepared
 from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.students import new_student, teach
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,17 @@ def held_out_top1(prepared: Prepared, *, epochs: int) -> list[float]:
     rows, labels = features.student[0, part], features.labels[part]
     student, _ = new_student(source)
     shares: list[float] = []
-    section = msgspec.structs.replace(source.recipe.learn, epochs=epochs)
+    others = features.of_images(everything[~torch.isin(everything, part)])
+    section = source.recipe.learn
+    before = section.prompt_passes(len(everything))
+    steps = before * section.steps_of(len(others.labels))  # as many epochs, though the images are fewer
+    section = msgspec.structs.replace(section, epochs=epochs - before, prompt_steps=steps)
 
     def judge(epoch: int, loss: float) -> None:
         shares.append(right_answers(student, rows, labels, phase=Phase.QUANTIZED) / len(part))
 
-    others = features.of_images(everything[~torch.isin(everything, part)])
-    learn(student, others, section, seed=source.recipe.seed, run=LearningRun(progress=judge))
+    recipe = msgspec.structs.replace(source.recipe, learn=section)
+    teach(replace(source, recipe=recipe), student, others, LearningRun(progress=judge))
     return shares
 
 

@@ -8,12 +8,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder, calibrate_text
-from p4q_edge.data import ImageStream, Split, draw_by_class, read_class_prompts, read_split, read_words
+from p4q_edge.calibration import CalibratedEncoder, calibrate_encoder
+from p4q_edge.data import draw_by_class
 from p4q_edge.learning import (
     CachedFeatures,
     CurvePoint,
@@ -24,43 +23,26 @@ from p4q_edge.learning import (
     Student,
     decode_curve,
     encode_curve,
-    learn,
-    make_student,
     read_tensors,
     write_tensors,
 )
-from p4q_edge.models import (
-    ALONE,
-    Batches,
-    Compute,
-    FoldedClassifier,
-    LoadedModel,
-    PreprocessKeys,
-    PromptLearner,
-    Team,
-    TextSide,
-    class_prompts_of,
-    encoder_of,
-    initial_context,
-    load_model,
-    make_text_side,
-    template_embeddings,
-)
-from p4q_edge.recipe import Recipe, to_toml
+from p4q_edge.models import ALONE, Batches, FoldedClassifier, Team
+from p4q_edge.recipe import to_toml
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
-from p4q_edge.runtime.storage import StageCode, atomic_write, stage_key
+from p4q_edge.runtime.storage import StageCode, atomic_write
 from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
-from p4q_edge.stages.features import FEATURES, Tower, TrainViews, cached_features, store_features
+from p4q_edge.stages.features import FEATURES, Tower, TrainViews, cached_features, store_features, unlabelled_features
 from p4q_edge.stages.folding import fold, restore_student
 from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source
+from p4q_edge.stages.students import learn_student, measure_text, new_prompts, new_student, teach
 from p4q_edge.stages.top1_limit import Judge, limit_top1
 
 logger = logging.getLogger(__name__)
 
-_MODULES = tuple(
-    f"p4q_edge.stages.{name}" for name in ("pipeline", "encoder_file", "features", "folding", "top1_limit")
-)
+_NAMES = ("pipeline", "encoder_file", "features", "folding", "source", "students", "top1_limit")
+_MODULES = tuple(f"p4q_edge.stages.{name}" for name in _NAMES)
 CALIBRATE = StageCode(modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration"))
 LEARN = StageCode(
     modules=_MODULES, rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.calibration", "p4q_edge.learning")
@@ -68,51 +50,6 @@ LEARN = StageCode(
 
 CALIBRATED_KEY = "calibrated"
 """In the metadata of what was learned: the key of the calibrated encoder that it was learned on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What a recipe names, opened: the float model, the images, the words; and who computes it."""
-
-    recipe: Recipe
-    model: LoadedModel
-    split: Split
-    templates: tuple[str, ...]
-    class_prompts: dict[str, tuple[str, ...]]
-    train_digests: tuple[str, ...]
-    team: Team = ALONE
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.split.train.class_names
-
-    @property
-    def prompts(self) -> dict[str, tuple[str, ...]]:
-        """The hand-written prompts of each class, in label order."""
-        return class_prompts_of(self.class_names, templates=self.templates, class_prompts=self.class_prompts)
-
-    @property
-    def views(self) -> TrainViews:
-        """The views of the labelled images that the recipe learns from."""
-        section, spec = self.recipe.learn, self.model.preprocess
-        return TrainViews(
-            images=self.split.train,
-            spec=spec,
-            count=section.views,
-            flip=section.flip,
-            seed=self.recipe.seed,
-            workers=self.recipe.compute.workers,
-        )
-
-    def stream(self, images: ImageSet) -> ImageStream:
-        """Images as the model takes them, decoded when they are asked for."""
-        return ImageStream(images=images, spec=self.model.preprocess, workers=self.recipe.compute.workers)
-
-    def key(self, code: StageCode, *, recipe: object, inputs: object = None) -> str:
-        """Return the key of a stage, whose inputs are the model, the images learned from and any further ones."""
-        model = [self.model.info, self.model.preprocess, self.recipe.model.quick_gelu]
-        images = [self.train_digests, self.split.train.labels.tolist(), self.recipe.seed]
-        return stage_key(code, inputs=[model, images, inputs], recipe=recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,50 +73,6 @@ class Learned:
     curve: tuple[CurvePoint, ...] = ()
 
 
-def open_source(recipe: Recipe, split: Split | None = None, team: Team = ALONE) -> Source:
-    """Stage `load`, and the data of a recipe.
-
-    Args:
-        split: what its [data] gave already.
-        team: processes that take part in `prepare` and `learn_stage`, each with its own source.
-    """
-    compute = Compute.of(recipe.compute, team)  # a device that is not here is told of before anything is read
-    model = open_model(recipe).on(compute)
-    model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
-    split = split or read_split(recipe.data, seed=recipe.seed)
-    return Source(
-        recipe=recipe,
-        model=model,
-        split=split,
-        templates=read_words(recipe.data.templates, key="data.templates"),
-        class_prompts=read_class_prompts(recipe.data.class_prompts, split.train.class_names),
-        train_digests=tuple(split.train.digests()),
-        team=team,
-    )
-
-
-def open_model(recipe: Recipe) -> LoadedModel:
-    """The model that a recipe names; ``demo`` is the one that is shipped."""
-    section = recipe.model
-    if section.name == "demo":
-        from p4q_edge.demo import MODEL_DIR
-
-        if section.pretrained:
-            raise UsageError("model 'demo' brings its own weights; remove model.pretrained")
-        loaded = load_model(f"local-dir:{MODEL_DIR}")
-        return replace(loaded, info=msgspec.structs.replace(loaded.info, name="demo"))
-    keys = PreprocessKeys(
-        image_size=section.image_size,
-        mean=section.mean,
-        std=section.std,
-        interpolation=section.interpolation,
-        resize_mode=section.resize_mode,
-    )
-    return load_model(
-        section.name, section.pretrained, quick_gelu=section.quick_gelu, licence=section.license, keys=keys
-    )
-
-
 def prepare(source: Source, files: RunFiles) -> Prepared:
     """Stage `calibrate`: quantize the encoder, cache the features of both towers.
 
@@ -200,7 +93,7 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     key = source.key(
         code,
         recipe=[*part, source.recipe.compute.precision],
-        inputs=[source.class_names, source.prompts] if limited else None,
+        inputs=learning_inputs(source) if limited else None,
     )
     calibrated = source.team.after_first(lambda: calibrated_in(files, source, key=key))
     features = cache_features(source, calibrated.encoder, files, key=encoder_digest(calibrated), team=source.team)
@@ -260,32 +153,49 @@ def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFea
     return limit_top1(calibrated, source.model.clip.visual, judge, limit)  # type: ignore[arg-type]
 
 
+def learning_inputs(source: Source) -> list[object]:
+    """What a head is learned from besides the model and the labelled images."""
+    return [source.class_names, source.prompts, source.unlabelled_digests]
+
+
 def cache_features(
     source: Source, encoder: nn.Module, files: RunFiles | None = None, *, key: str = "", team: Team = ALONE
 ) -> CachedFeatures:
-    """Features of all views of the labelled images, by the quantized and by the float encoder.
+    """Features of all views of the labelled images, by the quantized and by the float encoder, and of those without.
 
     Args:
+        source: with the images.
+        encoder: the quantized one.
         files: keep them there and take what is there already; None keeps them in memory.
         key: digest of everything that decides the quantized encoder; needed with `files`.
         team: computes a share of them in each process; needs `files`.
     """
-    views = source.views
+    features = cached_features(source.views, *_towers(source, source.views, encoder, files, key=key), team)
+    if source.unlabelled is None:
+        return features
+    views = replace(source.views, images=source.unlabelled, count=1)
+    towers = _towers(source, views, encoder, files, key=key, kind="unlabelled")
+    return replace(features, unlabelled=unlabelled_features(views, *towers, team))
+
+
+def _towers(
+    source: Source, views: TrainViews, encoder: nn.Module, files: RunFiles | None, *, key: str, kind: str = ""
+) -> tuple[Tower, Tower]:
+    """The quantized and the float encoder, each with where its features of some views go."""
     sinks: list[FeatureSink] = [HeldFeatures(images=len(views.images)) for _ in range(2)]
     if files:
         part = [views.count, views.flip, source.recipe.compute.precision]
-        keys = [source.key(FEATURES, recipe=part, inputs=inputs) for inputs in (key, None)]
+        others = [source.unlabelled_digests] if kind else []
+        keys = [source.key(FEATURES, recipe=part, inputs=[inputs, *others]) for inputs in (key, None)]
         sinks = [
             FeatureStore(folder=files.features, name=name, key=of_tower, views=views.count, images=len(views.images))
-            for name, of_tower in zip(("student", "teacher"), keys, strict=True)
+            for name, of_tower in zip((f"{kind}student", f"{kind}teacher"), keys, strict=True)
         ]
     teacher: nn.Module = source.model.clip.visual  # type: ignore[assignment]
     compute = source.model.compute
-    return cached_features(
-        views,
+    return (
         Tower(encoder=encoder, sink=sinks[0], compute=compute),
-        Tower(encoder=teacher, sink=sinks[1], normalized=True, compute=compute),
-        team,
+        Tower(encoder=teacher, sink=sinks[1], exact=True, compute=compute),
     )
 
 
@@ -296,81 +206,13 @@ def student_features(source: Source, encoder: nn.Module) -> Tensor:
     return sink.read()
 
 
-def hand_written_embeddings(source: Source) -> Tensor:
-    """Class embeddings of the recipe's templates by the float text tower, ``(classes, dim)`` normalized."""
-    for name, prompts in source.prompts.items():
-        more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
-        logger.debug("prompt of class %r: %r%s", name, prompts[0], more)
-    return template_embeddings(
-        encoder_of(source.model.clip),
-        source.model.tokenizer,
-        source.class_names,
-        templates=source.templates,
-        class_prompts=source.class_prompts,
-    )
-
-
-def new_prompts(source: Source, generator: torch.Generator | None = None) -> tuple[PromptLearner, TextSide]:
-    """The prompts of a recipe before their first step, and the text tower they run through.
-
-    Raises:
-        UsageError: they cannot be learned through this tower, or a prompt is too long for it.
-    """
-    recipe = source.recipe
-    tower = make_text_side(source.model.clip, recipe.quantization.scheme())
-    context = initial_context(
-        tower,
-        source.model.tokenizer,
-        words=recipe.learn.context_init,
-        num_tokens=recipe.learn.num_context_tokens,
-        generator=generator or torch.Generator().manual_seed(recipe.seed),
-    )
-    return PromptLearner(tower, source.model.tokenizer, source.class_names, context=context), tower
-
-
-def new_student(source: Source) -> tuple[Student, TextSide | None]:
-    """The student of a recipe before its first step, and the text tower its prompts run through.
-
-    Where that tower is quantized, its ranges are those of the prompts at the start.
-    """
-    recipe = source.recipe
-    generator = torch.Generator().manual_seed(recipe.seed)
-    prompts, tower = new_prompts(source, generator) if recipe.learn.prompts else (None, None)
-    student = make_student(
-        prompts=prompts,
-        hand_written=hand_written_embeddings(source),
-        logit_scale=source.model.logit_scale,
-        section=recipe.learn,
-        adapter_scheme=recipe.quantization.adapter_scheme(),
-        generator=generator,
-    )
-    measure_text(source, student, tower)
-    return student, tower
-
-
-def measure_text(source: Source, student: Student, tower: TextSide | None) -> None:
-    """Measure the ranges of a text tower that the recipe quantizes, on the student's prompts as they are now."""
-    if tower is not None and source.recipe.quantization.text:
-        calibrate_text(tower, student.prompts)
-
-
-def learn_student(source: Source, features: CachedFeatures) -> Student:
-    """The student of a recipe after learning from cached features; nothing is stored."""
-    recipe = source.recipe
-    student, tower = new_student(source)
-    learn(student, features, recipe.learn, seed=recipe.seed, run=LearningRun())
-    measure_text(source, student, tower)
-    return student
-
-
 def learn_stage(
     prepared: Prepared, files: RunFiles | None, *, progress: Callable[[int, float], None] | None = None
 ) -> Learned:
     """Stages `learn` and `fold`. Without `files` nothing is stored."""
     recipe, team = prepared.source.recipe, prepared.source.team
     student, tower = new_student(prepared.source)
-    words = [prepared.source.class_names, prepared.source.prompts]
-    key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, words])
+    key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, learning_inputs(prepared.source)])
     stored = read_tensors(files.learned, key=key) if files else None
     if stored is not None:
         logger.info("learn: unchanged, taken from %s", files.learned if files else "")
@@ -378,10 +220,12 @@ def learn_stage(
         restore_student(student, tensors)
         text, curve = tensors["text_embedding"], decode_curve(facts.get("curve", ""))
     else:
-        run = LearningRun(checkpoint=files.checkpoint if files else None, key=key, team=team)
+        run = LearningRun(key=key, team=team)
+        if files:
+            run = replace(run, checkpoint=files.checkpoint, teacher_checkpoint=files.teacher)
         if progress is not None:
             run = replace(run, progress=progress)
-        learn(student, prepared.features, recipe.learn, seed=recipe.seed, run=run)
+        teach(prepared.source, student, prepared.features, run)
         measure_text(prepared.source, student, tower)
         with torch.no_grad():
             text = student.text_embedding()

@@ -15,7 +15,8 @@ from p4q_edge.runtime.artifacts import GraphParity, RecordedResults, pixel_diges
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.images import ImageSet, draw_subset
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
-from p4q_edge.stages.pipeline import Learned, Source
+from p4q_edge.stages.pipeline import Learned
+from p4q_edge.stages.source import Source
 
 logger = logging.getLogger(__name__)
 

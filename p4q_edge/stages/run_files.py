@@ -32,5 +32,10 @@ class RunFiles:
         return self.folder / "learned.safetensors"
 
     @property
+    def teacher(self) -> Path:
+        """The checkpoint of a learned teacher."""
+        return self.folder / "teacher.safetensors"
+
+    @property
     def curve(self) -> Path:
         return self.folder / "curve.json"

@@ -10,8 +10,10 @@ from p4q_edge.learning import read_tensors
 from p4q_edge.models import FoldedClassifier
 from p4q_edge.stages.encoder_file import restore_encoder
 from p4q_edge.stages.folding import fold, restore_student
-from p4q_edge.stages.pipeline import CALIBRATED_KEY, Source, new_student
+from p4q_edge.stages.pipeline import CALIBRATED_KEY
 from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source
+from p4q_edge.stages.students import new_student
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ from p4q_edge.learning.training import LearningRun, learn
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.stages.pipeline import Prepared, Source, new_student
+from p4q_edge.stages.pipeline import Prepared
+from p4q_edge.stages.source import Source
+from p4q_edge.stages.students import new_student
 
 LEARN = {"epochs": 30, "context_rate": 5e-3, "adapter_rate": 1e-2, "class_residual": False}
 

@@ -193,8 +193,7 @@ def ours(scene: Scene, width: str, *, changes: Mapping[str, Any]) -> Answers:
     recipe = scene.recipe("W8A8" if width == FLOAT else width)
     recipe = msgspec.structs.replace(recipe, learn=msgspec.structs.replace(recipe.learn, **changes))
     train, test = scene.encoded(width)
-    train = replace(train, student=train.student[: recipe.learn.views], teacher=train.teacher[: recipe.learn.views])
-    student = learned_student(scene.with_recipe(recipe), train)
+    student = learned_student(scene.with_recipe(recipe), train.first_views(recipe.learn.views))
     logits = student_logits(student, test)
     with running_in(student, Phase.FLOAT):
         reference = student_logits(student, scene.encoded(FLOAT)[1])

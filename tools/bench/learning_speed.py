@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from p4q_edge.calibration import calibrate_encoder, calibrate_text
 from p4q_edge.data import augment
-from p4q_edge.learning import CachedFeatures, Student, batch_loss, make_student
+from p4q_edge.learning import Batch, CachedFeatures, Student, Teacher, batch_loss, make_student
 from p4q_edge.models import (
     LoadedModel,
     PromptLearner,
@@ -309,7 +309,9 @@ class Step:
 
     def __call__(self) -> None:
         self.student.zero_grad(set_to_none=True)
-        loss = batch_loss(self.student, *self.features(), self.labels, self.section)
+        student, teacher = self.features()
+        batch = Batch(student=student, teacher=teacher, labels=self.labels)
+        loss = batch_loss(self.student, batch, self.section, Teacher.zero_shot(self.student))
         loss.backward()
         self.loss, self.gradient = float(loss.detach()), self.student.prompts.context.grad
 

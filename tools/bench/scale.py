@@ -152,7 +152,7 @@ def _peak_mib() -> float:
 def _prepared(task: dict[str, Any], folder: Path) -> tuple[Any, dict[str, float], dict[str, float]]:
     """Run everything up to the features; return it, and the seconds and processor seconds of its parts."""
     from p4q_edge.recipe import read_recipe
-    from p4q_edge.stages import pipeline
+    from p4q_edge.stages import RunFiles, open_source, pipeline
 
     seconds: dict[str, float] = {}
     processor: dict[str, float] = {}  # of all processes; a busy machine lengthens the others
@@ -169,12 +169,12 @@ def _prepared(task: dict[str, Any], folder: Path) -> tuple[Any, dict[str, float]
         return run
 
     begin = time.perf_counter()
-    source = pipeline.open_source(read_recipe(task["recipe"]))
+    source = open_source(read_recipe(task["recipe"]))
     seconds["open"] = time.perf_counter() - begin
     originals = pipeline.calibrate, pipeline.cache_features
     pipeline.calibrate, pipeline.cache_features = (timed("calibrate", originals[0]), timed("features", originals[1]))
     try:
-        return pipeline.prepare(source, pipeline.RunFiles(folder=folder)), seconds, processor
+        return pipeline.prepare(source, RunFiles(folder=folder)), seconds, processor
     finally:
         pipeline.calibrate, pipeline.cache_features = originals
 
@@ -189,9 +189,9 @@ def _features(task: dict[str, Any]) -> dict[str, Any]:
 def _overlap(task: dict[str, Any]) -> dict[str, Any]:
     from p4q_edge.models import BATCH_SIZE
     from p4q_edge.recipe import read_recipe
-    from p4q_edge.stages import image_features, pipeline
+    from p4q_edge.stages import image_features, open_source
 
-    source = pipeline.open_source(read_recipe(task["recipe"]))
+    source = open_source(read_recipe(task["recipe"]))
     tower, spec = source.model.clip.visual, source.model.preprocess
     stream = source.stream(source.split.train)
     held = stream[0 : len(stream)]
@@ -212,11 +212,11 @@ def _overlap(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _learn(task: dict[str, Any]) -> dict[str, Any]:
-    from p4q_edge.stages import export, pipeline
+    from p4q_edge.stages import RunFiles, export, pipeline
 
     folder = Path(task["run"])
     prepared, seconds, _ = _prepared(task, folder)
-    files = pipeline.RunFiles(folder=folder)
+    files = RunFiles(folder=folder)
     begin = time.perf_counter()
     learned = pipeline.learn_stage(prepared, files)
     seconds["learn"] = time.perf_counter() - begin

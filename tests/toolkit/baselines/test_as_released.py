@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from p4q_edge.baselines import as_released
 from p4q_edge.baselines.as_released import ClampedGrid, ReleasedLayer, search_grid, swapped_distillation
 from p4q_edge.calibration.calibrate import calibrate_encoder
+from p4q_edge.learning.cached_features import CachedFeatures
 from p4q_edge.learning.losses import distillation_loss
-from p4q_edge.learning.training import CachedFeatures
 from p4q_edge.models.adapter import Adapter
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.prompts import PromptLearner, initial_context

@@ -18,7 +18,9 @@ from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 from p4q_edge.runtime.storage.files import sha256_bytes
 from p4q_edge.stages.export import data_index
-from p4q_edge.stages.pipeline import RunFiles, Source, learn_stage, prepare
+from p4q_edge.stages.pipeline import learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source
 
 SPEC = PreprocessSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -23,7 +23,7 @@ from p4q_edge.evaluation.ablation import (
 from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.schema import LearnSection, Method, QuantizationSection, Recipe
 from p4q_edge.runtime.cli import main as cli
-from p4q_edge.stages import pipeline
+from p4q_edge.stages import students
 
 from doubles.second_device import second_device
 
@@ -141,7 +141,7 @@ def test_full_precision_leaves_the_text_tower_of_the_papers_track_in_float(
     recipe = small_recipe()
     recipe = msgspec.structs.replace(recipe, quantization=msgspec.structs.replace(recipe.quantization, text=True))
     quantized: list[object] = []
-    monkeypatch.setattr(pipeline, "calibrate_text", lambda tower, prompts: quantized.append(tower))
+    monkeypatch.setattr(students, "calibrate_text", lambda tower, prompts: quantized.append(tower))
     variant = Variant(name="prompts", full_precision=full_precision, learn=ablation.PROMPTS_ALONE)
     ablate(recipe, (0,), (variant,), "tested")
     assert (quantized == []) == full_precision

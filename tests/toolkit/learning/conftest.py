@@ -8,7 +8,8 @@ from learning_runs import source_of
 
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.stages.pipeline import Prepared, RunFiles, prepare
+from p4q_edge.stages.pipeline import Prepared, prepare
+from p4q_edge.stages.run_files import RunFiles
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from p4q_edge.models.load import LoadedModel
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.learning_log import held_out_top1, log_learning, read_curve
-from p4q_edge.stages.pipeline import Prepared, RunFiles, learn_stage, prepare
+from p4q_edge.stages.pipeline import Prepared, learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
 
 POINTS = (
     CurvePoint(epoch=1, loss=1.5, rates={"context": 0.002, "adapter": 0.01}, held_out_top1=0.25),

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from p4q_edge.learning.training import CachedFeatures, LearningRun, learn, make_student
+from p4q_edge.learning.cached_features import CachedFeatures
+from p4q_edge.learning.student import make_student
+from p4q_edge.learning.training import LearningRun, learn
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.recipe.schema import LearnSection
 from p4q_edge.runtime.errors import InputError

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from p4q_edge.data.augmentation import augment
 from p4q_edge.data.image_set import pixels
+from p4q_edge.learning.cached_features import Batch
 from p4q_edge.learning.training import LearningRun, batch_loss
 from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant.linear import Phase, running_in
 from p4q_edge.recipe.schema import LearnSection
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.stages.pipeline import Prepared, RunFiles, learn_stage, new_student, prepare
+from p4q_edge.stages.pipeline import Prepared, learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.students import new_student
 
 
 def _accuracy(prepared: Prepared, classifier: torch.nn.Module) -> float:
@@ -93,8 +96,10 @@ def test_cached_features_are_those_of_the_quantized_encoder(prepared: Prepared) 
     student, _ = new_student(prepared.source)
     section = prepared.source.recipe.learn
     labels, teacher = prepared.features.labels[:4], prepared.features.teacher[0, :4]
-    cached = batch_loss(student, prepared.features.student[0, :4], teacher, labels, section)
-    uncached = batch_loss(student, prepared.calibrated.encoder(batch), teacher, labels, section)
+    features = (prepared.features.student[0, :4], prepared.calibrated.encoder(batch))
+    cached, uncached = (
+        batch_loss(student, Batch(student=f, teacher=teacher, labels=labels), section) for f in features
+    )
     torch.testing.assert_close(cached, uncached)
 
 
@@ -124,7 +129,7 @@ def test_learning_from_cached_views_ends_where_recomputing_every_step_ends(
     views = torch.stack([to_batch(view, toy_clip.preprocess) for view in (images, *augmented)])
     visual = toy_clip.clip.visual
     student = _Recomputed(prepared.calibrated.encoder, views)
-    teacher = _Recomputed(lambda batch: F.normalize(visual(batch), dim=-1), views)
+    teacher = _Recomputed(visual, views)
     uncached = replace(prepared, features=replace(prepared.features, student=student, teacher=teacher))
     expected, found = (learned_values(run, LearningRun()) for run in (uncached, prepared))
     assert student.calls == teacher.calls == 4 * 4  # epochs and batches

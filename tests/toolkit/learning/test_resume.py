@@ -13,7 +13,8 @@ from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.prompts import PromptLearner
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.stages.pipeline import Prepared, RunFiles, learn_stage, prepare
+from p4q_edge.stages.pipeline import Prepared, learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
 
 
 def _interrupt_at(stop: int, kind: type[BaseException]) -> Callable[[int, float], None]:

@@ -15,7 +15,7 @@ from p4q_edge.models.checkpoint_settings import PreprocessKeys, settings_for_pat
 from p4q_edge.models.load import load_model
 from p4q_edge.recipe.toml import parse_recipe
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.stages.pipeline import open_model
+from p4q_edge.stages.source import open_model
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 

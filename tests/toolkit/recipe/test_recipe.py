@@ -53,6 +53,34 @@ def test_toml_gives_the_same_recipe_back(recipe: Recipe) -> None:
         ({"learn": {"residual_ratio": 1.0}}, "residual_ratio must be between 0 and 1, got 1.0"),
         ({"learn": {"context_init": ""}}, "num_context_tokens must be at least 1 when context_init is empty"),
         ({"quantization": {"observer": "best"}}, "'best'.*; expected minmax or .* or search"),
+        ({"learn": {"teacher": "wise"}}, "'wise'.*; expected learned or .*"),
+        ({"learn": {"distillation": -1.0}}, "distillation must not be negative, got -1"),
+        (
+            {"learn": {"teacher": "none", "distillation": 1.0}},
+            "distillation = 1 needs a teacher, and teacher = 'none'; leave one of them out",
+        ),
+        (
+            {"learn": {"teacher": "learned", "distillation": 0.0}},
+            "teacher = 'learned' teaches nothing at distillation = 0; leave distillation out for 1, or set teacher",
+        ),
+        (
+            {"data": {"train": "photos", "unlabelled": "more"}},
+            r"x.toml: data.unlabelled names images that only a teacher can tell .*; set learn.teacher = 'learned', or",
+        ),
+        (
+            {"data": {"train": "photos", "unlabelled": "more"}, "learn": {"teacher": "none"}},
+            "only a teacher can tell anything about, and there is none",
+        ),
+        (
+            {"method": "as-released", "learn": {"teacher": "learned"}},
+            "method = 'as-released' repeats the published code, which knows no data.unlabelled, learn.prompt_steps or",
+        ),
+        ({"learn": {"prompt_steps": -1}}, "prompt_steps must not be negative, got -1"),
+        ({"learn": {"prompt_rate": -1.0}}, "prompt_rate must be between 0 and"),
+        (
+            {"learn": {"prompt_steps": 9, "prompts": False}},
+            "prompt_steps = 9 learns prompts, and prompts = false; leave one out",
+        ),
         ({"compute": {"device": "gpu"}}, "x.toml: device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ({"compute": {"device": "cuda:-1"}}, "cuda:N, got 'cuda:-1'"),
         ({"compute": {"workers": -1}}, "workers must be from 0 to 256, got -1"),
@@ -93,10 +121,12 @@ def test_recipes_that_are_no_toml_or_missing(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "p4q.toml").write_text(
         '[model]\nname = "ViT-B-32"\npretrained = "w.pt"\n[data]\ntrain = "photos"\nclass_names = "names.txt"\n'
+        'unlabelled = "more"\n[learn]\nteacher = "learned"\n'
     )
     recipe = read_recipe(tmp_path / "p4q.toml")
     assert recipe.data.train == str(tmp_path / "photos")
     assert recipe.data.class_names == str(tmp_path / "names.txt")
+    assert recipe.data.unlabelled == str(tmp_path / "more")
     assert recipe.model.pretrained == str(tmp_path / "w.pt")
 
 

@@ -13,7 +13,8 @@ from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.toml import parse_recipe, to_toml
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.cli.main import main
-from p4q_edge.stages.pipeline import CALIBRATE, open_source
+from p4q_edge.stages.pipeline import CALIBRATE
+from p4q_edge.stages.source import open_source
 
 
 @pytest.mark.parametrize(

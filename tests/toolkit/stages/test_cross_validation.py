@@ -19,7 +19,10 @@ from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.statistics.metrics import wilson_interval
 from p4q_edge.stages import cross_validation
 from p4q_edge.stages.cross_validation import cross_validate
-from p4q_edge.stages.pipeline import Prepared, RunFiles, Source, learn_student, open_source, prepare
+from p4q_edge.stages.pipeline import Prepared, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source, open_source
+from p4q_edge.stages.students import learn_student
 
 RECIPE = """
 [model]

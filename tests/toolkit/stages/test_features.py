@@ -19,8 +19,10 @@ from p4q_edge.models.load import LoadedModel
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages import features as streamed
 from p4q_edge.stages import pipeline
-from p4q_edge.stages.features import augmented_views, image_features, teacher_embeddings
-from p4q_edge.stages.pipeline import Prepared, RunFiles, Source, cache_features, calibration_set, prepare
+from p4q_edge.stages.features import augmented_views, image_features, teacher_features
+from p4q_edge.stages.pipeline import Prepared, cache_features, calibration_set, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source
 
 SHARD, BATCH = 8, 4
 
@@ -46,7 +48,7 @@ def at_once(source: Source, encoder: nn.Module) -> tuple[Tensor, Tensor]:
     images, spec, section = pixels(source.split.train, source.model.preprocess), source.model.preprocess, source.recipe
     views = [*augmented_views(images, section.learn.views, flip=section.learn.flip, seed=section.seed)]
     student = torch.stack([image_features(encoder, view, spec, source.model.compute) for view in views])
-    return student, torch.stack([teacher_embeddings(source.model, view) for view in views])
+    return student, torch.stack([teacher_features(source.model, view) for view in views])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -26,7 +26,10 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.cross_validation import cross_validate
 from p4q_edge.stages.export import export_bundle
-from p4q_edge.stages.pipeline import Learned, RunFiles, Source, learn_stage, new_student, open_source, prepare
+from p4q_edge.stages.pipeline import Learned, learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source, open_source
+from p4q_edge.stages.students import new_student
 
 from doubles.second_device import LeftOnCpuError, second_device
 

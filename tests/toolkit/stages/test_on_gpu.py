@@ -18,7 +18,9 @@ from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.linear import quant_linears
 from p4q_edge.recipe.schema import ComputeSection
 from p4q_edge.runtime.images.image_set import ImageSet
-from p4q_edge.stages.pipeline import Learned, RunFiles, Source, learn_stage, prepare
+from p4q_edge.stages.pipeline import Learned, learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source
 
 pytestmark = pytest.mark.gpu
 

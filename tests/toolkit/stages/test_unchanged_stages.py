@@ -18,7 +18,9 @@ from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.runtime.storage import require_writable, unchanged
 from p4q_edge.stages import export, pipeline
 from p4q_edge.stages.export import bundle_key
-from p4q_edge.stages.pipeline import RunFiles, Source, learn_stage, prepare
+from p4q_edge.stages.pipeline import learn_stage, prepare
+from p4q_edge.stages.run_files import RunFiles
+from p4q_edge.stages.source import Source
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.statistics.metrics import wilson_interval
 from p4q_edge.stages.features import teacher_embeddings
-from p4q_edge.stages.pipeline import hand_written_embeddings, open_source
+from p4q_edge.stages.source import open_source
+from p4q_edge.stages.students import hand_written_embeddings
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
