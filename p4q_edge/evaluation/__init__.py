@@ -9,6 +9,8 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.evaluation import ablation
     from p4q_edge.evaluation.ablation import (
+        COOP,
+        PROMPTS_ALONE,
         PTQ,
         UNCHANGED,
         Variant,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
+    "COOP",
+    "PROMPTS_ALONE",
     "PTQ",
     "UNCHANGED",
     "Variant",
@@ -50,6 +54,8 @@ if not TYPE_CHECKING:
         __name__,
         {
             "ablation": (
+                "COOP",
+                "PROMPTS_ALONE",
                 "PTQ",
                 "UNCHANGED",
                 "Variant",

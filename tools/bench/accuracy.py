@@ -38,7 +38,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from accuracy_rows import FLOAT, REPOSITORY, WIDTHS, Answers, Choice, Row, Scene, all_rows, recipe_of
+from accuracy_recipes import FLOAT, REPOSITORY, WIDTHS, Choice, recipe_of
+from accuracy_rows import Answers, Row, Scene, all_rows
 from accuracy_table import markdown, stem, summarize
 from accuracy_tools import GRAPH_BATCH, UnavailableError, tool_versions
 from real_photos import every_nth_class
@@ -59,7 +60,7 @@ CODE = ("p4q_edge/**/*.py", "runtime/p4q_edge/**/*.py", "tools/bench/accuracy*.p
 FLOAT_CODE = (
     *(f"p4q_edge/{room}/*.py" for room in ("data", "models", "learning", "recipe")),
     "p4q_edge/evaluation/ablation.py",
-    "tools/bench/accuracy_rows.py",
+    "tools/bench/accuracy_r*.py",
     "calibration/**/*",
 )
 """What decides one in full precision: no quantizer does."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from accuracy import REPOSITORY, RESULTS, listed
-from accuracy_rows import WIDTHS
+from accuracy_recipes import WIDTHS
 from fidelity_models import CALIBRATION, MODELS, Subject, open_subject
 from real_models import Place
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import torch
 from accuracy_cache import Encoded, kept
+from accuracy_recipes import FLOAT, WIDTHS, Choice, recipe_of
 from accuracy_tools import FloatClassifier, Quantizer, class_logits, model_optimizer, nncf, onnxruntime_static
 from numpy.typing import NDArray
-from real_clip import TEMPLATES as CLIP_TEMPLATES
-from real_photos import caltech_section
 from torch import Tensor, nn
 
 from p4q_edge.baselines import as_released
@@ -23,19 +21,12 @@ from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.evaluation import PTQ, learned_student, method_variants
 from p4q_edge.learning import CachedFeatures, Student
 from p4q_edge.quant import Phase, running_in
-from p4q_edge.recipe import DataSection, LearnSection, ModelSection, Recipe, demo_recipe, on_device, read_recipe
+from p4q_edge.recipe import LearnSection, Recipe
 from p4q_edge.runtime.storage import StageCode
 from p4q_edge.stages import Source, cache_features, image_features, open_source, student_features
 
-REPOSITORY = Path(__file__).parents[2]
-PHOTO_CLIP = Path(__file__).with_name("photo_clip")
-RECIPES = REPOSITORY / "calibration" / "recipes"
-WIDTHS = {"W8A8": "int8", "W6A6": "w6a6", "W4A8": "w4a8", "W4A4": "w4a4"}
-"""Our recipe of each width."""
-
 FEATURES = StageCode(modules=("p4q_edge.stages.pipeline",), rooms=("p4q_edge.calibration", "p4q_edge.data"))
 
-FLOAT = "FP32"
 Group = Literal["full precision", "other tools", "published code", "P4Q Edge"]
 
 
@@ -69,24 +60,6 @@ class Row:
     widths: tuple[str, ...]
     execution: Mapping[str, str]
     answer: Callable[[Scene, str], Answers]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What a run of the bench measures; the same for every row.
-
-    Attributes:
-        models: folder of the models of ``real_models.py``.
-        features: folder that keeps features between runs; None keeps none.
-    """
-
-    data: str
-    folder: Path
-    models: Path = Path()
-    shots: int = 16
-    limit: int = 0
-    learn: Mapping[str, Any] = field(default_factory=dict)
-    features: Path | None = None
 
 
 class Scene:
@@ -154,30 +127,6 @@ class Scene:
     def _zero_shot(self) -> NDArray[np.float32]:
         """Logits of the full-precision zero-shot classifier."""
         return class_logits(self.encoded(FLOAT)[1], self.source)
-
-
-def recipe_of(choice: Choice, name: str) -> Recipe:
-    """A shipped recipe with the data, the model and, for the digits, the demo's own [learn]."""
-    # On the CPU, as the other libraries of the table.
-    recipe = on_device(read_recipe(RECIPES / f"{name}.toml"), "cpu")
-    if choice.data == "digits":
-        demo = demo_recipe()
-        data = msgspec.structs.replace(demo.data, shots=choice.shots, test_limit=choice.limit)
-        learned = recipe.learn if recipe.method == "as-released" else demo.learn
-        return msgspec.structs.replace(recipe, model=demo.model, data=data, learn=learned)
-    if choice.data == "caltech101":
-        data = caltech_section(choice.folder, shots=choice.shots, templates=CLIP_TEMPLATES)
-        data = msgspec.structs.replace(data, test_limit=choice.limit)
-        model = ModelSection(name=f"local-dir:{(choice.models / 'clip').resolve()}")
-        return msgspec.structs.replace(recipe, model=model, data=data)
-    data = DataSection(
-        train=str(choice.folder / "cifar100" / "train.npz"),
-        test=str(choice.folder / "cifar100" / "test.npz"),
-        templates=str(REPOSITORY / "calibration" / "templates" / "photo.txt"),
-        shots=choice.shots,
-        test_limit=choice.limit,
-    )
-    return msgspec.structs.replace(recipe, model=ModelSection(name=f"local-dir:{PHOTO_CLIP}"), data=data)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from accuracy_rows import PHOTO_CLIP
+from accuracy_recipes import PHOTO_CLIP
 from accuracy_tools import FloatClassifier
 from model_folders import RANDOM_TEXT, build, write_folder
 from numpy.typing import NDArray

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_rows import REPOSITORY, Choice, Scene, student_logits
+from accuracy_recipes import REPOSITORY, Choice
+from accuracy_rows import Scene, student_logits
 from teach_table import markdown
 
 from p4q_edge.evaluation import learned_student

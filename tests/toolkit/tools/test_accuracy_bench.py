@@ -19,7 +19,7 @@ from p4q_edge.quant.linear import quant_linears
 from p4q_edge.runtime.errors import InputError
 
 BENCH = Path(__file__).parents[3] / "tools" / "bench"
-MODULES = ("accuracy", "accuracy_cache", "accuracy_rows", "accuracy_table", "accuracy_tools")
+MODULES = ("accuracy", "accuracy_cache", "accuracy_recipes", "accuracy_rows", "accuracy_table", "accuracy_tools")
 COLOURS = {"orange": (240, 140, 30), "sea": (60, 120, 190), "forest": (30, 90, 40)}
 RUN = ("--sets", "cifar100", "--shots", "4", "--seeds", "0,1", "--widths", "W8A8", "--epochs", "1")
 

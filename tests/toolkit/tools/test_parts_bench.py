@@ -1,0 +1,167 @@
+"""The bench of parts: a whole run on tiny data, other heads, its tables, and what of a base head serves new classes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BENCH = Path(__file__).parents[3] / "tools" / "bench"
+MODULES = ("parts", "parts_rows", "parts_scene", "parts_table", "rivals")
+COLOURS = {"orange": (240, 140, 30), "sea": (60, 120, 190), "forest": (30, 90, 40), "rose": (230, 120, 150)}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[dict[str, ModuleType]]:
+    before = set(sys.modules)
+    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
+    yield {name: importlib.import_module(name) for name in MODULES}
+    sys.path.remove(str(BENCH))
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "cifar100").mkdir()
+    generator = np.random.default_rng(0)
+    for name, per_class in (("train", 20), ("test", 5)):
+        labels = np.repeat(np.arange(4), per_class)
+        noise = generator.integers(-60, 60, (len(labels), 32, 32, 3))
+        images = (np.array(list(COLOURS.values()))[labels][:, None, None] + noise).clip(0, 255).astype(np.uint8)
+        np.savez(folder / "cifar100" / name, images=images, labels=labels, class_names=np.array(list(COLOURS)))
+    return folder
+
+
+def test_a_run_is_written_and_goes_on_where_it_stopped(
+    bench: dict[str, ModuleType], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["zero-shot", "P4Q", "adapter and residual", "residual (TaskRes)", "linear probe", "strict, anchored"]
+    rows += ["P4Q, learned teacher, unlabelled images", "P4Q of full precision, moved"]
+    words = ["--data", str(data), "--sets", "cifar100", "--seeds", "0", "--widths", "FP32,W8A8", "--steps", "2"]
+    words += ["--jobs", "0", "--rows", ";".join(rows), "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
+    assert bench["parts"].main(words) == 0
+    (path,) = tmp_path.glob("parts-*.json")
+    figures: dict[str, dict[str, Any]] = json.loads(path.read_text())["figures"]
+    measured = {tuple(name.split("|")[:3]) for name in figures}
+    assert {("tested", row, "W8A8") for row in rows} < measured
+    assert ("cross-validated", "P4Q", "W8A8") in measured
+    assert ("cross-validated", "zero-shot", "W8A8") not in measured
+    assert ("base-to-new", "P4Q", "FP32") in measured
+    assert ("tested", "P4Q of full precision, moved", "FP32") not in measured
+    right = figures["tested|P4Q|W8A8|cifar100|0"]["right"]
+    assert {part: len(text) for part, text in right.items()} == dict.fromkeys(
+        ("clean", "noise", "blur", "JPEG", "dark"), 20
+    )
+    assert len(figures["cross-validated|P4Q|W8A8|cifar100|0"]["right"]["cross-validated"]) == 64
+    assert [len(text) for text in figures["base-to-new|P4Q|FP32|cifar100|0"]["right"].values()] == [10] * 4
+    assert "### CIFAR-100: half of the classes learned" in path.with_suffix(".md").read_text()
+    before = (tmp_path / "work" / "figures.jsonl").read_text()
+    monkeypatch.setattr(bench["parts"], "measure", lambda *_: pytest.fail("measured again"))
+    assert bench["parts"].main(words) == 0
+    assert (tmp_path / "work" / "figures.jsonl").read_text() == before
+
+
+def test_a_cell_that_fails_is_left_out_and_told_of(
+    bench: dict[str, ModuleType], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    figures = bench["parts"].Figures(tmp_path / "figures.jsonl")
+    pool = bench["parts"].Inline()
+    jobs = {pool.submit(int, "x"): "bad", pool.submit(dict, seconds=1): "good"}
+    bench["parts"].collect(jobs, figures, float("inf"))
+    assert list(figures.found) == ["good"]
+    assert "bad failed: ValueError" in caplog.text
+    assert bench["parts"].Figures(tmp_path / "figures.jsonl").found == figures.found
+
+
+@pytest.fixture
+def apart() -> dict[str, Tensor]:
+    """Features of three classes that lie apart, and text embeddings that tell little."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(3, 16, generator=generator)
+    text = F.normalize(centers + 6 * torch.randn(3, 16, generator=generator), dim=-1)
+    sets = {"text": text}
+    for name, per_class in (("train", 8), ("test", 30)):
+        labels = torch.arange(3).repeat_interleave(per_class)
+        sets[name] = centers[labels] + 0.5 * torch.randn(len(labels), 16, generator=generator)
+        sets[f"{name} labels"] = labels
+    return sets
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "around the text", "tip_adapter"])
+def test_other_heads_learn_what_the_text_does_not_tell(
+    bench: dict[str, ModuleType], apart: dict[str, Tensor], name: str
+) -> None:
+    rivals = bench["rivals"]
+    learn = rivals.tip_adapter if name == "tip_adapter" else rivals.linear_probe
+    options = {"around_text": True} if name == "around the text" else {}
+    head = learn(apart["train"], apart["train labels"], apart["text"], scale=20.0, steps=30, seed=0, **options)
+    share = float((head(apart["test"]).argmax(-1) == apart["test labels"]).float().mean())
+    zero_shot = F.normalize(apart["test"], dim=-1) @ apart["text"].T
+    assert share > 0.9 > float((zero_shot.argmax(-1) == apart["test labels"]).float().mean())
+    assert torch.equal(head(apart["test"]).argmax(-1), head(7 * apart["test"]).argmax(-1))
+
+
+def test_a_probe_that_is_pulled_hard_stays_where_it_starts(
+    bench: dict[str, ModuleType], apart: dict[str, Tensor]
+) -> None:
+    embedding, text = F.normalize(apart["train"], dim=-1), apart["text"]
+    weight = bench["rivals"]._regression(embedding, apart["train labels"], text, scale=5.0, strength=1e4)
+    torch.testing.assert_close(weight, text, atol=1e-3, rtol=0)
+
+
+def figures_of(right: dict[str, str], *, kind: str = "tested", part: str = "clean") -> dict[str, Any]:
+    found: dict[str, Any] = {
+        f"names|FP32|digits|{seed}": {"tested": [*"abcd"], "labelled": [*"wxyz"], "classes": 2} for seed in (0, 1)
+    }
+    for key, text in right.items():
+        row, width, seed = key.split("|")
+        found[f"{kind}|{row}|{width}|digits|{seed}"] = {"right": {part: text}}
+    return found
+
+
+def test_a_gain_counts_an_image_of_several_seeds_once(bench: dict[str, ModuleType]) -> None:
+    right = {"P4Q|W8A8|0": "1110", "P4Q|W8A8|1": "1100", "other|W8A8|0": "0110", "other|W8A8|1": "1100"}
+    answers = bench["parts_table"].Answers(figures_of(right))
+    assert answers.share("tested", "clean", "P4Q", "W8A8", "digits") == pytest.approx(62.5)
+    gain, seeds = answers.gain("tested", "clean", ("P4Q", "other"), ("W8A8", "W8A8"), "digits")
+    assert (gain.value, gain.n, seeds) == (pytest.approx(12.5), 4, 2)
+    assert gain.low <= gain.value <= gain.high
+    assert answers.gain("tested", "clean", ("P4Q", "none"), ("W8A8", "W8A8"), "digits") is None
+
+
+def test_what_is_recovered_is_told_where_there_is_a_loss(bench: dict[str, ModuleType]) -> None:
+    moved = bench["parts_rows"].MOVED
+    lost = {"P4Q|FP32|0": "1111", f"{moved}|W4A4|0": "0000", "P4Q|W4A4|0": "0000"}
+    table = "\n".join(bench["parts_table"].recovered(bench["parts_table"].Answers(figures_of(lost)), "digits"))
+    assert "| W4A4 | **-100.00 [-100.00, -100.00]** | +0.00 [+0.00, +0.00] | 0 % |" in table
+    back = lost | {"P4Q|W4A4|0": "1111"}
+    table = "\n".join(bench["parts_table"].recovered(bench["parts_table"].Answers(figures_of(back)), "digits"))
+    assert "| 100 % |" in table
+    none = {"P4Q|FP32|0": "1100", f"{moved}|W4A4|0": "1010", "P4Q|W4A4|0": "1111"}
+    table = "\n".join(bench["parts_table"].recovered(bench["parts_table"].Answers(figures_of(none)), "digits"))
+    assert "no loss that the images show" in table
+
+
+@pytest.mark.parametrize("kind", ["noise", "blur", "JPEG", "dark"])
+def test_corruptions_keep_the_form_and_change_the_pixels(bench: dict[str, ModuleType], kind: str) -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, second = (bench["parts_scene"].corrupted(images, kind, seed=1) for _ in range(2))
+    assert (first.shape, first.dtype) == (images.shape, images.dtype)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, images)
+    grey = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
+    mean = bench["parts_scene"].corrupted(grey, kind, seed=1).float().mean()
+    assert float(mean) == pytest.approx(30.0 if kind == "dark" else 100.0, abs=4.0)

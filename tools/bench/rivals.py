@@ -1,0 +1,116 @@
+"""Other heads on the same frozen features: what a few labelled images give without prompts or an adapter.
+
+Each takes features ``(images, dim)`` and labels, chooses its strengths by cross-validation on these images alone, and
+returns a function from features to logits.
+
+Sources: linear probe, CLIP, arXiv:2103.00020, section 3; Tip-Adapter-F, arXiv:2207.09519, eq. (5) to (8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from p4q_edge.data import folds
+
+Head = Callable[[Tensor], Tensor]
+"""Features ``(N, dim)`` to logits ``(N, classes)``."""
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Of the pull of a probe's weights to where they start."""
+PROBE_ITERATIONS = 60
+SHARPNESS = (1.0, 2.0, 5.5, 10.0)
+CACHE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Of a cache's votes, in units of the logit scale."""
+CACHE_RATE = 1e-3
+CACHE_BATCH = 256
+
+
+def linear_probe(
+    features: Tensor, labels: Tensor, text: Tensor, *, scale: float, steps: int, seed: int, around_text: bool = False
+) -> Head:
+    """Logistic regression on embeddings.
+
+    Args:
+        features: ``(images, dim)``.
+        labels: ``(images,)`` int64.
+        text: hand-written class embeddings, ``(classes, dim)`` normalized.
+        scale: of the logits.
+        steps: not read: the regression is run to its end.
+        seed: of the folds.
+        around_text: start at the text, and pull there in place of nought.
+    """
+    del steps
+    embedding = F.normalize(features, dim=-1)
+    start = text if around_text else torch.zeros_like(text)
+
+    def fit(rows: Tensor, strength: float) -> Tensor:
+        return _regression(embedding[rows], labels[rows], start, scale=scale, strength=strength)
+
+    def right(strength: float) -> int:
+        count = 0
+        for held_out, others in _splits(labels, seed):
+            logits = embedding[held_out] @ fit(others, strength).T
+            count += int((logits.argmax(-1) == labels[held_out]).sum())
+        return count
+
+    weight = fit(torch.arange(len(labels), device=labels.device), max(STRENGTHS, key=right))
+    return lambda rows: scale * F.normalize(rows, dim=-1) @ weight.T
+
+
+def _regression(embedding: Tensor, labels: Tensor, start: Tensor, *, scale: float, strength: float) -> Tensor:
+    moved = torch.zeros_like(start, requires_grad=True)
+    optimizer = torch.optim.LBFGS([moved], max_iter=PROBE_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(scale * embedding @ (start + moved).T, labels)
+        loss = loss + strength * scale * moved.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return (start + moved).detach()
+
+
+def tip_adapter(features: Tensor, labels: Tensor, text: Tensor, *, scale: float, steps: int, seed: int) -> Head:
+    """Tip-Adapter-F: the labelled embeddings are keys that vote, and are learned from there for `steps` steps.
+
+    Sharpness and share of the votes are those that serve the cache before its learning best.
+    """
+    embedding, votes = F.normalize(features, dim=-1), F.one_hot(labels, len(text)).float()
+
+    def logits(rows: Tensor, keys: Tensor, values: Tensor, choice: tuple[float, float]) -> Tensor:
+        sharpness, share = choice
+        return scale * (rows @ text.T + share * torch.exp(sharpness * (rows @ keys.T - 1)) @ values)
+
+    def right(choice: tuple[float, float]) -> int:
+        count = 0
+        for held_out, others in _splits(labels, seed):
+            answers = logits(embedding[held_out], embedding[others], votes[others], choice).argmax(-1)
+            count += int((answers == labels[held_out]).sum())
+        return count
+
+    best = max([(sharp, share) for sharp in SHARPNESS for share in CACHE_SHARES], key=right)
+    keys = embedding.clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([keys], lr=CACHE_RATE, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        chosen = torch.randperm(len(labels), generator=generator)[:CACHE_BATCH].to(labels.device)
+        loss = F.cross_entropy(logits(embedding[chosen], keys, votes, best), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    learned = keys.detach()
+    return lambda rows: logits(F.normalize(rows, dim=-1), learned, votes, best)
+
+
+def _splits(labels: Tensor, seed: int) -> Sequence[tuple[Tensor, Tensor]]:
+    everything = torch.arange(len(labels))
+    parts = [part for part in folds(labels.cpu(), seed=seed) if len(part)]
+    return [(part.to(labels.device), everything[~torch.isin(everything, part)].to(labels.device)) for part in parts]
