@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import msgspec
 import torch
 from accuracy_recipes import FLOAT
 from parts_scene import Features, Scene
-from rivals import Head, linear_probe, tip_adapter
+from rivals import Head, Labelled, linear_probe, tip_adapter
 from torch import Tensor
 
 from p4q_edge.data import folds
@@ -21,7 +20,8 @@ from p4q_edge.recipe import LearnSection
 from p4q_edge.stages import Source, hand_written_embeddings, learn_student, new_student
 
 Group = Literal["rivals", "parts", "teachers", "prompts", "schedule"]
-Rival = Callable[..., Head]
+Rival = Callable[[Labelled, int], Head]
+"""Another head, from labelled images and a number of steps."""
 
 ALONE_FIRST = {"context_init": "", "num_context_tokens": 16, "prompt_steps": 1000, "prompt_rate": 1e-2}
 STRICT = {"class_residual": False}
@@ -49,6 +49,18 @@ class Row:
     new_classes: bool = False
 
 
+def _tip_adapter(data: Labelled, steps: int) -> Head:
+    return tip_adapter(data, steps=steps)
+
+
+def _linear_probe(data: Labelled, _: int) -> Head:
+    return linear_probe(data)
+
+
+def _around_the_text(data: Labelled, _: int) -> Head:
+    return linear_probe(data, around_text=True)
+
+
 DEFAULT = "P4Q"
 MOVED = "P4Q of full precision, moved"
 """The same head learned where nothing is quantized: what it loses at a width is the loss by quantization."""
@@ -62,11 +74,9 @@ ROWS: tuple[Row, ...] = (
     Row(name="residual (TaskRes)", group="rivals", learn=PTQ | {"class_residual": True}, new_classes=True),
     Row(name="adapter (CLIP-Adapter)", group="rivals", learn=PTQ | {"adapter": True}, new_classes=True),
     Row(name="prompts (CoOp)", group="rivals", learn=PROMPTS_ALONE | COOP, new_classes=True, judged=False),
-    Row(name="Tip-Adapter-F", group="rivals", rival=tip_adapter, judged=False),
-    Row(name="linear probe", group="rivals", rival=linear_probe, judged=False),
-    Row(
-        name="linear probe around the text", group="rivals", rival=partial(linear_probe, around_text=True), judged=False
-    ),
+    Row(name="Tip-Adapter-F", group="rivals", rival=_tip_adapter, judged=False),
+    Row(name="linear probe", group="rivals", rival=_linear_probe, judged=False),
+    Row(name="linear probe around the text", group="rivals", rival=_around_the_text, judged=False),
     Row(name="P4Q, learned teacher, unlabelled images", group="teachers", learn={"teacher": "learned"}),
     Row(name="P4Q, learned teacher", group="teachers", learn={"teacher": "learned"}),
     Row(name="P4Q, zero-shot teacher", group="teachers", learn={"teacher": "zero-shot"}),
@@ -115,14 +125,14 @@ def fit(source: Source, row: Row, features: CachedFeatures, steps: int = 0) -> H
     if row.rival is None:
         student = learn_student(source, features.first_views(section.views))
         return _head(student)
-    return row.rival(
-        features.student[0].to(device),
-        features.labels.to(device),
-        hand_written_embeddings(source),
+    data = Labelled(
+        features=features.student[0].to(device),
+        labels=features.labels.to(device),
+        text=hand_written_embeddings(source),
         scale=source.model.logit_scale,
-        steps=section.steps,
         seed=source.recipe.seed,
     )
+    return row.rival(data, section.steps)
 
 
 def _head(student: Student) -> Head:

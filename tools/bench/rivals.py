@@ -9,6 +9,7 @@ Sources: linear probe, CLIP, arXiv:2103.00020, section 3; Tip-Adapter-F, arXiv:2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,30 +30,46 @@ CACHE_RATE = 1e-3
 CACHE_BATCH = 256
 
 
-def linear_probe(
-    features: Tensor, labels: Tensor, text: Tensor, *, scale: float, steps: int, seed: int, around_text: bool = False
-) -> Head:
-    """Logistic regression on embeddings.
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What a head is learned from.
 
-    Args:
+    Attributes:
         features: ``(images, dim)``.
         labels: ``(images,)`` int64.
         text: hand-written class embeddings, ``(classes, dim)`` normalized.
         scale: of the logits.
-        steps: not read: the regression is run to its end.
-        seed: of the folds.
+        seed: of folds and batches.
+    """
+
+    features: Tensor
+    labels: Tensor
+    text: Tensor
+    scale: float
+    seed: int
+
+    @property
+    def embedding(self) -> Tensor:
+        """Of the images, ``(images, dim)`` normalized."""
+        return F.normalize(self.features, dim=-1)
+
+
+def linear_probe(data: Labelled, *, around_text: bool = False) -> Head:
+    """Logistic regression on embeddings, to its end.
+
+    Args:
+        data: the labelled images.
         around_text: start at the text, and pull there in place of nought.
     """
-    del steps
-    embedding = F.normalize(features, dim=-1)
-    start = text if around_text else torch.zeros_like(text)
+    embedding, labels, scale = data.embedding, data.labels, data.scale
+    start = data.text if around_text else torch.zeros_like(data.text)
 
     def fit(rows: Tensor, strength: float) -> Tensor:
         return _regression(embedding[rows], labels[rows], start, scale=scale, strength=strength)
 
     def right(strength: float) -> int:
         count = 0
-        for held_out, others in _splits(labels, seed):
+        for held_out, others in _splits(labels, data.seed):
             logits = embedding[held_out] @ fit(others, strength).T
             count += int((logits.argmax(-1) == labels[held_out]).sum())
         return count
@@ -76,12 +93,13 @@ def _regression(embedding: Tensor, labels: Tensor, start: Tensor, *, scale: floa
     return (start + moved).detach()
 
 
-def tip_adapter(features: Tensor, labels: Tensor, text: Tensor, *, scale: float, steps: int, seed: int) -> Head:
+def tip_adapter(data: Labelled, *, steps: int) -> Head:
     """Tip-Adapter-F: the labelled embeddings are keys that vote, and are learned from there for `steps` steps.
 
     Sharpness and share of the votes are those that serve the cache before its learning best.
     """
-    embedding, votes = F.normalize(features, dim=-1), F.one_hot(labels, len(text)).float()
+    embedding, labels, text, scale = data.embedding, data.labels, data.text, data.scale
+    votes = F.one_hot(labels, len(text)).float()
 
     def logits(rows: Tensor, keys: Tensor, values: Tensor, choice: tuple[float, float]) -> Tensor:
         sharpness, share = choice
@@ -89,7 +107,7 @@ def tip_adapter(features: Tensor, labels: Tensor, text: Tensor, *, scale: float,
 
     def right(choice: tuple[float, float]) -> int:
         count = 0
-        for held_out, others in _splits(labels, seed):
+        for held_out, others in _splits(labels, data.seed):
             answers = logits(embedding[held_out], embedding[others], votes[others], choice).argmax(-1)
             count += int((answers == labels[held_out]).sum())
         return count
@@ -98,7 +116,7 @@ def tip_adapter(features: Tensor, labels: Tensor, text: Tensor, *, scale: float,
     keys = embedding.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([keys], lr=CACHE_RATE, eps=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(data.seed)
     for _ in range(steps):
         chosen = torch.randperm(len(labels), generator=generator)[:CACHE_BATCH].to(labels.device)
         loss = F.cross_entropy(logits(embedding[chosen], keys, votes, best), labels[chosen])

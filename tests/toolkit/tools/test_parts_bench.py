@@ -105,9 +105,13 @@ def test_other_heads_learn_what_the_text_does_not_tell(
     bench: dict[str, ModuleType], apart: dict[str, Tensor], name: str
 ) -> None:
     rivals = bench["rivals"]
-    learn = rivals.tip_adapter if name == "tip_adapter" else rivals.linear_probe
-    options = {"around_text": True} if name == "around the text" else {}
-    head = learn(apart["train"], apart["train labels"], apart["text"], scale=20.0, steps=30, seed=0, **options)
+    data = rivals.Labelled(
+        features=apart["train"], labels=apart["train labels"], text=apart["text"], scale=20.0, seed=0
+    )
+    if name == "tip_adapter":
+        head = rivals.tip_adapter(data, steps=30)
+    else:
+        head = rivals.linear_probe(data, around_text=name == "around the text")
     share = float((head(apart["test"]).argmax(-1) == apart["test labels"]).float().mean())
     zero_shot = F.normalize(apart["test"], dim=-1) @ apart["text"].T
     assert share > 0.9 > float((zero_shot.argmax(-1) == apart["test labels"]).float().mean())
