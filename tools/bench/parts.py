@@ -209,9 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"parts-{document['created'][:10]}.json"
+    atomic_write(target, json.dumps(document).encode() + b"\n", force=True)
     text = markdown(document)
     atomic_write(target.with_suffix(".md"), text.encode(), force=True)
-    atomic_write(target, json.dumps(document).encode() + b"\n", force=True)
     print(text)
     return 0
 

@@ -25,8 +25,8 @@ from p4q_edge.stages import Source, calibration_set, image_features, open_source
 SHOTS = {"digits": 16, "cifar100": 16, "caltech101": CALTECH_SHOTS}
 UNLABELLED = {"digits": 500, "cifar100": 1600, "caltech101": 204}
 """Images without labels: for CIFAR-100 of its training images, else of those that would be tested on."""
-CALIBRATED_ON = 204
-"""Labelled images of Caltech-101, whose encoder is large; with the others it is all of them."""
+CALIBRATED_ON = {"cifar100": 400, "caltech101": 204}
+"""At most so many labelled images, four of each class; of the digits all."""
 CORRUPTED_IMAGES = 1000
 CORRUPTIONS = ("noise", "blur", "JPEG", "dark")
 NOISE_LEVEL = 25.0
@@ -85,13 +85,13 @@ def scene_recipe(name: str, seed: int, place: Place, width: str) -> Recipe:
     """Our shipped recipe of a width on a data set."""
     choice = Choice(data=name, folder=place.data, models=place.models, shots=SHOTS[name], limit=place.limit)
     recipe = msgspec.structs.replace(on_device(recipe_of(choice, WIDTHS[width]), place.device), seed=seed)
-    if name != "caltech101":
+    if name not in CALIBRATED_ON:
         return recipe
-    section = msgspec.structs.replace(recipe.quantization, calibration_images=CALIBRATED_ON)
+    section = msgspec.structs.replace(recipe.quantization, calibration_images=CALIBRATED_ON[name])
     return msgspec.structs.replace(recipe, quantization=section)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def open_scene(name: str, seed: int, place: Place) -> Scene:
     """Open a data set under a seed."""
     source = open_source(scene_recipe(name, seed, place, "W8A8"))
@@ -139,7 +139,7 @@ def encode(scene: Scene, width: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=64)
 def features_of(scene_name: str, seed: int, place: Place, width: str) -> Features:
     """Kept features of a scene by our encoder at a width, with those of the float encoder for teachers."""
     scene = open_scene(scene_name, seed, place)

@@ -44,7 +44,7 @@ class Answers:
 
     def sets(self) -> list[str]:
         """Data sets with figures."""
-        return [name for name in HEADINGS if any(f"|{name}|" in figure for figure in self.figures)]
+        return [name for name in HEADINGS if any(f"names|FP32|{name}|" in figure for figure in self.figures)]
 
     def seeds(self, kind: str, row: str, width: str, name: str) -> list[str]:
         """Seeds that a cell was measured under."""
