@@ -1,6 +1,7 @@
 """How labelled images become the pixels that a model learns from: held together, or decoded batch by batch."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.images import ImageSet, PreprocessSpec, preprocess
+from p4q_edge.runtime.machine import cpu
 from p4q_edge.runtime.progress import tracked
 
 HELD_BYTES = 256 << 20
@@ -37,11 +39,13 @@ class ImageStream:
         images: what is decoded.
         spec: how the engine takes them.
         workers: processes that decode ahead, 0 for this one alone.
+        pinned: put batches where a GPU fetches them by itself; only where there is one.
     """
 
     images: ImageSet
     spec: PreprocessSpec
     workers: int = 0
+    pinned: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,25 +86,45 @@ class ImageStream:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=BATCHES_AHEAD if workers else None,
+            pin_memory=self.pinned,
             # Its own generator, as a loader takes a number from the global one, on which other results depend.
             generator=torch.Generator().manual_seed(0),
         )
-        batches = iter(loader)
-        while True:
-            try:
-                chunk = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise EnvironmentNotAbleError(
-                    f"a process that decodes images was ended from outside: {error}. Free memory (in a container also "
-                    "shared memory, --shm-size), or decode without processes: compute.workers = 0"
-                ) from error
-            if chunk is None:
-                return
-            if isinstance(chunk, P4QEdgeError):
-                raise chunk
-            yield chunk
+        with _cores_left_by(workers):
+            yield from _checked(iter(loader))
+
+
+@contextmanager
+def _cores_left_by(workers: int) -> Iterator[None]:
+    """Compute on the cores that processes which decode leave.
+
+    A parallel loop waits for its last thread: two threads, of which one shares its core with a process that decodes,
+    are many times slower than one alone.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, cpu.usable_cores() - workers)) if workers else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _checked(batches: Iterator[Tensor | P4QEdgeError]) -> Iterator[Tensor]:
+    while True:
+        try:
+            chunk = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise EnvironmentNotAbleError(
+                f"a process that decodes images was ended from outside: {error}. Free memory (in a container also "
+                "shared memory, --shm-size), or decode without processes: compute.workers = 0"
+            ) from error
+        if chunk is None:
+            return
+        if isinstance(chunk, P4QEdgeError):
+            raise chunk
+        yield chunk
 
 
 class _Chunks(Dataset[Tensor | P4QEdgeError]):

@@ -13,11 +13,14 @@ from torch import nn
 from p4q_edge.models.team import ALONE, Team
 from p4q_edge.recipe import ComputeSection, Precision
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.machine import cpu
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 BATCH_SIZE = 64
+MOST_WORKERS = 8
+"""Processes that decode for one GPU; each holds a few batches of pixels."""
 FILLED = 0.9
 """Share of a GPU's free memory that a growing batch may fill."""
 
@@ -114,6 +117,15 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda", index)
     logger.info("PyTorch computes on %s (%s)", device, torch.cuda.get_device_name(device))
     return device
+
+
+def decoding_workers(section: ComputeSection, device: torch.device, *, processes: int = 1) -> int:
+    """Return how many processes decode images for one that encodes them, of so many on this machine."""
+    if section.workers != "auto":
+        return section.workers
+    if device.type == "cpu":
+        return 0
+    return max(0, min(MOST_WORKERS, cpu.usable_cores() // processes - 1))
 
 
 def device_of(module: nn.Module) -> torch.device:

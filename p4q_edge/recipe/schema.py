@@ -303,7 +303,8 @@ class ComputeSection(Section, frozen=True, kw_only=True):
 
     Attributes:
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: processes that read and decode images; 0 reads them in the command's own.
+        workers: processes that read and decode images; 0 reads them in the command's own. ``auto``: beside a GPU one
+            for each core but one, 8 at most; on a CPU, whose cores all compute, 0.
         batch_size: images that run through a tower at once; ``auto`` takes 64, and on a GPU as many as fit.
         memory_gib: of the device, the most that batches of ``auto`` fill; 0 sets no limit.
         precision: of the frozen float image tower that is learned from; all else is computed in float32. ``tf32``
@@ -311,7 +312,7 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     """
 
     device: str = "auto"
-    workers: int = 0
+    workers: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     memory_gib: float = 0.0
     precision: Precision = "float32"
@@ -319,8 +320,8 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not is_device_name(self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if not 0 <= self.workers <= MAX_WORKERS:
-            raise ValueError(f"workers must be from 0 to {MAX_WORKERS}, got {self.workers}")
+        if self.workers != "auto" and not 0 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be 'auto' or from 0 to {MAX_WORKERS}, got {self.workers}")
         if self.batch_size != "auto" and not 1 <= self.batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"batch_size must be 'auto' or from 1 to {MAX_BATCH_SIZE}, got {self.batch_size}")
         if not 0.0 <= self.memory_gib < float("inf"):

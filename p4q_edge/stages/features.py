@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class TrainViews:
         flip: whether the others may be mirrored.
         seed: of their drawing.
         workers: processes that decode, 0 for this one alone.
+        pinned: whether the images go to a GPU.
     """
 
     images: ImageSet
@@ -53,6 +54,11 @@ class TrainViews:
     flip: bool
     seed: int
     workers: int = 0
+    pinned: bool = False
+
+    def stream(self) -> ImageStream:
+        """The images themselves, decoded when they are asked for."""
+        return ImageStream(images=self.images, spec=self.spec, workers=self.workers, pinned=self.pinned)
 
     def moves(self) -> list[Moves]:
         """How the images are moved in each view behind the first."""
@@ -134,7 +140,7 @@ def _encoded(
     if not todo:
         return
     rows = np.concatenate([np.arange(shard.start, shard.stop) for shard in todo])
-    stream = ImageStream(images=views.images.subset(rows), spec=views.spec, workers=views.workers)
+    stream = replace(views, images=views.images.subset(rows)).stream()
     # Either divides a shard. What is encoded at once may be less, and is decided by the device.
     more = any(t.compute.meter or t.compute.batch_size > ON_CPU.batch_size for t in wanted[todo[0].start])
     size = max(len(shard) for shard in todo) if more else BATCH_SIZE

@@ -5,7 +5,16 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from p4q_edge.data import ImageStream, Split, read_class_prompts, read_split, read_unlabelled, read_words
-from p4q_edge.models import ALONE, Compute, LoadedModel, PreprocessKeys, Team, class_prompts_of, load_model
+from p4q_edge.models import (
+    ALONE,
+    Compute,
+    LoadedModel,
+    PreprocessKeys,
+    Team,
+    class_prompts_of,
+    decoding_workers,
+    load_model,
+)
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
@@ -38,19 +47,20 @@ class Source:
     @property
     def views(self) -> TrainViews:
         """The views of the labelled images that the recipe learns from."""
-        section, spec = self.recipe.learn, self.model.preprocess
+        section, device = self.recipe.learn, self.model.compute.device
         return TrainViews(
             images=self.split.train,
-            spec=spec,
+            spec=self.model.preprocess,
             count=section.views,
             flip=section.flip,
             seed=self.recipe.seed,
-            workers=self.recipe.compute.workers,
+            workers=decoding_workers(self.recipe.compute, device, processes=self.team.size),
+            pinned=device.type == "cuda",
         )
 
     def stream(self, images: ImageSet) -> ImageStream:
         """Images as the model takes them, decoded when they are asked for."""
-        return ImageStream(images=images, spec=self.model.preprocess, workers=self.recipe.compute.workers)
+        return replace(self.views, images=images).stream()
 
     @property
     def unlabelled_digests(self) -> list[str]:

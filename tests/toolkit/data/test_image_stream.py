@@ -45,6 +45,23 @@ def test_no_more_processes_are_started_than_there_are_batches(toy_images: Callab
     assert len(list(batches)) == 1
 
 
+@pytest.mark.parametrize(("workers", "cores", "left"), [(0, 2, 3), (1, 2, 1), (2, 2, 1), (1, 3, 2), (1, 16, 3)])
+def test_processes_that_decode_have_cores_of_their_own(
+    toy_images: Callable[[int], ImageSet], monkeypatch: pytest.MonkeyPatch, workers: int, cores: int, left: int
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(image_set.cpu, "usable_cores", lambda: cores)
+    torch.set_num_threads(3)
+    try:
+        batches = ImageStream(images=toy_images(2), spec=SPEC, workers=workers).split(4)
+        next(batches)
+        assert torch.get_num_threads() == left
+        batches.close()  # left in the middle
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_global_generator_is_left_alone(toy_images: Callable[[int], ImageSet]) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.models.batches import LARGEST_BATCH, Batches, encode_batches, run_batches
-from p4q_edge.models.compute import Compute, CudaMemory, choose_device, teacher_precision
+from p4q_edge.models.compute import Compute, CudaMemory, choose_device, decoding_workers, teacher_precision
 from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant.observers import MagnitudeHistogram
 from p4q_edge.recipe.schema import ComputeSection
@@ -189,3 +189,22 @@ def test_a_batch_that_grows_has_an_end() -> None:
     )
     assert max(seen) == LARGEST_BATCH
     assert sum(seen) == len(images)
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "cores", "processes", "expected"),
+    [
+        ("auto", "cpu", 16, 1, 0),
+        ("auto", "cuda:0", 16, 1, 8),
+        ("auto", "cuda:0", 4, 1, 3),
+        ("auto", "cuda:0", 16, 4, 3),
+        ("auto", "cuda:0", 1, 1, 0),
+        (5, "cpu", 2, 2, 5),
+    ],
+)
+def test_processes_that_decode_by_the_cores_that_there_are(
+    workers: int | str, device: str, cores: int, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p4q_edge.runtime.machine.cpu.usable_cores", lambda: cores)
+    section = ComputeSection(workers=workers)
+    assert decoding_workers(section, torch.device(device), processes=processes) == expected
