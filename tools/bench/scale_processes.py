@@ -51,11 +51,11 @@ def child(task: dict[str, str]) -> None:
     from p4q_edge.models import ALONE, joined_team
     from p4q_edge.recipe import read_recipe
     from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
-    from p4q_edge.stages import RunFiles, pipeline
+    from p4q_edge.stages import RunFiles, open_source, pipeline
 
     several = all(os.environ.get(name) for name in TORCHRUN_VARIABLES)
     with joined_team() if several else nullcontext(ALONE) as team:
-        source = pipeline.open_source(read_recipe(task["recipe"]), team=team)
+        source = open_source(read_recipe(task["recipe"]), team=team)
         original = pipeline.cache_features
 
         def timed(*args: Any, **options: Any) -> Any:

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from p4q_edge.data.readers import read_images
+from p4q_edge.stages import pipeline
 
 BENCH = Path(__file__).parents[3] / "tools" / "bench"
 
@@ -20,7 +21,7 @@ BENCH = Path(__file__).parents[3] / "tools" / "bench"
 def bench() -> Iterator[dict[str, ModuleType]]:
     before = set(sys.modules)
     sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
-    yield {name: importlib.import_module(name) for name in ("scale", "scale_table")}
+    yield {name: importlib.import_module(name) for name in ("scale", "scale_table", "scale_processes")}
     sys.path.remove(str(BENCH))
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
@@ -82,3 +83,31 @@ def test_a_table_of_a_gpu_says_which_and_how_much_of_its_memory(bench: dict[str,
     }  # fmt: skip
     assert "Towers on NVIDIA H100, whose memory was used up to 512 MiB." in bench["scale_table"].markdown(document)
     assert "Towers on" not in bench["scale_table"].markdown(document | {"device": "cpu"})
+
+
+@pytest.mark.slow
+def test_features_are_timed_by_their_stage_alone(
+    bench: dict[str, ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processes = bench["scale_processes"]
+    args = processes.parse(["--work", str(tmp_path)])
+    args.workers, args.device = 0, "cpu"
+    train = bench["scale"].make_images(tmp_path / "train", classes=2, each=4, side=32, seed=0)
+    text = bench["scale"].recipe_text(args, train, test=None, views=1)
+    (tmp_path / "p4q.toml").write_text(text + "\n[quantization]\ncalibration_images = 4\n")
+    monkeypatch.setattr(pipeline, "cache_features", pipeline.cache_features)  # the bench takes its place
+    processes.child({"recipe": str(tmp_path / "p4q.toml"), "run": str(tmp_path / "run")})
+    assert json.loads(capsys.readouterr().out)["seconds"] > 0.0
+    assert len(list((tmp_path / "run" / "features").glob("*.rows"))) == 2
+
+
+def test_ways_to_compute_features_are_compared_with_one_thread(bench: dict[str, ModuleType]) -> None:
+    rows = [
+        {"way": "2 processes", "images": 32, "seconds": [1.0, 2.0], "median": 1.5, "faster": 1.8, "load": [0.1, 0.2]}
+    ]
+    document = {"model": "demo", "side": 96, "note": "", "rows": rows, "commit": "c0ffee", "created": "now"}
+    lines = bench["scale_processes"].markdown({**document, "machine": {"cpu": "toy"}}).splitlines()
+    assert lines[-1] == "| 2 processes | 32 | 1.5 | 1.80 | 1.0, 2.0 | 0.1, 0.2 |"
