@@ -76,7 +76,7 @@ def read_parquet(path: Path) -> ImageSet:
         # As dictionaries, where the file has them: one text may stand for any number of rows.
         with parquet.ParquetFile(path, read_dictionary=list(COLUMNS)) as file:
             return _image_set(path, _parquet_rows(path, file, pa))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a Parquet file: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -207,7 +207,10 @@ def _only(path: Path, kinds: dict[str, str], kind: str) -> str:
 def _arrow_table(file: Path) -> Any:
     import pyarrow as pa
 
-    return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    # The format is not checked when it is mapped: a wrong offset would be read wherever it points.
+    table.validate(full=True)
+    return table
 
 
 def _kinds(schema: Any) -> list[Any]:

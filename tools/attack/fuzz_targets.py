@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import fuzz_data as data
+import fuzz_tables as tables
 import mutator
 import numpy as np
 from mutator import Mutator
@@ -248,6 +249,14 @@ TARGETS: dict[str, Target] = {
         weight=0.5,
     ),
     "csv": Target(seeds=data.csv_seeds, mutators=_both(mutator.edit_text), use=data.use_csv),
+    "parquet": Target(seeds=tables.parquet_seeds, mutators=(mutator.edit_bytes,), use=tables.use_parquet, weight=0.5),
+    "dataset": Target(seeds=tables.dataset_seeds, mutators=(tables.edit_dataset,), use=tables.use_dataset, weight=0.5),
+    "embeddings": Target(
+        seeds=tables.embeddings_seeds, mutators=_both(tables.edit_embeddings), use=tables.use_embeddings
+    ),
+    "request": Target(
+        seeds=tables.request_seeds, mutators=_both(tables.edit_request), use=tables.use_request, weight=0.3
+    ),
     "toml": Target(seeds=data.toml_seeds, mutators=_both(mutator.edit_text), use=data.use_toml),
     "words": Target(
         seeds=lambda: [b"cat\ndog\n# not\n", b'["cat", "dog"]', b'{"cat": ["a cat"], "dog": ["a dog", "dogs"]}'],

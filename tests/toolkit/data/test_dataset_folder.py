@@ -102,3 +102,16 @@ def test_images_that_are_not_embedded_are_told_of(tmp_path: Path, image: object)
     assert images.open_image(0).getpixel((0, 0)) == 1
     with pytest.raises(InputError, match=r"set, image 1: it is not in the file.* embed the images"):
         images.open_image(1)
+
+
+def test_an_offset_beyond_its_file_is_told_of_and_not_followed(tmp_path: Path) -> None:
+    """Arrow maps a file as it is: this one ended the process with a bus error."""
+    folder = save(tmp_path / "set", [[(1, 0), (2, 1)]])
+    (file,) = folder.glob("*.arrow")
+    first, second = len(png(1)), len(png(1)) + len(png(2))
+    offsets = [each.to_bytes(4, "little") for each in (0, first, second)]
+    found = file.read_bytes()
+    assert found.count(b"".join(offsets)) == 1
+    file.write_bytes(found.replace(b"".join(offsets), b"".join(offsets[:2]) + (1 << 30).to_bytes(4, "little")))
+    with pytest.raises(InputError, match="set cannot be read: .*offsets .*larger than values array.* Save it again"):
+        read_images(str(folder))

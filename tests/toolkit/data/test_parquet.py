@@ -89,6 +89,20 @@ def test_what_is_no_parquet_file_is_told_of(folder: Path, cut: int) -> None:
         read_images(str(path))
 
 
+@pytest.mark.parametrize("word", [b"path", b"cat/0.png"])
+def test_words_that_are_no_text_are_told_of(folder: Path, word: bytes) -> None:
+    path = folder / "t.parquet"
+    table = pa.table({"path": ["cat/0.png"], "label": ["cat"]})
+    parquet.write_table(
+        table, path, compression="none", write_statistics=False, use_dictionary=False, store_schema=False
+    )
+    data = path.read_bytes()
+    assert word in data
+    path.write_bytes(data.replace(word, b"\xff" + word[1:]))
+    with pytest.raises(InputError, match=r"is not a Parquet file: .*utf-?8"):
+        read_images(str(path))
+
+
 def test_without_the_library_the_line_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder / "t.parquet", {"path": ["cat/0.png"], "label": ["cat"]})
     original = builtins.__import__

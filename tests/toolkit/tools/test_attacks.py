@@ -16,7 +16,7 @@ def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(repository / "tools" / "attack"))
     yield
-    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_targets", "mutator", "tamper"):
+    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_tables", "fuzz_targets", "mutator", "tamper"):
         sys.modules.pop(name, None)
 
 
@@ -34,6 +34,20 @@ def test_no_reader_raises_what_is_not_documented(tmp_path: Path) -> None:
     assert sum(one.inputs for one in found.values()) == 800
     assert all(one.accepted < one.inputs for one in found.values())
     assert sum(one.accepted for one in found.values()) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("parquet", "pyarrow"), ("dataset", "pyarrow"), ("embeddings", "pyarrow"), ("request", "starlette")],
+)
+def test_no_reader_of_an_extra_raises_what_is_not_documented(tmp_path: Path, name: str, library: str) -> None:
+    pytest.importorskip(library)
+    import fuzz
+
+    (found,) = fuzz.fuzz([name], inputs=100, seed=0, out=tmp_path / "out", share=100).values()
+    assert dict(found.problems) == {}
+    assert found.inputs == 100
+    assert found.accepted
 
 
 def test_the_fuzzer_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
