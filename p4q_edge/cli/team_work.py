@@ -106,7 +106,11 @@ def _lead(team: Team, run: Callable[[], int]) -> int:
 
 
 def _follow(team: Team) -> int:
-    """Take part in what the first process asks for, until it asks for nothing; says nothing as long as all is well."""
+    """Take part in what the first process asks for, until it asks for nothing; says nothing as long as all is well.
+
+    Raises:
+        SystemExit: something failed; the team must not be left in an orderly way, which others would have to join.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # ends at once: there is nothing to tidy up
     root = logging.getLogger("p4q_edge")
@@ -122,12 +126,12 @@ def _follow(team: Team) -> int:
         if not _was_told(team):
             root.setLevel(level)
             logger.error("%s", error)
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001  # whatever it is, the first process tells it
+        raise SystemExit(error.exit_code) from error
+    except Exception as error:  # whatever it is, the first process tells it
         known = isinstance(error, P4QEdgeError)
         message = str(error) if known else f"{type(error).__name__}: {error} (in process {team.rank})"
         post(FAILED, msgspec.json.encode(_Failure(kind=type(error).__name__, message=message)).decode())
-        return error.exit_code if isinstance(error, P4QEdgeError) else 1
+        raise SystemExit(error.exit_code if isinstance(error, P4QEdgeError) else 1) from error
 
 
 def _take_part(team: Team, work: Work) -> None:

@@ -1,8 +1,9 @@
 """Features by one process and by several of torchrun: seconds, interleaved.
 
-``python tools/bench/scale_processes.py [--model ViT-B-32] [--images 1024]`` measures one process with one thread, one
-process with as many threads as there are processes, and the processes with a thread each. Each run computes the
+``python tools/bench/scale_processes.py [--model ViT-B-32] [--images 1024]`` measures one process with one thread, the
+processes with a thread each, and with ``--threads`` one process with as many threads. Each run computes the
 features of all images by both towers from an encoder that is calibrated already; the seconds are those of this stage.
+Where other work shares the cores, the processor seconds of the busiest process tell what they would be alone.
 
 Results go to ``results/scale-processes-<model>-<date>.json`` and ``.md`` beside it.
 """
@@ -39,6 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2048, help="default: %(default)s")
     parser.add_argument("--side", type=int, default=96, help="of the JPEG files, in pixels (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--threads", action="store_true", help="also one process with as many threads")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--note", default="", help="what a reader of the figures must know")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -47,7 +49,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def child(task: dict[str, str]) -> None:
-    """Compute what is missing of a run up to its features; the first process prints the seconds that these took."""
+    """Compute what is missing of a run up to its features; the first process prints the seconds that these took.
+
+    Of all processes together, and processor seconds of the one that took most of them.
+    """
+    import torch
+
     from p4q_edge.models import ALONE, joined_team
     from p4q_edge.recipe import read_recipe
     from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
@@ -60,10 +67,14 @@ def child(task: dict[str, str]) -> None:
 
         def timed(*args: Any, **options: Any) -> Any:
             team.wait()
-            begin = time.perf_counter()
+            begin, spent = time.perf_counter(), time.process_time()
             found = original(*args, **options)
+            seconds = time.perf_counter() - begin
+            every = torch.zeros(team.size)
+            every[team.rank] = time.process_time() - spent
+            team.add([every])
             if team.first:
-                print(json.dumps({"seconds": time.perf_counter() - begin}))
+                print(json.dumps({"seconds": seconds, "busiest": float(every.max())}))
             return found
 
         pipeline.cache_features = timed
@@ -73,12 +84,11 @@ def child(task: dict[str, str]) -> None:
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure each way in turn; return a row of each."""
     random_model(args)
-    ways = {
-        "1 process, 1 thread": (1, 1),
-        f"1 process, {args.processes} threads": (1, args.processes),
-        f"{args.processes} processes, 1 thread each": (args.processes, 1),
-    }
+    ways = {"1 process, 1 thread": (1, 1), f"{args.processes} processes, 1 thread each": (args.processes, 1)}
+    if args.threads:
+        ways[f"1 process, {args.processes} threads"] = (1, args.processes)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    busiest: dict[str, list[float]] = {name: [] for name in ways}
     loads: dict[str, list[float]] = {name: [] for name in ways}
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work) as name:
@@ -94,9 +104,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             for way, (processes, threads) in ways.items():
                 shutil.rmtree(folder / "run" / "features")
                 loads[way].append(os.getloadavg()[0])
-                seconds[way].append(_once(task, processes=processes, threads=threads))
+                found = _once(task, processes=processes, threads=threads)
+                seconds[way].append(found["seconds"])
+                busiest[way].append(found["busiest"])
                 print(f"{way}: {seconds[way][-1]:.2f} s", file=sys.stderr, flush=True)
-    first = statistics.median(seconds["1 process, 1 thread"])
+    first, alone = (statistics.median(each["1 process, 1 thread"]) for each in (seconds, busiest))
     return [
         {
             "way": way,
@@ -104,19 +116,21 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "seconds": every,
             "median": statistics.median(every),
             "faster": first / statistics.median(every),
+            "busiest": statistics.median(busiest[way]),
+            "faster_by_processor": alone / statistics.median(busiest[way]),
             "load": loads[way],
         }
         for way, every in seconds.items()
     ]
 
 
-def _once(task: dict[str, str], *, processes: int, threads: int) -> float:
+def _once(task: dict[str, str], *, processes: int, threads: int) -> dict[str, float]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__).resolve())]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     words = [*command, "--child", json.dumps(task)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: float = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -128,15 +142,15 @@ def markdown(document: dict[str, Any]) -> str:
         f"JPEG files of {document['side']} pixels; {document['created']}, commit {document['commit'][:12]}, "
         f"{document['machine']['cpu']}. {document['note']}".rstrip(),
         "",
-        "| | images | median seconds | times as fast | every run | load before each |",
-        "| --- | ---: | ---: | ---: | --- | --- |",
+        "| | images | median seconds | times as fast | processor seconds, busiest | times less | every run | load |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for row in document["rows"]:
         every = ", ".join(f"{value:.1f}" for value in row["seconds"])
         load = ", ".join(f"{value:.1f}" for value in row["load"])
-        lines.append(
-            f"| {row['way']} | {row['images']} | {row['median']:.1f} | {row['faster']:.2f} | {every} | {load} |"
-        )
+        spent = f"{row['busiest']:.1f} | {row['faster_by_processor']:.2f}"
+        wall = f"{row['median']:.1f} | {row['faster']:.2f}"
+        lines.append(f"| {row['way']} | {row['images']} | {wall} | {spent} | {every} | {load} |")
     return "\n".join(lines) + "\n"
 
 

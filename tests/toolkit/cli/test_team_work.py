@@ -231,3 +231,28 @@ def test_an_error_of_another_library_names_its_process() -> None:
     error = team_work._error_of(text)
     assert str(error) == "ZeroDivisionError: x (in process 3)"
     assert error.exit_code == 1
+
+
+class _Others(Team):
+    """A team of two of which the first is gone, or asks for what is no work."""
+
+    def tell(self, message: bytes = b"") -> bytes:
+        if self.local_rank:
+            raise ProcessLostError("gone")
+        return b"no work"
+
+
+@pytest.mark.parametrize(("gone", "told"), [(1, ["gone"]), (0, [])])
+def test_another_process_ends_with_what_happened(
+    gone: int, told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = _Notes({})
+    monkeypatch.setattr(team_work, "post", kept.post)
+    monkeypatch.setattr(team_work, "posted", kept.posted)
+    monkeypatch.setattr(team_work.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        team_work._follow(_Others(rank=1, size=2, local_rank=gone))
+    assert ended.value.code == 1
+    assert [record.message for record in caplog.records] == told
+    failures = [json.loads(text)["kind"] for text in kept.notes.values()]
+    assert failures == ([] if gone else ["DecodeError"])

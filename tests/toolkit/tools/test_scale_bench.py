@@ -107,7 +107,8 @@ def test_features_are_timed_by_their_stage_alone(
 def test_ways_to_compute_features_are_compared_with_one_thread(bench: dict[str, ModuleType]) -> None:
     rows = [
         {"way": "2 processes", "images": 32, "seconds": [1.0, 2.0], "median": 1.5, "faster": 1.8, "load": [0.1, 0.2]}
+        | {"busiest": 1.2, "faster_by_processor": 1.9}
     ]
     document = {"model": "demo", "side": 96, "note": "", "rows": rows, "commit": "c0ffee", "created": "now"}
     lines = bench["scale_processes"].markdown({**document, "machine": {"cpu": "toy"}}).splitlines()
-    assert lines[-1] == "| 2 processes | 32 | 1.5 | 1.80 | 1.0, 2.0 | 0.1, 0.2 |"
+    assert lines[-1] == "| 2 processes | 32 | 1.5 | 1.80 | 1.2 | 1.90 | 1.0, 2.0 | 0.1, 0.2 |"
