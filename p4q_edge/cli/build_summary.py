@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from p4q_edge.cli.common import choose_recipe
+from p4q_edge.cli.zero_shot import costs
 from p4q_edge.data import read_split
 from p4q_edge.runtime.artifacts import Bundle, Card, CrossValidated, RecordedResults, read_bundle, read_card
 from p4q_edge.runtime.builders import BuildRequest
@@ -44,8 +45,13 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
     recorded = bundle.reference()
     following = f"next: p4q-edge classify {request.engine} IMAGES   (p4q-edge validate {request.engine}: every step)"
     recipe = choose_recipe(request.recipe)
-    split = read_split(recipe.data, seed=recipe.seed)
     validated = bundle.manifest.data_index.cross_validated
+    calibrated_on = bundle.manifest.data_index.calibrated_on
+    lacking = () if calibrated_on is None else costs(calibrated_on, card, request.engine, tested=recorded is not None)
+    listed = ["zero-shot, what that costs:", *(f"- {line}" for line in lacking)] if lacking else []
+    if recorded is None and lacking:
+        return BuildSummary(n=0, costs=lacking), "\n".join([*listed, following])
+    split = read_split(recipe.data, seed=recipe.seed)
     if recorded is None and validated is None:
         nothing = "accuracy was not measured: export.reference_images = 0 keeps no results of test images"
         return BuildSummary(n=0), f"{nothing}\n{following}"
@@ -63,8 +69,8 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
             "the others. The engine has learned from all, and no other image is here to test it on (data.test)"
         )
     beside = f"FP32 beside it: p4q-edge bench {request.engine} --against fp32"
-    summary = BuildSummary(n=n, rows=tuple(rows), cross_validated=validated is not None)
-    return summary, "\n".join([*_table(rows), f"{said}. {beside}", following])
+    summary = BuildSummary(n=n, rows=tuple(rows), cross_validated=validated is not None, costs=lacking)
+    return summary, "\n".join([*_table(rows), f"{said}. {beside}", *listed, following])
 
 
 def cross_validated_rows(
@@ -116,7 +122,7 @@ def summary_rows(bundle: Bundle, card: Card, recorded: RecordedResults, measured
     scores = recorded.float_embedding[measured.rows] @ bundle.head().text_embedding.T
     answers = {
         "zero-shot, FP32": (np.asarray(index.zero_shot)[measured.rows], float_bytes, None),
-        "learned, FP32": (scores.argmax(axis=1), float_bytes, None),
+        **({} if index.calibrated_on else {"learned, FP32": (scores.argmax(axis=1), float_bytes, None)}),
         f"engine, {card.precision.label}": (measured.answers, card.engine_size_bytes, measured.latency_ms),
     }
     n = len(labels)

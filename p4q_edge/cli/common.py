@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from p4q_edge.cli.zero_shot import zero_shot_recipe
 from p4q_edge.recipe import Recipe, demo_recipe, on_device, read_recipe
 from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.cli.commands import add_recipe_overrides
@@ -24,6 +25,18 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def choose_recipe(request: RecipeRequest) -> Recipe:
     """The recipe that was named, or ``p4q.toml`` in the current folder, or the built-in demo."""
+    if request.zero_shot is not None:
+        return _with_overrides(zero_shot_recipe(request.zero_shot, _base_recipe(request)), request)
+    return _with_overrides(_named_recipe(request), request)
+
+
+def _base_recipe(request: RecipeRequest) -> Recipe | None:
+    """What a zero-shot recipe is made of; nothing where the model is named and no recipe is."""
+    named = request.zero_shot is not None and request.zero_shot.model is not None
+    return None if named and request.path is None else _named_recipe(request)
+
+
+def _named_recipe(request: RecipeRequest) -> Recipe:
     if request.path is not None:
         recipe = read_recipe(request.path)
     elif DEFAULT_RECIPE.is_file():
@@ -31,7 +44,17 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
         recipe = read_recipe(DEFAULT_RECIPE)
     else:
         recipe = demo_recipe()
-        logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
+        if request.zero_shot is None:
+            logger.warning("no recipe given and no %s here: running the built-in demo recipe", DEFAULT_RECIPE)
+        else:
+            logger.warning(
+                "no --model, no recipe and no %s here: the demo's model, which knows digits alone, gets these classes",
+                DEFAULT_RECIPE,
+            )
+    return recipe
+
+
+def _with_overrides(recipe: Recipe, request: RecipeRequest) -> Recipe:
     if request.seed is not None:
         recipe = msgspec.structs.replace(recipe, seed=request.seed)
     if request.device is not None:
@@ -43,7 +66,7 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
         try:
             section = msgspec.structs.replace(recipe.quantization, **overrides)
             section.scheme()
+            recipe = msgspec.structs.replace(recipe, quantization=section)
         except ValueError as error:
             raise UsageError(f"{error}; see p4q-edge build --help") from error
-        recipe = msgspec.structs.replace(recipe, quantization=section)
     return recipe

@@ -127,6 +127,10 @@ def _learn(request: LearnRequest, output: Output) -> int:
 
 def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Output) -> int:
     seeds = request.seeds
+    if recipe.zero_shot:
+        raise UsageError(
+            "--ablate compares what is learned from labelled images, and data.train names none. Name some."
+        )
     methods = kind == "methods"
     if recipe.method != "p4q" and not methods:
         raise UsageError(f"method {recipe.method!r} has no levers; expected --ablate methods, got {kind}")

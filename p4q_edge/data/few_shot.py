@@ -1,7 +1,7 @@
 """Which images are learned from and which are tested on."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,32 @@ TEST_SHARE = 5
 _SHOWN = 5
 
 
+HELD_OUT_SHARE = 5
+"""Of images without labels, one in this many is kept to see what quantization changes."""
+HELD_OUT_MOST = 200
+_FEW = 10
+"""Of fewer images without labels none is kept: ranges need them more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images learned from and images tested on; none is in both."""
+    """Images learned from and images tested on; none is in both.
+
+    Attributes:
+        train: labelled; without images where nothing is learned.
+        calibration: what ranges are measured on in place of `train`, where nothing is learned; else None.
+        held_out: further ones, of which neither labels nor ranges are known; maybe none.
+    """
 
     train: ImageSet
     test: ImageSet
+    calibration: ImageSet | None = None
+    held_out: ImageSet | None = None
+
+    @property
+    def measured(self) -> ImageSet:
+        """The images that ranges are measured on, and golden samples are taken from."""
+        return self.train if self.calibration is None else self.calibration
 
 
 def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) -> list[int]:
@@ -110,6 +130,36 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
     if test_limit and len(tested) > test_limit:
         tested = tested.subset(np.sort(np.random.default_rng(seed).permutation(len(tested))[:test_limit]))
     return Split(train=learned, test=tested)
+
+
+def split_without_labels(images: ImageSet, test: ImageSet | None, class_names: tuple[str, ...], *, seed: int) -> Split:
+    """Split images without labels into those that ranges are measured on and some that are held out.
+
+    Args:
+        images: without labels.
+        test: labelled; what is also among `images` is tested on alone.
+        class_names: what the images are to be told apart by.
+        seed: of the drawing.
+
+    Raises:
+        InputError: no image is left, or `test` has other classes.
+    """
+    train = replace(images.subset([]), class_names=class_names)
+    tested = train if test is None else test.with_classes_of(train, source="data.test")
+    seen = set(tested.digests())
+    kept = [index for index, digest in enumerate(images.digests()) if digest not in seen]
+    if len(kept) < len(images):
+        logger.info("%d images are also tested on: no range is measured on them", len(images) - len(kept))
+    if not kept:
+        raise InputError("data.calibration has no image that data.test does not have; name others")
+    order = np.random.default_rng(seed).permutation(kept)
+    count = 0 if len(kept) < _FEW else min(len(kept) // HELD_OUT_SHARE, HELD_OUT_MOST)
+    return Split(
+        train=train,
+        test=tested,
+        calibration=images.subset(np.sort(order[count:])),
+        held_out=images.subset(np.sort(order[:count])),
+    )
 
 
 def _without_copies(tested: ImageSet, learned: ImageSet) -> ImageSet:

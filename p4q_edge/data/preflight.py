@@ -1,11 +1,11 @@
 """What can be said about a recipe's data before anything is run: all problems at once, without torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from p4q_edge.data.few_shot import Split, make_split
-from p4q_edge.data.readers import read_class_prompts, read_images, read_unlabelled, read_words
+from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
 from p4q_edge.recipe import DataSection
 from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.images import ImageSet
@@ -24,15 +24,13 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
         The split, None where it cannot be made; and the problems in words, each with what to do.
     """
     problems: list[str] = []
+    if not section.train:
+        return _check_without_labels(section, seed=seed)
     train = _tried(problems, lambda: read_images(section.train, key="data.train"))
     test = _tried(problems, lambda: read_images(section.test, key="data.test")) if section.test else None
     names = _tried(problems, lambda: read_words(section.class_names, key="data.class_names"))
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates")) or ()
-    problems += [
-        f"data.templates: {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
-        for template in templates
-        if "{}" not in template
-    ]
+    problems += template_problems(templates)
     if train is not None and names:
         named = train
         train = _tried(problems, lambda: named.with_class_names(names, source=section.train, key="data.class_names"))
@@ -50,6 +48,26 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
         for images in (split.train, split.test, unlabelled):
             problems += unreadable_images(images) if images is not None else []
     return split, problems
+
+
+def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
+    problems: list[str] = []
+    problems += template_problems(_tried(problems, lambda: read_words(section.templates, key="data.templates")) or ())
+    split = _tried(problems, lambda: read_split(section, seed=seed))
+    if split is not None:
+        _tried(problems, lambda: read_class_prompts(section.class_prompts, split.train.class_names))
+        for images in (split.calibration, split.held_out, split.test):
+            problems += [] if images is None else unreadable_images(images)
+    return split, problems
+
+
+def template_problems(templates: Sequence[str]) -> list[str]:
+    """What is wrong with each template that has no place for the name of a class."""
+    return [
+        f"data.templates: {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
+        for template in templates
+        if "{}" not in template
+    ]
 
 
 def _tried(problems: list[str], step: Callable[[], T]) -> T | None:

@@ -1,4 +1,4 @@
-"""Readers of labelled images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits."""
+"""Readers of images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits; and of words."""
 
 import difflib
 import logging
@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from p4q_edge.data.archive_readers import expand_braces, from_arrays, read_npz, read_shards, read_tar
-from p4q_edge.data.few_shot import Split, make_split
+from p4q_edge.data.few_shot import Split, make_split, split_without_labels
 from p4q_edge.data.table_reader import DELIMITERS, is_dataset_folder, read_dataset_folder, read_parquet, read_table
-from p4q_edge.recipe import DEMO_DATA, DataSection
+from p4q_edge.recipe import DEMO_DATA, DRAWN_IMAGES, DataSection
+from p4q_edge.runtime.artifacts import SUFFIX, read_bundle
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import ImageSet, LeftOut, from_class_folders, from_paths, image_files, same_form
 from p4q_edge.runtime.storage import decode_json, read_bounded
@@ -33,8 +34,13 @@ def read_split(section: DataSection, *, seed: int) -> Split:
         UsageError: a path does not exist or has an unknown kind.
         InputError: the images or class names cannot be used.
     """
-    train = read_images(section.train, key="data.train")
     names = read_words(section.class_names, key="data.class_names")
+    if not section.train:
+        test = read_images(section.test, key="data.test") if section.test else None
+        return split_without_labels(
+            read_calibration_images(section.calibration), test, class_names_of(names), seed=seed
+        )
+    train = read_images(section.train, key="data.train")
     if names:
         train = train.with_class_names(names, source=section.train, key="data.class_names")
     test = read_images(section.test, key="data.test") if section.test else None
@@ -98,6 +104,56 @@ def read_unlabelled(section: DataSection, split: Split) -> ImageSet | None:
         )
     logger.info("%s: %d images, %d of %s left out as copies", key, len(new), len(found) - len(new), source)
     return found.subset(new)
+
+
+def read_calibration_images(source: str, *, key: str = "data.calibration") -> ImageSet:
+    """Open images whose labels nobody knows, or is to use; all labels are -1.
+
+    Args:
+        source: a folder of images at any depth, a bundle for its golden samples, `DRAWN_IMAGES`, or whatever
+            `read_images` takes.
+        key: what messages call it.
+
+    Raises:
+        UsageError: it does not exist, or has an unknown kind.
+        InputError: no images.
+    """
+    path = Path(source)
+    if source == DRAWN_IMAGES:
+        found = _read_leaves()
+    elif path.suffix == SUFFIX and path.is_file():
+        pixels = read_bundle(path).golden().image.transpose(0, 2, 3, 1)
+        found = from_arrays(pixels, np.zeros(len(pixels), np.int64), ("",), f"{path.name} golden")
+    elif not source or (source != DEMO_DATA and "{" not in source and not _exists(path)):
+        raise UsageError(
+            f"{key}: {source or 'nothing'} does not exist; name a folder of images, a bundle (.p4q), a .csv, .tsv, "
+            f".parquet, .npz or .tar, or {DRAWN_IMAGES}"
+        )
+    elif path.is_dir() and not is_dataset_folder(path):
+        left_out = LeftOut()
+        files = image_files(path, left_out)
+        left_out.log(source)
+        if not files:
+            raise InputError(f"{key}: {source} has no images; name a folder with some, at any depth")
+        found = from_paths(files, [0] * len(files), ("",), path)
+    else:
+        found = read_images(source, key=key)
+    return replace(found, labels=np.full(len(found), -1, np.int64), class_names=(), found_names=())
+
+
+def class_names_of(words: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes that no folder names, in one form.
+
+    Raises:
+        InputError: fewer than two, an empty one, or two that are alike.
+    """
+    names = tuple(same_form(word.strip()) for word in words)
+    if len(names) < 2 or not all(names):
+        raise InputError(
+            f"data.class_names: at least 2 names are needed, none of them empty; got {', '.join(map(repr, names))}. A "
+            "class for everything else may be one, such as 'something else'"
+        )
+    return _checked_words(names, "data.class_names")
 
 
 def _exists(path: Path) -> bool:
@@ -185,6 +241,18 @@ def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
     if repeated is not None:
         raise InputError(f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ")
     return words
+
+
+def _read_leaves() -> ImageSet:
+    from p4q_edge.demo import LEAVES, draw_leaves
+
+    return ImageSet(
+        names=tuple(f"leaves {index}" for index in range(LEAVES)),
+        labels=np.zeros(LEAVES, np.int64),
+        class_names=("",),
+        open_image=draw_leaves,
+        read_bytes=lambda index: draw_leaves(index).tobytes(),
+    )
 
 
 def _read_demo() -> ImageSet:

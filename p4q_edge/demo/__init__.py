@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from p4q_edge.demo.leaves import LEAVES, draw_leaves
 from p4q_edge.runtime.errors import CorruptArtifactError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["CLASS_NAMES", "MODEL_DIR", "TEMPLATES", "demo_images", "load_demo_model"]
+__all__ = ["CLASS_NAMES", "LEAVES", "MODEL_DIR", "TEMPLATES", "demo_images", "draw_leaves", "load_demo_model"]
 
 MODEL_DIR = Path(__file__).parent / "model"
 CLASS_NAMES = tuple(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.recipe.defaults import demo_recipe, run_recipe_of
     from p4q_edge.recipe.schema import (
         DEMO_DATA,
+        DRAWN_IMAGES,
         ComputeSection,
         DataSection,
         LearnSection,
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
         Recipe,
         Teacher,
     )
-    from p4q_edge.recipe.toml import on_device, read_recipe, to_toml
+    from p4q_edge.recipe.toml import anchor, on_device, read_recipe, to_toml
 
 __all__ = [
     "DEMO_DATA",
+    "DRAWN_IMAGES",
     "ComputeSection",
     "DataSection",
     "LearnSection",
@@ -31,6 +33,7 @@ __all__ = [
     "QuantizationSection",
     "Recipe",
     "Teacher",
+    "anchor",
     "demo_recipe",
     "on_device",
     "read_recipe",
@@ -49,6 +52,7 @@ if not TYPE_CHECKING:
             "schema": (
                 "ComputeSection",
                 "DEMO_DATA",
+                "DRAWN_IMAGES",
                 "DataSection",
                 "LearnSection",
                 "ModelSection",
@@ -58,6 +62,7 @@ if not TYPE_CHECKING:
                 "Teacher",
             ),
             "toml": (
+                "anchor",
                 "on_device",
                 "read_recipe",
                 "to_toml",

@@ -28,6 +28,9 @@ Teacher = Literal["learned", "zero-shot", "none"]
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
 
+DRAWN_IMAGES = "demo:leaves"
+"""Name of the built-in images without labels: drawn discs of many sizes that hide one another."""
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all sections."""
@@ -69,10 +72,12 @@ class DataSection(Section, frozen=True, kw_only=True):
     """[data]: labelled images and the words for their classes.
 
     Attributes:
-        train: folder of class folders, ``.csv``/``.tsv``/``.parquet`` (path,label), ``.npz``, uncompressed ``.tar``
-            (webdataset; several as ``shards-{000..099}.tar``), a folder saved by Hugging Face's `datasets`, or
-            ``demo:digits``.
-        test: the same; empty: all images of `train` that are not learned from.
+        train: labelled images to learn from: a folder of class folders, ``.csv``/``.tsv``/``.parquet`` (path,label),
+            ``.npz``, uncompressed ``.tar`` (webdataset; several as ``shards-{000..099}.tar``), a folder saved by
+            Hugging Face's `datasets`, or ``demo:digits``; empty: nothing is learned, see `calibration`.
+        calibration: where `train` is empty, images without labels, which ranges are measured on: a folder, at any
+            depth, an ``.p4q`` bundle for its golden samples, ``demo:leaves`` for drawn ones, or whatever `train` takes.
+        test: labelled images as in `train`; empty: all images of `train` that are not learned from.
         class_names: other words for the classes in label order, or their own names in any order, or a
             ``.txt``/``.json`` file of them; empty: the folders' names.
         templates: prompts with ``{}``, or a ``.txt``/``.json`` file of them.
@@ -86,7 +91,8 @@ class DataSection(Section, frozen=True, kw_only=True):
             engine's card records it, and the device does the same.
     """
 
-    train: str
+    train: str = ""
+    calibration: str = ""
     test: str = ""
     unlabelled: str = ""
     class_names: tuple[str, ...] | str = ()
@@ -350,6 +356,26 @@ class Recipe(Section, frozen=True, kw_only=True):
     learn: LearnSection = LearnSection()
     export: ExportSection = ExportSection()
     compute: ComputeSection = ComputeSection()
+
+    def __post_init__(self) -> None:
+        if self.data.train:
+            if self.data.calibration:
+                raise ValueError("data.calibration has no effect beside data.train, which ranges are measured on")
+            return
+        learn = self.learn
+        learns = learn.prompts or learn.adapter or learn.class_residual or self.method != "p4q"
+        if learns or not self.data.class_names or not self.data.calibration:
+            raise ValueError(
+                "data.train is empty; name labelled images to learn from. To learn nothing, set learn.prompts, "
+                "learn.adapter and learn.class_residual to false, and name data.class_names and data.calibration"
+            )
+        if self.quantization.max_top1_drop is not None:
+            raise ValueError("quantization.max_top1_drop is judged on labelled images, and data.train names none")
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether no image has a label, so that nothing is learned."""
+        return not self.data.train
 
     def contradiction(self) -> str:
         """What sections ask of each other that cannot be, in words; empty if nothing is."""

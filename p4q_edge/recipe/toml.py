@@ -15,6 +15,7 @@ from p4q_edge.runtime.storage import read_bounded
 
 MAX_RECIPE_BYTES = 1 << 20
 _SHOWN = 60
+_PATHS = ("train", "calibration", "test", "unlabelled")
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -52,7 +53,7 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
 
 
 def anchor(recipe: Recipe, folder: Path) -> Recipe:
-    """Make the recipe's relative paths absolute, seen from `folder`."""
+    """Return the recipe with its relative paths absolute, seen from `folder`."""
 
     def absolute(value: str) -> str:
         if not value or value.startswith("demo:") or Path(value).is_absolute():
@@ -60,8 +61,7 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
         return str((folder / value).resolve())
 
     data = recipe.data
-    paths = ("train", "test", "unlabelled", "class_prompts")
-    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in paths}
+    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in (*_PATHS, "class_prompts")}
     for name in ("class_names", "templates"):
         value = getattr(data, name)
         changes[name] = absolute(value) if isinstance(value, str) else value

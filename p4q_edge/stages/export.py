@@ -33,6 +33,7 @@ from p4q_edge.runtime.storage import (
 from p4q_edge.stages.cross_validation import cross_validate
 from p4q_edge.stages.pipeline import Learned
 from p4q_edge.stages.record_results import (
+    loss_without_labels,
     record_reference,
     recorded_images,
     validation_images,
@@ -62,7 +63,9 @@ def bundle_key(learned: Learned) -> str:
     """Return the key of the bundle of what was learned."""
     source = learned.prepared.source
     recorded = recorded_images(source)
-    images = [recorded.digests(), recorded.labels.tolist(), len(source.split.test)]
+    held_out = source.split.held_out
+    more = [] if held_out is None else held_out.digests()
+    images = [recorded.digests(), recorded.labels.tolist(), len(source.split.test), more]
     return stage_key(EXPORT, inputs=[learned.key, images], recipe=to_toml(source.recipe.anywhere()))
 
 
@@ -135,7 +138,10 @@ def _record_results(learned: Learned, graphs: ExportedGraphs) -> tuple[DataIndex
         The index of the images, how near the graphs came, and the member of the bundle with the results.
     """
     index = data_index(learned)
-    if not len(learned.prepared.source.split.test):
+    source = learned.prepared.source
+    if source.recipe.zero_shot:
+        index = msgspec.structs.replace(index, calibrated_on=loss_without_labels(learned))
+    elif not len(source.split.test):
         found = cross_validate(learned.prepared)
         return msgspec.structs.replace(index, cross_validated=found), graphs.parity, {}
     images, labels = validation_images(learned)
@@ -170,7 +176,7 @@ def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
     """Share of the image tower's multiply-accumulates that is quantized, with or without its convolutions."""
     source = learned.prepared.source
     image = to_batch(
-        pixels(source.split.train.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
+        pixels(source.split.measured.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
     )
     image = image.to(source.model.compute.device)
     return count_macs(learned.prepared.calibrated.encoder, image, convolutions=convolutions).integer_share
@@ -182,11 +188,11 @@ def golden_images(learned: Learned) -> Tensor:
 
 
 def spread_images(learned: Learned, count: int) -> Tensor:
-    """At most `count` of the labelled images, spread over the classes, uint8 ``(n, 3, H, W)``."""
-    train = learned.prepared.source.split.train
-    count = min(count, len(train))
-    chosen = np.linspace(0, len(train) - 1, count).round().astype(int)
-    return pixels(train.subset(chosen), learned.prepared.source.model.preprocess)
+    """At most `count` of the images that ranges are measured on, spread over the classes, uint8 ``(n, 3, H, W)``."""
+    images = learned.prepared.source.split.measured
+    count = min(count, len(images))
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    return pixels(images.subset(chosen), learned.prepared.source.model.preprocess)
 
 
 def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
@@ -243,7 +249,7 @@ def portable_recipe(learned: Learned) -> dict[str, object]:
     document: dict[str, dict[str, object]] = msgspec.to_builtins(learned.prepared.source.recipe.anywhere())
     info = learned.prepared.source.model.info
     document["model"] |= {"name": info.name, "pretrained": info.pretrained}
-    for key in ("train", "test", "class_names", "templates", "class_prompts"):
+    for key in ("train", "calibration", "test", "class_names", "templates", "class_prompts"):
         value = document["data"][key]
         document["data"][key] = Path(value).name if isinstance(value, str) else value
     return {**document}

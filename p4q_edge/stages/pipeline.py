@@ -135,20 +135,17 @@ def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
 
 
 def calibration_set(source: Source) -> ImageSet:
-    """The labelled images that ranges are measured on."""
-    train, limit = source.split.train, source.recipe.quantization.calibration_images
-    return train if len(train) <= limit else train.subset(draw_by_class(train.labels, limit, seed=source.recipe.seed))
+    """The images that ranges are measured on, labelled unless nothing is learned."""
+    found, limit = source.split.measured, source.recipe.quantization.calibration_images
+    return found if len(found) <= limit else found.subset(draw_by_class(found.labels, limit, seed=source.recipe.seed))
 
 
 def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFeatures) -> CalibratedEncoder:
     """Put layers into float until the recipe's `max_top1_drop` is kept on the labelled images, cross-validated."""
     recipe, limit = source.recipe, source.recipe.quantization.max_top1_drop
     assert limit is not None
-
-    def learn_on(chosen: Tensor) -> Student:
-        return learn_student(source, features.of_images(chosen))
-
     batches = Batches.of(source.model, source.stream(source.split.train))
+    learn_on = lambda chosen: learn_student(source, features.of_images(chosen))  # noqa: E731
     judge = Judge.of(batches, features.labels, learn_on, seed=recipe.seed)
     return limit_top1(calibrated, source.model.clip.visual, judge, limit)  # type: ignore[arg-type]
 

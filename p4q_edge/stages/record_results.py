@@ -1,6 +1,7 @@
 """What PyTorch computes on validation images, recorded in the bundle for devices that have no PyTorch."""
 
 import logging
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from p4q_edge.data import pixels
 from p4q_edge.graph import ExportedGraphs, run_in_onnxruntime
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase, quant_convs
-from p4q_edge.runtime.artifacts import GraphParity, RecordedResults, pixel_digest
+from p4q_edge.runtime.artifacts import CalibratedOn, GraphParity, RecordedResults, pixel_digest
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.images import ImageSet, draw_subset
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
@@ -48,6 +49,27 @@ def zero_shot_answers(learned: Learned, images: Tensor) -> tuple[int, ...]:
     _, _, features = run_folded(learned.classifier, images, phase=Phase.FLOAT)
     scores = torch.nn.functional.normalize(features, dim=-1) @ learned.student.hand_written.cpu().T
     return tuple(int(answer) for answer in scores.argmax(dim=1))
+
+
+@torch.no_grad()
+def loss_without_labels(learned: Learned) -> CalibratedOn:
+    """Where no image has a label: what quantization changes, on images that no range was measured on."""
+    source, classifier = learned.prepared.source, learned.classifier
+    held_out, calibrated = source.split.held_out, learned.prepared.calibrated
+    found = CalibratedOn(source=Path(source.recipe.data.calibration).name, images=calibrated.images)
+    if held_out is None or not len(held_out):
+        return found
+    images = source.stream(held_out)
+    logits, embedding, _ = run_folded(classifier, images, phase=Phase.QUANTIZED)
+    float_logits, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
+    cosine = cosine_rows(embedding.numpy(), float_embedding.numpy())
+    return msgspec.structs.replace(
+        found,
+        held_out=len(held_out),
+        same_answer=int((logits.argmax(dim=1) == float_logits.argmax(dim=1)).sum()),
+        cosine_mean=float(cosine.mean()),
+        cosine_min=float(cosine.min()),
+    )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a recipe names, opened."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import msgspec
 
@@ -67,10 +68,15 @@ class Source:
         """Of the images without labels; none where nothing asks about them."""
         return self.unlabelled.digests() if self.unlabelled is not None else []
 
+    @cached_property
+    def calibration_digests(self) -> list[str]:
+        """Of the images without labels that ranges are measured on; none where those are the labelled ones."""
+        return [] if self.split.calibration is None else self.split.calibration.digests()
+
     def key(self, code: StageCode, *, recipe: object, inputs: object = None) -> str:
         """Return the key of a stage, whose inputs are the model, the images learned from and any further ones."""
         model = [self.model.info, self.model.preprocess, self.recipe.model.quick_gelu]
-        images = [self.train_digests, self.split.train.labels.tolist(), self.recipe.seed]
+        images = [self.train_digests, self.split.train.labels.tolist(), self.calibration_digests, self.recipe.seed]
         return stage_key(code, inputs=[model, images, inputs], recipe=recipe)
 
 

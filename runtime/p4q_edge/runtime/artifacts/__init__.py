@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.artifacts.manifest import (
         Agreement,
+        CalibratedOn,
         CrossValidated,
         DataIndex,
         GraphParity,
@@ -117,6 +118,7 @@ __all__ = [
     "Build",
     "BuiltInHead",
     "Bundle",
+    "CalibratedOn",
     "Calibration",
     "Card",
     "CpuInspection",
@@ -245,6 +247,7 @@ if not TYPE_CHECKING:
             ),
             "manifest": (
                 "Agreement",
+                "CalibratedOn",
                 "CrossValidated",
                 "DataIndex",
                 "GraphParity",

@@ -127,6 +127,32 @@ class CrossValidated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError(f"expected counts of right answers from 0 to n, got {counts} of {self.n}")
 
 
+class CalibratedOn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is known of a model that no labelled image was seen with: how near it stays to full precision.
+
+    Attributes:
+        source: name of what the images came from.
+        images: that ranges were measured on.
+        held_out: further ones, on which the rest was measured; 0 where there were too few.
+        same_answer: how many of these the quantized model names as that of full precision does.
+        cosine_mean, cosine_min: of the embeddings of both; null without images held out.
+    """
+
+    source: str
+    images: int
+    held_out: int = 0
+    same_answer: int = 0
+    cosine_mean: float | None = None
+    cosine_min: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or not 0 <= self.same_answer <= self.held_out:
+            raise ValueError(
+                f"expected an image and from 0 to {self.held_out} equal answers, got {self.images} and "
+                f"{self.same_answer}"
+            )
+
+
 class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The images that a bundle was made with.
 
@@ -138,6 +164,7 @@ class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         zero_shot: answers of the full-precision model and the hand-written prompts alone to the recorded images.
         float_bytes: size of the image tower in full precision.
         cross_validated: accuracy on the images learned from, where there are no others.
+        calibrated_on: where nothing was learned, what is known without labels.
     """
 
     learned: tuple[LearnedImage, ...] = ()
@@ -147,6 +174,7 @@ class DataIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     zero_shot: tuple[int, ...] = ()
     float_bytes: int | None = None
     cross_validated: CrossValidated | None = None
+    calibrated_on: CalibratedOn | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

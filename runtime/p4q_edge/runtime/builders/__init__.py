@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, describe_build, recorded_options
     from p4q_edge.runtime.builders.current import build_unless_current
     from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
-    from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest
+    from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest, ZeroShotRequest
 
 __all__ = [
     "BuildOptions",
@@ -19,6 +19,7 @@ __all__ = [
     "RecipeRequest",
     "RtxDryRun",
     "TensorRTDryRun",
+    "ZeroShotRequest",
     "backend_of",
     "build_engine",
     "build_unless_current",
@@ -46,6 +47,7 @@ if not TYPE_CHECKING:
             "request": (
                 "BuildRequest",
                 "RecipeRequest",
+                "ZeroShotRequest",
             ),
         },
     )

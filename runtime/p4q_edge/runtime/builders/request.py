@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroShotRequest:
+    """An engine without labelled images: which classes, and what else is not the recipe's.
+
+    Attributes:
+        class_names: or a file of them.
+        calibration: images without labels; None takes those of the recipe, or else drawn ones.
+        model: name of a CLIP in place of a recipe's.
+        pretrained: its weights.
+    """
+
+    class_names: tuple[str, ...] | Path
+    calibration: str | None = None
+    model: str | None = None
+    pretrained: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeRequest:
     """Which recipe is run, and which of its keys are overridden; what is None stays as it is.
 
@@ -21,6 +38,7 @@ class RecipeRequest:
         device: of PyTorch, `auto`, `cpu`, `cuda` or `cuda:N`.
         log_dir: where learning curves go; None writes none.
         keep_float: added to what the recipe keeps in high precision.
+        zero_shot: learn nothing, and take these classes.
     """
 
     path: Path | None = None
@@ -31,6 +49,7 @@ class RecipeRequest:
     max_cosine_loss: float | None = None
     max_top1_drop: float | None = None
     keep_float: tuple[str, ...] = ()
+    zero_shot: ZeroShotRequest | None = None
 
     @property
     def empty(self) -> bool:

@@ -61,7 +61,7 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, learn = recipe.get("data", {}), recipe.get("learn", {})
     members = document["members"]
     learned = len(index.get("learned", []))
-    steps = learn.get("steps")
+    steps = 0 if "calibrated_on" in index else learn.get("steps")
     prompts = list(index.get("prompts", {}).values())
     zero_shot = index.get("zero_shot", [])
     return [
@@ -72,7 +72,9 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             "learned from",
             f"{learned} images of {data.get('train', '?')}, at most {data.get('shots', '?')} of a class; "
             f"{index.get('test_images', 0)} others to test on",
-        ),
+        )
+        if "calibrated_on" not in index
+        else ("zero-shot", _calibrated_on(index["calibrated_on"])),
         ("recipe", f"method {recipe.get('method', '?')}, {steps} steps, seed {document['seed']}" if recipe else ""),
         (
             "graphs",
@@ -84,6 +86,21 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("recorded", f"what PyTorch gave for {len(zero_shot)} test images" if zero_shot else ""),
         ("next", f"p4q-edge build {document['path']} --engine {Path(document['path']).with_suffix('.onnx')}"),
     ]
+
+
+def _calibrated_on(found: Mapping[str, Any]) -> str:
+    """Return what is known of a bundle that was made without labelled images."""
+    held_out = found.get("held_out", 0)
+    same = (
+        f"; {found.get('same_answer', 0)} of {held_out} others are named as in full precision, cosine "
+        f"{found['cosine_mean']:.4f} on average"
+        if held_out
+        else ""
+    )
+    return (
+        f"nothing was learned, and accuracy is not known; ranges from {found['images']} images of {found['source']} "
+        f"without labels{same}"
+    )
 
 
 def _engine(document: Mapping[str, Any]) -> list[tuple[str, str]]:

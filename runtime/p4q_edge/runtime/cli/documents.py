@@ -71,11 +71,13 @@ class BuildSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         n: images that were not learned from.
         cross_validated: whether they are the photographs learned from, each named by a head that was not.
+        costs: in words, what an engine lacks that no labelled image was seen with; none of any other.
     """
 
     n: int
     rows: tuple[SummaryRow, ...] = ()
     cross_validated: bool = False
+    costs: tuple[str, ...] = ()
 
 
 class RecipeBuildDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuChoice, RemainderChoice
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
+from p4q_edge.runtime.cli.zero_shot_options import add_zero_shot, zero_shot_request
 from p4q_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--recipe", type=Path, help="recipe to run instead of a bundle")
     add_recipe_overrides(recipe)
     add_log_dir(recipe)
+    add_zero_shot(parser.add_argument_group("without labelled images (toolkit)"))
     recipe.add_argument("--print-config", action="store_true", help="write the resolved recipe, and build nothing")
     cpu = parser.add_argument_group("engines for CPUs (ONNX Runtime, OpenVINO)")
     cpu.add_argument(
@@ -200,6 +202,7 @@ def recipe_request(args: argparse.Namespace) -> RecipeRequest:
         max_cosine_loss=args.max_cosine_loss,
         max_top1_drop=args.max_top1_drop,
         keep_float=tuple(path for path in args.keep_float.split(",") if path),
+        zero_shot=zero_shot_request(args) if "class_names" in args else None,  # only build has it
     )
 
 
