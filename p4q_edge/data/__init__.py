@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.data.augmentation import Moves, augment
+    from p4q_edge.data.captions import Captions, read_captions
     from p4q_edge.data.cross_validation import FOLDS, folds
     from p4q_edge.data.few_shot import Split, draw_by_class
     from p4q_edge.data.image_set import ImageStream, pixels
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FOLDS",
+    "Captions",
     "ImageStream",
     "Moves",
     "Split",
@@ -25,6 +27,7 @@ __all__ = [
     "find_copies",
     "folds",
     "pixels",
+    "read_captions",
     "read_class_prompts",
     "read_images",
     "read_split",
@@ -38,6 +41,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "augmentation": ("Moves", "augment"),
+            "captions": ("Captions", "read_captions"),
             "cross_validation": ("FOLDS", "folds"),
             "few_shot": ("Split", "draw_by_class"),
             "image_set": ("ImageStream", "pixels"),

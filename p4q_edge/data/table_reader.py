@@ -36,7 +36,7 @@ def read_table(path: Path) -> ImageSet:
         InputError: not UTF-8, a missing column or cell, a path that does not exist or appears twice.
     """
     delimiter = DELIMITERS[path.suffix.lower()]
-    rows = _read_rows(path, delimiter)
+    rows = read_rows(path, delimiter)
     columns = _columns(rows[0][1], path) if rows else None
     if columns is not None:
         rows = rows[1:]
@@ -241,7 +241,12 @@ def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:
     return from_paths(list(places), [index[word] for word in words], class_names, path.parent)
 
 
-def _read_rows(path: Path, delimiter: str) -> list[Row]:
+def read_rows(path: Path, delimiter: str) -> list[Row]:
+    """Return the rows of a table that are not empty.
+
+    Raises:
+        InputError: not UTF-8, or no table.
+    """
     try:
         data = read_bounded(path, limit_bytes=MAX_TABLE_BYTES, kind="table")
         with io.StringIO(data.decode("utf-8-sig"), newline="") as stream:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from p4q_edge.data import read_images
+from p4q_edge.evaluation.captioned import read_captioned
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
 from p4q_edge.models import FoldedClassifier, run_folded
 from p4q_edge.quant import Phase
@@ -31,7 +32,7 @@ from p4q_edge.runtime.evaluation import (
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
 from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test
-from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
+from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, OUTPUT_NAMES, Outputs, Stage
 from p4q_edge.runtime.storage import sha256_bytes
 from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
 
@@ -55,8 +56,8 @@ def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: boo
 
     def run(batch: NDArray[np.uint8]) -> Outputs:
         images = torch.from_numpy(np.ascontiguousarray(batch))
-        logits, embedding, _ = run_folded(classifier, images, phase=phase, as_cpu_graph=as_cpu_graph)
-        return {"logits": logits.numpy(), "embedding": embedding.numpy()}
+        found = run_folded(classifier, images, phase=phase, as_cpu_graph=as_cpu_graph)
+        return dict(zip(OUTPUT_NAMES, (values.numpy() for values in found), strict=True))
 
     return run
 
@@ -210,6 +211,9 @@ def reference_for(request: ValidateRequest, subject: Subject) -> Reference:
     """Return everything that PyTorch can add to a validation: the toolkit's half of `p4q-edge validate`."""
     found = open_torch_reference(request, subject.card)
     reference = reference_of(request, subject, found)
+    if request.pairs is not None:
+        captioned = read_captioned(request, request.pairs, None if found is None else found.source)
+        reference = replace(reference, captioned=captioned)
     return replace(reference, debug=_debug(request, subject, found, reference)) if request.debug else reference
 
 

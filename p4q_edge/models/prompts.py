@@ -88,11 +88,15 @@ def template_embeddings(
     Source: CLIP, arXiv:2103.00020, section 3.1.4.
     """
     prompts = class_prompts_of(class_names, templates=templates, class_prompts=class_prompts)
-    tokens = tokenizer([prompt for of_class in prompts.values() for prompt in of_class])
-    batches = torch.split(tokens, TEXT_BATCH_SIZE)
-    features = torch.cat([encode(batch) for batch in tracked(batches, "encode prompts")])
+    features = encode_texts(encode, tokenizer, [prompt for of_class in prompts.values() for prompt in of_class])
     rows = torch.split(features, [len(of_class) for of_class in prompts.values()])
     return torch.stack([normalized_mean(of_class) for of_class in rows])
+
+
+def encode_texts(encode: Callable[[Tensor], Tensor], tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """Features ``(texts, dim)`` of texts as they are, some at a time; too long ones lose their end."""
+    batches = torch.split(tokenizer(list(texts)), TEXT_BATCH_SIZE)
+    return torch.cat([encode(batch) for batch in tracked(batches, "encode prompts")])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.evaluation import ChainReport
-from p4q_edge.runtime.evaluation.report import KIND, Report
+from p4q_edge.runtime.evaluation.report import KIND, Report, trial_tables
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import printable
@@ -53,6 +53,7 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
         pictures=_pictures(report, figures),
         thumbnails=dict(thumbnails or {}),
         changes=_in_words(report.chain, _changed(report.chain)),
+        trials=trial_tables(report),
         mistakes=_in_words(report.chain, _mistaken(report.chain)),
         max_thumbnails=MAX_THUMBNAILS,
     )

@@ -6,7 +6,7 @@ float, fake_quant, onnx, engine; a stage that cannot run here is left out by the
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ from p4q_edge.runtime.evaluation.stage_comparison import (
 )
 from p4q_edge.runtime.images import mapped_ahead
 from p4q_edge.runtime.progress import tracked
-from p4q_edge.runtime.stage import Images, Stage
+from p4q_edge.runtime.stage import Images, Outputs, Stage
 from p4q_edge.runtime.statistics import metrics
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ def validate_chain(
     class_names: Sequence[str],
     *,
     options: ChainOptions | None = None,
+    see: Callable[[str, Outputs], None] = lambda name, outputs: None,
 ) -> ChainReport:
     """Run every stage over all images and compare.
 
@@ -97,6 +98,7 @@ def validate_chain(
         labels: (n,) class indices.
         class_names: (classes,).
         options: batch size, seed and gates.
+        see: gets the name and the outputs of each stage, of all images.
 
     Raises:
         InputError: no image, a label without a class, or a stage whose outputs do not fit.
@@ -110,6 +112,7 @@ def validate_chain(
         started = time.perf_counter()
         outputs[name] = run_stage(stage, images, name=name, options=options, classes=len(class_names))
         seconds = time.perf_counter() - started
+        see(name, outputs[name])
         report = report_stage(name, outputs[name]["logits"], truth, generator=generator, seconds=seconds)
         logger.info("%s: %-10s top-1 %.2f %%, n = %d", options.label, name, 100 * report.top1.value, report.n)
         reports.append(report)

@@ -7,7 +7,19 @@ from pathlib import Path
 
 from p4q_edge.runtime.choices import CpuBackend
 
-_TYPED = ("data", "reference", "max_top1_drop", "threads", "limit", "batch_size", "seed", "device", "backend")
+_TYPED = (
+    "data",
+    "reference",
+    "max_top1_drop",
+    "threads",
+    "limit",
+    "batch_size",
+    "seed",
+    "device",
+    "backend",
+    "ood",
+    "pairs",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +34,9 @@ class ValidateRequest:
         seed: of the bootstrap and of the limit.
         max_top1_drop: percentage points, see `Gates`.
         bench: a document of `p4q-edge bench` on this engine, to show beside the accuracy.
+        ood: folder of images that show none of the classes.
+        corruptions: also look at the images made worse, in four kinds and three strengths.
+        pairs: table of images and captions.
         debug: name the first layer where engine and reference diverge.
         device: of the engine, and of PyTorch beside it; with `auto` that follows its recipe.
         backend: another library for CPUs than the one that the engine was built for.
@@ -40,6 +55,9 @@ class ValidateRequest:
     threads: int | None = None
     backend: CpuBackend | None = None
     bench: Path | None = None
+    ood: Path | None = None
+    corruptions: bool = False
+    pairs: Path | None = None
     debug: bool = False
     save_repro: Path | None = None
     reports: tuple[Path, ...] = ()
@@ -52,4 +70,4 @@ class ValidateRequest:
             value = getattr(self, name)
             if value != defaults[name]:
                 words += ["--batch" if name == "batch_size" else f"--{name.replace('_', '-')}", str(value)]
-        return (*words, "--debug") if self.debug else tuple(words)
+        return (*words, *(f"--{name}" for name in ("corruptions", "debug") if getattr(self, name)))

@@ -19,7 +19,7 @@ from p4q_edge.runtime.evaluation.recorded_stages import Recorded
 from p4q_edge.runtime.evaluation.report.document import Built
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.images import LabelledImages
-from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, STAGE_ORDER, Outputs, Stage
+from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, OUTPUT_NAMES, STAGE_ORDER, Outputs, Stage
 from p4q_edge.runtime.statistics import FULL_BITS, Estimate, NoiseFloor, metrics
 from p4q_edge.runtime.storage import sha256_file
 
@@ -55,7 +55,7 @@ def open_subject(request: ValidateRequest) -> Subject:
     """
     card = on_backend(read_card(request.engine), request.backend)
     engine = load_engine(request.engine, card, device=request.device, threads=request.threads)
-    stages: dict[str, Stage] = {ENGINE: lambda batch: engine.run(batch, ("logits", "embedding"))}
+    stages: dict[str, Stage] = {ENGINE: lambda batch: engine.run(batch, OUTPUT_NAMES)}
     bundle = find_bundle(request.engine, card, named=request.reference)
     grid = _grid(card)
     grids: dict[str, Grid] = {ENGINE: grid}
@@ -168,8 +168,7 @@ def graph_stage(model: bytes, *, threads: int | None = None) -> Stage:
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(batch: np.ndarray) -> Outputs:
-        logits, embedding = session.run(["logits", "embedding"], {"image": batch})
-        return {"logits": logits, "embedding": embedding}
+        return dict(zip(OUTPUT_NAMES, session.run(OUTPUT_NAMES, {"image": batch}), strict=True))
 
     return run
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from p4q_edge.runtime.artifacts import REFERENCE, Bundle, card_path
+from p4q_edge.runtime.benchmark import SpeedRow
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.evaluation.comparison import ChainOptions, validate_chain
+from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, validate_chain
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.recorded_stages import recorded_stages
 from p4q_edge.runtime.evaluation.report.document import (
@@ -31,6 +32,7 @@ from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain, in_order, open_subject, zero_shot_of
+from p4q_edge.runtime.evaluation.trials import CaptionedImages, Tested, Trials, check_trials, run_trials
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
@@ -50,6 +52,7 @@ class Reference:
         images: the data of the recipe or of `--data`; None if there is none.
         files: whether the bundle's graph is what the PyTorch model gives.
         debug: what the comparison of layers found, if it was asked for.
+        captioned: images with captions, if they were asked for.
         not_checked: what could not be added, and why.
     """
 
@@ -61,6 +64,7 @@ class Reference:
     seeds: Mapping[str, int] = field(default_factory=dict)
     files: tuple[GateResult, ...] = ()
     debug: DebugReport | None = None
+    captioned: CaptionedImages | None = None
     not_checked: tuple[str, ...] = ()
 
 
@@ -94,42 +98,78 @@ def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = 
     subject = open_subject(request)
     try:
         reference = Reference() if torch_reference is None else torch_reference(request, subject)
-        debug = reference.debug
-        speed = () if request.bench is None else read_bench(request.bench, engine_sha256=subject.card.engine_sha256)
-        images = _images(request, subject, reference)
-        if images is not None and FAKE_QUANT not in reference.stages:
-            reference, images = with_recorded(reference, images, subject, request)
-        if images is not None:
-            images = subset(images, draw_subset(len(images.labels), request.limit, seed=request.seed))
-        if request.max_top1_drop is not None and (images is None or FLOAT not in reference.stages):
-            raise UsageError(_nothing_to_compare_with(subject))
-        options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=subject.gates)
-        golden = golden_chain(subject, options)
-        chain = None
-        if images is not None:
-            stages = in_order({**reference.stages, **subject.stages})
-            chain = validate_chain(stages, images.pixels, images.labels, subject.card.class_names, options=options)
+        found = _run(request, subject, reference)
     finally:
         subject.close()
+    return Outcome(report=_report(request, subject, found), images=found.images)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """What a validation found; `reference` and `images` as they were compared."""
+
+    reference: Reference
+    images: LabelledImages | None
+    speed: tuple[SpeedRow, ...]
+    golden: ChainReport
+    chain: ChainReport | None
+    trials: Trials
+
+
+def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _Found:
+    speed = () if request.bench is None else read_bench(request.bench, engine_sha256=subject.card.engine_sha256)
+    any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
+    captioned = reference.captioned
+    images = _images(request, subject, reference)
+    check_trials(request, images)
+    if images is not None and FAKE_QUANT not in reference.stages:
+        reference, images = with_recorded(reference, images, subject, request)
+    if images is not None:
+        images = subset(images, draw_subset(len(images.labels), request.limit, seed=request.seed))
+    if request.max_top1_drop is not None and (images is None or FLOAT not in reference.stages):
+        raise UsageError(_nothing_to_compare_with(subject))
+    options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=subject.gates)
+    golden = golden_chain(subject, options)
+    chain, logits = None, {}
+    if images is not None:
+        stages = in_order({**reference.stages, **subject.stages})
+        chain = validate_chain(
+            stages,
+            images.pixels,
+            images.labels,
+            subject.card.class_names,
+            options=options,
+            see=lambda name, outputs: logits.update({name: outputs["logits"]}),
+        )
+    tested = Tested(card=subject.card, stages=any_image, images=images, logits=logits, captioned=captioned)
+    trials = run_trials(request, tested)
+    return _Found(reference=reference, images=images, speed=speed, golden=golden, chain=chain, trials=trials)
+
+
+def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report:
+    reference, images, chain = found.reference, found.images, found.chain
     files = (*subject.files, *reference.files)
-    report = Report(
+    held = all(part.passed for part in (chain, found.golden, *files) if part is not None)
+    return Report(
         title=f"{request.engine.name}: {len(subject.card.class_names)} classes, {subject.card.model.name}",
-        passed=all(part.passed for part in (chain, golden, *files) if part is not None) and not _faulty(debug),
-        data=images.source if images is not None else f"{golden.n} golden samples",
+        passed=held and not _faulty(reference.debug),
+        data=images.source if images is not None else f"{found.golden.n} golden samples",
         built=built_of(subject),
         files=files,
         chain=chain,
-        golden=golden,
+        golden=found.golden,
         zero_shot=None if images is None else zero_shot_of(subject, images),
         baselines=reference.baselines,
         learning=reference.learning,
-        speed=with_accuracy(speed, chain),
-        debug=debug,
+        speed=with_accuracy(found.speed, chain),
+        ood=found.trials.ood,
+        corruptions=found.trials.corruptions,
+        retrieval=found.trials.retrieval,
+        debug=reference.debug,
         prompts={} if subject.bundle is None else dict(subject.bundle.manifest.data_index.prompts),
         not_checked=_not_checked(subject, reference, images),
-        provenance=_provenance(request, subject, reference, images),
+        provenance=_provenance(request, subject, found),
     )
-    return Outcome(report=report, images=images)
 
 
 def with_recorded(
@@ -244,10 +284,8 @@ def _images(request: ValidateRequest, subject: Subject, reference: Reference) ->
     return images
 
 
-def _provenance(
-    request: ValidateRequest, subject: Subject, reference: Reference, images: LabelledImages | None
-) -> Provenance:
-    card = subject.card
+def _provenance(request: ValidateRequest, subject: Subject, found: _Found) -> Provenance:
+    card, images, reference = subject.card, found.images, found.reference
     digests = {
         "engine": card.engine_sha256,
         "card": sha256_file(card_path(request.engine)),
@@ -264,7 +302,7 @@ def _provenance(
     return Provenance(
         request=request,
         command=request.command(),
-        digests={**digests, **reference.digests},
+        digests={**digests, **reference.digests, **found.trials.digests},
         seeds={"bootstrap and drawing": request.seed, **reference.seeds},
         versions=provenance.versions(),
         machine={**provenance.this_machine(), **{f"built with {k}": v for k, v in card.built_with.items()}},

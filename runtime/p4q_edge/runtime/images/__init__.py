@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         draw_subset,
         images_to_test,
         read_class_folders,
+        read_unlabelled_folder,
         subset,
     )
     from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
@@ -59,6 +60,7 @@ __all__ = [
     "pair_class_names",
     "preprocess",
     "read_class_folders",
+    "read_unlabelled_folder",
     "same_form",
     "source_of",
     "subset",
@@ -101,6 +103,7 @@ if not TYPE_CHECKING:
                 "draw_subset",
                 "images_to_test",
                 "read_class_folders",
+                "read_unlabelled_folder",
                 "subset",
             ),
             "listing": (

@@ -10,7 +10,8 @@ import numpy as np
 
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images.class_names import match_classes
-from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders
+from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
+from p4q_edge.runtime.images.listing import LeftOut, image_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import sha256_bytes
@@ -137,6 +138,35 @@ def images_to_test(
         source=f"{len(kept)} images of {source}",
         left_out=len(digests) - len(kept),
     )
+
+
+def read_unlabelled_folder(folder: Path, *, spec: PreprocessSpec, limit: int = 0, seed: int = 0) -> tuple[Pixels, str]:
+    """Open the images in a folder, at any depth, as an engine takes them.
+
+    Args:
+        folder: holds images; nobody knows what they show.
+        spec: how the engine wants its pixels.
+        limit: largest number of images, drawn with the seed; 0 takes all.
+        seed: of the drawing.
+
+    Returns:
+        The pixels, and the SHA-256 over the digests of all images.
+
+    Raises:
+        UsageError: the folder does not exist.
+        InputError: it has no images.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a directory; expected one with images, at any depth")
+    left_out = LeftOut()
+    files = image_files(folder, left_out)
+    left_out.log(str(folder))
+    if not files:
+        raise InputError(f"{folder} has no images; name a folder with some, at any depth")
+    found = from_paths(files, [0] * len(files), ("",), folder)
+    images = found.subset(draw_subset(len(found), limit, seed=seed))
+    pixels = Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
+    return pixels, digest_of(images.digests(), [0] * len(images))
 
 
 def digest_of(digests: Sequence[str], labels: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         cosine_rows,
         wilson_interval,
     )
+    from p4q_edge.runtime.statistics.ranking import auroc, first_ranks
     from p4q_edge.runtime.statistics.rounding_limits import (
         EXCESS,
         FULL_BITS,
@@ -59,8 +60,10 @@ __all__ = [
     "RoundingLimits",
     "Rounds",
     "agreement",
+    "auroc",
     "bootstrap_quantile",
     "cosine_rows",
+    "first_ranks",
     "largest_shift",
     "least_cosine",
     "measure_interleaved",
@@ -88,6 +91,7 @@ if not TYPE_CHECKING:
                 "cosine_rows",
                 "wilson_interval",
             ),
+            "ranking": ("auroc", "first_ranks"),
             "rounding_limits": (
                 "EXCESS",
                 "FULL_BITS",

@@ -42,6 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also write .html, .md or .json (may be repeated); ENGINE-stem.report.json is always written",
     )
+    _add_trials(parser)
     parser.add_argument("--bench", type=Path, help="show this document of `p4q-edge bench ENGINE -o FILE` as well")
     parser.add_argument("--limit", type=int, default=0, help="use at most N images, drawn with the seed")
     parser.add_argument("--batch", type=int, default=64, help="images a batch (default: %(default)s)")
@@ -63,6 +64,28 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --debug, write that layer as a model of its own, with its inputs, both outputs and the polygraphy "
         "command that compares them",
+    )
+
+
+def _add_trials(parser: argparse.ArgumentParser) -> None:
+    """Add what a validation can look at beyond accuracy."""
+    parser.add_argument(
+        "--ood",
+        type=Path,
+        metavar="DIR",
+        help="images that show none of the classes: how well the score tells them apart, and the share that the "
+        "engine's threshold rejects",
+    )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="also top-1 with noise, blur, JPEG and darkness at 3 strengths, of at most 500 of the images",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="TABLE",
+        help="images and captions (.csv, .tsv: path,caption): recall at 1, 5 and 10 both ways (toolkit)",
     )
 
 
@@ -90,6 +113,9 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
         threads=args.threads,
         backend=args.backend,
         bench=args.bench,
+        ood=args.ood,
+        corruptions=args.corruptions,
+        pairs=args.pairs,
         debug=args.debug,
         save_repro=args.save_repro,
         reports=tuple(args.report),
@@ -113,6 +139,11 @@ def _torch_reference(request: ValidateRequest) -> ReferenceOf | None:
     """Return the toolkit's half; None where there is no toolkit and none is needed."""
     if has_toolkit():
         return toolkit_function(REFERENCE_FUNCTION, missing=NEEDS_TOOLKIT)
+    if request.pairs is not None:
+        raise EnvironmentNotAbleError(
+            "--pairs reads captions with the text tower of the toolkit (PyTorch), which is not installed here. "
+            "Leave it out, or run, in a checkout: pip install ./runtime ."
+        )
     if request.debug or (request.reference is not None and request.reference.suffix != ".p4q"):
         raise EnvironmentNotAbleError(NEEDS_TOOLKIT)
     logger.info("without PyTorch the reference is what it computed when the bundle was exported")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.evaluation.report.markdown import baseline_table, render_markdown
     from p4q_edge.runtime.evaluation.report.text_summary import columns, summary
+    from p4q_edge.runtime.evaluation.report.trial_rows import TrialTable, trial_tables
 
 __all__ = [
     "KIND",
@@ -28,6 +29,7 @@ __all__ = [
     "LayerFinding",
     "LearningPoint",
     "Report",
+    "TrialTable",
     "baseline",
     "baseline_table",
     "columns",
@@ -35,6 +37,7 @@ __all__ = [
     "read_report",
     "render_markdown",
     "summary",
+    "trial_tables",
 ]
 
 if not TYPE_CHECKING:
@@ -59,5 +62,6 @@ if not TYPE_CHECKING:
                 "columns",
                 "summary",
             ),
+            "trial_rows": ("TrialTable", "trial_tables"),
         },
     )

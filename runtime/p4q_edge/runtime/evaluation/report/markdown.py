@@ -8,6 +8,7 @@ from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import KIND, Baseline, Report
+from p4q_edge.runtime.evaluation.report.trial_rows import trial_tables
 from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage import printable
 
@@ -29,6 +30,8 @@ def render_markdown(report: Report) -> str:
     if report.chain is not None:
         parts += ["## Accuracy along the chain", stage_table(report.chain, report.zero_shot), hop_table(report.chain)]
         parts += [gate_list(report.chain)]
+    for table in trial_tables(report):
+        parts += [f"## {_plain(table.title)}", _table(table.header, table.rows), _plain(table.note)]
     if report.golden is not None:
         parts += [f"## Golden samples (n = {report.golden.n})", hop_table(report.golden), gate_list(report.golden)]
     if report.debug is not None:

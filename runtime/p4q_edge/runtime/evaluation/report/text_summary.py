@@ -8,6 +8,7 @@ from pathlib import Path
 from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import Baseline, Report
+from p4q_edge.runtime.evaluation.report.trial_rows import trial_tables
 from p4q_edge.runtime.statistics import FULL_BITS, Estimate
 from p4q_edge.runtime.storage import printable
 
@@ -32,6 +33,8 @@ def summary(report: Report, paths: Sequence[Path], *, details: bool = False) -> 
     if report.chain is not None:
         lines += ["", *_stage_lines(report.chain, report.zero_shot), *_mistakes(report.chain)]
     lines += _baseline_lines(report.baselines)
+    for table in trial_tables(report):
+        lines += ["", printable(table.title), *columns(table.header, table.rows), table.note]
     lines.append("")
     lines += [f"FAILED {words.gate(gate)}" for gate in report.files if not gate.passed]
     for title, chain in (("chain", report.chain), ("golden samples", report.golden)):

@@ -1,0 +1,50 @@
+"""Images and captions for `p4q-edge validate --pairs`: the captions through the float text tower."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from p4q_edge.data import read_captions
+from p4q_edge.models import encode_texts, encoder_of
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.evaluation import ValidateRequest
+from p4q_edge.runtime.evaluation.trials import CaptionedImages
+from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess
+from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.stages import Source
+
+
+@torch.no_grad()
+def read_captioned(request: ValidateRequest, table: Path, source: Source | None) -> CaptionedImages:
+    """Return the images and captions of a table as the model of a run takes them.
+
+    Args:
+        request: its limit is the most images, its seed draws them.
+        table: see `read_captions`.
+        source: what the engine's recipe names, opened; None where there is no recipe.
+
+    Raises:
+        UsageError: there is no recipe, or no such table.
+        InputError: the table cannot be used.
+    """
+    if source is None:
+        raise UsageError(
+            f"--pairs needs the text tower of the model, and no run folder {request.engine.with_suffix('.run')} tells "
+            "which it is; name the run folder or the recipe that the engine was built from with --reference"
+        )
+    captions = read_captions(table)
+    captions = captions.of_images(draw_subset(len(captions.images), request.limit, seed=request.seed))
+    spec, images = source.model.preprocess, captions.images
+    places = {text: place for place, text in enumerate(dict.fromkeys(captions.texts))}
+    pairs = [(image, places[text]) for image, text in zip(captions.image_of.tolist(), captions.texts, strict=True)]
+    text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, list(places)), dim=-1)
+    digests = digest_of(images.digests(), [0] * len(images))
+    return CaptionedImages(
+        pixels=Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size)),
+        text_embedding=text.cpu().numpy().astype(np.float32),
+        pairs=np.array(pairs, np.int64),
+        digest=sha256_bytes("\n".join([digests, *places, *map(str, pairs)]).encode()),
+        source=table.name,
+    )

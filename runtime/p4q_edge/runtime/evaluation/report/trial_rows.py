@@ -1,0 +1,102 @@
+"""What a validation found beyond accuracy, as tables for text, Markdown and page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from p4q_edge.runtime.evaluation.report import formatting as words
+from p4q_edge.runtime.evaluation.report.document import Report
+from p4q_edge.runtime.evaluation.trials import CorruptionRow, RetrievalReport, UnknownReport
+from p4q_edge.runtime.statistics import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTable:
+    """A table with its title, and what is to be known to read it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+def trial_tables(report: Report) -> tuple[TrialTable, ...]:
+    """Return a table for each part that was asked for."""
+    return tuple(_tables(report))
+
+
+def _tables(report: Report) -> Iterator[TrialTable]:
+    if report.ood is not None:
+        yield _unknown(report.ood, report.built.engine)
+    if report.corruptions:
+        yield _corruptions(report.corruptions)
+    if report.retrieval is not None:
+        yield _retrieval(report.retrieval)
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{words.percent(estimate.value)} {words.interval(estimate)}"
+
+
+def _unknown(found: UnknownReport, engine: str) -> TrialTable:
+    rows = tuple(
+        (
+            words.stage(stage.name),
+            f"{stage.auroc.value:.4f} [{stage.auroc.low:.4f}, {stage.auroc.high:.4f}]",
+            _share(stage.rejected),
+            _share(stage.wrongly_rejected),
+            _share(stage.accepted_at_95),
+        )
+        for stage in found.stages
+    )
+    own = " or that of its class" if found.class_thresholds else ""
+    limit = (
+        f"Rejected: a score below {found.threshold:.3g}{own}, the engine's."
+        if found.rejects
+        else "The engine has no threshold and rejects nothing. To fit one: p4q-edge head calibrate "
+        f"{engine} LABELLED --unknown DIR --apply."
+    )
+    return TrialTable(
+        title=f"Images of no class: {found.n} of {found.source}, beside {found.labelled} labelled ones",
+        header=("stage", "AUROC of the score", "rejected", "labelled ones rejected", "accepted where 95 % are kept"),
+        rows=rows,
+        note=f"{limit} AUROC: the chance that an image of a class scores higher; 0.5 is guessing.",
+    )
+
+
+def _corruptions(rows: tuple[CorruptionRow, ...]) -> TrialTable:
+    reference = rows[0].reference
+    compared = reference is not None
+    header = (
+        "images",
+        *([f"top-1, {words.stage(str(reference))}"] if compared else []),
+        "top-1, engine",
+        *(["difference, points"] if compared else []),
+    )
+    lines = []
+    for row in rows:
+        amount = f"quality {row.amount:g}" if row.kind == "jpeg" else f"{row.amount:g} {row.unit}"
+        name = "as they are" if row.kind == "none" else f"{row.kind} {row.strength}: {amount}"
+        before = [] if row.reference_top1 is None else [_share(row.reference_top1)]
+        change = [] if row.difference is None else [words.points(row.difference)]
+        lines.append((name, *before, _share(row.engine_top1), *change))
+    return TrialTable(
+        title=f"Images made worse, n = {rows[0].engine_top1.n}",
+        header=header,
+        rows=tuple(lines),
+        note="The pixels behind resize and crop are changed; strengths were chosen before any model was measured.",
+    )
+
+
+def _retrieval(found: RetrievalReport) -> TrialTable:
+    rows = tuple(
+        (words.stage(row.name), *(_share(value) for value in (*row.image_to_text, *row.text_to_image)))
+        for row in found.rows
+    )
+    return TrialTable(
+        title=f"Retrieval: {found.images} images and {found.texts} texts of {found.source}",
+        header=("stage", *(f"{way} at {k}" for way in ("image to text", "text to image") for k in (1, 5, 10))),
+        rows=rows,
+        note="Recall with the features in front of the adapter and the float text tower.",
+    )

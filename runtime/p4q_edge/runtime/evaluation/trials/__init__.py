@@ -1,0 +1,37 @@
+"""What a validation looks at beyond accuracy: images of no class, images made worse, images with captions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p4q_edge.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_trials, run_trials
+    from p4q_edge.runtime.evaluation.trials.corruptions import CorruptionRow
+    from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, RetrievalRow
+    from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, UnknownStage
+
+__all__ = [
+    "CaptionedImages",
+    "CorruptionRow",
+    "RetrievalReport",
+    "RetrievalRow",
+    "Tested",
+    "Trials",
+    "UnknownReport",
+    "UnknownStage",
+    "check_trials",
+    "run_trials",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "all_trials": ("Tested", "Trials", "check_trials", "run_trials"),
+            "corruptions": ("CorruptionRow",),
+            "retrieval": ("CaptionedImages", "RetrievalReport", "RetrievalRow"),
+            "unknown_images": ("UnknownReport", "UnknownStage"),
+        },
+    )

@@ -1,0 +1,139 @@
+"""What a validation looks at beyond accuracy, each part on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from p4q_edge.runtime.artifacts import Card
+from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.evaluation.comparison import ChainOptions, run_stage
+from p4q_edge.runtime.evaluation.request import ValidateRequest
+from p4q_edge.runtime.evaluation.trials.corruptions import (
+    MAX_IMAGES,
+    Compared,
+    CorruptionRow,
+    corruption_rows,
+)
+from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, retrieval_report
+from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, unknown_report
+from p4q_edge.runtime.images import LabelledImages, draw_subset, read_unlabelled_folder, subset
+from p4q_edge.runtime.stage import ENGINE, FLOAT, ONNX, Images, Stage
+from p4q_edge.runtime.statistics import metrics
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What was found, as far as it was asked for."""
+
+    ood: UnknownReport | None = None
+    corruptions: tuple[CorruptionRow, ...] = ()
+    retrieval: RetrievalReport | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tested:
+    """What the trials are run on.
+
+    Attributes:
+        card: of the engine.
+        stages: that can run any image, in the order of the chain.
+        images: labelled; None without any.
+        logits: of each stage on these images, (n, classes).
+        captioned: images with captions; None where none were asked for.
+    """
+
+    card: Card
+    stages: Mapping[str, Stage]
+    images: LabelledImages | None
+    logits: Mapping[str, Floats]
+    captioned: CaptionedImages | None = None
+
+
+def check_trials(request: ValidateRequest, images: LabelledImages | None) -> None:
+    """Refuse what cannot be answered, before anything runs.
+
+    Raises:
+        UsageError: it needs labelled images, and there are none; or a folder that does not exist.
+    """
+    if request.ood is not None and not request.ood.is_dir():
+        raise UsageError(f"--ood {request.ood} is not a directory; expected one with images, at any depth")
+    if images is None and (request.ood is not None or request.corruptions):
+        option = "--ood" if request.ood is not None else "--corruptions"
+        raise UsageError(f"{option} compares with labelled images, and there are none. Name some with --data.")
+
+
+def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
+    """Run what was asked for, after `check_trials`.
+
+    Raises:
+        InputError: images that cannot be used.
+    """
+    images = tested.images
+    digests: dict[str, str] = {}
+    unknown = None
+    if request.ood is not None and images is not None:
+        unknown, digests["images of no class"] = _unknown(request, request.ood, tested)
+    found: tuple[CorruptionRow, ...] = ()
+    if request.corruptions and images is not None:
+        found = _corruptions(request, tested, images)
+    retrieval = None
+    if tested.captioned is not None:
+        digests["images and captions"] = tested.captioned.digest
+        retrieval = _retrieval(request, tested, tested.captioned)
+    return Trials(ood=unknown, corruptions=found, retrieval=retrieval, digests=digests)
+
+
+def compared_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the reference and the engine: the float model where it can run, or else the bundle's graph, or none."""
+    reference = next((name for name in (FLOAT, ONNX) if name in stages), None)
+    names = [ENGINE] if reference is None else [reference, ENGINE]
+    return {name: stages[name] for name in names}
+
+
+def _logits(request: ValidateRequest, tested: Tested, stage: Stage, images: Images, name: str) -> Floats:
+    options = ChainOptions(batch_size=request.batch_size, seed=request.seed)
+    found = run_stage(stage, images, name=name, options=options, classes=len(tested.card.class_names))
+    return found["logits"]
+
+
+def _unknown(request: ValidateRequest, folder: Path, tested: Tested) -> tuple[UnknownReport, str]:
+    pixels, digest = read_unlabelled_folder(folder, spec=tested.card.preprocess, limit=request.limit, seed=request.seed)
+    stages = compared_stages(tested.stages)
+    report = unknown_report(
+        tested.logits,
+        {name: _logits(request, tested, stage, pixels, f"{name}, no class") for name, stage in stages.items()},
+        class_names=tested.card.class_names,
+        calibration=tested.card.calibration,
+        source=folder.name,
+    )
+    return report, digest
+
+
+def _corruptions(request: ValidateRequest, tested: Tested, images: LabelledImages) -> tuple[CorruptionRow, ...]:
+    some = subset(images, draw_subset(len(images.labels), MAX_IMAGES, seed=request.seed))
+
+    def answers(stage: Stage, changed: Images, name: str) -> npt.NDArray[np.int64]:
+        best: npt.NDArray[np.int64] = metrics.top_k(_logits(request, tested, stage, changed, name), 1)[:, 0]
+        return best
+
+    compared = Compared(stages=compared_stages(tested.stages), answers=answers)
+    return corruption_rows(compared, some.pixels, some.labels, seed=request.seed)
+
+
+def _retrieval(request: ValidateRequest, tested: Tested, captioned: CaptionedImages) -> RetrievalReport:
+    starts = range(0, len(captioned.pixels), request.batch_size)
+    features = {
+        name: np.concatenate(
+            [stage(captioned.pixels[slice(start, start + request.batch_size)])["features"] for start in starts]
+        )
+        for name, stage in tested.stages.items()
+    }
+    return retrieval_report(captioned, features)
