@@ -59,6 +59,7 @@ def commands(
         "validate": ["validate", engine],
         "bench": ["bench", engine, "--seconds", "0", "--energy-seconds", "0"],
         "sign": ["sign", engine, "--key", str(keys_of_a_maker[0])],
+        "completion": ["completion", "bash"],
         "verify": ["verify", engine, "--key", str(keys_of_a_maker[1])],
     }
 

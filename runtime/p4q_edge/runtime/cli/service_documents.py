@@ -1,4 +1,4 @@
-"""What `--json` of `serve` writes; kept apart from the other documents, which are many."""
+"""What `--json` of `serve` and `completion` writes; kept apart from the other documents, which are many."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ class ServeDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     token: bool
     read_only: bool
     process: int
+
+
+class CompletionDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A script that completes commands and options.
+
+    Attributes:
+        shell: `bash`, `zsh` or `fish`.
+        script: its text.
+    """
+
+    shell: str
+    script: str
