@@ -183,6 +183,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     not_checked: tuple[str, ...] = ()
     provenance: Provenance
 
+    def __repr__(self) -> str:
+        # Not every number: there is one for each image.
+        top1 = "no labelled images" if self.chain is None else _in_short(self.chain)
+        return f"<Report {self.title}: {'passed' if self.passed else 'FAILED'}, {top1}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from p4q_edge.runtime.evaluation.report.notebook import shown_report
+
+        return shown_report(self)
+
+
+def _in_short(chain: ChainReport) -> str:
+    last = chain.stages[-1]
+    return f"top-1 of {last.name} {100 * last.top1.value:.1f} %, n = {chain.n}"
+
 
 def baseline(name: str, top1_per_seed: Sequence[float], *, n: int, precision: str = "") -> Baseline:
     """Return a row of the comparison of methods.
