@@ -8,6 +8,7 @@ from p4q_edge.evaluation.torch_reference import reference_for
 from p4q_edge.runtime.errors import ArtifactError, P4QEdgeError
 from p4q_edge.runtime.evaluation import ChainReport, ValidateRequest, validate
 from p4q_edge.runtime.evaluation.report import Report
+from p4q_edge.runtime.statistics import Estimate
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,28 @@ def compare_reports(before: Report, now: Report) -> tuple[Figure, ...]:
             )
         if a is not None and b is not None:
             figures += _figures(a, b, title=title, alike=alike)
+    figures += _trial_figures(before, now, alike=alike)
     return tuple(figures)
+
+
+def _trial_figures(before: Report, now: Report, *, alike: bool) -> Iterator[Figure]:
+    """Yield the figures beyond accuracy that both reports have."""
+    then, again = dict(_trials(before)), dict(_trials(now))
+    for name, estimate in then.items():
+        if name in again:
+            limit = SAME_MACHINE if alike else max(OTHER_SHARE, 1.0 / estimate.n)
+            yield Figure(name=name, before=estimate.value, now=again[name].value, limit=limit)
+
+
+def _trials(report: Report) -> Iterator[tuple[str, Estimate]]:
+    for stage in () if report.ood is None else report.ood.stages:
+        yield f"AUROC {stage.name}", stage.auroc
+        yield f"rejected {stage.name}", stage.rejected
+    for corrupted in report.corruptions:
+        yield f"top-1 engine, {corrupted.kind} {corrupted.strength}", corrupted.engine_top1
+    for row in () if report.retrieval is None else report.retrieval.rows:
+        for way, recall in (("image to text", row.image_to_text), ("text to image", row.text_to_image)):
+            yield f"{way} at 1 {row.name}", recall[0]
 
 
 def _figures(before: ChainReport, now: ChainReport, *, title: str, alike: bool) -> Iterator[Figure]:

@@ -68,13 +68,23 @@ def test_recall_is_that_of_the_models_own_towers(engine: Path, table: Path, caps
         assert abs(values[0] - rows["float"].image_to_text[0].value) <= 0.1
 
 
-def test_the_float_model_is_the_reference_of_worse_images(engine: Path, table: Path) -> None:
+def test_the_float_model_is_the_reference_of_worse_images_and_all_is_reproduced(
+    engine: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["validate", str(engine), "--limit", "24", "--corruptions", "--ood", str(table.parent), "-q"]
     assert main(arguments) == 0
     report = read_report(engine.with_name("demo.report.json"))
     assert {row.reference for row in report.corruptions} == {"float"}
     assert report.ood is not None
     assert [stage.name for stage in report.ood.stages] == ["float", "engine"]
+    capsys.readouterr()
+    assert main(["reproduce", str(engine.with_name("demo.report.json")), "-q"]) == 0
+    lines = {line[: line.rindex("  ")].split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("AUROC engine", "rejected float", "top-1 engine, dark 3", "top-1 engine, none 0"):
+        assert lines[name].endswith("same")
+    (table.parent / "0.png").unlink()  # one image of no class less
+    assert main(["reproduce", str(engine.with_name("demo.report.json")), "-q"]) == 4
+    assert "images of no class changed since it was written" in capsys.readouterr().err
 
 
 def test_without_the_recipe_the_text_tower_is_not_known(

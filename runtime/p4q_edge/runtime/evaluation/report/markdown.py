@@ -31,7 +31,7 @@ def render_markdown(report: Report) -> str:
         parts += ["## Accuracy along the chain", stage_table(report.chain, report.zero_shot), hop_table(report.chain)]
         parts += [gate_list(report.chain)]
     for table in trial_tables(report):
-        parts += [f"## {_plain(table.title)}", _table(table.header, table.rows), _plain(table.note)]
+        parts += [f"## {_plain(table.title)}", _table(table.header, table.lines), _plain(table.note)]
     if report.golden is not None:
         parts += [f"## Golden samples (n = {report.golden.n})", hop_table(report.golden), gate_list(report.golden)]
     if report.debug is not None:

@@ -24,7 +24,7 @@ def shown_report(report: Report) -> str:
     for gates in [report.files, *(chain.gates for chain in (report.chain, report.golden) if chain is not None)]:
         parts += [f"<p><b>FAILED</b> {_text(words.gate(gate))}</p>" for gate in gates if not gate.passed]
     for table in trial_tables(report):
-        parts += [f"<p>{_text(table.title)}</p>", _table(table.header, table.rows), f"<p>{_text(table.note)}</p>"]
+        parts += [f"<p>{_text(table.title)}</p>", _table(table.header, table.lines), f"<p>{_text(table.note)}</p>"]
     parts += [f"<p>not checked: {_text(line)}</p>" for line in report.not_checked]
     return "".join(parts)
 

@@ -34,7 +34,7 @@ def summary(report: Report, paths: Sequence[Path], *, details: bool = False) -> 
         lines += ["", *_stage_lines(report.chain, report.zero_shot), *_mistakes(report.chain)]
     lines += _baseline_lines(report.baselines)
     for table in trial_tables(report):
-        lines += ["", printable(table.title), *columns(table.header, table.rows), table.note]
+        lines += ["", printable(table.title), *columns(table.header, table.lines), table.note]
     lines.append("")
     lines += [f"FAILED {words.gate(gate)}" for gate in report.files if not gate.passed]
     for title, chain in (("chain", report.chain), ("golden samples", report.golden)):

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import Report
 from p4q_edge.runtime.evaluation.trials import CorruptionRow, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate
+
+
+class Cell(NamedTuple):
+    """What stands in a table, with its interval where it has one."""
+
+    value: str
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +28,13 @@ class TrialTable:
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     note: str
+
+    @property
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as texts, each interval behind its value."""
+        return tuple(tuple(map(str, row)) for row in self.rows)
 
 
 def trial_tables(report: Report) -> tuple[TrialTable, ...]:
@@ -35,15 +51,15 @@ def _tables(report: Report) -> Iterator[TrialTable]:
         yield _retrieval(report.retrieval)
 
 
-def _share(estimate: Estimate) -> str:
-    return f"{words.percent(estimate.value)} {words.interval(estimate)}"
+def _share(estimate: Estimate) -> Cell:
+    return Cell(words.percent(estimate.value), words.interval(estimate))
 
 
 def _unknown(found: UnknownReport, engine: str) -> TrialTable:
     rows = tuple(
         (
-            words.stage(stage.name),
-            f"{stage.auroc.value:.4f} [{stage.auroc.low:.4f}, {stage.auroc.high:.4f}]",
+            Cell(words.stage(stage.name)),
+            Cell(f"{stage.auroc.value:.4f}", f"[{stage.auroc.low:.4f}, {stage.auroc.high:.4f}]"),
             _share(stage.rejected),
             _share(stage.wrongly_rejected),
             _share(stage.accepted_at_95),
@@ -79,8 +95,9 @@ def _corruptions(rows: tuple[CorruptionRow, ...]) -> TrialTable:
         amount = f"quality {row.amount:g}" if row.kind == "jpeg" else f"{row.amount:g} {row.unit}"
         name = "as they are" if row.kind == "none" else f"{row.kind} {row.strength}: {amount}"
         before = [] if row.reference_top1 is None else [_share(row.reference_top1)]
-        change = [] if row.difference is None else [words.points(row.difference)]
-        lines.append((name, *before, _share(row.engine_top1), *change))
+        moved = row.difference
+        change = [] if moved is None else [Cell(words.signed(moved), words.signed_interval(moved))]
+        lines.append((Cell(name), *before, _share(row.engine_top1), *change))
     return TrialTable(
         title=f"Images made worse, n = {rows[0].engine_top1.n}",
         header=header,
@@ -91,7 +108,7 @@ def _corruptions(rows: tuple[CorruptionRow, ...]) -> TrialTable:
 
 def _retrieval(found: RetrievalReport) -> TrialTable:
     rows = tuple(
-        (words.stage(row.name), *(_share(value) for value in (*row.image_to_text, *row.text_to_image)))
+        (Cell(words.stage(row.name)), *(_share(value) for value in (*row.image_to_text, *row.text_to_image)))
         for row in found.rows
     )
     return TrialTable(
