@@ -161,8 +161,8 @@ def _encoded(
 def cached_features(views: TrainViews, student: Tower, teacher: Tower, team: Team = ALONE) -> CachedFeatures:
     """Return what two towers say about all views, computed as far as it is missing; nothing of no images."""
     if not len(views.images):
-        nothing = torch.zeros(views.count, 0, 0)
-        return CachedFeatures(student=nothing, teacher=nothing, labels=torch.zeros(0, dtype=torch.int64))
+        nothing = torch.zeros(views.count, 0, 0, device="cpu")
+        return CachedFeatures(student=nothing, teacher=nothing, labels=torch.from_numpy(views.images.labels))
     store_features(views, [student, teacher], team)
     labels = torch.from_numpy(views.images.labels)
     return CachedFeatures(student=student.sink.read(), teacher=teacher.sink.read(), labels=labels)

@@ -79,8 +79,8 @@ def test_a_camera_says_what_stays(
         def isOpened(self) -> bool:
             return True
 
-        def get(self, _: int) -> float:
-            return 25.0
+        def get(self, asked: int) -> float:
+            return 25.0 if asked == 5 else 12.0
 
         def grab(self) -> bool:
             return bool(self.left)
@@ -94,7 +94,9 @@ def test_a_camera_says_what_stays(
         def release(self) -> None:
             self.left = []
 
-    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(VideoCapture=Film, CAP_PROP_FPS=5))
+    monkeypatch.setitem(
+        sys.modules, "cv2", types.SimpleNamespace(VideoCapture=Film, CAP_PROP_FPS=5, CAP_PROP_FRAME_COUNT=7)
+    )
     (tmp_path / "film.mp4").write_bytes(b"a film")
     example("camera_loop")(str(tiny_engine), str(tmp_path / "film.mp4"))
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [labels[0], labels[other]]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         read_report,
     )
     from p4q_edge.runtime.evaluation.report.markdown import baseline_table, render_markdown
+    from p4q_edge.runtime.evaluation.report.notebook import shown_report
     from p4q_edge.runtime.evaluation.report.text_summary import columns, summary
     from p4q_edge.runtime.evaluation.report.trial_rows import TrialTable, trial_tables
 
@@ -36,6 +37,7 @@ __all__ = [
     "formatting",
     "read_report",
     "render_markdown",
+    "shown_report",
     "summary",
     "trial_tables",
 ]
@@ -58,6 +60,7 @@ if not TYPE_CHECKING:
                 "baseline_table",
                 "render_markdown",
             ),
+            "notebook": ("shown_report",),
             "text_summary": (
                 "columns",
                 "summary",

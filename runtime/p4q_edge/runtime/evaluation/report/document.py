@@ -190,7 +190,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        from p4q_edge.runtime.evaluation.report.notebook import shown_report
+        # Imported here: it needs this record.
+        from p4q_edge.runtime.evaluation.report import shown_report
 
         return shown_report(self)
 
