@@ -76,7 +76,10 @@ def _quantization(found: CalibratedOn, card: Card) -> tuple[str, ...]:
     """Return what is known about ranges that no labelled image decided."""
     own = "To take your own: --calibration-images FOLDER"
     if found.source == DRAWN_IMAGES:
-        return (f"ranges are those of {found.images} drawn images, no photographs, which fit photographs worse. {own}",)
+        return (
+            f"ranges are those of {found.images} drawn images, no photographs, and fit photographs worse than those of six "
+            f"photographs would. {own}",
+        )
     ranges = f"ranges are those of {found.images} images of {printable(found.source)}"
     if not found.held_out or found.cosine_mean is None or found.cosine_min is None:
         return (f"{ranges}, too few to hold some out and see what quantization changes. {own}",)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.data import pixels
-from p4q_edge.data.readers import read_unlabelled
+from p4q_edge.data.readers import read_calibration_images
 from p4q_edge.models import Batches, encode_batches
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import DRAWN_IMAGES
@@ -51,7 +51,7 @@ def calibration_sets(subject: Subject) -> Iterator[tuple[str, Tensor]]:
     photographs = subject.tower.train
     yield f"{len(photographs)} photographs", photographs
     yield f"{FEW} photographs", photographs[:FEW]
-    drawn = pixels(read_unlabelled(DRAWN_IMAGES), subject.tower.model.preprocess)
+    drawn = pixels(read_calibration_images(DRAWN_IMAGES), subject.tower.model.preprocess)
     yield f"{len(drawn)} drawn images", drawn
 
 

@@ -112,7 +112,7 @@ def test_without_a_recipe_the_model_and_drawn_images_are_enough() -> None:
     assert (recipe.model.name, recipe.model.pretrained) == ("ViT-B-32", "openai")
     assert recipe.data.calibration == DRAWN_IMAGES
     assert recipe.zero_shot
-    assert not (recipe.learn.prompts or recipe.learn.adapter or recipe.learn.class_residual)
+    assert {recipe.learn.prompts, recipe.learn.adapter, recipe.learn.class_residual} == {False}
     assert parse_recipe(msgspec.to_builtins(recipe), source="again") == recipe
 
 
