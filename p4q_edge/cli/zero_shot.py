@@ -77,7 +77,7 @@ def _quantization(found: CalibratedOn, card: Card) -> tuple[str, ...]:
     own = "To take your own: --calibration-images FOLDER"
     if found.source == DRAWN_IMAGES:
         return (
-            f"ranges are those of {found.images} drawn images, no photographs, and fit photographs worse than those of six "
+            f"ranges are those of {found.images} drawn images, no photographs, and fit worse than those of six "
             f"photographs would. {own}",
         )
     ranges = f"ranges are those of {found.images} images of {printable(found.source)}"

@@ -132,7 +132,9 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
     return Split(train=learned, test=tested)
 
 
-def split_without_labels(images: ImageSet, test: ImageSet | None, class_names: tuple[str, ...], *, seed: int) -> Split:
+def split_without_labels(
+    images: ImageSet, test: ImageSet | None, class_names: tuple[str, ...], *, seed: int, hold_out: bool = True
+) -> Split:
     """Split images without labels into those that ranges are measured on and some that are held out.
 
     Args:
@@ -140,6 +142,7 @@ def split_without_labels(images: ImageSet, test: ImageSet | None, class_names: t
         test: labelled; what is also among `images` is tested on alone.
         class_names: what the images are to be told apart by.
         seed: of the drawing.
+        hold_out: whether others say anything about the images that the engine will see.
 
     Raises:
         InputError: no image is left, or `test` has other classes.
@@ -153,7 +156,7 @@ def split_without_labels(images: ImageSet, test: ImageSet | None, class_names: t
     if not kept:
         raise InputError("data.calibration has no image that data.test does not have; name others")
     order = np.random.default_rng(seed).permutation(kept)
-    count = 0 if len(kept) < _FEW else min(len(kept) // HELD_OUT_SHARE, HELD_OUT_MOST)
+    count = 0 if len(kept) < _FEW or not hold_out else min(len(kept) // HELD_OUT_SHARE, HELD_OUT_MOST)
     return Split(
         train=train,
         test=tested,

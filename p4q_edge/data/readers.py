@@ -37,9 +37,9 @@ def read_split(section: DataSection, *, seed: int) -> Split:
     names = read_words(section.class_names, key="data.class_names")
     if not section.train:
         test = read_images(section.test, key="data.test") if section.test else None
-        return split_without_labels(
-            read_calibration_images(section.calibration), test, class_names_of(names), seed=seed
-        )
+        images, classes = read_calibration_images(section.calibration), class_names_of(names)
+        real = section.calibration != DRAWN_IMAGES
+        return split_without_labels(images, test, classes, seed=seed, hold_out=real)
     train = read_images(section.train, key="data.train")
     if names:
         train = train.with_class_names(names, source=section.train, key="data.class_names")

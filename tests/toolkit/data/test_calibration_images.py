@@ -131,3 +131,9 @@ def test_a_recipe_without_labels_is_read(photographs: Path) -> None:
     split = read_split(DataSection(calibration=str(photographs), class_names=(" a ", "b")), seed=0)
     assert split.train.class_names == ("a", "b")
     assert len(split.measured) == 16
+
+
+def test_of_drawn_images_none_is_held_out() -> None:
+    split = read_split(DataSection(calibration=DRAWN_IMAGES, class_names=("a", "b")), seed=0)
+    assert split.held_out is not None
+    assert (len(split.measured), len(split.held_out)) == (LEAVES, 0)
