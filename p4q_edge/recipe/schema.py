@@ -362,8 +362,7 @@ class Recipe(Section, frozen=True, kw_only=True):
             if self.data.calibration:
                 raise ValueError("data.calibration has no effect beside data.train, which ranges are measured on")
             return
-        learn = self.learn
-        learns = learn.prompts or learn.adapter or learn.class_residual or self.method != "p4q"
+        learns = self.learn.prompts or self.learn.adapter or self.learn.class_residual or self.method != "p4q"
         if learns or not self.data.class_names or not self.data.calibration:
             raise ValueError(
                 "data.train is empty; name labelled images to learn from. To learn nothing, set learn.prompts, "
