@@ -5,7 +5,7 @@ processes with a thread each, and with ``--threads`` one process with as many th
 features of all images by both towers from an encoder that is calibrated already; the seconds are those of this stage.
 Where other work shares the cores, the processor seconds of the busiest process tell what they would be alone.
 
-Results go to ``results/scale-processes-<model>-<date>.json`` and ``.md`` beside it.
+Results go to ``results/processes-<model>-<date>.json`` and ``.md`` beside it.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         "machine": provenance.this_machine(),
         "created": created,
     }
-    target = args.output / f"scale-processes-{args.model.lower()}-{created[:10]}.json"
+    target = args.output / f"processes-{args.model.lower()}-{created[:10]}.json"
     atomic_write(target, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n", force=True)
     atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
     print(markdown(document))

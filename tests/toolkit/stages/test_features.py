@@ -1,6 +1,6 @@
 """Features of a run: the same values as all images at once, and after any interruption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,3 +176,24 @@ def test_a_stream_calibrates_as_the_tensor_of_its_images(source: Source) -> None
     ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(("device", "pinned", "workers"), [("cpu", False, 0), ("cuda:0", True, 3)])
+def test_images_for_a_gpu_are_decoded_ahead_into_pinned_memory(
+    source: Source, monkeypatch: pytest.MonkeyPatch, device: str, pinned: bool, workers: int
+) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    class Loader:
+        def __init__(self, *_: object, pin_memory: bool, num_workers: int, **__: object) -> None:
+            asked.append((pin_memory, num_workers))
+
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(())
+
+    monkeypatch.setattr(image_set, "DataLoader", Loader)
+    monkeypatch.setattr("p4q_edge.runtime.machine.cpu.usable_cores", lambda: 4)
+    model = replace(source.model, compute=Compute(device=torch.device(device)))
+    source = replace(source, model=model)
+    assert [*source.stream(source.split.train).split(BATCH), *source.views.stream().split(BATCH)] == []
+    assert asked == [(pinned, workers)] * 2

@@ -112,3 +112,11 @@ def test_ways_to_compute_features_are_compared_with_one_thread(bench: dict[str, 
     document = {"model": "demo", "side": 96, "note": "", "rows": rows, "commit": "c0ffee", "created": "now"}
     lines = bench["scale_processes"].markdown({**document, "machine": {"cpu": "toy"}}).splitlines()
     assert lines[-1] == "| 2 processes | 32 | 1.5 | 1.80 | 1.2 | 1.90 | 1.0, 2.0 | 0.1, 0.2 |"
+
+
+def test_the_committed_table_of_processes_is_of_its_figures(bench: dict[str, ModuleType]) -> None:
+    results = sorted((BENCH / "results").glob("processes-*.json"))
+    assert results
+    for path in results:
+        text = path.with_suffix(".md").read_text()
+        assert bench["scale_processes"].markdown(json.loads(path.read_text())) == text
