@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.calibration.calibrate import SAMPLE_SIZE, CalibratedEncoder, add_products, calibrate_encoder
+    from p4q_edge.calibration.calibrate import (
+        SAMPLE_SIZE,
+        CalibratedEncoder,
+        add_products,
+        calibrate_encoder,
+        deployed_encoder,
+    )
     from p4q_edge.calibration.fit import refine
     from p4q_edge.calibration.keep_in_float import (
         embedding_loss,
@@ -25,6 +31,7 @@ __all__ = [
     "add_products",
     "calibrate_encoder",
     "calibrate_text",
+    "deployed_encoder",
     "embedding_loss",
     "fewest",
     "in_float",
@@ -43,6 +50,7 @@ if not TYPE_CHECKING:
                 "SAMPLE_SIZE",
                 "add_products",
                 "calibrate_encoder",
+                "deployed_encoder",
             ),
             "fit": ("refine",),
             "keep_in_float": (

@@ -43,6 +43,7 @@ from p4q_edge.quant import (
     quant_linears,
     quant_products,
     quantize_modules,
+    rotate_streams,
     running_in,
     set_phase,
     swap_convolutions,
@@ -106,8 +107,7 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
         raise InputError("calibration needs at least one image; data.train gave none")
     batches = Batches.of(model, images)
     sample = _taken_in(model, images[:SAMPLE_SIZE])
-    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
-    to_deployment_form(encoder, sample)
+    encoder = deployed_encoder(model, sample, scheme)
     warn_of_unknown_paths(encoder, scheme)
     convolutions, grids = quantize_convolutions(encoder, sample, scheme)
     round_float_weights(encoder)
@@ -150,6 +150,19 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
         grids=tuple(grids),
         images=len(images),
     )
+
+
+def deployed_encoder(model: LoadedModel, sample: Tensor, scheme: QuantScheme) -> ImageEncoder:
+    """Return the float image tower with the modules and in the basis that the scheme quantizes.
+
+    Args:
+        sample: normalized pixels ``(N, 3, H, W)`` that the tower is traced with.
+    """
+    encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    to_deployment_form(encoder, sample)
+    if scheme.rotates:
+        rotate_streams(encoder, sample)
+    return encoder
 
 
 def _taken_in(model: LoadedModel, images: Tensor) -> Tensor:

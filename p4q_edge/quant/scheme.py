@@ -33,6 +33,9 @@ class QuantScheme:
             GELU's, onto both halves of the grid; a multiplication and an addition that join the function's kernel.
         fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
         fold_value: equalize the channels between attention values and the output projection (exact fold).
+        rotation: hold a residual stream in a rotated basis that spreads outliers over all channels (exact fold, where
+            the model allows it; see `p4q_edge.quant.rotation`). None: with weights of fewer than 8 bits, as at 8 bits
+            it neither gained nor lost on a ViT-S/14 of real weights.
         fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.
         headroom: factor on every activation's clip range, of a searched one at 8 bits; images that were not seen in
             calibration exceed the ranges of those that were, the more so the fewer those are and the stronger the fold.
@@ -65,6 +68,7 @@ class QuantScheme:
     activation_gain: bool = True
     fold_norm: bool = True
     fold_value: bool = True
+    rotation: bool | None = None
     fold_strength: float = 0.5
     headroom: float = 1.15
     bias_correction: bool = True
@@ -101,6 +105,11 @@ class QuantScheme:
         """Whether anything is chosen by the error of the linears' outputs."""
         searches = "search" in (self.observer, self.weight_observer)
         return searches or self.weight_rounding != "nearest" or self.affine_correction
+
+    @property
+    def rotates(self) -> bool:
+        """Whether residual streams are rotated."""
+        return self.weight_bits < 8 if self.rotation is None else self.rotation
 
     @property
     def execution(self) -> Literal["executed", "carried"]:

@@ -126,6 +126,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     activation_gain: bool = QuantScheme.activation_gain
     fold_norm: bool = QuantScheme.fold_norm
     fold_value: bool = QuantScheme.fold_value
+    rotation: bool | None = QuantScheme.rotation
     fold_strength: float = QuantScheme.fold_strength
     headroom: float = QuantScheme.headroom
     bias_correction: bool = QuantScheme.bias_correction

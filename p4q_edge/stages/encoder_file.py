@@ -7,13 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from p4q_edge.calibration import SAMPLE_SIZE, CalibratedEncoder, add_products
+from p4q_edge.calibration import SAMPLE_SIZE, CalibratedEncoder, add_products, deployed_encoder
 from p4q_edge.learning import read_tensors, write_tensors
-from p4q_edge.models import (
-    ImageEncoder,
-    LoadedModel,
-    to_deployment_form,
-)
+from p4q_edge.models import LoadedModel
 from p4q_edge.quant import (
     GridPoint,
     Phase,
@@ -64,9 +60,9 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
         return None
     tensors, metadata = stored
     facts = json.loads(metadata["calibration"])
-    encoder, device = ImageEncoder(model.clip.visual), model.compute.device  # type: ignore[arg-type]
+    device = model.compute.device
     noise = torch.randn(SAMPLE_SIZE, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(0))
-    to_deployment_form(encoder, noise.to(device))
+    encoder = deployed_encoder(model, noise.to(device), scheme)
     grids = [GridPoint(**{**point, "sharing": tuple(point["sharing"])}) for point in facts["grids"]]
     swap_convolutions(encoder, facts["convolutions"], grids, scheme)
     quantize_modules(
