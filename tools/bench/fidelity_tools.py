@@ -34,6 +34,8 @@ MOVING = ("Reshape", "Transpose", "Slice", "Gather", "Split", "Squeeze", "Unsque
 """Operators that move values and compute none."""
 
 W8A8 = QuantizationSection()
+W4A8 = {"weight_bits": 4, "weight_rounding": "descent"}
+"""Changes that make it the grid of the recipe `w4a8`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,14 @@ class Quantized:
 Quantizer = Callable[[FloatClassifier], Quantized]
 
 
-def quantizers() -> dict[str, Quantizer]:
-    """All rows of the table in order."""
+def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
+    """All rows of the table of a width in order; the other tools have none below 8 bits that integer kernels run."""
+    if width == "W4A8":
+        return {
+            "FP32": float_tower,
+            "P4Q Edge": partial(ours, changes=W4A8),
+            "P4Q Edge, not rotated": partial(ours, changes=W4A8 | {"rotation": False}),
+        }
     smooth = {"config": "INT8_SMOOTHQUANT_CFG"}
     return {
         "FP32": float_tower,

@@ -102,10 +102,16 @@ def test_a_tool_that_is_not_installed_has_its_reason(
     subject = bench["fidelity_models"].open_subject("demo", place, seed=0)
     monkeypatch.setattr(importlib, "import_module", without)
     reference = bench["fidelity_tools"].reference_features(subject.tower)
+    known = bench["fidelity_tools"].quantizers()
     for name in ("NNCF", "Model Optimizer (AWQ)"):
-        assert bench["fidelity"].ask(name, subject, reference)["missing"].startswith("not installed: ")
+        assert bench["fidelity"].ask(name, known[name], subject, reference)["missing"].startswith("not installed: ")
 
 
 def test_a_row_that_is_none_is_refused(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--models", "resnet"]
     assert bench["fidelity"].main(words) == 2
+
+
+def test_a_narrow_width_has_our_rows_alone(bench: dict[str, ModuleType]) -> None:
+    assert [*bench["fidelity_tools"].quantizers("W4A8")] == ["FP32", "P4Q Edge", "P4Q Edge, not rotated"]
+    assert set(bench["fidelity_tools"].quantizers()) > {"P4Q Edge", "NNCF"}
