@@ -97,9 +97,10 @@ def _turn(model: nn.Module, stream: Stream, rotation: Tensor) -> None:
     rotation = rotation.to(next(model.parameters()).device)
     for scale in stream.scales:
         gamma = _get(model, scale.parameter)
-        for path in (scale.writer.weight, scale.writer.bias):
-            if path is not None:
-                _put(model, path, (_get(model, path).T * gamma).T)
+        weight = _get(model, scale.writer.weight)
+        _put(model, scale.writer.weight, (gamma[:, None] * weight.flatten(1)).view_as(weight))
+        if scale.writer.bias is not None:
+            _put(model, scale.writer.bias, gamma * _get(model, scale.writer.bias))
         replace_module(model, scale.module, nn.Identity())
     for reading in stream.readings:
         _turn_reading(model, reading, rotation)
