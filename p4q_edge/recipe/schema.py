@@ -150,8 +150,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
 
     def scheme(self) -> QuantScheme:
         """The scheme of the image tower (and of the text tower where it is quantized)."""
-        values = {field: getattr(self, field) for field in QuantScheme.__dataclass_fields__}
-        return QuantScheme(**values)
+        return QuantScheme(**{field: getattr(self, field) for field in QuantScheme.__dataclass_fields__})
 
     def adapter_scheme(self) -> QuantScheme:
         """The scheme of the adapter: plain maxima, as its weights move while it is learned."""
