@@ -13,7 +13,7 @@ from p4q_edge.cli import team_work
 from p4q_edge.cli.common import add_recipe_arguments, choose_recipe
 from p4q_edge.cli.documents import AblateDocument, CalibrateDocument, LearnDocument
 from p4q_edge.cli.from_recipe import run_stages
-from p4q_edge.evaluation import BASELINES
+from p4q_edge.evaluation import BASELINES, lever_variants, quantization_variants, variants_of
 from p4q_edge.evaluation import ablation as ablate
 from p4q_edge.models import memory_in_words
 from p4q_edge.quant import quant_linears
@@ -135,9 +135,9 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
     if recipe.method != "p4q" and not methods:
         raise UsageError(f"method {recipe.method!r} has no levers; expected --ablate methods, got {kind}")
     variants = {
-        "methods": ablate.variants_of(recipe),
-        "levers": ablate.lever_variants(),
-        "quantization": ablate.quantization_variants(),
+        "methods": variants_of(recipe),
+        "levers": lever_variants(),
+        "quantization": quantization_variants(),
     }[kind]
     target = request.run_folder / (BASELINES if methods else f"{kind}.json")
     scored: ablate.Scored = "tested" if methods else "cross_validated"

@@ -9,23 +9,26 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.evaluation import ablation
     from p4q_edge.evaluation.ablation import (
+        ablate,
+        learned_student,
+        open_seed,
+        part_features,
+        parts_of,
+        quantization_section,
+    )
+    from p4q_edge.evaluation.reproduce import compare_reports, repeat
+    from p4q_edge.evaluation.torch_reference import BASELINES, reference_for
+    from p4q_edge.evaluation.variants import (
         COOP,
         PROMPTS_ALONE,
         PTQ,
         UNCHANGED,
         Variant,
-        ablate,
-        learned_student,
         lever_variants,
         method_variants,
-        open_seed,
-        part_features,
-        parts_of,
-        quantization_section,
         quantization_variants,
+        variants_of,
     )
-    from p4q_edge.evaluation.reproduce import compare_reports, repeat
-    from p4q_edge.evaluation.torch_reference import BASELINES, reference_for
 
 __all__ = [
     "BASELINES",
@@ -47,6 +50,7 @@ __all__ = [
     "quantization_variants",
     "reference_for",
     "repeat",
+    "variants_of",
 ]
 
 if not TYPE_CHECKING:
@@ -54,24 +58,27 @@ if not TYPE_CHECKING:
         __name__,
         {
             "ablation": (
+                "ablate",
+                "learned_student",
+                "open_seed",
+                "part_features",
+                "parts_of",
+                "quantization_section",
+            ),
+            "reproduce": (
+                "compare_reports",
+                "repeat",
+            ),
+            "variants": (
                 "COOP",
                 "PROMPTS_ALONE",
                 "PTQ",
                 "UNCHANGED",
                 "Variant",
-                "ablate",
-                "learned_student",
                 "lever_variants",
                 "method_variants",
-                "open_seed",
-                "part_features",
-                "parts_of",
-                "quantization_section",
                 "quantization_variants",
-            ),
-            "reproduce": (
-                "compare_reports",
-                "repeat",
+                "variants_of",
             ),
             "torch_reference": (
                 "BASELINES",

@@ -60,6 +60,7 @@ CODE = ("p4q_edge/**/*.py", "runtime/p4q_edge/**/*.py", "tools/bench/accuracy*.p
 FLOAT_CODE = (
     *(f"p4q_edge/{room}/*.py" for room in ("data", "models", "learning", "recipe")),
     "p4q_edge/evaluation/ablation.py",
+    "p4q_edge/evaluation/variants.py",
     "tools/bench/accuracy_r*.py",
     "calibration/**/*",
 )

@@ -10,7 +10,8 @@ calibrated on the labelled images alone; its features are computed once and kept
 
 Three kinds of figures: `cross-validated` on the labelled images, by which alone a default may be chosen; `tested`; and
 `base-to-new`, where half of the classes are learned. Results go to ``results/parts-<date>.json`` and ``.md`` beside it.
-A figure that is under ``--work`` already is not measured again. With ``--minutes`` what is not finished by then is left
+Every answer stays under ``--work``; a
+figure that is there already is not measured again. With ``--minutes`` what is not finished by then is left
 out, and the tables say so.
 """
 
@@ -33,7 +34,7 @@ import torch
 from accuracy_recipes import FLOAT
 from parts_rows import BY_NAME, KINDS, cells
 from parts_scene import SHOTS, Place, encode, features_of, open_scene
-from parts_table import markdown
+from parts_table import write
 
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write
@@ -200,20 +201,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     run(args, figures)
     document = {
         "schema_version": 1,
-        "command": ["python", "tools/bench/parts.py", *(sys.argv[1:] if argv is None else argv)],
+        "command": command(args),
         "created": provenance.now(),
         "machine": provenance.this_machine(),
         "versions": provenance.versions(),
         "commit": provenance.git_commit(Path(__file__).parents[2]),
         "figures": figures.found,
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    target = args.output / f"parts-{document['created'][:10]}.json"
-    atomic_write(target, json.dumps(document).encode() + b"\n", force=True)
-    text = markdown(document)
-    atomic_write(target.with_suffix(".md"), text.encode(), force=True)
-    print(text)
+    atomic_write(args.work / "document.json", json.dumps(document).encode() + b"\n", force=True)
+    print(write(document, args.output).read_text(encoding="utf-8"))
     return 0
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """The command that repeats this run; folders are named, not told."""
+    words = ["python", "tools/bench/parts.py", "--data", "DIR", "--models-folder", "MODELS"]
+    for name in ("sets", "seeds", "widths", "kinds", "rows", "limit", "steps", "device", "on_cpu", "jobs", "minutes"):
+        if value := getattr(args, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ UNLABELLED = {"digits": 500, "cifar100": 1600, "caltech101": 204}
 """Images without labels: for CIFAR-100 of its training images, else of those that would be tested on."""
 CALIBRATED_ON = {"cifar100": 400, "caltech101": 204}
 """At most so many labelled images, four of each class; of the digits all."""
+MEMORY_GIB = 3.0
+"""Of a GPU, for the batches of each process: several share it."""
 CORRUPTED_IMAGES = 1000
 CORRUPTIONS = ("noise", "blur", "JPEG", "dark")
 NOISE_LEVEL = 25.0
@@ -85,6 +87,9 @@ def scene_recipe(name: str, seed: int, place: Place, width: str) -> Recipe:
     """Our shipped recipe of a width on a data set."""
     choice = Choice(data=name, folder=place.data, models=place.models, shots=SHOTS[name], limit=place.limit)
     recipe = msgspec.structs.replace(on_device(recipe_of(choice, WIDTHS[width]), place.device), seed=seed)
+    if place.device != "cpu":
+        compute = msgspec.structs.replace(recipe.compute, memory_gib=MEMORY_GIB)
+        recipe = msgspec.structs.replace(recipe, compute=compute)
     if name not in CALIBRATED_ON:
         return recipe
     section = msgspec.structs.replace(recipe.quantization, calibration_images=CALIBRATED_ON[name])

@@ -1,11 +1,12 @@
 """Tables of the comparison of parts.
 
-python tools/bench/parts_table.py results/parts-DATE.json     # writes the .md beside it again
+python tools/bench/parts_table.py build/parts/document.json tools/bench/results   # writes both files again
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from p4q_edge.runtime.storage import atomic_write
 
 HEADINGS = {"digits": "digits", "cifar100": "CIFAR-100", "caltech101": "Caltech-101"}
 WIDTHS = ("FP32", "W8A8", "W4A8", "W4A4")
+SEEDS = 3
+"""Of a cell that was measured whole."""
 PARTS: tuple[tuple[str, str, str], ...] = (
     ("prompts", DEFAULT, "adapter and residual"),
     ("adapter", DEFAULT, "prompts and residual"),
@@ -61,6 +64,26 @@ class Answers:
         found = [self.right(kind, part, row, width, name, seed) for seed in self.seeds(kind, row, width, name)]
         return float(100 * np.mean([values.mean() for values in found])) if found else None
 
+    def summary(self) -> list[dict[str, Any]]:
+        """Shares of right answers of every cell by seed, and the gain over the default on the same images."""
+        found: dict[tuple[str, str, str, str, str], dict[str, float]] = {}
+        for figure, value in self.figures.items():
+            kind, row, width, *place = figure.split("|")
+            for part, text in value.get("right", {}).items():
+                share = round(100 * text.count("1") / max(len(text), 1), 3)
+                found.setdefault((kind, part, row, width, place[0]), {})[place[1]] = share
+        rows = []
+        for (kind, part, row, width, name), seeds in sorted(found.items()):
+            entry: dict[str, Any] = {"kind": kind, "part": part, "row": row, "width": width, "data": name}
+            entry["top1"] = seeds
+            if part in ("clean", "cross-validated") and row != DEFAULT:
+                gain = self.gain(kind, part, (row, DEFAULT), (width, width), name)
+                if gain is not None:
+                    entry["over_default"] = [round(value, 3) for value in (gain[0].value, gain[0].low, gain[0].high)]
+                    entry["n"] = gain[0].n
+            rows.append(entry)
+        return rows
+
     def gain(
         self, kind: str, part: str, rows: tuple[str, str], widths: tuple[str, str], name: str
     ) -> tuple[Estimate, int] | None:
@@ -95,6 +118,16 @@ def points(found: tuple[Estimate, int] | None) -> str:
     return f"**{text}**" if gain.low > 0 or gain.high < 0 else text
 
 
+def told(cell: float | None, gain: tuple[Estimate, int] | None, seeds: int) -> str:
+    """A share with its gain over the default, and of how many seeds where they are fewer than usual."""
+    if cell is None:
+        return "-"
+    of_seeds = "" if seeds >= SEEDS else f", {seeds} seed{'s' if seeds > 1 else ''}"
+    inner = "" if gain is None else points(gain)
+    detail = (inner + of_seeds).removeprefix(", ")
+    return f"{cell:.2f} ({detail})" if detail else f"{cell:.2f}"
+
+
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
     """A table of Markdown."""
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " --: |" * (len(head) - 1)]
@@ -112,12 +145,10 @@ def shares(answers: Answers, kind: str, part: str, name: str) -> list[str]:
                 yield (
                     row.name,
                     *(
-                        "-"
-                        if cell is None
-                        else f"{cell:.2f}"
-                        if row.name == DEFAULT
-                        else f"{cell:.2f} ({points(gain)})"
-                        for cell, gain in zip(cells, gains, strict=True)
+                        told(
+                            cell, gain if row.name != DEFAULT else None, len(answers.seeds(kind, row.name, width, name))
+                        )
+                        for cell, gain, width in zip(cells, gains, WIDTHS, strict=True)
                     ),
                 )
 
@@ -193,7 +224,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         "Means over seeds, in percent. In brackets the points above P4Q's default at the same width, and in tables of "
         "gains the points of a row with a part above that without, both on the same images with a paired bootstrap "
         "interval of 95 % over images; bold where it excludes 0. Defaults are chosen by the cross-validated figures "
-        "alone: 4 folds of the labelled images, on an encoder calibrated on all of them without their labels.",
+        "alone: 4 folds of the labelled images, on an encoder calibrated on all of them without their labels. What was "
+        "not measured is '-'; cells of fewer than 3 seeds say so.",
+        "",
+        f"{document['created'][:10]}, commit {document['commit']}: `{shlex.join(document['command'])}`. "
+        f"{document.get('note', '')}".rstrip(),
         "",
     ]
     for kind, part in (("cross-validated", "cross-validated"), ("tested", "clean")):
@@ -223,11 +258,27 @@ def counts(answers: Answers, name: str) -> str:
     )
 
 
+def write(document: Mapping[str, Any], folder: Path) -> Path:
+    """Write the tables of a run, and beside them its shares and gains without the single answers; return the tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"parts-{document.get('name', '')}{document['created'][:10]}.md"
+    figures = document["figures"]
+    short = {name: value for name, value in document.items() if name != "figures"}
+    short["images"] = {
+        name: {part: len(value[part]) for part in ("labelled", "tested")}
+        for name, value in figures.items()
+        if name.startswith("names|FP32|")
+    }
+    short["cells"] = Answers(figures).summary()
+    atomic_write(target.with_suffix(".json"), json.dumps(short, indent=1).encode() + b"\n", force=True)
+    atomic_write(target, markdown(document).encode(), force=True)
+    return target
+
+
 def main() -> int:
-    """Write the tables beside the figures again."""
-    path = Path(sys.argv[1])
-    document = json.loads(path.read_text(encoding="utf-8"))
-    atomic_write(path.with_suffix(".md"), markdown(document).encode(), force=True)
+    """Write the tables of a run's document again."""
+    document, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    write(json.loads(document.read_text(encoding="utf-8")), folder)
     return 0
 
 

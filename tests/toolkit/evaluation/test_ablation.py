@@ -9,15 +9,14 @@ import torch
 
 from p4q_edge.data import FOLDS, folds
 from p4q_edge.evaluation import ablation
-from p4q_edge.evaluation.ablation import (
+from p4q_edge.evaluation.ablation import ablate, open_seed, parts_of
+from p4q_edge.evaluation.variants import (
+    PROMPTS_ALONE,
     PTQ,
     UNCHANGED,
     Variant,
-    ablate,
     lever_variants,
     method_variants,
-    open_seed,
-    parts_of,
     quantization_variants,
 )
 from p4q_edge.recipe.defaults import demo_recipe
@@ -142,7 +141,7 @@ def test_full_precision_leaves_the_text_tower_of_the_papers_track_in_float(
     recipe = msgspec.structs.replace(recipe, quantization=msgspec.structs.replace(recipe.quantization, text=True))
     quantized: list[object] = []
     monkeypatch.setattr(students, "calibrate_text", lambda tower, prompts: quantized.append(tower))
-    variant = Variant(name="prompts", full_precision=full_precision, learn=ablation.PROMPTS_ALONE)
+    variant = Variant(name="prompts", full_precision=full_precision, learn=PROMPTS_ALONE)
     ablate(recipe, (0,), (variant,), "tested")
     assert (quantized == []) == full_precision
 

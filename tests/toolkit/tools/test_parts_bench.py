@@ -54,7 +54,15 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     words += ["--jobs", "0", "--rows", ";".join(rows), "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
     assert bench["parts"].main(words) == 0
     (path,) = tmp_path.glob("parts-*.json")
-    figures: dict[str, dict[str, Any]] = json.loads(path.read_text())["figures"]
+    document = json.loads((tmp_path / "work" / "document.json").read_text())
+    assert str(tmp_path) not in path.read_text()
+    figures: dict[str, dict[str, Any]] = document["figures"]
+    cells = {
+        tuple(cell[key] for key in ("kind", "part", "row", "width")): cell
+        for cell in json.loads(path.read_text())["cells"]
+    }
+    ours, other = (cells["tested", "clean", row, "W8A8"]["top1"]["0"] for row in ("P4Q", "zero-shot"))
+    assert cells["tested", "clean", "zero-shot", "W8A8"]["over_default"][0] == pytest.approx(other - ours)
     measured = {tuple(name.split("|")[:3]) for name in figures}
     assert {("tested", row, "W8A8") for row in rows} < measured
     assert ("cross-validated", "P4Q", "W8A8") in measured
