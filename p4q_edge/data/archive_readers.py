@@ -95,7 +95,7 @@ def from_arrays(
     """Images that are pixels already: uint8 (N, H, W, 3) or (N, H, W)."""
     return ImageSet(
         names=tuple(f"{stem}[{i}]" for i in range(len(images))),
-        labels=_checked(labels, class_names, stem),
+        labels=checked_labels(labels, class_names, stem),
         class_names=class_names,
         open_image=_ArrayImages(images).open,
         read_bytes=_ArrayImages(images).read,
@@ -215,7 +215,7 @@ def read_shards(paths: Sequence[Path], *, source: str) -> ImageSet:
     )
     return ImageSet(
         names=images.names,
-        labels=_checked(labels, names, source),
+        labels=checked_labels(labels, names, source),
         class_names=names,
         open_image=images.open,
         read_bytes=images.read,
@@ -251,7 +251,7 @@ def expand_braces(source: str, *, key: str) -> list[Path]:
     """Return the paths that ``shards-{000000..000099}.tar`` and ``{train,more}.tar`` stand for, in order.
 
     Raises:
-        UsageError: braces of another form, too many paths, or files that do not exist.
+        UsageError: braces of another form, too many paths, one path twice, or files that do not exist.
     """
     parts: list[list[str]] = []
     rest = source
@@ -267,6 +267,8 @@ def expand_braces(source: str, *, key: str) -> list[Path]:
     paths = [Path("".join(words)) for words in itertools.product(*parts, [rest])]
     if any(path.suffix.lower() != ".tar" for path in paths):
         raise UsageError(f"{key}: {source} stands for several files, which must be .tar shards")
+    if len(set(paths)) < count:
+        raise UsageError(f"{key}: {source} names a shard twice; name each once")
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"{key}: {len(missing)} of {count} shards of {source} do not exist, the first is {missing[0]}")
@@ -334,7 +336,12 @@ def _check_size(member: tarfile.TarInfo, limit: int, path: Path) -> None:
         raise InputError(f"{path}: member {member.name} has {member.size} bytes, at most {limit >> 20} MiB are read")
 
 
-def _checked(labels: npt.NDArray[np.integer], class_names: tuple[str, ...], source: str) -> npt.NDArray[np.int64]:
+def checked_labels(labels: npt.NDArray[np.integer], class_names: tuple[str, ...], source: str) -> npt.NDArray[np.int64]:
+    """Return labels as int64, each of which names a class.
+
+    Raises:
+        InputError: one names none, or two classes have one name.
+    """
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise InputError(
             f"{source}: labels must be between 0 and {len(class_names) - 1} ({len(class_names)} class names), "

@@ -1,17 +1,19 @@
 """Labelled images that a table names (``.csv``, ``.tsv``, ``.parquet``: path and label), and saved `datasets`."""
 
 import csv
+import errno
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from p4q_edge.data.archive_readers import checked_labels
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, load_image, same_form
 from p4q_edge.runtime.storage import decode_json, printable, read_bounded
@@ -23,6 +25,8 @@ MAX_TABLE_BYTES = 32 << 20
 MAX_CELL_BYTES = 1 << 14
 _ROWS_AT_ONCE = 4096
 
+_T = TypeVar("_T")
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
 Row = tuple[int, list[str]]
 """The number of its last line, from 1, and its cells."""
 
@@ -166,32 +170,49 @@ def read_dataset_folder(path: Path) -> ImageSet:
     """
     pa = _pyarrow(path)
     try:
-        info = decode_json((path / INFO_FILE).read_bytes(), _Info, source=str(path / INFO_FILE))
-        state = decode_json((path / STATE_FILE).read_bytes(), _State, source=str(path / STATE_FILE))
+        info, state = _described(path / INFO_FILE, _Info), _described(path / STATE_FILE, _State)
     except CorruptArtifactError as error:
         raise InputError(f"{path} is not a saved data set: {error}") from error
     kinds = {name: kind.get("_type", "") if isinstance(kind, dict) else "" for name, kind in info.features.items()}
     image, label = (_only(path, kinds, kind) for kind in ("Image", "ClassLabel"))
-    names = tuple(same_form(str(name)) for name in info.features[label].get("names", ()))
+    names = _class_names(path, info.features[label])
+    # Their names alone: a folder does not say what is read outside of it.
     files = tuple(path / Path(entry.get("filename", "")).name for entry in state.files)
+    if len(set(files)) < len(files):
+        raise InputError(f"{path}: {STATE_FILE} names a file twice. Save it again.")
     try:
         tables = [_arrow_table(file) for file in files]
+        kinds_here = {table.schema.field(label).type for table in tables if table.schema.field(image)}
         labels = [value for table in tables for value in table.column(label).to_pylist()]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}. Save it again.") from error
-    wrong = next((row for row, value in enumerate(labels) if value is None or not 0 <= value < len(names)), None)
-    if wrong is not None or not labels:
-        what = "has no images" if wrong is None else f"image {wrong} has label {labels[wrong]}, which names no class"
-        raise InputError(f"{path}: {what}; there are {len(names)} classes")
+    other = next((kind for kind in kinds_here if not pa.types.is_integer(kind)), None)
+    if other is not None or None in labels or not labels:
+        what = "has no images" if not labels else "an image has no label" if other is None else f"labels are {other}"
+        raise InputError(f"{path}: {what}; expected the number of a class for each image")
     starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
     images = _ArrowImages(files=files, column=image, starts=starts)
     return ImageSet(
         names=tuple(f"{path.name}[{row}]" for row in range(len(labels))),
-        labels=np.asarray(labels, dtype=np.int64),
+        labels=checked_labels(np.asarray(labels, dtype=np.int64), names, str(path)),
         class_names=names,
         open_image=images.open,
         read_bytes=images.read,
     )
+
+
+def _described(path: Path, kind: type[_T]) -> _T:
+    return decode_json(read_bounded(path, limit_bytes=MAX_TABLE_BYTES, kind="description"), kind, source=str(path))
+
+
+def _class_names(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        names = msgspec.convert(described.get("names"), tuple[_Name, ...])
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{path}: the names of the classes are not a list of words ({error}). Save it again."
+        ) from error
+    return tuple(map(same_form, names))
 
 
 def _only(path: Path, kinds: dict[str, str], kind: str) -> str:
@@ -207,6 +228,8 @@ def _only(path: Path, kinds: dict[str, str], kind: str) -> str:
 def _arrow_table(file: Path) -> Any:
     import pyarrow as pa
 
+    if not _is_file(file):  # the opening of a pipe would wait for its writer
+        raise FileNotFoundError(errno.ENOENT, f"{_shown(file)} is not a file")
     table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     # The format is not checked when it is mapped: a wrong offset would be read wherever it points.
     table.validate(full=True)

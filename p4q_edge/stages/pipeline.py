@@ -89,7 +89,9 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
         new_prompts(source)  # what cannot be learned is said here, not after the minutes of calibration
     section, learn_section = source.recipe.quantization, source.recipe.learn
     limited = section.max_top1_drop is not None  # then learning decides what is in float
-    code, part = (LEARN, [section, learn_section]) if limited else (CALIBRATE, [section])
+    # How many images there are, not how many there might be: a higher limit may take the same ones.
+    taken = msgspec.structs.replace(section, calibration_images=len(calibration_set(source)))
+    code, part = (LEARN, [taken, learn_section]) if limited else (CALIBRATE, [taken])
     key = source.key(
         code,
         recipe=[*part, source.recipe.compute.precision],

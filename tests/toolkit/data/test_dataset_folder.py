@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,14 @@ def test_files_outside_of_the_folder_are_not_read(tmp_path: Path) -> None:
             "expected one column of Image, got 2 among image, label, more",
         ),
         (PARTS, {"photo": {"_type": "Image"}, "kind": FEATURES["label"]}, "set cannot be read"),
-        ([[(1, 0), (2, 2)]], None, "image 1 has label 2, which names no class; there are 2 classes"),
-        ([[(1, None)]], None, "image 0 has label None, which names no class"),
-        ([[]], None, "has no images; there are 2 classes"),
+        ([[(1, 0), (2, 2)]], None, r"labels must be between 0 and 1 \(2 class names\), got 0 to 2"),
+        ([[(1, 0), (2, -1)]], None, r"labels must be between 0 and 1 \(2 class names\), got -1 to 0"),
+        ([[(1, None)]], None, "an image has no label; expected the number of a class for each image"),
+        ([[]], None, "has no images; expected the number of a class for each image"),
+        (PARTS, {"photo": {"_type": "Image"}, "label": FEATURES["label"]}, "cannot be read: .*photo.* does not exist"),
+        (PARTS, FEATURES | {"label": {"_type": "ClassLabel"}}, "classes are not a list of words .*Save it again"),
+        (PARTS, FEATURES | {"label": {"names": ["cat", ""], "_type": "ClassLabel"}}, "are not a list of words"),
+        (PARTS, FEATURES | {"label": {"names": ["cat", "cat"], "_type": "ClassLabel"}}, "'cat' appears more than once"),
     ],
 )
 def test_data_sets_that_cannot_be_used(
@@ -86,6 +92,30 @@ def test_data_sets_that_cannot_be_used(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_images(str(save(tmp_path / "set", parts, features)))
+
+
+def test_labels_that_are_no_numbers_are_told_of(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", [[(1, 0)]])
+    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}], STRUCT), "label": ["cat"]})
+    with (
+        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as out,
+    ):
+        out.write_table(table)
+    with pytest.raises(InputError, match="labels are string; expected the number of a class for each image"):
+        read_images(str(folder))
+
+
+def test_pipes_and_files_named_twice_are_not_read(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", PARTS)
+    state = {"_data_files": [{"filename": "data-00000-of-00002.arrow"}] * 2}
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match=r"set: state.json names a file twice. Save it again"):
+        read_images(str(folder))
+    os.mkfifo(folder / "pipe")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "pipe"}]}))
+    with pytest.raises(InputError, match="set cannot be read: .*pipe is not a file. Save it again"):
+        read_images(str(folder))
 
 
 @pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00002.arrow"])

@@ -85,6 +85,7 @@ def test_a_file_whose_name_has_braces_is_itself(tmp_path: Path) -> None:
         ("s-{0,}.tar", "neither a range nor a list"),
         ("s-{000000..999999}.tar", "names more than 100000 files"),
         ("s-{000..999}{000..999}.tar", "names 1000000 files; at most 100000 are read"),
+        ("s-{000,001,000}.tar", "names a shard twice; name each once"),
         ("s-{000..001}.csv", r"stands for several files, which must be \.tar shards"),
     ],
 )

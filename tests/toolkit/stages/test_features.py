@@ -153,7 +153,9 @@ def replace_quantization(source: Source) -> Source:
     return replace(source, recipe=msgspec.structs.replace(source.recipe, quantization=quantization))
 
 
-def test_ranges_are_measured_on_some_images_of_each_class(source: Source, tmp_path: Path) -> None:
+def test_ranges_are_measured_on_some_images_of_each_class(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def limited(limit: int) -> Source:
         quantization = msgspec.structs.replace(source.recipe.quantization, calibration_images=limit)
         return replace(source, recipe=msgspec.structs.replace(source.recipe, quantization=quantization))
@@ -165,6 +167,10 @@ def test_ranges_are_measured_on_some_images_of_each_class(source: Source, tmp_pa
     prepared = prepare(limited(8), RunFiles(folder=tmp_path / "few"))
     assert prepared.calibrated.images == 8
     assert prepared.features.student.shape[1] == 30
+    key = prepare(limited(30), RunFiles(folder=tmp_path / "all")).key
+    monkeypatch.setattr(pipeline, "calibrate", lambda *_: pytest.fail("the same images were measured again"))
+    for limit in (0, 31, 10**30):
+        assert prepare(limited(limit), RunFiles(folder=tmp_path / "all")).key == key
 
 
 def test_a_stream_calibrates_as_the_tensor_of_its_images(source: Source) -> None:
