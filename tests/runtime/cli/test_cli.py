@@ -150,6 +150,14 @@ def test_an_empty_word_is_not_this_folder(capsys: pytest.CaptureFixture[str], ar
     assert ": expected a path, got an empty word. Run: p4q-edge" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_are_finite(capsys: pytest.CaptureFixture[str], number: str) -> None:
+    assert cli.main(["validate", "x.onnx", f"--max-top1-drop={number}"]) == 2
+    assert f": expected a number that is finite, got {number}. Run: p4q-edge validate" in capsys.readouterr().err
+    assert cli.main(["validate", "x.onnx", "--max-top1-drop=half"]) == 2
+    assert "invalid float value: 'half'. Run: p4q-edge validate" in capsys.readouterr().err
+
+
 def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     out, err = capsys.readouterr()

@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
+from p4q_edge.runtime.cli.arguments import Parser
 from p4q_edge.runtime.cli.command import (
     ENTRY_POINT_GROUP,
     Command,
@@ -112,11 +113,11 @@ def load_command(name: str) -> Command[Any] | CommandGroup:
     return command
 
 
-def build_parser(name: str) -> _Parser:
+def build_parser(name: str) -> Parser:
     """Return the argument parser of one subcommand, with the flags that all of them share."""
     command = load_command(name)
     about = ALL_HELP[name]
-    parser = _Parser(
+    parser = Parser(
         prog=f"p4q-edge {name}",
         description=about[:1].upper() + about[1:] + ".",
         parents=[_common_flags()],
@@ -171,28 +172,6 @@ def _among_others(arguments: list[str]) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that reports a wrong argument as any other error: one line, no usage text."""
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(**keywords)
-        self.register("type", Path, _path)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. Run: {self.prog} --help")
-
-
-def _path(text: str) -> Path:
-    """Return a path that was named.
-
-    Raises:
-        ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives; it would be this folder.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got an empty word")
-    return Path(text)
-
-
 def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         sys.stderr.write(_help_text())
@@ -231,9 +210,9 @@ def _peek_flags(arguments: list[str]) -> _Flags:
     )
 
 
-def _common_flags(*, suppressed: bool = False) -> _Parser:
+def _common_flags(*, suppressed: bool = False) -> Parser:
     """Return the flags of every subcommand; where `suppressed`, those that are not given are left out."""
-    parser = _Parser(prog="p4q-edge", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="p4q-edge", add_help=False, allow_abbrev=False)
     absent: Any = argparse.SUPPRESS if suppressed else False
     group = parser.add_argument_group("common")
     group.add_argument(
