@@ -84,6 +84,6 @@ def _quantization(found: CalibratedOn, card: Card) -> tuple[str, ...]:
     if not found.held_out or found.cosine_mean is None or found.cosine_min is None:
         return (f"{ranges}, too few to hold some out and see what quantization changes. {own}",)
     return (
-        f"{ranges}; of {found.held_out} others {card.precision.label} names {found.same_answer} as full precision, "
-        f"cosine of the embeddings {found.cosine_mean:.4f} on average, {found.cosine_min:.4f} at least",
+        f"{ranges}; of {found.held_out} others {card.precision.label} names {found.same_answer} as full "
+        f"precision does, cosine of the embeddings {found.cosine_mean:.4f} on average, {found.cosine_min:.4f} at least",
     )
