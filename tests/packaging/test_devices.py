@@ -20,6 +20,7 @@ ON_THE_CPU = {
     "models/team.py": "messages between processes",
     "quant/attention_products.py": "moved with the module; a scale that is a number",
     "quant/observers.py": "counts of histograms, and shares that are numbers",
+    "quant/rotation.py": "a basis, moved to the module's device",
     "quant/search.py": "errors of candidates, which are numbers",
     "stages/cross_validation.py": "indices of images",
     "stages/top1_limit.py": "indices of images",
