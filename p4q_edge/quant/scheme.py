@@ -34,8 +34,8 @@ class QuantScheme:
         fold_norm: equalize the channels between a LayerNorm and the linears that read it (exact fold).
         fold_value: equalize the channels between attention values and the output projection (exact fold).
         rotation: hold a residual stream in a rotated basis that spreads outliers over all channels (exact fold, where
-            the model allows it; see `p4q_edge.quant.rotation`). None: with weights of fewer than 8 bits, as at 8 bits
-            it neither gained nor lost on a ViT-S/14 of real weights.
+            the model allows it; see `p4q_edge.quant.rotation`). None: with weights of 4 bits or fewer, as at 6 and
+            8 it neither gained nor lost on a ViT-S/14 of real weights.
         fold_strength: exponent t of the channel ratio r**t; 1 equalizes fully, 0 not at all.
         headroom: factor on every activation's clip range, of a searched one at 8 bits; images that were not seen in
             calibration exceed the ranges of those that were, the more so the fewer those are and the stronger the fold.
@@ -109,7 +109,7 @@ class QuantScheme:
     @property
     def rotates(self) -> bool:
         """Whether residual streams are rotated."""
-        return self.weight_bits < 8 if self.rotation is None else self.rotation
+        return self.weight_bits <= 4 if self.rotation is None else self.rotation
 
     @property
     def execution(self) -> Literal["executed", "carried"]:

@@ -166,6 +166,6 @@ def test_a_rotated_encoder_is_stored_and_restored(pre_norm: LoadedModel, toy_pix
 
 
 def test_only_narrow_weights_are_rotated_unless_asked() -> None:
-    asked = [(bits, turned) for bits in (8, 4) for turned in (None, False, True)]
+    asked = [(bits, turned) for bits in (8, 6, 4) for turned in (None, False, True)]
     rotates = [QuantScheme(weight_bits=bits, rotation=turned).rotates for bits, turned in asked]
-    assert rotates == [False, False, True, True, False, True]
+    assert rotates == [False, False, True, False, False, True, True, False, True]
