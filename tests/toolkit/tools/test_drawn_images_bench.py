@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-BENCH = Path(__file__).parents[3] / "tools" / "bench"
+from bench_modules import bench_modules
 
 
 @pytest.fixture
 def bench() -> Iterator[ModuleType]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
-    yield importlib.import_module("drawn_images")
-    sys.path.remove(str(BENCH))
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
-            del sys.modules[name]
+    with bench_modules(["drawn_images"]) as modules:
+        yield modules["drawn_images"]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,21 +12,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bench_modules import bench_modules
 
 from p4q_edge.quant.macs import macs_by_module
-
-BENCH = Path(__file__).parents[3] / "tools" / "bench"
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, ModuleType]]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
-    yield {name: importlib.import_module(name) for name in ("fidelity", "fidelity_models", "fidelity_tools")}
-    sys.path.remove(str(BENCH))
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
-            del sys.modules[name]
+    with bench_modules(("fidelity", "fidelity_models", "fidelity_tools")) as modules:
+        yield modules
 
 
 def test_measures_of_what_is_the_same_and_of_what_is_not(bench: dict[str, ModuleType]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,22 +12,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bench_modules import bench_modules
 from torch import Tensor
 
-BENCH = Path(__file__).parents[3] / "tools" / "bench"
 MODULES = ("parts", "parts_rows", "parts_scene", "parts_table", "rivals")
 COLOURS = {"orange": (240, 140, 30), "sea": (60, 120, 190), "forest": (30, 90, 40), "rose": (230, 120, 150)}
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, ModuleType]]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
-    yield {name: importlib.import_module(name) for name in MODULES}
-    sys.path.remove(str(BENCH))
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
-            del sys.modules[name]
+    with bench_modules(MODULES) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")

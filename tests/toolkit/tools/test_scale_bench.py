@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from bench_modules import BENCH, bench_modules
 
 from p4q_edge.data.readers import read_images
 from p4q_edge.stages import pipeline
 
-BENCH = Path(__file__).parents[3] / "tools" / "bench"
-
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, ModuleType]]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
-    yield {name: importlib.import_module(name) for name in ("scale", "scale_table", "scale_processes")}
-    sys.path.remove(str(BENCH))
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
-            del sys.modules[name]
+    with bench_modules(("scale", "scale_table", "scale_processes")) as modules:
+        yield modules
 
 
 def test_made_images_differ_and_their_classes_have_a_colour(bench: dict[str, ModuleType], tmp_path: Path) -> None:

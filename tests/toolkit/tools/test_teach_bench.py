@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-
-BENCH = Path(__file__).parents[3] / "tools" / "bench"
+from bench_modules import BENCH, bench_modules
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, ModuleType]]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCH))  # the tools import their neighbours, as they do when run as scripts
-    yield {name: importlib.import_module(name) for name in ("teach", "teach_table")}
-    sys.path.remove(str(BENCH))
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and BENCH in Path(str(sys.modules[name].__file__)).parents:
-            del sys.modules[name]
+    with bench_modules(("teach", "teach_table")) as modules:
+        yield modules
 
 
 @pytest.fixture

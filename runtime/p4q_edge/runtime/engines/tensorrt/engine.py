@@ -27,6 +27,7 @@ from p4q_edge.runtime.engines.tensorrt.library import (
     machine_facts,
     make_logger,
     problems,
+    rebuild_command,
 )
 from p4q_edge.runtime.engines.tensorrt.session import EngineIO, Session, SessionPool, read_io
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
@@ -81,8 +82,7 @@ def load_plan(
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise IncompatibleEngineError(
-                f"{library.title} {trt.__version__} cannot load {name}: {problems(log)}. "
-                f"Run: p4q-edge build MODEL.p4q --engine {name} --force"
+                f"{library.title} {trt.__version__} cannot load {name}: {problems(log)}. Run: {rebuild_command(name)}"
             )
         io = read_io(trt, engine, name=name)
         contexts = engine
@@ -152,7 +152,7 @@ class TensorRTEngine:
         if sha256_bytes(plan) != card.engine_sha256:
             raise CorruptArtifactError(
                 f"{path} is not the plan that its card describes: their digests differ. Copy both files together, or "
-                f"build again: p4q-edge build MODEL.p4q --engine {path} --force"
+                f"build again: {rebuild_command(path)}"
             )
         host_code = card.built_with.get("version_compatible") == "true"
         loaded = load_plan(trt, cuda, plan, name=str(path), host_code=host_code, library=library)
