@@ -16,7 +16,7 @@ import pytest
 RUNTIME = (
     *("errors", "lazy", "choices", "stage", "progress"),
     *("storage", "statistics", "machine", "images", "artifacts", "engines", "verification", "builders"),
-    *("classification", "bulk", "serving", "http", "benchmark", "evaluation", "cli"),
+    *("classification", "bulk", "serving", "http", "benchmark", "evaluation", "hub", "cli"),
 )
 """Bottom to top; the first five are modules."""
 TOOLKIT = (

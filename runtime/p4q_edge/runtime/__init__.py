@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         QualityGateError,
         UsageError,
     )
+    from p4q_edge.runtime.hub import PushedBundle, PushOptions, download_bundle, push_bundle
     from p4q_edge.runtime.verification import selftest
 
 __all__ = [
@@ -61,6 +62,8 @@ __all__ = [
     "Precision",
     "Prediction",
     "ProcessLostError",
+    "PushOptions",
+    "PushedBundle",
     "QualityGateError",
     "RtxBuild",
     "RtxOptions",
@@ -70,7 +73,9 @@ __all__ = [
     "UsageError",
     "ZeroShotClassifier",
     "build_engine",
+    "download_bundle",
     "load_head",
+    "push_bundle",
     "read_bundle",
     "read_card",
     "selftest",
@@ -101,6 +106,7 @@ if not TYPE_CHECKING:
             "builders": ("BuildOptions", "build_engine"),
             "classification": ("Failure", "Prediction", "RuntimeOptions", "ZeroShotClassifier"),
             "errors": tuple(name for name in __all__ if name.endswith("Error")),
+            "hub": ("PushOptions", "PushedBundle", "download_bundle", "push_bundle"),
             "verification": ("selftest",),
         },
     )

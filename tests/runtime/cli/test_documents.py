@@ -79,6 +79,7 @@ def test_documents_of_the_runtime_are_what_their_structures_say(commands: dict[s
         "classify --stream, each line",
         "doctor --board-report",
         "serve",  # see tests/runtime/http/test_process.py
+        "push",  # see tests/runtime/cli/test_hub_commands.py
     }
     assert {*commands} | elsewhere | others == {*DOCUMENTS}
 

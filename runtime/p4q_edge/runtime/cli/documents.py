@@ -25,7 +25,7 @@ from p4q_edge.runtime.cli.inspect_documents import (
     PlanDocument,
     RtxDocument,
 )
-from p4q_edge.runtime.cli.service_documents import CompletionDocument, ServeDocument
+from p4q_edge.runtime.cli.service_documents import CompletionDocument, PushDocument, ServeDocument
 from p4q_edge.runtime.evaluation.report import Report
 from p4q_edge.runtime.machine import Finding, PackageLicence
 
@@ -381,6 +381,7 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "validate": ValidateDocument,
     "bench": BenchDocument,
     "serve": ServeDocument,
+    "push": PushDocument,
     "completion": CompletionDocument,
     "export-triton": TritonDocument,
     "doctor": DoctorDocument,

@@ -20,6 +20,7 @@ RUNTIME_HELP: Mapping[str, str] = {
     "export-triton": "write an engine as a model repository of Triton Inference Server",
     "sign": "sign a bundle, an engine with its card, or a head",
     "verify": "check that a trusted key signed an artifact",
+    "push": "push a bundle to the Hugging Face Hub, with a model card",
     "completion": "write a script that completes commands and options in bash, zsh or fish",
 }
 """Each is the object `COMMAND` of the module of its name, `-` as `_`, in `cli/commands`."""

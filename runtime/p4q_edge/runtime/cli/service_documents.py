@@ -1,4 +1,4 @@
-"""What `--json` of `serve` and `completion` writes; kept apart from the other documents, which are many."""
+"""What `--json` of `serve`, `push` and `completion` writes; kept apart from the other documents, which are many."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ class ServeDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     token: bool
     read_only: bool
     process: int
+
+
+class PushDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bundle that was pushed to the Hub.
+
+    Attributes:
+        bundle: path of the bundle.
+        address: what `p4q-edge build` takes for this version of it.
+        url: of the commit.
+        private: whether the repository is.
+        files: that were pushed.
+        card_kept: whether a model card that was there, and that `push` did not write, was left.
+    """
+
+    bundle: str
+    address: str
+    url: str
+    private: bool
+    files: tuple[str, ...]
+    card_kept: bool
 
 
 class CompletionDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuChoice, RemainderChoice
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
+from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.cli.zero_shot_options import add_zero_shot, zero_shot_request
 from p4q_edge.runtime.errors import UsageError
 
@@ -89,7 +90,7 @@ def _add_tensorrt_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", type=Path, help="bundle to build from; without one, the recipe is run")
+    add_bundle(parser, "bundle", nargs="?", about="bundle to build from; without one, the recipe is run")
     parser.add_argument(
         "--engine",
         type=Path,
@@ -286,9 +287,9 @@ def _run(request: BuildRequest, output: Output) -> int:
     elif request.bundle is None:
         _build_from_recipe(request, output)
     elif request.dry_run:
-        _describe(request, request.bundle, output)
+        _describe(request, local_bundle(request.bundle), output)
     else:
-        _build(request, request.bundle, output)
+        _build(request, local_bundle(request.bundle), output)
     return 0
 
 

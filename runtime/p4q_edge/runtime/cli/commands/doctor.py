@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.machine import (
     BACKENDS,
@@ -43,12 +44,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, help="the backend that must be able to run (default: at least one)"
     )
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="predict the memory of a build from this bundle's size; a board report builds it",
-    )
+    about = "predict the memory of a build from this bundle's size; a board report builds it"
+    add_bundle(parser, "--bundle", about=about, metavar="BUNDLE")
     parser.add_argument(
         "--board-report",
         type=Path,
@@ -70,6 +67,8 @@ def _request(args: argparse.Namespace) -> DoctorRequest:
 
 
 def _run(request: DoctorRequest, output: Output) -> int:
+    if request.bundle is not None:
+        request = replace(request, bundle=local_bundle(request.bundle))
     bundle_bytes = TYPICAL_BUNDLE_BYTES
     if request.bundle is not None:
         if not request.bundle.is_file():

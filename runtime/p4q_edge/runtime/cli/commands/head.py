@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, write_line
+from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.storage import printable
 
 if TYPE_CHECKING:
@@ -108,12 +109,12 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _add_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help=_ENGINE)
-    parser.add_argument("source", type=Path, help="head (.safetensors), or a bundle with one")
+    add_bundle(parser, "source", about="head (.safetensors), or a bundle with one")
     parser.add_argument("--name", help="name of the head (default: that of the file)")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, help=f"{_ENGINE} or bundle (.p4q)")
+    add_bundle(parser, "artifact", about=f"{_ENGINE} or bundle (.p4q)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     parser.add_argument("--name", help=_NAME)
 
@@ -123,11 +124,8 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="a folder of class folders")
     parser.add_argument("--name", help=_NAME)
     parser.add_argument("--unknown", type=Path, help="folder of images that show none of the classes")
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        help="bundle of the engine, whose images that were learned from are left out (default: the one beside it)",
-    )
+    about = "bundle of the engine, whose images that were learned from are left out (default: the one beside it)"
+    add_bundle(parser, "--bundle", about=about)
     parser.add_argument("--accuracy", type=float, help="least accuracy of accepted answers (default: 0.95)")
     parser.add_argument("--per-class", action="store_true", default=None, help="fit a threshold for each class")
     parser.add_argument(
@@ -147,7 +145,8 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     from p4q_edge.runtime.evaluation import find_bundle, found_names, learned_digests
 
     # Images that were learned from would make scores look better than they are.
-    bundle = find_bundle(request.engine, read_card(request.engine), named=request.bundle)
+    named = None if request.bundle is None else local_bundle(request.bundle)
+    bundle = find_bundle(request.engine, read_card(request.engine), named=named)
     wanted = Request(
         engine=request.engine,
         data=request.data,
@@ -266,7 +265,7 @@ def _add(request: AddRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import add_head, heads_folder
     from p4q_edge.runtime.cli.documents import HeadFileDocument
 
-    name = add_head(request.engine, request.source, name=request.name, force=output.force)
+    name = add_head(request.engine, local_bundle(request.source), name=request.name, force=output.force)
     path = heads_folder(request.engine) / f"{name}.safetensors"
     document = HeadFileDocument(engine=str(request.engine), name=name, path=str(path))
     output.write(document=document, text=f"{path}\nuse it: p4q-edge classify {request.engine} IMAGE --head {name}")
@@ -300,12 +299,13 @@ def _export(request: HeadExportRequest, output: Output) -> int:
 
     if request.output.suffix != ".safetensors":
         raise UsageError(f"--output {request.output} must end in .safetensors")
-    if request.artifact.suffix == SUFFIX:
+    artifact = local_bundle(request.artifact)
+    if artifact.suffix == SUFFIX:
         if request.name is not None:
             raise UsageError("a bundle has one head. Leave out --name.")
-        head = open_head(request.artifact)
+        head = open_head(artifact)
     else:
-        head = find_head(request.artifact, request.name or BUILT_IN)
+        head = find_head(artifact, request.name or BUILT_IN)
     atomic_write(request.output, head.to_bytes(), force=output.force)
     document = HeadExportDocument(output=str(request.output), class_names=head.class_names)
     output.write(document=document, text=f"{request.output}  {len(head.class_names)} classes")

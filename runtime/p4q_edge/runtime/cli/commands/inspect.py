@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
+from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import QualityGateError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class InspectRequest:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, help="bundle (.p4q), engine (.onnx, .plan) or head (.safetensors)")
+    add_bundle(parser, "artifact", about="bundle (.p4q), engine (.onnx, .plan) or head (.safetensors)")
     parser.add_argument("--lint", action="store_true", help="check the graphs of a bundle or .onnx (toolkit only)")
 
 
@@ -44,12 +45,12 @@ def _request(args: argparse.Namespace) -> InspectRequest:
 
 def _run(request: InspectRequest, output: Output) -> int:
     if request.lint:
-        return _lint(request.artifact, output)
+        return _lint(local_bundle(request.artifact), output)
     import msgspec
 
     from p4q_edge.runtime.cli.artifact_words import every_value, in_words
 
-    document = describe(request.artifact)
+    document = describe(local_bundle(request.artifact))
     values: dict[str, Any] = msgspec.to_builtins(document)
     text = in_words(values) if not output.verbose else "\n".join(every_value(values))
     output.write(document=document, text=text)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, has_toolkit, toolkit_function
+from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +28,8 @@ logger = logging.getLogger(__name__)
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--data", help="labelled images: a folder of class folders; default: the recipe's test images")
-    parser.add_argument(
-        "--reference", type=Path, help="bundle (.p4q), recipe (.toml) or run folder; default: those beside the engine"
-    )
+    about = "bundle (.p4q), recipe (.toml) or run folder; default: those beside the engine"
+    add_bundle(parser, "--reference", about=about)
     parser.add_argument(
         "--max-top1-drop",
         type=float,
@@ -125,6 +126,8 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
 def _run(request: ValidateRequest, output: Output) -> int:
     from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, validate, write_reports
 
+    if request.reference is not None:
+        request = replace(request, reference=local_bundle(request.reference))
     renderers, reference = dict(RENDERERS), _torch_reference(request)
     paths = tuple(dict.fromkeys((default_report(request.engine), *request.reports)))
     if reference is not None and any(path.suffix == ".html" for path in paths):

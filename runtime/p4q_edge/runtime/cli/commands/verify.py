@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p4q_edge.runtime.cli.command import Command, Output
+from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import UsageError
 
 
@@ -19,7 +20,7 @@ class VerifyRequest:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, help="bundle (.p4q), engine (.onnx, .plan) or head (.safetensors)")
+    add_bundle(parser, "artifact", about="bundle (.p4q), engine (.onnx, .plan) or head (.safetensors)")
     parser.add_argument(
         "--key",
         type=Path,
@@ -40,13 +41,14 @@ def _run(request: VerifyRequest, output: Output) -> int:
     keys = trusted_key_files(request.keys or None)
     if not keys:
         raise UsageError("no key is trusted here. Add --key key.pub.pem, or set P4Q_EDGE_TRUSTED_KEYS.")
-    kind, data = deciding_bytes(request.artifact)
-    signature = require_signed(request.artifact, kind, data, trusted=keys)
+    artifact = local_bundle(request.artifact)
+    kind, data = deciding_bytes(artifact)
+    signature = require_signed(artifact, kind, data, trusted=keys)
     assert signature is not None  # keys were given
     document = SignatureDocument(
         path=str(request.artifact),
         kind=kind,
-        signature=str(signature_path(request.artifact)),
+        signature=str(signature_path(artifact)),
         sha256=signature.sha256,
         public_key=signature.public_key,
     )
