@@ -12,10 +12,13 @@ INSTALLED := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) | cksum | cut -d' ' 
 # Extra arguments for pytest: make test PYTEST_ARGS="tests/runtime -k card"
 PYTEST_ARGS ?=
 
+# Extra arguments for tools/release.py
+RELEASE_ARGS ?=
+
 # A file of tests stays on one worker, which makes its fixtures once; threads of torch would fight for the same cores.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help demo test check lint coverage format venv clean
+.PHONY: help demo test check lint coverage docs release format venv clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +27,8 @@ help:
 	@echo 'make check   ruff, mypy and the tests'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make coverage  the tests with line and branch coverage'
+	@echo 'make docs    the documentation site in build/site'
+	@echo 'make release  build wheels and source archives twice, compare, and try them; RELEASE_ARGS="--cut VERSION" first'
 	@echo 'make format  let ruff format and mend the code'
 	@echo 'make clean   remove build/ and the caches, keep $(VENV)'
 
@@ -54,6 +59,13 @@ lint: venv
 coverage: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered \
 		$(if $(COVERAGE_FLOOR),--cov-fail-under=$(COVERAGE_FLOOR)) $(PYTEST_ARGS)
+
+release: venv
+	$(BIN)/python tools/release.py $(RELEASE_ARGS)
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/mkdocs.yml
+	@echo 'build/site/index.html; searching needs a server: $(BIN)/python -m http.server -d build/site'
 
 format: venv
 	$(BIN)/ruff format .

@@ -1,0 +1,153 @@
+"""`make release`: one version, a changelog that is cut, the same bytes twice, and what is checked before a tag."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import release
+import release_checks
+
+DAY = datetime.date(2026, 11, 27)
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """The files that a version stands in, in a repository of their own."""
+    root = tmp_path / "checkout"
+    for name in (release.SOURCE, release.PINNED, release.CHANGES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repository / name, root / name)
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "All"]):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *author, *words], cwd=root, check=True)
+    return root
+
+
+def test_the_version_stands_in_one_place_and_the_toolkit_needs_that_runtime(repository: Path) -> None:
+    version = release.version_of(repository)
+    assert f'"p4q-edge-runtime=={version}"' in (repository / release.PINNED).read_text()
+    assert "\nversion = " not in (repository / release.PINNED).read_text()
+
+
+def test_the_licence_is_a_file_of_both(repository: Path) -> None:
+    """A link would lead out of the runtime's source archive, and the wheel that is built from it would have none."""
+    own = repository / "runtime/LICENSE"
+    assert not own.is_symlink()
+    assert own.read_bytes() == (repository / "LICENSE").read_bytes()
+
+
+def test_a_toolkit_that_needs_another_runtime_is_found(checkout: Path) -> None:
+    path = checkout / release.PINNED
+    path.write_text(path.read_text().replace("p4q-edge-runtime==", "p4q-edge-runtime==9"))
+    with pytest.raises(release.ReleaseError, match=r"pyproject\.toml needs the runtime 9"):
+        release.version_of(checkout)
+
+
+def test_a_cut_writes_the_version_and_the_section(checkout: Path) -> None:
+    before = release.section((checkout / release.CHANGES).read_text(), "Unreleased")
+    release.cut(checkout, "7.0.0rc1", DAY)
+    assert release.version_of(checkout) == "7.0.0rc1"
+    changes = (checkout / release.CHANGES).read_text()
+    assert "## [Unreleased]\n\n## [7.0.0rc1] - 2026-11-27\n" in changes
+    assert release.section(changes, "7.0.0rc1") == before
+    assert release.section(changes, "Unreleased") == ""
+    with pytest.raises(release.ReleaseError, match="has nothing below"):
+        release.cut(checkout, "7.0.0", DAY)
+
+
+def test_a_second_section_of_a_version_is_refused(checkout: Path) -> None:
+    path = checkout / release.CHANGES
+    path.write_text("# Changelog\n\n## [Unreleased]\n\n- new\n\n## [7.0.0] - 2026-01-01\n\n- old\n")
+    with pytest.raises(release.ReleaseError, match=r"has a section of 7\.0\.0 already"):
+        release.cut(checkout, "7.0.0", DAY)
+    with pytest.raises(release.ReleaseError, match="seven is no version; expected one as"):
+        release.cut(checkout, "seven", DAY)
+
+
+def test_only_what_is_committed_is_built(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "scratch.txt").write_text("mine")
+    assert release.main(["--output", str(tmp_path / "dist")], root=checkout) == 1
+    assert "error: 1 files differ from the commit, as ?? scratch.txt. Commit them first." in capsys.readouterr().err
+
+
+def test_another_build_is_not_mixed_in(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p4q_edge-0.0.1-py3-none-any.whl").touch()
+    assert release.main(["--output", str(tmp_path)], root=checkout) == 1
+    assert "of another build. Remove it: make clean" in capsys.readouterr().err
+
+
+@pytest.fixture
+def built(wheels: dict[str, Path]) -> tuple[release_checks.Archive, ...]:
+    """The wheels of this checkout."""
+    return release_checks.archives_of(next(iter(wheels.values())).parent)
+
+
+def test_metadata_is_what_an_index_takes(built: tuple[release_checks.Archive, ...], repository: Path) -> None:
+    version = release.version_of(repository)
+    assert [release_checks.check_metadata(archive, version) for archive in built] == [[], []]
+    (problem,) = release_checks.check_metadata(built[1], "9.9")
+    assert problem.endswith(f"is of version {version}, expected 9.9")
+
+
+def test_metadata_that_an_index_refuses_is_found(
+    built: tuple[release_checks.Archive, ...], tmp_path: Path, repository: Path
+) -> None:
+    version = release.version_of(repository)
+    toolkit = next(archive for archive in built if archive.distribution == release_checks.TOOLKIT)
+    planted = tmp_path / toolkit.path.name
+    with zipfile.ZipFile(toolkit.path) as source, zipfile.ZipFile(planted, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("/METADATA"):
+                data = data.replace(b"Apache-2.0", b"No Licence At All").replace(
+                    f"runtime=={version}".encode(), b"runtime"
+                )
+            target.writestr(name, data)
+    (archive,) = release_checks.archives_of(tmp_path)
+    assert release_checks.check_metadata(archive, version) != []
+
+
+def test_two_builds_that_differ_are_found(tmp_path: Path) -> None:
+    for folder, data in (("one", b"a"), ("two", b"b")):
+        (tmp_path / folder).mkdir()
+        for name in ("p4q_edge-1.whl", "p4q_edge-1.tar.gz", "p4q_edge_runtime-1.whl", "p4q_edge_runtime-1.tar.gz"):
+            (tmp_path / folder / name).write_bytes(data if name == "p4q_edge-1.whl" else b"same")
+    one, two = (release_checks.archives_of(tmp_path / folder) for folder in ("one", "two"))
+    assert release_checks.differences(one, one) == []
+    assert release_checks.differences(one, two) == ["two builds of p4q_edge-1.whl differ"]
+    assert release_checks.differences(one[:3], one[:3])[0].startswith("expected two wheels and two source archives")
+
+
+@pytest.mark.slow
+def test_a_release_is_built_twice_and_tried_in_a_clean_environment(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of this checkout as it is, committed or not: a copy of it is a repository of its own."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=repository,
+        capture_output=True,
+        check=True,
+    ).stdout
+    root = tmp_path / "checkout"
+    for name in map(Path, filter(None, listing.decode().split("\0"))):
+        if name.parts[0] in ("p4q_edge", "runtime", "calibration", "tools") or len(name.parts) == 1:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, root / name)
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "All"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], cwd=root, check=True)
+    number = f"{sys.version_info.major}.{sys.version_info.minor}"
+    code = release.main(["--output", str(tmp_path / "dist"), "--pythons", number], root=root)
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert out.count("twice the same bytes") == 4
+    assert f"Python {number}: runtime and toolkit installed, `p4q-edge --version` and imports work" in out
+    assert "--cut" in out.splitlines()[-1] or out.splitlines()[-1].startswith("tag it: git tag --annotate v")
+    sums = (tmp_path / "dist/SHA256SUMS").read_text().splitlines()
+    assert [line.split()[1] for line in sums] == sorted(path.name for path in (tmp_path / "dist").glob("p4q*"))
