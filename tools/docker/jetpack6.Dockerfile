@@ -6,6 +6,8 @@
 ARG BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
 FROM ${BASE}
 # TensorRT's Python module is an apt package of the system's Python; no index has it for JetPack 6.
+# The release of JetPack decides the versions.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-libnvinfer python3-venv \
     && rm -rf /var/lib/apt/lists/*

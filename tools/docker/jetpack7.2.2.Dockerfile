@@ -7,6 +7,8 @@
 ARG BASE=nvcr.io/nvidia/tensorrt:26.04-py3
 FROM ${BASE}
 COPY tools/docker/tensorrt11/*.deb /opt/tensorrt11/
+# The release of JetPack decides the versions.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends --allow-downgrades /opt/tensorrt11/*.deb python3-venv \
     && rm -rf /var/lib/apt/lists/* /opt/tensorrt11
