@@ -81,9 +81,19 @@ def _compile(compiler: str, source: str, folder: Path, *, major: str) -> None:
 @pytest.fixture(scope="session")
 def real_environment(repository: Path) -> dict[str, str]:
     """The environment of a process in which `ALIAS` makes `tensorrt` NVIDIA's own parser and builder, without a GPU."""
+    return _environment(repository, cuda="13")
+
+
+@pytest.fixture(scope="session")
+def cuda_12_environment(repository: Path) -> dict[str, str]:
+    """The same of the wheels for drivers of CUDA 12."""
+    return _environment(repository, cuda="12")
+
+
+def _environment(repository: Path, *, cuda: str) -> dict[str, str]:
     toolchain = _module("compile_check_toolchain", repository / "tools" / "compile_check" / "toolchain.py")
     try:
-        environment: dict[str, str] = toolchain.find_toolchain().environment()
+        environment: dict[str, str] = toolchain.find_toolchain(cuda=cuda).environment()
     except toolchain.ToolchainError as error:
         pytest.skip(f"contract: {error}")
     return environment
