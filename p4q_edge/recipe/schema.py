@@ -16,6 +16,7 @@ Method = Literal["p4q", "as-released"]
 MAX_IMAGE_SIZE = 4096
 MAX_WORKERS = 256
 MAX_BATCH_SIZE = 1 << 16
+MAX_SEED = (1 << 63) - 1
 MAX_RATE = 1e30
 """Far beyond what any learning survives; above it the optimizer itself overflows."""
 
@@ -358,6 +359,8 @@ class Recipe(Section, frozen=True, kw_only=True):
     compute: ComputeSection = ComputeSection()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
         if self.data.train:
             if self.data.calibration:
                 raise ValueError("data.calibration has no effect beside data.train, which ranges are measured on")

@@ -49,6 +49,7 @@ def test_toml_gives_the_same_recipe_back(recipe: Recipe) -> None:
         ({"learn": {"epoch": 3}}, "x.toml: unknown key 'learn.epoch'; did you mean 'learn.epochs'?"),
         ({"learn": {"epochs": "three"}}, r"x.toml: Expected `int`, got `str` - at `\$.learn.epochs`"),
         ({"learn": {"epochs": -1}}, "x.toml: epochs must not be negative, got -1"),
+        ({"seed": -1}, "x.toml: seed must be between 0 and 9223372036854775807, got -1"),
         ({"learn": {"steps": 0}}, "x.toml: steps must be at least 1, got 0"),
         ({"learn": {"residual_ratio": 1.0}}, "residual_ratio must be between 0 and 1, got 1.0"),
         ({"learn": {"context_init": ""}}, "num_context_tokens must be at least 1 when context_init is empty"),
