@@ -1,5 +1,6 @@
 """The attacks of tools/attack, each with a small budget: none may find anything."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,18 @@ def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(repository / "tools" / "attack"))
     yield
-    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_tables", "fuzz_targets", "mutator", "tamper"):
+    for name in (
+        "concurrency",
+        "kill",
+        "kill_server",
+        "soak",
+        "fuzz",
+        "fuzz_data",
+        "fuzz_tables",
+        "fuzz_targets",
+        "mutator",
+        "tamper",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -81,6 +93,21 @@ def test_the_fuzzer_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.Mo
     kinds = sorted(problem.split(" at ")[0] for problem in found["problems"])
     assert kinds == ["ZeroDivisionError", "hang: Hang", "message of InputError", "over 1024 MiB"]
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("planted-")]) == 4
+
+
+def test_what_once_led_to_a_problem_leads_to_none(tmp_path: Path) -> None:
+    import fuzz
+    import fuzz_targets
+
+    from p4q_edge.runtime.errors import P4QEdgeError
+
+    kept = [(name, path) for name in fuzz_targets.TARGETS for path in fuzz.regressions(name)]
+    assert kept
+    for name, path in kept:
+        if name in ("dataset", "parquet", "embeddings"):
+            pytest.importorskip("pyarrow")
+        with contextlib.suppress(P4QEdgeError):
+            fuzz_targets.TARGETS[name].use(path.read_bytes(), tmp_path)
 
 
 def test_mutations_repeat_by_their_seed() -> None:
@@ -150,5 +177,37 @@ def test_threads_get_the_answers_of_one_head_while_files_come_and_go(bundle: Pat
 def test_no_kill_leaves_an_unusable_deployment(bundle: Path) -> None:
     import kill
 
-    found = kill.attack(bundle, kills=4)
-    assert {name: set(counts) for name, counts in found.items() if set(counts) - {"ok"}} == {}
+    found = kill.attack(bundle, kills=2 * len(kill.TRIALS))
+    assert {name: dict(row.outcomes) for name, row in found.items()} == {trial.name: {"ok": 2} for trial in kill.TRIALS}
+    assert all(row.at_boundaries == 1 and row.boundaries > 10 for row in found.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts by /proc")
+def test_a_short_soak_leaves_nothing_over(bundle: Path) -> None:
+    import soak
+
+    found = soak.attack(bundle, opens=60, classifications=2000)
+    assert {name: part.problems for name, part in found.items()} == {"open and close": [], "classify": []}
+    assert found["open and close"].outcomes == {"opened": 60}
+    assert found["classify"].outcomes.keys() >= {"classified", "classified file", "switched", "moved", "opened"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts by /proc")
+def test_the_soak_notices_what_is_left_over(bundle: Path, tmp_path: Path) -> None:
+    import soak
+
+    kept = []
+
+    class Leaking(soak.Deployment):
+        def open_and_close(self, generator: random.Random) -> str:
+            kept.append((tmp_path / str(len(kept))).open("wb"))
+            return "opened" if len(kept) % 2 else "WRONG"
+
+    deployment = Leaking(bundle, tmp_path)
+    try:
+        problems = soak.open_often(deployment, 20).problems
+    finally:
+        for stream in kept:
+            stream.close()
+        deployment.shared.close()
+    assert problems == ["10 x WRONG", "20 more open files"]
