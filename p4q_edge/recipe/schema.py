@@ -16,19 +16,16 @@ Method = Literal["p4q", "as-released"]
 MAX_IMAGE_SIZE = 4096
 MAX_WORKERS = 256
 MAX_BATCH_SIZE = 1 << 16
-MAX_SEED = (1 << 63) - 1
 MAX_RATE = 1e30
 """Far beyond what any learning survives; above it the optimizer itself overflows."""
 
 Precision = Literal["float32", "tf32", "bf16"]
 """Of the matrix products of the frozen float image tower that is learned from."""
-
 Teacher = Literal["learned", "zero-shot", "none"]
 """Who is distilled from; always in full precision."""
 
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
-
 DRAWN_IMAGES = "demo:leaves"
 """Name of the built-in images without labels: drawn discs of many sizes that hide one another."""
 
@@ -359,8 +356,8 @@ class Recipe(Section, frozen=True, kw_only=True):
     compute: ComputeSection = ComputeSection()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be between 0 and {(1 << 63) - 1}, got {self.seed}")
         if self.data.train:
             if self.data.calibration:
                 raise ValueError("data.calibration has no effect beside data.train, which ranges are measured on")
