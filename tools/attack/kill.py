@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,8 +238,10 @@ def prepare(bundle: Path, folder: Path, killer: Killer, *, toolkit: bool) -> Non
             raise SystemExit(f"{command[0]} fails without an attack: {ended.said}")
 
 
-def attack(bundle: Path, *, kills: int, seed: int = 0, names: tuple[str, ...] = ()) -> dict[str, Row]:
-    """Kill commands and return what came of it, by command.
+def attack(
+    bundle: Path, *, kills: int, seed: int = 0, names: tuple[str, ...] = (), seconds: float = float("inf")
+) -> Iterator[tuple[str, Row]]:
+    """Kill commands and yield what came of it, by command.
 
     Half of the kills are at boundaries, each of a command's where the budget reaches, half at random times between its
     beginning and its end.
@@ -246,10 +251,10 @@ def attack(bundle: Path, *, kills: int, seed: int = 0, names: tuple[str, ...] = 
         kills: in all.
         seed: of the choice of boundaries and times.
         names: of trials; none: all.
+        seconds: after which no further kill of a command is begun; each has its share.
     """
     trials = [trial for trial in TRIALS if not names or trial.name in names]
     toolkit = any(trial.toolkit for trial in trials)
-    found = {}
     with tempfile.TemporaryDirectory() as name:
         ready = Path(name) / "ready"
         ready.mkdir()
@@ -258,13 +263,22 @@ def attack(bundle: Path, *, kills: int, seed: int = 0, names: tuple[str, ...] = 
             prepare(bundle, ready, killer, toolkit=toolkit)
             share = max(1, kills // len(trials))
             for trial in trials:
-                found[trial.name] = _kill_often(trial, ready, killer, share, random.Random(f"{trial.name} {seed}"))
+                generator, end = random.Random(f"{trial.name} {seed}"), time.monotonic() + seconds / len(trials)
+                yield trial.name, _kill_often(trial, _Place(ready=ready, killer=killer), share, generator, end)
         finally:
             killer.close()
-    return found
 
 
-def _kill_often(trial: Trial, ready: Path, killer: Killer, kills: int, generator: random.Random) -> Row:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where commands are killed, and by whom."""
+
+    ready: Path
+    killer: Killer
+
+
+def _kill_often(trial: Trial, place: _Place, kills: int, generator: random.Random, end: float) -> Row:
+    ready, killer = place.ready, place.killer
     folder = _copy(trial, ready)
     whole = killer.run(trial.arguments, folder)
     if whole.code:
@@ -272,8 +286,16 @@ def _kill_often(trial: Trial, ready: Path, killer: Killer, kills: int, generator
     expected = digest(folder / trial.same) if trial.same else None
     row = Row(boundaries=whole.boundaries)
     chosen = generator.sample(range(whole.boundaries), min(whole.boundaries, max(1, kills // 2)))
-    for number in range(kills):
-        at = chosen[number] if number < len(chosen) else -1
+    # In turns, so that a budget of time that ends early has met both kinds.
+    plan = [
+        at
+        for pair in itertools.zip_longest(chosen, [-1] * (kills - len(chosen)), fillvalue=None)
+        for at in pair
+        if at is not None
+    ]
+    for at in plan:
+        if time.monotonic() > end:
+            break
         seconds = None if at >= 0 else generator.uniform(0.0, whole.seconds)
         folder = _copy(trial, ready)
         ended = killer.run(trial.arguments, folder, at=at, seconds=seconds)
@@ -300,21 +322,25 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--kills", type=int, default=100, help="in all (default: %(default)s; about 3 s each)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, in all")
     parser.add_argument(
         "--command", action="append", default=[], choices=[trial.name for trial in TRIALS], help="only this one"
     )
     args = parser.parse_args()
-    found = attack(args.bundle, kills=args.kills, seed=args.seed, names=tuple(args.command))
-    for name, row in found.items():
+    failed = False
+    names = tuple(args.command)
+    for name, row in attack(args.bundle, kills=args.kills, seed=args.seed, names=names, seconds=args.seconds):
+        failed |= bool(set(row.outcomes) - {"ok"})
         total = sum(row.outcomes.values())
         print(
             f"{name}: {total} killed, {row.at_boundaries} at {row.boundaries} boundaries, {row.late} too late; "
-            f"{total - row.outcomes['ok']} failed"
+            f"{total - row.outcomes['ok']} failed",
+            flush=True,
         )
         for problem, count in row.outcomes.items():
             if problem != "ok":
                 print(f"  {count} x {problem}")
-    return int(any(set(row.outcomes) - {"ok"} for row in found.values()))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def _kill(bundle: Path, *, toolkit: bool) -> None:
     import kill
 
     names = tuple(trial.name for trial in kill.TRIALS if trial.toolkit is toolkit)
-    found = kill.attack(bundle, kills=2 * len(names), names=names)
+    found = dict(kill.attack(bundle, kills=2 * len(names), names=names))
     assert {name: dict(row.outcomes) for name, row in found.items()} == {name: {"ok": 2} for name in names}
     assert all(row.at_boundaries == 1 and row.boundaries > 10 for row in found.values())
 
