@@ -168,15 +168,17 @@ def quantize_encoder(
     return encoder
 
 
-def learn_student(source: Source, features: CachedFeatures) -> Student:
+def learn_as_released(source: Source, features: CachedFeatures) -> Student:
     """What the published code learns on features of `quantize_encoder`: an adapter to random class embeddings."""
     scale, recipe = source.model.logit_scale, source.recipe
-    text = text_embedding(source.model, source.class_names, recipe).cpu()  # the adapter is learned there: it is small
+    text = random_text_embedding(
+        source.model, source.class_names, recipe
+    ).cpu()  # the adapter is learned there: it is small
     adapter = learn_adapter(features, text, hand_written_embeddings(source).cpu(), recipe=recipe, logit_scale=scale)
     return Student(prompts=None, adapter=adapter, hand_written=text, logit_scale=scale)
 
 
-def text_embedding(model: LoadedModel, class_names: tuple[str, ...], recipe: Recipe) -> Tensor:
+def random_text_embedding(model: LoadedModel, class_names: tuple[str, ...], recipe: Recipe) -> Tensor:
     """Class embeddings ``(classes, dim)`` normalized, by the random context that is never learned.
 
     With the recipe's ``quantization.text`` they come from a text tower that is quantized in the same way.

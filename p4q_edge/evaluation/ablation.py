@@ -193,7 +193,7 @@ def learned_student(source: Source, features: CachedFeatures) -> Student:
     """The student of the recipe and its method after learning."""
     recipe = source.recipe
     if recipe.method == "as-released" and recipe.learn.adapter:
-        return as_released.learn_student(source, features)
+        return as_released.learn_as_released(source, features)
     return learn_student(source, features)
 
 

@@ -29,7 +29,7 @@ from p4q_edge.graph.passes.select_token_early import SelectTokenEarly
 from p4q_edge.graph.passes.sequence_first import SequenceFirst
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
-from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidates_of, prove
+from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidate_graphs, prove_graphs
 from p4q_edge.graph.quantization import AttentionQuantization, ConvQuantization, GridQuantization, LinearQuantization
 from p4q_edge.graph.trace import trace_float_graph
 from p4q_edge.quant import (
@@ -266,7 +266,7 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         images=images,
         logit_scale=float(getattr(model, "logit_scale", 1.0)),
     )
-    proof = prove(subject, candidates_of(graphs, placed=placed), known=problems)
+    proof = prove_graphs(subject, candidate_graphs(graphs, placed=placed), known=problems)
     check_proof(proof)
     return ExportedGraphs(
         **dict.fromkeys(KINDS, b"") | dict(zip(protos.stored, parts, strict=True)),

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import constant, nodes_of, only_user, read
+from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
 from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
 from p4q_edge.quant import affine, fuses_in_int8
 from p4q_edge.runtime.artifacts import OPERATORS
@@ -113,7 +113,7 @@ def _zero_point(subject: LintedModel) -> Iterator[Problem]:
 
 def _scale(subject: LintedModel) -> Iterator[Problem]:
     for node in _qdq(subject.graph):
-        scale, data = constant(read(node, 1)), read(node, 0)
+        scale, data = constant(input_of(node, 1)), input_of(node, 0)
         if scale is None:
             yield str(node.name), "expected a constant scale, got a computed one"
             continue
@@ -129,22 +129,22 @@ def _scale(subject: LintedModel) -> Iterator[Problem]:
 
 def _granularity(subject: LintedModel) -> Iterator[Problem]:
     for node in _qdq(subject.graph):
-        scale = constant(read(node, 1))
-        if constant(read(node, 0)) is None and scale is not None and scale.size != 1:
+        scale = constant(input_of(node, 1))
+        if constant(input_of(node, 0)) is None and scale is not None and scale.size != 1:
             yield str(node.name), f"expected one scale for an activation, got {scale.size}"
 
 
 def _weight(subject: LintedModel) -> Iterator[Problem]:
     for node in nodes_of(subject.graph, "QuantizeLinear"):
-        if constant(read(node, 0)) is not None:
+        if constant(input_of(node, 0)) is not None:
             yield str(node.name), "expected the weight stored as int8, got QuantizeLinear on a constant"
     for node in nodes_of(subject.graph, "DequantizeLinear"):
-        weight = constant(read(node, 0))
+        weight = constant(input_of(node, 0))
         if weight is None:
             continue
         if weight.dtype != np.int8:
             yield str(node.name), f"expected an int8 weight, got {weight.dtype}"
-        scale, axis = constant(read(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
+        scale, axis = constant(input_of(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
         for user, _ in node.outputs[0].uses():
             expected = _output_channel(user, weight.ndim)
             if scale is not None and scale.size > 1 and axis != expected:
@@ -165,7 +165,7 @@ def _pairs(subject: LintedModel) -> Iterator[Problem]:
 
 def _placement(subject: LintedModel) -> Iterator[Problem]:
     for node in nodes_of(subject.graph, "DequantizeLinear"):
-        if constant(read(node, 0)) is not None:
+        if constant(input_of(node, 0)) is not None:
             continue
         for user in _readers(node):
             if user.op_type == "Add" and not _adds_to_convolution(user):
@@ -189,7 +189,7 @@ def _adds_to_convolution(addition: ir.Node) -> bool:
 
 def _is_convolution(node: ir.Node) -> bool:
     if node.op_type in {"Mul", "Cast"}:  # a lifted weight scale, and float32 scales in an FP16 graph
-        before = read(node, 0).producer()
+        before = input_of(node, 0).producer()
         return before is not None and _is_convolution(before)
     return node.op_type == "Conv"
 
@@ -201,17 +201,17 @@ def _batch_norm(subject: LintedModel) -> Iterator[Problem]:
 
 def _attention(subject: LintedModel) -> Iterator[Problem]:
     for softmax in nodes_of(subject.graph, "Softmax"):
-        scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+        scores, mixed = input_of(softmax, 0).producer(), only_user(softmax.outputs[0])
         while mixed is not None and mixed.op_type in _GRID:
             mixed = only_user(mixed.outputs[0])
         if scores is None or mixed is None or not scores.op_type == mixed.op_type == "MatMul":
             continue
-        quantized = [_is_restored(read(product, index)) for product in (scores, mixed) for index in (0, 1)]
+        quantized = [_is_restored(input_of(product, index)) for product in (scores, mixed) for index in (0, 1)]
         if not any(quantized):
             continue
         if not all(quantized):
             yield str(softmax.name), f"expected all or none of query, key, softmax, value quantized, got {quantized}"
-        query, key = read(scores, 0).shape, read(scores, 1).shape
+        query, key = input_of(scores, 0).shape, input_of(scores, 1).shape
         if query is None or key is None:
             continue
         asked, size, tokens = query[-2], key[-2], key[-1]
@@ -224,7 +224,7 @@ def _attention(subject: LintedModel) -> Iterator[Problem]:
 def _is_restored(value: ir.Value) -> bool:
     node = value.producer()
     while node is not None and node.op_type == "Cast":
-        node = read(node, 0).producer()
+        node = input_of(node, 0).producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 
@@ -238,17 +238,17 @@ def _readers(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def _has_constant_weight(node: ir.Node) -> bool:
-    weight = read(node, 1)
+    weight = input_of(node, 1)
     while (producer := weight.producer()) is not None:
         if producer.op_type not in {"DequantizeLinear", "Cast", "Transpose"}:
             return False
-        weight = read(producer, 0)
+        weight = input_of(producer, 0)
     return constant(weight) is not None
 
 
 def _layer_norm(subject: LintedModel) -> Iterator[Problem]:
     for node in nodes_of(subject.graph, "Sqrt"):
-        inner = read(node, 0).producer()
+        inner = input_of(node, 0).producer()
         sources = [value.producer() for value in inner.inputs if value is not None] if inner is not None else []
         if any(source is not None and source.op_type == "ReduceMean" for source in sources):
             yield str(node.name), "expected one LayerNormalization, got its parts"

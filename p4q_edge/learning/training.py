@@ -51,7 +51,7 @@ class LearningRun:
         return self.checkpoint if self.team.first else None
 
 
-def learn(
+def learn_in_place(
     student: Student,
     features: CachedFeatures,
     section: LearnSection,

@@ -90,7 +90,7 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ScaleChoice:
     """A candidate and its cost.
 
     Attributes:
@@ -168,7 +168,7 @@ def choose_input(
     strengths: Sequence[float] = (0.0,),
     shifted: bool = False,
     bounds: Ranges | None = None,
-) -> Choice:
+) -> ScaleChoice:
     """Give a linear the gain, shift and input scale with the least error of its output.
 
     Args:
@@ -189,7 +189,9 @@ def choose_input(
 
 
 @torch.no_grad()
-def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, shifted: bool = False) -> list[Choice]:
+def candidates(
+    linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, shifted: bool = False
+) -> list[ScaleChoice]:
     """Return all choices with their errors, each half of the images judged under the ranges of the other."""
     generator = torch.Generator().manual_seed(0)
     # On the CPU, so that every device judges the same rows.
@@ -212,7 +214,7 @@ def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, s
         errors /= len(drawn) * len(rows.channels)
         added = _rounding_error(linear, rows, gain_of(rows.actual.abs().amax(0), strength), spread)
         found += [
-            Choice(strength=strength, clip=clip, error=float(error) + added)
+            ScaleChoice(strength=strength, clip=clip, error=float(error) + added)
             for clip, error in zip(tried, errors, strict=True)
         ]
     return found

@@ -232,10 +232,10 @@ def make_head(learned: Learned) -> heads.Head:
     )
 
 
-def _head_adapter(adapter: Adapter) -> heads.Adapter:
+def _head_adapter(adapter: Adapter) -> heads.HeadAdapter:
     assert adapter.down.bias is not None
     assert adapter.up.bias is not None
-    return heads.Adapter(
+    return heads.HeadAdapter(
         down_weight=adapter.down.quantized_weight().numpy(),
         down_bias=adapter.down.bias.numpy(),
         up_weight=adapter.up.quantized_weight().numpy(),

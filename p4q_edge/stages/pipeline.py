@@ -120,12 +120,12 @@ def calibrated_in(files: RunFiles, source: Source, *, key: str) -> CalibratedEnc
             f"expected the run folder {files.folder} to be the same for all processes; process {source.team.rank} "
             "finds no calibrated encoder of this run there. Name a folder on a file system that they share"
         )
-    calibrated = calibrate(source, files)
+    calibrated = calibrate_stage(source, files)
     save_encoder(calibrated, files.encoder, key=key)
     return calibrated
 
 
-def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
+def calibrate_stage(source: Source, files: RunFiles) -> CalibratedEncoder:
     """Quantize the image tower on the recipe's calibration images, within its limit on the loss of accuracy."""
     section = source.recipe.quantization
     images = source.stream(calibration_set(source)).held()

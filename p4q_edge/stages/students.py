@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.calibration import calibrate_text
-from p4q_edge.learning import CachedFeatures, LearningRun, Student, Teacher, learn, make_student
+from p4q_edge.learning import CachedFeatures, LearningRun, Student, Teacher, learn_in_place, make_student
 from p4q_edge.models import PromptLearner, TextSide, encoder_of, initial_context, make_text_side, template_embeddings
 from p4q_edge.stages.source import Source
 
@@ -93,7 +93,7 @@ def teach(source: Source, student: Student, features: CachedFeatures, run: Learn
     """Learn a student in place, behind its teacher where the recipe names one that is learned itself."""
     recipe = source.recipe
     teacher = learned_teacher(source, features, run) if recipe.learn.taught_by == "learned" else None
-    learn(student, features, recipe.learn, seed=recipe.seed, run=run, teacher=teacher)
+    learn_in_place(student, features, recipe.learn, seed=recipe.seed, run=run, teacher=teacher)
 
 
 def learned_teacher(source: Source, features: CachedFeatures, run: LearningRun) -> Teacher:

@@ -203,7 +203,9 @@ class Proof:
     problems: Mapping[GraphKind, str]
 
 
-def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[GraphKind, str]) -> Proof:
+def prove_graphs(
+    subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[GraphKind, str]
+) -> Proof:
     """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise.
 
     Args:
@@ -245,7 +247,7 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
     return Proof(parity=parity, problems=problems)
 
 
-def candidates_of(graphs: Mapping[GraphKind, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
+def candidate_graphs(graphs: Mapping[GraphKind, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
     """Return what is to prove of complete graphs by kind; `placed` is `fp16` before its remainder turned into FP16."""
     found = [
         CandidateGraph(name=kind, kind=kind, model=graph, as_cpu_graph=kind == "fp32") for kind, graph in graphs.items()

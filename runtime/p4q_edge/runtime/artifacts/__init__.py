@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         write_deployment,
     )
     from p4q_edge.runtime.artifacts.golden import MAX_DRIFT, Golden, GoldenResult, MeasuredGolden, read_golden
-    from p4q_edge.runtime.artifacts.head import Adapter, BuiltInHead, Calibration, EngineHead, Head, load_head
+    from p4q_edge.runtime.artifacts.head import BuiltInHead, Calibration, EngineHead, Head, HeadAdapter, load_head
     from p4q_edge.runtime.artifacts.head_store import (
         BUILT_IN,
         add_head,
@@ -113,7 +113,6 @@ __all__ = [
     "REFERENCE",
     "SUFFIX",
     "WEIGHTS",
-    "Adapter",
     "Agreement",
     "Build",
     "BuiltInHead",
@@ -133,6 +132,7 @@ __all__ = [
     "GraphParity",
     "GraphRun",
     "Head",
+    "HeadAdapter",
     "LearnedImage",
     "Manifest",
     "MeasuredGolden",
@@ -269,7 +269,7 @@ if not TYPE_CHECKING:
                 "read_golden",
             ),
             "head": (
-                "Adapter",
+                "HeadAdapter",
                 "BuiltInHead",
                 "Calibration",
                 "EngineHead",

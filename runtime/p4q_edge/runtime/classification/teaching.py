@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import Calibration, Head
-from p4q_edge.runtime.classification.few_shot import Learned, Problem, learn_rows
+from p4q_edge.runtime.classification.few_shot import LearnedRows, LearningProblem, learn_rows
 from p4q_edge.runtime.classification.predictions import Failure
 from p4q_edge.runtime.classification.score_calibration import MIN_SAMPLES, Fit, FitOptions, fit
 from p4q_edge.runtime.errors import InputError
@@ -23,7 +23,7 @@ _SHOWN_FAILURES = 5
 
 Prepared = tuple[str | None, np.ndarray]
 """Where an image came from, and its pixels (3, H, W) uint8."""
-Batches = Callable[[Sequence[ImageLike]], Iterable[Sequence[Prepared | Failure]]]
+PreparedBatches = Callable[[Sequence[ImageLike]], Iterable[Sequence[Prepared | Failure]]]
 """From images to prepared ones, some at a time, with what is wrong with others."""
 Run = Callable[[np.ndarray], np.ndarray]
 """From pixels (n, 3, H, W) uint8 to features (n, dim) float32."""
@@ -130,7 +130,7 @@ def listed_photographs(
     return listed
 
 
-def encode_photographs(listed: Mapping[str, Sequence[ImageLike]], *, batches: Batches, run: Run) -> Photographs:
+def encode_photographs(listed: Mapping[str, Sequence[ImageLike]], *, batches: PreparedBatches, run: Run) -> Photographs:
     """Run the photographs of each class through the engine; the same one twice in a class is taken once.
 
     Raises:
@@ -203,7 +203,7 @@ def teach_head(photographs: Photographs, *, base: Head, unknown: np.ndarray | No
     # The adapter belongs to the text embeddings that were learned with it.
     start = replace(base, adapter=base.adapter if known.any() else None)
     text = np.stack([np.zeros(base.embedding_dim) if row is None else row for row in found]).astype(np.float64)
-    problem = Problem(
+    problem = LearningProblem(
         embedding=start.apply(photographs.features)[1].astype(np.float64),
         labels=photographs.labels,
         text=text,
@@ -245,7 +245,7 @@ def add_classes(photographs: Photographs, *, base: Head, golden: np.ndarray) -> 
     # What the golden samples show, the head says itself: an added class shall not take them away.
     labels = np.concatenate([to_class[photographs.labels], golden_logits.argmax(axis=1)])
     frozen = base.text_embedding.astype(np.float64)
-    problem = Problem(
+    problem = LearningProblem(
         embedding=np.concatenate([embedding, golden_embedding]).astype(np.float64),
         labels=labels,
         text=np.concatenate([frozen, np.zeros((len(new), base.embedding_dim))]),
@@ -276,7 +276,7 @@ def require_enough(photographs: Photographs, *, base: Head) -> None:
             )
 
 
-def _calibrated(learned: Learned, problem: Problem, head: Head, unknown: np.ndarray | None) -> Fit | None:
+def _calibrated(learned: LearnedRows, problem: LearningProblem, head: Head, unknown: np.ndarray | None) -> Fit | None:
     """Return the calibration that fits answers to photographs that were held out; None where they are too few."""
     labels = problem.labels[learned.held_out]
     if len(labels) < MIN_SAMPLES:
@@ -293,8 +293,8 @@ def _calibrated(learned: Learned, problem: Problem, head: Head, unknown: np.ndar
 
 def _report(
     photographs: Photographs,
-    learned: Learned,
-    problem: Problem,
+    learned: LearnedRows,
+    problem: LearningProblem,
     *,
     known: tuple[str, ...],
     added: tuple[str, ...],

@@ -106,7 +106,7 @@ class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     recipe: dict[str, Any]
 
 
-class LabelScore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassScore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A class and its calibrated probability."""
 
     label: str
@@ -120,7 +120,7 @@ class ImageError(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     message: str
 
 
-class ImageAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PathAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The answer to one image; of one that cannot be used there are only `source` and `error`.
 
     Attributes:
@@ -137,7 +137,7 @@ class ImageAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     score: float | msgspec.UnsetType = msgspec.UNSET
     known: bool | msgspec.UnsetType = msgspec.UNSET
     accepted: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    topk: tuple[LabelScore, ...] | msgspec.UnsetType = msgspec.UNSET
+    topk: tuple[ClassScore, ...] | msgspec.UnsetType = msgspec.UNSET
     error: ImageError | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -145,7 +145,7 @@ class ClassifyDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Answers to all images in order."""
 
     engine: str
-    predictions: tuple[ImageAnswer, ...]
+    predictions: tuple[PathAnswer, ...]
 
 
 class SelftestDocument(GoldenResult, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -365,7 +365,7 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "build --dry-run, TensorRT": TensorRTDryRun,
     "build --dry-run, TensorRT for RTX": RtxDryRun,
     "classify": ClassifyDocument,
-    "classify --stream, each line": ImageAnswer,
+    "classify --stream, each line": PathAnswer,
     "classify --output": ClassifiedDocument,
     "embed": EmbedDocument,
     "search": SearchDocument,

@@ -196,7 +196,7 @@ class HeadDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weights_sha256: str
 
 
-class LintFinding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LintRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rule that a graph breaks, and where; `node` is empty for the whole model."""
 
     graph: str
@@ -210,4 +210,4 @@ class LintDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     kind: str = "lint"
     path: str
-    findings: tuple[LintFinding, ...]
+    findings: tuple[LintRow, ...]

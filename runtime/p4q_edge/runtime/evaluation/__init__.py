@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         default_report,
         found_names,
         learned_digests,
-        validate,
+        run_validation,
         write_reports,
     )
 
@@ -45,7 +45,7 @@ __all__ = [
     "found_names",
     "judge",
     "learned_digests",
-    "validate",
+    "run_validation",
     "write_reports",
 ]
 
@@ -75,7 +75,7 @@ if not TYPE_CHECKING:
                 "default_report",
                 "found_names",
                 "learned_digests",
-                "validate",
+                "run_validation",
                 "write_reports",
             ),
         },

@@ -85,7 +85,7 @@ RENDERERS: Mapping[str, Renderer] = {
 }
 
 
-def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = None) -> Outcome:
+def run_validation(request: ValidateRequest, *, torch_reference: ReferenceOf | None = None) -> Outcome:
     """Run every stage that there is and report. Every artifact is opened and checked once.
 
     Args:

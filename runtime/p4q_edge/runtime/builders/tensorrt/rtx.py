@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.runtime.artifacts import PlanInspection, RtxMachine, RtxOptions
-from p4q_edge.runtime.builders.dry_run import Batches, RtxDryRun
+from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
 from p4q_edge.runtime.storage import remove_leftovers, require_writable, temporary_path
@@ -86,7 +86,7 @@ def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions) -> RtxD
     return RtxDryRun(
         engine=str(engine),
         exists=engine.exists(),
-        batches=Batches(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
+        batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
         compute_capabilities=tuple(options.capabilities) or ("8.0+",),
         optimization_level=options.optimization_level,
         model_bytes=model_bytes,

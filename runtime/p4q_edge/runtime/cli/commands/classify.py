@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from p4q_edge.runtime.bulk import SortMode
     from p4q_edge.runtime.classification import Failure, Prediction, ZeroShotClassifier
-    from p4q_edge.runtime.cli.documents import ImageAnswer
+    from p4q_edge.runtime.cli.documents import PathAnswer
 
     Answer = tuple[Prediction | Failure, np.ndarray | None]
 
@@ -348,20 +348,20 @@ def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure
     sys.stdout.flush()
 
 
-def _document(answer: Prediction | Failure) -> ImageAnswer:
+def _document(answer: Prediction | Failure) -> PathAnswer:
     from p4q_edge.runtime.classification import Failure
-    from p4q_edge.runtime.cli.documents import ImageAnswer, ImageError, LabelScore
+    from p4q_edge.runtime.cli.documents import ClassScore, ImageError, PathAnswer
 
     if isinstance(answer, Failure):
         error = ImageError(type=type(answer.error).__name__, message=str(answer.error))
-        return ImageAnswer(source=answer.source, error=error)
-    return ImageAnswer(
+        return PathAnswer(source=answer.source, error=error)
+    return PathAnswer(
         source=answer.source,
         label=answer.label,
         score=answer.score,
         known=answer.known,
         accepted=answer.accepted,
-        topk=tuple(LabelScore(label=label, score=score) for label, score in answer.topk),
+        topk=tuple(ClassScore(label=label, score=score) for label, score in answer.topk),
     )
 
 

@@ -140,7 +140,7 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     import msgspec
 
     from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_card
-    from p4q_edge.runtime.classification import FitOptions, Request, calibrate, write_calibration
+    from p4q_edge.runtime.classification import FitOptions, Request, calibrate_head, write_calibration
     from p4q_edge.runtime.cli.documents import HeadCalibrateDocument
     from p4q_edge.runtime.evaluation import find_bundle, found_names, learned_digests
 
@@ -157,7 +157,7 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     )
     names = ("accuracy", "per_class", "max_unknown")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
-    fitted = calibrate(wanted, FitOptions(**given))
+    fitted = calibrate_head(wanted, FitOptions(**given))
     old = engine_head(request.engine, wanted.head).calibration
     better, text = fitted.calibration != old, _comparison(fitted)
     asked = better and request.apply and not (output.force or output.json) and _is_terminal()

@@ -124,7 +124,7 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
 
 
 def _run(request: ValidateRequest, output: Output) -> int:
-    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, validate, write_reports
+    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, run_validation, write_reports
 
     if request.reference is not None:
         request = replace(request, reference=local_bundle(request.reference))
@@ -133,7 +133,7 @@ def _run(request: ValidateRequest, output: Output) -> int:
     if reference is not None and any(path.suffix == ".html" for path in paths):
         renderers[".html"] = toolkit_function(PAGE_FUNCTION, missing=NEEDS_TOOLKIT)()
     check_report_paths(paths, renderers, force=output.force)
-    outcome = validate(request, torch_reference=reference)
+    outcome = run_validation(request, torch_reference=reference)
     write_reports(outcome, paths, renderers)
     return _finish(request, output, outcome.report, paths)
 

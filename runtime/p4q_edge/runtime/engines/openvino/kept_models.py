@@ -67,7 +67,7 @@ def verified_bytes(engine: Path, card: Card) -> bytes:
     return data
 
 
-def cache_path(engine_sha256: str, *, remainder: Remainder, batch: int) -> Path | None:
+def kept_model_path(engine_sha256: str, *, remainder: Remainder, batch: int) -> Path | None:
     """Return where this user's cache keeps a compiled model; None without a cache folder.
 
     The name holds all that a compiled model depends on: the engine, version of OpenVINO, processor, shape.
