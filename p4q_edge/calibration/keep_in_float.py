@@ -18,7 +18,7 @@ RANKED_IMAGES = 16
 RETURNS = 12
 """Largest number of layers that are tried back in integers, the most work first, once enough are in float."""
 
-Layer = QuantLinear | QuantConv2d
+FloatLayer = QuantLinear | QuantConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,14 @@ class Sensitivity:
         return self.gain / max(self.macs, 1)
 
 
-def quantized_layers(encoder: nn.Module) -> dict[str, Layer]:
+def quantized_layers(encoder: nn.Module) -> dict[str, FloatLayer]:
     """Return the linears and convolutions that are quantized, by path."""
-    layers: dict[str, Layer] = {**quant_linears(encoder), **quant_convs(encoder)}
+    layers: dict[str, FloatLayer] = {**quant_linears(encoder), **quant_convs(encoder)}
     return {path: layer for path, layer in layers.items() if layer.calibrated}
 
 
 @contextmanager
-def in_float(layers: Sequence[Layer]) -> Iterator[None]:
+def in_float(layers: Sequence[FloatLayer]) -> Iterator[None]:
     """Run quantized layers in float for the length of a ``with`` block."""
     for layer in layers:
         layer.in_float = True

@@ -125,11 +125,12 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
             f"names with a number in front go into prompts as they are; give data.class_names: {_some(numbered)}"
         )
     if few:
-        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on serve better: {_some(few)}")
+        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on work better: {_some(few)}")
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] >= UNEQUAL * counts[least]:
         advice.append(
-            f"very unequal: {most} has {counts[most]}, {least} {counts[least]}; data.shots takes equally many of each"
+            f"very unequal: {most} has {counts[most]}, {least} {counts[least]}; data.shots takes the same number of "
+            "each"
         )
     copies = find_copies(images)
     if copies:

@@ -60,7 +60,7 @@ def read_npz(path: Path) -> ImageSet:
     if class_names.ndim != 1 or class_names.dtype.kind != "U":
         raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
     if class_names.dtype.itemsize and (_letters(class_names) > sys.maxunicode).any():
-        raise InputError(f"{path}: class_names hold letters that Unicode does not have. Write the file again.")
+        raise InputError(f"{path}: class_names hold characters that Unicode does not have. Write the file again.")
     return from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
 
 
@@ -260,7 +260,7 @@ def expand_braces(source: str, *, key: str) -> list[Path]:
         rest = rest[match.end() :]
     literal = "".join(part[0] for part in parts[::2]) + rest
     if "{" in literal or "}" in literal:
-        raise UsageError(f"{key}: {source} has a brace without its pair; {_BRACE_FORMS}")
+        raise UsageError(f"{key}: {source} has an unmatched brace; {_BRACE_FORMS}")
     count = math.prod(len(part) for part in parts)
     if count > MAX_SHARDS:
         raise UsageError(f"{key}: {source} names {count} files; at most {MAX_SHARDS} are read")

@@ -118,7 +118,7 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
         if len(rest) == 0:
             logger.warning(
                 "all %d images are learned from and none is left to test on: accuracy is cross-validated. To measure "
-                "it on others name them with data.test",
+                "it on other images, name them with data.test",
                 len(train),
             )
             return Split(train=learned, test=train.subset([]))

@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 4096
 
 _T = TypeVar("_T")
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
-Row = tuple[int, list[str]]
+TableRow = tuple[int, list[str]]
 """The number of its last line, from 1, and its cells."""
 
 
@@ -264,7 +264,7 @@ def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:
     return from_paths(list(places), [index[word] for word in words], class_names, path.parent)
 
 
-def read_rows(path: Path, delimiter: str) -> list[Row]:
+def read_rows(path: Path, delimiter: str) -> list[TableRow]:
     """Return the rows of a table that are not empty.
 
     Raises:

@@ -52,7 +52,7 @@ class LintedModel:
         return self.model.graph
 
 
-Problem = tuple[str, str]
+Violation = tuple[str, str]
 
 
 def lint(model: onnx.ModelProto, *, quantized_attention: bool = False) -> list[LintFinding]:
@@ -83,7 +83,7 @@ def check_lint(findings: Iterable[LintFinding]) -> None:
         )
 
 
-def _opset(subject: LintedModel) -> Iterator[Problem]:
+def _opset(subject: LintedModel) -> Iterator[Violation]:
     for domain, version in subject.model.opset_imports.items():
         if domain or version not in OPSETS:
             yield "", f"expected opset 17 to 20 of the default domain, got {domain or 'ai.onnx'} {version}"
@@ -91,7 +91,7 @@ def _opset(subject: LintedModel) -> Iterator[Problem]:
         yield "", f"expected IR version at most {MAX_IR_VERSION}, got {subject.model.ir_version}"
 
 
-def _uint8_input(subject: LintedModel) -> Iterator[Problem]:
+def _uint8_input(subject: LintedModel) -> Iterator[Violation]:
     for value in subject.graph.inputs:
         if value.dtype is ir.DataType.UINT8:
             for node in value.consumers():
@@ -99,7 +99,7 @@ def _uint8_input(subject: LintedModel) -> Iterator[Problem]:
                     yield str(node.name), f"expected the uint8 input to feed Cast alone, got {node.op_type}"
 
 
-def _zero_point(subject: LintedModel) -> Iterator[Problem]:
+def _zero_point(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
         value = node.inputs[2] if len(node.inputs) > 2 else None
         zero = constant(value)
@@ -111,7 +111,7 @@ def _zero_point(subject: LintedModel) -> Iterator[Problem]:
             yield str(node.name), f"expected a zero point of its own, {value.name} is shared"
 
 
-def _scale(subject: LintedModel) -> Iterator[Problem]:
+def _scale(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
         scale, data = constant(input_of(node, 1)), input_of(node, 0)
         if scale is None:
@@ -127,14 +127,14 @@ def _scale(subject: LintedModel) -> Iterator[Problem]:
             yield str(node.name), f"expected scale and tensor of one type, got {scale.dtype} and {dtype.name}"
 
 
-def _granularity(subject: LintedModel) -> Iterator[Problem]:
+def _granularity(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
         scale = constant(input_of(node, 1))
         if constant(input_of(node, 0)) is None and scale is not None and scale.size != 1:
             yield str(node.name), f"expected one scale for an activation, got {scale.size}"
 
 
-def _weight(subject: LintedModel) -> Iterator[Problem]:
+def _weight(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "QuantizeLinear"):
         if constant(input_of(node, 0)) is not None:
             yield str(node.name), "expected the weight stored as int8, got QuantizeLinear on a constant"
@@ -156,14 +156,14 @@ def _output_channel(reader: ir.Node, rank: int) -> int:
     return 0 if reader.op_type in {"Conv", "Transpose"} or transposed else rank - 1
 
 
-def _pairs(subject: LintedModel) -> Iterator[Problem]:
+def _pairs(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "QuantizeLinear"):
         for user, _ in node.outputs[0].uses():
             if user.op_type != "DequantizeLinear":
                 yield str(node.name), f"expected DequantizeLinear behind QuantizeLinear, got {user.op_type}"
 
 
-def _placement(subject: LintedModel) -> Iterator[Problem]:
+def _placement(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "DequantizeLinear"):
         if constant(input_of(node, 0)) is not None:
             continue
@@ -194,12 +194,12 @@ def _is_convolution(node: ir.Node) -> bool:
     return node.op_type == "Conv"
 
 
-def _batch_norm(subject: LintedModel) -> Iterator[Problem]:
+def _batch_norm(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "BatchNormalization"):
         yield str(node.name), "expected BatchNormalization folded into the convolution before it, got the operator"
 
 
-def _attention(subject: LintedModel) -> Iterator[Problem]:
+def _attention(subject: LintedModel) -> Iterator[Violation]:
     for softmax in nodes_of(subject.graph, "Softmax"):
         scores, mixed = input_of(softmax, 0).producer(), only_user(softmax.outputs[0])
         while mixed is not None and mixed.op_type in _GRID:
@@ -246,7 +246,7 @@ def _has_constant_weight(node: ir.Node) -> bool:
     return constant(weight) is not None
 
 
-def _layer_norm(subject: LintedModel) -> Iterator[Problem]:
+def _layer_norm(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "Sqrt"):
         inner = input_of(node, 0).producer()
         sources = [value.producer() for value in inner.inputs if value is not None] if inner is not None else []
@@ -254,7 +254,7 @@ def _layer_norm(subject: LintedModel) -> Iterator[Problem]:
             yield str(node.name), "expected one LayerNormalization, got its parts"
 
 
-def _remainder(subject: LintedModel) -> Iterator[Problem]:
+def _remainder(subject: LintedModel) -> Iterator[Violation]:
     if not _is_fp16(subject.graph):
         return
     exempt = image_region(subject.graph) | norm_region(subject.graph)
@@ -273,7 +273,7 @@ def _is_fp16(graph: ir.Graph) -> bool:
     )
 
 
-def _operators(subject: LintedModel) -> Iterator[Problem]:
+def _operators(subject: LintedModel) -> Iterator[Violation]:
     for node in subject.graph:
         if node.domain not in {"", "ai.onnx"}:
             yield str(node.name), f"expected ONNX operators only, got {node.domain}.{node.op_type}"
@@ -289,7 +289,7 @@ def _qdq(graph: ir.Graph) -> Iterator[ir.Node]:
     return nodes_of(graph, "QuantizeLinear", "DequantizeLinear")
 
 
-RULES: dict[str, Callable[[LintedModel], Iterator[Problem]]] = {
+RULES: dict[str, Callable[[LintedModel], Iterator[Violation]]] = {
     "opset": _opset,
     "uint8-input": _uint8_input,
     "operators": _operators,

@@ -125,8 +125,7 @@ class _Size:
     def failed(self, error: torch.OutOfMemoryError) -> None:
         if self.now == 1:
             raise EnvironmentNotAbleError(
-                f"one image alone needs more memory than {self.compute.device} has left. Free some, or take --device "
-                "cpu"
+                f"one image alone needs more memory than {self.compute.device} has left. Free some, or use --device cpu"
             ) from error
         before, self.now, self.meter = self.now, self.now // 2, None
         logger.warning(

@@ -73,7 +73,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     except Exception as error:  # what torch raises on damaged files has no common class
         raise InputError(f"could not load {path}: it is not an intact file of weights ({_one_line(error)})") from error
     if not isinstance(found, Mapping):
-        raise InputError(f"{path} holds a {type(found).__name__}, no dictionary of weights; save model.state_dict()")
+        raise InputError(f"{path} holds a {type(found).__name__}, not a dictionary of weights; save model.state_dict()")
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from p4q_edge.models.team import ALONE, Team
-from p4q_edge.recipe import ComputeSection, Precision
+from p4q_edge.recipe import ComputeSection, FloatPrecision
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.machine import cpu
 
@@ -72,7 +72,7 @@ class Compute:
     device: torch.device = CPU
     batch_size: int = BATCH_SIZE
     meter: MemoryMeter | None = None
-    precision: Precision = "float32"
+    precision: FloatPrecision = "float32"
 
     @classmethod
     def of(cls, section: ComputeSection, team: Team = ALONE) -> "Compute":
@@ -167,7 +167,7 @@ def memory_in_words() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EnvironmentNotAbleError(
-            f"the device ran out of memory ({str(error).splitlines()[0]}). End what else uses it, set "
+            f"the device ran out of memory ({str(error).splitlines()[0]}). Stop what else uses it, set "
             "compute.batch_size lower, or take --device cpu"
         ) from error
 

@@ -74,7 +74,7 @@ class TextSide(nn.Module, ABC):
 
     def read_prefix(self, embeddings: Tensor) -> Prefix:
         """Run the tokens ``(P, width)`` that all texts begin with, once; only where `shares_prefix`."""
-        raise NotImplementedError(f"{type(self).__name__} shares no prefix")
+        raise NotImplementedError(f"{type(self).__name__} has no shared prefix")
 
     def continue_prefix(self, prefix: Prefix, runs: Sequence[Tensor]) -> Tensor:
         """Features ``(all texts, dim)`` of texts behind a prefix; only where `shares_prefix`.
@@ -82,4 +82,4 @@ class TextSide(nn.Module, ABC):
         Args:
             runs: what follows the prefix, texts of one length together, each ``(texts, S, width)``.
         """
-        raise NotImplementedError(f"{type(self).__name__} shares no prefix")
+        raise NotImplementedError(f"{type(self).__name__} has no shared prefix")

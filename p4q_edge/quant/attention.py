@@ -38,7 +38,9 @@ class Attention(nn.Module):
     def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
         """Take over the weights of a plain self-attention whose query, key and value share one width."""
         if attention.in_proj_weight is None or not is_plain(attention):
-            raise ValueError("expected a batch-first nn.MultiheadAttention with one in_proj_weight and nothing special")
+            raise ValueError(
+                "expected a batch-first nn.MultiheadAttention with one in_proj_weight and no other options"
+            )
         joint = attention.in_proj_weight.detach(), attention.in_proj_bias
         return cls._from_joint(*joint, attention.out_proj, attention.num_heads, scheme)
 

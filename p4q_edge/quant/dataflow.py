@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-Kind = Literal["conv", "linear", "batch_norm", "add", "mul", "avg_pool", "max_pool", "other"]
+NodeKind = Literal["conv", "linear", "batch_norm", "add", "mul", "avg_pool", "max_pool", "other"]
 
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, NodeKind] = {
     "aten.conv2d.default": "conv",
     "aten.convolution.default": "conv",
     "aten.linear.default": "linear",
@@ -60,7 +60,7 @@ class Flow:
     parameters: dict[str, str]
     calls: dict[str, int]
 
-    def of_kind(self, kind: Kind) -> Iterator[Node]:
+    def of_kind(self, kind: NodeKind) -> Iterator[Node]:
         """Yield the nodes of one kind."""
         return (node for node in self.nodes if kind_of(node) == kind)
 
@@ -87,7 +87,7 @@ def trace_flow(model: nn.Module, sample: Tensor) -> Flow:
     return Flow(nodes=nodes, parameters=parameters, calls=calls)
 
 
-def kind_of(node: Node) -> Kind:
+def kind_of(node: Node) -> NodeKind:
     """Return what a node does; `other` for all that this project does not treat apart."""
     return _KINDS.get(str(node.target), "other")
 

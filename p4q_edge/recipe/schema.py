@@ -19,10 +19,10 @@ MAX_BATCH_SIZE = 1 << 16
 MAX_RATE = 1e30
 """Far beyond what any learning survives; above it the optimizer itself overflows."""
 
-Precision = Literal["float32", "tf32", "bf16"]
+FloatPrecision = Literal["float32", "tf32", "bf16"]
 """Of the matrix products of the frozen float image tower that is learned from."""
 
-Teacher = Literal["learned", "zero-shot", "none"]
+TeacherName = Literal["learned", "zero-shot", "none"]
 """Who is distilled from; always in full precision."""
 
 DEMO_DATA = "demo:digits"
@@ -205,7 +205,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
     prompts: bool = True
     adapter: bool = True
     class_residual: bool = True
-    teacher: Teacher | None = None
+    teacher: TeacherName | None = None
     distillation: float | None = None
     kl_temperature: float = 1.0
     context_init: str = "a photo of a"
@@ -262,7 +262,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
             )
 
     @property
-    def taught_by(self) -> Teacher:
+    def taught_by(self) -> TeacherName:
         """Who is distilled from, with what `teacher` leaves to `distillation`."""
         return self.teacher or ("zero-shot" if self.distillation else "none")
 
@@ -321,7 +321,7 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     workers: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     memory_gib: float = 0.0
-    precision: Precision = "float32"
+    precision: FloatPrecision = "float32"
 
     def __post_init__(self) -> None:
         if not is_device_name(self.device):

@@ -10,12 +10,15 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from p4q_edge.recipe.schema import Recipe, Section
+from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import read_bounded
 
 MAX_RECIPE_BYTES = 1 << 20
 _SHOWN = 60
-_PATHS = ("train", "calibration", "test", "unlabelled")
+_PATHS = ("train", "calibration", "test", "unlabelled", "class_prompts")
+_PATHS_OR_WORDS = ("class_names", "templates")
+"""A path where they are a text."""
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -61,8 +64,8 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
         return str((folder / value).resolve())
 
     data = recipe.data
-    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in (*_PATHS, "class_prompts")}
-    for name in ("class_names", "templates"):
+    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in _PATHS}
+    for name in _PATHS_OR_WORDS:
         value = getattr(data, name)
         changes[name] = absolute(value) if isinstance(value, str) else value
     model = recipe.model
@@ -71,6 +74,28 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
     elif model.pretrained.endswith((".pt", ".pth", ".bin", ".safetensors")):
         model = msgspec.structs.replace(model, pretrained=absolute(model.pretrained))
     return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, **changes), model=model)
+
+
+def without_folders(recipe: Recipe, *, model: str, pretrained: str) -> Recipe:
+    """Return the recipe with the names of local files but not where they lay, nor where it ran.
+
+    Args:
+        recipe: with paths that `anchor` made absolute.
+        model: what the model is called elsewhere.
+        pretrained: the same of its weights.
+    """
+    values = {name: getattr(recipe.data, name) for name in (*_PATHS, *_PATHS_OR_WORDS)}
+    names = {name: Path(value).name for name, value in values.items() if isinstance(value, str)}
+    return msgspec.structs.replace(
+        recipe.anywhere(),
+        data=msgspec.structs.replace(recipe.data, **names),
+        model=msgspec.structs.replace(recipe.model, name=model, pretrained=pretrained),
+    )
+
+
+def to_document(recipe: Recipe) -> RecipeDocument:
+    """Return the recipe as bundles and documents tell it."""
+    return msgspec.convert(msgspec.to_builtins(recipe), RecipeDocument)
 
 
 def on_device(recipe: Recipe, device: str) -> Recipe:

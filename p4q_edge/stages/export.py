@@ -15,8 +15,17 @@ from p4q_edge.data import pixels
 from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.models import CPU, Adapter, FoldedClassifier, device_of, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
-from p4q_edge.recipe import to_toml
-from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, GraphParity, LearnedImage, Manifest, Precision
+from p4q_edge.recipe import to_document, to_toml, without_folders
+from p4q_edge.runtime.artifacts import (
+    Bundle,
+    DataIndex,
+    Golden,
+    GraphParity,
+    LearnedImage,
+    Manifest,
+    Precision,
+    RecipeDocument,
+)
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
 from p4q_edge.runtime.progress import task
@@ -53,7 +62,7 @@ _MODULES = (
     *("export", "record_results", "cross_validation"),
 )
 EXPORT = StageCode(
-    modules=tuple(f"p4q_edge.stages.{name}" for name in _MODULES),
+    modules=(*(f"p4q_edge.stages.{name}" for name in _MODULES), "p4q_edge.recipe.toml"),
     rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.graph", "p4q_edge.models"),
     libraries=(*LIBRARIES, "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
 )
@@ -244,15 +253,11 @@ def _head_adapter(adapter: Adapter) -> heads.HeadAdapter:
     )
 
 
-def portable_recipe(learned: Learned) -> dict[str, object]:
-    """The recipe for the manifest, with the names of local files but not where they lay, nor where it ran."""
-    document: dict[str, dict[str, object]] = msgspec.to_builtins(learned.prepared.source.recipe.anywhere())
-    info = learned.prepared.source.model.info
-    document["model"] |= {"name": info.name, "pretrained": info.pretrained}
-    for key in ("train", "calibration", "test", "class_names", "templates", "class_prompts"):
-        value = document["data"][key]
-        document["data"][key] = Path(value).name if isinstance(value, str) else value
-    return {**document}
+def portable_recipe(learned: Learned) -> RecipeDocument:
+    """The recipe for the manifest, without where its files lay and where it ran."""
+    source = learned.prepared.source
+    info = source.model.info
+    return to_document(without_folders(source.recipe, model=info.name, pretrained=info.pretrained))
 
 
 def data_index(learned: Learned) -> DataIndex:

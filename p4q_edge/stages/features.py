@@ -110,7 +110,7 @@ def store_features(views: TrainViews, towers: Sequence[Tower], team: Team = ALON
     todo = [ranges[first] for first in sorted(ranges)]
     missing = sum(len(shard) for shard in todo)
     if missing < len(views.images):
-        logger.info("features: %d of %d images are there already", len(views.images) - missing, len(views.images))
+        logger.info("features: %d of %d images are stored already", len(views.images) - missing, len(views.images))
     found = _encoded(views, wanted, todo[team.dealt])
     first = next(found, None)
     team.after_first(lambda: _store(first))  # that of the first process begins the files

@@ -21,11 +21,16 @@ def public_names(source: str) -> Iterator[str]:
             names = [node.name]
         elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
             names = [ast.unparse(node.target)]
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
-            names = [ast.unparse(target) for target in node.targets if ast.unparse(target).istitle()]
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp):
+            names = [name for target in node.targets if is_type(name := ast.unparse(target))]
         else:
             continue
         yield from (name for name in names if not name.startswith("_"))
+
+
+def is_type(name: str) -> bool:
+    """Whether a name is written as those of types are."""
+    return name[:1].isupper() and not name.isupper() and name.isidentifier()
 
 
 def with_two_meanings(modules: Mapping[str, str]) -> dict[str, list[str]]:

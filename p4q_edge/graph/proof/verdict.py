@@ -21,9 +21,9 @@ from p4q_edge.graph.proof.bypass import without_activation_grids
 from p4q_edge.graph.proof.conv_layers import ConvRecord, record_convolutions, wrong_convolutions
 from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, record_layers, wrong_layers
 from p4q_edge.graph.proof.noise import (
+    GraphOutputs,
     ModuleRuns,
     Noise,
-    Outputs,
     difference,
     run_module,
     run_quantized,
@@ -59,7 +59,7 @@ class FloatRuns:
         half: likewise in FP16.
     """
 
-    reference: Outputs
+    reference: GraphOutputs
     sums: Mapping[str, float]
     half: Mapping[str, float]
 
@@ -97,7 +97,7 @@ def folded_linears(model: nn.Module, candidates: Sequence[CandidateGraph]) -> fr
     return frozenset(paths)
 
 
-def _relative(reference: Outputs, found: Outputs) -> dict[str, float]:
+def _relative(reference: GraphOutputs, found: GraphOutputs) -> dict[str, float]:
     """Return the largest relative difference of a row by output; infinite where it is not finite."""
     changes = {
         name: float(np.max(np.linalg.norm(found[name] - rows, axis=1) / np.linalg.norm(rows, axis=1)))
@@ -138,7 +138,7 @@ def conv_problem(records: Mapping[str, ConvRecord], candidate: CandidateGraph) -
     return f"{len(wrong)} of its convolutions differ from the module's, first {path}: {problem}"
 
 
-def noise_problem(reference: Outputs, found: Outputs, noise: Noise) -> str | None:
+def noise_problem(reference: GraphOutputs, found: GraphOutputs, noise: Noise) -> str | None:
     """Return how outputs differ beyond the noise of the module's own roundings, or None."""
     losses = difference(reference, found, logit_scale=1.0)
     for name in reference:

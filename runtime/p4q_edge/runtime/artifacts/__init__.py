@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         quantized_parts,
         width_label,
     )
+    from p4q_edge.runtime.artifacts.recipe_document import RecipeDocument
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest
     from p4q_edge.runtime.artifacts.rtx_options import RtxOptions
     from p4q_edge.runtime.artifacts.signature import (
@@ -150,6 +151,7 @@ __all__ = [
     "PlanMachine",
     "PlanRow",
     "Precision",
+    "RecipeDocument",
     "RecordedResults",
     "RtxBuild",
     "RtxMachine",
@@ -312,6 +314,7 @@ if not TYPE_CHECKING:
                 "quantized_parts",
                 "width_label",
             ),
+            "recipe_document": ("RecipeDocument",),
             "recorded_results": (
                 "RecordedResults",
                 "pixel_digest",

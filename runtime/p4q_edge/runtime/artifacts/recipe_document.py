@@ -16,12 +16,12 @@ class ModelChoices(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str | UnsetType = UNSET
     pretrained: str | UnsetType = UNSET
-    quick_gelu: bool | None | UnsetType = UNSET
-    image_size: int | None | UnsetType = UNSET
-    mean: tuple[float, float, float] | None | UnsetType = UNSET
-    std: tuple[float, float, float] | None | UnsetType = UNSET
-    interpolation: str | None | UnsetType = UNSET
-    resize_mode: str | None | UnsetType = UNSET
+    quick_gelu: bool | UnsetType | None = UNSET
+    image_size: int | UnsetType | None = UNSET
+    mean: tuple[float, float, float] | UnsetType | None = UNSET
+    std: tuple[float, float, float] | UnsetType | None = UNSET
+    interpolation: str | UnsetType | None = UNSET
+    resize_mode: str | UnsetType | None = UNSET
     license: str | UnsetType = UNSET
 
 
@@ -45,7 +45,7 @@ class QuantizationChoices(msgspec.Struct, frozen=True, kw_only=True):
 
     weight_bits: int | UnsetType = UNSET
     activation_bits: int | UnsetType = UNSET
-    attention_bits: int | None | UnsetType = UNSET
+    attention_bits: int | UnsetType | None = UNSET
     quantize_attention: bool | UnsetType = UNSET
     adapter_bits: int | UnsetType = UNSET
     observer: str | UnsetType = UNSET
@@ -54,7 +54,7 @@ class QuantizationChoices(msgspec.Struct, frozen=True, kw_only=True):
     activation_gain: bool | UnsetType = UNSET
     fold_norm: bool | UnsetType = UNSET
     fold_value: bool | UnsetType = UNSET
-    rotation: bool | None | UnsetType = UNSET
+    rotation: bool | UnsetType | None = UNSET
     fold_strength: float | UnsetType = UNSET
     headroom: float | UnsetType = UNSET
     bias_correction: bool | UnsetType = UNSET
@@ -65,8 +65,8 @@ class QuantizationChoices(msgspec.Struct, frozen=True, kw_only=True):
     depthwise: bool | UnsetType = UNSET
     stem: bool | UnsetType = UNSET
     keep_float: tuple[str, ...] | UnsetType = UNSET
-    max_cosine_loss: float | None | UnsetType = UNSET
-    max_top1_drop: float | None | UnsetType = UNSET
+    max_cosine_loss: float | UnsetType | None = UNSET
+    max_top1_drop: float | UnsetType | None = UNSET
     text: bool | UnsetType = UNSET
     calibration_images: int | UnsetType = UNSET
 
@@ -77,8 +77,8 @@ class LearnChoices(msgspec.Struct, frozen=True, kw_only=True):
     prompts: bool | UnsetType = UNSET
     adapter: bool | UnsetType = UNSET
     class_residual: bool | UnsetType = UNSET
-    teacher: str | None | UnsetType = UNSET
-    distillation: float | None | UnsetType = UNSET
+    teacher: str | UnsetType | None = UNSET
+    distillation: float | UnsetType | None = UNSET
     kl_temperature: float | UnsetType = UNSET
     context_init: str | UnsetType = UNSET
     num_context_tokens: int | UnsetType = UNSET
@@ -111,7 +111,7 @@ class ExportChoices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ComputeChoices(msgspec.Struct, frozen=True, kw_only=True):
-    """[compute] of a recipe; a bundle tells only the precision, as the rest changes no result."""
+    """[compute] of a recipe; in a bundle all but the precision is at its default, since it changes no result."""
 
     device: str | UnsetType = UNSET
     workers: int | str | UnsetType = UNSET

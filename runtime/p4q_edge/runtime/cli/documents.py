@@ -7,11 +7,10 @@ what they write with these; `tools/write_schema_docs.py` writes the page from he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import Calibration, GoldenResult, Precision
+from p4q_edge.runtime.artifacts import Calibration, GoldenResult, Precision, RecipeDocument
 from p4q_edge.runtime.benchmark import Measured
 from p4q_edge.runtime.builders import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import BackendName
@@ -101,9 +100,9 @@ class RecipeBuildDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
 
 class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A resolved recipe, by section."""
+    """A resolved recipe."""
 
-    recipe: dict[str, Any]
+    recipe: RecipeDocument
 
 
 class ClassScore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

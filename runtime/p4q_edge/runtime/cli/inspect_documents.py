@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from p4q_edge.runtime.artifacts import (
@@ -22,6 +20,7 @@ from p4q_edge.runtime.artifacts import (
     PlanInspection,
     PlanMachine,
     Precision,
+    RecipeDocument,
     RtxMachine,
     RtxOptions,
     TensorRTOptions,
@@ -63,7 +62,7 @@ class BundleDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     members: dict[str, Member]
     versions: dict[str, str]
     seed: int
-    recipe: dict[str, Any]
+    recipe: RecipeDocument
     data_index: DataIndex
     parity: dict[str, float]
     narrowest_bits: int | None

@@ -46,7 +46,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.requests < 1 or self.body_bytes < 1:
-            raise UsageError("a server needs room for at least one request, and a request for at least one byte.")
+            raise UsageError("a server must handle at least one request, and a request must hold at least one byte.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,8 +78,9 @@ def read_bounded(path: Path, *, limit_bytes: int, kind: str) -> bytes:
         ) from error
     if max(size, len(data)) > limit_bytes:
         raise InputError(
-            f"{path} has {max(size, len(data))} bytes; a {kind} has at most {limit_bytes}. Check that this is the "
-            "right file."
+            f"expected at most {limit_bytes} bytes in the {kind} {path}, got {max(size, len(data))}. Check that this "
+            "is "
+            "the right file."
         )
     return data
 

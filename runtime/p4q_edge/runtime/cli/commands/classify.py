@@ -75,18 +75,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=5, help="classes in each answer (default: %(default)s)")
     parser.add_argument(
-        "--threshold", type=float, help="least score of a known answer (default: as fitted for the head)"
+        "--threshold", type=float, help="lowest score of a known answer (default: as fitted for the head)"
     )
     parser.add_argument("--head", help="head to use instead of the built-in one: a name, or a file (.safetensors)")
     add_placement(parser)
     add_backend(parser)
-    parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster, not exactly")
+    parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster and less exactly")
     parser.add_argument(
         "--orient",
         action=argparse.BooleanOptionalAction,
         help="turn images as their EXIF orientation says, or leave them (default: as the card says)",
     )
-    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
+    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 even if some images could not be used")
     parser.add_argument(
         "--trusted-key",
         type=Path,
@@ -109,7 +109,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotate", type=Path, metavar="FILM", help="of a film or camera: write it with the answers drawn into it"
     )
-    parser.add_argument("--max-fps", type=float, help="of a film or camera: most frames a second")
+    parser.add_argument("--max-fps", type=float, help="of a film or camera: at most this many frames per second")
     parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
@@ -223,7 +223,7 @@ def _film(request: ClassifyRequest) -> int | str | None:
             )
         return None
     if len(request.images) > 1:
-        raise UsageError("one film, stream or camera at a time; classify the others for themselves.")
+        raise UsageError("one film, stream or camera at a time; classify the others separately.")
     if request.sort_into or request.embeddings:
         raise UsageError("--sort-into and --embeddings are for images, and this is a film. Leave them out.")
     return found[0]

@@ -126,12 +126,12 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unknown", type=Path, help="folder of images that show none of the classes")
     about = "bundle of the engine, whose images that were learned from are left out (default: the one beside it)"
     add_bundle(parser, "--bundle", about=about)
-    parser.add_argument("--accuracy", type=float, help="least accuracy of accepted answers (default: 0.95)")
+    parser.add_argument("--accuracy", type=float, help="lowest accuracy of accepted answers (default: 0.95)")
     parser.add_argument("--per-class", action="store_true", default=None, help="fit a threshold for each class")
     parser.add_argument(
         "--max-unknown",
         type=float,
-        help="most of the labelled images whose answers thresholds may make unknown (default: 0.5)",
+        help="largest share of the labelled images that thresholds may leave unknown (default: 0.5)",
     )
     parser.add_argument("--apply", action="store_true", help="write what is better; a terminal is asked first")
 

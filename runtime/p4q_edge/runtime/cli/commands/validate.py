@@ -45,8 +45,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_trials(parser)
     parser.add_argument("--bench", type=Path, help="show this document of `p4q-edge bench ENGINE -o FILE` as well")
-    parser.add_argument("--limit", type=int, default=0, help="use at most N images, drawn with the seed")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=0, help="use at most N images, sampled with the seed")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --limit (default: %(default)s)")
     parser.add_argument(
         "--device",

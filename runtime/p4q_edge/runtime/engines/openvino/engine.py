@@ -197,7 +197,7 @@ class OpenVINOEngine:
             try:
                 return library.import_compiled(kept, self._options)
             except library.ERRORS as error:
-                logger.info("%s cannot be read, and is made again: %s", path, library.one_line(error))
+                logger.info("%s cannot be read, and is rebuilt: %s", path, library.one_line(error))
         data = self._source.model()
         check_model(data, name=self._name)
         made = library.compile_model(data, self._options, batch=batch, name=self._name)

@@ -88,7 +88,7 @@ def compile_options(remainder: Remainder, *, threads: int | None) -> dict[str, A
     }
 
 
-def read_model(model: bytes, *, name: str) -> Any:
+def convert_model(model: bytes, *, name: str) -> Any:
     """Return OpenVINO's form of an ONNX model of this project.
 
     Raises:
@@ -117,7 +117,7 @@ def compile_model(model: bytes, options: Mapping[str, Any], *, batch: int, name:
     Raises:
         CorruptArtifactError, IncompatibleEngineError: see `read`.
     """
-    opened = read_model(model, name=name)
+    opened = convert_model(model, name=name)
     try:
         shape = [batch, *(side.get_length() for side in list(opened.inputs[0].get_partial_shape())[1:])]
         opened.reshape({"image": shape})
