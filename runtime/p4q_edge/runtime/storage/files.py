@@ -147,6 +147,11 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
 
 
+def is_read_only(folder: Path) -> bool:
+    """Return whether a folder is there and no file can be made in it, as on a medium that is mounted so."""
+    return folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders of writers that were killed."""
     with os.scandir(folder) as entries:

@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--data", help="labelled images: a folder of class folders; default: the recipe's test images")
-    about = "bundle (.p4q), recipe (.toml) or run folder; default: those beside the engine"
+    about = (
+        "bundle (.p4q), recipe (.toml) or run folder; of a bundle and a run folder that lie together the other is found "
+        "too (default: those beside the engine)"
+    )
     add_bundle(parser, "--reference", about=about)
     parser.add_argument(
         "--max-top1-drop",
@@ -124,12 +127,12 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
 
 
 def _run(request: ValidateRequest, output: Output) -> int:
-    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, run_validation, write_reports
+    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, report_paths, run_validation, write_reports
 
     if request.reference is not None:
         request = replace(request, reference=local_bundle(request.reference))
     renderers, reference = dict(RENDERERS), _torch_reference(request)
-    paths = tuple(dict.fromkeys((default_report(request.engine), *request.reports)))
+    paths = report_paths(request)
     if reference is not None and any(path.suffix == ".html" for path in paths):
         renderers[".html"] = toolkit_function(PAGE_FUNCTION, missing=NEEDS_TOOLKIT)()
     check_report_paths(paths, renderers, force=output.force)
