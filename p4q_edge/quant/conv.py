@@ -41,12 +41,6 @@ class Observed(nn.Module):
         self.channel_range = ChannelRange()
         self.histogram: MagnitudeHistogram | None = None
 
-    @property
-    def one_sided(self) -> bool:
-        """Whether no value below zero was seen: half of a signed grid is then unused."""
-        low, _ = self.channel_range.require()
-        return bool((low >= 0).all())
-
     def observe_range(self, x: Tensor) -> None:
         """First pass."""
         x = x.detach()

@@ -15,6 +15,7 @@ from p4q_edge.runtime.benchmark import Measured
 from p4q_edge.runtime.builders import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.classification import Fit, TeachReport
+from p4q_edge.runtime.cli.board_report import BoardStep
 from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument, EmbedDocument, SearchDocument
 from p4q_edge.runtime.cli.inspect_documents import (
     BundleDocument,
@@ -214,24 +215,6 @@ class LicencesDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     learned_from: int | None
     exported_with: dict[str, str]
     packages: tuple[PackageLicence, ...]
-
-
-class BoardStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One command of a report of a board.
-
-    Attributes:
-        name: its file in the archive, without suffix.
-        command: as it would be typed.
-        exit_code: null where it was not run.
-        seconds: how long it took.
-        note: why it was not run.
-    """
-
-    name: str
-    command: str
-    exit_code: int | None
-    seconds: float
-    note: str = ""
 
 
 class BoardReportDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -124,11 +124,6 @@ class Session:
         """The batch size that the context is set to; 0 before the first run."""
         return self._batch
 
-    @property
-    def has_graph(self) -> bool:
-        """Whether the next run of the same batch size launches a captured graph."""
-        return self._graph is not None
-
     def run(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Return all outputs of images (N, 3, H, W) uint8; N is within the profile. The GPU must be current."""
         self._prepare(image)
