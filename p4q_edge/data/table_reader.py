@@ -1,4 +1,4 @@
-"""Labelled images that a table names (``.csv``, ``.tsv``, ``.parquet``: path and label), and saved `datasets`."""
+"""Labelled images that a table names (`.csv`, `.tsv`, `.parquet`: path and label), and saved `datasets`."""
 
 import csv
 import errno
@@ -155,7 +155,7 @@ class _ArrowImages:
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote."""
+    """Return whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote."""
     return (path / STATE_FILE).is_file() and (path / INFO_FILE).is_file()
 
 
@@ -242,7 +242,7 @@ def _kinds(schema: Any) -> list[Any]:
 
 
 def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:
-    """The images of rows: where the row stands, its path and its label."""
+    """Return the images of rows: where the row stands, its path and its label."""
     places: dict[Path, str] = {}
     words: list[str] = []
     for place, *named in rows:

@@ -141,7 +141,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
 
 
 def compare_linears(bundle: Bundle | None, classifier: FoldedClassifier) -> tuple[GateResult, ...]:
-    """Whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
+    """Return whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
     if bundle is None:
         return ()
     # Imported here: it needs onnx, and the parser of this command should not.

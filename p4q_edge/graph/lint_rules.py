@@ -182,7 +182,7 @@ def _placement(subject: LintedModel) -> Iterator[Violation]:
 
 
 def _adds_to_convolution(addition: ir.Node) -> bool:
-    """Whether one side is restored from INT8, and the other the result of a convolution in high precision."""
+    """Return whether one side is restored from INT8, and the other the result of a convolution in high precision."""
     others = [value.producer() for value in addition.inputs if value is not None and not _is_restored(value)]
     return len(others) == 1 and others[0] is not None and _is_convolution(others[0])
 

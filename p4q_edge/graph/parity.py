@@ -40,7 +40,7 @@ def run_in_onnxruntime(model: bytes, images: NDArray[np.uint8], *, optimized: bo
 def compare_outputs(reference: GraphOutputs, candidate: GraphOutputs) -> dict[str, float]:
     """Return the least cosine of each output over the images, and the share of equal top-1 answers.
 
-    Keys are ``cosine_<output>`` and ``top1_agreement``. A NaN anywhere gives a NaN cosine.
+    Keys are `cosine_<output>` and `top1_agreement`. A NaN anywhere gives a NaN cosine.
     """
     parity = {f"cosine_{name}": _least_cosine(array, candidate[name]) for name, array in reference.items()}
     same = reference["logits"].argmax(axis=1) == candidate["logits"].argmax(axis=1)

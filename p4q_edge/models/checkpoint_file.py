@@ -53,7 +53,7 @@ def plain_checkpoint(path: str) -> Iterator[tuple[str, State]]:
 
 
 def read_checkpoint(path: str) -> Mapping[str, Any]:
-    """What a file of weights holds, still wrapped as its program did.
+    """Return what a file of weights holds, still wrapped as its program did.
 
     Raises:
         InputError: the file is damaged, or needs to be executed.
@@ -78,7 +78,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
 
 
 def unwrap(found: Mapping[str, Any], *, path: str) -> State:
-    """The weights of the one model in what a program saved, under the names of open_clip.
+    """Return the weights of the one model in what a program saved, under the names of open_clip.
 
     Raises:
         InputError: no weights, or those of several models; the message names the keys or prefixes and the line that

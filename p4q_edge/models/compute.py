@@ -32,7 +32,7 @@ class MemoryMeter(Protocol):
         """Begin to watch a batch."""
 
     def fits_twice(self) -> bool:
-        """Whether a batch of twice the images of the watched one fits."""
+        """Return whether a batch of twice the images of the watched one fits."""
 
 
 class CudaMemory:
@@ -96,7 +96,7 @@ ON_CPU = Compute()
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name, ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a GPU where there is one.
+    """Return the device of a name, `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is a GPU where there is one.
 
     From here on, float32 is multiplied as such on it: TF32, which torch allows convolutions by itself, would move
     values to other points of the integer grids than on a CPU.
@@ -134,7 +134,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def devices_in_words(count: int) -> str:
-    """What `choose_device` can be asked for on a machine with this number of GPUs."""
+    """Return what `choose_device` can be asked for on a machine with this number of GPUs."""
     names = ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count))]
     hint = "" if count or torch.version.cuda else " (this PyTorch is built for CPUs only)"
     return ", ".join(names) + hint

@@ -53,7 +53,7 @@ class LoadedModel:
 
     Attributes:
         clip: open_clip's module, float32, no gradients.
-        tokenizer: maps a list of strings to int64 ``(texts, context_length)``.
+        tokenizer: maps a list of strings to int64 `(texts, context_length)`.
         preprocess: resizing and normalization of the image side.
         info: name, licence and digest, as the bundle's manifest carries them.
         logit_scale: exponentiated scale of the logits.
@@ -70,7 +70,7 @@ class LoadedModel:
     compute: Compute = ON_CPU
 
     def on(self, compute: Compute) -> "LoadedModel":
-        """The same model, its weights moved to a device."""
+        """Return the same model, its weights moved to a device."""
         return replace(self, clip=self.clip.to(compute.device), compute=compute)
 
 
@@ -85,8 +85,8 @@ def load_model(
     """Load an open_clip model.
 
     Args:
-        name: a name of ``open_clip.list_models()``, ``hf-hub:org/repo`` or ``local-dir:path``.
-        pretrained: with a plain name: a pretrained tag, or the path of a ``.pt`` or ``.safetensors`` checkpoint.
+        name: a name of `open_clip.list_models()`, `hf-hub:org/repo` or `local-dir:path`.
+        pretrained: with a plain name: a pretrained tag, or the path of a `.pt` or `.safetensors` checkpoint.
         quick_gelu: the activation of the checkpoint; None follows the tag's own record.
         licence: overrides the licence string found with the weights.
         keys: what the recipe says about the images that the weights were trained with.
@@ -288,7 +288,7 @@ def _portable(reference: str) -> str:
 
 
 def to_batch(images: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
-    """uint8 ``(N, 3, H, W)`` to the normalized float32 batch that the float model takes."""
+    """Turn uint8 `(N, 3, H, W)` into the normalized float32 batch that the float model takes."""
     mean = torch.tensor(spec.mean, device=images.device).view(3, 1, 1)
     std = torch.tensor(spec.std, device=images.device).view(3, 1, 1)
     return (images.float() / 255.0 - mean) / std

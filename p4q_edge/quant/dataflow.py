@@ -73,7 +73,7 @@ class Flow:
 
 @torch.no_grad()
 def trace_flow(model: nn.Module, sample: Tensor) -> Flow:
-    """Trace `model` on a batch ``(N, 3, H, W)`` of at least two images; its phases run as they are set."""
+    """Trace `model` on a batch `(N, 3, H, W)` of at least two images; its phases run as they are set."""
     with warnings.catch_warnings():
         # torch 2.10 and 2.11 copy what they have deprecated themselves.
         warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
@@ -121,7 +121,7 @@ def readers(node: Node) -> list[Node]:
 
 
 def is_pointwise(node: Node) -> bool:
-    """Whether a node is an activation function."""
+    """Return whether a node is an activation function."""
     return str(node.target) in _POINTWISE
 
 

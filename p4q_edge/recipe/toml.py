@@ -99,7 +99,7 @@ def to_document(recipe: Recipe) -> RecipeDocument:
 
 
 def on_device(recipe: Recipe, device: str) -> Recipe:
-    """The same recipe computed on another device, `auto`, `cpu`, `cuda` or `cuda:N`.
+    """Return the same recipe computed on another device, `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         UsageError: that names no device.
@@ -112,7 +112,7 @@ def on_device(recipe: Recipe, device: str) -> Recipe:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The resolved recipe as TOML text; reading it back gives the same recipe."""
+    """Return the resolved recipe as TOML text; reading it back gives the same recipe."""
     document: dict[str, Any] = msgspec.to_builtins(recipe)
     lines = [f"{key} = {_toml_value(value)}" for key, value in document.items() if not isinstance(value, dict)]
     for name, section in document.items():
@@ -130,7 +130,7 @@ def _toml_value(value: object) -> str:
 
 
 def _expected(message: str) -> str:
-    """The choices of the key that msgspec found another value of, which it does not name itself; else nothing."""
+    """Return the choices of the key of which msgspec found another value, as it does not name them; else nothing."""
     found = re.search(r"Invalid enum value .* - at `\$\.([\w.]+)`", message)
     if found is None:
         return ""
@@ -141,7 +141,7 @@ def _expected(message: str) -> str:
 
 
 def _choices(kind: Any) -> Iterator[object]:
-    """What a type takes, in words: the values of its Literals, and the names of its other parts."""
+    """Yield what a type takes, in words: the values of its Literals, and the names of its other parts."""
     if get_origin(kind) is Literal:
         yield from get_args(kind)
     elif parts := get_args(kind):

@@ -136,7 +136,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
 
 
 def on_cpu(classifier: FoldedClassifier) -> FoldedClassifier:
-    """The classifier on the CPU, where graphs are traced and golden samples made; a copy where it lies elsewhere."""
+    """Return the classifier on the CPU, where graphs and golden samples are made; a copy where it lies elsewhere."""
     return classifier if device_of(classifier) == CPU else copy.deepcopy(classifier).to(CPU)
 
 
@@ -162,7 +162,7 @@ def _record_results(learned: Learned, graphs: ExportedGraphs) -> tuple[DataIndex
 
 
 def precision_of(learned: Learned) -> Precision:
-    """What is quantized, and whether these widths are executed or carried on 8-bit kernels."""
+    """Return what is quantized, and whether these widths are executed or carried on 8-bit kernels."""
     section = learned.prepared.source.recipe.quantization
     scheme = section.scheme()
     executed = scheme.execution == "executed" and section.adapter_bits == 8
@@ -182,7 +182,7 @@ def precision_of(learned: Learned) -> Precision:
 
 
 def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
-    """Share of the image tower's multiply-accumulates that is quantized, with or without its convolutions."""
+    """Return the quantized share of the image tower's multiply-accumulates, with or without its convolutions."""
     source = learned.prepared.source
     image = to_batch(
         pixels(source.split.measured.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
@@ -192,12 +192,12 @@ def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
 
 
 def golden_images(learned: Learned) -> Tensor:
-    """The samples that prove an engine where it runs, uint8 ``(n, 3, H, W)``."""
+    """Return the samples that prove an engine where it runs, uint8 `(n, 3, H, W)`."""
     return spread_images(learned, learned.prepared.source.recipe.export.golden_samples)
 
 
 def spread_images(learned: Learned, count: int) -> Tensor:
-    """At most `count` of the images that ranges are measured on, spread over the classes, uint8 ``(n, 3, H, W)``."""
+    """At most `count` of the images that ranges are measured on, spread over the classes, uint8 `(n, 3, H, W)`."""
     images = learned.prepared.source.split.measured
     count = min(count, len(images))
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
@@ -205,7 +205,7 @@ def spread_images(learned: Learned, count: int) -> Tensor:
 
 
 def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
-    """What the fake-quantized and the float classifier compute on the golden images."""
+    """Return what the fake-quantized and the float classifier compute on the golden images."""
     logits, embedding, features = run_folded(classifier, images, phase=Phase.QUANTIZED)
     float_logits, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
     on_cpu = {}
@@ -225,7 +225,7 @@ def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
 
 @torch.no_grad()
 def make_head(learned: Learned) -> heads.Head:
-    """The learned head by itself, for any engine of the same encoder."""
+    """Return the learned head by itself, for any engine of the same encoder."""
     classifier = learned.classifier
     return heads.Head(
         class_names=learned.prepared.source.class_names,
@@ -254,14 +254,14 @@ def _head_adapter(adapter: Adapter) -> heads.HeadAdapter:
 
 
 def portable_recipe(learned: Learned) -> RecipeDocument:
-    """The recipe for the manifest, without where its files lay and where it ran."""
+    """Return the recipe for the manifest, without where its files lay and where it ran."""
     source = learned.prepared.source
     info = source.model.info
     return to_document(without_folders(source.recipe, model=info.name, pretrained=info.pretrained))
 
 
 def data_index(learned: Learned) -> DataIndex:
-    """Which images were learned from: names and digests in label order, and how many were left for testing.
+    """Return which images were learned from: names and digests in label order, and how many were left for testing.
 
     With it what the data calls the classes, where the recipe gave other names for them, the first hand-written prompt
     of each class, and the size of the image tower in full precision.

@@ -10,7 +10,7 @@ _POINTWISE = frozenset(
 
 
 def is_token_wise(node: ir.Node) -> bool:
-    """Whether each output row (the last axis) depends on nothing but the same row of the inputs and constants."""
+    """Return whether each output row (the last axis) depends on just the same row of the inputs and on constants."""
     if node.op_type in _POINTWISE:
         return True
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
@@ -24,7 +24,7 @@ def is_token_wise(node: ir.Node) -> bool:
 
 
 def is_weight(value: ir.Value) -> bool:
-    """Whether `value` is a constant matrix, stored as it is or as integers."""
+    """Return whether `value` is a constant matrix, stored as it is or as integers."""
     producer = value.producer()
     while producer is not None and producer.op_type in {"DequantizeLinear", "Cast"}:
         value = input_of(producer, 0)
@@ -34,7 +34,7 @@ def is_weight(value: ir.Value) -> bool:
 
 
 def is_constant(value: ir.Value) -> bool:
-    """Whether `value` is known when the graph is built."""
+    """Return whether `value` is known when the graph is built."""
     return constant(value) is not None or is_weight(value)
 
 

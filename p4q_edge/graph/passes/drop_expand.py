@@ -42,7 +42,7 @@ def _broadcasts(user: ir.Node, index: int, expanded: ir.Value) -> bool:
 
 
 def _is_one_copy(source: ir.Value, expanded: ir.Value) -> bool:
-    """Whether `expanded` repeats a constant over the batch and nothing but products sees how often."""
+    """Return whether `expanded` repeats a constant over the batch and nothing but products sees how often."""
     array = constant(source)
     if array is None or expanded.shape is None or array.ndim != len(expanded.shape) or array.shape[0] != 1:
         return False

@@ -13,7 +13,7 @@ _CUBIC = 0.044715
 
 
 class GeluInParts(GraphPass):
-    """Replace Gelu, which came with opset 20, by ``0.5 x (1 + erf(x / sqrt(2)))`` or by its tanh approximation.
+    """Replace Gelu, which came with opset 20, by `0.5 x (1 + erf(x / sqrt(2)))` or by its tanh approximation.
 
     NVIDIA's compiler makes the same kernel of both forms; older parsers know the parts only.
 

@@ -138,7 +138,7 @@ def _selects_token(gather: ir.Node) -> bool:
 
 
 def _can_move(value: ir.Value) -> bool:
-    """Whether only the Gather needs `value`, and each of its rows comes from the same row of its inputs."""
+    """Return whether only the Gather needs `value`, and each of its rows comes from the same row of its inputs."""
     node = value.producer()
     if node is None or only_user(value) is None or not is_token_wise(node) or not data_inputs(node):
         return False

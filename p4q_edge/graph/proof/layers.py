@@ -144,7 +144,7 @@ class GraphLayers:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerRecord:
-    """What one linear of the fake-quantized module got and gave: ``(rows, in)`` and ``(rows, out)`` float32."""
+    """What one linear of the fake-quantized module got and gave: `(rows, in)` and `(rows, out)` float32."""
 
     linear: QuantLinear
     x: Tensor
@@ -204,7 +204,7 @@ def _problem(layers: GraphLayers, layer: Layer, record: LayerRecord) -> str | No
 
 
 def differing_attentions(model: nn.Module, graph: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the operands, as ``<path>.<name>``, that a graph does not hold on the grid of the module's attention."""
+    """Return the operands, as `<path>.<name>`, that a graph does not hold on the grid of the module's attention."""
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     grids = {grid_of(node): node.input[1] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
     expected = {

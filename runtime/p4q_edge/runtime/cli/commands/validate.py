@@ -29,8 +29,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--data", help="labelled images: a folder of class folders; default: the recipe's test images")
     about = (
-        "bundle (.p4q), recipe (.toml) or run folder; of a bundle and a run folder that lie together the other is found "
-        "too (default: those beside the engine)"
+        "bundle (.p4q), recipe (.toml) or run folder; of a bundle and a run folder that lie together the other is "
+        "found too (default: those beside the engine)"
     )
     add_bundle(parser, "--reference", about=about)
     parser.add_argument(
