@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from wheels import FETCH_S
 
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")
@@ -44,3 +45,13 @@ def module_of(name: str, source: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def environment_of(repository: Path, *, cuda: str) -> dict[str, str]:
+    """Return the environment of a process with NVIDIA's compiler for a CUDA; skip the test where it cannot be had."""
+    toolchain = module_of("compile_check_toolchain", repository / "tools" / "compile_check" / "toolchain.py")
+    try:
+        environment: dict[str, str] = toolchain.find_toolchain(cuda=cuda).environment()
+    except toolchain.ToolchainError as error:
+        pytest.skip(f"contract: {error}")
+    return environment

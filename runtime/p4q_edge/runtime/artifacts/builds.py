@@ -155,6 +155,7 @@ class RtxMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         compute_capability: of the GPUs that it is for: `8.6,8.9`, or `8.0+` for all from one on.
         precision: flavour of the engine.
         batches: smallest, tuned and largest batch.
+        gpu: on which it was measured; empty where it was only compiled.
     """
 
     tensorrt_rtx: str
@@ -163,6 +164,7 @@ class RtxMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     precision: PlanFlavour
     batches: str
     optimization_level: str
+    gpu: str = ""
 
 
 class PlanRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
+from p4q_edge.runtime.choices import PlanPrecision, Prefer
 from p4q_edge.runtime.errors import UsageError
 
 
@@ -19,6 +20,13 @@ class RtxOptions:
     """Batch that the engine is tuned for."""
     max_batch: int = 8
     """Largest batch that the engine accepts."""
+    precision: PlanPrecision = "auto"
+    """`auto` builds INT8 and FP16, measures them and keeps the better one where a GPU is here that the engine is for;
+    elsewhere it builds INT8 and says so."""
+    prefer: Prefer = "speed"
+    """What `auto` means by better: `speed`, or `size` of the engine."""
+    min_cosine: float | None = None
+    """Accuracy gate of what is measured, as that of `TensorRTOptions`."""
     optimization_level: int = 3
     """0 builds fastest, 5 searches longest."""
     capabilities: tuple[str, ...] = ()
@@ -41,7 +49,9 @@ class RtxOptions:
             min_batch=self.min_batch,
             opt_batch=self.opt_batch,
             max_batch=self.max_batch,
-            precision="int8",
+            precision=self.precision,
+            prefer=self.prefer,
+            min_cosine=self.min_cosine,
             optimization_level=self.optimization_level,
             timing_cache=False,
         )

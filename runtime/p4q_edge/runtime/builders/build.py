@@ -17,6 +17,7 @@ from p4q_edge.runtime.artifacts import (
     Card,
     Golden,
     MeasuredGolden,
+    PlanChoice,
     Precision,
     RtxBuild,
     RtxOptions,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from p4q_edge.runtime.builders.tensorrt.contest import Contest
     from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress
 
 logger = logging.getLogger(__name__)
@@ -210,18 +212,16 @@ def _build_tensorrt(
     build = TensorRTBuild(
         built_with=plan.built_with,
         options=options.tensorrt or TensorRTOptions(),
-        inspection=plan.inspection,
+        inspection=plan.contest.inspection,
     )
     card = card_of(bundle, build)
     card = msgspec.structs.replace(
         card,
         engine_sha256=plan.sha256,
         engine_size_bytes=plan.size_bytes,
-        precision=_of_flavour(card.precision, plan.choice.kept),
         noise=bundle.manifest.parity.noise.get("fp16"),
-        golden=base64.b64encode(plan.golden.to_bytes()).decode("ascii"),
     )
-    card = _compared(card, plan.outputs, plan.golden, engine=engine)
+    card = _with_contest(card, plan.contest, engine=engine)
     try:
         _require_writable(engine, force=force)
         write_deployment(engine, card, {"": plan.plan})
@@ -230,13 +230,26 @@ def _build_tensorrt(
     return card
 
 
+def _with_contest(card: Card, contest: Contest, *, engine: Path) -> Card:
+    """Return the card of the plan that a contest on this GPU kept: its precision, its samples and what it gave."""
+    card = msgspec.structs.replace(
+        card,
+        precision=_of_flavour(card.precision, contest.choice.kept),
+        golden=base64.b64encode(contest.golden.to_bytes()).decode("ascii"),
+    )
+    return _compared(card, contest.outputs, contest.golden, engine=engine)
+
+
 def _build_rtx(
     bundle: Bundle, engine: Path, *, force: bool, options: RtxOptions, progress: ShowProgress | None
 ) -> Card:
     refuse_unsound(bundle, "fp16", engine=engine)
     from p4q_edge.runtime.builders.tensorrt.rtx import build_rtx
 
-    built = build_rtx(bundle.model("fp16"), engine=engine, options=options, force=force, progress=progress)
+    gated = replace(options, min_cosine=_gated(options.as_tensorrt(), bundle).min_cosine)
+    built = build_rtx(
+        bundle.model("fp16"), engine=engine, options=gated, golden=bundle.read(GOLDEN), force=force, progress=progress
+    )
     card = card_of(bundle, RtxBuild(built_with=built.built_with, options=options, inspection=built.inspection))
     card = msgspec.structs.replace(
         card,
@@ -244,17 +257,33 @@ def _build_rtx(
         engine_size_bytes=built.plan.stat().st_size,
         noise=bundle.manifest.parity.noise.get("fp16"),
     )
+    if built.contest is not None:
+        card = _with_contest(card, built.contest, engine=engine)
     try:
         _require_writable(engine, force=force)
         write_deployment(engine, card, {"": built.plan})
     finally:
         built.plan.unlink(missing_ok=True)
-    logger.warning(
-        "%s is experimental: no engine of this kind ran on an RTX GPU yet, and NVIDIA promises INT8 of weights only "
-        "there. It was not run here; the first load on an RTX GPU proves it on its golden samples, or refuses it",
-        engine,
-    )
+    _say_what_is_known(engine, built.inspection.choice, built.built_with.gpu)
     return card
+
+
+def _say_what_is_known(engine: Path, choice: PlanChoice | None, gpu: str) -> None:
+    """Log that an engine of TensorRT for RTX is experimental, and how it came to its precision."""
+    reason = "" if choice is None else choice.reason
+    if gpu:
+        known = f"On {gpu} it passed its golden samples; kept {choice and choice.kept}: {reason}"
+    else:
+        known = (
+            f"It was not run here ({reason}); the first load on an RTX GPU proves it on its golden samples, or refuses "
+            "it. Built on a machine with that GPU it is timed against FP16"
+        )
+    logger.warning(
+        "%s is experimental: its authors ran no engine of this kind on an RTX GPU, and NVIDIA promises INT8 of weights "
+        "only there. %s",
+        engine,
+        known,
+    )
 
 
 def _of_flavour(precision: Precision, kept: str) -> Precision:
@@ -320,7 +349,8 @@ def describe_build(
     if chosen == "tensorrt-rtx":
         from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx
 
-        return describe_rtx(len(opened.model("fp16")), engine=engine, options=options.rtx or RtxOptions())
+        rtx, convolutions = options.rtx or RtxOptions(), opened.manifest.precision.quantized_convolutions > 0
+        return describe_rtx(len(opened.model("fp16")), engine=engine, options=rtx, convolutions=convolutions)
     if kind == "fp16":
         _require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder

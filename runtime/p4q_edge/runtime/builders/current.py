@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RTX_BINDINGS = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
 BUILD = StageCode(
     rooms=("p4q_edge.runtime.builders",),
-    libraries=("p4q-edge-runtime", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings"),
+    libraries=("p4q-edge-runtime", "numpy", "onnxruntime", "openvino", "tensorrt", *RTX_BINDINGS),
 )
 
 

@@ -81,6 +81,7 @@ class RtxDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         exists: whether the engine is there already.
         plans: what would be built.
+        keeps: which of them, and why there is only one.
         compute_capabilities: of the GPUs that it would be for.
         model_bytes: size of the graph with its weights.
         tensorrt_rtx: version of the library.
@@ -90,7 +91,8 @@ class RtxDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     exists: bool
     backend: str = "tensorrt-rtx"
     experimental: bool = True
-    plans: tuple[PlanFlavour, ...] = ("int8",)
+    plans: tuple[PlanFlavour, ...]
+    keeps: str
     batches: BatchProfile
     compute_capabilities: tuple[str, ...]
     optimization_level: int

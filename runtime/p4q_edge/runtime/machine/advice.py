@@ -23,7 +23,8 @@ HOW_TO_INSTALL = (
 
 INSTALL_RTX = (
     "Run: pip install './runtime[tensorrt-rtx]' in a checkout (Linux on x86_64), which installs "
-    "tensorrt-rtx-cu13-bindings and tensorrt-rtx-cu13-libs 1.7.1.116."
+    "tensorrt-rtx-cu13-bindings and tensorrt-rtx-cu13-libs 1.7.1.116; with a driver for CUDA 12 "
+    "'./runtime[tensorrt-rtx-cu12]'."
 )
 
 FIRST_WITH_ORIN = (10, 16)

@@ -168,6 +168,8 @@ def deepstream_config(engine: str, *, max_batch: int) -> dict[str, Value]:
                 "tensor_order": Word("TENSOR_ORDER_LINEAR"),
                 "tensor_name": IMAGE,
                 "maintain_aspect_ratio": 0,
+                # The engine takes pixels as they are.
+                "normalize": {"scale_factor": 1},
             },
             "postprocess": {"labelfile_path": f"{engine}/{LABELS_FILE}", "classification": {}},
         },

@@ -63,8 +63,8 @@ from p4q_edge.runtime.serving.python_models import {kind} as TritonPythonModel  
 
 
 _DEEPSTREAM = """# For DeepStream's nvinferserver, started in this folder.
-# NOT RUN by its authors, and read by no program of NVIDIA's. DeepStream scales frames in its own way, not as the model
-# was learned with: compare with `p4q-edge classify` before you trust it.
+# NOT RUN by its authors: its fields are published ones of DeepStream 9.2, and that is all they know. DeepStream scales
+# frames in its own way, not as the model was learned with: compare with `p4q-edge classify` before you trust it.
 """
 
 

@@ -31,4 +31,5 @@ def desktop_device(rtx: RtxDouble, tiny_bundle: Path, monkeypatch: pytest.Monkey
     """A desktop with TensorRT for RTX."""
     answer_as(rtx, read_bundle(tiny_bundle).golden())
     monkeypatch.setattr(rtx_builder, "run_worker", run_worker_here)
+    monkeypatch.setattr(tensorrt_noregret, "ROUNDS", Rounds(warmup=1, minimum=5, maximum=5, seconds=0))
     return rtx

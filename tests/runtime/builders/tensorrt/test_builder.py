@@ -103,16 +103,16 @@ def test_faster_int8_is_kept_with_the_bundles_golden_samples(tmp_path: Path, gol
     with caplog.at_level("INFO"):
         result = _build(tmp_path, golden, worker)
     assert [request.get("flavour", request["action"]) for request in worker.requests] == ["int8", "fp16", "measure"]
-    assert result.choice.kept == "int8"
+    assert result.contest.choice.kept == "int8"
     assert result.plan.read_bytes() == b"the int8 plan"
     assert result.sha256 == sha256_bytes(b"the int8 plan")
     assert result.size_bytes == 13
     assert result.built_with.precision == "int8"
-    assert result.inspection.gemms == {"int8": 48}
-    assert set(result.inspection.rows) == {"int8", "fp16"}
-    assert result.inspection.build_seconds == {"int8": 60.0, "fp16": 60.0}
-    assert result.inspection.ratio == result.inspection.ratios["int8"]
-    np.testing.assert_array_equal(result.golden.embedding, golden.embedding)
+    assert result.contest.inspection.gemms == {"int8": 48}
+    assert set(result.contest.inspection.rows) == {"int8", "fp16"}
+    assert result.contest.inspection.build_seconds == {"int8": 60.0, "fp16": 60.0}
+    assert result.contest.inspection.ratio == result.contest.inspection.ratios["int8"]
+    np.testing.assert_array_equal(result.contest.golden.embedding, golden.embedding)
     assert _files(tmp_path) == [result.plan.name, "timing-trt10.3.0-sm87-orin.cache"]
     assert result.plan.name.startswith(".out.plan."), "it takes its place together with its card"
     assert (result.plan.parent / "timing-trt10.3.0-sm87-orin.cache").read_bytes() == b"after fp16"
@@ -122,26 +122,26 @@ def test_faster_int8_is_kept_with_the_bundles_golden_samples(tmp_path: Path, gol
 def test_slower_int8_gives_way_to_fp16_which_is_later_checked_against_itself(tmp_path: Path, golden: Golden) -> None:
     worker = FakeWorker(golden, speedup=0.9)
     result = _build(tmp_path, golden, worker)
-    assert result.choice.kept == "fp16"
+    assert result.contest.choice.kept == "fp16"
     assert result.plan.read_bytes() == b"the fp16 plan"
-    np.testing.assert_array_equal(result.golden.embedding, worker.outputs["fp16"]["embedding"])
-    np.testing.assert_array_equal(result.golden.float_embedding, golden.float_embedding)
-    np.testing.assert_array_equal(result.outputs["logits"], worker.outputs["fp16"]["logits"])
+    np.testing.assert_array_equal(result.contest.golden.embedding, worker.outputs["fp16"]["embedding"])
+    np.testing.assert_array_equal(result.contest.golden.float_embedding, golden.float_embedding)
+    np.testing.assert_array_equal(result.contest.outputs["logits"], worker.outputs["fp16"]["logits"])
 
 
 def test_one_precision_on_request_is_measured_too(tmp_path: Path, golden: Golden) -> None:
     worker = FakeWorker(golden)
     result = _build(tmp_path, golden, worker, precision="fp16")
     assert [request.get("flavour", request["action"]) for request in worker.requests] == ["fp16", "measure"]
-    assert result.choice.reason == "the only plan that was asked for"
+    assert result.contest.choice.reason == "the only plan that was asked for"
 
 
 def test_wrong_int8_is_not_kept_however_fast(tmp_path: Path, golden: Golden) -> None:
     worker = FakeWorker(golden, speedup=3.0)
     worker.cosine["int8"] = 0.5
     result = _build(tmp_path, golden, worker)
-    assert result.choice.kept == "fp16"
-    assert "int8 fails its gate" in result.choice.reason
+    assert result.contest.choice.kept == "fp16"
+    assert "int8 fails its gate" in result.contest.choice.reason
 
 
 def test_two_wrong_plans_leave_nothing(tmp_path: Path, golden: Golden) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from p4q_edge.runtime.builders.tensorrt.compilation import Job, prepare_compilation
 from p4q_edge.runtime.builders.tensorrt.inspection import summarize_inspection
 from p4q_edge.runtime.builders.tensorrt.kernel_list import MARK, read_kernel_list
-from p4q_edge.runtime.engines.tensorrt import RTX, known_capabilities, make_logger, platform_name
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.engines.cuda import open_cuda
+from p4q_edge.runtime.engines.tensorrt import RTX, covers_gpu, known_capabilities, make_logger, platform_name
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import atomic_write
 
 DEFAULT = "8.0+"
@@ -72,6 +74,22 @@ def set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> No
         config.num_compute_capabilities = len(capabilities)
     for index, name in enumerate(capabilities):
         config.set_compute_capability(known[name], index)
+
+
+def find_gpu(trt: Any, capabilities: tuple[str, ...]) -> dict[str, str]:
+    """Return the GPU that is here and that an engine for these capabilities runs on.
+
+    Returns:
+        `gpu`, its name, "" where there is none, and `missing`: then why.
+    """
+    try:
+        facts = open_cuda().facts
+    except EnvironmentNotAbleError as error:
+        return {"gpu": "", "missing": advice.without_doctor(str(error))}
+    here, built = facts.compute_capability, ",".join(capabilities) or DEFAULT
+    if here in known_capabilities(trt) and covers_gpu(built, here):
+        return {"gpu": facts.name, "missing": ""}
+    return {"gpu": "", "missing": f"{facts.name} (compute capability {here}) is none of the GPUs that it is for"}
 
 
 def _tensors(network: Any) -> list[dict[str, str]]:

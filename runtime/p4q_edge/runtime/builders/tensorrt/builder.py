@@ -6,37 +6,26 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import (
-    Golden,
-    PlanChoice,
-    PlanInspection,
-    PlanMachine,
-    PlanRow,
-    TensorRTOptions,
-    read_golden,
-)
+from p4q_edge.runtime.artifacts import PlanMachine, TensorRTOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, TensorRTDryRun
+from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
 from p4q_edge.runtime.builders.tensorrt.options import (
     TIMING_CACHES,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,
 )
-from p4q_edge.runtime.builders.tensorrt.precision_choice import choose, gate_problem, golden_of, table
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
-from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
 from p4q_edge.runtime.machine import advice
-from p4q_edge.runtime.statistics import Estimate
-from p4q_edge.runtime.storage import load_tensors, remove_leftovers, require_writable, sha256_file, temporary_path
+from p4q_edge.runtime.storage import remove_leftovers, require_writable, sha256_file, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +39,14 @@ class PlanResult:
         sha256: its digest.
         size_bytes: its size.
         built_with: versions, GPU, platform and how it was built.
-        inspection: what the plan runs and what was measured.
-        choice: which was kept, and why.
-        golden: the samples that the kept plan is checked with when it is loaded. For INT8 they are the bundle's. FP16
-            does not quantize activations and differs from that reference for the better, so it is checked against
-            what it computed here, after it passed its own gate.
-        outputs: what the kept plan computed on the golden images.
+        contest: what was measured, and what was chosen by it.
     """
 
     plan: Path
     sha256: str
     size_bytes: int
     built_with: PlanMachine
-    inspection: PlanInspection
-    choice: PlanChoice
-    golden: Golden
-    outputs: Mapping[str, Any]
+    contest: Contest
 
 
 def build_plan(
@@ -102,25 +83,21 @@ def build_plan(
             flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
             for flavour in options.flavours(convolutions=bool(samples.on_cpu))
         }
-        rows, ratios = _measure(folder, tuple(built), samples, options=options)
-        version = next(iter(built.values()))["built_with"]["tensorrt"]
-        choice = choose(rows, ratios, prefer=options.prefer, doubt=advice.wrong_transformers(version))
-        logger.info("%s", table(rows, choice))
-        outputs, _ = load_tensors((folder / f"{choice.kept}.safetensors").read_bytes(), source="the plan's outputs")
+        doubt = advice.wrong_transformers(next(iter(built.values()))["built_with"]["tensorrt"])
+        plans = Contestants(folder=folder, built=built, samples=samples, doubt=doubt)
+        contest = hold_contest(plans, options, run_worker)
+        kept = contest.choice.kept
         require_writable(engine, force=force)
         plan = temporary_path(engine)
-        (folder / f"{choice.kept}.plan").replace(plan)
+        (folder / f"{kept}.plan").replace(plan)
         for cache in folder.glob(TIMING_CACHES):
             cache.replace(engine.with_name(cache.name))
     return PlanResult(
         plan=plan,
         sha256=sha256_file(plan),
         size_bytes=plan.stat().st_size,
-        built_with=msgspec.convert(built[choice.kept]["built_with"], PlanMachine),
-        inspection=_inspection(built, rows, ratios, choice),
-        choice=choice,
-        golden=_as_reference(samples, outputs) if choice.kept == "fp16" else golden_of(choice.kept, samples),
-        outputs=outputs,
+        built_with=msgspec.convert(built[kept]["built_with"], PlanMachine),
+        contest=contest,
     )
 
 
@@ -137,46 +114,6 @@ def _build(
         "engine": str(engine),
     }
     return run_worker(request, task=f"{flavour.upper()} plan", progress=progress)
-
-
-def _measure(
-    folder: Path, flavours: tuple[PlanFlavour, ...], samples: Golden, *, options: TensorRTOptions
-) -> tuple[dict[PlanFlavour, PlanRow], dict[PlanFlavour, Estimate]]:
-    """Return the measured plans by precision, and how much faster each is than FP16 where that was built too."""
-    request = {
-        "action": "measure",
-        "options": asdict(options),
-        "plans": {flavour: str(folder / f"{flavour}.plan") for flavour in flavours},
-        "golden": str(folder / "golden.safetensors"),
-    }
-    measured = run_worker(request, task="measuring")
-    rows: dict[PlanFlavour, PlanRow] = {
-        row["precision"]: PlanRow(**row, problem=gate_problem(row, samples, min_cosine=options.accuracy_gate))
-        for row in measured["rows"].values()
-    }
-    return rows, msgspec.convert(measured["ratios"], dict[PlanFlavour, Estimate])
-
-
-def _inspection(
-    built: Mapping[PlanFlavour, Mapping[str, Any]],
-    rows: dict[PlanFlavour, PlanRow],
-    ratios: dict[PlanFlavour, Estimate],
-    choice: PlanChoice,
-) -> PlanInspection:
-    """Return what the card records of the kept plan's kernels and of the measurement that chose it."""
-    return msgspec.structs.replace(
-        msgspec.convert(built[choice.kept]["inspection"], PlanInspection),
-        rows=rows,
-        choice=choice,
-        ratio=ratios.get("int8"),
-        ratios=ratios,
-        build_seconds={flavour: result["seconds"] for flavour, result in built.items()},
-    )
-
-
-def _as_reference(samples: Golden, outputs: Mapping[str, Any]) -> Golden:
-    """Return golden samples whose reference is what an accepted plan computed."""
-    return replace(samples, **{name: outputs[name] for name in ("features", "embedding", "logits")}, on_cpu={})
 
 
 def describe_plan(

@@ -16,7 +16,7 @@ import numpy as np
 from p4q_edge.runtime.artifacts import Golden, PlanChoice, PlanRow, read_golden
 from p4q_edge.runtime.choices import PlanFlavour, Prefer
 from p4q_edge.runtime.engines.cuda import Cuda
-from p4q_edge.runtime.engines.tensorrt import TensorRTEngine
+from p4q_edge.runtime.engines.tensorrt import TENSORRT, Library, TensorRTEngine
 from p4q_edge.runtime.errors import QualityGateError
 from p4q_edge.runtime.statistics import Estimate, Rounds, measure_interleaved, paired_ratio, summarize
 from p4q_edge.runtime.storage import save_tensors
@@ -27,7 +27,9 @@ NAMES: dict[PlanFlavour, str] = {"int8": "INT8", "int8-linears": "INT8 in linear
 _SEED = 0  # of the bootstrap; fixed so that a build says the same twice
 
 
-def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Path, batch: int) -> dict[str, Any]:
+def measure_plans(
+    trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Path, batch: int, library: Library = TENSORRT
+) -> dict[str, Any]:
     """Run every plan on the golden images and time them interleaved, with the batch they are tuned for and with one.
 
     Args:
@@ -36,6 +38,7 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
         plans: precision to plan file.
         golden: the golden samples (safetensors); each plan's outputs are written beside, `<precision>.safetensors`.
         batch: images of a timed run; the golden images are repeated to fill it.
+        library: that built them.
 
     Returns:
         `rows` (flavour to the fields of `PlanRow` but `problem`), and `ratios`: FP16 time over that of each other plan
@@ -46,7 +49,7 @@ def measure_plans(trt: Any, cuda: Cuda, plans: Mapping[str, Path], *, golden: Pa
         engines = {}
         outputs = {}
         for name, path in plans.items():
-            engine = TensorRTEngine.from_plan(trt, cuda, path.read_bytes(), name=f"the {name} plan")
+            engine = TensorRTEngine.from_plan(trt, cuda, path.read_bytes(), name=f"the {name} plan", library=library)
             stack.callback(engine.close)
             engines[name] = engine
             outputs[name] = run_golden(engine, samples)

@@ -1,4 +1,4 @@
-"""From an ONNX model to an engine of TensorRT for RTX, in a child process, on any machine.
+"""From an ONNX model to an engine of TensorRT for RTX, in child processes, on any machine.
 
 Experimental: these engines were compiled, and their kernels read, on machines without a GPU; none was run on an RTX
 GPU. NVIDIA's support matrix names INT8 as weight-only there (INT8 WoQ GEMM), while the compiler does make products of
@@ -7,88 +7,170 @@ INT8 with INT8.
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import PlanInspection, RtxMachine, RtxOptions
+from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, RtxMachine, RtxOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
+from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
+from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.storage import remove_leftovers, require_writable, temporary_path
 
-logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RtxResult:
-    """A compiled engine, under a temporary name in its folder, and what its card records."""
+    """A compiled engine, under a temporary name in its folder, and what its card records.
+
+    Attributes:
+        contest: what was measured, where a GPU is here that it is for; None where it was only compiled.
+    """
 
     plan: Path
     built_with: RtxMachine
     inspection: PlanInspection
+    contest: Contest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is built: the GPU that it is measured on, or why it is not, and the flavours."""
+
+    gpu: str
+    missing: str
+    flavours: tuple[PlanFlavour, ...]
 
 
 def build_rtx(
-    model: bytes, *, engine: Path, options: RtxOptions, force: bool = False, progress: ShowProgress | None = None
+    model: bytes,
+    *,
+    engine: Path,
+    options: RtxOptions,
+    golden: bytes,
+    force: bool = False,
+    progress: ShowProgress | None = None,
 ) -> RtxResult:
-    """Compile the INT8 model ahead of time. It is not run: the golden samples prove it where it is first loaded.
+    """Compile ahead of time: INT8 and FP16, measured on a GPU that is here, or INT8 alone, which is then not run.
+
+    What is not run is proved by the golden samples where it is first loaded.
 
     Args:
         model: the complete ONNX model with FP16 remainder.
         engine: the engine to make.
         options: how.
+        golden: the samples (safetensors) that gate what is measured.
         force: replace an existing one.
         progress: is shown how far it is.
 
     Raises:
         UsageError: the engine exists and `force` is false, or the library does not compile for a capability.
-        EnvironmentNotAbleError: the library is not installed, or there is too little memory.
+        EnvironmentNotAbleError: the library is not installed, there is too little memory, or FP16 was asked for and no
+            GPU is here that could prove it.
         ArtifactError: the library refuses the model.
+        QualityGateError: nothing that was measured computes what the reference computes.
     """
     require_writable(engine, force=force)
+    samples = read_golden(golden, source="the golden samples of the bundle")
+    plan = _planned(options, convolutions=bool(samples.on_cpu))
     engine.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(engine.parent)
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f".p4q-build.{os.getpid()}-", suffix=".tmp") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model)
-        request = {
-            "action": "build-ahead",
-            "options": asdict(options.as_tensorrt()),
-            "capabilities": options.capabilities,
-            "flavour": "int8",
-            "model": str(folder / "model.onnx"),
-            "plan": str(folder / "int8.plan"),
-            "engine": str(engine),
+        (folder / "golden.safetensors").write_bytes(golden)
+        built = {
+            flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
+            for flavour in plan.flavours
         }
-        built = run_worker(request, task="INT8 engine for RTX", progress=progress)
+        contest = None
+        if plan.gpu:
+            contestants = Contestants(folder=folder, built=built, samples=samples, action="measure-ahead")
+            contest = hold_contest(contestants, options.as_tensorrt(), run_worker)
+        kept = "int8" if contest is None else contest.choice.kept
         require_writable(engine, force=force)
-        plan = temporary_path(engine)
-        (folder / "int8.plan").replace(plan)
-    inspection = {**built["inspection"], "build_seconds": {"int8": built["seconds"]}}
+        path = temporary_path(engine)
+        (folder / f"{kept}.plan").replace(path)
     return RtxResult(
-        plan=plan,
-        built_with=msgspec.convert(built["built_with"], RtxMachine),
-        inspection=msgspec.convert(inspection, PlanInspection),
+        plan=path,
+        built_with=msgspec.convert({**built[kept]["built_with"], "gpu": plan.gpu}, RtxMachine),
+        inspection=_unmeasured(built["int8"], plan.missing) if contest is None else contest.inspection,
+        contest=contest,
     )
 
 
-def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions) -> RtxDryRun:
+def _planned(options: RtxOptions, *, convolutions: bool) -> _Plan:
+    """Return what is built here.
+
+    Raises:
+        EnvironmentNotAbleError: FP16 was asked for, and there is no GPU that could prove it.
+    """
+    if options.precision == "int8":
+        return _Plan(gpu="", missing="", flavours=("int8",))
+    request = {"action": "find-gpu", "options": asdict(options.as_tensorrt()), "capabilities": options.capabilities}
+    found = run_worker(request, task="looking for a GPU")
+    if found["gpu"]:
+        flavours = options.as_tensorrt().flavours(convolutions=convolutions)
+        return _Plan(gpu=found["gpu"], missing="", flavours=flavours)
+    if options.precision == "fp16":
+        raise EnvironmentNotAbleError(
+            f"an FP16 engine is proved by what it computes on its GPU when it is built, and {found['missing']}. Build "
+            "it there, or leave out --precision fp16 for an INT8 engine, which is proved where it is loaded."
+        )
+    return _Plan(gpu="", missing=found["missing"], flavours=("int8",))
+
+
+def _build(
+    folder: Path, flavour: str, *, engine: Path, options: RtxOptions, progress: ShowProgress | None
+) -> dict[str, Any]:
+    """Return the worker's result for one engine, which is then in `folder`."""
+    request = {
+        "action": "build-ahead",
+        "options": asdict(options.as_tensorrt()),
+        "capabilities": options.capabilities,
+        "flavour": flavour,
+        "model": str(folder / "model.onnx"),
+        "plan": str(folder / f"{flavour}.plan"),
+        "engine": str(engine),
+    }
+    return run_worker(request, task=f"{flavour.upper()} engine for RTX", progress=progress)
+
+
+def _unmeasured(built: Mapping[str, Any], missing: str) -> PlanInspection:
+    """Return what the card records of an INT8 engine that was only compiled."""
+    why = f"not measured, and FP16 not built: {missing}" if missing else "the only one that was asked for; not measured"
+    return msgspec.structs.replace(
+        msgspec.convert(built["inspection"], PlanInspection),
+        choice=PlanChoice(kept="int8", reason=why),
+        build_seconds={"int8": built["seconds"]},
+    )
+
+
+def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions, convolutions: bool = False) -> RtxDryRun:
     """Return what `build_rtx` would do, without building.
 
     Raises:
-        EnvironmentNotAbleError: the library is not installed.
+        EnvironmentNotAbleError: the library is not installed, or no GPU is here that FP16 needs.
     """
+    version = import_library(RTX).__version__
+    plan = _planned(options, convolutions=convolutions)
+    best = f"the better by {options.prefer}, measured on {plan.gpu}"
+    alone = f"{plan.flavours[0]}{f': {plan.missing}' if plan.missing else ''}"
     return RtxDryRun(
         engine=str(engine),
         exists=engine.exists(),
+        plans=plan.flavours,
+        keeps=best if len(plan.flavours) > 1 else alone,
         batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
         compute_capabilities=tuple(options.capabilities) or ("8.0+",),
         optimization_level=options.optimization_level,
         model_bytes=model_bytes,
-        tensorrt_rtx=import_library(RTX).__version__,
+        tensorrt_rtx=version,
     )

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import TensorRTOptions
-from p4q_edge.runtime.builders.tensorrt.ahead_of_time import build_ahead
+from p4q_edge.runtime.builders.tensorrt.ahead_of_time import build_ahead, find_gpu
 from p4q_edge.runtime.builders.tensorrt.compilation import BuildCancelledError, Emit, Job, prepare_compilation
 from p4q_edge.runtime.builders.tensorrt.inspection import inspect_engine
 from p4q_edge.runtime.builders.tensorrt.network import use_timing_cache
@@ -35,6 +35,8 @@ from p4q_edge.runtime.engines.cuda import Cuda, open_cuda
 from p4q_edge.runtime.engines.tensorrt import (
     RTX,
     STRONG_TYPING_COMPLETE,
+    TENSORRT,
+    Library,
     import_library,
     import_tensorrt,
     machine_facts,
@@ -48,6 +50,8 @@ from p4q_edge.runtime.storage import atomic_write
 logger = logging.getLogger(__name__)
 
 CANCELLED = 130
+_AHEAD = frozenset({"build-ahead", "find-gpu", "measure-ahead"})
+"""Actions for TensorRT for RTX."""
 
 
 def main() -> int:
@@ -69,21 +73,8 @@ def report_events(requests: TextIO, events: TextIO, *, cancelled: Callable[[], b
     request = json.loads(requests.readline())
     options = TensorRTOptions(**request["options"])
     try:
-        if request["action"] == "build-ahead":
-            job = _job(request, options, emit, cancelled)
-            result = build_ahead(import_library(RTX), job, capabilities=tuple(request["capabilities"]))
-            emit({"event": "result", **result})
-            return 0
-        # CUDA answers before TensorRT is imported: without a driver its factories crash.
-        cuda = open_cuda(options.cuda_backend, device=options.device)
-        trt = import_tensorrt(cuda.facts)
-        with cuda.current():
-            if request["action"] == "build":
-                result = build(trt, cuda, _job(request, options, emit, cancelled))
-            else:
-                plans = {name: Path(path) for name, path in request["plans"].items()}
-                golden = Path(request["golden"])
-                result = measure_plans(trt, cuda, plans, golden=golden, batch=options.opt_batch)
+        ahead = request["action"] in _AHEAD
+        result = (_ahead_of_time if ahead else _on_this_gpu)(request, options, emit, cancelled)
         emit({"event": "result", **result})
     except BuildCancelledError:
         return CANCELLED
@@ -91,6 +82,41 @@ def report_events(requests: TextIO, events: TextIO, *, cancelled: Callable[[], b
         emit({"event": "error", "kind": type(error).__name__, "message": str(error)})
         return error.exit_code
     return 0
+
+
+def _ahead_of_time(
+    request: Mapping[str, Any], options: TensorRTOptions, emit: Emit, cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    """Carry out what TensorRT for RTX is asked for; only a measurement needs a GPU."""
+    trt = import_library(RTX)
+    if request["action"] == "build-ahead":
+        job = _job(request, options, emit, cancelled)
+        return build_ahead(trt, job, capabilities=tuple(request["capabilities"]))
+    if request["action"] == "find-gpu":
+        return dict(find_gpu(trt, tuple(request["capabilities"])))
+    return _measured(trt, open_cuda(), request, options, RTX)
+
+
+def _on_this_gpu(
+    request: Mapping[str, Any], options: TensorRTOptions, emit: Emit, cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    """Carry out what TensorRT is asked for."""
+    # CUDA answers before TensorRT is imported: without a driver its factories crash.
+    cuda = open_cuda(options.cuda_backend, device=options.device)
+    trt = import_tensorrt(cuda.facts)
+    if request["action"] == "build":
+        with cuda.current():
+            return build(trt, cuda, _job(request, options, emit, cancelled))
+    return _measured(trt, cuda, request, options, TENSORRT)
+
+
+def _measured(
+    trt: Any, cuda: Cuda, request: Mapping[str, Any], options: TensorRTOptions, library: Library
+) -> dict[str, Any]:
+    plans = {name: Path(path) for name, path in request["plans"].items()}
+    golden = Path(request["golden"])
+    with cuda.current():
+        return measure_plans(trt, cuda, plans, golden=golden, batch=options.opt_batch, library=library)
 
 
 def _job(request: Mapping[str, Any], options: TensorRTOptions, emit: Emit, cancelled: Callable[[], bool]) -> Job:

@@ -63,7 +63,9 @@ _TENSORRT_FLAGS = (
     _Flag("device", "index of the GPU", name="--gpu", metavar="N", default="{}"),
     _Flag("cuda_backend", "library that reaches CUDA", default="{}"),
 )
-_RTX_FIELDS = frozenset({"min_batch", "opt_batch", "max_batch", "optimization_level"})
+_RTX_FIELDS = frozenset(
+    {"precision", "prefer", "min_cosine", "min_batch", "opt_batch", "max_batch", "optimization_level"}
+)
 """What of these the builder of TensorRT for RTX takes too."""
 
 
@@ -129,7 +131,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop the check with the golden samples if it takes longer (default: 600)",
     )
     _add_tensorrt_arguments(parser.add_argument_group("TensorRT"))
-    rtx = parser.add_argument_group("TensorRT for RTX (experimental; also takes batches and level of TensorRT)")
+    rtx = parser.add_argument_group(
+        "TensorRT for RTX (experimental; also takes batches, level and precision of TensorRT)"
+    )
     rtx.add_argument(
         "--capability",
         action="append",

@@ -159,9 +159,10 @@ class TensorRTEngine:
         return cls(loaded, sessions=sessions, graphs=graphs)
 
     @classmethod
-    def from_plan(cls, trt: Any, cuda: Cuda, plan: bytes, *, name: str) -> TensorRTEngine:
+    def from_plan(cls, trt: Any, cuda: Cuda, plan: bytes, *, name: str, library: Library = TENSORRT) -> TensorRTEngine:
         """Serve a plan that this machine built a moment ago, before it has a card."""
-        return cls(load_plan(trt, cuda, plan, name=name, host_code=True), sessions=1)
+        host_code = library is TENSORRT
+        return cls(load_plan(trt, cuda, plan, name=name, host_code=host_code, library=library), sessions=1)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

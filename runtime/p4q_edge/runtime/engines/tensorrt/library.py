@@ -254,10 +254,14 @@ def _version_fits(built_with: Mapping[str, str], here: str, library: Library) ->
 
 
 def _gpu_fits(built_with: Mapping[str, str], here: str) -> bool:
-    """Return whether an engine was built for a GPU: `8.7`, several as `8.6,8.9`, or all from one on as `8.0+`."""
+    """Return whether an engine was built for a GPU."""
     if built_with.get("hardware_compatibility") == "ampere_plus":
         return version_tuple(here) >= (8, 0)
-    built = built_with.get("compute_capability", "")
+    return covers_gpu(built_with.get("compute_capability", ""), here)
+
+
+def covers_gpu(built: str, here: str) -> bool:
+    """Return whether compute capabilities as a card has them, `8.7`, `8.6,8.9` or `8.0+`, include that of a GPU."""
     if built.endswith("+"):
         return version_tuple(here) >= version_tuple(built[:-1])
     return here in built.split(",")
