@@ -15,13 +15,12 @@ from torch import nn
 
 from p4q_edge.graph.analysis.convolutions import differing_convolutions
 from p4q_edge.graph.analysis.linears import differing_linears, linear_nodes
-from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
+from p4q_edge.graph.parity import GraphOutputs, compare_outputs, run_in_onnxruntime
 from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
 from p4q_edge.graph.proof.bypass import without_activation_grids
 from p4q_edge.graph.proof.conv_layers import ConvRecord, record_convolutions, wrong_convolutions
 from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, record_layers, wrong_layers
 from p4q_edge.graph.proof.noise import (
-    GraphOutputs,
     ModuleRuns,
     Noise,
     difference,
