@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from test_session import forget_logging, has_gpu
 
 # Set before any library is imported: nothing is fetched while tests run.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,15 +25,10 @@ hypothesis.settings.register_profile("p4q", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("p4q")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")
-
-
-def _has_gpu() -> bool:
-    return any(Path(device).exists() for device in _GPU_DEVICES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if _has_gpu():
+    if has_gpu():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
@@ -60,18 +55,9 @@ def _own_logging() -> Iterator[None]:
 
     Before a test too: fixtures of a wider scope call it outside of any test.
     """
-    _forget_logging()
+    forget_logging()
     yield
-    _forget_logging()
-
-
-def _forget_logging() -> None:
-    logging.captureWarnings(False)
-    for name in ("p4q_edge", "py.warnings"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.NullHandler)]
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
+    forget_logging()
 
 
 @pytest.fixture(autouse=True)

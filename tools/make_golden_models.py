@@ -18,10 +18,10 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from p4q_edge.runtime.artifacts import (
-    Adapter,
     Golden,
     GraphParity,
     Head,
+    HeadAdapter,
     Manifest,
     ModelInfo,
     Precision,
@@ -46,7 +46,7 @@ def main() -> None:
     spec = PreprocessSpec(size=(SIDE, SIDE), mean=MEAN, std=STD)
     images = generator.integers(0, 256, (SAMPLES, 3, SIDE, SIDE), dtype=np.uint8)
     layers = [_Linear(3 * SIDE * SIDE, HIDDEN, generator), _Linear(HIDDEN, DIM, generator)]
-    adapter = Adapter(
+    adapter = HeadAdapter(
         down_weight=generator.normal(0, 0.3, (BOTTLENECK, DIM)).astype(np.float32),
         down_bias=generator.normal(0, 0.1, BOTTLENECK).astype(np.float32),
         up_weight=generator.normal(0, 0.3, (DIM, BOTTLENECK)).astype(np.float32),
@@ -132,14 +132,14 @@ def _forward(images: np.ndarray, layers: list[_Linear], *, quantized: bool) -> n
     return layers[1](x, quantized=quantized)
 
 
-def _head(adapter: Adapter, features: np.ndarray, generator: np.random.Generator) -> Head:
+def _head(adapter: HeadAdapter, features: np.ndarray, generator: np.random.Generator) -> Head:
     """Classes that lie near the golden images, so that the best class is clear."""
     text = features[: len(CLASS_NAMES)] + generator.normal(0, 0.1, (len(CLASS_NAMES), DIM))
     text = (text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float32)
     return Head(class_names=CLASS_NAMES, text_embedding=text, logit_scale=LOGIT_SCALE, adapter=adapter)
 
 
-def _models(layers: list[_Linear], head: Head, adapter: Adapter) -> tuple[bytes, bytes]:
+def _models(layers: list[_Linear], head: Head, adapter: HeadAdapter) -> tuple[bytes, bytes]:
     """Return a graph without its int8 weights, and the fragment that holds them."""
     nodes, constants, shared = [], {}, {}
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from p4q_edge.evaluation import reference_for
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.artifacts import Bundle
-from p4q_edge.runtime.evaluation import ValidateRequest
-from p4q_edge.runtime.evaluation import validate as validate_engine
+from p4q_edge.runtime.evaluation import ValidateRequest, run_validation
 from p4q_edge.runtime.evaluation.report import Report
 from p4q_edge.stages import Learned, Prepared, RunFiles, export_bundle, learn_stage, open_source, prepare
 
@@ -83,4 +82,4 @@ def validate(
         limit=limit,
         max_top1_drop=max_top1_drop,
     )
-    return validate_engine(request, torch_reference=reference_for).report
+    return run_validation(request, torch_reference=reference_for).report

@@ -1,6 +1,6 @@
 """The published code of P4Q as a baseline: what it computes, defects included. Only measured, never built.
 
-Written from a description of its behaviour, with none of its code. A recipe with ``method = "as-released"`` runs it
+Written from a description of its behaviour, with none of its code. A recipe with `method = "as-released"` runs it
 (`p4q-edge learn --ablate methods`). Its defects, each with a test of what follows from it:
 
 1. The context is random and never learned; what is learned is an adapter against the class embeddings it gives.
@@ -59,7 +59,7 @@ class ClampedGrid:
 
     @classmethod
     def from_range(cls, low: Tensor, high: Tensor, bits: int) -> "ClampedGrid":
-        """The grid of observed ranges, which need not include 0."""
+        """Return the grid of observed ranges, which need not include 0."""
         quant_max = 2**bits - 1
         scale = ((high - low) / quant_max).clamp(min=torch.finfo(torch.float32).eps)
         zero_point = torch.round(-low / scale).clamp(0, quant_max)
@@ -99,7 +99,7 @@ class ReleasedLayer(nn.Module):
         self.low = self.high = self.last = torch.empty(0)
 
     def take(self, weight: Tensor, bias: Tensor | None) -> "ReleasedLayer":
-        """Take over weight ``(out, in, ...)`` and bias."""
+        """Take over weight `(out, in, ...)` and bias."""
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         return self
@@ -146,10 +146,10 @@ def release_convolutions(model: nn.Module) -> list[ReleasedLayer]:
 def quantize_encoder(
     model: LoadedModel, images: Tensor, section: QuantizationSection, *, patch_bits: int = 0
 ) -> nn.Module:
-    """The image tower as the published code quantizes it.
+    """Return the image tower as the published code quantizes it.
 
     Args:
-        images: uint8 ``(N, 3, H, W)``, the labelled training images.
+        images: uint8 `(N, 3, H, W)`, the labelled training images.
         patch_bits: weight and input bits of the patch convolution; 0 leaves it in float. 4, with a section of 8
             bits, is what the published code runs as "4-4-8".
     """
@@ -168,18 +168,20 @@ def quantize_encoder(
     return encoder
 
 
-def learn_student(source: Source, features: CachedFeatures) -> Student:
-    """What the published code learns on features of `quantize_encoder`: an adapter to random class embeddings."""
+def learn_as_released(source: Source, features: CachedFeatures) -> Student:
+    """Return what the published code learns on `quantize_encoder`'s features: an adapter to random class rows."""
     scale, recipe = source.model.logit_scale, source.recipe
-    text = text_embedding(source.model, source.class_names, recipe).cpu()  # the adapter is learned there: it is small
+    text = random_text_embedding(
+        source.model, source.class_names, recipe
+    ).cpu()  # the adapter is learned there: it is small
     adapter = learn_adapter(features, text, hand_written_embeddings(source).cpu(), recipe=recipe, logit_scale=scale)
     return Student(prompts=None, adapter=adapter, hand_written=text, logit_scale=scale)
 
 
-def text_embedding(model: LoadedModel, class_names: tuple[str, ...], recipe: Recipe) -> Tensor:
-    """Class embeddings ``(classes, dim)`` normalized, by the random context that is never learned.
+def random_text_embedding(model: LoadedModel, class_names: tuple[str, ...], recipe: Recipe) -> Tensor:
+    """Return class embeddings `(classes, dim)` normalized, by the random context that is never learned.
 
-    With the recipe's ``quantization.text`` they come from a text tower that is quantized in the same way.
+    With the recipe's `quantization.text` they come from a text tower that is quantized in the same way.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     section = recipe.quantization
@@ -199,7 +201,7 @@ def text_embedding(model: LoadedModel, class_names: tuple[str, ...], recipe: Rec
 
 
 def swapped_distillation(*, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's probabilities as logits and the student's as target, ``()``.
+    """Cross-entropy with the teacher's probabilities as logits and the student's as target, `()`.
 
     It is linear in the student's probabilities, so that its minimum is one-hot on the teacher's best class.
     """
@@ -213,7 +215,7 @@ def learn_adapter(
     """Learn the adapter in float on quantized features, then quantize it.
 
     Args:
-        text: class embeddings ``(classes, dim)`` of the student.
+        text: class embeddings `(classes, dim)` of the student.
         teacher_text: of the teacher.
     """
     section, epochs = recipe.learn, recipe.learn.passes(len(features.labels))
@@ -248,7 +250,7 @@ def learn_adapter(
 
 @torch.no_grad()
 def quantize_adapter(adapter: Adapter, inputs: Tensor, bits: int, section: LearnSection) -> Adapter:
-    """Quantize a learned adapter, its grids from the features ``(N, dim)`` it was learned on."""
+    """Quantize a learned adapter, its grids from the features `(N, dim)` it was learned on."""
     layers = release_linears(adapter)
     for chunk in torch.split(inputs, section.batch_size):
         adapter(chunk)

@@ -68,7 +68,7 @@ class CalibratedEncoder:
     """A quantized image encoder.
 
     Attributes:
-        encoder: in ``Phase.QUANTIZED``.
+        encoder: in `Phase.QUANTIZED`.
         kept_float: linears, attentions and convolutions that stay in high precision.
         in_float: linears and convolutions that are there to keep a limit on the loss of accuracy.
         folded: producers whose channels were equalized.
@@ -96,7 +96,7 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     """Quantize the image tower of a model.
 
     Args:
-        images: uint8 ``(N, 3, H, W)``, labelled training images.
+        images: uint8 `(N, 3, H, W)`, labelled training images.
 
     Raises:
         InputError: no images.
@@ -156,7 +156,7 @@ def deployed_encoder(model: LoadedModel, sample: Tensor, scheme: QuantScheme) ->
     """Return the float image tower with the modules and in the basis that the scheme quantizes.
 
     Args:
-        sample: normalized pixels ``(N, 3, H, W)`` that the tower is traced with.
+        sample: normalized pixels `(N, 3, H, W)` that the tower is traced with.
     """
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     to_deployment_form(encoder, sample)
@@ -189,7 +189,7 @@ def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantSchem
 
 
 def correction_images(images: PixelSource) -> int:
-    """How many of the images correct biases: enough for a mean, few enough for memory."""
+    """Return how many of the images correct biases: enough for a mean, few enough for memory."""
     return max(8, min(CORRECTION_IMAGES, CORRECTION_PIXELS // (images.shape[-2] * images.shape[-1])))
 
 
@@ -199,7 +199,7 @@ def evenly(images: PixelSource, count: int) -> Tensor:
 
 
 def fusable_products(encoder: nn.Module, sample: Tensor) -> list[str]:
-    """Paths of the attentions whose products TensorRT fuses in INT8: of all tokens, and of sizes that it has.
+    """Return paths of the attentions whose products TensorRT fuses in INT8: of all tokens, and of sizes that it has.
 
     The fused attention of one token has no INT8 form, and is a small part of the work.
 

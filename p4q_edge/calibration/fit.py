@@ -119,7 +119,7 @@ class _LinearFit:
 
 
 def _target(linear: QuantLinear, rows: Rows) -> Tensor:
-    """What the linear should give: its float output, from the quantized model's input as far as rows are few.
+    """Return what the linear should give: its float output, from the quantized model's input as far as rows are few.
 
     With many rows the linear can make up for errors of those before it; with fewer than it has inputs it would learn
     the images by heart.

@@ -18,7 +18,7 @@ RANKED_IMAGES = 16
 RETURNS = 12
 """Largest number of layers that are tried back in integers, the most work first, once enough are in float."""
 
-Layer = QuantLinear | QuantConv2d
+FloatLayer = QuantLinear | QuantConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class Sensitivity:
         return self.gain / max(self.macs, 1)
 
 
-def quantized_layers(encoder: nn.Module) -> dict[str, Layer]:
+def quantized_layers(encoder: nn.Module) -> dict[str, FloatLayer]:
     """Return the linears and convolutions that are quantized, by path."""
-    layers: dict[str, Layer] = {**quant_linears(encoder), **quant_convs(encoder)}
+    layers: dict[str, FloatLayer] = {**quant_linears(encoder), **quant_convs(encoder)}
     return {path: layer for path, layer in layers.items() if layer.calibrated}
 
 
 @contextmanager
-def in_float(layers: Sequence[Layer]) -> Iterator[None]:
-    """Run quantized layers in float for the length of a ``with`` block."""
+def in_float(layers: Sequence[FloatLayer]) -> Iterator[None]:
+    """Run quantized layers in float for the length of a `with` block."""
     for layer in layers:
         layer.in_float = True
     try:
@@ -65,13 +65,13 @@ def drawn(batches: Batches, limit: int) -> Batches:
 
 @torch.no_grad()
 def teacher_of(reference: nn.Module, batches: Batches) -> Tensor:
-    """Normalized embeddings of the float image tower, ``(N, dim)`` float64."""
+    """Normalized embeddings of the float image tower, `(N, dim)` float64."""
     return F.normalize(encode_batches(reference, batches).double(), dim=-1)
 
 
 @torch.no_grad()
 def embedding_loss(encoder: nn.Module, teacher: Tensor, batches: Batches) -> float:
-    """One minus the mean cosine between the quantized encoder's embeddings and the `teacher`'s, ``(N, dim)``."""
+    """Return one minus the mean cosine between the quantized encoder's embeddings and the `teacher`'s, `(N, dim)`."""
     with running_in(encoder, Phase.QUANTIZED):
         embedding = F.normalize(encode_batches(encoder, batches).double(), dim=-1)
     return float(1.0 - (embedding * teacher).sum(-1).mean())

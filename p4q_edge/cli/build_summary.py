@@ -76,7 +76,7 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
 def cross_validated_rows(
     bundle: Bundle, card: Card, validated: CrossValidated, measured: _Measured
 ) -> list[SummaryRow]:
-    """The lines of the table where there is no test set; no photograph is named by what was learned from it."""
+    """Return the lines of the table where there is no test set; no photograph is named by what was learned from it."""
     float_bytes = bundle.manifest.data_index.float_bytes or 0
     label = card.precision.label
     counts = {
@@ -113,7 +113,7 @@ def _table(rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def summary_rows(bundle: Bundle, card: Card, recorded: RecordedResults, measured: _Measured) -> list[SummaryRow]:
-    """The lines of the table, all on the images that the engine was run on."""
+    """Return the lines of the table, all on the images that the engine was run on."""
     labels = recorded.label[measured.rows]
     index = bundle.manifest.data_index
     if index.float_bytes is None or not index.zero_shot:

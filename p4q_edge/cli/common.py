@@ -24,14 +24,14 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_recipe(request: RecipeRequest) -> Recipe:
-    """The recipe that was named, or ``p4q.toml`` in the current folder, or the built-in demo."""
+    """Return the recipe that was named, or `p4q.toml` in the current folder, or the built-in demo."""
     if request.zero_shot is not None:
         return _with_overrides(zero_shot_recipe(request.zero_shot, _base_recipe(request)), request)
     return _with_overrides(_named_recipe(request), request)
 
 
 def _base_recipe(request: RecipeRequest) -> Recipe | None:
-    """What a zero-shot recipe is made of; nothing where the model is named and no recipe is."""
+    """Return what a zero-shot recipe is made of; nothing where the model is named and no recipe is."""
     named = request.zero_shot is not None and request.zero_shot.model is not None
     return None if named and request.path is None else _named_recipe(request)
 

@@ -1,15 +1,14 @@
 """The functions that the toolkit lends to `p4q-edge build`: the bundle of a recipe, and the recipe itself."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from p4q_edge.cli.common import choose_recipe
 from p4q_edge.cli.preflight import check_build
 from p4q_edge.data import Split
 from p4q_edge.learning import CURVE_TABLE
-from p4q_edge.recipe import Recipe, to_toml
+from p4q_edge.recipe import Recipe, to_document, to_toml
+from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.builders import BuildRequest, RecipeRequest
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import require_writable
@@ -57,7 +56,7 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     return bundle
 
 
-def resolved_recipe(request: RecipeRequest) -> tuple[dict[str, Any], str]:
-    """Return a recipe with every key, as JSON values and as TOML."""
+def resolved_recipe(request: RecipeRequest) -> tuple[RecipeDocument, str]:
+    """Return a recipe with every key, as documents have it and as TOML."""
     recipe = choose_recipe(request)
-    return msgspec.to_builtins(recipe), to_toml(recipe)
+    return to_document(recipe), to_toml(recipe)

@@ -85,7 +85,7 @@ def _run(request: InitRequest, output: Output) -> int:
 
 
 def find_sets(photos: Path) -> tuple[Path, Path | None]:
-    """The folders to learn from and to test on: `photos` itself, or its `train` and `test`.
+    """Return the folders to learn from and to test on: `photos` itself, or its `train` and `test`.
 
     Raises:
         UsageError: `photos` is not a directory.
@@ -102,7 +102,7 @@ def find_sets(photos: Path) -> tuple[Path, Path | None]:
 
 
 def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
-    """What to type next; `build` refuses images that cannot be used and classes of one image."""
+    """Return what to type next; `build` refuses images that cannot be used and classes of one image."""
     before = []
     if unusable:
         before.append("repair or remove the files that cannot be used")
@@ -113,7 +113,7 @@ def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
 
 
 def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
-    """What to fix before learning: too few images, very unequal classes, the same image in two classes."""
+    """Return what to fix before learning: too few images, very unequal classes, the same image in two classes."""
     advice = []
     unusable = [name for name, count in counts.items() if count < MIN_IMAGES]
     few = [f"{name} ({count})" for name, count in counts.items() if MIN_IMAGES <= count < FEW_IMAGES]
@@ -125,11 +125,12 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
             f"names with a number in front go into prompts as they are; give data.class_names: {_some(numbered)}"
         )
     if few:
-        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on serve better: {_some(few)}")
+        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on work better: {_some(few)}")
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] >= UNEQUAL * counts[least]:
         advice.append(
-            f"very unequal: {most} has {counts[most]}, {least} {counts[least]}; data.shots takes equally many of each"
+            f"very unequal: {most} has {counts[most]}, {least} {counts[least]}; data.shots takes the same number of "
+            "each"
         )
     copies = find_copies(images)
     if copies:
@@ -139,7 +140,7 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
 
 
 def recipe_text(path: Path, train: Path, test: Path | None, counts: dict[str, int]) -> str:
-    """The recipe with comments; its paths are relative to its own folder where they lie below."""
+    """Return the recipe with comments; its paths are relative to its own folder where they lie below."""
     folder = path.absolute().parent
 
     def relative(other: Path) -> str:

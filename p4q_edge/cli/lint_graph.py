@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from p4q_edge.runtime.artifacts import card_path, read_bundle, read_card
-from p4q_edge.runtime.cli import LintFinding
+from p4q_edge.runtime.cli import LintRow
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 
 _REMAINDERS: tuple[Literal["fp16"], Literal["fp32"]] = ("fp16", "fp32")
 
 
-def lint_artifact(path: Path) -> list[LintFinding]:
+def lint_artifact(path: Path) -> list[LintRow]:
     """Return the broken rules of both graphs of a bundle, or of an ONNX file, each with the graph's name.
 
     Quantized attention products are a mistake unless the bundle's manifest or the engine's card tells of them.
@@ -40,7 +40,7 @@ def lint_artifact(path: Path) -> list[LintFinding]:
     except DecodeError as error:
         raise CorruptArtifactError(f"{path} is not an ONNX model: {error}. Build it again.") from error
     return [
-        LintFinding(graph=name, **asdict(finding))
+        LintRow(graph=name, **asdict(finding))
         for name, model in models.items()
         for finding in lint(model, quantized_attention=attentions > 0)
     ]

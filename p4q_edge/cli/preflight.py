@@ -45,7 +45,7 @@ def check_build(recipe: Recipe, engine: Path, *, force: bool, log_dir: Path | No
 
 
 def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
-    """What stands in the way of the files to write: other files, rights, space.
+    """Return what stands in the way of the files to write: other files, rights, space.
 
     Files of a run with the same recipe are no problem: what did not change is skipped.
     """
@@ -96,7 +96,7 @@ def check_device(recipe: Recipe) -> None:
 
 
 def _is_of(run: Path, recipe: Recipe) -> bool:
-    """Whether a run folder is of this recipe, wherever it was computed."""
+    """Return whether a run folder is of this recipe, wherever it was computed."""
     try:
         return run_recipe_of(run).anywhere() == recipe.anywhere()
     except UsageError:  # no run folder, or what it holds is no recipe of this version
@@ -104,7 +104,7 @@ def _is_of(run: Path, recipe: Recipe) -> bool:
 
 
 def model_problems(recipe: Recipe) -> list[str]:
-    """Whether the files that [model] names are there; open_clip, which knows the names, is not asked yet."""
+    """Return whether the files that [model] names are there; open_clip, which knows the names, is not asked yet."""
     section = recipe.model
     if section.name.startswith("local-dir:"):
         config = Path(section.name.removeprefix("local-dir:")) / "open_clip_config.json"

@@ -56,7 +56,7 @@ def calibrated(recipe: Recipe, folder: Path) -> "Prepared":
 
 
 def learned(recipe: Recipe, folder: Path, *, split: Split | None = None) -> "Learned":
-    """All stages up to `fold` of a recipe, by all processes that there are; `split` is what its data gave already."""
+    """Run all stages up to `fold` of a recipe in all processes that there are; `split` is what its data gave."""
     files = RunFiles(folder=folder)
     with _divided("learn", recipe, folder) as team:
         return learn_stage(prepare(open_source(recipe, split, team), files), files)
@@ -143,7 +143,7 @@ def _take_part(team: Team, work: Work) -> None:
 
 
 def _was_told(team: Team) -> bool:
-    """Whether the first process says what happened; of two it is the one that is gone."""
+    """Return whether the first process says what happened; of two it is the one that is gone."""
     end = time.monotonic() + TOLD_WITHIN_S
     while team.size > 2 and time.monotonic() < end:
         if posted(TOLD) is not None:

@@ -1,4 +1,4 @@
-"""Labelled images in one file: ``.npz`` arrays and webdataset tars."""
+"""Labelled images in one file: `.npz` arrays and webdataset tars."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ _BRACE_FORMS = "write e.g. shards-{000000..000099}.tar or {train,more}.tar"
 
 
 def read_npz(path: Path) -> ImageSet:
-    """Read uint8 ``images`` (N, H, W, 3) or (N, H, W), integer ``labels`` (N,) and ``class_names``.
+    """Read uint8 `images` (N, H, W, 3) or (N, H, W), integer `labels` (N,) and `class_names`.
 
     Raises:
         InputError: arrays are missing, pickled or of another kind.
@@ -60,12 +60,12 @@ def read_npz(path: Path) -> ImageSet:
     if class_names.ndim != 1 or class_names.dtype.kind != "U":
         raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
     if class_names.dtype.itemsize and (_letters(class_names) > sys.maxunicode).any():
-        raise InputError(f"{path}: class_names hold letters that Unicode does not have. Write the file again.")
+        raise InputError(f"{path}: class_names hold characters that Unicode does not have. Write the file again.")
     return from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
 
 
 def _letters(words: npt.NDArray[np.str_]) -> npt.NDArray[np.uint32]:
-    """The code points of an array of strings."""
+    """Return the code points of an array of strings."""
     return np.ascontiguousarray(words).view(np.dtype(words.dtype.str[0] + "u4"))
 
 
@@ -92,7 +92,7 @@ def _check_unpacked(path: Path) -> None:
 def from_arrays(
     images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], class_names: tuple[str, ...], stem: str
 ) -> ImageSet:
-    """Images that are pixels already: uint8 (N, H, W, 3) or (N, H, W)."""
+    """Return images that are pixels already: uint8 (N, H, W, 3) or (N, H, W)."""
     return ImageSet(
         names=tuple(f"{stem}[{i}]" for i in range(len(images))),
         labels=checked_labels(labels, class_names, stem),
@@ -175,7 +175,7 @@ class _TarImages:
 
 
 def read_tar(path: Path) -> ImageSet:
-    """Read a webdataset shard: ``KEY.jpg`` with ``KEY.cls`` (class index) and, optionally, ``classnames.txt``.
+    """Read a webdataset shard: `KEY.jpg` with `KEY.cls` (class index) and, optionally, `classnames.txt`.
 
     Images stay in the file until they are opened; nothing is unpacked.
 
@@ -187,7 +187,7 @@ def read_tar(path: Path) -> ImageSet:
 
 
 def read_shards(paths: Sequence[Path], *, source: str) -> ImageSet:
-    """Read webdataset shards as one set, in order; the images of several are named ``SHARD.tar/KEY``.
+    """Read webdataset shards as one set, in order; the images of several are named `SHARD.tar/KEY`.
 
     Raises:
         InputError: as of `read_tar`, or shards that name other classes.
@@ -249,7 +249,7 @@ def _scan(path: Path) -> _Shard:
 
 
 def expand_braces(source: str, *, key: str) -> list[Path]:
-    """Return the paths that ``shards-{000000..000099}.tar`` and ``{train,more}.tar`` stand for, in order.
+    """Return the paths that `shards-{000000..000099}.tar` and `{train,more}.tar` stand for, in order.
 
     Raises:
         UsageError: braces of another form, too many paths, one path twice, or files that do not exist.
@@ -261,7 +261,7 @@ def expand_braces(source: str, *, key: str) -> list[Path]:
         rest = rest[match.end() :]
     literal = "".join(part[0] for part in parts[::2]) + rest
     if "{" in literal or "}" in literal:
-        raise UsageError(f"{key}: {source} has a brace without its pair; {_BRACE_FORMS}")
+        raise UsageError(f"{key}: {source} has an unmatched brace; {_BRACE_FORMS}")
     count = math.prod(len(part) for part in parts)
     if count > MAX_SHARDS:
         raise UsageError(f"{key}: {source} names {count} files; at most {MAX_SHARDS} are read")

@@ -13,7 +13,7 @@ class Moves:
     """How each of some images is moved, drawn once for all of them: whoever applies them, in any order, sees the same.
 
     Attributes:
-        matrices: from places in the view to places in the image, ``(images, 2, 3)``.
+        matrices: from places in the view to places in the image, `(images, 2, 3)`.
     """
 
     matrices: Tensor
@@ -37,7 +37,7 @@ class Moves:
         return cls(matrices=torch.stack(rows, 1))
 
     def apply(self, batch: Tensor, *, first: int = 0) -> Tensor:
-        """The views of the images from number `first` on, uint8 ``(n, 3, H, W)`` to the same.
+        """Return the views of the images from number `first` on, uint8 `(n, 3, H, W)` to the same.
 
         Border pixels are repeated.
         """
@@ -51,5 +51,5 @@ class Moves:
 
 
 def augment(batch: Tensor, *, generator: torch.Generator, flip: bool) -> Tensor:
-    """A random small affine view of each image, uint8 ``(N, 3, H, W)`` to the same; see `Moves`."""
+    """Return a random small affine view of each image, uint8 `(N, 3, H, W)` to the same; see `Moves`."""
     return Moves.draw(len(batch), generator=generator, flip=flip).apply(batch)

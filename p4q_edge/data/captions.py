@@ -24,7 +24,7 @@ class Captions:
     Attributes:
         images: each once; their labels mean nothing.
         texts: every caption, in the order of the table.
-        image_of: the image of each caption, ``(captions,)`` int64.
+        image_of: the image of each caption, `(captions,)` int64.
     """
 
     images: ImageSet
@@ -32,7 +32,7 @@ class Captions:
     image_of: npt.NDArray[np.int64]
 
     def of_images(self, chosen: Sequence[int] | npt.NDArray[np.int64]) -> "Captions":
-        """The same of some of the images, by their sorted indices."""
+        """Return the same of some of the images, by their sorted indices."""
         place = {int(image): number for number, image in enumerate(chosen)}
         kept = [(text, place[int(i)]) for text, i in zip(self.texts, self.image_of, strict=True) if int(i) in place]
         return Captions(

@@ -45,7 +45,7 @@ class Split:
 
 
 def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) -> list[int]:
-    """Indices of up to `shots` images of each class, drawn without replacement; all of them when `shots` is 0.
+    """Return indices of up to `shots` images of each class, drawn without replacement; all of them when `shots` is 0.
 
     Args:
         images: labelled, at least two of each class.
@@ -86,7 +86,7 @@ def draw_by_class(labels: npt.NDArray[np.int64], limit: int, *, seed: int) -> np
     """Return the sorted indices of at most `limit` images, as evenly of each class as there are; 0 takes all.
 
     Args:
-        labels: class of each image, ``(images,)``.
+        labels: class of each image, `(images,)`.
         limit: how many.
         seed: of the drawing.
     """
@@ -118,7 +118,7 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
         if len(rest) == 0:
             logger.warning(
                 "all %d images are learned from and none is left to test on: accuracy is cross-validated. To measure "
-                "it on others name them with data.test",
+                "it on other images, name them with data.test",
                 len(train),
             )
             return Split(train=learned, test=train.subset([]))

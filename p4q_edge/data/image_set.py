@@ -21,7 +21,7 @@ BATCHES_AHEAD = 2
 
 
 def pixels(images: ImageSet, spec: PreprocessSpec) -> Tensor:
-    """All images as the engine takes them, uint8 ``(images, 3, H, W)``; for few, as all are held.
+    """Return all images as the engine takes them, uint8 `(images, 3, H, W)`; for few, as all are held.
 
     Raises:
         InputError: an image cannot be read; the message names it.
@@ -52,12 +52,12 @@ class ImageStream:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As of the tensor of all images, ``(images, 3, H, W)``."""
+        """As of the tensor of all images, `(images, 3, H, W)`."""
         height, width = self.spec.size
         return len(self.images), 3, height, width
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """Decode some images here and now, uint8 ``(n, 3, H, W)``; for few.
+        """Decode some images here and now, uint8 `(n, 3, H, W)`; for few.
 
         Raises:
             InputError: an image cannot be read; the message names it.
@@ -66,14 +66,14 @@ class ImageStream:
         return torch.from_numpy(_decoded(self.images, self.spec, iter(chosen), len(chosen)))
 
     def held(self) -> "Tensor | ImageStream":
-        """All images as a tensor where they need little memory, for what runs through them several times; else self."""
+        """Return all images as a tensor where they need little memory, for what runs through them often; else self."""
         count, channels, height, width = self.shape
         if count * channels * height * width > HELD_BYTES:
             return self
         return torch.cat([*tracked(self.split(CHUNK), "read images", total=-(-count // CHUNK))])
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all images in order, up to `size` at once, uint8 ``(n, 3, H, W)``.
+        """Yield all images in order, up to `size` at once, uint8 `(n, 3, H, W)`.
 
         Raises:
             InputError: an image cannot be read; the message names it.

@@ -62,7 +62,7 @@ def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | N
 
 
 def template_problems(templates: Sequence[str]) -> list[str]:
-    """What is wrong with each template that has no place for the name of a class."""
+    """Return what is wrong with each template that has no place for the name of a class."""
     return [
         f"data.templates: {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
         for template in templates
@@ -79,14 +79,14 @@ def _tried(problems: list[str], step: Callable[[], T]) -> T | None:
 
 
 def unreadable_images(images: ImageSet) -> list[str]:
-    """What is wrong with each image that cannot be decoded; of many the first few, and how many there are."""
+    """Return what is wrong with each image that cannot be decoded; of many the first few, and how many there are."""
     found = [problem for problem in _decoded(images) if problem]
     more = len(found) - SHOWN_IMAGES
     return found[:SHOWN_IMAGES] + ([f"and {more} more images cannot be read"] if more > 0 else [])
 
 
 def find_copies(images: ImageSet) -> list[tuple[str, str]]:
-    """Names of images with the same bytes in different classes."""
+    """Return names of images with the same bytes in different classes."""
     first: dict[str, int] = {}
     found = []
     for index, digest in enumerate(images.digests()):

@@ -1,4 +1,4 @@
-"""Readers of images: class folders, tables, ``.npz`` arrays, webdataset tars, the demo's digits; and of words."""
+"""Readers of images: class folders, tables, `.npz` arrays, webdataset tars, the demo's digits; and of words."""
 
 import difflib
 import logging
@@ -142,7 +142,7 @@ def read_calibration_images(source: str, *, key: str = "data.calibration") -> Im
 
 
 def class_names_of(words: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes that no folder names, in one form.
+    """Return names of classes that no folder names, in one form.
 
     Raises:
         InputError: fewer than two, an empty one, or two that are alike.
@@ -164,7 +164,7 @@ def _exists(path: Path) -> bool:
 
 
 def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
-    """Class names or templates: given in place, or one a line in a ``.txt``, or a list in a ``.json`` file.
+    """Return class names or templates: given in place, or one a line in a `.txt`, or a list in a `.json` file.
 
     Raises:
         UsageError: the file does not exist or has another suffix.
@@ -189,7 +189,7 @@ def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
 
 
 def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Prompts of each class from a ``.json`` file: ``{"class name": ["prompt", ...]}``.
+    """Return prompts of each class from a `.json` file: `{"class name": ["prompt", ...]}`.
 
     Args:
         class_names: the known classes; a prompt for another one is a mistake.

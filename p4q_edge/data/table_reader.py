@@ -1,4 +1,4 @@
-"""Labelled images that a table names (``.csv``, ``.tsv``, ``.parquet``: path and label), and saved `datasets`."""
+"""Labelled images that a table names (`.csv`, `.tsv`, `.parquet`: path and label), and saved `datasets`."""
 
 import csv
 import errno
@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 4096
 
 _T = TypeVar("_T")
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
-Row = tuple[int, list[str]]
+TableRow = tuple[int, list[str]]
 """The number of its last line, from 1, and its cells."""
 
 
@@ -155,7 +155,7 @@ class _ArrowImages:
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote."""
+    """Return whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote."""
     return (path / STATE_FILE).is_file() and (path / INFO_FILE).is_file()
 
 
@@ -245,7 +245,7 @@ def _kinds(schema: Any) -> list[Any]:
 
 
 def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:
-    """The images of rows: where the row stands, its path and its label."""
+    """Return the images of rows: where the row stands, its path and its label."""
     places: dict[Path, str] = {}
     files: list[Path] = []
     words: list[str] = []
@@ -289,7 +289,7 @@ def _is_link(path: Path) -> bool:
         return False
 
 
-def read_rows(path: Path, delimiter: str) -> list[Row]:
+def read_rows(path: Path, delimiter: str) -> list[TableRow]:
     """Return the rows of a table that are not empty.
 
     Raises:

@@ -1,6 +1,6 @@
 """The built-in demo: a small CLIP of printed glyphs, and real handwriting to adapt it to.
 
-The model (``model/``, an open_clip ``local-dir:``) was pre-trained by ``tools/train_demo_clip.py`` on glyphs
+The model (`model/`, an open_clip `local-dir:`) was pre-trained by `tools/train_demo_clip.py` on glyphs
 rendered from fonts and has never seen handwriting. The images are the 1,797 handwritten digits of
 scikit-learn, which come with that package: nothing is downloaded.
 """
@@ -50,8 +50,8 @@ def load_demo_model() -> tuple[open_clip.CLIP, dict[str, Any]]:
     """Load the shipped demo CLIP.
 
     Returns:
-        The model (float32, eval mode, on the CPU) and its ``open_clip_config.json``: ``model_cfg``,
-        ``preprocess_cfg``, ``license``, ``provenance``.
+        The model (float32, eval mode, on the CPU) and its `open_clip_config.json`: `model_cfg`,
+        `preprocess_cfg`, `license`, `provenance`.
 
     Raises:
         CorruptArtifactError: A file of the model is missing.
@@ -71,7 +71,7 @@ def load_demo_model() -> tuple[open_clip.CLIP, dict[str, Any]]:
 
 
 def demo_images() -> tuple[list[Image], NDArray[np.int64], tuple[str, ...]]:
-    """The handwritten digits of scikit-learn, white on black.
+    """Return the handwritten digits of scikit-learn, white on black.
 
     Returns:
         1,797 images (mode "L", 8 x 8, 0 to 255), their labels ((1797,) int64, 0 to 9) and the ten class names.

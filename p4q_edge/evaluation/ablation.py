@@ -46,11 +46,11 @@ class SeedData:
     """Everything of one seed that no variant changes.
 
     Attributes:
-        views: uint8 views of the labelled images by `flip`, ``(views, images, 3, H, W)``.
-        teacher: their features by the float encoder, ``(views, images, dim)``.
-        unlabelled_teacher: features of the images without labels by the float encoder, ``(images, dim)``, or None.
-        test_images: uint8 ``(images, 3, H, W)``; none where folds are scored.
-        test_labels: ``(images,)``.
+        views: uint8 views of the labelled images by `flip`, `(views, images, 3, H, W)`.
+        teacher: their features by the float encoder, `(views, images, dim)`.
+        unlabelled_teacher: features of the images without labels by the float encoder, `(images, dim)`, or None.
+        test_images: uint8 `(images, 3, H, W)`; none where folds are scored.
+        test_labels: `(images,)`.
     """
 
     source: Source
@@ -62,7 +62,7 @@ class SeedData:
 
     @property
     def labels(self) -> Tensor:
-        """Of the labelled images, ``(images,)``."""
+        """Of the labelled images, `(images,)`."""
         return torch.from_numpy(self.source.split.train.labels)
 
 
@@ -71,8 +71,8 @@ class LearnedPart:
     """Indices that are learned from, and the images that are scored.
 
     Attributes:
-        train: ``(images,)`` int64, indices of labelled images.
-        images, labels: uint8 ``(scored, 3, H, W)`` and ``(scored,)``.
+        train: `(images,)` int64, indices of labelled images.
+        images, labels: uint8 `(scored, 3, H, W)` and `(scored,)`.
     """
 
     train: Tensor
@@ -86,8 +86,8 @@ class PartFeatures:
 
     Attributes:
         learned: by `flip`.
-        scored: ``(scored, dim)``.
-        labels: ``(scored,)``.
+        scored: `(scored, dim)`.
+        labels: `(scored,)`.
     """
 
     learned: dict[bool, CachedFeatures]
@@ -129,7 +129,7 @@ def open_seed(recipe: Recipe, variants: Sequence[Variant], *, tested: bool) -> S
 
 
 def parts_of(data: SeedData, scored: Scored) -> list[LearnedPart]:
-    """All labelled images and the test images; or each fold, with the other folds to learn from."""
+    """Return all labelled images and the test images; or each fold, with the other folds to learn from."""
     everything = torch.arange(len(data.labels))
     if scored == "tested":
         return [LearnedPart(train=everything, images=data.test_images, labels=data.test_labels)]
@@ -143,7 +143,7 @@ def parts_of(data: SeedData, scored: Scored) -> list[LearnedPart]:
 
 
 def part_features(data: SeedData, part: LearnedPart, section: QuantizationSection | None) -> PartFeatures:
-    """Features by the encoder that is calibrated on the part's own training images; by the float one without section.
+    """Return features by the encoder calibrated on the part's own training images; by the float one without section.
 
     The scored images take no part in calibration, so that a lever which is fitted to the images (rounding, offsets,
     learned scales) gains nothing from having seen them.
@@ -183,27 +183,27 @@ def _unlabelled_features(data: SeedData, encoder: nn.Module) -> Unlabelled | Non
 
 
 def quantized_encoder(source: Source, images: Tensor, section: QuantizationSection) -> nn.Module:
-    """The image tower as the recipe's method quantizes it, calibrated on uint8 images ``(N, 3, H, W)``."""
+    """Return the image tower as the recipe's method quantizes it, calibrated on uint8 images `(N, 3, H, W)`."""
     if source.recipe.method == "as-released":
         return as_released.quantize_encoder(source.model, images, section)
     return calibrate_encoder(source.model, images, section.scheme()).encoder
 
 
 def learned_student(source: Source, features: CachedFeatures) -> Student:
-    """The student of the recipe and its method after learning."""
+    """Return the student of the recipe and its method after learning."""
     recipe = source.recipe
     if recipe.method == "as-released" and recipe.learn.adapter:
-        return as_released.learn_student(source, features)
+        return as_released.learn_as_released(source, features)
     return learn_student(source, features)
 
 
 def learn_section(recipe: Recipe, variant: Variant) -> LearnSection:
-    """The recipe's [learn] with the variant's changes."""
+    """Return the recipe's [learn] with the variant's changes."""
     return msgspec.structs.replace(recipe.learn, **variant.learn)
 
 
 def quantization_section(recipe: Recipe, variant: Variant) -> QuantizationSection | None:
-    """The recipe's [quantization] with the variant's changes; None where the encoder stays in full precision."""
+    """Return the recipe's [quantization] with the variant's changes; None where the encoder stays in full precision."""
     return None if variant.full_precision else msgspec.structs.replace(recipe.quantization, **variant.quantization)
 
 
@@ -224,7 +224,7 @@ def ablate(
         variants: what is compared.
         scored: on what images.
         progress: told of each figure.
-        right: gets by variant name, for each seed, which images are named rightly ``(images,)``, in one order for all.
+        right: gets by variant name, for each seed, which images are named rightly `(images,)`, in one order for all.
 
     Returns:
         By variant name: share of right answers for each seed, and the number of images of one seed.

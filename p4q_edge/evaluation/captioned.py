@@ -34,7 +34,7 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
     """
     if source is None:
         raise UsageError(
-            f"--pairs needs the text tower of the model, and no run folder {request.engine.with_suffix('.run')} tells "
+            f"--pairs needs the text tower of the model, and no run folder {request.engine.with_suffix('.run')} says "
             "which it is; name the run folder or the recipe that the engine was built from with --reference"
         )
     captions = read_captions(table)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from p4q_edge.evaluation.torch_reference import reference_for
 from p4q_edge.runtime.errors import ArtifactError, P4QEdgeError
-from p4q_edge.runtime.evaluation import ChainReport, ValidateRequest, validate
+from p4q_edge.runtime.evaluation import ChainReport, ValidateRequest, run_validation
 from p4q_edge.runtime.evaluation.report import Report
 from p4q_edge.runtime.statistics import Estimate
 
@@ -40,7 +40,7 @@ def repeat(report: Report, request: ValidateRequest, *, source: str) -> Report:
     Raises:
         ArtifactError: the engine, the images or the recipe are others than then.
     """
-    again = validate(request, torch_reference=reference_for).report
+    again = run_validation(request, torch_reference=reference_for).report
     then, now = report.provenance.digests, again.provenance.digests
     changed = [name for name in then if name != "card" and then[name] != now.get(name)]
     if changed:

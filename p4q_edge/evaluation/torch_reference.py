@@ -39,6 +39,8 @@ from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare,
 logger = logging.getLogger(__name__)
 
 BASELINES = "baselines.json"
+RUN = ".run"
+"""What stands for the suffix of an engine, or of its bundle, in the name of the run folder beside it."""
 """In a run folder: a JSON list of `Baseline`, the comparison of methods that the report shows."""
 
 
@@ -72,11 +74,9 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
         IncompatibleEngineError: the run is of another model or of other classes.
     """
     named = request.reference
-    folder = request.engine.with_suffix(".run")
-    if named is not None and named.is_dir():
-        folder = named
-    elif named is not None and named.suffix not in (".toml", SUFFIX):
+    if named is not None and not named.is_dir() and named.suffix not in (".toml", SUFFIX):
         raise UsageError(f"--reference {named}: expected a bundle (.p4q), a recipe (.toml) or a run folder")
+    folder = _run_folder(request.engine, named)
     recipe = read_recipe(named) if named is not None and named.suffix == ".toml" else None
     if recipe is None and not (folder / "recipe.toml").is_file() and folder != named:
         return None
@@ -94,6 +94,16 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
     return TorchReference(source=source, classifier=classifier, folder=folder)
 
 
+def _run_folder(engine: Path, named: Path | None) -> Path:
+    """Return the run folder that is named, or that beside the engine, or else that beside the bundle that is named."""
+    if named is not None and named.is_dir():
+        return named
+    beside = engine.with_suffix(RUN)
+    if named is not None and named.suffix == SUFFIX and not beside.is_dir():
+        return named.with_suffix(RUN)
+    return beside
+
+
 def reference_of(request: ValidateRequest, subject: Subject, found: TorchReference | None) -> Reference:
     """Return the PyTorch stages and the images for a validation."""
     card, learned_from, known = subject.card, learned_digests(subject.bundle), found_names(subject.bundle)
@@ -101,7 +111,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
     if found is None:
         if request.data is not None:
             images = _data_of(request.data, card, learned_from, known)
-        missing = f"PyTorch itself: no run folder {request.engine.with_suffix('.run')}"
+        missing = f"PyTorch itself: no run folder {_run_folder(request.engine, request.reference)}"
         return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
     source = found.source
     learned_from |= frozenset(source.train_digests)
@@ -131,7 +141,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
 
 
 def compare_linears(bundle: Bundle | None, classifier: FoldedClassifier) -> tuple[GateResult, ...]:
-    """Whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
+    """Return whether the bundle's graph holds the integers and scales of the module; nothing without a bundle."""
     if bundle is None:
         return ()
     # Imported here: it needs onnx, and the parser of this command should not.

@@ -43,7 +43,7 @@ FULL_PRECISION = (
 
 
 def method_variants(section: LearnSection) -> tuple[Variant, ...]:
-    """The recipe's method, each of its parts alone, and what it is measured against."""
+    """Return the recipe's method, each of its parts alone, and what it is measured against."""
     taught = section.taught_by != "none"
     switched = {"teacher": "none" if taught else "zero-shot", "distillation": None}
     residual: tuple[Variant, ...] = (
@@ -66,7 +66,7 @@ RELEASED_VARIANTS = (*FULL_PRECISION, Variant(name="as-released, PTQ", learn=PTQ
 
 
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
-    """What `--ablate methods` compares for a recipe."""
+    """Return what `--ablate methods` compares for a recipe."""
     return RELEASED_VARIANTS if recipe.method == "as-released" else method_variants(recipe.learn)
 
 
@@ -120,12 +120,12 @@ QUANTIZATION_LEVERS: tuple[dict[str, Any], ...] = (
 
 
 def lever_variants() -> tuple[Variant, ...]:
-    """The recipe as it is, and one changed lever of [learn] in each further row."""
+    """Return the recipe as it is, and one changed lever of [learn] in each further row."""
     return (UNCHANGED, *(Variant(name=_words(change), learn=change) for change in LEARN_LEVERS))
 
 
 def quantization_variants() -> tuple[Variant, ...]:
-    """The recipe as it is, and one changed lever of [quantization] in each further row."""
+    """Return the recipe as it is, and one changed lever of [quantization] in each further row."""
     return (UNCHANGED, *(Variant(name=_words(change), quantization=change) for change in QUANTIZATION_LEVERS))
 
 

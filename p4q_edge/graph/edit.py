@@ -71,7 +71,7 @@ def nodes_of(graph: ir.Graph, *op_types: str) -> Iterator[ir.Node]:
     yield from [node for node in graph if node.op_type in op_types]
 
 
-def read(node: ir.Node, index: int) -> ir.Value:
+def input_of(node: ir.Node, index: int) -> ir.Value:
     """Return the input of `node` at `index`.
 
     Raises:

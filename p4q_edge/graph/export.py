@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,7 +28,7 @@ from p4q_edge.graph.passes.select_token_early import SelectTokenEarly
 from p4q_edge.graph.passes.sequence_first import SequenceFirst
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
-from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidates_of, prove
+from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidate_graphs, prove_graphs
 from p4q_edge.graph.quantization import AttentionQuantization, ConvQuantization, GridQuantization, LinearQuantization
 from p4q_edge.graph.trace import trace_float_graph
 from p4q_edge.quant import (
@@ -38,7 +37,6 @@ from p4q_edge.quant import (
     quant_convs,
     quant_linears,
     quant_products,
-    running_as_cpu_graph,
     running_in,
     softmax_scale,
     tensor_grids,
@@ -46,7 +44,6 @@ from p4q_edge.quant import (
 from p4q_edge.runtime.artifacts import GraphParity
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import QualityGateError
-from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.statistics import FULL_BITS
 
 logger = logging.getLogger(__name__)
@@ -229,16 +226,6 @@ def _to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def reference_outputs(
-    model: nn.Module, images: NDArray[np.uint8], *, as_cpu_graph: bool = False
-) -> dict[str, NDArray[np.float32]]:
-    """Return the outputs of the fake-quantized `model` by name, quantized as the graph for CPUs if asked to be."""
-    running = running_as_cpu_graph(model) if as_cpu_graph else running_in(model, Phase.QUANTIZED)
-    with torch.inference_mode(), running:
-        outputs = model(torch.from_numpy(images))
-    return {name: output.float().numpy() for name, output in zip(OUTPUT_NAMES, outputs, strict=True)}
-
-
 def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGraphs:
     """Export a calibrated classifier and compare it with itself in ONNX Runtime.
 
@@ -266,7 +253,7 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         images=images,
         logit_scale=float(getattr(model, "logit_scale", 1.0)),
     )
-    proof = prove(subject, candidates_of(graphs, placed=placed), known=problems)
+    proof = prove_graphs(subject, candidate_graphs(graphs, placed=placed), known=problems)
     check_proof(proof)
     return ExportedGraphs(
         **dict.fromkeys(KINDS, b"") | dict(zip(protos.stored, parts, strict=True)),

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import constant, nodes_of, only_user, read
+from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
 from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
 from p4q_edge.quant import affine, fuses_in_int8
 from p4q_edge.runtime.artifacts import OPERATORS
@@ -52,7 +52,7 @@ class LintedModel:
         return self.model.graph
 
 
-Problem = tuple[str, str]
+Violation = tuple[str, str]
 
 
 def lint(model: onnx.ModelProto, *, quantized_attention: bool = False) -> list[LintFinding]:
@@ -83,7 +83,7 @@ def check_lint(findings: Iterable[LintFinding]) -> None:
         )
 
 
-def _opset(subject: LintedModel) -> Iterator[Problem]:
+def _opset(subject: LintedModel) -> Iterator[Violation]:
     for domain, version in subject.model.opset_imports.items():
         if domain or version not in OPSETS:
             yield "", f"expected opset 17 to 20 of the default domain, got {domain or 'ai.onnx'} {version}"
@@ -91,7 +91,7 @@ def _opset(subject: LintedModel) -> Iterator[Problem]:
         yield "", f"expected IR version at most {MAX_IR_VERSION}, got {subject.model.ir_version}"
 
 
-def _uint8_input(subject: LintedModel) -> Iterator[Problem]:
+def _uint8_input(subject: LintedModel) -> Iterator[Violation]:
     for value in subject.graph.inputs:
         if value.dtype is ir.DataType.UINT8:
             for node in value.consumers():
@@ -99,7 +99,7 @@ def _uint8_input(subject: LintedModel) -> Iterator[Problem]:
                     yield str(node.name), f"expected the uint8 input to feed Cast alone, got {node.op_type}"
 
 
-def _zero_point(subject: LintedModel) -> Iterator[Problem]:
+def _zero_point(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
         value = node.inputs[2] if len(node.inputs) > 2 else None
         zero = constant(value)
@@ -111,9 +111,9 @@ def _zero_point(subject: LintedModel) -> Iterator[Problem]:
             yield str(node.name), f"expected a zero point of its own, {value.name} is shared"
 
 
-def _scale(subject: LintedModel) -> Iterator[Problem]:
+def _scale(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
-        scale, data = constant(read(node, 1)), read(node, 0)
+        scale, data = constant(input_of(node, 1)), input_of(node, 0)
         if scale is None:
             yield str(node.name), "expected a constant scale, got a computed one"
             continue
@@ -127,24 +127,24 @@ def _scale(subject: LintedModel) -> Iterator[Problem]:
             yield str(node.name), f"expected scale and tensor of one type, got {scale.dtype} and {dtype.name}"
 
 
-def _granularity(subject: LintedModel) -> Iterator[Problem]:
+def _granularity(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
-        scale = constant(read(node, 1))
-        if constant(read(node, 0)) is None and scale is not None and scale.size != 1:
+        scale = constant(input_of(node, 1))
+        if constant(input_of(node, 0)) is None and scale is not None and scale.size != 1:
             yield str(node.name), f"expected one scale for an activation, got {scale.size}"
 
 
-def _weight(subject: LintedModel) -> Iterator[Problem]:
+def _weight(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "QuantizeLinear"):
-        if constant(read(node, 0)) is not None:
+        if constant(input_of(node, 0)) is not None:
             yield str(node.name), "expected the weight stored as int8, got QuantizeLinear on a constant"
     for node in nodes_of(subject.graph, "DequantizeLinear"):
-        weight = constant(read(node, 0))
+        weight = constant(input_of(node, 0))
         if weight is None:
             continue
         if weight.dtype != np.int8:
             yield str(node.name), f"expected an int8 weight, got {weight.dtype}"
-        scale, axis = constant(read(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
+        scale, axis = constant(input_of(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
         for user, _ in node.outputs[0].uses():
             expected = _output_channel(user, weight.ndim)
             if scale is not None and scale.size > 1 and axis != expected:
@@ -156,16 +156,16 @@ def _output_channel(reader: ir.Node, rank: int) -> int:
     return 0 if reader.op_type in {"Conv", "Transpose"} or transposed else rank - 1
 
 
-def _pairs(subject: LintedModel) -> Iterator[Problem]:
+def _pairs(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "QuantizeLinear"):
         for user, _ in node.outputs[0].uses():
             if user.op_type != "DequantizeLinear":
                 yield str(node.name), f"expected DequantizeLinear behind QuantizeLinear, got {user.op_type}"
 
 
-def _placement(subject: LintedModel) -> Iterator[Problem]:
+def _placement(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "DequantizeLinear"):
-        if constant(read(node, 0)) is not None:
+        if constant(input_of(node, 0)) is not None:
             continue
         for user in _readers(node):
             if user.op_type == "Add" and not _adds_to_convolution(user):
@@ -182,36 +182,36 @@ def _placement(subject: LintedModel) -> Iterator[Problem]:
 
 
 def _adds_to_convolution(addition: ir.Node) -> bool:
-    """Whether one side is restored from INT8, and the other the result of a convolution in high precision."""
+    """Return whether one side is restored from INT8, and the other the result of a convolution in high precision."""
     others = [value.producer() for value in addition.inputs if value is not None and not _is_restored(value)]
     return len(others) == 1 and others[0] is not None and _is_convolution(others[0])
 
 
 def _is_convolution(node: ir.Node) -> bool:
     if node.op_type in {"Mul", "Cast"}:  # a lifted weight scale, and float32 scales in an FP16 graph
-        before = read(node, 0).producer()
+        before = input_of(node, 0).producer()
         return before is not None and _is_convolution(before)
     return node.op_type == "Conv"
 
 
-def _batch_norm(subject: LintedModel) -> Iterator[Problem]:
+def _batch_norm(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "BatchNormalization"):
         yield str(node.name), "expected BatchNormalization folded into the convolution before it, got the operator"
 
 
-def _attention(subject: LintedModel) -> Iterator[Problem]:
+def _attention(subject: LintedModel) -> Iterator[Violation]:
     for softmax in nodes_of(subject.graph, "Softmax"):
-        scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+        scores, mixed = input_of(softmax, 0).producer(), only_user(softmax.outputs[0])
         while mixed is not None and mixed.op_type in _GRID:
             mixed = only_user(mixed.outputs[0])
         if scores is None or mixed is None or not scores.op_type == mixed.op_type == "MatMul":
             continue
-        quantized = [_is_restored(read(product, index)) for product in (scores, mixed) for index in (0, 1)]
+        quantized = [_is_restored(input_of(product, index)) for product in (scores, mixed) for index in (0, 1)]
         if not any(quantized):
             continue
         if not all(quantized):
             yield str(softmax.name), f"expected all or none of query, key, softmax, value quantized, got {quantized}"
-        query, key = read(scores, 0).shape, read(scores, 1).shape
+        query, key = input_of(scores, 0).shape, input_of(scores, 1).shape
         if query is None or key is None:
             continue
         asked, size, tokens = query[-2], key[-2], key[-1]
@@ -224,7 +224,7 @@ def _attention(subject: LintedModel) -> Iterator[Problem]:
 def _is_restored(value: ir.Value) -> bool:
     node = value.producer()
     while node is not None and node.op_type == "Cast":
-        node = read(node, 0).producer()
+        node = input_of(node, 0).producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 
@@ -238,23 +238,23 @@ def _readers(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def _has_constant_weight(node: ir.Node) -> bool:
-    weight = read(node, 1)
+    weight = input_of(node, 1)
     while (producer := weight.producer()) is not None:
         if producer.op_type not in {"DequantizeLinear", "Cast", "Transpose"}:
             return False
-        weight = read(producer, 0)
+        weight = input_of(producer, 0)
     return constant(weight) is not None
 
 
-def _layer_norm(subject: LintedModel) -> Iterator[Problem]:
+def _layer_norm(subject: LintedModel) -> Iterator[Violation]:
     for node in nodes_of(subject.graph, "Sqrt"):
-        inner = read(node, 0).producer()
+        inner = input_of(node, 0).producer()
         sources = [value.producer() for value in inner.inputs if value is not None] if inner is not None else []
         if any(source is not None and source.op_type == "ReduceMean" for source in sources):
             yield str(node.name), "expected one LayerNormalization, got its parts"
 
 
-def _remainder(subject: LintedModel) -> Iterator[Problem]:
+def _remainder(subject: LintedModel) -> Iterator[Violation]:
     if not _is_fp16(subject.graph):
         return
     exempt = image_region(subject.graph) | norm_region(subject.graph)
@@ -273,7 +273,7 @@ def _is_fp16(graph: ir.Graph) -> bool:
     )
 
 
-def _operators(subject: LintedModel) -> Iterator[Problem]:
+def _operators(subject: LintedModel) -> Iterator[Violation]:
     for node in subject.graph:
         if node.domain not in {"", "ai.onnx"}:
             yield str(node.name), f"expected ONNX operators only, got {node.domain}.{node.op_type}"
@@ -289,7 +289,7 @@ def _qdq(graph: ir.Graph) -> Iterator[ir.Node]:
     return nodes_of(graph, "QuantizeLinear", "DequantizeLinear")
 
 
-RULES: dict[str, Callable[[LintedModel], Iterator[Problem]]] = {
+RULES: dict[str, Callable[[LintedModel], Iterator[Violation]]] = {
     "opset": _opset,
     "uint8-input": _uint8_input,
     "operators": _operators,

@@ -17,7 +17,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Translate ``aten.scaled_dot_product_attention`` for (N, heads, L, head_size).
+    """Translate `aten.scaled_dot_product_attention` for (N, heads, L, head_size).
 
     Raises:
         NotImplementedError: a causal mask or grouped queries, which no image tower has.
@@ -35,7 +35,7 @@ def scaled_dot_product_attention(
 
 
 def adaptive_avg_pool2d(image: Any, output_size: Sequence[int]) -> Any:
-    """Translate ``aten.adaptive_avg_pool2d`` where every output averages a window of one size.
+    """Translate `aten.adaptive_avg_pool2d` where every output averages a window of one size.
 
     Without it the exporter goes through torch's strides, and reads the batch size from the uint8 image.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Outputs = Mapping[str, NDArray[np.float32]]
+GraphOutputs = Mapping[str, NDArray[np.float32]]
 
 
 def run_in_onnxruntime(model: bytes, images: NDArray[np.uint8], *, optimized: bool = True) -> dict[str, Any]:
@@ -37,10 +37,10 @@ def run_in_onnxruntime(model: bytes, images: NDArray[np.uint8], *, optimized: bo
     return dict(zip(names, session.run(names, {"image": images}), strict=True))
 
 
-def compare_outputs(reference: Outputs, candidate: Outputs) -> dict[str, float]:
+def compare_outputs(reference: GraphOutputs, candidate: GraphOutputs) -> dict[str, float]:
     """Return the least cosine of each output over the images, and the share of equal top-1 answers.
 
-    Keys are ``cosine_<output>`` and ``top1_agreement``. A NaN anywhere gives a NaN cosine.
+    Keys are `cosine_<output>` and `top1_agreement`. A NaN anywhere gives a NaN cosine.
     """
     parity = {f"cosine_{name}": _least_cosine(array, candidate[name]) for name, array in reference.items()}
     same = reference["logits"].argmax(axis=1) == candidate["logits"].argmax(axis=1)

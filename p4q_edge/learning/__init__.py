@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from p4q_edge.learning.losses import contrastive_loss
     from p4q_edge.learning.student import Student, Teacher, make_student
     from p4q_edge.learning.tensor_file import read_tensors, write_tensors
-    from p4q_edge.learning.training import LearningRun, batch_loss, learn
+    from p4q_edge.learning.training import LearningRun, batch_loss, learn_in_place
 
 __all__ = [
     "CURVE_TABLE",
@@ -32,7 +32,7 @@ __all__ = [
     "contrastive_loss",
     "decode_curve",
     "encode_curve",
-    "learn",
+    "learn_in_place",
     "make_student",
     "read_tensors",
     "write_curve",
@@ -52,6 +52,6 @@ if not TYPE_CHECKING:
                 "write_tensors",
             ),
             "student": ("Student", "Teacher", "make_student"),
-            "training": ("LearningRun", "batch_loss", "learn"),
+            "training": ("LearningRun", "batch_loss", "learn_in_place"),
         },
     )

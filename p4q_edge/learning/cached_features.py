@@ -13,9 +13,9 @@ class Batch:
     """The features of one step.
 
     Attributes:
-        student: of the quantized encoder, ``(N, dim)``.
-        teacher: of the float encoder, ``(N, dim)``.
-        labels: of the first images, ``(n,)`` int64; the others have none.
+        student: of the quantized encoder, `(N, dim)`.
+        teacher: of the float encoder, `(N, dim)`.
+        labels: of the first images, `(n,)` int64; the others have none.
     """
 
     student: Tensor
@@ -23,7 +23,7 @@ class Batch:
     labels: Tensor
 
     def rows(self, team: Team) -> slice | Tensor:
-        """Which images are this process's: its share of those with labels, and behind them of those without."""
+        """Return which images are this process's: its share of those with labels, and behind them of those without."""
         if team.size == 1:
             return slice(None)
         known, every = len(self.labels), torch.arange(len(self.student), device=self.student.device)
@@ -31,7 +31,7 @@ class Batch:
         return torch.cat([every[team.rows(known)], every[known:][others]])
 
     def share(self, team: Team) -> float:
-        """How much of the images that is."""
+        """Return how much of the images that is."""
         return len(self.student[self.rows(team)]) / len(self.student)
 
 
@@ -40,8 +40,8 @@ class Unlabelled:
     """The features of images without labels, of which only a teacher can tell anything.
 
     Attributes:
-        student: features of the quantized encoder, ``(images, dim)``.
-        teacher: features of the float encoder, ``(images, dim)``.
+        student: features of the quantized encoder, `(images, dim)`.
+        teacher: features of the float encoder, `(images, dim)`.
     """
 
     student: Tensor
@@ -53,10 +53,10 @@ class CachedFeatures:
     """What the frozen image towers say about the images.
 
     Attributes:
-        student: features of the quantized encoder, ``(views, images, dim)``.
-        teacher: features of the float encoder, ``(views, images, dim)``; those of length 1 serve all but a learned
+        student: features of the quantized encoder, `(views, images, dim)`.
+        teacher: features of the float encoder, `(views, images, dim)`; those of length 1 serve all but a learned
             teacher.
-        labels: ``(images,)`` int64.
+        labels: `(images,)` int64.
         unlabelled: further images without labels, or None.
     """
 
@@ -66,26 +66,26 @@ class CachedFeatures:
     unlabelled: Unlabelled | None = None
 
     def of_images(self, chosen: Tensor) -> "CachedFeatures":
-        """The same of some of the labelled images, by their indices ``(n,)`` int64, and all without labels."""
+        """Return the same of some of the labelled images, by their indices `(n,)` int64, and all without labels."""
         return replace(
             self, student=self.student[:, chosen], teacher=self.teacher[:, chosen], labels=self.labels[chosen]
         )
 
     def first_views(self, count: int) -> "CachedFeatures":
-        """The same of the first views of each image."""
+        """Return the same of the first views of each image."""
         return replace(self, student=self.student[:count], teacher=self.teacher[:count])
 
     def in_full_precision(self) -> "CachedFeatures":
-        """What a head on the float encoder learns from: its features in the student's place, labelled images alone."""
+        """Return what a head on the float encoder learns from: its features as the student's, labelled alone."""
         return CachedFeatures(student=self.teacher, teacher=self.teacher, labels=self.labels)
 
     def batch(self, view: Tensor, chosen: Tensor, unlabelled: Tensor | None, device: torch.device) -> Batch:
-        """One view of each of some images on a device.
+        """Return one view of each of some images on a device.
 
         Args:
-            view: of each image, ``(n,)`` int64.
-            chosen: the images, ``(n,)`` int64.
-            unlabelled: indices of images without labels that come behind them, ``(m,)`` int64, or None.
+            view: of each image, `(n,)` int64.
+            chosen: the images, `(n,)` int64.
+            unlabelled: indices of images without labels that come behind them, `(m,)` int64, or None.
             device: where the batch is wanted.
         """
         student, teacher = self.student[view, chosen], self.teacher[view, chosen]

@@ -58,7 +58,7 @@ def write_curve(folder: Path, points: Sequence[CurvePoint]) -> tuple[Path, Path]
 
 
 def as_csv(points: Sequence[CurvePoint]) -> str:
-    """A line for each epoch; what was not asked for is empty."""
+    """Return a line for each epoch; what was not asked for is empty."""
     parts = list(dict.fromkeys(name for point in points for name in point.rates))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -71,7 +71,7 @@ def as_csv(points: Sequence[CurvePoint]) -> str:
 
 
 def as_events(points: Sequence[CurvePoint]) -> bytes:
-    """The same as TensorBoard's records of scalars, without its package; times are 0, so that equal runs are equal.
+    """Return the same as TensorBoard's records of scalars, without its package; times are 0, so equal runs are equal.
 
     Each record is a length, the bytes of an `Event` message, and a masked CRC-32C of either.
     """
@@ -92,7 +92,7 @@ def _scalars(point: CurvePoint) -> Iterator[tuple[str, float]]:
 
 
 def _field(number: int, data: bytes) -> bytes:
-    """A field of a message that holds bytes."""
+    """Return a field of a message that holds bytes."""
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
@@ -115,7 +115,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 def crc32c(data: bytes) -> int:
-    """The Castagnoli checksum of bytes, as of iSCSI (RFC 3720).
+    """Return the Castagnoli checksum of bytes, as of iSCSI (RFC 3720).
 
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'

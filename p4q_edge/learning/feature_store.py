@@ -31,10 +31,10 @@ class FeatureSink(Protocol):
         """Return the images of each shard that is still to be computed, in order."""
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Take the features ``(views, n, dim)`` float32 of a shard's images, which begin at number `first`."""
+        """Take the features `(views, n, dim)` float32 of a shard's images, which begin at number `first`."""
 
     def read(self) -> Tensor:
-        """Return all features, ``(views, images, dim)`` float32."""
+        """Return all features, `(views, images, dim)` float32."""
 
 
 def shards(images: int) -> list[range]:
@@ -72,7 +72,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class FeatureStore:
     """Features in a folder, as one matrix for each view.
 
-    ``NAME-KEY.json`` tells the shape, ``.rows`` holds float32 values, ``.digests`` 32 bytes for each shard, written
+    `NAME-KEY.json` tells the shape, `.rows` holds float32 values, `.digests` 32 bytes for each shard, written
     after its rows have reached the disk. A shard whose rows are not those of its digest is one that is missing.
 
     Attributes:
@@ -126,7 +126,7 @@ class FeatureStore:
         return found
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Store the features ``(views, n, dim)`` float32 of a shard's images, which begin at number `first`.
+        """Store the features `(views, n, dim)` float32 of a shard's images, which begin at number `first`.
 
         Raises:
             UsageError: the folder cannot be written.
@@ -145,7 +145,7 @@ class FeatureStore:
             raise write_error(self.rows, error) from error
 
     def read(self) -> Tensor:
-        """Return all features, ``(views, images, dim)`` float32, mapped: pages are read when they are asked for.
+        """Return all features, `(views, images, dim)` float32, mapped: pages are read when they are asked for.
 
         What is written into the tensor does not reach the file.
 
@@ -166,7 +166,7 @@ class FeatureStore:
         return self.folder / f"{self.name}-{self.key[:16]}{suffix}"
 
     def _header(self) -> _Header | None:
-        """What the stored features are; None where there are none of this key."""
+        """Return what the stored features are; None where there are none of this key."""
         path = self._file(".json")
         if not (path.is_file() and self.rows.is_file() and self.digests.is_file()):
             return None

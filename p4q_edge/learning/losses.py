@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def contrastive_loss(*, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of image-to-class similarities, ``()``.
+    """Cross-entropy of image-to-class similarities, `()`.
 
     Args:
-        logits: ``(N, classes)``, scaled similarities.
-        labels: ``(N,)`` int64.
+        logits: `(N, classes)`, scaled similarities.
+        labels: `(N,)` int64.
 
     Source: P4Q, arXiv:2409.17634, contrastive loss; with one text a class it is the CLIP loss over the classes.
     """
@@ -18,13 +18,13 @@ def contrastive_loss(*, logits: Tensor, labels: Tensor, label_smoothing: float =
 
 
 def distillation_loss(*, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """``KL(teacher || student)`` of the class distributions, ``()``, mean over the batch, times temperature squared.
+    """`KL(teacher || student)` of the class distributions, `()`, mean over the batch, times temperature squared.
 
     Zero exactly where the student's distribution is the teacher's.
 
     Args:
-        student_logits: ``(N, classes)``, with a gradient.
-        teacher_logits: ``(N, classes)``; no gradient flows into them.
+        student_logits: `(N, classes)`, with a gradient.
+        teacher_logits: `(N, classes)`; no gradient flows into them.
 
     Source: P4Q, arXiv:2409.17634, distillation loss; Hinton et al., arXiv:1503.02531, for the temperature.
     """
@@ -34,7 +34,7 @@ def distillation_loss(*, student_logits: Tensor, teacher_logits: Tensor, tempera
 
 
 def cosine_loss(*, embedding: Tensor, target: Tensor) -> Tensor:
-    """One minus the mean cosine of two sets of normalized rows, ``()``.
+    """Return one minus the mean cosine of two sets of normalized rows, `()`.
 
     Used towards the teacher's image embeddings, and towards hand-written class embeddings (KgCoOp,
     arXiv:2303.13283, eq. (5), up to a factor of 2).

@@ -17,9 +17,9 @@ class Student(nn.Module):
     Attributes:
         prompts: None keeps the hand-written class embeddings.
         adapter: None keeps the quantized features.
-        class_residual: added to the class embeddings, ``(classes, dim)``, zero at first; None adds nothing.
-        hand_written: class embeddings of the templates, ``(classes, dim)`` normalized.
-        anchor: from the embeddings of the first context to the hand-written ones, ``(classes, dim)``; None leaves the
+        class_residual: added to the class embeddings, `(classes, dim)`, zero at first; None adds nothing.
+        hand_written: class embeddings of the templates, `(classes, dim)` normalized.
+        anchor: from the embeddings of the first context to the hand-written ones, `(classes, dim)`; None leaves the
             context's as they are.
 
     Source: TaskRes, Yu et al., arXiv:2211.10277, for the residual; its factor is left to the learning rate.
@@ -49,13 +49,13 @@ class Student(nn.Module):
     def anchor_to_templates(self) -> None:
         """Make the class embeddings those of the templates where the context is as it was at first.
 
-        With hand-written embeddings h and the context's g(c) they are ``normalize(h + g(c) - g(c_0))`` from here on.
+        With hand-written embeddings h and the context's g(c) they are `normalize(h + g(c) - g(c_0))` from here on.
         """
         if self.prompts is not None:
             self.anchor = self.hand_written - self.prompts.at_first()
 
     def prompts_alone(self) -> "Student":
-        """The same prompts in front of the plain features, without what else is learned."""
+        """Return the same prompts in front of the plain features, without what else is learned."""
         alone = Student(
             prompts=self.prompts, adapter=None, hand_written=self.hand_written, logit_scale=self.logit_scale
         )
@@ -63,14 +63,14 @@ class Student(nn.Module):
         return alone
 
     def text_embedding(self) -> Tensor:
-        """Class embeddings ``(classes, dim)``, normalized."""
+        """Return class embeddings `(classes, dim)`, normalized."""
         embedding: Tensor = self.hand_written if self.prompts is None else self.prompts()
         if self.anchor is not None:
             embedding = F.normalize(embedding + self.anchor, dim=-1)
         return embedding if self.class_residual is None else F.normalize(embedding + self.class_residual, dim=-1)
 
     def image_embedding(self, features: Tensor) -> Tensor:
-        """Adapted image embeddings ``(N, dim)``, normalized."""
+        """Adapted image embeddings `(N, dim)`, normalized."""
         return F.normalize(features if self.adapter is None else self.adapter(features), dim=-1)
 
     def parameter_groups(self, section: LearnSection) -> list[dict[str, object]]:
@@ -95,7 +95,7 @@ def make_student(
     adapter_scheme: QuantScheme,
     generator: torch.Generator,
 ) -> Student:
-    """A student before its first step, on the device of the class embeddings."""
+    """Return a student before its first step, on the device of the class embeddings."""
     adapter = None
     if section.adapter:
         adapter = Adapter(
@@ -121,7 +121,7 @@ class Teacher:
     """Names images by their full-precision features, for a student to follow; nothing of it is learned any more.
 
     Attributes:
-        text: class embeddings, ``(classes, dim)`` normalized.
+        text: class embeddings, `(classes, dim)` normalized.
         adapter: on the features, or None.
         logit_scale: of the model.
     """
@@ -132,17 +132,17 @@ class Teacher:
 
     @classmethod
     def zero_shot(cls, student: Student) -> "Teacher":
-        """The hand-written class embeddings that a student starts from."""
+        """Return the hand-written class embeddings that a student starts from."""
         return cls(text=student.hand_written, adapter=None, logit_scale=student.logit_scale)
 
     @classmethod
     @torch.no_grad()
     def of(cls, head: Student) -> "Teacher":
-        """A head that was learned on full-precision features."""
+        """Return a head that was learned on full-precision features."""
         return cls(text=head.text_embedding(), adapter=head.adapter, logit_scale=head.logit_scale)
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
-        """Logits ``(N, classes)`` of features of the float encoder, ``(N, dim)``."""
+        """Return logits `(N, classes)` of features of the float encoder, `(N, dim)`."""
         adapted = features if self.adapter is None else self.adapter(features)
         return self.logit_scale * F.normalize(adapted, dim=-1) @ self.text.T

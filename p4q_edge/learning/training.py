@@ -51,7 +51,7 @@ class LearningRun:
         return self.checkpoint if self.team.first else None
 
 
-def learn(
+def learn_in_place(
     student: Student,
     features: CachedFeatures,
     section: LearnSection,
@@ -232,7 +232,7 @@ def _refuse_divergence(loss: Tensor, *, step: int, task: _Task) -> None:
 def batch_loss(
     student: Student, batch: Batch, section: LearnSection, teacher: Teacher | None = None, team: Team = ALONE
 ) -> Tensor:
-    """The whole loss of one batch, ``()``; in a team each process has the part of its images, and they add up to it.
+    """Return the whole loss of one batch, `()`; in a team each process has the part of its images, and they add up.
 
     Images without labels count in the terms that need none.
     """

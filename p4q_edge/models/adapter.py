@@ -12,13 +12,13 @@ FREEZE_ROWS = 1 << 16
 
 
 class Adapter(nn.Module):
-    """``v = normalize(ratio * A(z) + (1 - ratio) * z)`` with ``A(z) = W2 relu(W1 z + b1) + b2``.
+    """`v = normalize(ratio * A(z) + (1 - ratio) * z)` with `A(z) = W2 relu(W1 z + b1) + b2`.
 
     Attributes:
-        down: W1, ``(dim / 4, dim)``, quantized.
-        up: W2, ``(dim, dim / 4)``, quantized. With `zero_init` it starts at zero, so that learning starts at the
+        down: W1, `(dim / 4, dim)`, quantized.
+        up: W2, `(dim, dim / 4)`, quantized. With `zero_init` it starts at zero, so that learning starts at the
             quantized model itself.
-        ratio_logit: ``()``; the ratio is its sigmoid. It is learned when `learn_ratio` is true.
+        ratio_logit: `()`; the ratio is its sigmoid. It is learned when `learn_ratio` is true.
 
     Source: P4Q, arXiv:2409.17634, section 3.3; CLIP-Adapter, arXiv:2110.04544, eq. (3) to (5).
     """
@@ -43,11 +43,11 @@ class Adapter(nn.Module):
 
     @property
     def ratio(self) -> Tensor:
-        """Share of the adapted feature, ``()`` in (0, 1)."""
+        """Share of the adapted feature, `()` in (0, 1)."""
         return torch.sigmoid(self.ratio_logit)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Mixed features ``(N, dim)``, not normalized."""
+        """Mixed features `(N, dim)`, not normalized."""
         adapted: Tensor = self.up(F.relu(self.down(features)))
         ratio = self.ratio
         return ratio * adapted + (1 - ratio) * features
@@ -60,7 +60,7 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def freeze(self, features: Tensor) -> None:
-        """End learning: fix weight scales, and input scales from the features ``(N, dim)`` learned on."""
+        """End learning: fix weight scales, and input scales from the features `(N, dim)` learned on."""
         self.set_dynamic(False)
         self.requires_grad_(False)
         for phase in (Phase.RANGING, Phase.CALIBRATING):

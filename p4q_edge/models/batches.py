@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 class PixelSource(Protocol):
-    """Uint8 images ``(N, 3, H, W)``: a tensor, or a stream that decodes them when they are asked for."""
+    """Uint8 images `(N, 3, H, W)`: a tensor, or a stream that decodes them when they are asked for."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """``(N, 3, H, W)``."""
+        """`(N, 3, H, W)`."""
 
     def __len__(self) -> int: ...
 
@@ -43,7 +43,7 @@ class Batches:
     """The normalized batches of many images, made one at a time whenever they are run through.
 
     Attributes:
-        images: uint8 ``(N, 3, H, W)``, on the CPU.
+        images: uint8 `(N, 3, H, W)`, on the CPU.
         spec: gives the normalization.
         size: images of a batch; at first, where `run_batches` lets them grow.
         compute: the device that they come to.
@@ -66,7 +66,7 @@ class Batches:
         return (self.normalized(chunk) for chunk in self.images.split(self.size))
 
     def normalized(self, chunk: Tensor) -> Tensor:
-        """Uint8 images ``(n, 3, H, W)`` as a tower takes them, float32 on its device."""
+        """Uint8 images `(n, 3, H, W)` as a tower takes them, float32 on its device."""
         # Pinned pixels go while the GPU still computes what came before.
         batch = to_batch(chunk.to(self.compute.device, non_blocking=chunk.is_pinned()), self.spec)
         # Convolutions of CPUs are twice as fast on channels that lie side by side; values stay the same.
@@ -125,8 +125,7 @@ class _Size:
     def failed(self, error: torch.OutOfMemoryError) -> None:
         if self.now == 1:
             raise EnvironmentNotAbleError(
-                f"one image alone needs more memory than {self.compute.device} has left. Free some, or take --device "
-                "cpu"
+                f"one image alone needs more memory than {self.compute.device} has left. Free some, or use --device cpu"
             ) from error
         before, self.now, self.meter = self.now, self.now // 2, None
         logger.warning(
@@ -137,7 +136,7 @@ class _Size:
 def _run_chunk(
     run: Callable[[Tensor], T], batches: Batches, chunk: Tensor, size: _Size, *, again: bool
 ) -> tuple[list[T], bool]:
-    """What `run` gives for the batches of a chunk, and False where memory ran out and `again` forbids a second try."""
+    """Return what `run` gives for a chunk's batches; False where memory ran out and `again` forbids a second try."""
     results, start = [], 0
     while start < len(chunk):
         some = chunk[start : start + size.now]
@@ -156,7 +155,7 @@ def _run_chunk(
 
 @torch.no_grad()
 def encode_batches(encoder: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Features of all batches by an `ImageEncoder` or a tower of open_clip, ``(images, dim)`` float32 on the CPU."""
+    """Return all batches' features by an `ImageEncoder` or a tower of open_clip, `(images, dim)` float32 on the CPU."""
 
     def encode(batch: Tensor) -> Tensor:
         return pooled(encoder(batch)).float().cpu()

@@ -53,7 +53,7 @@ def plain_checkpoint(path: str) -> Iterator[tuple[str, State]]:
 
 
 def read_checkpoint(path: str) -> Mapping[str, Any]:
-    """What a file of weights holds, still wrapped as its program did.
+    """Return what a file of weights holds, still wrapped as its program did.
 
     Raises:
         InputError: the file is damaged, or needs to be executed.
@@ -73,12 +73,12 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     except Exception as error:  # what torch raises on damaged files has no common class
         raise InputError(f"could not load {path}: it is not an intact file of weights ({_one_line(error)})") from error
     if not isinstance(found, Mapping):
-        raise InputError(f"{path} holds a {type(found).__name__}, no dictionary of weights; save model.state_dict()")
+        raise InputError(f"{path} holds a {type(found).__name__}, not a dictionary of weights; save model.state_dict()")
     return found
 
 
 def unwrap(found: Mapping[str, Any], *, path: str) -> State:
-    """The weights of the one model in what a program saved, under the names of open_clip.
+    """Return the weights of the one model in what a program saved, under the names of open_clip.
 
     Raises:
         InputError: no weights, or those of several models; the message names the keys or prefixes and the line that

@@ -70,12 +70,12 @@ class CheckpointSettings:
 
 
 def settings_for_path(name: str, path: str, *, quick_gelu: bool | None, keys: PreprocessKeys) -> CheckpointSettings:
-    """What all tags of a model's name agree on, or what the recipe's keys say.
+    """Return what all tags of a model's name agree on, or what the recipe's keys say.
 
     Args:
         name: a plain name of open_clip.
         path: of the checkpoint, for messages.
-        quick_gelu: the recipe's ``model.quick_gelu``.
+        quick_gelu: the recipe's `model.quick_gelu`.
         keys: the recipe's other keys.
 
     Raises:
@@ -111,7 +111,7 @@ def settings_for_path(name: str, path: str, *, quick_gelu: bool | None, keys: Pr
 
 
 def apply_keys(spec: PreprocessSpec, settings: Mapping[str, Any], keys: PreprocessKeys) -> PreprocessSpec:
-    """A preprocessing with settings of a checkpoint, over which the recipe's keys go."""
+    """Return a preprocessing with settings of a checkpoint, over which the recipe's keys go."""
     said = {field: value for field in _PREPROCESSING if (value := getattr(keys, field)) is not None}
     return msgspec.structs.replace(spec, **{**settings, **said})
 
@@ -138,7 +138,7 @@ def check_positions(model: nn.Module, state: Mapping[str, torch.Tensor], *, path
         model: the model that was built for the checkpoint.
         state: the checkpoint's weights.
         path: of the checkpoint, for messages.
-        image_size: the recipe's ``model.image_size``; where it is given, stretching is what was asked for.
+        image_size: the recipe's `model.image_size`; where it is given, stretching is what was asked for.
 
     Raises:
         InputError: a table of positions has another length.
@@ -211,7 +211,7 @@ def _short(values: tuple[float, ...]) -> str:
 
 
 def _size_of(model: nn.Module, positions: int) -> int | None:
-    """The side in pixels of square images with this number of positions; None where it cannot be told."""
+    """Return the side in pixels of square images with this number of positions; None where it cannot be told."""
     patch = getattr(getattr(model, "visual", None), "patch_size", None)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
     for patches in (positions - 1, positions):  # with and without a class token

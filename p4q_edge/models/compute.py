@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from p4q_edge.models.team import ALONE, Team
-from p4q_edge.recipe import ComputeSection, Precision
+from p4q_edge.recipe import ComputeSection, FloatPrecision
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.machine import cpu
 
@@ -32,7 +32,7 @@ class MemoryMeter(Protocol):
         """Begin to watch a batch."""
 
     def fits_twice(self) -> bool:
-        """Whether a batch of twice the images of the watched one fits."""
+        """Return whether a batch of twice the images of the watched one fits."""
 
 
 class CudaMemory:
@@ -72,7 +72,7 @@ class Compute:
     device: torch.device = CPU
     batch_size: int = BATCH_SIZE
     meter: MemoryMeter | None = None
-    precision: Precision = "float32"
+    precision: FloatPrecision = "float32"
 
     @classmethod
     def of(cls, section: ComputeSection, team: Team = ALONE) -> "Compute":
@@ -96,7 +96,7 @@ ON_CPU = Compute()
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name, ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a GPU where there is one.
+    """Return the device of a name, `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is a GPU where there is one.
 
     From here on, float32 is multiplied as such on it: TF32, which torch allows convolutions by itself, would move
     values to other points of the integer grids than on a CPU.
@@ -134,7 +134,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def devices_in_words(count: int) -> str:
-    """What `choose_device` can be asked for on a machine with this number of GPUs."""
+    """Return what `choose_device` can be asked for on a machine with this number of GPUs."""
     names = ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count))]
     hint = "" if count or torch.version.cuda else " (this PyTorch is built for CPUs only)"
     return ", ".join(names) + hint
@@ -167,7 +167,7 @@ def memory_in_words() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise EnvironmentNotAbleError(
-            f"the device ran out of memory ({str(error).splitlines()[0]}). End what else uses it, set "
+            f"the device ran out of memory ({str(error).splitlines()[0]}). Stop what else uses it, set "
             "compute.batch_size lower, or take --device cpu"
         ) from error
 

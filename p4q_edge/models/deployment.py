@@ -39,7 +39,7 @@ class ChannelAffine(nn.Module):
     """A factor and an offset for each channel: a BatchNorm that no convolution can take in.
 
     Attributes:
-        factor, offset: ``(channels, 1, ...)``, broadcast over what follows the channels.
+        factor, offset: `(channels, 1, ...)`, broadcast over what follows the channels.
     """
 
     factor: Tensor
@@ -53,7 +53,7 @@ class ChannelAffine(nn.Module):
         self.register_buffer("offset", offset.float().view(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, channels, ...)``."""
+        """`(N, channels, ...)`."""
         return x * self.factor + self.offset
 
 
@@ -62,7 +62,7 @@ def to_deployment_form(model: nn.Module, sample: Tensor) -> list[str]:
     """Bring a float model in evaluation mode into its deployment form, in place.
 
     Args:
-        model: takes `sample`, ``(N, 3, H, W)`` of at least two images, and returns one tensor.
+        model: takes `sample`, `(N, 3, H, W)` of at least two images, and returns one tensor.
 
     Returns:
         What was done, in words, with counts.

@@ -17,10 +17,10 @@ class FoldedClassifier(nn.Module):
     Attributes:
         encoder: image tower, quantized.
         adapter: quantized, or None.
-        text_embedding: ``(classes, dim)`` float32, normalized.
-        logit_scale: exponentiated scale, ``()``.
-        logit_bias: ``()``; 0 where the model has none.
-        mean: of the pixels, ``(1, 3, 1, 1)``, in units of 0 to 255.
+        text_embedding: `(classes, dim)` float32, normalized.
+        logit_scale: exponentiated scale, `()`.
+        logit_bias: `()`; 0 where the model has none.
+        mean: of the pixels, `(1, 3, 1, 1)`, in units of 0 to 255.
         inverse_std: likewise.
     """
 
@@ -53,7 +53,7 @@ class FoldedClassifier(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 ``(N, 3, H, W)`` to logits ``(N, classes)``, embedding ``(N, dim)`` and features ``(N, dim)``."""
+        """Turn uint8 `(N, 3, H, W)` into logits `(N, classes)`, embedding `(N, dim)` and features `(N, dim)`."""
         features: Tensor = self.encoder((image.float() - self.mean) * self.inverse_std)
         adapted = features if self.adapter is None else self.adapter(features)
         embedding = adapted / torch.linalg.vector_norm(adapted, dim=-1, keepdim=True)
@@ -65,11 +65,11 @@ class FoldedClassifier(nn.Module):
 def run_folded(
     model: FoldedClassifier, images: PixelSource, *, phase: Phase, as_cpu_graph: bool = False, batch_size: int = 64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, embedding and features of many images, fake-quantized or in float (the same folded weights).
+    """Return logits, embedding and features of many images, fake-quantized or in float (the same folded weights).
 
     Args:
-        images: uint8 ``(N, 3, H, W)``, on any device.
-        as_cpu_graph: with ``Phase.QUANTIZED``, quantize as the graph for CPUs does.
+        images: uint8 `(N, 3, H, W)`, on any device.
+        as_cpu_graph: with `Phase.QUANTIZED`, quantize as the graph for CPUs does.
 
     Returns:
         On the CPU, whatever device the model is on.

@@ -22,7 +22,7 @@ POOLERS = {
 
 
 def is_huggingface(source: object) -> bool:
-    """Whether a text module is open_clip's adapter of a Hugging Face encoder."""
+    """Return whether a text module is open_clip's adapter of a Hugging Face encoder."""
     return all(hasattr(source, part) for part in PARTS)
 
 
@@ -76,7 +76,7 @@ class HuggingFaceTower(TextSide):
         return self._longest
 
     def end_index(self, tokens: Tensor) -> Tensor:
-        """Position of the last token of each text before its padding, ``(texts,)`` int64.
+        """Position of the last token of each text before its padding, `(texts,)` int64.
 
         Raises:
             UsageError: padding lies in front of a text.

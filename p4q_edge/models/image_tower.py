@@ -14,7 +14,7 @@ _ATTENDING = frozenset({F.scaled_dot_product_attention, F.softmax, torch.softmax
 
 
 class ImageEncoder(nn.Module):
-    """Image tower of an open_clip model: float32 ``(N, 3, H, W)`` normalized to features ``(N, dim)``.
+    """Image tower of an open_clip model: float32 `(N, 3, H, W)` normalized to features `(N, dim)`.
 
     open_clip's ViT keeps its projection as a bare matrix; here it becomes a linear layer, so that the rule that
     quantizes linears finds it. The output is unchanged.
@@ -40,13 +40,13 @@ class ImageEncoder(nn.Module):
 
 
 def pooled(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """What an image tower pools, ``(N, dim)``; towers of captioning models (CoCa) return their tokens behind it."""
+    """Return what an image tower pools, `(N, dim)`; towers of captioning models (CoCa) give their tokens behind it."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @torch.no_grad()
 def find_cross_attention(model: nn.Module, sample: Tensor) -> frozenset[str]:
-    """Paths of the attention modules that do not attend to their own query, found by watching one forward pass."""
+    """Return paths of the attention modules that do not attend to their own query, found by watching one pass."""
     attentions = {name: m for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     own_query: dict[str, bool] = dict.fromkeys(attentions, False)
 
@@ -91,7 +91,7 @@ class _AttendingModules(TorchFunctionMode):
 
 @torch.no_grad()
 def find_attention_owners(model: nn.Module, sample: Tensor) -> frozenset[str]:
-    """Paths of the modules that attend in their own forward, found by watching one pass.
+    """Return paths of the modules that attend in their own forward, found by watching one pass.
 
     Their linears are those of an attention, whatever the architecture calls its classes.
     """

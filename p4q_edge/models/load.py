@@ -2,12 +2,10 @@
 
 import hashlib
 import logging
-import socket
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import msgspec
 import open_clip
@@ -26,6 +24,7 @@ from p4q_edge.models.checkpoint_settings import (
     settings_for_path,
 )
 from p4q_edge.models.compute import ON_CPU, Compute
+from p4q_edge.models.hub import HUB, first_line, is_network, not_fetched, require_hub
 from p4q_edge.models.untrusted_config import checked_config, written_licence
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
@@ -33,11 +32,8 @@ from p4q_edge.runtime.images import PreprocessSpec
 
 logger = logging.getLogger(__name__)
 
-# Of requests, httpx and huggingface_hub, of which not all are installed.
-_NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError", "OfflineModeIsEnabled"}
-
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-SCHEMAS = ("hf-hub:", "local-dir:")
+SCHEMAS = (HUB, "local-dir:")
 
 # The tags' own model cards; a checkpoint's licence is not in its file.
 TAG_LICENCES = (
@@ -57,7 +53,7 @@ class LoadedModel:
 
     Attributes:
         clip: open_clip's module, float32, no gradients.
-        tokenizer: maps a list of strings to int64 ``(texts, context_length)``.
+        tokenizer: maps a list of strings to int64 `(texts, context_length)`.
         preprocess: resizing and normalization of the image side.
         info: name, licence and digest, as the bundle's manifest carries them.
         logit_scale: exponentiated scale of the logits.
@@ -74,7 +70,7 @@ class LoadedModel:
     compute: Compute = ON_CPU
 
     def on(self, compute: Compute) -> "LoadedModel":
-        """The same model, its weights moved to a device."""
+        """Return the same model, its weights moved to a device."""
         return replace(self, clip=self.clip.to(compute.device), compute=compute)
 
 
@@ -89,8 +85,8 @@ def load_model(
     """Load an open_clip model.
 
     Args:
-        name: a name of ``open_clip.list_models()``, ``hf-hub:org/repo`` or ``local-dir:path``.
-        pretrained: with a plain name: a pretrained tag, or the path of a ``.pt`` or ``.safetensors`` checkpoint.
+        name: a name of `open_clip.list_models()`, `hf-hub:org/repo` or `local-dir:path`.
+        pretrained: with a plain name: a pretrained tag, or the path of a `.pt` or `.safetensors` checkpoint.
         quick_gelu: the activation of the checkpoint; None follows the tag's own record.
         licence: overrides the licence string found with the weights.
         keys: what the recipe says about the images that the weights were trained with.
@@ -134,6 +130,8 @@ def load_model(
 
 def _create(name: str, pretrained: str, *, quick_gelu: bool, image_size: int | None) -> tuple[Any, Any, dict[str, Any]]:
     """open_clip's model and tokenizer, and the checked configuration of a folder or repository."""
+    if not Path(pretrained).is_file():
+        require_hub(name, pretrained)
     try:
         document = checked_config(name) if name.startswith(SCHEMAS) else {}
         towers = _checked_towers(document)
@@ -160,14 +158,10 @@ def _create(name: str, pretrained: str, *, quick_gelu: bool, image_size: int | N
     except Exception as error:  # what four libraries raise on damaged files has no common class
         if "pip install transformers" in str(error):  # open_clip's own words for a Hugging Face text tower
             raise EnvironmentNotAbleError(_missing_package(name, "transformers")) from error
-        if _is_network(error):
-            raise EnvironmentNotAbleError(
-                f"the weights {pretrained!r} of model {name!r} are not on this machine and could not be fetched: "
-                f"{_first_line(error)}. Try again with a network, or copy the weights here and set model.pretrained to "
-                "their path"
-            ) from error
+        if is_network(error):
+            raise not_fetched(name, pretrained, error) from error
         raise InputError(
-            f"open_clip could not load model {name!r} with weights {pretrained!r}: {_first_line(error)}; "
+            f"open_clip could not load model {name!r} with weights {pretrained!r}: {first_line(error)}; "
             "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"
         ) from error
 
@@ -293,23 +287,8 @@ def _portable(reference: str) -> str:
     return prefix + Path(path).name if local else reference
 
 
-def _is_network(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is of a network; libraries wrap these in classes of their own."""
-    while error is not None:
-        if isinstance(error, socket.gaierror | ConnectionError | TimeoutError | URLError):
-            return True
-        if type(error).__name__ in _NETWORK_ERRORS:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def to_batch(images: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
-    """uint8 ``(N, 3, H, W)`` to the normalized float32 batch that the float model takes."""
+    """Turn uint8 `(N, 3, H, W)` into the normalized float32 batch that the float model takes."""
     mean = torch.tensor(spec.mean, device=images.device).view(3, 1, 1)
     std = torch.tensor(spec.std, device=images.device).view(3, 1, 1)
     return (images.float() / 255.0 - mean) / std

@@ -30,16 +30,16 @@ SHARED_PREFIX_CLASSES = 4
 
 
 def spoken(class_name: str) -> str:
-    """A class name as words: "_" and "-", which folders have for spaces, become spaces; the label keeps them."""
+    """Return a class name as words: "_" and "-", which folders have for spaces, become spaces; the label keeps them."""
     words = " ".join(class_name.replace("_", " ").replace("-", " ").split())
     return words or class_name
 
 
 def fill(template: str, class_name: str) -> str:
-    """Put a class name, as words, into a template; ``{}`` marks its place.
+    """Put a class name, as words, into a template; `{}` marks its place.
 
     Raises:
-        UsageError: the template has no ``{}``.
+        UsageError: the template has no `{}`.
     """
     if "{}" not in template:
         raise UsageError(f"template {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'")
@@ -52,7 +52,7 @@ def class_prompts_of(
     templates: Sequence[str],
     class_prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """The hand-written prompts of each class: its own (as in CuPL), or the templates with its name.
+    """Return the hand-written prompts of each class: its own (as in CuPL), or the templates with its name.
 
     Raises:
         UsageError: a class has no prompt, or a template no place for its name.
@@ -74,12 +74,12 @@ def template_embeddings(
     templates: Sequence[str],
     class_prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> Tensor:
-    """Class embeddings of hand-written prompts, ``(classes, dim)`` normalized.
+    """Return class embeddings of hand-written prompts, `(classes, dim)` normalized.
 
     Each class is the normalized mean of the normalized embeddings of its prompts.
 
     Args:
-        encode: tokens ``(texts, context_length)`` to features ``(texts, dim)``.
+        encode: tokens `(texts, context_length)` to features `(texts, dim)`.
         class_prompts: prompts of a class that replace the templates (as in CuPL).
 
     Raises:
@@ -94,7 +94,7 @@ def template_embeddings(
 
 
 def encode_texts(encode: Callable[[Tensor], Tensor], tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Features ``(texts, dim)`` of texts as they are, some at a time; too long ones lose their end."""
+    """Return features `(texts, dim)` of texts as they are, some at a time; too long ones lose their end."""
     batches = torch.split(tokenizer(list(texts)), TEXT_BATCH_SIZE)
     return torch.cat([encode(batch) for batch in tracked(batches, "encode prompts")])
 
@@ -104,7 +104,7 @@ class Chunk:
     """Classes whose prompts run through the text tower together.
 
     Attributes:
-        runs: classes with prompts of one length: their indices ``(classes,)`` int64 and that length.
+        runs: classes with prompts of one length: their indices `(classes,)` int64 and that length.
         recompute: forget the activations, and compute them again for the gradient.
     """
 
@@ -113,7 +113,7 @@ class Chunk:
 
     @property
     def classes(self) -> Tensor:
-        """Indices of the classes in the order of the runs, ``(classes,)`` int64."""
+        """Indices of the classes in the order of the runs, `(classes,)` int64."""
         return torch.cat([classes for classes, _ in self.runs])
 
 
@@ -125,14 +125,14 @@ class _Outside:
 
 
 class PromptLearner(nn.Module):
-    """``[SOS][v_1 .. v_M][class name][.][EOT]`` with M learned context vectors shared by all classes.
+    """`[SOS][v_1 .. v_M][class name][.][EOT]` with M learned context vectors shared by all classes.
 
     Attributes:
-        context: ``(M, width)``, the only parameter.
+        context: `(M, width)`, the only parameter.
         first: the context before its first step.
-        suffixes: embeddings of the class names, their stop and EOT, cut at the longest, ``(classes, S, width)``.
-        end: pooled position within the whole prompt, ``(classes,)``.
-        lengths: tokens of each prompt that the tower reads, ``(classes,)`` int64: up to its end where that is exact.
+        suffixes: embeddings of the class names, their stop and EOT, cut at the longest, `(classes, S, width)`.
+        end: pooled position within the whole prompt, `(classes,)`.
+        lengths: tokens of each prompt that the tower reads, `(classes,)` int64: up to its end where that is exact.
         share_prefix: run the start token and the context once for all classes.
         team: processes that run a share of the classes each; see `divide`.
         chunks: which classes run together in this process.
@@ -179,7 +179,7 @@ class PromptLearner(nn.Module):
         return self._outside.tower
 
     def forward(self) -> Tensor:
-        """Class embeddings ``(classes, dim)``, normalized, with a gradient to the context."""
+        """Return class embeddings `(classes, dim)`, normalized, with a gradient to the context."""
         tower = self.tower
         prefix = torch.cat([self.start, self.context])  # (P, width)
         shared = tower.read_prefix(prefix) if self.share_prefix else None
@@ -197,7 +197,7 @@ class PromptLearner(nn.Module):
         return F.normalize(self.team.join_rows(torch.cat(features), order, len(self.lengths)), dim=-1)
 
     def _features(self, chunk: Chunk, prefix: Tensor, shared: Prefix | None) -> Tensor:
-        """Features of one chunk's classes ``(classes, dim)``, in the order of its runs."""
+        """Return features of one chunk's classes `(classes, dim)`, in the order of its runs."""
         tower = self.tower
         suffixes = [self.suffixes[classes, : length - len(prefix)] for classes, length in chunk.runs]
         if shared is not None:
@@ -218,7 +218,7 @@ class PromptLearner(nn.Module):
 
     @torch.no_grad()
     def at_first(self) -> Tensor:
-        """Class embeddings ``(classes, dim)``, normalized, of the context before its first step."""
+        """Return class embeddings `(classes, dim)`, normalized, of the context before its first step."""
         learned = self.context.clone()
         self.context.copy_(self.first)
         embedding: Tensor = self()
@@ -271,7 +271,7 @@ class PromptLearner(nn.Module):
         return (two - one) / (length - self._shared_tokens)
 
     def prompts(self) -> Tensor:
-        """Whole prompts as embeddings, ``(classes, L, width)``."""
+        """Whole prompts as embeddings, `(classes, L, width)`."""
         prefix = torch.cat([self.start, self.context])
         return torch.cat([prefix.expand(len(self.suffixes), -1, -1), self.suffixes], dim=1)
 
@@ -279,7 +279,7 @@ class PromptLearner(nn.Module):
 def initial_context(
     tower: TextSide, tokenizer: Any, *, words: str, num_tokens: int, generator: torch.Generator
 ) -> Tensor:
-    """Context to start from, ``(M, width)``: the embeddings of `words`, or random vectors when `words` is empty.
+    """Context to start from, `(M, width)`: the embeddings of `words`, or random vectors when `words` is empty.
 
     Raises:
         UsageError: the words have another number of tokens than `num_tokens` asks for.
@@ -301,7 +301,7 @@ def initial_context(
 
 
 def kept_bytes(run: Callable[[], Tensor]) -> int:
-    """Bytes that a computation keeps for its gradient."""
+    """Return bytes that a computation keeps for its gradient."""
     kept: dict[int, int] = {}
 
     def count(saved: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
 
 
 def _equal_lengths(lengths: Tensor, classes: Tensor) -> tuple[tuple[Tensor, int], ...]:
-    """Classes grouped by the length of their prompts, short ones first."""
+    """Return classes grouped by the length of their prompts, short ones first."""
     return tuple((classes[lengths == length], int(length)) for length in torch.unique(lengths))
 
 

@@ -98,11 +98,11 @@ class Team:
             tensor.copy_(total.view_as(tensor))
 
     def join_rows(self, rows: Tensor, places: Tensor, count: int) -> Tensor:
-        """Return the rows of all processes ``(count, dim)``, with a gradient to each in the process that made it.
+        """Return the rows of all processes `(count, dim)`, with a gradient to each in the process that made it.
 
         Args:
-            rows: of this one, ``(n, dim)``.
-            places: where they go, ``(n,)`` int64; no place belongs to two processes.
+            rows: of this one, `(n, dim)`.
+            places: where they go, `(n,)` int64; no place belongs to two processes.
             count: of places.
         """
         whole = rows.new_zeros(count, rows.shape[1]).index_copy(0, places, rows)
@@ -141,7 +141,7 @@ def present_team() -> Team:
 
 @contextmanager
 def joined_team() -> Iterator[Team]:
-    """Join the processes that torchrun started, for the length of a ``with`` block.
+    """Join the processes that torchrun started, for the length of a `with` block.
 
     Their variables are taken out of the environment, so that no process that is started from here joins too.
 

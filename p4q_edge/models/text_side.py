@@ -13,7 +13,7 @@ class Prefix:
 
     Attributes:
         length: number of those tokens, P.
-        blocks: keys and values of each block, each ``(heads, P, head_size)``.
+        blocks: keys and values of each block, each `(heads, P, head_size)`.
     """
 
     length: int
@@ -21,7 +21,7 @@ class Prefix:
 
 
 class TextSide(nn.Module, ABC):
-    """A frozen text tower that takes token embeddings ``(texts, L, width)``, learned vectors among them."""
+    """A frozen text tower that takes token embeddings `(texts, L, width)`, learned vectors among them."""
 
     @property
     @abstractmethod
@@ -50,22 +50,22 @@ class TextSide(nn.Module, ABC):
 
     @abstractmethod
     def end_index(self, tokens: Tensor) -> Tensor:
-        """Position where each text ends, ``(texts,)`` int64, for tokens ``(texts, L)``."""
+        """Position where each text ends, `(texts,)` int64, for tokens `(texts, L)`."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
-        """Features ``(texts, dim)``, not normalized, of texts as token embeddings ``(texts, L, width)``.
+        """Return features `(texts, dim)`, not normalized, of texts as token embeddings `(texts, L, width)`.
 
         Args:
-            end: ``(texts,)`` int64, what `end_index` says of their tokens.
+            end: `(texts,)` int64, what `end_index` says of their tokens.
         """
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
-        """Word embeddings ``(texts, L, width)`` of tokens ``(texts, L)``."""
+        """Word embeddings `(texts, L, width)` of tokens `(texts, L)`."""
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Features ``(texts, dim)`` of tokens ``(texts, context_length)``, cut at the longest text where exact."""
+        """Return features `(texts, dim)` of tokens `(texts, context_length)`, cut at the longest text where exact."""
         end = self.end_index(tokens)
         length = int(end.max()) + 1 if self.cuts_at_end else tokens.shape[1]
         embeddings = self.embed(tokens[:, :length])
@@ -73,13 +73,13 @@ class TextSide(nn.Module, ABC):
         return features
 
     def read_prefix(self, embeddings: Tensor) -> Prefix:
-        """Run the tokens ``(P, width)`` that all texts begin with, once; only where `shares_prefix`."""
-        raise NotImplementedError(f"{type(self).__name__} shares no prefix")
+        """Run the tokens `(P, width)` that all texts begin with, once; only where `shares_prefix`."""
+        raise NotImplementedError(f"{type(self).__name__} has no shared prefix")
 
     def continue_prefix(self, prefix: Prefix, runs: Sequence[Tensor]) -> Tensor:
-        """Features ``(all texts, dim)`` of texts behind a prefix; only where `shares_prefix`.
+        """Return features `(all texts, dim)` of texts behind a prefix; only where `shares_prefix`.
 
         Args:
-            runs: what follows the prefix, texts of one length together, each ``(texts, S, width)``.
+            runs: what follows the prefix, texts of one length together, each `(texts, S, width)`.
         """
-        raise NotImplementedError(f"{type(self).__name__} shares no prefix")
+        raise NotImplementedError(f"{type(self).__name__} has no shared prefix")

@@ -18,7 +18,7 @@ from p4q_edge.runtime.errors import UsageError
 
 
 class TextTower(TextSide):
-    """Text tower of an open_clip model, frozen: token embeddings ``(texts, L, width)`` to features ``(texts, dim)``.
+    """Text tower of an open_clip model, frozen: token embeddings `(texts, L, width)` to features `(texts, dim)`.
 
     Its texts are pooled at one position each.
     """
@@ -71,7 +71,7 @@ class TextTower(TextSide):
         return int(self.positional_embedding.shape[0])
 
     def end_index(self, tokens: Tensor) -> Tensor:
-        """Position whose output is the text's feature, ``(texts,)`` int64, for tokens ``(texts, L)``."""
+        """Position whose output is the text's feature, `(texts,)` int64, for tokens `(texts, L)`."""
         if self.pool_type == "argmax":
             return tokens.argmax(dim=-1)
         if self.pool_type == "eos":
@@ -83,14 +83,14 @@ class TextTower(TextSide):
         raise UsageError(f"text pooling {self.pool_type!r} is not supported; expected argmax, eos, first or last")
 
     def forward(self, embeddings: Tensor, end: Tensor) -> Tensor:
-        """Features of texts given as token embeddings.
+        """Return features of texts given as token embeddings.
 
         Args:
-            embeddings: ``(texts, L, width)`` with L at most `context_length`.
-            end: ``(texts,)`` int64, the position that is pooled.
+            embeddings: `(texts, L, width)` with L at most `context_length`.
+            end: `(texts,)` int64, the position that is pooled.
 
         Returns:
-            ``(texts, dim)``, not normalized.
+            `(texts, dim)`, not normalized.
         """
         length = embeddings.shape[1]
         x = embeddings + self.positional_embedding[:length]
@@ -99,7 +99,7 @@ class TextTower(TextSide):
         return self._pool(x, end)
 
     def read_prefix(self, embeddings: Tensor) -> Prefix:
-        """Run the tokens ``(P, width)`` that all texts begin with, once for all of them.
+        """Run the tokens `(P, width)` that all texts begin with, once for all of them.
 
         Causal attention keeps them independent of what follows.
         """
@@ -117,16 +117,16 @@ class TextTower(TextSide):
         return Prefix(length=length, blocks=tuple(blocks))
 
     def continue_prefix(self, prefix: Prefix, runs: Sequence[Tensor]) -> Tensor:
-        """Features of texts that all begin with `prefix`; equal to `forward` on the joined texts.
+        """Return features of texts that all begin with `prefix`; equal to `forward` on the joined texts.
 
         All tokens go through the linears as one matrix, so that a short text costs no more than its own tokens. The
         last block is finished for the last token of each text only, as nothing else is read.
 
         Args:
-            runs: what follows the prefix, texts of one length together, each ``(texts, S, width)``.
+            runs: what follows the prefix, texts of one length together, each `(texts, S, width)`.
 
         Returns:
-            ``(all texts, dim)``, not normalized, in the order of the runs.
+            `(all texts, dim)`, not normalized, in the order of the runs.
         """
         assert self.attn_mask is not None
         start = prefix.length
@@ -148,7 +148,7 @@ class TextTower(TextSide):
         return list(getattr(self.transformer, "resblocks", ()))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Word embeddings ``(texts, L, width)`` of tokens ``(texts, L)``."""
+        """Word embeddings `(texts, L, width)` of tokens `(texts, L)`."""
         embedded: Tensor = self.token_embedding(tokens.to(self.token_embedding.weight.device))
         return embedded
 
@@ -174,7 +174,7 @@ class TextTower(TextSide):
 
 
 def make_text_side(clip: nn.Module, scheme: QuantScheme) -> TextSide:
-    """The text tower that prompts of a model run through, quantized by a scheme once it is calibrated.
+    """Return the text tower that prompts of a model run through, quantized by a scheme once it is calibrated.
 
     Raises:
         UsageError: prompts cannot be learned through this tower.
@@ -185,9 +185,9 @@ def make_text_side(clip: nn.Module, scheme: QuantScheme) -> TextSide:
 
 
 def encoder_of(clip: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The float text side of a model: tokens ``(texts, context_length)`` to features ``(texts, dim)``.
+    """Return the float text side of a model: tokens `(texts, context_length)` to features `(texts, dim)`.
 
-    It computes what the model's own ``encode_text`` computes, without the padding where that cannot be seen.
+    It computes what the model's own `encode_text` computes, without the padding where that cannot be seen.
     """
     source = _text_module(clip)
     if is_huggingface(source):
@@ -204,7 +204,7 @@ def _text_module(clip: Any) -> Any:
 
 
 def _missing(source: Any) -> list[str]:
-    """What a text module lacks of open_clip's own transformer."""
+    """Return what a text module lacks of open_clip's own transformer."""
     needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
     missing = [name for name in needed if not hasattr(source, name)]
     plain = getattr(source, "cls_emb", None) is None
@@ -229,9 +229,9 @@ def _continue_block(
     *,
     ends_only: bool,
 ) -> Tensor:
-    """One block on the tokens ``(tokens, width)`` of runs with these shapes ``(texts, S)``.
+    """Return one block on the tokens `(tokens, width)` of runs with these shapes `(texts, S)`.
 
-    With `ends_only` the last token of each text comes out, ``(texts, width)``, else all of them.
+    With `ends_only` the last token of each text comes out, `(texts, width)`, else all of them.
     """
     attention: Attention = block.attn
     parts = attention.operands(*attention.project(block.ln_1(x)[None]))  # each (1, heads, tokens, head_size)
@@ -250,7 +250,7 @@ def _continue_block(
 
 
 def _by_run(x: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """``(heads, tokens, head_size)`` to one ``(texts, heads, S, head_size)`` for each run."""
+    """`(heads, tokens, head_size)` to one `(texts, heads, S, head_size)` for each run."""
     split = torch.split(x, [texts * length for texts, length in shapes], dim=1)
     size = x.shape[2]
     return [part.view(len(x), *shape, size).transpose(0, 1) for part, shape in zip(split, shapes, strict=True)]
@@ -258,5 +258,5 @@ def _by_run(x: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 @torch.no_grad()
 def normalized_mean(features: Tensor) -> Tensor:
-    """Normalized mean of normalized features: ``(templates, dim)`` to ``(dim,)``."""
+    """Normalized mean of normalized features: `(templates, dim)` to `(dim,)`."""
     return F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1)

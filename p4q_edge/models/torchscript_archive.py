@@ -50,7 +50,7 @@ class _StorageType:
 
 
 def is_torchscript(path: str) -> bool:
-    """Whether a file is an archive that `torch.jit.save` wrote."""
+    """Return whether a file is an archive that `torch.jit.save` wrote."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -58,7 +58,7 @@ def is_torchscript(path: str) -> bool:
 
 
 def read_torchscript(path: str) -> dict[str, Tensor]:
-    """All tensors of the modules in an archive, by the names of `state_dict`.
+    """Return all tensors of the modules in an archive, by the names of `state_dict`.
 
     Raises:
         InputError: the archive is damaged, or names something that no module's state needs.

@@ -1,6 +1,6 @@
 """Symmetric affine quantization: the only place that defines scale, range and rounding.
 
-``q = clamp(round_half_even(x / scale), quant_min, quant_max)`` and ``x' = q * scale``, zero point 0, as the ONNX
+`q = clamp(round_half_even(x / scale), quant_min, quant_max)` and `x' = q * scale`, zero point 0, as the ONNX
 operators QuantizeLinear and DequantizeLinear compute it. TensorRT multiplies by the reciprocal of the scale, so
 single integers may differ there by one step.
 
@@ -25,12 +25,12 @@ SMALLEST_SCALE = 2.0**-24
 
 @dataclass(frozen=True)
 class PerTensor:
-    """One scale for the whole tensor: shape ``()``."""
+    """One scale for the whole tensor: shape `()`."""
 
 
 @dataclass(frozen=True)
 class PerAxis:
-    """One scale for each index of `axis`: shape ``(x.shape[axis],)``."""
+    """One scale for each index of `axis`: shape `(x.shape[axis],)`."""
 
     axis: int
 
@@ -95,14 +95,14 @@ def shift_for(low: Tensor, scale: Tensor, quant_min: int) -> Tensor:
     -31.5
 
     Args:
-        low: shape ``()``, at most 0.
-        scale: shape ``()``, positive.
+        low: shape `()`, at most 0.
+        scale: shape `()`, positive.
     """
     return ((quant_min - torch.round(low / scale)) * scale).half().float()
 
 
 def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    """Integers (kept in x's float dtype) nearest to ``x / scale``, ties to even, clamped to the range.
+    """Return integers (kept in x's float dtype) nearest to `x / scale`, ties to even, clamped to the range.
 
     Args:
         x: float, any shape.
@@ -115,7 +115,7 @@ def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor
 
 
 def floor_and_rest(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the integer at or below ``x / scale``, not clamped, and what is left, in [0, 1).
+    """Return the integer at or below `x / scale`, not clamped, and what is left, in [0, 1).
 
     >>> [part.item() for part in floor_and_rest(torch.tensor(-1.25), torch.tensor(0.5))]
     [-3.0, 0.5]
@@ -126,7 +126,7 @@ def floor_and_rest(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(q: Tensor, scale: Tensor) -> Tensor:
-    """Return the real values ``q * scale``.
+    """Return the real values `q * scale`.
 
     >>> dequantize(torch.tensor([-3.0, 2.0]), torch.tensor(0.5)).tolist()
     [-1.5, 1.0]
@@ -135,7 +135,7 @@ def dequantize(q: Tensor, scale: Tensor) -> Tensor:
 
 
 def broadcast_scale(scale: Tensor, rank: int, granularity: Granularity) -> Tensor:
-    """View a scale of shape ``()`` or ``(channels,)`` so that it broadcasts to a tensor of `rank` dimensions.
+    """View a scale of shape `()` or `(channels,)` so that it broadcasts to a tensor of `rank` dimensions.
 
     >>> tuple(broadcast_scale(torch.ones(3), 4, PerAxis(1)).shape)
     (1, 3, 1, 1)
@@ -148,7 +148,7 @@ def broadcast_scale(scale: Tensor, rank: int, granularity: Granularity) -> Tenso
 
 
 def amax_of(x: Tensor, granularity: Granularity) -> Tensor:
-    """Return the largest absolute value of `x`, shape ``()`` or ``(channels,)``.
+    """Return the largest absolute value of `x`, shape `()` or `(channels,)`.
 
     >>> amax_of(torch.tensor([[1.0, -4.0], [2.0, 3.0]]), PerAxis(0)).tolist()
     [4.0, 3.0]

@@ -13,9 +13,9 @@ PAIR = (Phase.FLOAT, Phase.QUANTIZED)
 
 
 class Attention(nn.Module):
-    """Batch-first multi-head self-attention with one QKV linear, in place of ``nn.MultiheadAttention``.
+    """Batch-first multi-head self-attention with one QKV linear, in place of `nn.MultiheadAttention`.
 
-    The factor ``1/sqrt(head_size)`` is folded into the query rows of the QKV linear, which leaves the integer grid
+    The factor `1/sqrt(head_size)` is folded into the query rows of the QKV linear, which leaves the integer grid
     of a per-channel quantized weight unchanged.
 
     Attributes:
@@ -38,7 +38,9 @@ class Attention(nn.Module):
     def from_multihead(cls, attention: nn.MultiheadAttention, scheme: QuantScheme) -> "Attention":
         """Take over the weights of a plain self-attention whose query, key and value share one width."""
         if attention.in_proj_weight is None or not is_plain(attention):
-            raise ValueError("expected a batch-first nn.MultiheadAttention with one in_proj_weight and nothing special")
+            raise ValueError(
+                "expected a batch-first nn.MultiheadAttention with one in_proj_weight and no other options"
+            )
         joint = attention.in_proj_weight.detach(), attention.in_proj_bias
         return cls._from_joint(*joint, attention.out_proj, attention.num_heads, scheme)
 
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Self-attention over ``(N, L, D)``; takes the keywords with which open_clip calls the torch module.
+        """Self-attention over `(N, L, D)`; takes the keywords with which open_clip calls the torch module.
 
         Raises:
             ValueError: key or value differ from the query, or attention weights are asked for.
@@ -77,14 +79,14 @@ class Attention(nn.Module):
         return self.attend(q, k, v, attn_mask), None
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of ``(N, L, D)``, each ``(N, heads, L, D / heads)``; the query is already scaled."""
+        """Query, key and value of `(N, L, D)`, each `(N, heads, L, D / heads)`; the query is already scaled."""
         n, length, width = x.shape
         q, k, v = self.in_proj(x).split(width, dim=-1)
         shape = (n, length, self.num_heads, width // self.num_heads)
         return q.view(shape).transpose(1, 2), k.view(shape).transpose(1, 2), v.view(shape).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Softmax attention and output projection, ``(N, heads, L, head_size) -> (N, L, D)``."""
+        """Softmax attention and output projection, `(N, heads, L, head_size) -> (N, L, D)`."""
         if self.phase is Phase.PAIRED:
             halves = zip(PAIR, q.chunk(2), k.chunk(2), v.chunk(2), strict=True)
             return self.out_proj(torch.cat([self._mix_in(*half, attn_mask) for half in halves]))  # type: ignore[no-any-return]
@@ -95,7 +97,7 @@ class Attention(nn.Module):
             return self.mix(*self.operands(q, k, v), attn_mask)
 
     def operands(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value as the products take them, each ``(N, heads, L, head_size)``: observed, or on grids."""
+        """Query, key and value as the products take them, each `(N, heads, L, head_size)`: observed, or on grids."""
         if self.products is not None and self.phase is Phase.RANGING:
             self.products.observe_ranges(q, k, v)
         elif self.products is not None and self.phase is Phase.CALIBRATING:
@@ -113,10 +115,10 @@ class Attention(nn.Module):
         *,
         before: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Softmax attention of `operands`, without the output projection: ``(N, L, D)``.
+        """Softmax attention of `operands`, without the output projection: `(N, L, D)`.
 
         Args:
-            before: keys and values that every query sees besides its own, each ``(heads, P, head_size)``; one copy
+            before: keys and values that every query sees besides its own, each `(heads, P, head_size)`; one copy
                 serves all N.
         """
         scores = q @ k.transpose(-2, -1)  # (N, heads, L, L)
@@ -136,7 +138,7 @@ class Attention(nn.Module):
 
 
 class TimmAttention(Attention):
-    """The same in place of ``timm.layers.Attention``, which returns the result alone."""
+    """The same in place of `timm.layers.Attention`, which returns the result alone."""
 
     @classmethod
     def from_timm(cls, attention: PlainTimmAttention, scheme: QuantScheme) -> Attention:
@@ -146,7 +148,7 @@ class TimmAttention(Attention):
 
     @staticmethod
     def is_plain(module: nn.Module) -> bool:
-        """Whether a module is timm's attention without norms or gate of its own."""
+        """Return whether a module is timm's attention without norms or gate of its own."""
         return (
             type(module) is PlainTimmAttention
             and all(isinstance(norm, nn.Identity) for norm in (module.q_norm, module.k_norm, module.norm))
@@ -157,7 +159,7 @@ class TimmAttention(Attention):
     def forward(  # type: ignore[override]
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Self-attention over ``(N, L, D)``; takes the keywords with which timm calls its own.
+        """Self-attention over `(N, L, D)`; takes the keywords with which timm calls its own.
 
         Raises:
             ValueError: a causal attention, which no image tower has.
@@ -168,7 +170,7 @@ class TimmAttention(Attention):
 
 
 class CrossAttention(nn.Module):
-    """Batch-first attention to another tensor, in place of ``nn.MultiheadAttention``: the pool of an image tower.
+    """Batch-first attention to another tensor, in place of `nn.MultiheadAttention`: the pool of an image tower.
 
     Its four linears are quantizable; its products stay in high precision.
     """
@@ -194,7 +196,7 @@ class CrossAttention(nn.Module):
         return cls(query, key, value, attention.out_proj, attention.num_heads)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False) -> tuple[Tensor, None]:
-        """``(N, Q, D)``, ``(N, L, D_k)`` and ``(N, L, D_v)`` to ``(N, Q, D)``; takes open_clip's keywords.
+        """`(N, Q, D)`, `(N, L, D_k)` and `(N, L, D_v)` to `(N, Q, D)`; takes open_clip's keywords.
 
         Raises:
             ValueError: attention weights are asked for.
@@ -212,7 +214,7 @@ class CrossAttention(nn.Module):
 
 
 def is_plain(attention: nn.MultiheadAttention) -> bool:
-    """Whether torch's attention has the batch first and neither added keys nor added zeros."""
+    """Return whether torch's attention has the batch first and neither added keys nor added zeros."""
     return bool(attention.batch_first and attention.bias_k is None and not attention.add_zero_attn)
 
 
@@ -225,10 +227,10 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def attentions(model: nn.Module) -> dict[str, Attention]:
-    """All attentions of a model that `quantize_modules` swapped in, by dotted path."""
+    """Return all attentions of a model that `quantize_modules` swapped in, by dotted path."""
     return {name: m for name, m in model.named_modules() if isinstance(m, Attention)}
 
 
 def quant_products(model: nn.Module) -> dict[str, AttentionProducts]:
-    """The quantized attention products of a model, by the dotted path of their attention."""
+    """Return the quantized attention products of a model, by the dotted path of their attention."""
     return {name: a.products for name, a in attentions(model).items() if a.products is not None}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class AttentionPool(nn.Module):
-    """The mean of an image's positions asks all of them: ``(N, C, H, W) -> (N, out)``.
+    """The mean of an image's positions asks all of them: `(N, C, H, W) -> (N, out)`.
 
     open_clip's own hands the weights of its projections to one function of torch, where no rule that swaps linears
     finds them, and computes an answer for every position of which it returns the first.

@@ -14,7 +14,7 @@ MAX_TOKENS = 512
 
 
 def fuses_in_int8(*, head_size: int, tokens: int) -> bool:
-    """Whether TensorRT has an INT8 kernel for attention of all tokens.
+    """Return whether TensorRT has an INT8 kernel for attention of all tokens.
 
     Source: NVIDIA TensorRT, issues 2981, 4167 and 3714.
     """
@@ -22,7 +22,7 @@ def fuses_in_int8(*, head_size: int, tokens: int) -> bool:
 
 
 def softmax_scale(bits: int) -> float:
-    """The scale of attention weights, which lie in [0, 1]: 1/127 at 8 bits."""
+    """Return the scale of attention weights, which lie in [0, 1]: 1/127 at 8 bits."""
     return float(affine.scale_for(torch.ones(()), affine.activation_range(bits)[1]))
 
 
@@ -30,8 +30,8 @@ class Operand(nn.Module):
     """One tensor that an attention multiplies: it is observed, then it has a scale.
 
     Attributes:
-        scale: ``()`` float32 buffer; 0 until calibrated.
-        channel_range: of the ``heads * head_size`` channels.
+        scale: `()` float32 buffer; 0 until calibrated.
+        channel_range: of the `heads * head_size` channels.
     """
 
     scale: Tensor
@@ -43,11 +43,11 @@ class Operand(nn.Module):
         self.histogram: MagnitudeHistogram | None = None
 
     def observe_range(self, x: Tensor) -> None:
-        """First pass, ``(N, heads, L, head_size)``."""
+        """First pass, `(N, heads, L, head_size)`."""
         self.channel_range.observe(x.transpose(1, 2).flatten(2))
 
     def observe_magnitudes(self, x: Tensor) -> None:
-        """Second pass, ``(N, heads, L, head_size)``."""
+        """Second pass, `(N, heads, L, head_size)`."""
         if self.histogram is None:
             self.histogram = MagnitudeHistogram(self.channel_range.amax)
         self.histogram.observe(x)
@@ -84,12 +84,12 @@ class AttentionProducts(nn.Module):
         return all(bool(operand.scale > 0) for operand in self.operands)
 
     def observe_ranges(self, *tensors: Tensor) -> None:
-        """First pass over query, key and value, each ``(N, heads, L, head_size)``."""
+        """First pass over query, key and value, each `(N, heads, L, head_size)`."""
         for operand, x in zip(self.operands, tensors, strict=True):
             operand.observe_range(x[..., self.float_prefix :, :])
 
     def observe_magnitudes(self, *tensors: Tensor) -> None:
-        """Second pass over query, key and value, each ``(N, heads, L, head_size)``."""
+        """Second pass over query, key and value, each `(N, heads, L, head_size)`."""
         for operand, x in zip(self.operands, tensors, strict=True):
             operand.observe_magnitudes(x[..., self.float_prefix :, :])
 
@@ -100,7 +100,7 @@ class AttentionProducts(nn.Module):
         return tuple(self._on_grid(x, operand.scale) for operand, x in zip(self.operands, tensors, strict=True))
 
     def softmax_on_grid(self, weights: Tensor) -> Tensor:
-        """Attention weights ``(N, heads, L, L)`` on their integer grid, as real values."""
+        """Attention weights `(N, heads, L, L)` on their integer grid, as real values."""
         scale = torch.tensor(softmax_scale(self.bits), device=weights.device)
         return fake_quantize(weights, scale, *affine.activation_range(self.bits))
 

@@ -31,14 +31,14 @@ FOLD_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelFold:
-    """Centre m and ratio r of each channel, both ``(channels,)`` float32."""
+    """Centre m and ratio r of each channel, both `(channels,)` float32."""
 
     centre: Tensor
     ratio: Tensor
 
     @classmethod
     def from_range(cls, observed: ChannelRange, strength: float) -> "ChannelFold":
-        """Centre and ratio of an observed activation; ratio ``(h / mean(h)) ** strength``."""
+        """Centre and ratio of an observed activation; ratio `(h / mean(h)) ** strength`."""
         low, high = observed.require()
         half = (high - low) / 2
         half = half.clamp(min=float(half.mean()) * DEAD_CHANNEL + torch.finfo(torch.float32).tiny)
@@ -78,7 +78,7 @@ class ChannelFold:
 def fold_channels(model: nn.Module, scheme: QuantScheme, sample: Tensor) -> list[str]:
     """Apply every fold that the scheme asks for and the model allows, in place.
 
-    The linears must have observed their inputs in ``Phase.RANGING``.
+    The linears must have observed their inputs in `Phase.RANGING`.
 
     Args:
         model: takes `sample` and returns one tensor.
@@ -143,7 +143,7 @@ def _joint_range(ranges: Iterable[ChannelRange]) -> ChannelRange:
 
 
 def norm_readers(model: nn.Module, sample: Tensor) -> dict[str, list[QuantLinear]]:
-    """Which quantizable linears read the output of which LayerNorm, found by watching one forward pass.
+    """Return which quantizable linears read the output of which LayerNorm, found by watching one forward pass.
 
     A linear reads a norm when its input shares the norm's output memory (the tensor itself, or a view such as one
     token of it) and its channels are the norm's. Norms without affine parameters, with an output that no linear

@@ -21,10 +21,10 @@ DEAD_CHANNEL = 2.0**-8
 
 
 class Observed(nn.Module):
-    """A tensor ``(N, channels, H, W)`` that is observed in two passes and then has one scale.
+    """A tensor `(N, channels, H, W)` that is observed in two passes and then has one scale.
 
     Attributes:
-        scale: ``()`` float32 buffer; 0 until calibrated.
+        scale: `()` float32 buffer; 0 until calibrated.
         channel_range: of its channels.
     """
 
@@ -40,12 +40,6 @@ class Observed(nn.Module):
         """Drop ranges and histogram, before a new calibration."""
         self.channel_range = ChannelRange()
         self.histogram: MagnitudeHistogram | None = None
-
-    @property
-    def one_sided(self) -> bool:
-        """Whether no value below zero was seen: half of a signed grid is then unused."""
-        low, _ = self.channel_range.require()
-        return bool((low >= 0).all())
 
     def observe_range(self, x: Tensor) -> None:
         """First pass."""
@@ -66,7 +60,7 @@ class Observed(nn.Module):
         return True
 
     def on_grid(self, x: Tensor) -> Tensor:
-        """The tensor on its integer grid, as real values.
+        """Return the tensor on its integer grid, as real values.
 
         Raises:
             RuntimeError: it has no scale yet.
@@ -82,10 +76,10 @@ class QuantConv2d(nn.Module):
     Weights have a scale for each output channel (axis 0), the input has one; the bias is float.
 
     Attributes:
-        weight: ``(out, in / groups, kH, kW)`` float32.
-        bias: ``(out,)``.
+        weight: `(out, in / groups, kH, kW)` float32.
+        bias: `(out,)`.
         float_bias: where `bias` was corrected for quantization, what it was before.
-        weight_scale: ``(out,)`` float32 buffer.
+        weight_scale: `(out,)` float32 buffer.
         integers: int8 of the weight's shape where the rounding was chosen; None rounds to the nearest.
         in_float: the layer stays in high precision in the quantized phases and in the exported graph. Grids of tensors
             that it shares with others stay.
@@ -120,7 +114,7 @@ class QuantConv2d(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the layer is quantized in ``Phase.QUANTIZED``."""
+        """Whether the layer is quantized in `Phase.QUANTIZED`."""
         return bool(self.input.scale > 0) and not self.in_float
 
     def keep_float(self) -> None:
@@ -130,7 +124,7 @@ class QuantConv2d(nn.Module):
             self.bias, self.float_bias = nn.Parameter(self.float_bias, requires_grad=False), None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, in, H, W) -> (N, out, H', W')``."""
+        """`(N, in, H, W) -> (N, out, H', W')`."""
         if self.in_float and self.phase in (Phase.QUANTIZED, Phase.PAIRED, Phase.WEIGHTS):
             return self.exact(x)
         if self.phase is Phase.QUANTIZED:
@@ -147,19 +141,19 @@ class QuantConv2d(nn.Module):
         return self.convolve(x, self.weight, self.bias) if self.phase is Phase.TRACED else self.exact(x)
 
     def exact(self, x: Tensor) -> Tensor:
-        """The result in float."""
+        """Return the result in float."""
         return self.convolve(x, self.weight, self.bias if self.float_bias is None else self.float_bias)
 
     def quantized(self, x: Tensor) -> Tensor:
-        """The result of the input and the weight on their grids."""
+        """Return the result of the input and the weight on their grids."""
         return self.convolve(self.input.on_grid(x), self.quantized_weight(), self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution itself with another weight and bias."""
+        """Return the convolution itself with another weight and bias."""
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def quantized_weight(self) -> Tensor:
-        """The weight on its integer grid, as real values."""
+        """Return the weight on its integer grid, as real values."""
         if self._restored is None:
             integers = self.integer_weight().to(self.weight_scale.dtype)
             self._restored = affine.dequantize(integers, self._broadcast(self.weight_scale))
@@ -173,7 +167,7 @@ class QuantConv2d(nn.Module):
         return affine.quantize(self.weight.detach(), self._broadcast(self.weight_scale), *limits).to(torch.int8)
 
     def set_integers(self, integers: Tensor | None, scale: Tensor) -> None:
-        """Choose rounding, int8 of the weight's shape or None for nearest, and scale ``(out,)``."""
+        """Choose rounding, int8 of the weight's shape or None for nearest, and scale `(out,)`."""
         self.integers, self.weight_scale, self._restored = integers, scale, None
 
     def scale_weight(self) -> None:
@@ -193,7 +187,7 @@ class QuantConv2d(nn.Module):
         self.set_integers(None, affine.representable_scale(torch.where(dead, scale.clamp(min=coarse), scale)))
 
     def correct_bias(self, bias: Tensor) -> None:
-        """Take a bias ``(out,)`` that absorbs errors of quantization; the float phases keep their own."""
+        """Take a bias `(out,)` that absorbs errors of quantization; the float phases keep their own."""
         if self.float_bias is None:
             self.float_bias = self.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
@@ -234,7 +228,7 @@ class TensorGrid(Observed):
         return not self.layers or any(not layer.in_float for layer in self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, channels, H, W)``, on the grid in the quantized phases."""
+        """`(N, channels, H, W)`, on the grid in the quantized phases."""
         if not self.used:
             return x
         if self.phase is Phase.QUANTIZED:
@@ -250,12 +244,12 @@ class TensorGrid(Observed):
 
 
 def quant_convs(model: nn.Module) -> dict[str, QuantConv2d]:
-    """All quantizable convolutions of a model by dotted path, in order of definition."""
+    """Return all quantizable convolutions of a model by dotted path, in order of definition."""
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantConv2d)}
 
 
 def tensor_grids(model: nn.Module) -> dict[str, TensorGrid]:
-    """All grids of shared tensors of a model by their own dotted path."""
+    """Return all grids of shared tensors of a model by their own dotted path."""
     return {name: m for name, m in model.named_modules() if isinstance(m, TensorGrid)}
 
 
@@ -263,7 +257,7 @@ def tensor_grids(model: nn.Module) -> dict[str, TensorGrid]:
 def running_as_cpu_graph(model: nn.Module) -> Iterator[None]:
     """Run the model as its graph for CPUs computes: linears quantized, convolutions with their quantized weights only.
 
-    Each module's own phase is restored at the end of the ``with`` block.
+    Each module's own phase is restored at the end of the `with` block.
     """
     with running_in(model, Phase.QUANTIZED):
         for conv in quant_convs(model).values():

@@ -70,7 +70,7 @@ def correct_conv_biases(model: nn.Module, images: Tensor) -> None:
     that all behind it see the correction.
 
     Args:
-        images: ``(N, 3, H, W)`` float32; activations of 2 N images are held at once.
+        images: `(N, 3, H, W)` float32; activations of 2 N images are held at once.
 
     Source: Nagel et al., Data-Free Quantization, arXiv:1906.04721, section 4.2 (empirical form), layer by layer.
     """

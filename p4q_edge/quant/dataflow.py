@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-Kind = Literal["conv", "linear", "batch_norm", "add", "mul", "avg_pool", "max_pool", "other"]
+NodeKind = Literal["conv", "linear", "batch_norm", "add", "mul", "avg_pool", "max_pool", "other"]
 
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, NodeKind] = {
     "aten.conv2d.default": "conv",
     "aten.convolution.default": "conv",
     "aten.linear.default": "linear",
@@ -60,7 +60,7 @@ class Flow:
     parameters: dict[str, str]
     calls: dict[str, int]
 
-    def of_kind(self, kind: Kind) -> Iterator[Node]:
+    def of_kind(self, kind: NodeKind) -> Iterator[Node]:
         """Yield the nodes of one kind."""
         return (node for node in self.nodes if kind_of(node) == kind)
 
@@ -73,7 +73,7 @@ class Flow:
 
 @torch.no_grad()
 def trace_flow(model: nn.Module, sample: Tensor) -> Flow:
-    """Trace `model` on a batch ``(N, 3, H, W)`` of at least two images; its phases run as they are set."""
+    """Trace `model` on a batch `(N, 3, H, W)` of at least two images; its phases run as they are set."""
     with warnings.catch_warnings():
         # torch 2.10 and 2.11 copy what they have deprecated themselves.
         warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
@@ -87,7 +87,7 @@ def trace_flow(model: nn.Module, sample: Tensor) -> Flow:
     return Flow(nodes=nodes, parameters=parameters, calls=calls)
 
 
-def kind_of(node: Node) -> Kind:
+def kind_of(node: Node) -> NodeKind:
     """Return what a node does; `other` for all that this project does not treat apart."""
     return _KINDS.get(str(node.target), "other")
 
@@ -121,7 +121,7 @@ def readers(node: Node) -> list[Node]:
 
 
 def is_pointwise(node: Node) -> bool:
-    """Whether a node is an activation function."""
+    """Return whether a node is an activation function."""
     return str(node.target) in _POINTWISE
 
 

@@ -37,10 +37,10 @@ def clamp_ste(x: Tensor, low: int, high: int) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    """``dequantize(quantize(x))`` with gradient 1 inside the integer range, bounds included, and 0 outside.
+    """`dequantize(quantize(x))` with gradient 1 inside the integer range, bounds included, and 0 outside.
 
     Forward values equal `affine.quantize` followed by `affine.dequantize` bit for bit. The gradient with respect
-    to `scale` is that of LSQ when `scale` requires one: ``round(x/s) - x/s`` inside, the bound outside.
+    to `scale` is that of LSQ when `scale` requires one: `round(x/s) - x/s` inside, the bound outside.
 
     Args:
         x: float, any shape.

@@ -29,8 +29,8 @@ def learn_scales(model: nn.Module, images: Tensor, teacher: Tensor, *, epochs: i
     weight with a shift of the input.
 
     Args:
-        images: ``(N, 3, H, W)`` float32.
-        teacher: ``(N, dim)``, normalized outputs of the float model.
+        images: `(N, 3, H, W)` float32.
+        teacher: `(N, dim)`, normalized outputs of the float model.
 
     Source: LSQ, Esser et al., arXiv:1902.08153, eq. (1) to (3), for the gradient (`p4q_edge.quant.fake`).
     """
@@ -87,7 +87,7 @@ class _ShiftedBias:
         self._rest = linear.bias.detach() + linear.quantized_weight().detach() @ self._shift
 
     def at(self, linear: QuantLinear) -> Tensor:
-        """The bias ``(out_features,)`` at the present scale of the weight."""
+        """Return the bias `(out_features,)` at the present scale of the weight."""
         return self._rest - linear.quantized_weight() @ self._shift
 
 

@@ -23,15 +23,15 @@ class Moments:
     """What the least-squares error of a linear depends on, whatever its integers, scales and bias; all float64.
 
     With x the quantized input, y the float model's output and the bias at its optimum, the mean squared error of
-    output channel c with weight row w is ``target_square_c - 2 w . cross_c + w H w``. Means are over the rows, each
+    output channel c with weight row w is `target_square_c - 2 w . cross_c + w H w`. Means are over the rows, each
     with its weight.
 
     Attributes:
-        input_square: H, covariance of x, ``(in, in)``.
-        cross: covariance of y and x, ``(out, in)``.
-        target_square: variance of y, ``(out,)``.
-        input_mean, target_mean: ``(in,)`` and ``(out,)``.
-        effective_rows: how many rows of one weight tell as much: ``sum(w)**2 / sum(w**2)``.
+        input_square: H, covariance of x, `(in, in)`.
+        cross: covariance of y and x, `(out, in)`.
+        target_square: variance of y, `(out,)`.
+        input_mean, target_mean: `(in,)` and `(out,)`.
+        effective_rows: how many rows of one weight tell as much: `sum(w)**2 / sum(w**2)`.
     """
 
     input_square: Tensor
@@ -43,7 +43,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, weights: Tensor | None = None) -> "Moments":
-        """Of paired rows ``(..., in)`` and ``(..., out)``, weighted by ``(rows,)``, all alike without."""
+        """Of paired rows `(..., in)` and `(..., out)`, weighted by `(rows,)`, all alike without."""
         x, y = x.flatten(0, -2), y.flatten(0, -2)
         share = torch.full((len(x),), 1.0 / len(x), device=x.device) if weights is None else weights / weights.sum()
         input_mean, target_mean = share.double() @ x.double(), share.double() @ y.double()
@@ -68,17 +68,17 @@ class Moments:
         )
 
     def error(self, weight: Tensor) -> Tensor:
-        """Mean squared error of each output channel, ``(out,)``, for a weight ``(out, in)`` and its best bias."""
+        """Return mean squared error of each output channel, `(out,)`, for a weight `(out, in)` and its best bias."""
         weight = weight.double()
         own = ((weight @ self.input_square) * weight).sum(1)
         return self.target_square - 2 * (weight * self.cross).sum(1) + own
 
     def best_bias(self, weight: Tensor) -> Tensor:
-        """The bias that leaves no mean error, ``(out,)`` float32."""
+        """Return the bias that leaves no mean error, `(out,)` float32."""
         return (self.target_mean - weight.double() @ self.input_mean).float()
 
     def best_factor(self, weight: Tensor) -> Tensor:
-        """The factor on each row of the weight with the least error, ``(out,)``; 1 where the row gives a constant."""
+        """Return the factor of least error on each row of the weight, `(out,)`; 1 where the row gives a constant."""
         weight = weight.double()
         own = ((weight @ self.input_square) * weight).sum(1)
         factor = (weight * self.cross).sum(1) / own
@@ -90,9 +90,9 @@ class Seen:
     """What a linear reads and should give on the same images.
 
     Attributes:
-        exact: input in the float model, ``(N, ..., in)``, before the linear's own gain.
+        exact: input in the float model, `(N, ..., in)`, before the linear's own gain.
         actual: input in the quantized model so far, likewise.
-        target: output in the float model, ``(N, ..., out)``.
+        target: output in the float model, `(N, ..., out)`.
     """
 
     exact: Tensor
@@ -108,7 +108,7 @@ def paired_pass(model: nn.Module, images: Tensor, visit: Visit) -> None:
     """Visit the calibrated linears of a model in the order of its forward pass.
 
     Args:
-        images: ``(N, 3, H, W)`` float32; activations of 2 N images are held at once.
+        images: `(N, 3, H, W)` float32; activations of 2 N images are held at once.
         visit: may change the linear's integers, scales, gain and bias.
     """
     outputs: dict[QuantLinear, tuple[Tensor, Tensor]] = {}

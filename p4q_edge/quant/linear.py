@@ -36,21 +36,21 @@ class QuantLinear(nn.Module):
     """A linear layer that runs in float, observes its input, or runs fake-quantized.
 
     Attributes:
-        weight: ``(out_features, in_features)`` float32.
-        bias: ``(out_features,)`` or None.
+        weight: `(out_features, in_features)` float32.
+        bias: `(out_features,)` or None.
         float_bias: where `bias` was corrected for quantization, what it was before.
-        weight_scale: ``(out_features,)`` float32 buffer.
-        integers: int8 ``(out_features, in_features)`` where the rounding was chosen; None rounds to the nearest.
-        input_scale: ``()`` float32 buffer; 0 until calibrated.
-        input_gain: ``(in_features,)`` float32, multiplied onto the input before anything else, with the weight divided
+        weight_scale: `(out_features,)` float32 buffer.
+        integers: int8 `(out_features, in_features)` where the rounding was chosen; None rounds to the nearest.
+        input_scale: `()` float32 buffer; 0 until calibrated.
+        input_gain: `(in_features,)` float32, multiplied onto the input before anything else, with the weight divided
             by it: evens out channels where no module before the linear can take that factor. None: no gain.
-        input_shift: ``(in_features,)`` float32, added to the input behind the gain, with its product with the weight
+        input_shift: `(in_features,)` float32, added to the input behind the gain, with its product with the weight
             taken off the bias: an input that is never far below zero, as GELU's, then uses both halves of the signed
             grid. None: no shift.
-        in_float: the layer stays in high precision in ``Phase.QUANTIZED`` and in the exported graph.
+        in_float: the layer stays in high precision in `Phase.QUANTIZED` and in the exported graph.
         dynamic: while the layer itself is learned, scales follow the weight and the batch at each step;
             `freeze` ends that.
-        float_prefix: leading tokens, ``x[..., :float_prefix, :]``, that are neither observed nor quantized.
+        float_prefix: leading tokens, `x[..., :float_prefix, :]`, that are neither observed nor quantized.
     """
 
     weight_scale: Tensor
@@ -98,11 +98,11 @@ class QuantLinear(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the layer is quantized in ``Phase.QUANTIZED``."""
+        """Whether the layer is quantized in `Phase.QUANTIZED`."""
         return bool(self.input_scale > 0) and not self.in_float
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features) -> (..., out_features)``."""
+        """`(..., in_features) -> (..., out_features)`."""
         if self.phase is Phase.QUANTIZED and not self.in_float:
             return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
         x = self.gained(x)
@@ -118,13 +118,13 @@ class QuantLinear(nn.Module):
         return F.linear(x, self.weight, self.bias if corrected else self.float_bias)
 
     def correct_bias(self, bias: Tensor) -> None:
-        """Take a bias ``(out_features,)`` that absorbs errors of quantization; the float phases keep their own."""
+        """Take a bias `(out_features,)` that absorbs errors of quantization; the float phases keep their own."""
         if self.float_bias is None:
             self.float_bias = torch.zeros_like(bias) if self.bias is None else self.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def gained(self, x: Tensor) -> Tensor:
-        """The input as the weight takes it: times the gain and plus the shift, where there are."""
+        """Return the input as the weight takes it: times the gain and plus the shift, where there are."""
         x = x if self.input_gain is None else x * self.input_gain
         return x if self.input_shift is None else x + self.input_shift
 
@@ -141,7 +141,7 @@ class QuantLinear(nn.Module):
             self.bias, self.float_bias = nn.Parameter(self.float_bias, requires_grad=False), None
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        """The input, with its gain, on its integer grid, as real values."""
+        """Return the input, with its gain, on its integer grid, as real values."""
         x = self.gained(x)
         if self.float_prefix:
             split = self.float_prefix
@@ -159,7 +159,7 @@ class QuantLinear(nn.Module):
         return fake_quantize(x, scale, quant_min, quant_max)
 
     def quantized_weight(self) -> Tensor:
-        """The weight on its integer grid, as real values, ``(out_features, in_features)``."""
+        """Return the weight on its integer grid, as real values, `(out_features, in_features)`."""
         if self._restored is not None and not self.dynamic:
             return self._restored
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
@@ -173,7 +173,7 @@ class QuantLinear(nn.Module):
         return restored
 
     def integer_weight(self) -> Tensor:
-        """int8 ``(out_features, in_features)``: what the exported graph stores."""
+        """int8 `(out_features, in_features)`: what the exported graph stores."""
         if self.integers is not None:
             return self.integers.clone()
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
@@ -186,7 +186,7 @@ class QuantLinear(nn.Module):
         self.integers = self._restored = None
 
     def set_gain(self, gain: Tensor) -> None:
-        """Multiply the input by a gain ``(in_features,)``, positive and finite, and divide the weight by it.
+        """Multiply the input by a gain `(in_features,)`, positive and finite, and divide the weight by it.
 
         The layer's float output stays the same. An earlier gain is multiplied by the new one.
         """
@@ -199,7 +199,7 @@ class QuantLinear(nn.Module):
             self.channel_range.minimum, self.channel_range.maximum = low * gain, high * gain
 
     def set_shift(self, shift: Tensor) -> None:
-        """Add a finite shift ``(in_features,)`` to the input, behind the gain, and take what it gives off the bias.
+        """Add a finite shift `(in_features,)` to the input, behind the gain, and take what it gives off the bias.
 
         The layer's float output stays the same. An earlier shift is added to the new one.
         """
@@ -218,7 +218,7 @@ class QuantLinear(nn.Module):
             self.float_bias = self.float_bias + by
 
     def set_integers(self, integers: Tensor | None, scale: Tensor) -> None:
-        """Choose rounding, int8 ``(out_features, in_features)`` or None for nearest, and scale ``(out_features,)``."""
+        """Choose rounding, int8 `(out_features, in_features)` or None for nearest, and scale `(out_features,)`."""
         self.integers, self.weight_scale, self._restored = integers, scale, None
 
     def scale_weight(self, *, importance: Tensor | None = None) -> None:
@@ -261,7 +261,7 @@ class QuantLinear(nn.Module):
 
 
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:
-    """All quantizable linears of a model by dotted path, in order of definition."""
+    """Return all quantizable linears of a model by dotted path, in order of definition."""
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
 
 
@@ -278,7 +278,7 @@ def set_phase(model: nn.Module, phase: Phase) -> None:
 
 @contextmanager
 def running_in(model: nn.Module, phase: Phase) -> Iterator[None]:
-    """Run the model in a phase for the length of a ``with`` block, then restore each module's own."""
+    """Run the model in a phase for the length of a `with` block, then restore each module's own."""
     before = [(module, module.phase) for module in _phased(model)]
     set_phase(model, phase)
     try:

@@ -31,16 +31,16 @@ class MacCount:
 
 
 def _quantized(module: nn.Module) -> bool:
-    """Whether a module multiplies by a weight on integer grids, whatever kind of layer it is."""
+    """Return whether a module multiplies by a weight on integer grids, whatever kind of layer it is."""
     return isinstance(getattr(module, "weight", None), Tensor) and bool(getattr(module, "calibrated", False))
 
 
 @torch.no_grad()
 def macs_by_module(encoder: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of the first image by module path; a module's count holds those of its parts, ``""`` all.
+    """Multiply-accumulates of the first image by module path; a module's count holds those of its parts, `""` all.
 
     Args:
-        sample: normalized float32 images, ``(N, 3, H, W)``.
+        sample: normalized float32 images, `(N, 3, H, W)`.
     """
     with FlopCounterMode(display=False) as counter:
         encoder(sample[:1])
@@ -55,7 +55,7 @@ def count_macs(encoder: nn.Module, sample: Tensor, *, convolutions: bool = True)
     """Count while one image runs through a calibrated encoder in floating point; nothing is changed.
 
     Args:
-        sample: normalized float32 images, of which the first is used, ``(N, 3, H, W)``.
+        sample: normalized float32 images, of which the first is used, `(N, 3, H, W)`.
         convolutions: whether quantized convolutions count as integer work; on CPUs they compute in float.
     """
     with running_in(encoder, Phase.FLOAT):

@@ -26,14 +26,14 @@ class ChannelRange:
         self.maximum: Tensor | None = None
 
     def observe(self, x: Tensor) -> None:
-        """See a batch of shape ``(..., channels)``."""
+        """See a batch of shape `(..., channels)`."""
         flat = x.detach().reshape(-1, x.shape[-1])
         low, high = flat.amin(0), flat.amax(0)
         self.minimum = low if self.minimum is None else torch.minimum(self.minimum, low)
         self.maximum = high if self.maximum is None else torch.maximum(self.maximum, high)
 
     def require(self) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum, each ``(channels,)``.
+        """Minimum and maximum, each `(channels,)`.
 
         Raises:
             RuntimeError: nothing was observed.
@@ -44,18 +44,18 @@ class ChannelRange:
 
     @property
     def largest(self) -> Tensor:
-        """Largest absolute value of each channel, ``(channels,)``."""
+        """Largest absolute value of each channel, `(channels,)`."""
         low, high = self.require()
         return torch.maximum(low.abs(), high.abs())
 
     @property
     def amax(self) -> Tensor:
-        """Largest absolute value over all channels, shape ``()``."""
+        """Largest absolute value over all channels, shape `()`."""
         return self.largest.amax()
 
 
 class MagnitudeHistogram:
-    """Histogram of absolute values in ``[0, amax]``, and the clip range that it suggests.
+    """Histogram of absolute values in `[0, amax]`, and the clip range that it suggests.
 
     Counts lie on the CPU, so that clip ranges are searched alike whatever device observes.
 
@@ -69,12 +69,12 @@ class MagnitudeHistogram:
         self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
 
     def observe(self, x: Tensor) -> None:
-        """See a batch of shape ``(..., channels)``."""
+        """See a batch of shape `(..., channels)`."""
         for some in torch.split(x.detach().abs().float().flatten(), COUNTED_AT_ONCE):
             self.counts += torch.histc(some, HISTOGRAM_BINS, 0.0, self.amax).double().cpu()
 
     def clip(self, observer: ObserverName, *, quant_max: int, percentile: float) -> Tensor:
-        """Clip range, shape ``()``: the maximum, a percentile, or (also for ``search``) the least mean squared error.
+        """Clip range, shape `()`: the maximum, a percentile, or (also for `search`) the least mean squared error.
 
         Source: OMSE, Choukroun et al., arXiv:1902.06822, for the last.
         """
@@ -104,7 +104,7 @@ def forget_magnitudes(model: nn.Module) -> None:
 
 
 def activation_scale(histogram: MagnitudeHistogram, scheme: QuantScheme, *, bits: int) -> Tensor:
-    """Scale of an activation, shape ``()``: the scheme's clip range of what was observed, with its headroom.
+    """Return scale of an activation, shape `()`: the scheme's clip range of what was observed, with its headroom.
 
     It lies on the device of what was observed.
     """
@@ -121,14 +121,14 @@ def weight_scale(
     percentile: float = 99.99,
     importance: Tensor | None = None,
 ) -> Tensor:
-    """Scale of each output channel of a weight.
+    """Return scale of each output channel of a weight.
 
     Args:
-        weight: ``(out_features, in_features)`` float32.
-        importance: of the squared error of each input channel, ``(in_features,)``, for ``mse`` and ``search``.
+        weight: `(out_features, in_features)` float32.
+        importance: of the squared error of each input channel, `(in_features,)`, for `mse` and `search`.
 
     Returns:
-        ``(out_features,)`` float32, positive.
+        `(out_features,)` float32, positive.
     """
     quant_min, quant_max = affine.weight_range(bits)
     amax = affine.amax_of(weight, affine.PerAxis(0))

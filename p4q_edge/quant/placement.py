@@ -40,7 +40,7 @@ class GridPoint:
 
 
 def may_be_quantized(module: nn.Module) -> bool:
-    """Whether a module could be one of those, by itself: patch embeddings, which read the image, are not."""
+    """Return whether a module could be one of those, by itself: patch embeddings, which read the image, are not."""
     return isinstance(module, nn.Conv2d) and module.in_channels >= LEAST_CHANNELS
 
 
@@ -155,7 +155,7 @@ def _pooled_by(node: Node, chosen: frozenset[str]) -> list[str]:
 
 
 def _is_residual(reader: Node, node: Node, chosen: frozenset[str]) -> bool:
-    """Whether `reader` adds `node` to the result of a quantized convolution that nothing else reads.
+    """Return whether `reader` adds `node` to the result of a quantized convolution that nothing else reads.
 
     Where both sides are such results, the second is the residual.
     """

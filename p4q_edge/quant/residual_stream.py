@@ -185,7 +185,7 @@ class _Walk:
         return Reading(norm=path, linears=tuple(found))
 
     def _scaled(self, node: Node) -> Scaled:
-        """A product with one number a channel, and the linear that it multiplies."""
+        """Return a product with one number a channel, and the linear that it multiplies."""
         (before, parameter) = _operands(node) if len(_operands(node)) == 2 else (node, node)
         if before.op == "placeholder" or shape_of(parameter) != (self.stream.width,):
             raise _OtherUseError
@@ -210,7 +210,7 @@ class _Walk:
 
 
 def _moves(node: Node) -> bool:
-    """Whether a node moves or averages whole tokens."""
+    """Return whether a node moves or averages whole tokens."""
     if str(node.target) == "aten.mean.dim":
         axes = node.args[1]
         rank = len(shape_of(_operands(node)[0]))

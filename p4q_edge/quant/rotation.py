@@ -28,9 +28,9 @@ LEAST_FACTOR = 1e-3
 
 
 def hartley(size: int) -> Tensor:
-    """The symmetric orthogonal matrix ``cas(2 pi j k / n) / sqrt(n)``, ``(size, size)`` float64.
+    """Return the symmetric orthogonal matrix `cas(2 pi j k / n) / sqrt(n)`, `(size, size)` float64.
 
-    Its first row is constant, and no entry is above ``sqrt(2 / n)``.
+    Its first row is constant, and no entry is above `sqrt(2 / n)`.
     """
     index = torch.arange(size, dtype=torch.float64)
     angle = torch.outer(index, index).remainder(size) * (2 * math.pi / size)
@@ -38,9 +38,9 @@ def hartley(size: int) -> Tensor:
 
 
 def mean_keeping_rotation(size: int, *, seed: int) -> Tensor:
-    """An orthogonal matrix that spreads each channel over all and leaves their mean, ``(size, size)`` float64.
+    """Return an orthogonal matrix that spreads each channel over all and leaves their mean, `(size, size)` float64.
 
-    It is ``H D H`` with the Hartley matrix and random signs, of which the first is 1.
+    It is `H D H` with the Hartley matrix and random signs, of which the first is 1.
     """
     signs = torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
     signs[0] = 1.0
@@ -56,7 +56,7 @@ def rotate_streams(model: nn.Module, sample: Tensor) -> int:
     nothing. Layer scales go into the linear in front of them.
 
     Args:
-        sample: ``(N, 3, H, W)``, with which the model is traced and compared.
+        sample: `(N, 3, H, W)`, with which the model is traced and compared.
 
     Raises:
         RuntimeError: the output changed by more than float rounding.

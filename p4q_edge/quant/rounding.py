@@ -40,7 +40,7 @@ SHARPEST, SOFTEST = 2.0, 20.0
 def choose_rounding(linear: QuantLinear, moments: Moments, how: RoundingName) -> None:
     """Set the integers of a linear; its scales stay.
 
-    With ``adaround`` each is the weight rounded up or down; with ``descent`` any integer of the range.
+    With `adaround` each is the weight rounded up or down; with `descent` any integer of the range.
     """
     if how == "nearest":
         return
@@ -98,7 +98,7 @@ def _descend_channels(start: Tensor, square: Tensor, cross: Tensor, step: Tensor
 
 
 def _descend_block(q: Tensor, slope: Tensor, square: Tensor, step: Tensor, limits: tuple[int, int]) -> Tensor:
-    """Update the integers ``(block, out)`` in place; return by how much they changed."""
+    """Update the integers `(block, out)` in place; return by how much they changed."""
     before = q.clone()
     for j in range(len(q)):
         best = affine.quantize(q[j] * step - slope[j] / square[j, j], step, *limits)

@@ -119,14 +119,14 @@ class QuantScheme:
 
     @property
     def label(self) -> str:
-        """Short name such as ``W8A8``, or ``W4A4 (attention W8A8)`` where attentions have bits of their own."""
+        """Short name such as `W8A8`, or `W4A4 (attention W8A8)` where attentions have bits of their own."""
         return width_label(self.weight_bits, self.activation_bits, self.attention_bits)
 
     def for_attention(self) -> "QuantScheme":
-        """The scheme of the linears and products of attentions."""
+        """Return the scheme of the linears and products of attentions."""
         bits = self.attention_bits
         return self if bits is None else replace(self, weight_bits=bits, activation_bits=bits)
 
     def keeps_float(self, module_path: str) -> bool:
-        """Whether the module at this dotted path stays in high precision."""
+        """Return whether the module at this dotted path stays in high precision."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)

@@ -49,11 +49,11 @@ class Rows:
     """The rows of one linear that its model's output depends on.
 
     Attributes:
-        actual: input in the quantized model so far, ``(n, in)``.
-        target: output in the float model, ``(n, out)``.
-        weights: of each row's squared error, ``(n,)``, positive.
-        second: whether the row's image is of the second half of the images, ``(n,)``.
-        channels: weights of the output channels, ``(out,)``.
+        actual: input in the quantized model so far, `(n, in)`.
+        target: output in the float model, `(n, out)`.
+        weights: of each row's squared error, `(n,)`, positive.
+        second: whether the row's image is of the second half of the images, `(n,)`.
+        channels: weights of the output channels, `(out,)`.
     """
 
     actual: Tensor
@@ -79,18 +79,18 @@ class Rows:
 
     @property
     def effective(self) -> float:
-        """How many rows of one weight tell as much as these: ``sum(w)**2 / sum(w**2)``."""
+        """How many rows of one weight tell as much as these: `sum(w)**2 / sum(w**2)`."""
         return float(self.weights.sum().square() / self.weights.square().sum())
 
     def halves(self) -> tuple[Tensor, Tensor]:
-        """Masks of the two halves of the images; both are all rows where there is only one image."""
+        """Return masks of the two halves of the images; both are all rows where there is only one image."""
         if not bool(self.second.any()):
             return torch.ones_like(self.second), torch.ones_like(self.second)
         return ~self.second, self.second
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ScaleChoice:
     """A candidate and its cost.
 
     Attributes:
@@ -105,10 +105,10 @@ class Choice:
 
 
 def gain_of(largest: Tensor, strength: float) -> Tensor:
-    """Return the gain ``(largest / mean) ** -strength`` of each channel, ``(in,)``, as FP16 holds it.
+    """Return the gain `(largest / mean) ** -strength` of each channel, `(in,)`, as FP16 holds it.
 
     Args:
-        largest: largest absolute value of each channel, ``(in,)``.
+        largest: largest absolute value of each channel, `(in,)`.
     """
     mean = largest.mean().clamp(min=torch.finfo(torch.float32).tiny)
     gain = (largest / mean).clamp(min=DEAD_CHANNEL) ** -strength
@@ -123,27 +123,27 @@ def clips(scheme: QuantScheme) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Lowest and highest value of each input channel, ``(in,)``."""
+    """Lowest and highest value of each input channel, `(in,)`."""
 
     low: Tensor
     high: Tensor
 
     @classmethod
     def of(cls, x: Tensor) -> "Ranges":
-        """Take those of rows ``(n, in)``."""
+        """Take those of rows `(n, in)`."""
         return cls(low=x.amin(0), high=x.amax(0))
 
     @property
     def largest(self) -> Tensor:
-        """Largest absolute value of each channel, ``(in,)``."""
+        """Largest absolute value of each channel, `(in,)`."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def joined(self, other: "Ranges") -> "Ranges":
-        """The ranges that hold both."""
+        """Return the ranges that hold both."""
         return Ranges(low=torch.minimum(self.low, other.low), high=torch.maximum(self.high, other.high))
 
     def grid(self, gain: Tensor, clip: float, bits: int, *, shifted: bool) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, both ``()``, of the grid for the input times the gain.
+        """Return scale and shift, both `()`, of the grid for the input times the gain.
 
         Args:
             clip: largest absolute value that the grid reaches, in units of that of the range; a shifted grid ends
@@ -168,7 +168,7 @@ def choose_input(
     strengths: Sequence[float] = (0.0,),
     shifted: bool = False,
     bounds: Ranges | None = None,
-) -> Choice:
+) -> ScaleChoice:
     """Give a linear the gain, shift and input scale with the least error of its output.
 
     Args:
@@ -189,7 +189,9 @@ def choose_input(
 
 
 @torch.no_grad()
-def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, shifted: bool = False) -> list[Choice]:
+def candidates(
+    linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, shifted: bool = False
+) -> list[ScaleChoice]:
     """Return all choices with their errors, each half of the images judged under the ranges of the other."""
     generator = torch.Generator().manual_seed(0)
     # On the CPU, so that every device judges the same rows.
@@ -212,7 +214,7 @@ def candidates(linear: QuantLinear, rows: Rows, strengths: Sequence[float], *, s
         errors /= len(drawn) * len(rows.channels)
         added = _rounding_error(linear, rows, gain_of(rows.actual.abs().amax(0), strength), spread)
         found += [
-            Choice(strength=strength, clip=clip, error=float(error) + added)
+            ScaleChoice(strength=strength, clip=clip, error=float(error) + added)
             for clip, error in zip(tried, errors, strict=True)
         ]
     return found

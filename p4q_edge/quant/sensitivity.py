@@ -24,9 +24,9 @@ class OutputWeights:
     """Weights of the squared errors of one linear's outputs.
 
     Attributes:
-        positions: of each row of one image, such as each token: ``shape[1:-1]`` of the output, non-negative; 0 where
+        positions: of each row of one image, such as each token: `shape[1:-1]` of the output, non-negative; 0 where
             nothing reads it. Their sum with all of `channels` is the mean squared gradient of one image.
-        channels: ``(out,)``, non-negative, mean 1.
+        channels: `(out,)`, non-negative, mean 1.
     """
 
     positions: Tensor
@@ -38,7 +38,7 @@ class OutputWeights:
         return int((self.positions > 0).sum())
 
     def of_rows(self, images: int) -> Tensor:
-        """Weights of the rows of this number of images, flattened ``(images * positions,)``."""
+        """Return weights of the rows of this number of images, flattened `(images * positions,)`."""
         return self.positions.expand(images, *self.positions.shape).flatten()
 
 
@@ -49,7 +49,7 @@ def output_weights(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0
     normalized output in place of a loss.
 
     Args:
-        model: in float; takes a batch and gives ``(N, dim)``.
+        model: in float; takes a batch and gives `(N, dim)`.
         batches: few images at a time; all activations of a batch are held.
     """
     outputs: dict[str, Tensor] = {}

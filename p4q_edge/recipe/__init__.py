@@ -13,32 +13,34 @@ if TYPE_CHECKING:
         DRAWN_IMAGES,
         ComputeSection,
         DataSection,
+        FloatPrecision,
         LearnSection,
         ModelSection,
-        Precision,
         QuantizationSection,
         Recipe,
-        Teacher,
+        TeacherName,
     )
-    from p4q_edge.recipe.toml import anchor, on_device, read_recipe, to_toml
+    from p4q_edge.recipe.toml import anchor, on_device, read_recipe, to_document, to_toml, without_folders
 
 __all__ = [
     "DEMO_DATA",
     "DRAWN_IMAGES",
     "ComputeSection",
     "DataSection",
+    "FloatPrecision",
     "LearnSection",
     "ModelSection",
-    "Precision",
     "QuantizationSection",
     "Recipe",
-    "Teacher",
+    "TeacherName",
     "anchor",
     "demo_recipe",
     "on_device",
     "read_recipe",
     "run_recipe_of",
+    "to_document",
     "to_toml",
+    "without_folders",
 ]
 
 if not TYPE_CHECKING:
@@ -56,16 +58,18 @@ if not TYPE_CHECKING:
                 "DataSection",
                 "LearnSection",
                 "ModelSection",
-                "Precision",
+                "FloatPrecision",
                 "QuantizationSection",
                 "Recipe",
-                "Teacher",
+                "TeacherName",
             ),
             "toml": (
                 "anchor",
                 "on_device",
                 "read_recipe",
+                "to_document",
                 "to_toml",
+                "without_folders",
             ),
         },
     )

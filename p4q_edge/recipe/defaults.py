@@ -8,14 +8,14 @@ from p4q_edge.runtime.errors import UsageError
 
 
 def demo_recipe() -> Recipe:
-    """The built-in demo: printed glyphs to real handwriting."""
+    """Return the built-in demo: printed glyphs to real handwriting."""
     from p4q_edge.demo import MODEL_DIR
 
     return read_recipe(MODEL_DIR.parent / "recipe.toml")
 
 
 def run_recipe_of(folder: Path) -> Recipe:
-    """The resolved recipe that a run folder holds.
+    """Return the resolved recipe that a run folder holds.
 
     Raises:
         UsageError: the folder is not a run folder.

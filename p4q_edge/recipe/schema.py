@@ -18,9 +18,9 @@ MAX_IMAGE_SIZE = 4096
 MAX_WORKERS = 256
 MAX_BATCH_SIZE = 1 << 16
 
-Precision = Literal["float32", "tf32", "bf16"]
+FloatPrecision = Literal["float32", "tf32", "bf16"]
 """Of the matrix products of the frozen float image tower that is learned from."""
-Teacher = Literal["learned", "zero-shot", "none"]
+TeacherName = Literal["learned", "zero-shot", "none"]
 """Who is distilled from; always in full precision."""
 
 DEMO_DATA = "demo:digits"
@@ -37,14 +37,14 @@ class ModelSection(Section, frozen=True, kw_only=True):
     """[model]: which CLIP.
 
     Attributes:
-        name: a name of open_clip, ``hf-hub:org/repo``, ``local-dir:path`` or ``demo``.
+        name: a name of open_clip, `hf-hub:org/repo`, `local-dir:path` or `demo`.
         pretrained: tag or checkpoint path, for plain names.
         quick_gelu: overrides the activation that the tag records; needed for weights by path where tags differ.
         image_size: side of the images in pixels; the model's table of positions is stretched to it.
         mean: of the normalization, for each of three channels between 0 and 1.
         std: of the normalization.
         interpolation: filter of the resize.
-        resize_mode: ``shortest`` side then crop, ``longest`` side then pad, or ``squash``.
+        resize_mode: `shortest` side then crop, `longest` side then pad, or `squash`.
         license: overrides the licence string found with the weights.
     """
 
@@ -69,16 +69,16 @@ class DataSection(Section, frozen=True, kw_only=True):
     """[data]: labelled images and the words for their classes.
 
     Attributes:
-        train: labelled images to learn from: a folder of class folders, ``.csv``/``.tsv``/``.parquet`` (path,label),
-            ``.npz``, uncompressed ``.tar`` (webdataset; several as ``shards-{000..099}.tar``), a folder saved by
-            Hugging Face's `datasets`, or ``demo:digits``; empty: nothing is learned, see `calibration`.
+        train: labelled images to learn from: a folder of class folders, `.csv`/`.tsv`/`.parquet` (path,label),
+            `.npz`, uncompressed `.tar` (webdataset; several as `shards-{000..099}.tar`), a folder saved by
+            Hugging Face's `datasets`, or `demo:digits`; empty: nothing is learned, see `calibration`.
         calibration: where `train` is empty, images without labels, which ranges are measured on: a folder, at any
-            depth, an ``.p4q`` bundle for its golden samples, ``demo:leaves`` for drawn ones, or whatever `train` takes.
+            depth, an `.p4q` bundle for its golden samples, `demo:leaves` for drawn ones, or whatever `train` takes.
         test: labelled images as in `train`; empty: all images of `train` that are not learned from.
         class_names: other words for the classes in label order, or their own names in any order, or a
-            ``.txt``/``.json`` file of them; empty: the folders' names.
-        templates: prompts with ``{}``, or a ``.txt``/``.json`` file of them.
-        class_prompts: a ``.json`` file of prompts for each class, in place of templates.
+            `.txt`/`.json` file of them; empty: the folders' names.
+        templates: prompts with `{}`, or a `.txt`/`.json` file of them.
+        class_prompts: a `.json` file of prompts for each class, in place of templates.
         shots: labelled images of each class that are learned from, or as many as there are; without `test` one of five
             is kept to test on. 0 takes all and keeps none.
         unlabelled: images without labels that a teacher names for the student: a folder of images, below folders or
@@ -146,11 +146,11 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
             raise ValueError(f"max_top1_drop must be in [0, 100) points, got {self.max_top1_drop}")
 
     def scheme(self) -> QuantScheme:
-        """The scheme of the image tower (and of the text tower where it is quantized)."""
+        """Return the scheme of the image tower (and of the text tower where it is quantized)."""
         return QuantScheme(**{field: getattr(self, field) for field in QuantScheme.__dataclass_fields__})
 
     def adapter_scheme(self) -> QuantScheme:
-        """The scheme of the adapter: plain maxima, as its weights move while it is learned."""
+        """Return the scheme of the adapter: plain maxima, as its weights move while it is learned."""
         return QuantScheme(
             weight_bits=self.adapter_bits,
             activation_bits=self.adapter_bits,
@@ -169,9 +169,9 @@ class LearnSection(Section, frozen=True, kw_only=True):
         prompts: learn context vectors; false keeps the templates' embeddings.
         adapter: learn the adapter.
         class_residual: learn a residual of each class embedding (TaskRes); it costs nothing at run time.
-        teacher: whose class probabilities the student is drawn to: ``learned``, the same head learned on the
-            full-precision image tower first; ``zero-shot``, that tower and the hand-written prompts; ``none``. Absent:
-            ``zero-shot`` where `distillation` is above 0, else ``none``.
+        teacher: whose class probabilities the student is drawn to: `learned`, the same head learned on the
+            full-precision image tower first; `zero-shot`, that tower and the hand-written prompts; `none`. Absent:
+            `zero-shot` where `distillation` is above 0, else `none`.
         distillation: weight of the KL divergence from the teacher. Absent: 1 with a teacher.
         kl_temperature: temperature of that divergence.
         context_init: words whose embeddings start the context; empty: random.
@@ -202,7 +202,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
     prompts: bool = True
     adapter: bool = True
     class_residual: bool = True
-    teacher: Teacher | None = None
+    teacher: TeacherName | None = None
     distillation: float | None = None
     kl_temperature: numbers.Temperature = 1.0
     context_init: str = "a photo of a"
@@ -259,7 +259,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
             )
 
     @property
-    def taught_by(self) -> Teacher:
+    def taught_by(self) -> TeacherName:
         """Who is distilled from, with what `teacher` leaves to `distillation`."""
         return self.teacher or ("zero-shot" if self.distillation else "none")
 
@@ -305,12 +305,12 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     """[compute]: where and how a run is computed. All but `precision` leave the results within stated bounds.
 
     Attributes:
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: processes that read and decode images; 0 reads them in the command's own. ``auto``: beside a GPU one
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        workers: processes that read and decode images; 0 reads them in the command's own. `auto`: beside a GPU one
             for each core but one, 8 at most; on a CPU, whose cores all compute, 0.
-        batch_size: images that run through a tower at once; ``auto`` takes 64, and on a GPU as many as fit.
-        memory_gib: of the device, the most that batches of ``auto`` fill; 0 sets no limit.
-        precision: of the frozen float image tower that is learned from; all else is computed in float32. ``tf32``
+        batch_size: images that run through a tower at once; `auto` takes 64, and on a GPU as many as fit.
+        memory_gib: of the device, the most that batches of `auto` fill; 0 sets no limit.
+        precision: of the frozen float image tower that is learned from; all else is computed in float32. `tf32`
             changes nothing on a CPU.
     """
 
@@ -318,7 +318,7 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     workers: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     memory_gib: float = 0.0
-    precision: Precision = "float32"
+    precision: FloatPrecision = "float32"
 
     def __post_init__(self) -> None:
         if not is_device_name(self.device):
@@ -332,7 +332,7 @@ class ComputeSection(Section, frozen=True, kw_only=True):
 
 
 def is_device_name(name: str) -> bool:
-    """Whether a text is how a device is named: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    """Return whether a text is how a device is named: `auto`, `cpu`, `cuda` or `cuda:N`."""
     return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
@@ -376,7 +376,7 @@ class Recipe(Section, frozen=True, kw_only=True):
         return not self.data.train
 
     def contradiction(self) -> str:
-        """What sections ask of each other that cannot be, in words; empty if nothing is."""
+        """Return what sections ask of each other that cannot be, in words; empty if nothing is."""
         learn = self.learn
         if self.method == "as-released" and (self.data.unlabelled or learn.teacher == "learned" or learn.prompt_steps):
             return (
@@ -391,7 +391,7 @@ class Recipe(Section, frozen=True, kw_only=True):
         return ""
 
     def anywhere(self) -> "Recipe":
-        """The same run wherever it is computed: of [compute] only what changes results; the rest is at its defaults.
+        """Return the run as it is everywhere: of [compute] only what changes results; the rest is at its defaults.
 
         What tells whether results are unchanged holds this, so that a run goes on with another device, or with more
         workers, where it was.

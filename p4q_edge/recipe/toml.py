@@ -11,13 +11,16 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from p4q_edge.recipe.schema import Recipe, Section
+from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import read_bounded
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_NUMBER = (1 << 31) - 1
 _SHOWN = 60
-_PATHS = ("train", "calibration", "test", "unlabelled")
+_PATHS = ("train", "calibration", "test", "unlabelled", "class_prompts")
+_PATHS_OR_WORDS = ("class_names", "templates")
+"""A path where they are a text."""
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -63,8 +66,8 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
         return str((folder / value).resolve())
 
     data = recipe.data
-    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in (*_PATHS, "class_prompts")}
-    for name in ("class_names", "templates"):
+    changes: dict[str, Any] = {name: absolute(getattr(data, name)) for name in _PATHS}
+    for name in _PATHS_OR_WORDS:
         value = getattr(data, name)
         changes[name] = absolute(value) if isinstance(value, str) else value
     model = recipe.model
@@ -75,8 +78,30 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
     return msgspec.structs.replace(recipe, data=msgspec.structs.replace(data, **changes), model=model)
 
 
+def without_folders(recipe: Recipe, *, model: str, pretrained: str) -> Recipe:
+    """Return the recipe with the names of local files but not where they lay, nor where it ran.
+
+    Args:
+        recipe: with paths that `anchor` made absolute.
+        model: what the model is called elsewhere.
+        pretrained: the same of its weights.
+    """
+    values = {name: getattr(recipe.data, name) for name in (*_PATHS, *_PATHS_OR_WORDS)}
+    names = {name: Path(value).name for name, value in values.items() if isinstance(value, str)}
+    return msgspec.structs.replace(
+        recipe.anywhere(),
+        data=msgspec.structs.replace(recipe.data, **names),
+        model=msgspec.structs.replace(recipe.model, name=model, pretrained=pretrained),
+    )
+
+
+def to_document(recipe: Recipe) -> RecipeDocument:
+    """Return the recipe as bundles and documents tell it."""
+    return msgspec.convert(msgspec.to_builtins(recipe), RecipeDocument)
+
+
 def on_device(recipe: Recipe, device: str) -> Recipe:
-    """The same recipe computed on another device, `auto`, `cpu`, `cuda` or `cuda:N`.
+    """Return the same recipe computed on another device, `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         UsageError: that names no device.
@@ -89,7 +114,7 @@ def on_device(recipe: Recipe, device: str) -> Recipe:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The resolved recipe as TOML text; reading it back gives the same recipe."""
+    """Return the resolved recipe as TOML text; reading it back gives the same recipe."""
     document: dict[str, Any] = msgspec.to_builtins(recipe)
     lines = [f"{key} = {_toml_value(value)}" for key, value in document.items() if not isinstance(value, dict)]
     for name, section in document.items():
@@ -119,7 +144,7 @@ def _unbounded(document: dict[str, Any], *, prefix: str) -> Iterator[str]:
 
 
 def _expected(message: str) -> str:
-    """The choices of the key that msgspec found another value of, which it does not name itself; else nothing."""
+    """Return the choices of the key of which msgspec found another value, as it does not name them; else nothing."""
     found = re.search(r"Invalid enum value .* - at `\$\.([\w.]+)`", message)
     if found is None:
         return ""
@@ -130,7 +155,7 @@ def _expected(message: str) -> str:
 
 
 def _choices(kind: Any) -> Iterator[object]:
-    """What a type takes, in words: the values of its Literals, and the names of its other parts."""
+    """Yield what a type takes, in words: the values of its Literals, and the names of its other parts."""
     if get_origin(kind) is Literal:
         yield from get_args(kind)
     elif parts := get_args(kind):

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def right_answers(student: Student, features: Tensor, labels: Tensor, *, phase: Phase) -> int:
-    """How many of the features ``(N, dim)`` a learned head names rightly, its adapter in a phase."""
+    """Return how many of the features `(N, dim)` a learned head names rightly, its adapter in a phase."""
     text = student.text_embedding()
     features, labels = features.to(text.device), labels.to(text.device)
     with running_in(student.adapter or nn.Identity(), phase):

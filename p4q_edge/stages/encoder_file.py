@@ -54,7 +54,7 @@ def _facts_of(calibrated: CalibratedEncoder) -> str:
 
 
 def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key: str) -> CalibratedEncoder | None:
-    """A calibrated encoder from its file, or None when there is none that was made from the same things."""
+    """Return a calibrated encoder from its file, or None when there is none that was made from the same things."""
     stored = read_tensors(path, key=key)
     if stored is None:
         return None

@@ -15,8 +15,17 @@ from p4q_edge.data import pixels
 from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.models import CPU, Adapter, FoldedClassifier, device_of, run_folded, to_batch
 from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
-from p4q_edge.recipe import to_toml
-from p4q_edge.runtime.artifacts import Bundle, DataIndex, Golden, GraphParity, LearnedImage, Manifest, Precision
+from p4q_edge.recipe import to_document, to_toml, without_folders
+from p4q_edge.runtime.artifacts import (
+    Bundle,
+    DataIndex,
+    Golden,
+    GraphParity,
+    LearnedImage,
+    Manifest,
+    Precision,
+    RecipeDocument,
+)
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts import head as heads
 from p4q_edge.runtime.progress import task
@@ -55,7 +64,7 @@ _MODULES = (
     *("export", "record_results", "cross_validation"),
 )
 EXPORT = StageCode(
-    modules=tuple(f"p4q_edge.stages.{name}" for name in _MODULES),
+    modules=(*(f"p4q_edge.stages.{name}" for name in _MODULES), "p4q_edge.recipe.toml"),
     rooms=("p4q_edge.data", "p4q_edge.runtime.images", "p4q_edge.graph", "p4q_edge.models"),
     libraries=(*LIBRARIES, "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
 )
@@ -131,7 +140,7 @@ def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundl
 
 
 def on_cpu(classifier: FoldedClassifier) -> FoldedClassifier:
-    """The classifier on the CPU, where graphs are traced and golden samples made; a copy where it lies elsewhere."""
+    """Return the classifier on the CPU, where graphs and golden samples are made; a copy where it lies elsewhere."""
     return classifier if device_of(classifier) == CPU else copy.deepcopy(classifier).to(CPU)
 
 
@@ -157,7 +166,7 @@ def _record_results(learned: Learned, graphs: ExportedGraphs) -> tuple[DataIndex
 
 
 def precision_of(learned: Learned) -> Precision:
-    """What is quantized, and whether these widths are executed or carried on 8-bit kernels."""
+    """Return what is quantized, and whether these widths are executed or carried on 8-bit kernels."""
     section = learned.prepared.source.recipe.quantization
     scheme = section.scheme()
     executed = scheme.execution == "executed" and section.adapter_bits == 8
@@ -177,7 +186,7 @@ def precision_of(learned: Learned) -> Precision:
 
 
 def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
-    """Share of the image tower's multiply-accumulates that is quantized, with or without its convolutions."""
+    """Return the quantized share of the image tower's multiply-accumulates, with or without its convolutions."""
     source = learned.prepared.source
     image = to_batch(
         pixels(source.split.measured.subset(np.zeros(1, dtype=int)), source.model.preprocess), source.model.preprocess
@@ -187,12 +196,12 @@ def integer_mac_share(learned: Learned, *, convolutions: bool = True) -> float:
 
 
 def golden_images(learned: Learned) -> Tensor:
-    """The samples that prove an engine where it runs, uint8 ``(n, 3, H, W)``."""
+    """Return the samples that prove an engine where it runs, uint8 `(n, 3, H, W)`."""
     return spread_images(learned, learned.prepared.source.recipe.export.golden_samples)
 
 
 def spread_images(learned: Learned, count: int) -> Tensor:
-    """At most `count` of the images that ranges are measured on, spread over the classes, uint8 ``(n, 3, H, W)``."""
+    """At most `count` of the images that ranges are measured on, spread over the classes, uint8 `(n, 3, H, W)`."""
     images = learned.prepared.source.split.measured
     count = min(count, len(images))
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
@@ -200,7 +209,7 @@ def spread_images(learned: Learned, count: int) -> Tensor:
 
 
 def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
-    """What the fake-quantized and the float classifier compute on the golden images."""
+    """Return what the fake-quantized and the float classifier compute on the golden images."""
     logits, embedding, features = run_folded(classifier, images, phase=Phase.QUANTIZED)
     float_logits, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
     on_cpu = {}
@@ -220,7 +229,7 @@ def make_golden(classifier: FoldedClassifier, images: Tensor) -> Golden:
 
 @torch.no_grad()
 def make_head(learned: Learned) -> heads.Head:
-    """The learned head by itself, for any engine of the same encoder."""
+    """Return the learned head by itself, for any engine of the same encoder."""
     classifier = learned.classifier
     return heads.Head(
         class_names=learned.prepared.source.class_names,
@@ -236,10 +245,10 @@ def make_head(learned: Learned) -> heads.Head:
     )
 
 
-def _head_adapter(adapter: Adapter) -> heads.Adapter:
+def _head_adapter(adapter: Adapter) -> heads.HeadAdapter:
     assert adapter.down.bias is not None
     assert adapter.up.bias is not None
-    return heads.Adapter(
+    return heads.HeadAdapter(
         down_weight=adapter.down.quantized_weight().numpy(),
         down_bias=adapter.down.bias.numpy(),
         up_weight=adapter.up.quantized_weight().numpy(),
@@ -248,19 +257,15 @@ def _head_adapter(adapter: Adapter) -> heads.Adapter:
     )
 
 
-def portable_recipe(learned: Learned) -> dict[str, object]:
-    """The recipe for the manifest, with the names of local files but not where they lay, nor where it ran."""
-    document: dict[str, dict[str, object]] = msgspec.to_builtins(learned.prepared.source.recipe.anywhere())
-    info = learned.prepared.source.model.info
-    document["model"] |= {"name": info.name, "pretrained": info.pretrained}
-    for key in ("train", "calibration", "test", "class_names", "templates", "class_prompts"):
-        value = document["data"][key]
-        document["data"][key] = Path(value).name if isinstance(value, str) else value
-    return {**document}
+def portable_recipe(learned: Learned) -> RecipeDocument:
+    """Return the recipe for the manifest, without where its files lay and where it ran."""
+    source = learned.prepared.source
+    info = source.model.info
+    return to_document(without_folders(source.recipe, model=info.name, pretrained=info.pretrained))
 
 
 def data_index(learned: Learned) -> DataIndex:
-    """Which images were learned from: names and digests in label order, and how many were left for testing.
+    """Return which images were learned from: names and digests in label order, and how many were left for testing.
 
     With it what the data calls the classes, where the recipe gave other names for them, the first hand-written prompt
     of each class, and the size of the image tower in full precision.

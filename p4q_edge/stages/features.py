@@ -57,11 +57,11 @@ class TrainViews:
     pinned: bool = False
 
     def stream(self) -> ImageStream:
-        """The images themselves, decoded when they are asked for."""
+        """Return the images themselves, decoded when they are asked for."""
         return ImageStream(images=self.images, spec=self.spec, workers=self.workers, pinned=self.pinned)
 
     def moves(self) -> list[Moves]:
-        """How the images are moved in each view behind the first."""
+        """Return how the images are moved in each view behind the first."""
         generator = torch.Generator().manual_seed(self.seed)
         return [Moves.draw(len(self.images), generator=generator, flip=self.flip) for _ in range(1, self.count)]
 
@@ -83,7 +83,7 @@ class Tower:
     compute: Compute = ON_CPU
 
     def encode(self, images: Tensor, spec: PreprocessSpec) -> Tensor:
-        """Features ``(n, dim)`` of uint8 images ``(n, 3, H, W)``."""
+        """Return features `(n, dim)` of uint8 images `(n, 3, H, W)`."""
         if not self.exact:
             return image_features(self.encoder, images, spec, self.compute)
         with teacher_precision(self.compute):
@@ -110,7 +110,7 @@ def store_features(views: TrainViews, towers: Sequence[Tower], team: Team = ALON
     todo = [ranges[first] for first in sorted(ranges)]
     missing = sum(len(shard) for shard in todo)
     if missing < len(views.images):
-        logger.info("features: %d of %d images are there already", len(views.images) - missing, len(views.images))
+        logger.info("features: %d of %d images are stored already", len(views.images) - missing, len(views.images))
     found = _encoded(views, wanted, todo[team.dealt])
     first = next(found, None)
     team.after_first(lambda: _store(first))  # that of the first process begins the files
@@ -121,7 +121,7 @@ def store_features(views: TrainViews, towers: Sequence[Tower], team: Team = ALON
 
 @dataclass(frozen=True, kw_only=True)
 class _ShardFeatures:
-    """What towers say about the images of a shard, ``(views, n, dim)`` each."""
+    """What towers say about the images of a shard, `(views, n, dim)` each."""
 
     shard: range
     of_towers: Sequence[tuple[Tower, Tensor]]
@@ -175,24 +175,24 @@ def unlabelled_features(images: TrainViews, student: Tower, teacher: Tower, team
 
 
 def augmented_views(images: Tensor, count: int, *, flip: bool, seed: int) -> Iterator[Tensor]:
-    """`count` views of uint8 images ``(N, 3, H, W)``; the first is the images, fewer views are the first of more."""
+    """`count` views of uint8 images `(N, 3, H, W)`; the first is the images, fewer views are the first of more."""
     generator = torch.Generator().manual_seed(seed)
     for number in range(count):
         yield augment(images, generator=generator, flip=flip) if number else images
 
 
 def image_features(encoder: nn.Module, images: PixelSource, spec: PreprocessSpec, compute: Compute = ON_CPU) -> Tensor:
-    """Features ``(N, dim)`` of uint8 images ``(N, 3, H, W)`` by an encoder that lies on the device of `compute`."""
+    """Return features `(N, dim)` of uint8 images `(N, 3, H, W)` by an encoder that lies on the device of `compute`."""
     return encode_batches(encoder, Batches(images=images, spec=spec, size=compute.batch_size, compute=compute))
 
 
 def teacher_features(model: LoadedModel, images: PixelSource) -> Tensor:
-    """Features ``(N, dim)`` of uint8 images by the float encoder, in the precision of [compute]."""
+    """Return features `(N, dim)` of uint8 images by the float encoder, in the precision of [compute]."""
     visual: nn.Module = model.clip.visual  # type: ignore[assignment]
     with teacher_precision(model.compute):
         return image_features(visual, images, model.preprocess, model.compute)
 
 
 def teacher_embeddings(model: LoadedModel, images: PixelSource) -> Tensor:
-    """The same, normalized."""
+    """Return the same, normalized."""
     return nn.functional.normalize(teacher_features(model, images), dim=-1)

@@ -38,7 +38,7 @@ def log_learning(learned: Learned, files: RunFiles, folder: Path) -> tuple[Path,
 
 
 def held_out_top1(prepared: Prepared, *, epochs: int) -> list[float]:
-    """Share of right answers on the held-out part after each epoch; empty where the photographs are too few for one."""
+    """Return the share of right held-out answers after each epoch; empty where there are too few photographs."""
     source, features = prepared.source, prepared.features
     part = folds(features.labels, seed=source.recipe.seed)[0]
     everything = torch.arange(len(features.labels), device=part.device)

@@ -104,7 +104,7 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
 
 
 def calibrated_in(files: RunFiles, source: Source, *, key: str) -> CalibratedEncoder:
-    """The calibrated encoder of a run folder, which the first process of a team makes where it is not there.
+    """Return the calibrated encoder of a run folder, which the first process of a team makes where it is not there.
 
     Raises:
         UsageError: it is not there for another process.
@@ -120,12 +120,12 @@ def calibrated_in(files: RunFiles, source: Source, *, key: str) -> CalibratedEnc
             f"expected the run folder {files.folder} to be the same for all processes; process {source.team.rank} "
             "finds no calibrated encoder of this run there. Name a folder on a file system that they share"
         )
-    calibrated = calibrate(source, files)
+    calibrated = calibrate_stage(source, files)
     save_encoder(calibrated, files.encoder, key=key)
     return calibrated
 
 
-def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
+def calibrate_stage(source: Source, files: RunFiles) -> CalibratedEncoder:
     """Quantize the image tower on the recipe's calibration images, within its limit on the loss of accuracy."""
     section = source.recipe.quantization
     images = source.stream(calibration_set(source)).held()
@@ -138,7 +138,7 @@ def calibrate(source: Source, files: RunFiles) -> CalibratedEncoder:
 
 
 def calibration_set(source: Source) -> ImageSet:
-    """The images that ranges are measured on, labelled unless nothing is learned."""
+    """Return the images that ranges are measured on, labelled unless nothing is learned."""
     found, limit = source.split.measured, source.recipe.quantization.calibration_images
     return found if len(found) <= limit else found.subset(draw_by_class(found.labels, limit, seed=source.recipe.seed))
 
@@ -154,14 +154,14 @@ def keep_top1(source: Source, calibrated: CalibratedEncoder, features: CachedFea
 
 
 def learning_inputs(source: Source) -> list[object]:
-    """What a head is learned from besides the model and the labelled images."""
+    """Return what a head is learned from besides the model and the labelled images."""
     return [source.class_names, source.prompts, source.unlabelled_digests]
 
 
 def cache_features(
     source: Source, encoder: nn.Module, files: RunFiles | None = None, *, key: str = "", team: Team = ALONE
 ) -> CachedFeatures:
-    """Features of all views of the labelled images, by the quantized and by the float encoder, and of those without.
+    """Return features of all views of labelled images, by the quantized and the float encoder, and of those without.
 
     Args:
         source: with the images.
@@ -181,7 +181,7 @@ def cache_features(
 def _towers(
     source: Source, views: TrainViews, encoder: nn.Module, files: RunFiles | None, *, key: str, kind: str = ""
 ) -> tuple[Tower, Tower]:
-    """The quantized and the float encoder, each with where its features of some views go."""
+    """Return the quantized and the float encoder, each with where its features of some views go."""
     sinks: list[FeatureSink] = [HeldFeatures(images=len(views.images)) for _ in range(2)]
     if files:
         part = [views.count, views.flip, source.recipe.compute.precision]
@@ -200,7 +200,7 @@ def _towers(
 
 
 def student_features(source: Source, encoder: nn.Module) -> Tensor:
-    """Features of all views of the labelled images by one encoder, ``(views, images, dim)``, in memory."""
+    """Return features of all views of the labelled images by one encoder, `(views, images, dim)`, in memory."""
     sink = HeldFeatures(images=len(source.split.train))
     store_features(source.views, [Tower(encoder=encoder, sink=sink, compute=source.model.compute)])
     return sink.read()

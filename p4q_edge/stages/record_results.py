@@ -27,10 +27,10 @@ _BATCH_SIZE = 32
 
 
 def validation_images(learned: Learned) -> tuple[Tensor, np.ndarray]:
-    """The images whose results are recorded, drawn from those that were not learned from.
+    """Return the images whose results are recorded, drawn from those that were not learned from.
 
     Returns:
-        uint8 ``(n, 3, H, W)`` and int32 ``(n,)`` labels; n is 0 where the recipe asks for none.
+        uint8 `(n, 3, H, W)` and int32 `(n,)` labels; n is 0 where the recipe asks for none.
     """
     source = learned.prepared.source
     part = recorded_images(source)
@@ -45,7 +45,7 @@ def recorded_images(source: Source) -> ImageSet:
 
 @torch.no_grad()
 def zero_shot_answers(learned: Learned, images: Tensor) -> tuple[int, ...]:
-    """Class of each image uint8 ``(n, 3, H, W)`` by the full-precision model and the hand-written prompts alone."""
+    """Return the class of each image uint8 `(n, 3, H, W)` by the full-precision model and hand-written prompts."""
     _, _, features = run_folded(learned.classifier, images, phase=Phase.FLOAT)
     scores = torch.nn.functional.normalize(features, dim=-1) @ learned.student.hand_written.cpu().T
     return tuple(int(answer) for answer in scores.argmax(dim=1))
@@ -74,7 +74,7 @@ def loss_without_labels(learned: Learned) -> CalibratedOn:
 
 @torch.no_grad()
 def record_reference(classifier: FoldedClassifier, images: Tensor, labels: np.ndarray) -> RecordedResults:
-    """Run the fake-quantized and the float classifier on uint8 ``(n, 3, H, W)``, n at least 1."""
+    """Run the fake-quantized and the float classifier on uint8 `(n, 3, H, W)`, n at least 1."""
     logger.info("export: results of PyTorch on %d validation images", len(images))
     _, embedding, _ = run_folded(classifier, images, phase=Phase.QUANTIZED)
     _, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)

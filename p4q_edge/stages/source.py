@@ -60,7 +60,7 @@ class Source:
         )
 
     def stream(self, images: ImageSet) -> ImageStream:
-        """Images as the model takes them, decoded when they are asked for."""
+        """Return images as the model takes them, decoded when they are asked for."""
         return replace(self.views, images=images).stream()
 
     @property
@@ -111,7 +111,7 @@ def open_source(recipe: Recipe, split: Split | None = None, team: Team = ALONE) 
 
 
 def open_model(recipe: Recipe) -> LoadedModel:
-    """The model that a recipe names; ``demo`` is the one that is shipped."""
+    """Return the model that a recipe names; `demo` is the one that is shipped."""
     section = recipe.model
     if section.name == "demo":
         from p4q_edge.demo import MODEL_DIR

@@ -42,6 +42,6 @@ def restore_classifier(source: Source, files: RunFiles) -> FoldedClassifier | No
         restore_student(student, tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        logger.warning("%s holds a run that this version cannot restore (%s); it is made again", files.folder, reason)
+        logger.warning("%s holds a run that this version cannot restore (%s); it is run again", files.folder, reason)
         return None
     return fold(source.model, calibrated, student, tensors["text_embedding"])

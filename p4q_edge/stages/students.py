@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.calibration import calibrate_text
-from p4q_edge.learning import CachedFeatures, LearningRun, Student, Teacher, learn, make_student
+from p4q_edge.learning import CachedFeatures, LearningRun, Student, Teacher, learn_in_place, make_student
 from p4q_edge.models import PromptLearner, TextSide, encoder_of, initial_context, make_text_side, template_embeddings
 from p4q_edge.stages.source import Source
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def hand_written_embeddings(source: Source) -> Tensor:
-    """Class embeddings of the recipe's templates by the float text tower, ``(classes, dim)`` normalized."""
+    """Return class embeddings of the recipe's templates by the float text tower, `(classes, dim)` normalized."""
     for name, prompts in source.prompts.items():
         more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
         logger.debug("prompt of class %r: %r%s", name, prompts[0], more)
@@ -30,7 +30,7 @@ def hand_written_embeddings(source: Source) -> Tensor:
 
 
 def new_prompts(source: Source, generator: torch.Generator | None = None) -> tuple[PromptLearner, TextSide]:
-    """The prompts of a recipe before their first step, and the text tower they run through.
+    """Return the prompts of a recipe before their first step, and the text tower they run through.
 
     Raises:
         UsageError: they cannot be learned through this tower, or a prompt is too long for it.
@@ -48,7 +48,7 @@ def new_prompts(source: Source, generator: torch.Generator | None = None) -> tup
 
 
 def new_student(source: Source) -> tuple[Student, TextSide | None]:
-    """The student of a recipe before its first step, and the text tower its prompts run through.
+    """Return the student of a recipe before its first step, and the text tower its prompts run through.
 
     Where that tower is quantized, its ranges are those of the prompts at the start.
     """
@@ -76,7 +76,7 @@ def measure_text(source: Source, student: Student, tower: TextSide | None) -> No
 
 
 def learn_student(source: Source, features: CachedFeatures, run: LearningRun | None = None) -> Student:
-    """The student of a recipe after learning from cached features, taught as the recipe says.
+    """Return the student of a recipe after learning from cached features, taught as the recipe says.
 
     Args:
         source: with the recipe.
@@ -93,11 +93,11 @@ def teach(source: Source, student: Student, features: CachedFeatures, run: Learn
     """Learn a student in place, behind its teacher where the recipe names one that is learned itself."""
     recipe = source.recipe
     teacher = learned_teacher(source, features, run) if recipe.learn.taught_by == "learned" else None
-    learn(student, features, recipe.learn, seed=recipe.seed, run=run, teacher=teacher)
+    learn_in_place(student, features, recipe.learn, seed=recipe.seed, run=run, teacher=teacher)
 
 
 def learned_teacher(source: Source, features: CachedFeatures, run: LearningRun) -> Teacher:
-    """The recipe's own head, learned on the float image tower and in front of a float text tower, with no teacher."""
+    """Return the recipe's own head, learned on float towers of images and texts, with no teacher."""
     recipe = source.recipe
     alone = msgspec.structs.replace(recipe.learn, teacher="none", distillation=None)
     exact = msgspec.structs.replace(recipe.quantization, text=False)

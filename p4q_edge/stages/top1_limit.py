@@ -27,7 +27,7 @@ JUDGED_IMAGES = 512
 """Largest number of labelled images, evenly drawn, that the limit is judged on."""
 
 LearnOn = Callable[[Tensor], Student]
-"""Learns a head on the labelled images of some indices ``(n,)`` int64."""
+"""Learns a head on the labelled images of some indices `(n,)` int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class Judge:
 
     Attributes:
         batches: the images.
-        labels: ``(images,)`` int64.
-        head: of each image, its index in `heads`, ``(images,)``.
-        heads: each with its class embeddings ``(classes, dim)`` normalized.
+        labels: `(images,)` int64.
+        head: of each image, its index in `heads`, `(images,)`.
+        heads: each with its class embeddings `(classes, dim)` normalized.
     """
 
     batches: Batches
@@ -63,7 +63,7 @@ class Judge:
 
     @torch.no_grad()
     def right(self, encoder: nn.Module) -> int:
-        """How many answers on an encoder's features are right."""
+        """Return how many answers on an encoder's features are right."""
         features = encode_batches(encoder, self.batches).to(self.heads[0][1].device)
         right = 0
         for index, (student, text) in enumerate(self.heads):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from installed_doubles import install_double
 from PIL import Image
 
 from p4q_edge.runtime.artifacts import bundle as bundles
@@ -173,7 +174,7 @@ def images() -> np.ndarray:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> TensorRTDouble:
     """Install the doubles where the runtime looks for CUDA and TensorRT."""
-    _install(monkeypatch, double)
+    install_double(monkeypatch, double)
     return double
 
 
@@ -181,7 +182,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> Tensor
 def rtx(monkeypatch: pytest.MonkeyPatch, desktop: RecordingCuda) -> RtxDouble:
     """A desktop with TensorRT for RTX, and without TensorRT."""
     double = RtxDouble(desktop)
-    _install(monkeypatch, double)
+    install_double(monkeypatch, double)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", double.trt)
     return double
@@ -190,18 +191,7 @@ def rtx(monkeypatch: pytest.MonkeyPatch, desktop: RecordingCuda) -> RtxDouble:
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[TensorRTDouble], None]:
     """Install a double that the test made."""
-    return lambda double: _install(monkeypatch, double)
-
-
-def _install(monkeypatch: pytest.MonkeyPatch, double: TensorRTDouble) -> None:
-    def open_double(backend: str = "auto", *, device: int = 0) -> RecordingCuda:
-        double.calls.append("open_cuda")
-        return double.cuda
-
-    builders = [f"builders.tensorrt.{name}" for name in ("builder", "worker", "ahead_of_time")]
-    for module in ("engines.tensorrt.engine", *builders):
-        monkeypatch.setattr(f"p4q_edge.runtime.{module}.open_cuda", open_double)
-    monkeypatch.setitem(sys.modules, "tensorrt", double.trt)
+    return lambda double: install_double(monkeypatch, double)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import numpy as np
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import Golden
 from p4q_edge.runtime.builders.tensorrt.progress import Progress
-from p4q_edge.runtime.builders.tensorrt.worker import serve
+from p4q_edge.runtime.builders.tensorrt.worker import report_events
 
 OUTPUTS = ("logits", "embedding", "features")
 
@@ -36,7 +36,7 @@ def answer_as(double: Any, golden: Golden) -> None:
 def run_worker_here(request: dict[str, Any], *, task: str, progress: Any = None) -> dict[str, Any]:
     """Serve a request in this process; what the worker reports as an error is raised, as its parent does."""
     events = io.StringIO()
-    serve(io.StringIO(json.dumps(request) + "\n"), events, cancelled=lambda: False)
+    report_events(io.StringIO(json.dumps(request) + "\n"), events, cancelled=lambda: False)
     *earlier, last = [json.loads(line) for line in events.getvalue().splitlines()]
     for event in earlier if progress is not None else ():
         progress(Progress(task=task, phase=event["phase"], fraction=event["fraction"]))

@@ -6,7 +6,7 @@ import msgspec
 from torch import Tensor
 
 from p4q_edge.data.few_shot import make_split
-from p4q_edge.learning.training import LearningRun, learn
+from p4q_edge.learning.training import LearningRun, learn_in_place
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 from p4q_edge.runtime.images.image_set import ImageSet
@@ -44,5 +44,5 @@ def with_options(prepared: Prepared, **learn_options: object) -> Prepared:
 
 def learned_values(prepared: Prepared, run: LearningRun) -> dict[str, Tensor]:
     student, _ = new_student(prepared.source)
-    learn(student, prepared.features, prepared.source.recipe.learn, seed=3, run=run)
+    learn_in_place(student, prepared.features, prepared.source.recipe.learn, seed=3, run=run)
     return student.state_dict()

@@ -7,29 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
-import sysconfig
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from triton_server import REPOSITORY, Server, free_port, server_command, server_environment, wait_until_ready
 
 from p4q_edge.runtime.artifacts import BUILT_IN, Head, add_head, read_bundle
 from p4q_edge.runtime.builders import build_engine
 from p4q_edge.runtime.serving import write_repository
 
-REPOSITORY = Path(__file__).parents[2]
 TINY = REPOSITORY / "tests" / "runtime" / "data" / "tiny.p4q"
 ENVIRONMENT = Path(os.environ.get("P4Q_TRITON", REPOSITORY / ".venv-triton"))
-START_S = 120
 
 
 @pytest.fixture(scope="session")
@@ -85,79 +77,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    http: int
-    grpc: int
-    metrics: int
-
-
 @pytest.fixture(scope="session")
 def server(packages: Path, engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of that engine on loopback."""
     folder = tmp_path_factory.mktemp("triton")
     models = write_repository(engine, folder / "models", name="tiny", served_by="python")
     assert models == ["tiny", "tiny-night"]
-    ports = Server(http=_port(), grpc=_port(), metrics=_port())
+    ports = Server(http=free_port(), grpc=free_port(), metrics=free_port())
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            _command(packages, folder, ports),
-            env=_environment(packages, folder),
+            server_command(packages, folder, ports),
+            env=server_environment(packages, folder),
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
     try:
-        _wait(process, ports, folder / "log")
+        wait_until_ready(process, ports, folder / "log")
         yield ports
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def _command(packages: Path, folder: Path, ports: Server) -> list[str]:
-    home = packages / "pytriton" / "tritonserver"
-    python = packages.parent.name.removeprefix("python")
-    backend = folder / "backends" / "python"
-    shutil.copytree(home / "backends" / "python", backend)
-    stub = shutil.copy(home / "python_backend_stubs" / python / "triton_python_backend_stub", backend)
-    Path(stub).chmod(0o755)
-    program = shutil.copy(home / "bin" / "tritonserver", folder / "tritonserver")
-    Path(program).chmod(0o755)
-    options = {
-        "model-repository": folder / "models",
-        "backend-directory": folder / "backends",
-        **{f"{name}-address": "127.0.0.1" for name in ("http", "grpc", "metrics")},
-        **{f"{name}-port": getattr(ports, name) for name in ("http", "grpc", "metrics")},
-    }
-    return [str(program), *(f"--{name}={value}" for name, value in options.items())]
-
-
-def _environment(packages: Path, folder: Path) -> dict[str, str]:
-    libraries = [str(sysconfig.get_config_var("LIBDIR")), str(packages / "nvidia_pytriton.libs")]
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        "P4Q_EDGE_PATH": os.pathsep.join([str(REPOSITORY / "runtime"), str(packages)]),
-        "P4Q_EDGE_CACHE": str(folder / "cache"),
-    }
-
-
-def _port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-        return number
-
-
-def _wait(process: subprocess.Popen[bytes], ports: Server, log: Path) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{ports.http}/v2/health/ready", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])

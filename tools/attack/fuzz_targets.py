@@ -46,12 +46,12 @@ def tiny_members() -> dict[str, bytes]:
 
 
 def _head_seeds() -> list[bytes]:
-    from p4q_edge.runtime.artifacts import Adapter, Head
+    from p4q_edge.runtime.artifacts import Head, HeadAdapter
 
     generator = np.random.default_rng(0)
     text = np.eye(3, 16, dtype=np.float32)
     weights = [generator.normal(size=shape).astype(np.float32) for shape in ((4, 16), (4,), (16, 4), (16,))]
-    adapter = Adapter(
+    adapter = HeadAdapter(
         down_weight=weights[0], down_bias=weights[1], up_weight=weights[2], up_bias=weights[3], residual_ratio=0.2
     )
     own = Head(class_names=("a", "b", "c"), text_embedding=text, logit_scale=20.0, adapter=adapter)
@@ -190,15 +190,15 @@ def _onnx_seeds() -> list[bytes]:
 def _use_onnx(data: bytes, folder: Path) -> None:
     """As `build` does in its child process: what the graph may hold, then ONNX Runtime."""
     from p4q_edge.runtime.artifacts import check_exported, read_golden
-    from p4q_edge.runtime.builders.candidates import Candidate, Candidates
-    from p4q_edge.runtime.builders.cpu import Setting, prove
+    from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
+    from p4q_edge.runtime.builders.cpu import ProofSetting, prove_candidates
     from p4q_edge.runtime.errors import CorruptArtifactError
 
     check_exported(data, name="graph")
     golden = read_golden(tiny_members()["golden.safetensors"], source="golden")
     try:
-        candidates = Candidates(tried=(Candidate(profile="exact"),), models={"exact": data})
-        prove(candidates, golden, Setting(threads=1, name="graph"))
+        candidates = Candidates(tried=(CpuCandidate(profile="exact"),), models={"exact": data})
+        prove_candidates(candidates, golden, ProofSetting(threads=1, name="graph"))
     except MemoryError as error:  # as the worker reports it
         raise CorruptArtifactError("too much memory") from error
 

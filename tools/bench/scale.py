@@ -171,12 +171,13 @@ def _prepared(task: dict[str, Any], folder: Path) -> tuple[Any, dict[str, float]
     begin = time.perf_counter()
     source = open_source(read_recipe(task["recipe"]))
     seconds["open"] = time.perf_counter() - begin
-    originals = pipeline.calibrate, pipeline.cache_features
-    pipeline.calibrate, pipeline.cache_features = (timed("calibrate", originals[0]), timed("features", originals[1]))
+    originals = pipeline.calibrate_stage, pipeline.cache_features
+    pipeline.calibrate_stage = timed("calibrate", originals[0])
+    pipeline.cache_features = timed("features", originals[1])
     try:
         return pipeline.prepare(source, RunFiles(folder=folder)), seconds, processor
     finally:
-        pipeline.calibrate, pipeline.cache_features = originals
+        pipeline.calibrate_stage, pipeline.cache_features = originals
 
 
 def _features(task: dict[str, Any]) -> dict[str, Any]:

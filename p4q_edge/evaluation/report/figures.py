@@ -23,7 +23,7 @@ from p4q_edge.runtime.benchmark import SpeedRow
 from p4q_edge.runtime.evaluation import ChainReport, StageReport
 from p4q_edge.runtime.evaluation.report import Baseline, LearningPoint
 
-BLUE, ORANGE, GREEN, PURPLE = SERIES = ("#3b82d6", "#cf6a17", "#2c9a5e", "#a06cd5")
+BLUE, ORANGE, GREEN, _ = SERIES = ("#3b82d6", "#cf6a17", "#2c9a5e", "#a06cd5")
 _INK = "#010203"
 # 4.6 in at 72 dpi is the width of a phone's page, so the text of a picture has its full size there.
 _WIDTH_IN = 4.6

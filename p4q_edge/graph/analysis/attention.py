@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import constant, nodes_of, only_user, read
+from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
 
 _HEADS_FIRST = (0, 2, 1, 3)  # (N, L, heads, size) -> (N, heads, L, size)
 _KEYS = (0, 2, 3, 1)  # (N, L, heads, size) -> (N, heads, size, L)
@@ -43,15 +43,15 @@ def find_attentions(graph: ir.Graph) -> list[AttentionPattern]:
 
 
 def _match(softmax: ir.Node) -> AttentionPattern | None:
-    scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+    scores, mixed = input_of(softmax, 0).producer(), only_user(softmax.outputs[0])
     if scores is None or mixed is None or scores.op_type != "MatMul" or mixed.op_type != "MatMul":
         return None
-    query, token = _all_tokens(read(scores, 0))
+    query, token = _all_tokens(input_of(scores, 0))
     query, scale = _unscaled(query)
     parts = [
         _third(query, _HEADS_FIRST),
-        _third(read(scores, 1), _KEYS),
-        _third(read(mixed, 1), _HEADS_FIRST),
+        _third(input_of(scores, 1), _KEYS),
+        _third(input_of(mixed, 1), _HEADS_FIRST),
     ]
     result = _joined(mixed.outputs[0], one_token=token is not None)
     if result is None or any(part is None for part in parts):
@@ -63,7 +63,7 @@ def _match(softmax: ir.Node) -> AttentionPattern | None:
         return None
     ((tokens, heads, head_size),) = shapes
     return AttentionPattern(
-        source=read(split, 0),
+        source=input_of(split, 0),
         split=split,
         query_scale=scale,
         token=token,
@@ -80,16 +80,16 @@ def _all_tokens(query: ir.Value) -> tuple[ir.Value, int | None]:
     node = query.producer()
     if node is None or node.op_type != "Slice":
         return query, None
-    start = constant(read(node, 1))
-    return (read(node, 0), int(start[0])) if start is not None else (query, None)
+    start = constant(input_of(node, 1))
+    return (input_of(node, 0), int(start[0])) if start is not None else (query, None)
 
 
 def _unscaled(query: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     node = query.producer()
     if node is None or node.op_type != "Mul":
         return query, None
-    factor = constant(read(node, 1))
-    return (read(node, 0), read(node, 1)) if factor is not None and factor.size == 1 else (query, None)
+    factor = constant(input_of(node, 1))
+    return (input_of(node, 0), input_of(node, 1)) if factor is not None and factor.size == 1 else (query, None)
 
 
 def _third(value: ir.Value, permutation: tuple[int, ...]) -> tuple[ir.Value, tuple[int, int, int]] | None:
@@ -98,15 +98,15 @@ def _third(value: ir.Value, permutation: tuple[int, ...]) -> tuple[ir.Value, tup
     while node is not None and node.op_type == "Transpose":
         step = tuple(node.attributes.get_ints("perm", (3, 2, 1, 0)))
         total = tuple(step[axis] for axis in total)  # type: ignore[assignment]
-        value = read(node, 0)
+        value = input_of(node, 0)
         node = value.producer()
     if node is None or node.op_type != "Reshape" or total != permutation:
         return None
-    shape = constant(read(node, 1))
-    split = read(node, 0).producer()
+    shape = constant(input_of(node, 1))
+    split = input_of(node, 0).producer()
     if shape is None or shape.size != 4 or split is None or split.op_type != "Split" or len(split.outputs) != 3:
         return None
-    return read(node, 0), (int(shape[1]), int(shape[2]), int(shape[3]))
+    return input_of(node, 0), (int(shape[1]), int(shape[2]), int(shape[3]))
 
 
 def _joined(mixed: ir.Value, *, one_token: bool) -> ir.Value | None:

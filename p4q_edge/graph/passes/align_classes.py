@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import add_constant, constant, name_of, operation, read
+from p4q_edge.graph.edit import add_constant, constant, input_of, name_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 
 ALIGNMENT = 8
@@ -21,7 +21,7 @@ class AlignClasses(GraphPass):
         product = _class_product(model.graph)
         if product is None:
             return False
-        matrix = constant(read(product, 1))
+        matrix = constant(input_of(product, 1))
         assert matrix is not None  # _class_product saw one
         classes = matrix.shape[1]
         padding = ALIGNMENT - classes % ALIGNMENT
@@ -48,8 +48,8 @@ def _class_product(graph: ir.Graph) -> ir.Node | None:
     logits = [value for value in graph.outputs if value.name == "logits"]
     node = logits[0].producer() if logits else None
     while node is not None and node.op_type in {"Mul", "Add", "Cast"}:
-        node = read(node, 0).producer()
+        node = input_of(node, 0).producer()
     if node is None or node.op_type != "MatMul" or node.outputs[0].is_graph_output():
         return None
-    matrix = constant(read(node, 1))
+    matrix = constant(input_of(node, 1))
     return node if matrix is not None and matrix.ndim == 2 else None

@@ -4,7 +4,16 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-from p4q_edge.graph.edit import add_constant, constant, name_of, nodes_of, only_user, operation, read, replace_node
+from p4q_edge.graph.edit import (
+    add_constant,
+    constant,
+    input_of,
+    name_of,
+    nodes_of,
+    only_user,
+    operation,
+    replace_node,
+)
 from p4q_edge.graph.passes.base import GraphPass
 
 
@@ -27,13 +36,13 @@ class ClassTokenByPad(GraphPass):
 def _rewrite(graph: ir.Graph, concat: ir.Node) -> bool:
     if len(concat.inputs) != 2 or concat.attributes.get_int("axis", 0) != 1:
         return False
-    expand, patches = read(concat, 0).producer(), read(concat, 1)
+    expand, patches = input_of(concat, 0).producer(), input_of(concat, 1)
     add = only_user(concat.outputs[0])
     if expand is None or expand.op_type != "Expand" or add is None or add.op_type != "Add":
         return False
-    token = constant(read(expand, 0))
-    index = 0 if constant(read(add, 0)) is not None else 1
-    positions = constant(read(add, index))
+    token = constant(input_of(expand, 0))
+    index = 0 if constant(input_of(add, 0)) is not None else 1
+    positions = constant(input_of(add, index))
     if token is None or positions is None or token.size != positions.shape[-1]:
         return False
     joined = positions.copy()

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
 from p4q_edge.graph.analysis.token_rows import is_constant, is_token_wise
-from p4q_edge.graph.edit import constant, nodes_of, read
+from p4q_edge.graph.edit import constant, input_of, nodes_of
 from p4q_edge.graph.passes.base import GraphPass
 
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -42,7 +42,7 @@ def _broadcasts(user: ir.Node, index: int, expanded: ir.Value) -> bool:
 
 
 def _is_one_copy(source: ir.Value, expanded: ir.Value) -> bool:
-    """Whether `expanded` repeats a constant over the batch and nothing but products sees how often."""
+    """Return whether `expanded` repeats a constant over the batch and nothing but products sees how often."""
     array = constant(source)
     if array is None or expanded.shape is None or array.ndim != len(expanded.shape) or array.shape[0] != 1:
         return False
@@ -69,6 +69,6 @@ def _keeps_batch(node: ir.Node) -> bool:
     if node.op_type == "Transpose":
         return tuple(node.attributes.get_ints("perm", ()))[:1] == (0,)
     if node.op_type == "Reshape":
-        shape = constant(read(node, 1))
+        shape = constant(input_of(node, 1))
         return shape is not None and int(shape[0]) == -1
     return is_token_wise(node)

@@ -9,7 +9,7 @@ import onnx_ir.passes.common as ir_passes
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from p4q_edge.graph.edit import add_constant, constant, name_of, read
+from p4q_edge.graph.edit import add_constant, constant, input_of, name_of
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.trace import OPSET
 
@@ -42,7 +42,7 @@ def _is_needed(value: ir.Value, known: set[ir.Value]) -> bool:
 
 def _is_weight(value: ir.Value) -> bool:
     node = value.producer()
-    return node is not None and node.op_type == "DequantizeLinear" and constant(read(node, 0)) is not None
+    return node is not None and node.op_type == "DequantizeLinear" and constant(input_of(node, 0)) is not None
 
 
 def _evaluate(graph: ir.Graph, value: ir.Value) -> NDArray[Any]:

@@ -54,7 +54,7 @@ def split_shared(models: Sequence[onnx.ModelProto]) -> tuple[list[bytes], bytes]
 
     Returns:
         The bytes of each model without the shared initializers, and the bytes of the fragment with them:
-        ``model + fragment`` is a complete ModelProto.
+        `model + fragment` is a complete ModelProto.
     """
     tables = [{t.name: t.SerializeToString(deterministic=True) for t in m.graph.initializer} for m in models]
     shared = {name for name, data in tables[0].items() if all(table.get(name) == data for table in tables[1:])}

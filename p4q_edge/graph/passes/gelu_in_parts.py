@@ -6,14 +6,14 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import add_constant, name_of, nodes_of, operation, read, replace_node
+from p4q_edge.graph.edit import add_constant, input_of, name_of, nodes_of, operation, replace_node
 from p4q_edge.graph.passes.base import GraphPass
 
 _CUBIC = 0.044715
 
 
 class GeluInParts(GraphPass):
-    """Replace Gelu, which came with opset 20, by ``0.5 x (1 + erf(x / sqrt(2)))`` or by its tanh approximation.
+    """Replace Gelu, which came with opset 20, by `0.5 x (1 + erf(x / sqrt(2)))` or by its tanh approximation.
 
     NVIDIA's compiler makes the same kernel of both forms; older parsers know the parts only.
 
@@ -31,7 +31,7 @@ class GeluInParts(GraphPass):
 
 
 def _rewrite(graph: ir.Graph, gelu: ir.Node) -> None:
-    x, name = read(gelu, 0), name_of(gelu.outputs[0])
+    x, name = input_of(gelu, 0), name_of(gelu.outputs[0])
     nodes: list[ir.Node] = []
 
     def constant(label: str, value: float) -> ir.Value:

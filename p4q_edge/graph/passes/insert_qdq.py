@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import add_constant, name_of, operation, read
+from p4q_edge.graph.edit import add_constant, input_of, name_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.passes.linear_to_matmul import linear_products
 from p4q_edge.graph.quantization import LinearQuantization
@@ -40,11 +40,11 @@ class InsertQdq(GraphPass):
         pairs: dict[tuple[str, float, int], ir.Value] = {}
         for path, linear in self.linears.items():
             (product,) = products[path]
-            key = (name_of(read(product, 0)), linear.input_scale, linear.input_bits)
+            key = (name_of(input_of(product, 0)), linear.input_scale, linear.input_bits)
             if key not in pairs:
                 grid = linear.input_scale, linear.input_bits
                 pairs[key] = quantize_operand(graph, product, 0, f"{path}.input", grid)
-            weight = read(product, 1)
+            weight = input_of(product, 1)
             product.replace_input_with(0, pairs[key])
             product.replace_input_with(1, _quantized_weight(graph, product, path, linear))
             if not weight.uses():
@@ -64,7 +64,7 @@ def quantize_operand(graph: ir.Graph, reader: ir.Node, index: int, name: str, gr
         name: prefix of the new values and constants.
         grid: scale and bits; below 8 bits the tensor is clipped first.
     """
-    x, (step, bits) = read(reader, index), grid
+    x, (step, bits) = input_of(reader, index), grid
     nodes = []
     if bits < 8:
         bounds = np.float32(step) * np.array(affine.activation_range(bits), np.float32)

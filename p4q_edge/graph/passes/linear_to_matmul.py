@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from p4q_edge.graph.edit import add_constant, constant, module_path, nodes_of, operation, read, replace_node
+from p4q_edge.graph.edit import add_constant, constant, input_of, module_path, nodes_of, operation, replace_node
 from p4q_edge.graph.passes.base import GraphPass
 
 
@@ -21,7 +21,7 @@ class LinearToMatMul(GraphPass):
         gemms = [node for node in nodes_of(graph, "Gemm") if _is_plain(node)]
         for node in gemms:
             _split_gemm(graph, node)
-        transposes = [(node, constant(read(node, 0))) for node in nodes_of(graph, "Transpose")]
+        transposes = [(node, constant(input_of(node, 0))) for node in nodes_of(graph, "Transpose")]
         constants = [(node, array) for node, array in transposes if array is not None]
         for node, array in constants:
             _fold_transpose(graph, node, array)
@@ -37,7 +37,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _split_gemm(graph: ir.Graph, node: ir.Node) -> None:
-    x, weight = read(node, 0), read(node, 1)
+    x, weight = input_of(node, 0), input_of(node, 1)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     output = node.outputs[0]
     array = constant(weight)

@@ -10,7 +10,7 @@ from p4q_edge.graph.passes.base import GraphPass
 
 
 class NameNodes(GraphPass):
-    """Call each node ``<module path>/<operator>`` and its values after it.
+    """Call each node `<module path>/<operator>` and its values after it.
 
     Engine inspectors and error messages show these names. The tracer's metadata goes: it holds stack traces
     with the paths of the machine that exported. Graph inputs, outputs and initializers keep their names.

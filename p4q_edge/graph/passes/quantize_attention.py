@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import module_path, nodes_of, only_user, read
+from p4q_edge.graph.edit import input_of, module_path, nodes_of, only_user
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.passes.insert_qdq import quantize_operand
 from p4q_edge.graph.quantization import AttentionQuantization
@@ -26,7 +26,7 @@ class QuantizeAttention(GraphPass):
         found = {module_path(softmax): products_of(softmax) for softmax in nodes_of(model.graph, "Softmax")}
         for path in self.attentions:
             products = found.get(path)
-            query = None if products is None else read(products[0], 0).producer()
+            query = None if products is None else input_of(products[0], 0).producer()
             if products is None or (query is not None and query.op_type == "Slice"):
                 yield f"no attention of all tokens comes from {path}; that of one token has no INT8 form"
 
@@ -50,6 +50,6 @@ class QuantizeAttention(GraphPass):
 
 def products_of(softmax: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """Return the products before and behind a softmax, None when it does not stand between two."""
-    scores, mixed = read(softmax, 0).producer(), only_user(softmax.outputs[0])
+    scores, mixed = input_of(softmax, 0).producer(), only_user(softmax.outputs[0])
     between = scores is not None and mixed is not None and scores.op_type == mixed.op_type == "MatMul"
     return (scores, mixed) if between else None  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import add_constant, module_path, name_of, nodes_of, operation, read
+from p4q_edge.graph.edit import add_constant, input_of, module_path, name_of, nodes_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.passes.insert_qdq import quantize_operand
 from p4q_edge.graph.quantization import ConvQuantization, GridQuantization
@@ -29,7 +29,7 @@ class QuantizeConvolutions(GraphPass):
         for grid in self.grids:
             found = nodes.get(grid.conv, [])
             if len(found) == 1 and grid.via == "pooled":
-                pool = read(found[0], 0).producer()
+                pool = input_of(found[0], 0).producer()
                 if pool is None or pool.op_type not in {"AveragePool", "MaxPool"}:
                     yield f"the convolution {grid.conv} reads {pool and pool.op_type}, expected a pool"
 
@@ -44,7 +44,7 @@ class QuantizeConvolutions(GraphPass):
         pairs: dict[tuple[str, float, int], ir.Value] = {}
         for path, conv in self.convs.items():
             (node,) = nodes[path]
-            x = read(node, 0)
+            x = input_of(node, 0)
             if x not in restored:
                 key = (name_of(x), conv.input_scale, conv.input_bits)
                 if key not in pairs:
@@ -97,7 +97,7 @@ def _missing(graph: ir.Graph, convs: Mapping[str, ConvQuantization]) -> Iterable
         if len(found) != 1:
             yield f"the convolution {path} has {len(found)} Conv nodes, expected 1"
             continue
-        shape = tuple(read(found[0], 1).const_value.shape)  # type: ignore[union-attr]
+        shape = tuple(input_of(found[0], 1).const_value.shape)  # type: ignore[union-attr]
         if shape != conv.weight.shape:
             yield f"the Conv of {path} has weight {shape}, expected {conv.weight.shape}"
 
@@ -111,12 +111,12 @@ def _without_integers(graph: ir.Graph, convs: Mapping[str, ConvQuantization]) ->
 def _tensor_of(node: ir.Node, grid: GridQuantization) -> ir.Value:
     if grid.via == "output":
         return node.outputs[0]
-    value = read(node, 0)
+    value = input_of(node, 0)
     if grid.via == "input":
         return value
     pool = value.producer()
     assert pool is not None  # `requires` looked at it
-    return read(pool, 0)
+    return input_of(pool, 0)
 
 
 def _restore_for_all(graph: ir.Graph, value: ir.Value, name: str, grid: tuple[float, int]) -> ir.Value:
@@ -131,7 +131,7 @@ def _restore_for_all(graph: ir.Graph, value: ir.Value, name: str, grid: tuple[fl
 
 
 def _set_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
-    before = read(node, 1)
+    before = input_of(node, 1)
     node.replace_input_with(1, weight)
     if not before.uses():
         del graph.initializers[name_of(before)]

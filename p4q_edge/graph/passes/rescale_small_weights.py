@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from p4q_edge.graph.edit import add_constant, constant, name_of, nodes_of, only_user, operation, read
+from p4q_edge.graph.edit import add_constant, constant, input_of, name_of, nodes_of, only_user, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.quant import affine
 
@@ -39,17 +39,17 @@ def lift(scale: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _is_small_weight(node: ir.Node) -> bool:
-    scale = constant(read(node, 1))
-    is_weight = constant(read(node, 0)) is not None
+    scale = constant(input_of(node, 1))
+    is_weight = constant(input_of(node, 0)) is not None
     return is_weight and scale is not None and float(scale.min()) < affine.SMALLEST_NORMAL_FP16
 
 
 def _lift(graph: ir.Graph, node: ir.Node) -> None:
-    scale = constant(read(node, 1))
+    scale = constant(input_of(node, 1))
     product = only_user(node.outputs[0])
     if scale is None or product is None or product.op_type not in {"MatMul", "Conv"}:
         raise ValueError(f"{node.name} does not restore the weight of one MatMul or Conv")
-    path = name_of(read(node, 0)).removesuffix(".weight_int8")
+    path = name_of(input_of(node, 0)).removesuffix(".weight_int8")
     factor = lift(scale)
     node.replace_input_with(1, add_constant(graph, f"{path}.weight_scale_lifted", scale * factor))
     inverse = 1 / factor

@@ -8,7 +8,16 @@ import onnx_ir.passes.common as ir_passes
 
 from p4q_edge.graph.analysis.attention import AttentionPattern, find_attentions
 from p4q_edge.graph.analysis.token_rows import data_inputs, is_token_wise
-from p4q_edge.graph.edit import add_constant, constant, name_of, nodes_of, only_user, operation, read, replace_node
+from p4q_edge.graph.edit import (
+    add_constant,
+    constant,
+    input_of,
+    name_of,
+    nodes_of,
+    only_user,
+    operation,
+    replace_node,
+)
 from p4q_edge.graph.passes.base import GraphPass
 
 
@@ -36,15 +45,15 @@ class SelectTokenEarly(GraphPass):
 
     def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for gather in nodes_of(model.graph, "Gather"):
-            if _selects_token(gather) and _can_move(read(gather, 0)):
+            if _selects_token(gather) and _can_move(input_of(gather, 0)):
                 yield f"{gather.name} can still move up"
 
 
 def _move_all(graph: ir.Graph) -> bool:
     _merge_equal(graph)
-    movable = [node for node in nodes_of(graph, "Gather") if _selects_token(node) and _can_move(read(node, 0))]
+    movable = [node for node in nodes_of(graph, "Gather") if _selects_token(node) and _can_move(input_of(node, 0))]
     for gather in movable:
-        selected = _Selector(graph, gather).select(read(gather, 0))
+        selected = _Selector(graph, gather).select(input_of(gather, 0))
         output = gather.outputs[0]
         if output.is_graph_output():
             output.name, selected.name = f"{name_of(output)}.gathered", output.name
@@ -58,7 +67,7 @@ def _merge_equal(graph: ir.Graph) -> None:
     for gather in nodes_of(graph, "Gather"):
         if not _selects_token(gather) or gather.outputs[0].is_graph_output():
             continue
-        first = kept.setdefault((read(gather, 0), read(gather, 1)), gather)
+        first = kept.setdefault((input_of(gather, 0), input_of(gather, 1)), gather)
         if first is not gather:
             gather.outputs[0].replace_all_uses_with(first.outputs[0])
             graph.remove(gather, safe=True)
@@ -87,7 +96,7 @@ class _Selector:
         return self._insert(ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=1), node, value)
 
     def _gather(self, value: ir.Value) -> ir.Value:
-        node = ir.Node("", "Gather", [value, read(self.gather, 1)], self.gather.attributes.values(), num_outputs=1)
+        node = ir.Node("", "Gather", [value, input_of(self.gather, 1)], self.gather.attributes.values(), num_outputs=1)
         return self._insert(node, self.gather, value)
 
     def _insert(self, node: ir.Node, like: ir.Node, value: ir.Value) -> ir.Value:
@@ -101,9 +110,9 @@ class _Selector:
 
 def _select_query(graph: ir.Graph, attention: AttentionPattern, gather: ir.Node) -> None:
     """Ask for the one token that `gather` reads; the heads of one row need no transposition."""
-    index = constant(read(gather, 1))
+    index = constant(input_of(gather, 1))
     assert index is not None  # _selects_token saw a constant
-    prefix, query = name_of(attention.result), read(attention.scores, 0)
+    prefix, query = name_of(attention.result), input_of(attention.scores, 0)
     bounds = [
         add_constant(graph, f"{prefix}.{end}", np.array([bound], np.int64))
         for end, bound in (("query_start", index), ("query_end", index + 1), ("query_axis", 2))
@@ -123,13 +132,13 @@ def _select_query(graph: ir.Graph, attention: AttentionPattern, gather: ir.Node)
 
 
 def _selects_token(gather: ir.Node) -> bool:
-    index, shape = constant(read(gather, 1)), read(gather, 0).shape
+    index, shape = constant(input_of(gather, 1)), input_of(gather, 0).shape
     whole = index is not None and index.ndim == 0
     return whole and gather.attributes.get_int("axis", 0) == 1 and shape is not None and len(shape) == 3
 
 
 def _can_move(value: ir.Value) -> bool:
-    """Whether only the Gather needs `value`, and each of its rows comes from the same row of its inputs."""
+    """Return whether only the Gather needs `value`, and each of its rows comes from the same row of its inputs."""
     node = value.producer()
     if node is None or only_user(value) is None or not is_token_wise(node) or not data_inputs(node):
         return False

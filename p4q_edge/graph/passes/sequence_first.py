@@ -9,7 +9,7 @@ import onnx_ir.passes.common as ir_passes
 from p4q_edge.graph.analysis.attention import AttentionPattern, find_attentions
 from p4q_edge.graph.analysis.attention_layout import write_tokens_first
 from p4q_edge.graph.analysis.token_rows import data_inputs, is_token_wise
-from p4q_edge.graph.edit import add_constant, constant, name_of, operation, read
+from p4q_edge.graph.edit import add_constant, constant, input_of, name_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 
 _SWAP = (1, 0, 2)
@@ -105,7 +105,9 @@ class _Region:
         producer = value.producer()
         if producer is not None and producer.op_type == "Transpose" and len(list(value.uses())) == len(uses):
             before = tuple(producer.attributes.get_ints("perm", ()))
-            node = operation("Transpose", (read(producer, 0),), swapped, value, perm=[before[axis] for axis in _SWAP])
+            node = operation(
+                "Transpose", (input_of(producer, 0),), swapped, value, perm=[before[axis] for axis in _SWAP]
+            )
         else:
             node = operation("Transpose", (value,), swapped, value, perm=_SWAP)
         node.outputs[0].shape = _swapped_shape(value)

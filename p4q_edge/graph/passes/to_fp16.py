@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import FLOATS, add_constant, constant, name_of, nodes_of, operation, read
+from p4q_edge.graph.edit import FLOATS, add_constant, constant, input_of, name_of, nodes_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.quant import affine
 
@@ -75,7 +75,7 @@ def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
         scale = constant(node.inputs[1])
         if scale is not None and float(scale.min()) < affine.SMALLEST_NORMAL_FP16:
             region.add(node)
-            before = read(node, 0).producer()
+            before = input_of(node, 0).producer()
             if node.op_type == "QuantizeLinear" and before is not None and before.op_type == "Clip":
                 region.add(before)
     return region

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-from p4q_edge.graph.edit import add_constant, constant, name_of, nodes_of, only_user, read
+from p4q_edge.graph.edit import add_constant, constant, input_of, name_of, nodes_of, only_user
 from p4q_edge.graph.passes.base import GraphPass
 
 _PARTS_FIRST = (2, 0, 3, 1, 4)  # (N, L, parts, heads, size) -> (parts, N, heads, L, size)
@@ -27,15 +27,15 @@ class UnbindToSplit(GraphPass):
 
 
 def _rewrite(graph: ir.Graph, transpose: ir.Node) -> bool:
-    reshape = read(transpose, 0).producer()
+    reshape = input_of(transpose, 0).producer()
     if tuple(transpose.attributes.get_ints("perm", ())) != _PARTS_FIRST or reshape is None:
         return False
-    shape = constant(read(reshape, 1)) if reshape.op_type == "Reshape" else None
+    shape = constant(input_of(reshape, 1)) if reshape.op_type == "Reshape" else None
     parts = _parts(transpose)
     if shape is None or parts is None or len(parts) != int(shape[2]):
         return False
     _, tokens, number, heads, size = (int(n) for n in shape)
-    name, source = name_of(transpose.outputs[0]), read(reshape, 0)
+    name, source = name_of(transpose.outputs[0]), input_of(reshape, 0)
     split = ir.node("Split", (source,), {"axis": 2, "num_outputs": number}, num_outputs=number, name=f"{name}.parts")
     target = add_constant(graph, f"{name}.part_shape", np.array([-1, tokens, heads, size], np.int64))
     new = [split]

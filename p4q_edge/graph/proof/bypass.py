@@ -42,6 +42,6 @@ def without_activation_grids(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def grid_of(quantize: onnx.NodeProto) -> str:
-    """Return what the constants of a QuantizeLinear are named after: ``<module path>.<tensor>``."""
+    """Return what the constants of a QuantizeLinear are named after: `<module path>.<tensor>`."""
     scale: str = quantize.input[1]
     return scale.removesuffix(_HALF).removesuffix("_scale")

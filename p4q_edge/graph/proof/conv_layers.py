@@ -27,7 +27,7 @@ _WEIGHT = ".weight_int8"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConvRecord:
-    """What one convolution of the fake-quantized module got and gave, ``(N, channels, H, W)`` float32.
+    """What one convolution of the fake-quantized module got and gave, `(N, channels, H, W)` float32.
 
     Attributes:
         on_grid: its input as the product gets it; `x` itself where the graph for CPUs leaves it in float.

@@ -27,7 +27,7 @@ GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
 """Operators that put a tensor on its grid."""
 _EPSILON = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 
 def rounding_of(kind: type[np.floating[Any]]) -> float:
@@ -102,7 +102,7 @@ class GraphLayers:
         """Return an initializer by name."""
         return numpy_helper.to_array(self._index.tensors[name])
 
-    def on_grid(self, layer: Layer, x: Floats) -> Floats:
+    def on_grid(self, layer: Layer, x: FloatArray) -> FloatArray:
         """Return the input as the product gets it, float32 of the same shape."""
         integers = False
         for node in layer.grid:
@@ -119,7 +119,7 @@ class GraphLayers:
                 x = quantize_linear(x, scale, zero) if integers else (x - zero) * scale
         return x
 
-    def product(self, layer: Layer, x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def product(self, layer: Layer, x: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return product and bias of an input on its grid (rows, in), float64 (rows, out), and how far roundings reach.
 
         The reach is that of a sum in float32 in any order, and of a bias rounded to the type in which it is stored.
@@ -144,7 +144,7 @@ class GraphLayers:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerRecord:
-    """What one linear of the fake-quantized module got and gave: ``(rows, in)`` and ``(rows, out)`` float32."""
+    """What one linear of the fake-quantized module got and gave: `(rows, in)` and `(rows, out)` float32."""
 
     linear: QuantLinear
     x: Tensor
@@ -204,7 +204,7 @@ def _problem(layers: GraphLayers, layer: Layer, record: LayerRecord) -> str | No
 
 
 def differing_attentions(model: nn.Module, graph: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the operands, as ``<path>.<name>``, that a graph does not hold on the grid of the module's attention."""
+    """Return the operands, as `<path>.<name>`, that a graph does not hold on the grid of the module's attention."""
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     grids = {grid_of(node): node.input[1] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
     expected = {

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from p4q_edge.graph.parity import GraphOutputs
 from p4q_edge.graph.proof.arithmetic import HALF_STEP, Float64Sums, HalfPrecision, PermutedSums, ScaledInput
 from p4q_edge.quant import Phase, quant_linears, running_in
 from p4q_edge.runtime.engines.onnxruntime import narrowed
 from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.statistics import NoiseFloor, bootstrap_quantile, cosine_rows
 
-Outputs = Mapping[str, NDArray[np.float32]]
 Running = Callable[[], AbstractContextManager[None]]
 
 Arithmetic = tuple[TorchFunctionMode, ...]
@@ -83,7 +83,7 @@ class Noise:
         )
 
 
-def run_module(model: nn.Module, images: NDArray[np.uint8], arithmetic: Arithmetic = ()) -> Outputs:
+def run_module(model: nn.Module, images: NDArray[np.uint8], arithmetic: Arithmetic = ()) -> GraphOutputs:
     """Return the outputs of a module in the phase it is in, by name, on uint8 (n, 3, H, W)."""
     with torch.inference_mode(), ExitStack() as modes:
         for mode in arithmetic:
@@ -93,7 +93,7 @@ def run_module(model: nn.Module, images: NDArray[np.uint8], arithmetic: Arithmet
     return {name: torch.cat(column).float().numpy() for name, column in zip(OUTPUT_NAMES, columns, strict=True)}
 
 
-def difference(reference: Outputs, *runs: Outputs, logit_scale: float) -> Noise:
+def difference(reference: GraphOutputs, *runs: GraphOutputs, logit_scale: float) -> Noise:
     """Return what runs differ by from a reference on the same images."""
     losses = {
         name: np.stack([1.0 - cosine_rows(rows, run[name]) for run in runs]).clip(0.0)
@@ -101,7 +101,7 @@ def difference(reference: Outputs, *runs: Outputs, logit_scale: float) -> Noise:
     }
     best = reference["logits"].argmax(axis=1)[:, None]
 
-    def moved(run: Outputs) -> NDArray[np.float64]:
+    def moved(run: GraphOutputs) -> NDArray[np.float64]:
         shift = run["logits"].astype(np.float64) - reference["logits"]
         return np.asarray(np.abs(np.take_along_axis(shift, best, axis=1) - shift).max(axis=1) / logit_scale)
 
@@ -120,7 +120,7 @@ class ModuleRuns:
         unquantized: no activation on a grid.
     """
 
-    reference: Outputs
+    reference: GraphOutputs
     fine: Noise
     half: Noise
     seven_bit: Noise

@@ -15,7 +15,7 @@ from torch import nn
 
 from p4q_edge.graph.analysis.convolutions import differing_convolutions
 from p4q_edge.graph.analysis.linears import differing_linears, linear_nodes
-from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
+from p4q_edge.graph.parity import GraphOutputs, compare_outputs, run_in_onnxruntime
 from p4q_edge.graph.proof.arithmetic import Float64Sums, HalfPrecision
 from p4q_edge.graph.proof.bypass import without_activation_grids
 from p4q_edge.graph.proof.conv_layers import ConvRecord, record_convolutions, wrong_convolutions
@@ -23,7 +23,6 @@ from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, recor
 from p4q_edge.graph.proof.noise import (
     ModuleRuns,
     Noise,
-    Outputs,
     difference,
     run_module,
     run_quantized,
@@ -59,7 +58,7 @@ class FloatRuns:
         half: likewise in FP16.
     """
 
-    reference: Outputs
+    reference: GraphOutputs
     sums: Mapping[str, float]
     half: Mapping[str, float]
 
@@ -97,7 +96,7 @@ def folded_linears(model: nn.Module, candidates: Sequence[CandidateGraph]) -> fr
     return frozenset(paths)
 
 
-def _relative(reference: Outputs, found: Outputs) -> dict[str, float]:
+def _relative(reference: GraphOutputs, found: GraphOutputs) -> dict[str, float]:
     """Return the largest relative difference of a row by output; infinite where it is not finite."""
     changes = {
         name: float(np.max(np.linalg.norm(found[name] - rows, axis=1) / np.linalg.norm(rows, axis=1)))
@@ -138,7 +137,7 @@ def conv_problem(records: Mapping[str, ConvRecord], candidate: CandidateGraph) -
     return f"{len(wrong)} of its convolutions differ from the module's, first {path}: {problem}"
 
 
-def noise_problem(reference: Outputs, found: Outputs, noise: Noise) -> str | None:
+def noise_problem(reference: GraphOutputs, found: GraphOutputs, noise: Noise) -> str | None:
     """Return how outputs differ beyond the noise of the module's own roundings, or None."""
     losses = difference(reference, found, logit_scale=1.0)
     for name in reference:
@@ -203,7 +202,9 @@ class Proof:
     problems: Mapping[GraphKind, str]
 
 
-def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[GraphKind, str]) -> Proof:
+def prove_graphs(
+    subject: SourceModule, candidates: Sequence[CandidateGraph], *, known: Mapping[GraphKind, str]
+) -> Proof:
     """Compare graphs with the module that they were made of: exactly by parts, and as a whole within its own noise.
 
     Args:
@@ -245,7 +246,7 @@ def prove(subject: SourceModule, candidates: Sequence[CandidateGraph], *, known:
     return Proof(parity=parity, problems=problems)
 
 
-def candidates_of(graphs: Mapping[GraphKind, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
+def candidate_graphs(graphs: Mapping[GraphKind, bytes], *, placed: bytes | None) -> list[CandidateGraph]:
     """Return what is to prove of complete graphs by kind; `placed` is `fp16` before its remainder turned into FP16."""
     found = [
         CandidateGraph(name=kind, kind=kind, model=graph, as_cpu_graph=kind == "fp32") for kind, graph in graphs.items()

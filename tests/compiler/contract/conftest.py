@@ -10,15 +10,15 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from wheels import FETCH_S, fetch, unpacked
+from compiled_contracts import LIBRARIES, compile_stubs, environment_of, run_python
+from wheels import fetch, unpacked
 
 BINDINGS = {
     "10.3.0": "tensorrt-cu12-bindings==10.3.0",
@@ -28,7 +28,6 @@ BINDINGS = {
 }
 CUDA_BINDINGS = ("cuda-bindings==12.9.10", "cuda-bindings==13.5.0")
 PYCUDA = "pycuda==2026.1"
-LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")
 
 # Imports the bindings over the stubs and describes every class: its members, and the text of each.
 DESCRIBE = """
@@ -65,38 +64,20 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("contract: no C compiler for the stub libraries")
     folder = tmp_path_factory.mktemp("stubs")
     for major in ("10", "11"):
-        _compile(compiler, "stubs.c", folder, major=major)
+        compile_stubs(compiler, Path(__file__).with_name("stubs.c"), folder, major=major)
     return folder
-
-
-def _compile(compiler: str, source: str, folder: Path, *, major: str) -> None:
-    """Compile one source under the file names of all three TensorRT libraries."""
-    for library in LIBRARIES:
-        name = f"{library}.so.{major}"
-        target = ["-o", str(folder / name), str(Path(__file__).with_name(source))]
-        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", *target]
-        subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
 def real_environment(repository: Path) -> dict[str, str]:
     """The environment of a process in which `ALIAS` makes `tensorrt` NVIDIA's own parser and builder, without a GPU."""
-    return _environment(repository, cuda="13")
+    return environment_of(repository, cuda="13")
 
 
 @pytest.fixture(scope="session")
 def cuda_12_environment(repository: Path) -> dict[str, str]:
     """The same of the wheels for drivers of CUDA 12."""
-    return _environment(repository, cuda="12")
-
-
-def _environment(repository: Path, *, cuda: str) -> dict[str, str]:
-    toolchain = _module("compile_check_toolchain", repository / "tools" / "compile_check" / "toolchain.py")
-    try:
-        environment: dict[str, str] = toolchain.find_toolchain(cuda=cuda).environment()
-    except toolchain.ToolchainError as error:
-        pytest.skip(f"contract: {error}")
-    return environment
+    return environment_of(repository, cuda="12")
 
 
 @pytest.fixture(scope="session")
@@ -165,31 +146,10 @@ def python() -> Callable[..., str]:
     return run_python
 
 
-def run_python(program: str, *arguments: str, path: Path, environment: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the stdout of a program; its stderr is in the error if it fails."""
-    known = {**os.environ, "PYTHONPATH": str(path), **dict(environment)}
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=known, check=False, timeout=FETCH_S)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
 def doubles() -> ModuleType:
     """The doubles that the runtime's tests use."""
     return importlib.import_module("doubles.tensorrt")
-
-
-def _module(name: str, source: Path) -> ModuleType:
-    """Import a file that belongs to no package."""
-    spec = importlib.util.spec_from_file_location(name, source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up while it is imported.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -5,40 +5,20 @@ The tools run in processes of their own, where the compiler's log is read.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """A model's FP16 graph, the compile check's document about it, and both as golden text."""
-
-    model: Path
-    document: dict[str, Any]
-    text: str
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"compile_check_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from compiled_contracts import module_of
+from compiled_kernels import Compiled
 
 
 @pytest.fixture(scope="session")
 def compile_tool() -> ModuleType:
     """tools/compile_check/golden.py."""
-    return _load(Path(__file__).resolve().parents[3] / "tools" / "compile_check" / "golden.py")
+    path = Path(__file__).resolve().parents[3] / "tools" / "compile_check" / "golden.py"
+    return module_of("compile_check_golden", path)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.golden import Golden
-from p4q_edge.runtime.artifacts.head import Adapter, Calibration, Head, load_head, read_head
+from p4q_edge.runtime.artifacts.head import Calibration, Head, HeadAdapter, load_head, read_head
 from p4q_edge.runtime.artifacts.head_store import add_head, engine_head
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError
 
@@ -23,7 +23,7 @@ DIM = 6
 def head() -> Head:
     generator = np.random.default_rng(1)
     text = generator.normal(size=(3, DIM))
-    adapter = Adapter(
+    adapter = HeadAdapter(
         down_weight=generator.normal(size=(2, DIM)).astype(np.float32),
         down_bias=generator.normal(size=2).astype(np.float32),
         up_weight=generator.normal(size=(DIM, 2)).astype(np.float32),

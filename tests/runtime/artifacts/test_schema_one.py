@@ -132,7 +132,8 @@ def test_options_that_no_build_has_are_refused(old: Path) -> None:
     del document[SEAL]
     path.write_text(json.dumps({**document, "options": {**document["options"], "min_batch": 9}}))
     with pytest.raises(
-        CorruptArtifactError, match=r"records options of no build: expected 1 <= min batch .* Build the engine again"
+        CorruptArtifactError,
+        match=r"records options that no build has: expected 1 <= min batch .* Build the engine again",
     ):
         read_card(old / "tiny.plan")
 

@@ -18,7 +18,7 @@ from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, verify_engine
 from p4q_edge.runtime.artifacts.golden import Golden
 from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest
-from p4q_edge.runtime.cli.inspect_documents import LintFinding
+from p4q_edge.runtime.cli.inspect_documents import LintRow
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.verification.self_test import selftest
@@ -170,7 +170,7 @@ def test_inspect_hands_the_lint_to_the_toolkit(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     seen: list[Path] = []
-    finding = LintFinding(graph="g", rule="opset", node="", message="is old")
+    finding = LintRow(graph="g", rule="opset", node="", message="is old")
     monkeypatch.setattr(
         metadata, "entry_points", lambda **_: [_EntryPoint(lambda path: seen.append(path) or [finding])]
     )

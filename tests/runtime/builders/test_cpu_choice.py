@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import candidates as candidates_module
 from p4q_edge.runtime.builders import cpu
-from p4q_edge.runtime.builders.candidates import Candidate, CpuRequest, candidates_of
-from p4q_edge.runtime.builders.cpu import TIE, Setting, fastest, prove
+from p4q_edge.runtime.builders.candidates import CpuCandidate, CpuRequest, cpu_candidates
+from p4q_edge.runtime.builders.cpu import TIE, ProofSetting, fastest, prove_candidates
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
@@ -54,7 +54,7 @@ def test_what_is_tried(
 ) -> None:
     pytest.importorskip("onnx")
     _installed(monkeypatch, **kind)
-    found = candidates_of(model, CpuRequest(choice="auto", backend=backend))
+    found = cpu_candidates(model, CpuRequest(choice="auto", backend=backend))
     assert [candidate.name for candidate in found.tried] == expected
     told = kind["openvino_is"] or backend is not None
     assert found.not_measured == (() if told else ("OpenVINO: it is not installed",))
@@ -62,7 +62,7 @@ def test_what_is_tried(
 
 def test_one_profile_is_not_measured_against_others(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch, openvino_is=True)
-    assert [one.name for one in candidates_of(model, CpuRequest()).tried] == ["exact"]
+    assert [one.name for one in cpu_candidates(model, CpuRequest()).tried] == ["exact"]
 
 
 def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +71,11 @@ def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch
 
     _installed(monkeypatch, openvino_is=False)
     monkeypatch.setattr(candidates_module, "_CHANGE", {"float": missing})
-    found = candidates_of(model, CpuRequest(choice="auto"))
+    found = cpu_candidates(model, CpuRequest(choice="auto"))
     assert [candidate.name for candidate in found.tried] == ["exact"]
     assert found.not_measured[1] == "float: the package onnx is not installed"
     with pytest.raises(EnvironmentNotAbleError, match="no onnx"):
-        candidates_of(model, CpuRequest(choice="float"))
+        cpu_candidates(model, CpuRequest(choice="float"))
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 4097}, {"threads": 0}, {"threads": 1025}])
@@ -86,7 +86,7 @@ def test_numbers_have_bounds(wrong: dict[str, int]) -> None:
 
 def test_names_tell_candidates_apart() -> None:
     every = [
-        Candidate(profile=profile, backend=backend, remainder=remainder)
+        CpuCandidate(profile=profile, backend=backend, remainder=remainder)
         for profile in ("exact", "fast", "float")
         for backend, remainder in (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16"))
     ]
@@ -113,12 +113,12 @@ def test_a_candidate_that_computes_something_else_is_not_kept(
     pytest.importorskip("onnx")
     _installed(monkeypatch, openvino_is=False)
     golden = read_bundle(tiny_bundle).golden()
-    found = candidates_of(model, CpuRequest(choice="auto"))
+    found = cpu_candidates(model, CpuRequest(choice="auto"))
     monkeypatch.setattr(cpu, "measure_interleaved", _measure("exact"))
-    assert prove(found, golden, Setting(threads=1)).built.candidate.name == "float"
+    assert prove_candidates(found, golden, ProofSetting(threads=1)).built.candidate.name == "float"
     # No loss at all is allowed to FP32 here.
     strict = rounding_limits_of(8, NoiseFloor(worst_loss=0.0, median_loss=0.0, margin=0.0))
-    proved = prove(found, golden, Setting(threads=1, limits={"float": strict}))
+    proved = prove_candidates(found, golden, ProofSetting(threads=1, limits={"float": strict}))
     assert proved.built.candidate.name == "exact"
     row = proved.inspection.rows["float"]
     assert (row.n, "reach a cosine of" in str(row.problem)) == (0, True)
@@ -137,8 +137,10 @@ def test_candidates_are_measured_at_the_batch_that_was_named(
         return {name: np.ones(rounds.minimum) for name in runs}
 
     monkeypatch.setattr(cpu, "measure_interleaved", measured)
-    proved = prove(
-        candidates_of(model, CpuRequest(choice="auto")), read_bundle(tiny_bundle).golden(), Setting(threads=1, batch=5)
+    proved = prove_candidates(
+        cpu_candidates(model, CpuRequest(choice="auto")),
+        read_bundle(tiny_bundle).golden(),
+        ProofSetting(threads=1, batch=5),
     )
     assert {shape[0] for shape in asked} == {5}
     assert (proved.inspection.batch, proved.inspection.threads) == (5, 1)

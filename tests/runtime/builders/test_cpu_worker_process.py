@@ -17,8 +17,8 @@ from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import cpu_worker
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
-from p4q_edge.runtime.builders.candidates import Candidate, Candidates
-from p4q_edge.runtime.builders.cpu import ProvedModel, Setting, prove
+from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
+from p4q_edge.runtime.builders.cpu import ProofSetting, ProvedModel, prove_candidates
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
 from p4q_edge.runtime.errors import IncompatibleEngineError, P4QEdgeError, UsageError
 
@@ -26,7 +26,7 @@ READ = "import json, os, signal, sys, time\nrequest = json.loads(sys.stdin.readl
 
 
 def exact(model: bytes) -> Candidates:
-    return Candidates(tried=(Candidate(profile="exact"),), models={"exact": model})
+    return Candidates(tried=(CpuCandidate(profile="exact"),), models={"exact": model})
 
 
 def run_child(bundle: Path, code: str, deadline_s: float = 60.0) -> ProvedModel:
@@ -34,7 +34,7 @@ def run_child(bundle: Path, code: str, deadline_s: float = 60.0) -> ProvedModel:
     return prove_apart(
         exact(opened.model("fp32")),
         opened.golden(),
-        Setting(threads=1, name="out.onnx"),
+        ProofSetting(threads=1, name="out.onnx"),
         deadline_s=deadline_s,
         command=[sys.executable, "-c", READ + code],
     )
@@ -50,9 +50,9 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_child_computes_what_this_process_computes(tiny_bundle: Path, scratch: Path) -> None:
     opened = read_bundle(tiny_bundle)
-    models, golden, setting = exact(opened.model("fp32")), opened.golden(), Setting(threads=1, name="x")
+    models, golden, setting = exact(opened.model("fp32")), opened.golden(), ProofSetting(threads=1, name="x")
     apart = prove_apart(models, golden, setting, deadline_s=120.0)
-    here = prove(models, golden, setting)
+    here = prove_candidates(models, golden, setting)
     assert apart.built == here.built
     assert (apart.input_shape, apart.inspection) == (here.input_shape, here.inspection)
     assert all(np.array_equal(apart.outputs[name], here.outputs[name]) for name in here.outputs)
@@ -89,9 +89,9 @@ def test_a_library_that_crashes_is_left_out_of_several(
         "from p4q_edge.runtime.builders.cpu_worker import main\nsys.exit(main())\n"
     )
     model, golden = read_bundle(tiny_bundle).model("fp32"), read_bundle(tiny_bundle).golden()
-    setting, command = Setting(threads=1, name="out.onnx"), [sys.executable, str(program)]
-    other = Candidate(profile="exact", backend="openvino")
-    both = Candidates(tried=(Candidate(profile="exact"), other), models={"exact": model})
+    setting, command = ProofSetting(threads=1, name="out.onnx"), [sys.executable, str(program)]
+    other = CpuCandidate(profile="exact", backend="openvino")
+    both = Candidates(tried=(CpuCandidate(profile="exact"), other), models={"exact": model})
     proved = prove_apart(both, golden, setting, deadline_s=60.0, command=command)
     assert (proved.built.candidate.name, proved.inspection.not_measured) == ("exact", ("OpenVINO: it crashed",))
     assert "OpenVINO is left out: out.onnx: the process" in caplog.text

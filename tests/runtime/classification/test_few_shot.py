@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p4q_edge.runtime.classification import few_shot
 from p4q_edge.runtime.classification.few_shot import (
-    Problem,
+    LearningProblem,
     Regularization,
     calibrated_loss,
     fit_rows,
@@ -28,14 +28,14 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def problem(seed: int, *, classes: int = 4, shots: int = 4, dim: int = 12, noise: float = 0.3) -> Problem:
+def problem(seed: int, *, classes: int = 4, shots: int = 4, dim: int = 12, noise: float = 0.3) -> LearningProblem:
     """Embeddings in a cone around one direction, as CLIP's are, and text embeddings that know a little."""
     generator = np.random.default_rng(seed)
     centers = generator.normal(size=(classes, dim))
     cone = 2 * generator.normal(size=dim)
     images = np.repeat(centers, shots, axis=0) + cone + noise * generator.normal(size=(classes * shots, dim))
     text = centers + 2 * generator.normal(size=(classes, dim))
-    return Problem(
+    return LearningProblem(
         embedding=unit(images),
         labels=np.repeat(np.arange(classes), shots),
         text=unit(text),
@@ -44,7 +44,7 @@ def problem(seed: int, *, classes: int = 4, shots: int = 4, dim: int = 12, noise
     )
 
 
-def loss(given: Problem, rows: np.ndarray, start: np.ndarray, pull: float) -> float:
+def loss(given: LearningProblem, rows: np.ndarray, start: np.ndarray, pull: float) -> float:
     """What `fit_rows` minimizes, written out, for rows that were moved by the shortest way."""
     chances = metrics.log_softmax(given.scale * given.embedding @ rows.T)
     cross_entropy = -chances[np.arange(len(given.labels)), given.labels].sum()
@@ -140,7 +140,7 @@ def test_the_choice_follows_what_is_held_out() -> None:
     generator = np.random.default_rng(0)
     # Text embeddings that are right against photographs that tell nothing, and the other way round.
     classes = unit(generator.normal(size=(5, 16)))
-    noise = Problem(
+    noise = LearningProblem(
         embedding=unit(np.repeat(classes, 6, axis=0) + 1.2 * generator.normal(size=(30, 16))),
         labels=np.repeat(np.arange(5), 6),
         text=classes,

@@ -31,7 +31,7 @@ def test_the_steps_give_what_classify_gives(classifier: ZeroShotClassifier, phot
 
 
 def test_a_damaged_image_is_an_input_error(classifier: ZeroShotClassifier) -> None:
-    with pytest.raises(InputError, match="an image|is none of"):
+    with pytest.raises(InputError, match="an image|is not one of"):
         classifier.prepare(b"no image at all")
 
 

@@ -140,7 +140,7 @@ def test_too_few_or_no_new_classes_are_refused(classifier: ZeroShotClassifier) -
         classifier.teach({"red": pictures("red", 4)})
     with pytest.raises(InputError, match=r"needs two classes or more to tell apart, got none"):
         classifier.teach({})
-    with pytest.raises(InputError, match=r"\(circle\) is one of head built-in already, so that there is none to add"):
+    with pytest.raises(InputError, match=r"\(circle\) is one of head built-in already, so there is none to add"):
         classifier.teach({"circle": pictures("red", 4)}, add=True)
     with pytest.raises(UsageError, match="add=True keeps the thresholds of the base head"):
         classifier.teach({"red": pictures("red", 4)}, add=True, unknown=pictures("blue", 2))

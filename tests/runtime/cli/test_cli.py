@@ -147,7 +147,7 @@ def test_wrong_usage(
 )
 def test_an_empty_word_is_not_this_folder(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 2
-    assert ": expected a path, got an empty word. Run: p4q-edge" in capsys.readouterr().err
+    assert ": expected a path, got an empty argument. Run: p4q-edge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["99999999999999999999", "-2147483648", "9" * 4000])

@@ -40,7 +40,7 @@ def test_a_table_and_folders(run: Run, tiny_engine: Path, pictures: Path, tmp_pa
     options = ("--output", table, "--sort-into", sorted_into, "--threshold", "0.6")
     code, out, err = run("classify", tiny_engine, pictures, *options)
     assert code == 1
-    assert "9.png is none of JPEG" in err
+    assert "9.png is not one of JPEG" in err
     with ZeroShotClassifier(tiny_engine, threshold=0.6) as classifier:
         expected = {str(pictures / f"{n}.png"): classifier.classify(pictures / f"{n}.png") for n in range(8)}
     with table.open(newline="") as file:
@@ -165,7 +165,7 @@ def test_plain_embeddings_are_the_features_alone(run: Run, tiny_engine: Path, pi
     assert out == f"1.000  {pictures / '4.png'}\n"
     code, _, err = run("search", file, "circle", "--engine", tiny_engine)
     assert code == 2
-    assert "'circle' is no class of head plain, which has none. Other words need the toolkit and the recipe" in err
+    assert "'circle' is not a class of head plain, which has none. Other words need the toolkit and the recipe" in err
     code, _, err = run("embed", tiny_engine, pictures, "-o", file, "--plain", "--head", "x")
     assert code == 2
     assert "--plain uses no adapter" in err
@@ -202,7 +202,11 @@ def test_what_search_refuses(run: Run, tiny_engine: Path, pictures: Path, tmp_pa
     file = tmp_path / "e.npz"
     run("embed", tiny_engine, pictures, "-o", file)
     for arguments, code, said in (
-        ((file, "a red cup", "--engine", tiny_engine), 2, "'a red cup' is no class of head built-in, which has circle"),
+        (
+            (file, "a red cup", "--engine", tiny_engine),
+            2,
+            "'a red cup' is not a class of head built-in, which has circle",
+        ),
         ((file, "--engine", tiny_engine), 2, "search needs either words or --like IMAGE"),
         ((file, "circle", "--engine", tiny_engine, "--top-k", "0"), 2, "--top-k must be at least 1"),
         ((file, "circle", "--engine", tiny_engine, "--head", "none"), 2, "has no head 'none'"),

@@ -42,7 +42,7 @@ def test_without_the_extra_it_says_how_to_install_it(
         (("--host", "0.0.0.0"), "at 0.0.0.0 other machines can reach the server, which needs a token then"),
         (("--port", "99999"), "port must be between 0 and 65535, got 99999."),
         (("--tls-key", "k.pem"), "HTTPS needs both a certificate and its key"),
-        (("--requests", "0"), "a server needs room for at least one request"),
+        (("--requests", "0"), "a server must handle at least one request"),
         (("--token-file", "none"), "cannot read the token none"),
     ],
 )

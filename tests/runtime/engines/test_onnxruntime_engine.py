@@ -14,8 +14,8 @@ from p4q_edge.runtime import BuildOptions, build_engine
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card, write_card
-from p4q_edge.runtime.builders.candidates import Candidate, Candidates
-from p4q_edge.runtime.builders.cpu import Setting, prove
+from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
+from p4q_edge.runtime.builders.cpu import ProofSetting, prove_candidates
 from p4q_edge.runtime.engines.onnxruntime import engine as onnxruntime_engine
 from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, optimized_path, session_options
 from p4q_edge.runtime.errors import (
@@ -91,8 +91,8 @@ def test_an_engine_for_unsigned_kernels_computes_the_same(tiny_bundle: Path, mon
     monkeypatch.setattr(machine, "saturates", lambda: True)
     bundle = read_bundle(tiny_bundle)
     golden = bundle.golden()
-    candidates = Candidates(tried=(Candidate(profile="exact"),), models={"exact": bundle.model("fp32")})
-    proved = prove(candidates, golden, Setting(threads=1, name="x"))
+    candidates = Candidates(tried=(CpuCandidate(profile="exact"),), models={"exact": bundle.model("fp32")})
+    proved = prove_candidates(candidates, golden, ProofSetting(threads=1, name="x"))
     assert row_cosine(proved.outputs["embedding"], golden.embedding).min() > 0.9999
 
 

@@ -19,7 +19,7 @@ from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from p4q_edge.runtime.engines.openvino import engine as openvino_engine
 from p4q_edge.runtime.engines.openvino import kept_models, library
-from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine, Source, model_source
+from p4q_edge.runtime.engines.openvino.engine import ModelSource, OpenVINOEngine, model_source
 from p4q_edge.runtime.engines.openvino.kept_models import compiled_path
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
@@ -52,9 +52,9 @@ def openvino_built(tiny_bundle: Path, tmp_path: Path) -> Path:
     return engine
 
 
-def kept_source(model: bytes) -> Source:
+def kept_source(model: bytes) -> ModelSource:
     """A model whose compiled forms are kept in the cache folder."""
-    return Source(model=lambda: model, engine_sha256=sha256_bytes(model))
+    return ModelSource(model=lambda: model, engine_sha256=sha256_bytes(model))
 
 
 def test_both_engines_compute_the_same_from_one_file(tiny_engine: Path, openvino_built: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_kept_model_that_cannot_be_believed_is_made_again(
 
 def test_the_cache_is_keyed_by_all_that_a_compiled_model_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(engine: str = "a", *, batch: int = 1, remainder: str = "f32") -> str:
-        path = kept_models.cache_path(engine, remainder=remainder, batch=batch)  # type: ignore[arg-type]
+        path = kept_models.kept_model_path(engine, remainder=remainder, batch=batch)  # type: ignore[arg-type]
         assert path is not None
         return path.name
 

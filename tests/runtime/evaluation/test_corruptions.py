@@ -12,13 +12,13 @@ from p4q_edge.runtime.evaluation.trials.corruptions import (
     STRENGTHS,
     Compared,
     Corrupted,
-    Kind,
+    CorruptionKind,
     corruption_rows,
     darken,
 )
 from p4q_edge.runtime.stage import Images, Outputs, Stage
 
-KINDS: tuple[Kind, ...] = tuple(STRENGTHS)
+KINDS: tuple[CorruptionKind, ...] = tuple(STRENGTHS)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_image_is_decided_by_the_seed_and_its_place(kind: Kind, images: np.ndarray) -> None:
+def test_each_image_is_decided_by_the_seed_and_its_place(kind: CorruptionKind, images: np.ndarray) -> None:
     amount = STRENGTHS[kind][1]
     worse = Corrupted(images, kind, amount, seed=5)
     assert len(worse) == 6
@@ -45,7 +45,7 @@ def test_each_image_is_decided_by_the_seed_and_its_place(kind: Kind, images: np.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stronger_corruption_is_further_from_the_image(kind: Kind, images: np.ndarray) -> None:
+def test_a_stronger_corruption_is_further_from_the_image(kind: CorruptionKind, images: np.ndarray) -> None:
     errors = [
         float(np.abs(Corrupted(images, kind, amount, seed=0)[0:6].astype(int) - images).mean())
         for amount in STRENGTHS[kind]

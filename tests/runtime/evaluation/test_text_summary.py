@@ -75,7 +75,7 @@ def test_mistakes_are_named_and_hops_shown_with_v(with_zero_shot: Path, validate
 
 def test_without_mistakes_it_says_so(engine: Path, photos: Path, run: Run) -> None:
     _, out, _ = run("validate", engine, "--data", photos)
-    assert "engine names every image rightly" in out
+    assert "engine names every image correctly" in out
 
 
 def test_the_bundle_is_found_by_its_digest(engine: Path, rebundle: Callable[..., Path]) -> None:

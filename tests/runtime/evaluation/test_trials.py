@@ -43,7 +43,7 @@ def test_rows_stand_in_the_documents(
     assert "noise 1: 8 of 255" in out
     assert "jpeg 3: quality 8" in out
     text = engine.with_suffix(".md").read_text()
-    assert "## Images made worse, n = 40" in text
+    assert "## Degraded images, n = 40" in text
     assert "| dark 3: 0.15 of the light |" in text
     report = read_report(engine.with_name("tiny.report.json"))
     assert report.ood is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from served_child import Child
 
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
 
@@ -68,18 +68,6 @@ def photos(tmp_path: Path) -> list[bytes]:
         small.resize((40, 30), Image.Resampling.BICUBIC).save(path)
         found.append(path.read_bytes())
     return found
-
-
-class Child:
-    """`p4q-edge serve` as a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process, self.url = process, url
-
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Ask it to stop; return its exit code and what it wrote to stderr."""
-        self.process.send_signal(number)
-        return self.process.wait(60), self.process.stderr.read() if self.process.stderr else ""
 
 
 @pytest.fixture

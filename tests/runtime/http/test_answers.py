@@ -46,7 +46,7 @@ def test_a_damaged_image_fails_for_itself_only(client: Any, photos: list[bytes])
     assert "label" in first
     assert "label" in third
     assert second["error"]["type"] == "InputError"
-    assert "image of 7 bytes is none of JPEG, PNG" in second["error"]["message"]
+    assert "image of 7 bytes is not one of JPEG, PNG" in second["error"]["message"]
     alone = client.post("/classify", content=b"damaged")
     assert alone.status_code == 422
     assert alone.json()["predictions"][0]["error"] == second["error"]

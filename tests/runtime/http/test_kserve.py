@@ -78,7 +78,7 @@ def test_an_image_that_cannot_be_used_is_named(client: Any, photos: list[bytes])
     body, headers = encoded(photos[0], b"damaged")
     answer = client.post("/v2/models/tiny/infer", content=body, headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith("image 1: image of 7 bytes is none of JPEG, PNG")
+    assert answer.json()["error"].startswith("image 1: image of 7 bytes is not one of JPEG, PNG")
 
 
 @pytest.mark.parametrize(

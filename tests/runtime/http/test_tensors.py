@@ -97,7 +97,7 @@ X = {"name": "x", "shape": [2], "datatype": "UINT8"}
         ({**X, "datatype": "BYTES", "parameters": {"binary_data_size": 3}}, b"abc", "should hold 2 elements"),
         ({**X, "datatype": "BYTES", "parameters": {"binary_data_size": 6}}, b"\xff\xff\xff\xffab", "should hold 2"),
         ({**X, "datatype": "BYTES", "parameters": {"binary_data_size": 5}}, texts(b"a"), "should hold 2 elements"),
-        ({"name": "x"}, b"", "none of KServe's protocol"),
+        ({"name": "x"}, b"", "does not follow KServe's protocol"),
     ],
 )
 def test_a_damaged_request_is_refused(tensor: dict[str, Any], blobs: bytes, said: str) -> None:
@@ -115,7 +115,7 @@ def test_a_length_that_is_none(length: str) -> None:
 
 @pytest.mark.parametrize("body", [b'{"inputs": "\xff"}', b'{"inputs": [' + b"[" * 100_000])
 def test_a_text_that_is_none(body: bytes) -> None:
-    with pytest.raises(InputError, match="none of KServe's protocol"):
+    with pytest.raises(InputError, match="does not follow KServe's protocol"):
         read_inference(body, None)
 
 

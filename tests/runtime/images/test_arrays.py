@@ -60,8 +60,8 @@ def test_an_open_file_is_an_image(tmp_path: Path) -> None:
         (io.StringIO("text"), 'the StringIO gives str, not bytes. Open the file with mode "rb"'),
         (io.BytesIO(), r"the BytesIO gives no bytes. Rewind it first: `file.seek\(0\)`"),
         (AsyncUpload(), r"the AsyncUpload can only be read with await. Pass `upload.file`, or `await upload.read\(\)`"),
-        (io.BytesIO(b"hello"), "image of 5 bytes is none of JPEG, PNG"),
-        (bytearray(b"hello"), "image of 5 bytes is none of JPEG, PNG"),
+        (io.BytesIO(b"hello"), "image of 5 bytes is not one of JPEG, PNG"),
+        (bytearray(b"hello"), "image of 5 bytes is not one of JPEG, PNG"),
     ],
 )
 def test_files_that_give_no_image_say_why(image: object, message: str) -> None:

@@ -59,8 +59,11 @@ def test_the_two_unicode_forms_of_a_name_are_one_class() -> None:
     ("found", "message"),
     [
         (["bird", "cat", "dog"], "photos has the class 'bird', .* did you mean 'Bird'"),
-        (["umbrella", "wheelchair", "zebra"], "photos has the class 'umbrella', which is none of the 3 known classes"),
-        (["cat", "cow"], r"'cow', which is none of the 3 known classes \(Bird, cat, dog\)"),
+        (
+            ["umbrella", "wheelchair", "zebra"],
+            "photos has the class 'umbrella', which is not one of the 3 known classes",
+        ),
+        (["cat", "cow"], r"'cow', which is not one of the 3 known classes \(Bird, cat, dog\)"),
         (["a", "b", "c"], "classes are matched by name: rename it, or remove it from the data"),
     ],
 )

@@ -162,7 +162,7 @@ def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypa
     path.mkdir()
     with pytest.raises(InputError, match=r"a\.png is a folder, not an image"):
         load_image(path)
-    with pytest.raises(InputError, match="image of 5 bytes is none of JPEG, PNG, WEBP"):
+    with pytest.raises(InputError, match="image of 5 bytes is not one of JPEG, PNG, WEBP"):
         load_image(b"hello")
     data = encoded(picture, "PNG")
     with pytest.raises(InputError, match="Save it again as JPEG or PNG"):
@@ -175,7 +175,7 @@ def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypa
 
 
 def test_postscript_is_never_interpreted() -> None:
-    with pytest.raises(InputError, match="is none of JPEG"):
+    with pytest.raises(InputError, match="is not one of JPEG"):
         load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
 

@@ -87,7 +87,7 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"12345")
     assert read_bounded(path, limit_bytes=5, kind="card") == b"12345"
-    with pytest.raises(InputError, match="has 5 bytes; a card has at most 4"):
+    with pytest.raises(InputError, match="expected at most 4 bytes in the card .*/data, got 5. Check that"):
         read_bounded(path, limit_bytes=4, kind="card")
     with pytest.raises(InputError, match="cannot read the card .*absent: No such file"):
         read_bounded(tmp_path / "absent", limit_bytes=4, kind="card")

@@ -34,5 +34,10 @@ def test_escapes_name_what_they_stand_for() -> None:
     assert printable("a\nb\tc", keep="\n\t") == "a\nb\tc"
 
 
+def test_a_byte_that_is_no_text_is_shown_as_itself() -> None:
+    name = b"caf\xe9 \xc3\xa9.png".decode("utf-8", "surrogateescape")
+    assert printable(name) == "caf\\xe9 é.png"
+
+
 def test_a_name_in_markdown_is_text() -> None:
     assert _plain("<script>|\x1b]0;\n# title") == "&lt;script&gt;\\|\\x1b]0; # title"

@@ -192,8 +192,8 @@ def test_the_card_of_another_engine_is_refused(
     [
         ({"golden": "%%%"}, "golden samples of the card cannot be decoded"),
         ({"golden": "AAAA"}, "golden samples of the card is not a safetensors file"),
-        ({"class_names": ()}, "names no classes, or one twice"),
-        ({"class_names": ("a", "a", "b")}, "names no classes, or one twice"),
+        ({"class_names": ()}, "names no classes, or one class twice"),
+        ({"class_names": ("a", "a", "b")}, "names no classes, or one class twice"),
         ({"schema_version": 9}, "has schema 9; this version reads schemas 1 and 2. Upgrade p4q-edge-runtime"),
     ],
 )

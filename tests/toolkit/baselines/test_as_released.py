@@ -113,11 +113,11 @@ def test_no_gradient_passes_a_quantized_layer() -> None:
 def test_the_context_is_random_and_out_of_reach_of_learning(toy_clip: LoadedModel, text: bool) -> None:
     recipe = released_recipe()
     recipe = msgspec.structs.replace(recipe, quantization=msgspec.structs.replace(recipe.quantization, text=text))
-    first = as_released.text_embedding(toy_clip, ("red", "green", "blue", "grey"), recipe)
+    first = as_released.random_text_embedding(toy_clip, ("red", "green", "blue", "grey"), recipe)
     assert not first.requires_grad
-    again = as_released.text_embedding(toy_clip, ("red", "green", "blue", "grey"), recipe)
+    again = as_released.random_text_embedding(toy_clip, ("red", "green", "blue", "grey"), recipe)
     assert torch.equal(first, again)
-    other = as_released.text_embedding(
+    other = as_released.random_text_embedding(
         toy_clip, ("red", "green", "blue", "grey"), msgspec.structs.replace(recipe, seed=1)
     )
     assert not torch.equal(first, other)

@@ -43,11 +43,11 @@ def test_the_document_tells_everything(
     document = json.loads(out)
     assert list(document["classes"].items()) == [("cat 9", 1), ("cat 10", 4), ("grand_piano", 30)]
     assert len(document["unusable"]) == 1
-    assert "grand_piano/7.png is none of JPEG" in document["unusable"][0]
+    assert "grand_piano/7.png is not one of JPEG" in document["unusable"][0]
     assert document["advice"] == [
         "a class needs at least 2 images; add some or remove the folder: cat 9",
-        "fewer than 8 images; 16 and some to test on serve better: cat 10 (4)",
-        "very unequal: grand_piano has 30, cat 9 1; data.shots takes equally many of each",
+        "fewer than 8 images; 16 and some to test on work better: cat 10 (4)",
+        "very unequal: grand_piano has 30, cat 9 1; data.shots takes the same number of each",
         "the same image in two classes; keep it in the right one: cat 10/copy.png and grand_piano/2.png",
     ]
 

@@ -91,12 +91,6 @@ def test_a_layer_of_small_weights_keeps_its_digits() -> None:
     assert float(quant.weight_scale.max()) < affine.SMALLEST_NORMAL_FP16
 
 
-def test_the_observer_knows_one_sided_ranges() -> None:
-    conv = random_conv()
-    assert calibrated(conv, random_input().relu()).input.one_sided
-    assert not calibrated(conv, random_input()).input.one_sided
-
-
 def test_the_cpu_form_has_integer_weights_and_float_inputs() -> None:
     x = random_input()
     conv = calibrated(random_conv(), x)

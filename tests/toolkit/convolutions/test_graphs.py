@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from module_outputs import reference_outputs
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from p4q_edge.graph.export import (
     Quantizations,
     conv_quantizations,
     export_classifier,
-    reference_outputs,
 )
 from p4q_edge.graph.lint_rules import lint
 from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime

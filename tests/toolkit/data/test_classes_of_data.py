@@ -55,7 +55,7 @@ def test_labels_of_a_table_sort_as_numbers(tmp_path: Path, suffix: str) -> None:
 def test_a_test_set_with_another_class_of_the_same_rank_is_refused_by_name(tmp_path: Path) -> None:
     train = fill_folders(tmp_path / "train", "bird", "cat", "umbrella")
     test = fill_folders(tmp_path / "test", "bird", "cat", "wheelchair", shade=9)
-    with pytest.raises(InputError, match=r"data\.test has the class 'wheelchair', which is none of the 3 known"):
+    with pytest.raises(InputError, match=r"data\.test has the class 'wheelchair', which is not one of the 3 known"):
         read_split(DataSection(train=train, test=test, shots=2), seed=0)
 
 

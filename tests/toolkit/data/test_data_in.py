@@ -172,7 +172,7 @@ def test_a_compressed_tar_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_damaged_image_in_a_tar_is_named(tmp_path: Path) -> None:
     images = read_images(write_tar(tmp_path / "d.tar", ("a.png", b"no image"), ("a.cls", b"0")))
-    with pytest.raises(InputError, match=r"d\.tar, a: image of 8 bytes is none of JPEG"):
+    with pytest.raises(InputError, match=r"d\.tar, a: image of 8 bytes is not one of JPEG"):
         pixels(images, SPEC)
 
 

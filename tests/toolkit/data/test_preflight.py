@@ -33,7 +33,7 @@ def test_every_damaged_image_is_named(folder: Path) -> None:
     _, problems = check_data(DataSection(train=str(folder), shots=4), seed=0)
     assert len(problems) == 2
     assert any("cat/3.png cannot be decoded" in problem for problem in problems)
-    assert any("dog/7.png is none of" in problem for problem in problems)
+    assert any("dog/7.png is not one of" in problem for problem in problems)
 
 
 def test_of_many_damaged_images_the_first_are_named(folder: Path) -> None:

@@ -15,8 +15,8 @@ from p4q_edge.runtime.artifacts import CpuOptions
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import cpu as cpu_builder
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
-from p4q_edge.runtime.builders.candidates import CpuRequest, candidates_of
-from p4q_edge.runtime.builders.cpu import Setting, prove
+from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
+from p4q_edge.runtime.builders.cpu import ProofSetting, prove_candidates
 from p4q_edge.runtime.engines.onnxruntime.models import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.runtime.statistics.timing import Rounds
@@ -98,8 +98,8 @@ def test_auto_keeps_what_is_faster_here(
 
     monkeypatch.setattr(cpu_builder, "measure_interleaved", measured)
     opened = read_bundle(bundle)
-    candidates = candidates_of(opened.model("fp32"), CpuRequest(choice="auto", backend="onnxruntime"))
-    proved = prove(candidates, opened.golden(), Setting(threads=1, name="x"))
+    candidates = cpu_candidates(opened.model("fp32"), CpuRequest(choice="auto", backend="onnxruntime"))
+    proved = prove_candidates(candidates, opened.golden(), ProofSetting(threads=1, name="x"))
     assert proved.built.profile == kept
     assert set(proved.inspection.rows) == {"exact", "float"}
     assert proved.inspection.integer_products == products

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from module_outputs import reference_outputs
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -16,7 +17,6 @@ from p4q_edge.graph.export import (
     attention_quantizations,
     export_classifier,
     linear_quantizations,
-    reference_outputs,
 )
 from p4q_edge.graph.lint_rules import lint
 from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime

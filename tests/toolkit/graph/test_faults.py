@@ -7,6 +7,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from module_outputs import reference_outputs
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -16,7 +17,6 @@ from p4q_edge.graph.export import (
     ExportedGraphs,
     export_classifier,
     linear_quantizations,
-    reference_outputs,
 )
 from p4q_edge.graph.proof.layers import record_layers, wrong_layers
 from p4q_edge.models.folded_classifier import FoldedClassifier

@@ -7,7 +7,7 @@ import torch
 
 from p4q_edge.learning.cached_features import CachedFeatures
 from p4q_edge.learning.student import make_student
-from p4q_edge.learning.training import LearningRun, learn
+from p4q_edge.learning.training import LearningRun, learn_in_place
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.recipe.schema import LearnSection
 from p4q_edge.runtime.errors import InputError
@@ -30,4 +30,4 @@ def test_a_diverging_rate_is_named(key: str, tmp_path: Path) -> None:
     cached = CachedFeatures(student=features, teacher=features, labels=torch.arange(12) % 3)
     run = LearningRun(checkpoint=tmp_path / "learning.safetensors", key="k")
     with pytest.raises(InputError, match=rf"learning diverged: the loss is (nan|inf) in step \d+\. Lower learn\.{key}"):
-        learn(student, cached, section, seed=0, run=run)
+        learn_in_place(student, cached, section, seed=0, run=run)

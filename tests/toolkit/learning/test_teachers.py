@@ -17,7 +17,7 @@ from torch import Tensor
 from p4q_edge.learning.cached_features import Batch, CachedFeatures, Unlabelled
 from p4q_edge.learning.losses import contrastive_loss, distillation_loss
 from p4q_edge.learning.student import Student, Teacher
-from p4q_edge.learning.training import LearningRun, batch_loss, learn
+from p4q_edge.learning.training import LearningRun, batch_loss, learn_in_place
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.team import Team
 from p4q_edge.recipe.schema import LearnSection
@@ -111,7 +111,7 @@ def test_a_learned_teacher_must_be_there() -> None:
     student = Student(prompts=None, adapter=None, hand_written=torch.eye(3), logit_scale=1.0)
     features = CachedFeatures(student=drawn(0, 1, 3, 3), teacher=drawn(0, 1, 3, 3), labels=torch.arange(3))
     with pytest.raises(ValueError, match=r"expected the learned teacher that learn\.teacher names, got none"):
-        learn(student, features, LearnSection(prompts=False, teacher="learned"), seed=0, run=LearningRun())
+        learn_in_place(student, features, LearnSection(prompts=False, teacher="learned"), seed=0, run=LearningRun())
 
 
 def test_images_without_labels_are_cached_by_both_towers_and_learned_from(

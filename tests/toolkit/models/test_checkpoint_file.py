@@ -164,7 +164,7 @@ def test_damaged_archives_are_refused(archive: Path, name: str, change: object, 
             r"several models, under the prefixes 'student\.', 'teacher\.'. Keep one of them: python -c .*k\[8:\]",
         ),
         (lambda state: {"epoch": 3, "args": [1]}, r"holds no weights under any of its keys \('epoch', 'args'\)"),
-        (lambda state: list(state.values()), "holds a list, no dictionary of weights; save model.state_dict"),
+        (lambda state: list(state.values()), "holds a list, not a dictionary of weights; save model.state_dict"),
     ],
 )
 def test_what_is_ambiguous_says_what_was_found(make: object, message: str, model: nn.Module, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_ranges_are_measured_on_some_images_of_each_class(
     assert prepared.calibrated.images == 8
     assert prepared.features.student.shape[1] == 30
     key = prepare(limited(30), RunFiles(folder=tmp_path / "all")).key
-    monkeypatch.setattr(pipeline, "calibrate", lambda *_: pytest.fail("the same images were measured again"))
+    monkeypatch.setattr(pipeline, "calibrate_stage", lambda *_: pytest.fail("the same images were measured again"))
     for limit in (0, 31, 10**30):
         assert prepare(limited(limit), RunFiles(folder=tmp_path / "all")).key == key
 

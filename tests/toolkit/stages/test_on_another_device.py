@@ -15,7 +15,7 @@ import torch
 from learning_runs import source_of
 
 from p4q_edge.evaluation.layer_debug import run_linears, sensitive_linears
-from p4q_edge.learning.training import LearningRun, batch_loss, learn
+from p4q_edge.learning.training import LearningRun, batch_loss, learn_in_place
 from p4q_edge.models.compute import Compute
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.attention_products import AttentionProducts
@@ -205,11 +205,11 @@ def test_learning_keeps_less_where_memory_runs_out_with_the_same_gradient(
     prepared = prepare(source_of(toy_clip, toy_images(6), epochs=2), RunFiles(folder=tmp_path / "run"))
     monkeypatch.setattr("p4q_edge.models.prompts.LEAST_KEPT_BYTES", 1 << 10)
     whole, few = new_student(prepared.source)[0], new_student(prepared.source)[0]
-    learn(whole, prepared.features, prepared.source.recipe.learn, seed=3, run=LearningRun())
+    learn_in_place(whole, prepared.features, prepared.source.recipe.learn, seed=3, run=LearningRun())
     assert few.prompts is not None
     failing = _Failing(times=2)
     monkeypatch.setattr("p4q_edge.learning.training.batch_loss", failing)
-    learn(few, prepared.features, prepared.source.recipe.learn, seed=3, run=LearningRun())
+    learn_in_place(few, prepared.features, prepared.source.recipe.learn, seed=3, run=LearningRun())
     assert failing.times == 0
     assert len([r for r in caplog.records if "the text tower keeps at most" in r.message]) == 2
     assert any(chunk.recompute for chunk in few.prompts.chunks)
@@ -217,7 +217,7 @@ def test_learning_keeps_less_where_memory_runs_out_with_the_same_gradient(
         torch.testing.assert_close(few.state_dict()[name], value, atol=1e-6, rtol=1e-5)
     monkeypatch.setattr("p4q_edge.learning.training.batch_loss", _Failing(times=99))
     with pytest.raises(EnvironmentNotAbleError, match="more memory than cpu has left. Lower learn.batch_size"):
-        learn(
+        learn_in_place(
             new_student(prepared.source)[0], prepared.features, prepared.source.recipe.learn, seed=3, run=LearningRun()
         )
 

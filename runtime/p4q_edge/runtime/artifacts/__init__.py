@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         write_deployment,
     )
     from p4q_edge.runtime.artifacts.golden import MAX_DRIFT, Golden, GoldenResult, MeasuredGolden, read_golden
-    from p4q_edge.runtime.artifacts.head import Adapter, BuiltInHead, Calibration, EngineHead, Head, load_head
+    from p4q_edge.runtime.artifacts.head import BuiltInHead, Calibration, EngineHead, Head, HeadAdapter, load_head
     from p4q_edge.runtime.artifacts.head_store import (
         BUILT_IN,
         add_head,
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         quantized_parts,
         width_label,
     )
+    from p4q_edge.runtime.artifacts.recipe_document import RecipeDocument
     from p4q_edge.runtime.artifacts.recorded_results import RecordedResults, pixel_digest
     from p4q_edge.runtime.artifacts.rtx_options import RtxOptions
     from p4q_edge.runtime.artifacts.signature import (
@@ -113,7 +114,6 @@ __all__ = [
     "REFERENCE",
     "SUFFIX",
     "WEIGHTS",
-    "Adapter",
     "Agreement",
     "Build",
     "BuiltInHead",
@@ -133,6 +133,7 @@ __all__ = [
     "GraphParity",
     "GraphRun",
     "Head",
+    "HeadAdapter",
     "LearnedImage",
     "Manifest",
     "MeasuredGolden",
@@ -150,6 +151,7 @@ __all__ = [
     "PlanMachine",
     "PlanRow",
     "Precision",
+    "RecipeDocument",
     "RecordedResults",
     "RtxBuild",
     "RtxMachine",
@@ -269,7 +271,7 @@ if not TYPE_CHECKING:
                 "read_golden",
             ),
             "head": (
-                "Adapter",
+                "HeadAdapter",
                 "BuiltInHead",
                 "Calibration",
                 "EngineHead",
@@ -312,6 +314,7 @@ if not TYPE_CHECKING:
                 "quantized_parts",
                 "width_label",
             ),
+            "recipe_document": ("RecipeDocument",),
             "recorded_results": (
                 "RecordedResults",
                 "pixel_digest",

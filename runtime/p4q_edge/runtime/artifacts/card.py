@@ -214,9 +214,11 @@ def decode_card(data: bytes, *, source: str) -> Card:
     try:
         card = decode_sealed(data, Card, source=source, upgrade=card_of_schema_1)
     except UsageError as error:
-        raise CorruptArtifactError(f"{source} records options of no build: {error} Build the engine again.") from error
+        raise CorruptArtifactError(
+            f"{source} records options that no build has: {error} Build the engine again."
+        ) from error
     if not card.class_names or len(set(card.class_names)) != len(card.class_names):
-        raise CorruptArtifactError(f"{source} names no classes, or one twice. Build the engine again.")
+        raise CorruptArtifactError(f"{source} names no classes, or one class twice. Build the engine again.")
     return card
 
 

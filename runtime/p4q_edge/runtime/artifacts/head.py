@@ -91,7 +91,7 @@ class BuiltInHead:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Adapter:
+class HeadAdapter:
     """The bottleneck adapter: A(z) = up(relu(down(z))), mixed as ratio * A(z) + (1 - ratio) * z.
 
     Source: P4Q, arXiv:2409.17634, section 3 (adapter). Weights are (out, in) float32, as in `torch.nn.Linear`.
@@ -128,7 +128,7 @@ class Head:
     text_embedding: np.ndarray
     logit_scale: float
     logit_bias: float = 0.0
-    adapter: Adapter | None = None
+    adapter: HeadAdapter | None = None
     calibration: Calibration = field(default_factory=Calibration)
     weights_sha256: str = ""
 
@@ -245,7 +245,7 @@ def _head(tensors: dict[str, np.ndarray], metadata: dict[str, str], *, source: s
     )
 
 
-def _adapter(tensors: dict[str, np.ndarray], metadata: dict[str, str], *, dim: int) -> Adapter | None:
+def _adapter(tensors: dict[str, np.ndarray], metadata: dict[str, str], *, dim: int) -> HeadAdapter | None:
     extra = sorted(set(tensors) - {_TEXT, *_ADAPTER})
     if extra:
         raise ValueError(f"unknown tensors {', '.join(extra)}")
@@ -253,7 +253,7 @@ def _adapter(tensors: dict[str, np.ndarray], metadata: dict[str, str], *, dim: i
         return None
     down_weight = _matrix(tensors, _ADAPTER[0], shape=(None, dim))
     hidden = len(down_weight)
-    return Adapter(
+    return HeadAdapter(
         down_weight=down_weight,
         down_bias=_matrix(tensors, _ADAPTER[1], shape=(hidden,)),
         up_weight=_matrix(tensors, _ADAPTER[2], shape=(dim, hidden)),

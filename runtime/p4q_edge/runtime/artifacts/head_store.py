@@ -8,7 +8,7 @@ from pathlib import Path
 from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, verify_engine
 from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
-from p4q_edge.runtime.artifacts.signature import Keys, Kind
+from p4q_edge.runtime.artifacts.signature import Keys, SignedKind
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import atomic_write, read_bounded
 
@@ -202,7 +202,7 @@ def _listed(stored: dict[str, Path]) -> str:
     return ", ".join(stored) or "none"
 
 
-def deciding_bytes(artifact: str | Path) -> tuple[Kind, bytes]:
+def deciding_bytes(artifact: str | Path) -> tuple[SignedKind, bytes]:
     """Return what an artifact is and the bytes that decide what it answers, after all that they vouch for was checked.
 
     Raises:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from p4q_edge.runtime.artifacts.precision import Precision
+from p4q_edge.runtime.artifacts.recipe_document import RecipeDocument
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.statistics import NoiseFloor
 
@@ -184,7 +185,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         members: size and digest of every other member.
         narrowest_bits: of the narrowest quantized input in the graphs; None in bundles that do not tell.
         parity: how near the exported graphs came to the fake-quantized model.
-        recipe: the sections of the recipe; their schema is the toolkit's.
+        recipe: what it was made with.
         data_index: the images.
         unsound: why a graph does not compute what the module computes: no engine is built from it.
     """
@@ -199,7 +200,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     members: dict[str, Member] = {}
     versions: dict[str, str] = {}
     seed: int = 0
-    recipe: dict[str, Any] = {}
+    recipe: RecipeDocument = RecipeDocument()
     data_index: DataIndex = DataIndex()
     parity: GraphParity = GraphParity()
     narrowest_bits: int | None = None

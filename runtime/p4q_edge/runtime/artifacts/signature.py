@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRUSTED_KEYS = "P4Q_EDGE_TRUSTED_KEYS"
 """Environment variable with files of public keys; where it is set, nothing that they did not sign is loaded."""
 SIGNATURE_SUFFIX = ".sig"
-Kind = Literal["bundle", "engine", "head"]
+SignedKind = Literal["bundle", "engine", "head"]
 Keys = Iterable[str | Path] | None
 """Files of public keys; None takes those of the environment, and an empty list asks for no signature."""
 _MAX_KEY_BYTES, _MAX_SIGNATURE_BYTES = 1 << 14, 1 << 14
@@ -43,7 +43,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     schema_version: int = 1
-    artifact: Kind
+    artifact: SignedKind
     sha256: str
     public_key: str
     signature: str
@@ -55,7 +55,9 @@ def signature_path(artifact: str | Path) -> Path:
     return artifact.with_name(artifact.name + SIGNATURE_SUFFIX)
 
 
-def write_signature(artifact: str | Path, kind: Kind, data: bytes, *, key: Path, force: bool = False) -> Signature:
+def write_signature(
+    artifact: str | Path, kind: SignedKind, data: bytes, *, key: Path, force: bool = False
+) -> Signature:
     """Sign the deciding bytes of an artifact and write the signature beside it.
 
     Args:
@@ -80,7 +82,7 @@ def write_signature(artifact: str | Path, kind: Kind, data: bytes, *, key: Path,
     return signature
 
 
-def require_signed(artifact: str | Path, kind: Kind, data: bytes, *, trusted: Keys) -> Signature | None:
+def require_signed(artifact: str | Path, kind: SignedKind, data: bytes, *, trusted: Keys) -> Signature | None:
     """Check that a trusted key signed the deciding bytes of an artifact; return the signature.
 
     Args:
@@ -126,7 +128,7 @@ def trusted_key_files(trusted: Keys = None) -> tuple[Path, ...]:
     return tuple(Path(name) for name in os.environ.get(TRUSTED_KEYS, "").split(os.pathsep) if name)
 
 
-def _message(kind: Kind, digest: str) -> bytes:
+def _message(kind: SignedKind, digest: str) -> bytes:
     # The kind is signed as well: the bytes of one artifact never pass for another.
     return f"p4q-edge signature 1\n{kind}\n{digest}\n".encode()
 

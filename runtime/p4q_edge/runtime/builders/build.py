@@ -27,7 +27,7 @@ from p4q_edge.runtime.artifacts import (
     read_bundle,
     write_deployment,
 )
-from p4q_edge.runtime.builders.candidates import CpuRequest, candidates_of
+from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
 from p4q_edge.runtime.builders.card_parts import card_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent
 from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
@@ -359,7 +359,7 @@ def describe_build(
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
         convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
-    candidates = candidates_of(opened.model("fp32"), options.cpu_request(_cpu_backend(backend)))
+    candidates = cpu_candidates(opened.model("fp32"), options.cpu_request(_cpu_backend(backend)))
     return CpuDryRun(
         engine=str(engine),
         exists=engine.exists(),

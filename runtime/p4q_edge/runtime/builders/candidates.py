@@ -16,7 +16,7 @@ from p4q_edge.runtime.machine import cpu as machine
 _CHANGE: Mapping[CpuProfile, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CpuCandidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way to run a bundle's graph on a CPU; `remainder` is OpenVINO's."""
 
     profile: CpuProfile
@@ -59,12 +59,12 @@ class CpuRequest:
 class Candidates:
     """What is tried, in the order in which ties are decided, and what cannot be."""
 
-    tried: tuple[Candidate, ...]
+    tried: tuple[CpuCandidate, ...]
     models: Mapping[CpuProfile, bytes]
     not_measured: tuple[str, ...] = ()
 
 
-def candidates_of(model: bytes, request: CpuRequest) -> Candidates:
+def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     """Return the candidates that a request leaves open, with the Q/DQ model of a bundle as each profile keeps it.
 
     Of two that are equally fast the first is kept: the reference's own weights before narrower ones, and a remainder in
@@ -88,17 +88,17 @@ def candidates_of(model: bytes, request: CpuRequest) -> Candidates:
             f"this processor has no instructions for --remainder {request.remainder}. Leave it out, or take f32."
         )
     tried = [
-        Candidate(profile=profile, backend="openvino", remainder=remainder)
+        CpuCandidate(profile=profile, backend="openvino", remainder=remainder)
         for remainder in wanted
         for profile in models
         if profile == "exact" or request.backend == "openvino"
     ]
     if "onnxruntime" in libraries:
-        tried += [Candidate(profile=profile) for profile in models]
+        tried += [CpuCandidate(profile=profile) for profile in models]
     return Candidates(tried=tuple(sorted(tried, key=_rank)), models=models, not_measured=tuple(left_out))
 
 
-def _rank(candidate: Candidate) -> tuple[bool, int, bool]:
+def _rank(candidate: CpuCandidate) -> tuple[bool, int, bool]:
     return (
         candidate.remainder == "bf16",
         ("exact", "float", "fast").index(candidate.profile),

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import CpuInspection, CpuRow, Golden, GoldenResult, check_model
-from p4q_edge.runtime.builders.candidates import Candidate, Candidates
+from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
 from p4q_edge.runtime.builders.onnxruntime import inspect_kernels, optimized_model
 from p4q_edge.runtime.builders.openvino import inspect_operators
 from p4q_edge.runtime.choices import CpuProfile
@@ -37,7 +37,7 @@ _SEED = 0  # of the bootstrap; fixed so that the same times say the same
 class CpuModel:
     """A model of one candidate, as it is kept and as its library rewrites it for this processor."""
 
-    candidate: Candidate
+    candidate: CpuCandidate
     model: bytes
     optimized: bytes
 
@@ -48,7 +48,7 @@ class CpuModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ProofSetting:
     """How candidates are judged.
 
     Attributes:
@@ -94,7 +94,7 @@ class _Tried:
     problem: str | None
 
 
-def prove(candidates: Candidates, golden: Golden, setting: Setting) -> ProvedModel:
+def prove_candidates(candidates: Candidates, golden: Golden, setting: ProofSetting) -> ProvedModel:
     """Load candidates, run the golden samples through them, and keep the fastest of those that compute the right thing.
 
     Args:
@@ -126,7 +126,7 @@ def prove(candidates: Candidates, golden: Golden, setting: Setting) -> ProvedMod
     return ProvedModel(built=kept.built, outputs=kept.outputs, input_shape=shape, inspection=inspection)
 
 
-def _try(candidate: Candidate, model: bytes, golden: Golden, setting: Setting) -> _Tried:
+def _try(candidate: CpuCandidate, model: bytes, golden: Golden, setting: ProofSetting) -> _Tried:
     check_model(model, name=setting.name)
     engine: Engine
     if candidate.backend == "openvino":
@@ -155,7 +155,9 @@ def _try(candidate: Candidate, model: bytes, golden: Golden, setting: Setting) -
     return _Tried(built=built, engine=engine, outputs=outputs, result=results[0], problem=problem)
 
 
-def _compare(outputs: dict[str, np.ndarray], golden: Golden, profile: CpuProfile, setting: Setting) -> GoldenResult:
+def _compare(
+    outputs: dict[str, np.ndarray], golden: Golden, profile: CpuProfile, setting: ProofSetting
+) -> GoldenResult:
     return compare_golden(outputs, golden, logit_scale=setting.logit_scale, limits=setting.limits.get(profile))
 
 
@@ -171,7 +173,7 @@ class _Choice(msgspec.Struct, frozen=True, kw_only=True):
     faster_than: dict[str, Estimate] = {}
 
 
-def _chosen(tried: Sequence[_Tried], images: np.ndarray, setting: Setting) -> tuple[_Tried, _Choice]:
+def _chosen(tried: Sequence[_Tried], images: np.ndarray, setting: ProofSetting) -> tuple[_Tried, _Choice]:
     """Return what is kept, and what was measured where there is a choice."""
     if len(tried) == 1:
         return tried[0], _Choice()

@@ -27,10 +27,10 @@ from p4q_edge.runtime.artifacts import (
     OptimizedCopy,
     Precision,
 )
-from p4q_edge.runtime.builders.candidates import Candidate, CpuRequest, candidates_of
+from p4q_edge.runtime.builders.candidates import CpuCandidate, CpuRequest, cpu_candidates
 from p4q_edge.runtime.builders.card_parts import card_of, part_of
 from p4q_edge.runtime.builders.consistency import check_outputs
-from p4q_edge.runtime.builders.cpu import ProvedModel, Setting
+from p4q_edge.runtime.builders.cpu import ProofSetting, ProvedModel
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, import_onnxruntime
@@ -75,8 +75,8 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
     golden = bundle.golden().for_cpu()
     if request.backend != "openvino":
         import_onnxruntime()
-    candidates = candidates_of(bundle.model("fp32"), request)
-    setting = Setting(
+    candidates = cpu_candidates(bundle.model("fp32"), request)
+    setting = ProofSetting(
         threads=request.threads,
         batch=request.batch,
         logit_scale=bundle.head().logit_scale,
@@ -139,7 +139,7 @@ def _rounding_bits(bits: int, profile: CpuProfile) -> int:
     return min(bits, FAST_BITS) if profile == "fast" else bits
 
 
-def _precision(precision: Precision, kept: Candidate) -> Precision:
+def _precision(precision: Precision, kept: CpuCandidate) -> Precision:
     if kept.profile == "fast":
         precision = msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
     elif kept.profile == "float":

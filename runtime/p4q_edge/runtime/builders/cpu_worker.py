@@ -18,8 +18,8 @@ import numpy as np
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import read_golden
-from p4q_edge.runtime.builders.candidates import Candidate, Candidates
-from p4q_edge.runtime.builders.cpu import Setting, prove
+from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
+from p4q_edge.runtime.builders.cpu import ProofSetting, prove_candidates
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.machine import end_with_parent
 from p4q_edge.runtime.storage import save_tensors
@@ -37,7 +37,7 @@ def main() -> int:
     request = json.loads(sys.stdin.readline())
     end_with_parent(request["parent"])
     try:
-        answer = serve(request)
+        answer = answer_request(request)
     except errors.P4QEdgeError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
@@ -49,16 +49,16 @@ def main() -> int:
     return 0
 
 
-def serve(request: dict[str, Any]) -> dict[str, Any]:
+def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """Prove the models of a request, leave the results in its folder, and return the answer."""
     folder = Path(request["folder"])
-    tried = msgspec.convert(request["candidates"], tuple[Candidate, ...])
+    tried = msgspec.convert(request["candidates"], tuple[CpuCandidate, ...])
     profiles: set[CpuProfile] = {candidate.profile for candidate in tried}
     models = {profile: (folder / MODEL.format(profile=profile)).read_bytes() for profile in profiles}
     _limit_memory(max(map(len, models.values())))
     golden = read_golden((folder / GOLDEN).read_bytes(), source="the golden samples of the bundle")
-    setting = msgspec.convert(request["setting"], Setting)
-    proved = prove(Candidates(tried=tried, models=models), golden, setting)
+    setting = msgspec.convert(request["setting"], ProofSetting)
+    proved = prove_candidates(Candidates(tried=tried, models=models), golden, setting)
     (folder / OPTIMIZED).write_bytes(proved.built.optimized)
     outputs = {name: np.asarray(values, np.float32) for name, values in proved.outputs.items()}
     (folder / OUTPUTS).write_bytes(save_tensors(outputs, {}))

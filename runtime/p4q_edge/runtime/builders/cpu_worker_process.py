@@ -15,8 +15,8 @@ import msgspec
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import CpuInspection, Golden
-from p4q_edge.runtime.builders.candidates import Candidate, Candidates
-from p4q_edge.runtime.builders.cpu import CpuModel, ProvedModel, Setting
+from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
+from p4q_edge.runtime.builders.cpu import CpuModel, ProofSetting, ProvedModel
 from p4q_edge.runtime.builders.cpu_worker import GOLDEN, MODEL, OPTIMIZED, OUTPUTS
 from p4q_edge.runtime.machine import child_command
 from p4q_edge.runtime.storage import load_tensors, scratch_folder
@@ -29,7 +29,7 @@ WORKER = tuple(child_command("p4q_edge.runtime.builders.cpu_worker"))
 def prove_apart(
     candidates: Candidates,
     golden: Golden,
-    setting: Setting,
+    setting: ProofSetting,
     *,
     deadline_s: float,
     command: Sequence[str] = WORKER,
@@ -58,7 +58,7 @@ def prove_apart(
             answer = _ask(request, name=setting.name, deadline_s=deadline_s, command=command)
         optimized = (folder / OPTIMIZED).read_bytes()
         outputs, _ = load_tensors((folder / OUTPUTS).read_bytes(), source="the outputs of the golden samples")
-    kept = msgspec.convert(answer["candidate"], Candidate)
+    kept = msgspec.convert(answer["candidate"], CpuCandidate)
     inspection = msgspec.structs.replace(
         msgspec.convert(answer["inspection"], CpuInspection), not_measured=candidates.not_measured
     )
@@ -88,7 +88,7 @@ def _without_openvino(candidates: Candidates, error: _WorkerCrashedError) -> Can
     return replace(candidates, tried=others, not_measured=(*candidates.not_measured, "OpenVINO: it crashed"))
 
 
-def _tell(kept: Candidate, inspection: CpuInspection) -> None:
+def _tell(kept: CpuCandidate, inspection: CpuInspection) -> None:
     """Log what is kept of several candidates, and why."""
     if not inspection.rows:
         return

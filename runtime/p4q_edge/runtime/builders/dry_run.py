@@ -34,7 +34,7 @@ class CpuDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cpu: str
 
 
-class Batches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BatchProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Smallest, tuned and largest batch."""
 
     min: int
@@ -61,7 +61,7 @@ class TensorRTDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     plans: tuple[PlanFlavour, ...]
     keeps: str
     accuracy_gate: str
-    batches: Batches
+    batches: BatchProfile
     typing: Typing
     workspace_bytes: int | None
     optimization_level: int
@@ -93,7 +93,7 @@ class RtxDryRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     experimental: bool = True
     plans: tuple[PlanFlavour, ...]
     keeps: str
-    batches: Batches
+    batches: BatchProfile
     compute_capabilities: tuple[str, ...]
     optimization_level: int
     model_bytes: int

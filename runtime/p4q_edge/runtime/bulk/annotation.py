@@ -139,7 +139,7 @@ def font_of(words: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFo
 
 
 def _has(font: ImageFont.FreeTypeFont, words: str) -> bool:
-    """Whether none of the characters looks as one that no font has."""
+    """Return whether none of the characters looks as one that no font has."""
     missing = bytes(font.getmask("\uffff"))
     return all(bytes(font.getmask(character)) != missing for character in set(words) - {" "})
 

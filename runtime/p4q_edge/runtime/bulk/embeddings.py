@@ -145,7 +145,7 @@ def _texts(about: dict[str, str]) -> dict[str, Any]:
 def _from_npz(data: bytes) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(data)) as packed:
         if sum(member.file_size for member in packed.infolist()) > MAX_BYTES:
-            raise ValueError("it would unpack to too much")
+            raise ValueError("it would unpack to more than an archive of embeddings can hold")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return {name: file[name] for name in ("path", "embedding", "head", "weights_sha256")}
 

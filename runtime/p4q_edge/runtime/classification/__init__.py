@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.classification.classifier import ZeroShotClassifier
     from p4q_edge.runtime.classification.head_calibration import (
         Request,
-        calibrate,
+        calibrate_head,
         reset_calibration,
         write_calibration,
     )
@@ -31,7 +31,7 @@ __all__ = [
     "Taught",
     "TeachReport",
     "ZeroShotClassifier",
-    "calibrate",
+    "calibrate_head",
     "probabilities",
     "reset_calibration",
     "write_calibration",
@@ -51,7 +51,7 @@ if not TYPE_CHECKING:
             ),
             "head_calibration": (
                 "Request",
-                "calibrate",
+                "calibrate_head",
                 "reset_calibration",
                 "write_calibration",
             ),

@@ -24,7 +24,7 @@ from p4q_edge.runtime.artifacts import (
 )
 from p4q_edge.runtime.classification.loaded_heads import load_heads
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, Shown, probabilities
-from p4q_edge.runtime.classification.preparation import Images, OnError, Preparation, Prepared, RuntimeOptions
+from p4q_edge.runtime.classification.preparation import ImageInputs, OnError, Preparation, PreparedImage, RuntimeOptions
 from p4q_edge.runtime.classification.teaching import (
     Taught,
     add_classes,
@@ -156,7 +156,7 @@ class ZeroShotClassifier(Shown):
         del self._heads[name]
 
     def __call__(
-        self, images: Images, top_k: int = 5
+        self, images: ImageInputs, top_k: int = 5
     ) -> list[dict[str, str | float]] | list[list[dict[str, str | float]]]:
         """Return `[{"label", "score"}, ...]` of one image, or a list of these for several."""
         predictions = self.classify(images, top_k=top_k)
@@ -164,7 +164,9 @@ class ZeroShotClassifier(Shown):
             return predictions.to_dict()
         return [prediction.to_dict() for prediction in predictions]
 
-    def classify(self, images: Images, top_k: int = 5, *, color: ColorOrder = "rgb") -> Prediction | list[Prediction]:
+    def classify(
+        self, images: ImageInputs, top_k: int = 5, *, color: ColorOrder = "rgb"
+    ) -> Prediction | list[Prediction]:
         """Return the prediction of one image, or the list of predictions of several.
 
         Args:
@@ -180,16 +182,16 @@ class ZeroShotClassifier(Shown):
 
     @overload
     def iterate(
-        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: Literal["raise"] = "raise"
+        self, images: ImageInputs, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: Literal["raise"] = "raise"
     ) -> Iterator[Prediction]: ...
 
     @overload
     def iterate(
-        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: Literal["yield"]
+        self, images: ImageInputs, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: Literal["yield"]
     ) -> Iterator[Prediction | Failure]: ...
 
     def iterate(
-        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: OnError = "raise"
+        self, images: ImageInputs, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: OnError = "raise"
     ) -> Iterator[Prediction | Failure]:
         """Yield the predictions of any number of images in order, decoding ahead of the engine.
 
@@ -206,7 +208,7 @@ class ZeroShotClassifier(Shown):
         return (answer for answer, _ in self.answers(images, top_k=top_k, color=color, on_error=on_error))
 
     def answers(
-        self, images: Images, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: OnError = "raise"
+        self, images: ImageInputs, *, top_k: int = 5, color: ColorOrder = "rgb", on_error: OnError = "raise"
     ) -> Iterator[tuple[Prediction | Failure, np.ndarray | None]]:
         """Do as `iterate`, and yield with each prediction its embedding, (dim,) float32; None with a failure."""
         if top_k < 1:
@@ -226,7 +228,7 @@ class ZeroShotClassifier(Shown):
                     yield ranking.predict(scores, source=item[0]), embedding
 
     def stream(
-        self, source: Images | int, *, top_k: int = 5, max_fps: float | None = None, color: ColorOrder = "rgb"
+        self, source: ImageInputs | int, *, top_k: int = 5, max_fps: float | None = None, color: ColorOrder = "rgb"
     ) -> Iterator[tuple[ImageLike, Prediction]]:
         """Yield each image or frame with its prediction, one at a time: the shortest way from picture to answer.
 
@@ -251,7 +253,7 @@ class ZeroShotClassifier(Shown):
         for image in images:
             yield image, next(self.iterate(image, top_k=top_k, color=color))
 
-    def embed(self, images: Images, *, color: ColorOrder = "rgb") -> np.ndarray:
+    def embed(self, images: ImageInputs, *, color: ColorOrder = "rgb") -> np.ndarray:
         """Return the embeddings of the active head, (n, dim) float32, L2-normalized; n = 1 for one image."""
         head = self._heads[self._active]
         batches = self._preparation.batches(images, color=color)
@@ -261,11 +263,11 @@ class ZeroShotClassifier(Shown):
 
     def teach(
         self,
-        photographs: Mapping[str, Images],
+        photographs: Mapping[str, ImageInputs],
         *,
         base: str | Path | Head = BUILT_IN,
         add: bool = False,
-        unknown: Images | None = None,
+        unknown: ImageInputs | None = None,
         name: str | None = None,
     ) -> Head:
         """Return a head that was learned from a few photographs of each class: `teach({"cup": [...], "plate": [...]})`.
@@ -288,11 +290,11 @@ class ZeroShotClassifier(Shown):
 
     def lesson(
         self,
-        photographs: Mapping[str, Images],
+        photographs: Mapping[str, ImageInputs],
         *,
         base: str | Path | Head = BUILT_IN,
         add: bool = False,
-        unknown: Images | None = None,
+        unknown: ImageInputs | None = None,
         name: str | None = None,
     ) -> Taught:
         """Do as `teach`, and return the head together with what is known of it, such as its held-out accuracy."""
@@ -320,13 +322,13 @@ class ZeroShotClassifier(Shown):
             return found, f"head {base}"
         return base_head(self._path, base, trusted=self._trusted), f"head {base}"
 
-    def _strangers(self, unknown: Images | None) -> np.ndarray | None:
+    def _strangers(self, unknown: ImageInputs | None) -> np.ndarray | None:
         if unknown is None:
             return None
         listed = {"unknown": list(expand(unknown))}
         return encode_photographs(listed, batches=self._readable, run=self._features).features
 
-    def _readable(self, images: Sequence[ImageLike]) -> Iterator[list[Prepared | Failure]]:
+    def _readable(self, images: Sequence[ImageLike]) -> Iterator[list[PreparedImage | Failure]]:
         return self._preparation.batches(images, color="rgb", on_error="yield")
 
     def _features(self, batch: np.ndarray) -> np.ndarray:
@@ -376,7 +378,7 @@ class ZeroShotClassifier(Shown):
     def __reduce__(self) -> NoReturn:
         raise UsageError(f"a classifier cannot be sent to another process. Load {self._path} there instead.")
 
-    def _scores(self, batch: list[Prepared], head: EngineHead, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    def _scores(self, batch: list[PreparedImage], head: EngineHead, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, classes) and embeddings (n, dim) of prepared images."""
         logits, embedding = self._answer(np.stack([pixels for _, pixels in batch]), head)
         if logits.shape[1] != len(ranking.class_names):

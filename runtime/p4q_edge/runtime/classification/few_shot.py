@@ -29,7 +29,7 @@ _SMALL = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Problem:
+class LearningProblem:
     """What rows are learned from; n photographs, c classes.
 
     Attributes:
@@ -48,7 +48,7 @@ class Problem:
     frozen: int = 0
     scale: float
 
-    def part(self, taken: np.ndarray) -> Problem:
+    def part(self, taken: np.ndarray) -> LearningProblem:
         """Return the problem with some of the photographs, (n,) bool."""
         return replace(self, embedding=self.embedding[taken], labels=self.labels[taken])
 
@@ -62,7 +62,7 @@ class Regularization:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Learned:
+class LearnedRows:
     """Rows of all classes, and what was found on the way.
 
     Attributes:
@@ -80,14 +80,14 @@ class Learned:
     logits: np.ndarray
 
 
-def learn_rows(problem: Problem) -> Learned:
+def learn_rows(problem: LearningProblem) -> LearnedRows:
     """Return the rows of all classes, with mixing and pull chosen on photographs that were held out."""
     folds = _folds(problem)
     held_out = np.concatenate([np.flatnonzero(fold) for fold in folds]) if folds else np.empty(0, np.int64)
     if not folds:
         choice = Regularization(mixing=LEAST_MIXING, pull=PULLS[0])
         nothing = np.empty((0, len(problem.text)))
-        return Learned(rows=fit_rows(problem, choice), choice=choice, folds=0, held_out=held_out, logits=nothing)
+        return LearnedRows(rows=fit_rows(problem, choice), choice=choice, folds=0, held_out=held_out, logits=nothing)
     tried: dict[Regularization, np.ndarray] = {}
 
     def loss(choice: Regularization) -> float:
@@ -98,7 +98,7 @@ def learn_rows(problem: Problem) -> Learned:
     pull = min(PULLS, key=lambda value: loss(Regularization(mixing=MIXINGS[0], pull=value)))
     mixing = min(MIXINGS, key=lambda value: loss(Regularization(mixing=value, pull=pull)))
     choice = Regularization(mixing=mixing, pull=pull)
-    return Learned(
+    return LearnedRows(
         rows=fit_rows(problem, choice), choice=choice, folds=len(folds), held_out=held_out, logits=tried[choice]
     )
 
@@ -110,7 +110,7 @@ def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-chances[np.arange(len(labels)), labels].mean())
 
 
-def start_rows(problem: Problem, mixing: float) -> np.ndarray:
+def start_rows(problem: LearningProblem, mixing: float) -> np.ndarray:
     """Return the rows (c, dim) that learning starts from; the frozen ones unchanged.
 
     The direction of a class is the mean of its embeddings, less the mean of all classes: what it has in common with
@@ -131,7 +131,7 @@ def start_rows(problem: Problem, mixing: float) -> np.ndarray:
     return np.concatenate([problem.text[: problem.frozen], _unit(rows[problem.frozen :])])
 
 
-def fit_rows(problem: Problem, choice: Regularization) -> np.ndarray:
+def fit_rows(problem: LearningProblem, choice: Regularization) -> np.ndarray:
     """Return the rows (c, dim), of length 1, that minimize cross-entropy and pull together; the frozen ones unchanged.
 
     Minimized over r, the rows being (start + r) / |start + r|: the sum of the cross-entropies of
@@ -144,7 +144,9 @@ def fit_rows(problem: Problem, choice: Regularization) -> np.ndarray:
     return np.concatenate([start[:first], _unit(base + moved.reshape(base.shape))])
 
 
-def _objective(problem: Problem, start: np.ndarray, pull: float) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+def _objective(
+    problem: LearningProblem, start: np.ndarray, pull: float
+) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Return a function from how far the rows that are free have moved to the loss and its gradient."""
     count, first = len(problem.labels), problem.frozen
     base, picked = start[first:], np.arange(count)
@@ -212,7 +214,7 @@ def _two_loops(slope: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) ->
     return result
 
 
-def _folds(problem: Problem) -> list[np.ndarray]:
+def _folds(problem: LearningProblem) -> list[np.ndarray]:
     """Return which photographs (n,) bool are held out together; the only one of a class never is.
 
     Of classes of so few photographs as there are folds, that is leave-one-out.
@@ -235,7 +237,7 @@ def _classes_of(labels: np.ndarray) -> Iterator[np.ndarray]:
         yield np.flatnonzero(labels == label)
 
 
-def _answers(problem: Problem, held_out: np.ndarray, choice: Regularization) -> np.ndarray:
+def _answers(problem: LearningProblem, held_out: np.ndarray, choice: Regularization) -> np.ndarray:
     """Return the logits (m, c) of the photographs of a fold, by rows that were learned without them."""
     rows = fit_rows(problem.part(~held_out), choice)
     return np.asarray(problem.scale * problem.embedding[held_out] @ rows.T)

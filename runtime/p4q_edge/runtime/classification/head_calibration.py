@@ -49,7 +49,7 @@ class Request:
     other_names: tuple[str, ...] = ()
 
 
-def calibrate(request: Request, options: FitOptions) -> Fit:
+def calibrate_head(request: Request, options: FitOptions) -> Fit:
     """Run labelled images through an engine and fit; nothing is written, see `write_calibration`.
 
     Raises:

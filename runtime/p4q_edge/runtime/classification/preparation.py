@@ -29,10 +29,10 @@ from p4q_edge.runtime.images import (
 if TYPE_CHECKING:
     import numpy as np
 
-Images = ImageLike | Iterable[ImageLike]
+ImageInputs = ImageLike | Iterable[ImageLike]
 OnError = Literal["raise", "yield"]
 """What an image does that cannot be used: end everything, or be a `Failure` among the others."""
-Prepared = tuple[str | None, "np.ndarray"]
+PreparedImage = tuple[str | None, "np.ndarray"]
 """Where an image came from, and its pixels (3, H, W) uint8."""
 
 
@@ -95,11 +95,11 @@ class Preparation:
         return preprocess(load_image(image, color=color, draft=draft), self.spec, fast=fast)
 
     def batches(
-        self, images: Images, *, color: ColorOrder, on_error: OnError = "raise"
-    ) -> Iterator[list[Prepared | Failure]]:
+        self, images: ImageInputs, *, color: ColorOrder, on_error: OnError = "raise"
+    ) -> Iterator[list[PreparedImage | Failure]]:
         """Yield up to `batch_size` images at a time: source and pixels, or what is wrong with one."""
 
-        def prepare(image: ImageLike) -> Prepared | Failure:
+        def prepare(image: ImageLike) -> PreparedImage | Failure:
             try:
                 return source_of(image), self.pixels(image, color=color)
             except InputError as error:

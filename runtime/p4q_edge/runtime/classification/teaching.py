@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import Calibration, Head
-from p4q_edge.runtime.classification.few_shot import Learned, Problem, learn_rows
+from p4q_edge.runtime.classification.few_shot import LearnedRows, LearningProblem, learn_rows
 from p4q_edge.runtime.classification.predictions import Failure
+from p4q_edge.runtime.classification.preparation import PreparedImage
 from p4q_edge.runtime.classification.score_calibration import MIN_SAMPLES, Fit, FitOptions, fit
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import ImageLike, expand, same_form
@@ -21,11 +22,9 @@ logger = logging.getLogger(__name__)
 
 _SHOWN_FAILURES = 5
 
-Prepared = tuple[str | None, np.ndarray]
-"""Where an image came from, and its pixels (3, H, W) uint8."""
-Batches = Callable[[Sequence[ImageLike]], Iterable[Sequence[Prepared | Failure]]]
+PreparedBatches = Callable[[Sequence[ImageLike]], Iterable[Sequence[PreparedImage | Failure]]]
 """From images to prepared ones, some at a time, with what is wrong with others."""
-Run = Callable[[np.ndarray], np.ndarray]
+EncoderRun = Callable[[np.ndarray], np.ndarray]
 """From pixels (n, 3, H, W) uint8 to features (n, dim) float32."""
 
 
@@ -110,8 +109,8 @@ def listed_photographs(
     new = [name for name in photographs if same_form(name) not in known]
     if add and not new:
         raise InputError(
-            f"every class of the photographs ({', '.join(photographs)}) is one of {base_name} already, so that there "
-            "is none to add. Leave out --add (add=True) to learn them anew."
+            f"every class of the photographs ({', '.join(photographs)}) is one of {base_name} already, so there is "
+            "none to add. Leave out --add (add=True) to learn them anew."
         )
     if not add and len(photographs) < 2:
         raise InputError(
@@ -125,12 +124,14 @@ def listed_photographs(
             raise InputError(
                 f"class {name!r} has {_photographs(len(images))}; expected at least {least}"
                 + (f", as {base_name} does not know it by name" if least > 1 else "")
-                + ". Take some more, 4 to 16 from several sides are good."
+                + ". Take some more: 4 to 16, from several angles, work well."
             )
     return listed
 
 
-def encode_photographs(listed: Mapping[str, Sequence[ImageLike]], *, batches: Batches, run: Run) -> Photographs:
+def encode_photographs(
+    listed: Mapping[str, Sequence[ImageLike]], *, batches: PreparedBatches, run: EncoderRun
+) -> Photographs:
     """Run the photographs of each class through the engine; the same one twice in a class is taken once.
 
     Raises:
@@ -164,7 +165,7 @@ class _Collected:
     repeated: int = 0
     seen: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def take(self, batch: Sequence[Prepared | Failure], label: int) -> list[np.ndarray]:
+    def take(self, batch: Sequence[PreparedImage | Failure], label: int) -> list[np.ndarray]:
         """Return the pixels of what is new in a batch, and count the rest."""
         taken = []
         for item in batch:
@@ -203,7 +204,7 @@ def teach_head(photographs: Photographs, *, base: Head, unknown: np.ndarray | No
     # The adapter belongs to the text embeddings that were learned with it.
     start = replace(base, adapter=base.adapter if known.any() else None)
     text = np.stack([np.zeros(base.embedding_dim) if row is None else row for row in found]).astype(np.float64)
-    problem = Problem(
+    problem = LearningProblem(
         embedding=start.apply(photographs.features)[1].astype(np.float64),
         labels=photographs.labels,
         text=text,
@@ -245,7 +246,7 @@ def add_classes(photographs: Photographs, *, base: Head, golden: np.ndarray) -> 
     # What the golden samples show, the head says itself: an added class shall not take them away.
     labels = np.concatenate([to_class[photographs.labels], golden_logits.argmax(axis=1)])
     frozen = base.text_embedding.astype(np.float64)
-    problem = Problem(
+    problem = LearningProblem(
         embedding=np.concatenate([embedding, golden_embedding]).astype(np.float64),
         labels=labels,
         text=np.concatenate([frozen, np.zeros((len(new), base.embedding_dim))]),
@@ -276,7 +277,7 @@ def require_enough(photographs: Photographs, *, base: Head) -> None:
             )
 
 
-def _calibrated(learned: Learned, problem: Problem, head: Head, unknown: np.ndarray | None) -> Fit | None:
+def _calibrated(learned: LearnedRows, problem: LearningProblem, head: Head, unknown: np.ndarray | None) -> Fit | None:
     """Return the calibration that fits answers to photographs that were held out; None where they are too few."""
     labels = problem.labels[learned.held_out]
     if len(labels) < MIN_SAMPLES:
@@ -293,8 +294,8 @@ def _calibrated(learned: Learned, problem: Problem, head: Head, unknown: np.ndar
 
 def _report(
     photographs: Photographs,
-    learned: Learned,
-    problem: Problem,
+    learned: LearnedRows,
+    problem: LearningProblem,
     *,
     known: tuple[str, ...],
     added: tuple[str, ...],

@@ -9,10 +9,10 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.cli.command import Command, Output
     from p4q_edge.runtime.cli.documents import BuildSummary, SummaryRow
-    from p4q_edge.runtime.cli.inspect_documents import LintFinding
+    from p4q_edge.runtime.cli.inspect_documents import LintRow
     from p4q_edge.runtime.cli.main import parse
 
-__all__ = ["BuildSummary", "Command", "LintFinding", "Output", "SummaryRow", "parse"]
+__all__ = ["BuildSummary", "Command", "LintRow", "Output", "SummaryRow", "parse"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -26,7 +26,7 @@ if not TYPE_CHECKING:
                 "BuildSummary",
                 "SummaryRow",
             ),
-            "inspect_documents": ("LintFinding",),
+            "inspect_documents": ("LintRow",),
             "main": ("parse",),
         },
     )

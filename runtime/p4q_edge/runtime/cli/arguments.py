@@ -33,7 +33,7 @@ def _path(text: str) -> Path:
         ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives; it would be this folder.
     """
     if not text:
-        raise argparse.ArgumentTypeError("expected a path, got an empty word")
+        raise argparse.ArgumentTypeError("expected a path, got an empty argument")
     return Path(text)
 
 

@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import msgspec
 
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write, require_writable
@@ -37,14 +38,13 @@ CARD_KEYS = ("build", "built_with", "options", "inspection", "precision", "engin
 _FOLDER_OF_A_USER = re.compile(r"(?<![\w.~])/(?:home|Users|root|media|mnt)/[^\s'\"`),;:]*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One command that was run, or the reason why not.
+class BoardStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One command of a report of a board.
 
     Attributes:
         name: its file in the archive, without suffix.
         command: as it would be typed.
-        exit_code: None where it was not run.
+        exit_code: null where it was not run.
         seconds: how long it took.
         note: why it was not run.
     """
@@ -56,7 +56,9 @@ class Step:
     note: str = ""
 
 
-def write_board_report(folder: Path, *, bundle: Path | None, backends: Mapping[str, bool]) -> tuple[Path, list[Step]]:
+def write_board_report(
+    folder: Path, *, bundle: Path | None, backends: Mapping[str, bool]
+) -> tuple[Path, list[BoardStep]]:
     """Run everything and write the archive.
 
     Args:
@@ -97,7 +99,7 @@ class _Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.steps: list[Step] = []
+        self.steps: list[BoardStep] = []
         self.files: dict[str, str] = {}
 
     def step(self, name: str, *arguments: str) -> bool:
@@ -107,13 +109,13 @@ class _Run:
         code, said = _run([*PROGRAM, *arguments], self.folder)
         command = f"p4q-edge {' '.join(arguments)}"
         self.steps.append(
-            Step(name=name, command=command, exit_code=code, seconds=round(time.monotonic() - started, 1))
+            BoardStep(name=name, command=command, exit_code=code, seconds=round(time.monotonic() - started, 1))
         )
         self.files[f"{name}.txt"] = f"$ {command}\n{said}\nexit code {code}\n"
         return code == 0
 
     def skip(self, name: str, command: str, note: str) -> None:
-        self.steps.append(Step(name=name, command=f"p4q-edge {command}", exit_code=None, seconds=0, note=note))
+        self.steps.append(BoardStep(name=name, command=f"p4q-edge {command}", exit_code=None, seconds=0, note=note))
 
     def engine(self, member: str, suffix: str) -> None:
         """Build, prove, validate and time one engine."""
@@ -174,7 +176,7 @@ def _toolkit_is_installed() -> bool:
     return True
 
 
-def _summary(steps: Sequence[Step]) -> str:
+def _summary(steps: Sequence[BoardStep]) -> str:
     lines = ["# Board report", "", *(f"- {key}: {value}" for key, value in provenance.this_machine().items())]
     lines += [f"- {key}: {value}" for key, value in provenance.versions().items()]
     lines += [f"- commit: {provenance.git_commit() or 'unknown'}", "", "| step | exit code | seconds | command |"]

@@ -113,7 +113,7 @@ def as_json(document: msgspec.Struct) -> str:
 def _path(value: object) -> str:
     if isinstance(value, PurePath):
         return str(value)
-    raise TypeError(f"a {type(value).__name__} has no place in a document")
+    raise TypeError(f"a {type(value).__name__} cannot be part of a document")
 
 
 def write_line(text: str) -> None:

@@ -7,15 +7,15 @@ what they write with these; `tools/write_schema_docs.py` writes the page from he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import Calibration, GoldenResult, Precision
+from p4q_edge.runtime.artifacts import Calibration, GoldenResult, Precision, RecipeDocument
 from p4q_edge.runtime.benchmark import Measured
 from p4q_edge.runtime.builders import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.classification import Fit, TeachReport
+from p4q_edge.runtime.cli.board_report import BoardStep
 from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument, EmbedDocument, SearchDocument
 from p4q_edge.runtime.cli.inspect_documents import (
     BundleDocument,
@@ -101,12 +101,12 @@ class RecipeBuildDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
 
 class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A resolved recipe, by section."""
+    """A resolved recipe."""
 
-    recipe: dict[str, Any]
+    recipe: RecipeDocument
 
 
-class LabelScore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassScore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A class and its calibrated probability."""
 
     label: str
@@ -120,7 +120,7 @@ class ImageError(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     message: str
 
 
-class ImageAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PathAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The answer to one image; of one that cannot be used there are only `source` and `error`.
 
     Attributes:
@@ -137,7 +137,7 @@ class ImageAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     score: float | msgspec.UnsetType = msgspec.UNSET
     known: bool | msgspec.UnsetType = msgspec.UNSET
     accepted: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    topk: tuple[LabelScore, ...] | msgspec.UnsetType = msgspec.UNSET
+    topk: tuple[ClassScore, ...] | msgspec.UnsetType = msgspec.UNSET
     error: ImageError | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -145,7 +145,7 @@ class ClassifyDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Answers to all images in order."""
 
     engine: str
-    predictions: tuple[ImageAnswer, ...]
+    predictions: tuple[PathAnswer, ...]
 
 
 class SelftestDocument(GoldenResult, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -215,24 +215,6 @@ class LicencesDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     learned_from: int | None
     exported_with: dict[str, str]
     packages: tuple[PackageLicence, ...]
-
-
-class BoardStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One command of a report of a board.
-
-    Attributes:
-        name: its file in the archive, without suffix.
-        command: as it would be typed.
-        exit_code: null where it was not run.
-        seconds: how long it took.
-        note: why it was not run.
-    """
-
-    name: str
-    command: str
-    exit_code: int | None
-    seconds: float
-    note: str = ""
 
 
 class BoardReportDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -365,7 +347,7 @@ DOCUMENTS: Mapping[str, type[msgspec.Struct]] = {
     "build --dry-run, TensorRT": TensorRTDryRun,
     "build --dry-run, TensorRT for RTX": RtxDryRun,
     "classify": ClassifyDocument,
-    "classify --stream, each line": ImageAnswer,
+    "classify --stream, each line": PathAnswer,
     "classify --output": ClassifiedDocument,
     "embed": EmbedDocument,
     "search": SearchDocument,

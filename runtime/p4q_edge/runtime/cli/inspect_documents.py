@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from p4q_edge.runtime.artifacts import (
@@ -22,6 +20,7 @@ from p4q_edge.runtime.artifacts import (
     PlanInspection,
     PlanMachine,
     Precision,
+    RecipeDocument,
     RtxMachine,
     RtxOptions,
     TensorRTOptions,
@@ -63,7 +62,7 @@ class BundleDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     members: dict[str, Member]
     versions: dict[str, str]
     seed: int
-    recipe: dict[str, Any]
+    recipe: RecipeDocument
     data_index: DataIndex
     parity: dict[str, float]
     narrowest_bits: int | None
@@ -196,7 +195,7 @@ class HeadDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weights_sha256: str
 
 
-class LintFinding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LintRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rule that a graph breaks, and where; `node` is empty for the whole model."""
 
     graph: str
@@ -210,4 +209,4 @@ class LintDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     kind: str = "lint"
     path: str
-    findings: tuple[LintFinding, ...]
+    findings: tuple[LintRow, ...]

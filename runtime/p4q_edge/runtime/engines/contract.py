@@ -9,6 +9,8 @@ import numpy as np
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.stage import OUTPUT_NAMES
 
+MAX_MODEL_BYTES = (2 << 30) - 1
+"""Most that a message of Protocol Buffers, as ONNX models are, can have."""
 INPUT = "one input `image` uint8 (N, 3, H, W)"
 
 

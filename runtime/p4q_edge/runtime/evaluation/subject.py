@@ -226,7 +226,8 @@ def built_of(subject: Subject) -> Built:
 def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundle | None:
     """Return the bundle that an engine was built from; None if it is neither named nor beside the engine.
 
-    Beside the engine it may have any name: the digest in the card tells which it is.
+    Beside the engine, and beside a run folder that is named, it may have any name: the digest in the card tells which
+    it is.
 
     Raises:
         IncompatibleEngineError: the engine was built from another bundle than the one named, or than that of its name.
@@ -238,8 +239,11 @@ def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundl
         if bundle.sha256() == card.bundle_sha256:
             return bundle
     if not given:
-        for path in sorted(engine.absolute().parent.glob(f"*{BUNDLE_SUFFIX}")):
-            if path.is_file() and path.name != own.name and sha256_file(path) == card.bundle_sha256:
+        folders = [engine.absolute().parent]
+        if named is not None and named.is_dir():
+            folders.append(named.absolute().parent)
+        for path in (path for folder in dict.fromkeys(folders) for path in sorted(folder.glob(f"*{BUNDLE_SUFFIX}"))):
+            if path.is_file() and path != own.absolute() and sha256_file(path) == card.bundle_sha256:
                 return read_bundle(path)
         if not own.is_file():
             return None

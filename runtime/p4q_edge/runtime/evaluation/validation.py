@@ -36,7 +36,7 @@ from p4q_edge.runtime.evaluation.trials import CaptionedImages, Tested, Trials, 
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
-from p4q_edge.runtime.storage import atomic_write, require_writable, sha256_bytes, sha256_file
+from p4q_edge.runtime.storage import atomic_write, is_read_only, require_writable, sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ RENDERERS: Mapping[str, Renderer] = {
 }
 
 
-def validate(request: ValidateRequest, *, torch_reference: ReferenceOf | None = None) -> Outcome:
+def run_validation(request: ValidateRequest, *, torch_reference: ReferenceOf | None = None) -> Outcome:
     """Run every stage that there is and report. Every artifact is opened and checked once.
 
     Args:
@@ -245,6 +245,15 @@ def found_names(bundle: Bundle | None) -> tuple[str, ...]:
 def default_report(engine: Path) -> Path:
     """Return the path of an engine's report: `demo.onnx` -> `demo.report.json`."""
     return engine.with_name(engine.stem + REPORT_SUFFIX)
+
+
+def report_paths(request: ValidateRequest) -> tuple[Path, ...]:
+    """Return where reports go: beside the engine, unless its folder is read-only, and what was asked for."""
+    own = default_report(request.engine)
+    if is_read_only(own.parent):
+        logger.warning("%s is read-only: %s is not written. For a report: --report FILE", own.parent, own.name)
+        return tuple(dict.fromkeys(request.reports))
+    return tuple(dict.fromkeys((own, *request.reports)))
 
 
 def check_report_paths(paths: tuple[Path, ...], renderers: Mapping[str, Renderer], *, force: bool) -> None:

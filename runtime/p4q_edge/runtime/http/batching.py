@@ -18,8 +18,8 @@ import numpy as np
 from p4q_edge.runtime.errors import P4QEdgeError, QualityGateError
 from p4q_edge.runtime.http.metrics import Metrics
 
-Rows = tuple[np.ndarray, ...]
-Run = Callable[[str, np.ndarray], Rows]
+OutputRows = tuple[np.ndarray, ...]
+BatchRun = Callable[[str, np.ndarray], OutputRows]
 """From a key and images (n, 3, H, W) uint8 of that key to arrays of n rows."""
 
 
@@ -29,13 +29,13 @@ class Waiting:
 
     key: str
     pixels: np.ndarray
-    answer: asyncio.Future[Rows]
+    answer: asyncio.Future[OutputRows]
 
 
 class Batcher:
     """Runs images of one key together, in the order in which the first of them came."""
 
-    def __init__(self, run: Run, *, size: int, metrics: Metrics) -> None:
+    def __init__(self, run: BatchRun, *, size: int, metrics: Metrics) -> None:
         """Make a batcher; `start` begins its work.
 
         Args:
@@ -68,7 +68,7 @@ class Batcher:
         self._waiting.clear()
         self._thread.shutdown()
 
-    async def submit(self, pixels: np.ndarray, *, key: str) -> Rows:
+    async def submit(self, pixels: np.ndarray, *, key: str) -> OutputRows:
         """Return the row of each output for one image (3, H, W) uint8.
 
         Raises:
@@ -117,7 +117,7 @@ class Batcher:
             elif not item.answer.done():
                 item.answer.set_result(tuple(output[index] for output in rows))
 
-    async def _rows(self, batch: list[Waiting]) -> Rows:
+    async def _rows(self, batch: list[Waiting]) -> OutputRows:
         pixels = np.stack([item.pixels for item in batch])
         loop = asyncio.get_running_loop()
         started = time.perf_counter()

@@ -171,10 +171,11 @@ class Service:
         self.classifier.head(base)
         if name not in self.classifier.heads and len(self.classifier.heads) >= MAX_HEADS:
             raise UsageError(
-                f"the server holds {MAX_HEADS} heads, and takes no more. Teach one that there is, or start it again."
+                f"the server holds {MAX_HEADS} heads, and takes no more. Teach one of these again, or restart the "
+                "server."
             )
         if self._lessons.locked():
-            raise UsageError("a lesson is being learned already. Ask again when it is over.")
+            raise UsageError("a head is being learned already. Ask again when it is done.")
         async with self._lessons:
             taught = await asyncio.to_thread(
                 self.classifier.lesson, photographs, base=base, add=add, unknown=list(unknown) or None
@@ -191,11 +192,11 @@ class Service:
         """
         head = self.classifier.head(name)
         if not isinstance(head, Head):
-            raise UsageError(f"the head {name} is part of the engine, and needs not be saved.")
+            raise UsageError(f"the head {name} is part of the engine, and does not need to be saved.")
         if trusted_key_files(None):
             raise UsageError(
-                "this device loads only what a trusted key signed, so that a head that is saved here would be refused "
-                f"at the next start. Save it with `p4q-edge teach`, and sign it: p4q-edge sign {name}.safetensors"
+                "this device loads only what a trusted key signed, so a head that is saved here would be refused at "
+                f"the next start. Save it with `p4q-edge teach`, and sign it: p4q-edge sign {name}.safetensors"
             )
         path = await asyncio.to_thread(write_head, self.engine, name, head)
         self._unsaved.discard(name)

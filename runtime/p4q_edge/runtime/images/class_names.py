@@ -105,7 +105,7 @@ def _unknown(name: str, class_names: Sequence[str], *, source: str) -> str:
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     known = ", ".join(class_names[:4]) + (", ..." if len(class_names) > 4 else "")
     return (
-        f"{source} has the class {name!r}, which is none of the {len(class_names)} known classes ({known}); {hint}"
+        f"{source} has the class {name!r}, which is not one of the {len(class_names)} known classes ({known}); {hint}"
         "classes are matched by name: rename it, or remove it from the data"
     )
 

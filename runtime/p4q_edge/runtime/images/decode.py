@@ -137,7 +137,7 @@ def _decode(source: Path | io.BytesIO, *, name: str, draft: tuple[int, int] | No
     except MemoryError as error:
         raise InputError(f"{name} does not fit into memory. Use a smaller copy of it.") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is none of {', '.join(FORMATS)}. Save it as JPEG or PNG.") from error
+        raise InputError(f"{name} is not one of {', '.join(FORMATS)}. Save it as JPEG or PNG.") from error
     except _DECODER_ERRORS as error:
         raise InputError(
             f"{name} cannot be decoded as {'/'.join(FORMATS)}: {_one_line(error)}. Save it again as JPEG or PNG."

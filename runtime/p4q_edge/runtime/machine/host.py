@@ -118,7 +118,7 @@ def _power_mode(root: Path) -> PowerMode | None:
 
 
 def _tensorrt_pythons(root: Path) -> tuple[str, ...]:
-    """The Python versions, such as "3.10", for which the system's packages bring `tensorrt`, oldest first."""
+    """Return the Python versions, such as "3.10", for which the system's packages bring `tensorrt`, oldest first."""
     minors = set()
     for library in ("usr/lib", "usr/local/lib"):
         for package in (root / library).glob("python3.*/dist-packages/tensorrt"):

@@ -8,9 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from p4q_edge.runtime.statistics.metrics import CONFIDENCE, Estimate
+from p4q_edge.runtime.statistics.metrics import CONFIDENCE, Estimate, Floats
 
-Floats = npt.NDArray[np.floating]
 MAX_PRODUCTS = 1 << 24
 """Largest number of cosines that are held at once, 128 MB of them."""
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.storage.cache import cache_folder, kept_path, read_kept, write_kept
     from p4q_edge.runtime.storage.files import (
         atomic_write,
+        is_read_only,
         read_bounded,
         remove_leftovers,
         require_writable,
@@ -71,6 +72,7 @@ __all__ = [
     "encode_json",
     "encode_sealed",
     "is_outdated",
+    "is_read_only",
     "is_unchanged",
     "json_depth",
     "kept_path",
@@ -101,6 +103,7 @@ if not TYPE_CHECKING:
             "cache": ("cache_folder", "kept_path", "read_kept", "write_kept"),
             "files": (
                 "atomic_write",
+                "is_read_only",
                 "read_bounded",
                 "require_writable",
                 "remove_leftovers",

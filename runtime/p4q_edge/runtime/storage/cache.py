@@ -58,7 +58,7 @@ def read_kept(path: Path | None, *, limit_bytes: int) -> bytes | None:
     if path is None or not path.is_file():
         return None
     if not _only_ours(path):
-        logger.warning("%s is not used: others than this user can write it. Delete it", path)
+        logger.warning("%s is not used: other users can write to it. Delete it", path)
         return None
     try:
         data = read_bounded(path, limit_bytes=limit_bytes, kind="compiled file")
@@ -67,7 +67,7 @@ def read_kept(path: Path | None, *, limit_bytes: int) -> bytes | None:
         return None
     digest, contents = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if digest.decode("ascii", "replace") != sha256_bytes(contents):
-        logger.info("%s is damaged, and is made again", path)
+        logger.info("%s is damaged, and is rebuilt", path)
         return None
     return contents
 

@@ -78,8 +78,9 @@ def read_bounded(path: Path, *, limit_bytes: int, kind: str) -> bytes:
         ) from error
     if max(size, len(data)) > limit_bytes:
         raise InputError(
-            f"{path} has {max(size, len(data))} bytes; a {kind} has at most {limit_bytes}. Check that this is the "
-            "right file."
+            f"expected at most {limit_bytes} bytes in the {kind} {path}, got {max(size, len(data))}. Check that this "
+            "is "
+            "the right file."
         )
     return data
 
@@ -144,6 +145,11 @@ def temporary_path(path: Path) -> Path:
     """Return a name beside `path` for what this process writes; if it is killed, the next writer removes it."""
     # The process is named, so that a file of a living one is told from a leftover.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def is_read_only(folder: Path) -> bool:
+    """Return whether a folder is there and no file can be made in it, as on a medium that is mounted so."""
+    return folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)
 
 
 def remove_leftovers(folder: Path) -> None:

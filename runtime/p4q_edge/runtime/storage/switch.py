@@ -99,7 +99,7 @@ def _commit(staged: Path, main: Path) -> None:
             continue  # another writer committed in between
         sync_folder(main.parent)
         return
-    raise OSError(errno.EBUSY, "other processes replace it all the time")
+    raise OSError(errno.EBUSY, "other processes keep replacing it")
 
 
 def _pending(main: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from p4q_edge.runtime.artifacts.golden import Golden
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt import worker as tensorrt_worker
-from p4q_edge.runtime.builders.tensorrt.worker import serve, stdin_ended
+from p4q_edge.runtime.builders.tensorrt.worker import report_events, stdin_ended
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 
 Serve = Callable[..., tuple[int, list[dict[str, Any]]]]
@@ -43,7 +43,7 @@ def ask(tmp_path: Path) -> Serve:
 
 def _serve(request: dict[str, Any], cancelled: Callable[[], bool] = lambda: False) -> tuple[int, list[dict[str, Any]]]:
     events = io.StringIO()
-    code = serve(io.StringIO(json.dumps(request) + "\n"), events, cancelled=cancelled)
+    code = report_events(io.StringIO(json.dumps(request) + "\n"), events, cancelled=cancelled)
     return code, [json.loads(line) for line in events.getvalue().splitlines()]
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fresh_imports import reimported
 
 from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
 
@@ -25,15 +26,7 @@ def cudart(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cudart]:
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
-    yield from _reimported(monkeypatch, "bindings", runtime)
-
-
-def _reimported(monkeypatch: pytest.MonkeyPatch, name: str, double: Any) -> Iterator[Any]:
-    """Make the backend import the double now and the real library afterwards."""
-    module = f"p4q_edge.runtime.engines.cuda.{name}"
-    monkeypatch.delitem(sys.modules, module, raising=False)
-    yield double
-    sys.modules.pop(module, None)
+    yield from reimported(monkeypatch, "bindings", runtime)
 
 
 @pytest.fixture
@@ -43,7 +36,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     package.driver = double  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", double)
-    yield from _reimported(monkeypatch, "pycuda", double)
+    yield from reimported(monkeypatch, "pycuda", double)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine, fingerprint
-from p4q_edge.runtime.engines.tensorrt.kernel_cache import cache_path
+from p4q_edge.runtime.engines.tensorrt.kernel_cache import kernel_cache_path
 from p4q_edge.runtime.engines.tensorrt.library import RTX, platform_name
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
 from p4q_edge.runtime.storage import read_kept, sha256_bytes, write_kept
@@ -32,7 +32,7 @@ def card_of(**changes: str) -> Any:
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the kernels of the engine are kept, in a cache folder of the test's own."""
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path.parent / f"{tmp_path.name}-cache"))
-    path = cache_path(b"plan", version=VERSION)
+    path = kernel_cache_path(b"plan", version=VERSION)
     assert path is not None
     return path
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from p4q_edge.runtime.builders.tensorrt.compilation import Job, prepare
+from p4q_edge.runtime.builders.tensorrt.compilation import Job, prepare_compilation
 from p4q_edge.runtime.builders.tensorrt.inspection import summarize_inspection
 from p4q_edge.runtime.builders.tensorrt.kernel_list import MARK, read_kernel_list
 from p4q_edge.runtime.engines.cuda import open_cuda
@@ -36,7 +36,7 @@ def build_ahead(trt: Any, job: Job, *, capabilities: tuple[str, ...]) -> dict[st
     """
     started = time.monotonic()
     log = make_logger(trt, keep=MARK)
-    compilation = prepare(trt, replace(job, title=RTX.title), builder=trt.Builder(log), log=log)
+    compilation = prepare_compilation(trt, replace(job, title=RTX.title), builder=trt.Builder(log), log=log)
     set_capabilities(trt, compilation.config, capabilities)
     serialized = memoryview(compilation.run(trt))
     atomic_write(job.plan, serialized, force=True)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from p4q_edge.runtime.artifacts import PlanMachine, TensorRTOptions, read_golden
-from p4q_edge.runtime.builders.dry_run import Batches, TensorRTDryRun
+from p4q_edge.runtime.builders.dry_run import BatchProfile, TensorRTDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
 from p4q_edge.runtime.builders.tensorrt.options import (
     TIMING_CACHES,
@@ -143,7 +143,7 @@ def describe_plan(
         plans=options.flavours(convolutions=convolutions),
         keeps=f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
         accuracy_gate=f"golden cosine of at least {options.accuracy_gate}",
-        batches=Batches(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
+        batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
         typing=options.typing,
         workspace_bytes=workspace_bytes(options, cuda.facts),
         optimization_level=options.optimization_level,

@@ -88,7 +88,7 @@ class Compilation:
         return f"{title} built no plan: {reasons}. {advice}"
 
 
-def prepare(
+def prepare_compilation(
     trt: Any, job: Job, *, builder: Any, log: Any, strong: bool = True, workspace: int | None = None
 ) -> Compilation:
     """Parse a job's model and configure its compilation.

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, RtxMachine, RtxOptions, read_golden
-from p4q_edge.runtime.builders.dry_run import Batches, RtxDryRun
+from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
 from p4q_edge.runtime.choices import PlanFlavour
@@ -168,7 +168,7 @@ def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions, convolu
         exists=engine.exists(),
         plans=plan.flavours,
         keeps=best if len(plan.flavours) > 1 else alone,
-        batches=Batches(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
+        batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
         compute_capabilities=tuple(options.capabilities) or ("8.0+",),
         optimization_level=options.optimization_level,
         model_bytes=model_bytes,

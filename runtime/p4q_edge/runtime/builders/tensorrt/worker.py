@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.ahead_of_time import build_ahead, find_gpu
-from p4q_edge.runtime.builders.tensorrt.compilation import BuildCancelledError, Emit, Job, prepare
+from p4q_edge.runtime.builders.tensorrt.compilation import BuildCancelledError, Emit, Job, prepare_compilation
 from p4q_edge.runtime.builders.tensorrt.inspection import inspect_engine
 from p4q_edge.runtime.builders.tensorrt.network import use_timing_cache
 from p4q_edge.runtime.builders.tensorrt.options import (
@@ -60,10 +60,10 @@ def main() -> int:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    return serve(sys.stdin, events, cancelled=stdin_ended)
+    return report_events(sys.stdin, events, cancelled=stdin_ended)
 
 
-def serve(requests: TextIO, events: TextIO, *, cancelled: Callable[[], bool]) -> int:
+def report_events(requests: TextIO, events: TextIO, *, cancelled: Callable[[], bool]) -> int:
     """Read one request, carry it out and report; return the exit code."""
 
     def emit(event: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class BuiltPlan:
     """A serialized plan, what came of the timing cache, and the command of trtexec that builds the same."""
 
     plan: Any
@@ -180,7 +180,7 @@ class Built:
     trtexec: str
 
 
-def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Built]:
+def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, BuiltPlan]:
     """Build with strong typing, and where that fails on an old TensorRT once more with weak typing."""
     version = version_tuple(trt.__version__)
     if job.options.typing == "weak":
@@ -199,11 +199,11 @@ def _build_typed(trt: Any, cuda: Cuda, job: Job) -> tuple[str, Built]:
         return f"weak after strong failed: {error}", _build_once(trt, cuda, job, strong=False)
 
 
-def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> Built:
+def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> BuiltPlan:
     log = make_logger(trt)
     builder = make_builder(trt, log, cuda.facts)
     workspace = workspace_bytes(job.options, cuda.facts)
-    compilation = prepare(trt, job, builder=builder, log=log, strong=strong, workspace=workspace)
+    compilation = prepare_compilation(trt, job, builder=builder, log=log, strong=strong, workspace=workspace)
     kept_cache = timing_cache_path(job.engine, tensorrt_version=trt.__version__, facts=cuda.facts)
     # Written beside the plan: the parent moves both to the engine once everything is done.
     new_cache = job.plan.with_name(kept_cache.name)
@@ -220,7 +220,7 @@ def _build_once(trt: Any, cuda: Cuda, job: Job, *, strong: bool) -> Built:
         workspace=workspace,
         timing_cache=new_cache.name,
     )
-    return Built(plan=plan, cache=cache, trtexec=command)
+    return BuiltPlan(plan=plan, cache=cache, trtexec=command)
 
 
 def _deserialize(trt: Any, plan: Any, *, version_compatible: bool) -> Any:

@@ -49,9 +49,9 @@ class _Flag:
 
 _TENSORRT_FLAGS = (
     _Flag("precision", "auto (default) builds all and keeps the best"),
-    _Flag("prefer", "what auto means by better", default="{}"),
+    _Flag("prefer", "which of them auto prefers", default="{}"),
     _Flag("min_batch", "smallest batch", default="{}"),
-    _Flag("opt_batch", "batch that is tuned for", default="{}"),
+    _Flag("opt_batch", "batch size to tune for", default="{}"),
     _Flag("max_batch", "largest batch", default="{}"),
     _Flag("min_cosine", "accuracy gate", default="what rounding explains in this model"),
     _Flag("workspace_mib", "scratch memory of the builder in MiB"),
@@ -120,9 +120,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(RemainderChoice),
         help="precision of what is not quantized, in OpenVINO (default: the faster one here)",
     )
-    cpu.add_argument("--threads", type=int, help="threads that are measured and checked with (default: one a core)")
+    cpu.add_argument("--threads", type=int, help="threads to measure and check with (default: one a core)")
     cpu.add_argument(
-        "--batch", type=int, help="images a run that are measured with; OpenVINO is compiled for them (default: 1)"
+        "--batch", type=int, help="images per measured run; OpenVINO compiles for this number (default: 1)"
     )
     cpu.add_argument(
         "--deadline",
@@ -268,7 +268,7 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     if args.bundle is None and args.dry_run:
         raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
     if args.bundle is not None and (args.print_config or not recipe.empty):
-        raise UsageError("a bundle and an option for recipes were both given. Leave out one of them.")
+        raise UsageError("a bundle and an option for recipes were both given. Leave one of them out.")
     return BuildRequest(
         engine=args.engine,
         options=options,

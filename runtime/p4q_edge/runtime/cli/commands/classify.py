@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from p4q_edge.runtime.bulk import SortMode
     from p4q_edge.runtime.classification import Failure, Prediction, ZeroShotClassifier
-    from p4q_edge.runtime.cli.documents import ImageAnswer
+    from p4q_edge.runtime.cli.documents import PathAnswer
 
     Answer = tuple[Prediction | Failure, np.ndarray | None]
 
@@ -75,18 +75,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=5, help="classes in each answer (default: %(default)s)")
     parser.add_argument(
-        "--threshold", type=float, help="least score of a known answer (default: as fitted for the head)"
+        "--threshold", type=float, help="lowest score of a known answer (default: as fitted for the head)"
     )
     parser.add_argument("--head", help="head to use instead of the built-in one: a name, or a file (.safetensors)")
     add_placement(parser)
     add_backend(parser)
-    parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster, not exactly")
+    parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster and less exactly")
     parser.add_argument(
         "--orient",
         action=argparse.BooleanOptionalAction,
         help="turn images as their EXIF orientation says, or leave them (default: as the card says)",
     )
-    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
+    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 even if some images could not be used")
     parser.add_argument(
         "--trusted-key",
         type=Path,
@@ -109,7 +109,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotate", type=Path, metavar="FILM", help="of a film or camera: write it with the answers drawn into it"
     )
-    parser.add_argument("--max-fps", type=float, help="of a film or camera: most frames a second")
+    parser.add_argument("--max-fps", type=float, help="of a film or camera: at most this many frames per second")
     parser.add_argument("--stream", action="store_true", help="with --json: one line of JSON for each image, at once")
 
 
@@ -223,7 +223,7 @@ def _film(request: ClassifyRequest) -> int | str | None:
             )
         return None
     if len(request.images) > 1:
-        raise UsageError("one film, stream or camera at a time; classify the others for themselves.")
+        raise UsageError("one film, stream or camera at a time; classify the others separately.")
     if request.sort_into or request.embeddings:
         raise UsageError("--sort-into and --embeddings are for images, and this is a film. Leave them out.")
     return found[0]
@@ -348,20 +348,20 @@ def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure
     sys.stdout.flush()
 
 
-def _document(answer: Prediction | Failure) -> ImageAnswer:
+def _document(answer: Prediction | Failure) -> PathAnswer:
     from p4q_edge.runtime.classification import Failure
-    from p4q_edge.runtime.cli.documents import ImageAnswer, ImageError, LabelScore
+    from p4q_edge.runtime.cli.documents import ClassScore, ImageError, PathAnswer
 
     if isinstance(answer, Failure):
         error = ImageError(type=type(answer.error).__name__, message=str(answer.error))
-        return ImageAnswer(source=answer.source, error=error)
-    return ImageAnswer(
+        return PathAnswer(source=answer.source, error=error)
+    return PathAnswer(
         source=answer.source,
         label=answer.label,
         score=answer.score,
         known=answer.known,
         accepted=answer.accepted,
-        topk=tuple(LabelScore(label=label, score=score) for label, score in answer.topk),
+        topk=tuple(ClassScore(label=label, score=score) for label, score in answer.topk),
     )
 
 

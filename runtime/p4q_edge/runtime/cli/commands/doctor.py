@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p4q_edge.runtime.cli.command import Command, Output
@@ -125,12 +125,12 @@ def _licences(path: Path | None, output: Output) -> int:
 def _report(request: DoctorRequest, able: Mapping[str, bool], output: Output, *, folder: Path) -> int:
     # Imported here: only this needs processes and archives.
     from p4q_edge.runtime.cli.board_report import write_board_report
-    from p4q_edge.runtime.cli.documents import BoardReportDocument, BoardStep
+    from p4q_edge.runtime.cli.documents import BoardReportDocument
 
     archive, steps = write_board_report(folder, bundle=request.bundle, backends=able)
     lines = [f"{step.name:24} {_outcome(step.exit_code, step.note)}" for step in steps]
     lines += [f"{archive}  read it, then send it: docs/boards.md says where to"]
-    written = BoardReportDocument(archive=str(archive), steps=tuple(BoardStep(**asdict(step)) for step in steps))
+    written = BoardReportDocument(archive=str(archive), steps=tuple(steps))
     output.write(document=written, text="\n".join(lines))
     return 0
 

@@ -35,10 +35,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head", help="head whose adapter is used: a name, or a file (default: the built-in one)")
     parser.add_argument(
-        "--plain", action="store_true", help="use no adapter: for a search by words that are no class of a head"
+        "--plain", action="store_true", help="use no adapter, for searches by words that are not classes of a head"
     )
     add_placement(parser)
-    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 although some images could not be used")
+    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 even if some images could not be used")
 
 
 def _request(args: argparse.Namespace) -> EmbedRequest:

@@ -126,12 +126,12 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unknown", type=Path, help="folder of images that show none of the classes")
     about = "bundle of the engine, whose images that were learned from are left out (default: the one beside it)"
     add_bundle(parser, "--bundle", about=about)
-    parser.add_argument("--accuracy", type=float, help="least accuracy of accepted answers (default: 0.95)")
+    parser.add_argument("--accuracy", type=float, help="lowest accuracy of accepted answers (default: 0.95)")
     parser.add_argument("--per-class", action="store_true", default=None, help="fit a threshold for each class")
     parser.add_argument(
         "--max-unknown",
         type=float,
-        help="most of the labelled images whose answers thresholds may make unknown (default: 0.5)",
+        help="largest share of the labelled images that thresholds may leave unknown (default: 0.5)",
     )
     parser.add_argument("--apply", action="store_true", help="write what is better; a terminal is asked first")
 
@@ -140,7 +140,7 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     import msgspec
 
     from p4q_edge.runtime.artifacts import BUILT_IN, engine_head, read_card
-    from p4q_edge.runtime.classification import FitOptions, Request, calibrate, write_calibration
+    from p4q_edge.runtime.classification import FitOptions, Request, calibrate_head, write_calibration
     from p4q_edge.runtime.cli.documents import HeadCalibrateDocument
     from p4q_edge.runtime.evaluation import find_bundle, found_names, learned_digests
 
@@ -157,7 +157,7 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     )
     names = ("accuracy", "per_class", "max_unknown")
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
-    fitted = calibrate(wanted, FitOptions(**given))
+    fitted = calibrate_head(wanted, FitOptions(**given))
     old = engine_head(request.engine, wanted.head).calibration
     better, text = fitted.calibration != old, _comparison(fitted)
     asked = better and request.apply and not (output.force or output.json) and _is_terminal()

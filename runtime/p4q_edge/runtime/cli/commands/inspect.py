@@ -13,7 +13,7 @@ from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import QualityGateError
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.cli.inspect_documents import BundleDocument, EngineDocument, HeadDocument, LintFinding
+    from p4q_edge.runtime.cli.inspect_documents import BundleDocument, EngineDocument, HeadDocument, LintRow
 
 LINT_FUNCTION = "lint_artifact"
 NEEDS_TOOLKIT = "--lint needs the toolkit, which is not installed here. Run, in a checkout: pip install ./runtime ."
@@ -60,7 +60,7 @@ def _run(request: InspectRequest, output: Output) -> int:
 def _lint(artifact: Path, output: Output) -> int:
     from p4q_edge.runtime.cli.inspect_documents import LintDocument
 
-    findings: list[LintFinding] = toolkit_function(LINT_FUNCTION, missing=NEEDS_TOOLKIT)(artifact)
+    findings: list[LintRow] = toolkit_function(LINT_FUNCTION, missing=NEEDS_TOOLKIT)(artifact)
     lines = [f"{f.graph}  {f.rule}  {f.node or 'model'}: {f.message}" for f in findings]
     document = LintDocument(path=str(artifact), findings=tuple(findings))
     output.write(document=document, text="\n".join(lines) or "no rule is broken")

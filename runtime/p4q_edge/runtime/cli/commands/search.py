@@ -43,7 +43,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="what the images shall show: a class of the head, or with the toolkit any words",
+        help="what the images should show: a class of the head, or with the toolkit any words",
     )
     parser.add_argument("--engine", type=Path, required=True, help="engine that the images were embedded with")
     parser.add_argument("--like", type=Path, metavar="IMAGE", help="look for images like this one instead of a text")
@@ -53,7 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="with the toolkit: recipe of the engine, whose text tower reads other words (default: of ENGINE's .run)",
     )
-    parser.add_argument("--top-k", type=int, default=10, help="images to name (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=10, help="number of images to list (default: %(default)s)")
 
 
 def _request(args: argparse.Namespace) -> SearchRequest:
@@ -113,7 +113,8 @@ def _query(request: SearchRequest, embeddings: Embeddings, card: Card) -> tuple[
     if not has_toolkit() or (request.recipe is None and not recipe.is_file()):
         known = ", ".join(label for label, _ in list(classes.values())[:SHOWN_CLASSES])
         raise UsageError(
-            f"{text!r} is no class of head {name}, which has {known or 'none'}. Other words need the toolkit and the "
+            f"{text!r} is not a class of head {name}, which has {known or 'none'}. Other words need the toolkit and "
+            "the "
             "recipe that the engine was built from: --recipe FILE; or look for images like one: --like IMAGE"
         )
     if name != PLAIN:

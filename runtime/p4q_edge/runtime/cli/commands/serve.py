@@ -48,25 +48,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="what clients must show (default: the environment's P4Q_EDGE_TOKEN); needed where others reach the host",
+        help="token that clients must send (default: the environment's P4Q_EDGE_TOKEN); needed where others reach the "
+        "host",
     )
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="answer also when asked by this name, as by a proxy; may be repeated",
+        help="also answer requests to this host name, as a proxy sends them; may be repeated",
     )
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="serve HTTPS with this certificate (PEM)")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="private key of the certificate (PEM)")
-    parser.add_argument("--read-only", action="store_true", help="let nobody teach, choose or save heads")
+    parser.add_argument("--read-only", action="store_true", help="do not let clients teach, choose or save heads")
     parser.add_argument(
-        "--requests", type=int, default=128, help="requests worked on at once; others get 503 (default: %(default)s)"
+        "--requests", type=int, default=128, help="requests handled at once; others get 503 (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-image-mb", type=int, default=_MAX_IMAGE_MB, help="most megabytes of a request (default: %(default)s)"
+        "--max-image-mb", type=int, default=_MAX_IMAGE_MB, help="largest request in megabytes (default: %(default)s)"
     )
-    parser.add_argument("--head", help="head that answers at first: a name, or a file (.safetensors)")
+    parser.add_argument("--head", help="head to start with: a name, or a file (.safetensors)")
     add_placement(parser)
 
 
@@ -105,7 +106,7 @@ def _run(request: ServeRequest, output: Output) -> int:
         with loaded as classifier:
             app = make_app(classifier, request.engine, options)
             url = url_of(sock, options)
-            document, text = _document(request, options, url), f"{url}  open it in a browser; Ctrl-C ends it"
+            document, text = _document(request, options, url), f"{url}  open it in a browser; Ctrl-C stops the server"
             _let_requests_end()
             run_server(app, sock, options, ready=lambda: output.write(document=document, text=text))
     return 0

@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument("--data", help="labelled images: a folder of class folders; default: the recipe's test images")
-    about = "bundle (.p4q), recipe (.toml) or run folder; default: those beside the engine"
+    about = (
+        "bundle (.p4q), recipe (.toml) or run folder; of a bundle and a run folder that lie together the other is "
+        "found too (default: those beside the engine)"
+    )
     add_bundle(parser, "--reference", about=about)
     parser.add_argument(
         "--max-top1-drop",
@@ -46,8 +49,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_trials(parser)
     parser.add_argument("--bench", type=Path, help="show this document of `p4q-edge bench ENGINE -o FILE` as well")
-    parser.add_argument("--limit", type=int, default=0, help="use at most N images, drawn with the seed")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=0, help="use at most N images, sampled with the seed")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --limit (default: %(default)s)")
     parser.add_argument(
         "--device",
@@ -130,16 +133,16 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
 
 
 def _run(request: ValidateRequest, output: Output) -> int:
-    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, default_report, validate, write_reports
+    from p4q_edge.runtime.evaluation import RENDERERS, check_report_paths, report_paths, run_validation, write_reports
 
     if request.reference is not None:
         request = replace(request, reference=local_bundle(request.reference))
     renderers, reference = dict(RENDERERS), _torch_reference(request)
-    paths = tuple(dict.fromkeys((default_report(request.engine), *request.reports)))
+    paths = report_paths(request)
     if reference is not None and any(path.suffix == ".html" for path in paths):
         renderers[".html"] = toolkit_function(PAGE_FUNCTION, missing=NEEDS_TOOLKIT)()
     check_report_paths(paths, renderers, force=output.force)
-    outcome = validate(request, torch_reference=reference)
+    outcome = run_validation(request, torch_reference=reference)
     write_reports(outcome, paths, renderers)
     return _finish(request, output, outcome.report, paths)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_digest, verify_engine
 from p4q_edge.runtime.choices import CpuProfile
-from p4q_edge.runtime.engines.contract import INPUT, not_an_engine, require_batch, require_outputs
+from p4q_edge.runtime.engines.contract import INPUT, MAX_MODEL_BYTES, not_an_engine, require_batch, require_outputs
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
     EnvironmentNotAbleError,
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_MODEL_BYTES = (2 << 30) - 1
-"""Most that a message of Protocol Buffers has."""
 OPTIMIZED = ".optimized"
 """What the name of an engine's optimized copy adds to that of the engine."""
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
@@ -159,7 +157,7 @@ def read_model(path: Path) -> bytes:
     Raises:
         InputError: it is missing, no regular file, or too large.
     """
-    return read_bounded(path, limit_bytes=_MAX_MODEL_BYTES, kind="engine")
+    return read_bounded(path, limit_bytes=MAX_MODEL_BYTES, kind="engine")
 
 
 def load_error(error: Exception, *, name: str) -> P4QEdgeError:

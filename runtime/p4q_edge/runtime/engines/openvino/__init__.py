@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine, Source, model_source
+    from p4q_edge.runtime.engines.openvino.engine import ModelSource, OpenVINOEngine, model_source
     from p4q_edge.runtime.engines.openvino.kept_models import COMPILED, compiled_path
     from p4q_edge.runtime.engines.openvino.library import (
         fingerprint,
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPILED",
+    "ModelSource",
     "OpenVINOEngine",
-    "Source",
     "compiled_path",
     "fingerprint",
     "import_openvino",
@@ -34,7 +34,7 @@ if not TYPE_CHECKING:
         {
             "engine": (
                 "OpenVINOEngine",
-                "Source",
+                "ModelSource",
                 "model_source",
             ),
             "kept_models": (

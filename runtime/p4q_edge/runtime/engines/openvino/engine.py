@@ -16,9 +16,9 @@ from p4q_edge.runtime.choices import Remainder
 from p4q_edge.runtime.engines.contract import require_batch
 from p4q_edge.runtime.engines.openvino import library
 from p4q_edge.runtime.engines.openvino.kept_models import (
-    cache_path,
     from_cache,
     keep_in_cache,
+    kept_model_path,
     recorded_copy,
     verified_bytes,
 )
@@ -37,7 +37,7 @@ SEVERAL = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelSource:
     """Where the model of an engine comes from.
 
     Attributes:
@@ -60,7 +60,7 @@ class OpenVINOEngine:
 
     def __init__(
         self,
-        source: Source,
+        source: ModelSource,
         *,
         remainder: Remainder = "f32",
         threads: int | None = None,
@@ -118,7 +118,7 @@ class OpenVINOEngine:
         if kept is None:
             # Also where a compiled model of the cache spares reading it: the file must be the card's.
             verified_bytes(path, card)
-        source = Source(model=lambda: verified_bytes(path, card), engine_sha256=card.engine_sha256, compiled=kept)
+        source = ModelSource(model=lambda: verified_bytes(path, card), engine_sha256=card.engine_sha256, compiled=kept)
         return cls(
             source,
             remainder=options.kept_remainder,
@@ -192,12 +192,12 @@ class OpenVINOEngine:
                     f"build again: p4q-edge build model.p4q --engine {self._name} --force"
                 ) from error
         digest = self._source.engine_sha256
-        path = cache_path(digest, remainder=self._remainder, batch=batch) if digest else None
+        path = kept_model_path(digest, remainder=self._remainder, batch=batch) if digest else None
         if (kept := from_cache(path)) is not None:
             try:
                 return library.import_compiled(kept, self._options)
             except library.ERRORS as error:
-                logger.info("%s cannot be read, and is made again: %s", path, library.one_line(error))
+                logger.info("%s cannot be read, and is rebuilt: %s", path, library.one_line(error))
         data = self._source.model()
         check_model(data, name=self._name)
         made = library.compile_model(data, self._options, batch=batch, name=self._name)
@@ -245,6 +245,6 @@ def _chunks(image: np.ndarray, sizes: tuple[int, int]) -> Iterator[tuple[int, np
             start += 1
 
 
-def model_source(model: bytes) -> Source:
+def model_source(model: bytes) -> ModelSource:
     """Return a model that nothing is kept of."""
-    return Source(model=lambda: model)
+    return ModelSource(model=lambda: model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from p4q_edge.runtime.artifacts import Card, OpenVINOBuild, verify_digest, verify_engine
 from p4q_edge.runtime.choices import Remainder
+from p4q_edge.runtime.engines.contract import MAX_MODEL_BYTES
 from p4q_edge.runtime.engines.openvino import library
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.storage import kept_path, read_bounded, read_kept, sha256_bytes, write_kept
@@ -62,12 +63,12 @@ def verified_bytes(engine: Path, card: Card) -> bytes:
     Raises:
         CorruptArtifactError: they are others.
     """
-    data = read_bounded(engine, limit_bytes=(2 << 30) - 1, kind="engine")
+    data = read_bounded(engine, limit_bytes=MAX_MODEL_BYTES, kind="engine")
     verify_digest(sha256_bytes(data), engine, card)
     return data
 
 
-def cache_path(engine_sha256: str, *, remainder: Remainder, batch: int) -> Path | None:
+def kept_model_path(engine_sha256: str, *, remainder: Remainder, batch: int) -> Path | None:
     """Return where this user's cache keeps a compiled model; None without a cache folder.
 
     The name holds all that a compiled model depends on: the engine, version of OpenVINO, processor, shape.

@@ -86,7 +86,7 @@ def compile_options(remainder: Remainder, *, threads: int | None) -> dict[str, A
     }
 
 
-def read(model: bytes, *, name: str) -> Any:
+def convert_model(model: bytes, *, name: str) -> Any:
     """Return OpenVINO's form of an ONNX model of this project.
 
     Raises:
@@ -115,7 +115,7 @@ def compile_model(model: bytes, options: Mapping[str, Any], *, batch: int, name:
     Raises:
         CorruptArtifactError, IncompatibleEngineError: see `read`.
     """
-    opened = read(model, name=name)
+    opened = convert_model(model, name=name)
     try:
         shape = [batch, *(side.get_length() for side in list(opened.inputs[0].get_partial_shape())[1:])]
         opened.reshape({"image": shape})

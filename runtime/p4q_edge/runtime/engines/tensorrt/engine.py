@@ -16,7 +16,7 @@ from p4q_edge.runtime.choices import CudaBackend
 from p4q_edge.runtime.engines.contract import require_batch
 from p4q_edge.runtime.engines.cuda.base import Cuda, DeviceFacts
 from p4q_edge.runtime.engines.cuda.device import open_cuda
-from p4q_edge.runtime.engines.tensorrt.kernel_cache import CachedContexts, cache_path, check_validity
+from p4q_edge.runtime.engines.tensorrt.kernel_cache import CachedContexts, check_validity, kernel_cache_path
 from p4q_edge.runtime.engines.tensorrt.library import (
     RTX,
     TENSORRT,
@@ -87,7 +87,7 @@ def load_plan(
         io = read_io(trt, engine, name=name)
         contexts = engine
         if library.compiles_when_loaded:
-            contexts = CachedContexts(trt, engine, cache_path(plan, version=trt.__version__))
+            contexts = CachedContexts(trt, engine, kernel_cache_path(plan, version=trt.__version__))
     return LoadedPlan(name=name, cuda=cuda, log=log, runtime=runtime, engine=engine, contexts=contexts, io=io)
 
 

@@ -17,7 +17,7 @@ MAX_CACHE_BYTES = 512 << 20
 _FORMAT = 1
 
 
-def cache_path(plan: bytes, *, version: str) -> Path | None:
+def kernel_cache_path(plan: bytes, *, version: str) -> Path | None:
     """Return where this user's cache keeps the kernels of an engine; None without a cache folder.
 
     Args:

@@ -205,13 +205,13 @@ def machine_facts(trt: Any, facts: DeviceFacts, library: Library = TENSORRT) -> 
 
 
 def known_capabilities(trt: Any) -> dict[str, Any]:
-    """What TensorRT for RTX compiles for, by compute capability as `8.6`, with the member of its enumeration."""
+    """Return what TensorRT for RTX compiles for, by compute capability as `8.6`, with the member of its enumeration."""
     members = {name: getattr(trt.ComputeCapability, name) for name in dir(trt.ComputeCapability)}
     return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
 
 
 def rebuild_command(engine: Path | str, *, capability: str = "") -> str:
-    """The command that builds an engine again; for GPUs of one compute capability, as `8.6`, or as before."""
+    """Return the command that builds an engine again; for GPUs of one compute capability, as `8.6`, or as before."""
     return f"p4q-edge build MODEL.p4q --engine {engine}{capability and f' --capability {capability}'} --force"
 
 

@@ -24,7 +24,7 @@ INPUT = "image"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class PlanOutput:
     """One output of an engine: its name, the shape of a sample and the element type."""
 
     name: str
@@ -41,7 +41,7 @@ class EngineIO:
     min_batch: int
     max_batch: int
     dynamic: bool
-    outputs: tuple[Output, ...]
+    outputs: tuple[PlanOutput, ...]
 
 
 def read_io(trt: Any, engine: Any, *, name: str) -> EngineIO:
@@ -69,11 +69,11 @@ def read_io(trt: Any, engine: Any, *, name: str) -> EngineIO:
     )
 
 
-def _read_output(trt: Any, engine: Any, tensor: str, *, name: str) -> Output:
+def _read_output(trt: Any, engine: Any, tensor: str, *, name: str) -> PlanOutput:
     dtype = engine.get_tensor_dtype(tensor)
     if dtype != trt.DataType.FLOAT:
         raise not_an_engine(name, f"the output {tensor} as float32, got {dtype}")
-    return Output(name=tensor, sample=tuple(engine.get_tensor_shape(tensor))[1:], dtype=np.dtype(np.float32))
+    return PlanOutput(name=tensor, sample=tuple(engine.get_tensor_shape(tensor))[1:], dtype=np.dtype(np.float32))
 
 
 class Session:
@@ -123,11 +123,6 @@ class Session:
     def batch(self) -> int:
         """The batch size that the context is set to; 0 before the first run."""
         return self._batch
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether the next run of the same batch size launches a captured graph."""
-        return self._graph is not None
 
     def run(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Return all outputs of images (N, 3, H, W) uint8; N is within the profile. The GPU must be current."""
@@ -193,7 +188,7 @@ class Session:
         for output in self._io.outputs:
             self._cuda.copy_to_host(self._host_output(output, batch), self._device[output.name], self._stream)
 
-    def _host_output(self, output: Output, batch: int) -> npt.NDArray[Any]:
+    def _host_output(self, output: PlanOutput, batch: int) -> npt.NDArray[Any]:
         size = batch * int(np.prod(output.sample)) * output.dtype.itemsize
         return self._host[output.name][:size].view(output.dtype).reshape(batch, *output.sample)
 

@@ -282,7 +282,7 @@ def read_report(path: Path) -> Report:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a report in one of our formats, which a new validation of the engine may replace."""
+    """Return whether a file is a report in one of our formats, which a new validation of the engine may replace."""
     with path.open("rb") as stream:
         head = stream.read(4096)
     if path.suffix == ".json":

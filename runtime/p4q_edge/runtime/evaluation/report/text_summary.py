@@ -97,7 +97,7 @@ def _mistakes(chain: ChainReport) -> list[str]:
     ]
     pairs = [f"{names[label]} as {names[answer]} {count}" for label, answer, count in last.confused[:CONFUSIONS]]
     if not worst:
-        return [f"{words.stage(last.name)} names every image rightly"]
+        return [f"{words.stage(last.name)} names every image correctly"]
     return [f"worst classes: {', '.join(worst)}", f"most confused: {', '.join(pairs)}"]
 
 

@@ -99,7 +99,7 @@ def _corruptions(rows: tuple[CorruptionRow, ...]) -> TrialTable:
         change = [] if moved is None else [Cell(words.signed(moved), words.signed_interval(moved))]
         lines.append((Cell(name), *before, _share(row.engine_top1), *change))
     return TrialTable(
-        title=f"Images made worse, n = {rows[0].engine_top1.n}",
+        title=f"Degraded images, n = {rows[0].engine_top1.n}",
         header=header,
         rows=tuple(lines),
         note="The pixels behind resize and crop are changed; strengths were chosen before any model was measured.",

@@ -25,8 +25,6 @@ from p4q_edge.runtime.images import LabelledImages, draw_subset, read_unlabelled
 from p4q_edge.runtime.stage import ENGINE, FLOAT, ONNX, Images, Stage
 from p4q_edge.runtime.statistics import metrics
 
-Floats = npt.NDArray[np.floating]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
@@ -53,7 +51,7 @@ class Tested:
     card: Card
     stages: Mapping[str, Stage]
     images: LabelledImages | None
-    logits: Mapping[str, Floats]
+    logits: Mapping[str, metrics.Floats]
     captioned: CaptionedImages | None = None
 
 
@@ -98,7 +96,7 @@ def compared_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:
     return {name: stages[name] for name in names}
 
 
-def _logits(request: ValidateRequest, tested: Tested, stage: Stage, images: Images, name: str) -> Floats:
+def _logits(request: ValidateRequest, tested: Tested, stage: Stage, images: Images, name: str) -> metrics.Floats:
     options = ChainOptions(batch_size=request.batch_size, seed=request.seed)
     found = run_stage(stage, images, name=name, options=options, classes=len(tested.card.class_names))
     return found["logits"]

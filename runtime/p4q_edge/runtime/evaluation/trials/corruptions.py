@@ -19,9 +19,9 @@ from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images, Stage
 from p4q_edge.runtime.statistics import Estimate, metrics
 
-Kind: TypeAlias = Literal["noise", "blur", "jpeg", "dark"]
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-STRENGTHS: Mapping[Kind, tuple[float, float, float]] = {
+CorruptionKind: TypeAlias = Literal["noise", "blur", "jpeg", "dark"]
+PixelArray: TypeAlias = npt.NDArray[np.uint8]
+STRENGTHS: Mapping[CorruptionKind, tuple[float, float, float]] = {
     "noise": (8.0, 20.0, 45.0),
     "blur": (0.5, 1.25, 3.0),
     "jpeg": (60.0, 25.0, 8.0),
@@ -29,7 +29,12 @@ STRENGTHS: Mapping[Kind, tuple[float, float, float]] = {
 }
 """Of each kind, mild to strong, chosen before any model was measured: deviation of the noise, of 255; radius of the
 blur in percent of the shorter side; quality of the file; share of the light."""
-UNITS: Mapping[Kind, str] = {"noise": "of 255", "blur": "% of the side", "jpeg": "quality", "dark": "of the light"}
+UNITS: Mapping[CorruptionKind, str] = {
+    "noise": "of 255",
+    "blur": "% of the side",
+    "jpeg": "quality",
+    "dark": "of the light",
+}
 MAX_IMAGES = 500
 """Most images that are made worse, drawn with the seed: twelve times as many run through two stages."""
 
@@ -61,34 +66,34 @@ class CorruptionRow:
 class Corrupted:
     """Images made worse when they are asked for; slices are uint8 (n, 3, H, W)."""
 
-    def __init__(self, images: Images, kind: Kind, amount: float, *, seed: int) -> None:
+    def __init__(self, images: Images, kind: CorruptionKind, amount: float, *, seed: int) -> None:
         """Take images, the kind and strength, and what the noise is drawn with."""
         self._images, self._kind, self._amount, self._seed = images, kind, amount, seed
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, rows: slice) -> Pixels:
+    def __getitem__(self, rows: slice) -> PixelArray:
         wanted = range(*rows.indices(len(self)))
         change = CHANGES[self._kind]
         pairs = zip(wanted, self._images[rows], strict=True)
         return np.stack([change(image, self._amount, (self._seed, place)) for place, image in pairs])
 
 
-def add_noise(image: Pixels, amount: float, seed: tuple[int, int]) -> Pixels:
+def add_noise(image: PixelArray, amount: float, seed: tuple[int, int]) -> PixelArray:
     """Add Gaussian noise of this deviation to each value of uint8 (3, H, W)."""
     noise = np.random.default_rng(seed).normal(0.0, amount, image.shape)
-    worse: Pixels = np.rint(image + noise).clip(0, 255).astype(np.uint8)
+    worse: PixelArray = np.rint(image + noise).clip(0, 255).astype(np.uint8)
     return worse
 
 
-def blur(image: Pixels, amount: float, seed: tuple[int, int]) -> Pixels:
+def blur(image: PixelArray, amount: float, seed: tuple[int, int]) -> PixelArray:
     """Blur uint8 (3, H, W) with a Gaussian whose deviation is this many percent of the shorter side."""
     radius = amount / 100 * min(image.shape[1:])
     return _pixels(_picture(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def compress(image: Pixels, amount: float, seed: tuple[int, int]) -> Pixels:
+def compress(image: PixelArray, amount: float, seed: tuple[int, int]) -> PixelArray:
     """Store uint8 (3, H, W) as a JPEG file of this quality, and read it again."""
     file = io.BytesIO()
     _picture(image).save(file, "JPEG", quality=round(amount))
@@ -96,13 +101,13 @@ def compress(image: Pixels, amount: float, seed: tuple[int, int]) -> Pixels:
         return _pixels(found.convert("RGB"))
 
 
-def darken(image: Pixels, amount: float, seed: tuple[int, int]) -> Pixels:
+def darken(image: PixelArray, amount: float, seed: tuple[int, int]) -> PixelArray:
     """Leave this share of each value of uint8 (3, H, W), as a camera with too short an exposure."""
-    worse: Pixels = np.rint(image * amount).astype(np.uint8)
+    worse: PixelArray = np.rint(image * amount).astype(np.uint8)
     return worse
 
 
-CHANGES: Mapping[Kind, Callable[[Pixels, float, tuple[int, int]], Pixels]] = {
+CHANGES: Mapping[CorruptionKind, Callable[[PixelArray, float, tuple[int, int]], PixelArray]] = {
     "noise": add_noise,
     "blur": blur,
     "jpeg": compress,
@@ -110,11 +115,11 @@ CHANGES: Mapping[Kind, Callable[[Pixels, float, tuple[int, int]], Pixels]] = {
 }
 
 
-def _picture(image: Pixels) -> Image.Image:
+def _picture(image: PixelArray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
 
 
-def _pixels(picture: Image.Image) -> Pixels:
+def _pixels(picture: Image.Image) -> PixelArray:
     return np.asarray(picture, np.uint8).transpose(2, 0, 1)
 
 

@@ -12,7 +12,6 @@ from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import Pixels
 from p4q_edge.runtime.statistics import Estimate, first_ranks, metrics
 
-Floats = npt.NDArray[np.floating]
 AT = (1, 5, 10)
 
 
@@ -59,7 +58,7 @@ class RetrievalReport:
     rows: tuple[RetrievalRow, ...]
 
 
-def retrieval_report(captioned: CaptionedImages, features: Mapping[str, Floats]) -> RetrievalReport:
+def retrieval_report(captioned: CaptionedImages, features: Mapping[str, metrics.Floats]) -> RetrievalReport:
     """Return the recall of each stage.
 
     Args:

@@ -33,7 +33,7 @@ async def choose_head(request: Request) -> Response:
     return document(_all(service))
 
 
-async def teach_head(request: Request) -> Response:
+async def teach_from_request(request: Request) -> Response:
     """Learn a head from photographs; it answers at once under its name, and is saved by another request."""
     service, name = _writable(request), request.path_params["name"]
     base, add = request.query_params.get("base", BUILT_IN), flag_of(request, "add")

@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from p4q_edge.runtime.http import metrics as counted
 from p4q_edge.runtime.http.api.answers import classify, document, embed
-from p4q_edge.runtime.http.api.heads import choose_head, list_heads, save_head, teach_head
+from p4q_edge.runtime.http.api.heads import choose_head, list_heads, save_head, teach_from_request
 from p4q_edge.runtime.http.api.uploads import service_of
 from p4q_edge.runtime.http.documents import Health
 from p4q_edge.runtime.http.openapi import openapi_document
@@ -38,7 +38,7 @@ def api_routes() -> list[Route]:
         Route("/embed", embed, methods=["POST"]),
         Route("/heads", list_heads, methods=["GET"]),
         Route("/heads/active", choose_head, methods=["PUT"]),
-        Route("/heads/{name}/teach", teach_head, methods=["POST"]),
+        Route("/heads/{name}/teach", teach_from_request, methods=["POST"]),
         Route("/heads/{name}/save", save_head, methods=["POST"]),
         Route("/healthz", healthz, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),

@@ -105,7 +105,7 @@ def read_inference(body: bytes, length: str | None) -> Inference:
     try:
         request = msgspec.json.decode(body[:end], type=InferRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"the request is none of KServe's protocol, version 2: {error}") from error
+        raise InputError(f"the request does not follow KServe's protocol, version 2: {error}") from error
     tensors: dict[str, np.ndarray | list[bytes]] = {}
     rest = memoryview(body)[end:]
     for tensor in request.inputs:

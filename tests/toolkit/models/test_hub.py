@@ -1,0 +1,90 @@
+"""Models of the Hugging Face Hub without a network: one question, no waiting, and the next command."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import pytest
+from huggingface_hub import constants
+
+from p4q_edge.models import load_model
+from p4q_edge.models.hub import require_hub
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub at a port where nothing listens, and an empty cache; waiting is a failure."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waits {seconds} s before it asks again"))
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: pytest.fail("open_clip was asked all the same"))
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(
+    ("name", "tag", "said"),
+    [
+        (
+            "ViT-B-32",
+            "openai",
+            r"the weights 'openai' of model 'ViT-B-32' are not .* set model\.pretrained to their path",
+        ),
+        ("hf-hub:org/it", "", r"the files of model 'hf-hub:org/it' are not .* set model\.name to local-dir:FOLDER"),
+    ],
+)
+def test_without_a_network_it_fails_at_once(name: str, tag: str, said: str) -> None:
+    with pytest.raises(EnvironmentNotAbleError, match=said):
+        load_model(name, tag)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_files_that_are_here_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def cached(repository: str, file: str) -> str | None:
+        asked.append((repository, file))
+        return "here" if file.endswith(".bin") else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    require_hub("ViT-B-32", "openai")
+    repository = "timm/vit_base_patch32_clip_224.openai"
+    assert asked == [(repository, "open_clip_model.safetensors"), (repository, "open_clip_pytorch_model.bin")]
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_models_from_elsewhere_ask_nothing() -> None:
+    require_hub("local-dir:here", "")
+    require_hub("ViT-B-32", "weights.pt")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_hub_that_answers_may_lack_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which other file it has is open_clip's to find."""
+
+    def absent(*_: object, **__: object) -> None:
+        raise ValueError("404 Client Error")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", absent)
+    require_hub("ViT-B-32", "openai")
+
+
+def test_a_file_named_in_a_record_may_have_a_safe_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"hf_hub": "org/it/all.bin"})
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: asked.append(file) or file)
+    require_hub("ViT-B-32", "x")
+    assert asked == ["all.bin"]
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: asked.append(file))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, **_: asked.append(url))
+    require_hub("ViT-B-32", "x")
+    assert asked[1:3] == ["all.bin", "all.safetensors"]
+    assert asked[3].endswith("/org/it/resolve/main/all.bin")
