@@ -51,10 +51,11 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
             f"{len(captions.images)} images and {len(places)} captions. Take fewer images with --limit"
         )
     spec, images = source.model.preprocess, captions.images
-    cut = [list(places)[index] for index in cut_texts(source.model.tokenizer, list(places))]
-    _warn_of_cut(cut, len(places), table)
+    texts = list(places)
+    cut = [texts[index] for index in cut_texts(source.model.tokenizer, texts)]
+    _warn_of_cut(cut, len(texts), table)
     pairs = [(image, places[text]) for image, text in zip(captions.image_of.tolist(), captions.texts, strict=True)]
-    text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, list(places)), dim=-1)
+    text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, texts), dim=-1)
     digests = digest_of(images.digests(), [0] * len(images))
     return CaptionedImages(
         pixels=Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size)),
