@@ -27,6 +27,8 @@ _SINGLE = {
     "examples/README.md": "examples/index.md",
     "tools/bench/photo_clip/README.md": "measured/photo-clip.md",
 }
+MADE = ("commands.md", "reference-recipe.md", "measured/index.md")
+"""Pages that are made while the site is built."""
 _FENCE = re.compile(r"(?m)^(?P<fence>```+|~~~+)[^\n]*\n.*?^(?P=fence)[ ]*$", re.DOTALL)
 # A link, whose words may hold code, or code, in which nothing is a link: whatever comes first.
 _LINK = re.compile(
@@ -56,7 +58,7 @@ def page_text(name: str, known: Mapping[str, Path], root: Path = ROOT) -> str:
         for file, part in with_sections(path.read_text(encoding="utf-8"), path)
     )
     if name.startswith("examples/") and name != "examples/index.md":
-        text += "".join(_code(file) for file in sorted(path.parent.glob("*.py")))
+        text += "".join(_code(file) for file in sorted(path.parent.iterdir()) if file.suffix in (".py", ".ipynb"))
     return text
 
 
@@ -125,10 +127,6 @@ def with_links(text: str, name: str, path: Path, known: Mapping[str, Path], root
     return "".join(_LINK.sub(link, part) if prose else part for prose, part in _parts(text))
 
 
-MADE = ("commands.md", "reference-recipe.md", "measured/index.md")
-"""Pages that are made while the site is built."""
-
-
 def _parts(text: str) -> Iterator[tuple[bool, str]]:
     """Yield the parts of a text, and whether each is prose; the others are blocks of code."""
     end = 0
@@ -140,7 +138,11 @@ def _parts(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _code(file: Path) -> str:
-    return f"\n## {file.name}\n\n```python\n{file.read_text(encoding='utf-8').rstrip()}\n```\n"
+    text = file.read_text(encoding="utf-8").rstrip()
+    if file.suffix == ".ipynb":
+        cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = "\n\n".join(cells)
+    return f"\n## {file.name}\n\n```python\n{text}\n```\n"
 
 
 def commands_page() -> str:

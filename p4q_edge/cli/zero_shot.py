@@ -1,5 +1,6 @@
 """A build without labelled images: its recipe, and in words what it lacks."""
 
+import logging
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,11 @@ from p4q_edge.runtime.artifacts import CalibratedOn, Card
 from p4q_edge.runtime.builders import ZeroShotRequest
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
+
+_OF_OTHER_CLASSES = ("class_prompts", "test", "unlabelled")
+"""What a recipe says of its own classes and photographs."""
+
+logger = logging.getLogger(__name__)
 
 
 def zero_shot_recipe(request: ZeroShotRequest, base: Recipe | None) -> Recipe:
@@ -24,6 +30,14 @@ def zero_shot_recipe(request: ZeroShotRequest, base: Recipe | None) -> Recipe:
     """
     data = DataSection() if base is None else base.data
     names = request.class_names
+    left_out = [f"data.{key}" for key in _OF_OTHER_CLASSES if getattr(data, key)]
+    if left_out:
+        logger.warning(
+            "--class-names names other classes than the recipe: its %s %s not used. To keep them, leave out "
+            "--class-names and set data.class_names in the recipe",
+            " and ".join(left_out),
+            "is" if len(left_out) == 1 else "are",
+        )
     calibration = request.calibration or data.train or data.calibration or DRAWN_IMAGES
     model = None if base is None else base.model
     if request.model is not None:

@@ -1,5 +1,7 @@
 """Images and captions for `p4q-edge validate --pairs`: the captions through the float text tower."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from p4q_edge.data import read_captions
-from p4q_edge.models import encode_texts, encoder_of
+from p4q_edge.models import cut_texts, encode_texts, encoder_of
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CaptionedImages
 from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess
-from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.storage import printable, sha256_bytes
 from p4q_edge.stages import Source
 
 MAX_COMPARED = 1 << 30
 """A byte each, for each stage: a gigabyte."""
+_SHOWN, _LETTERS = 3, 60
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -46,8 +51,11 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
             f"{len(captions.images)} images and {len(places)} captions. Take fewer images with --limit"
         )
     spec, images = source.model.preprocess, captions.images
+    texts = list(places)
+    cut = [texts[index] for index in cut_texts(source.model.tokenizer, texts)]
+    _warn_of_cut(cut, len(texts), table)
     pairs = [(image, places[text]) for image, text in zip(captions.image_of.tolist(), captions.texts, strict=True)]
-    text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, list(places)), dim=-1)
+    text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, texts), dim=-1)
     digests = digest_of(images.digests(), [0] * len(images))
     return CaptionedImages(
         pixels=Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size)),
@@ -55,4 +63,21 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
         pairs=np.array(pairs, np.int64),
         digest=sha256_bytes("\n".join([digests, *places, *map(str, pairs)]).encode()),
         source=table.name,
+        cut=len(cut),
+    )
+
+
+def _warn_of_cut(cut: Sequence[str], texts: int, table: Path) -> None:
+    """Name captions whose end the text tower does not see: they are found by their beginning alone."""
+    if not cut:
+        return
+    shown = ", ".join(repr(printable(text[:_LETTERS])) for text in cut[:_SHOWN])
+    logger.warning(
+        "%d of %d captions of %s are longer than the text tower reads, and their end is cut: %s%s. Shorten them, or "
+        "read the figures as those of their beginnings",
+        len(cut),
+        texts,
+        table.name,
+        shown,
+        ", ..." if len(cut) > _SHOWN else "",
     )

@@ -99,6 +99,16 @@ def encode_texts(encode: Callable[[Tensor], Tensor], tokenizer: Tokenizer, texts
     return torch.cat([encode(batch) for batch in tracked(batches, "encode prompts")])
 
 
+def cut_texts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Return the indices of texts that are longer than the text tower reads.
+
+    With room for one token more, a text that fits is the same and padding, and one that was cut goes on.
+    """
+    short = tokenizer(list(texts))
+    longer = tokenizer(list(texts), context_length=short.shape[1] + 1)
+    return [int(index) for index in torch.nonzero((longer[:, :-1] != short).any(1))[:, 0]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Classes whose prompts run through the text tower together.

@@ -100,6 +100,10 @@ def test_bash_completes_at_the_key(script: dict[str, Path], tmp_path: Path) -> N
         (tmp_path / "engine-of-mine.onnx").touch()
         terminal.type("\x15p4q-edge selftest engine-of\t", until="engine-of-mine.onnx ")  # a file, by bash itself
         terminal.type("\x15p4q-edge build --engine engine-of\t", until="engine-of-mine.onnx ")
+        terminal.type("\x15p4q-edge validate e.onnx --data engine-of\t", until="engine-of-mine.onnx ")
+        # A name, and a number, are no files.
+        terminal.type("\x15p4q-edge teach e.onnx --name engine-of\tZ", until="engine-of\x07Z")  # the bell
+        terminal.type("\x15p4q-edge build --threads engine-of\tZ", until="engine-of\x07Z")  # the bell
     finally:
         terminal.close()
 
@@ -143,6 +147,9 @@ def test_all_commands_options_and_actions_are_known(script: dict[str, Path], no_
     profiles = next(option for option in known["build",].options if "--cpu-profile" in option.names)
     assert profiles.choices == ("exact", "fast", "float", "auto")
     assert "(default: exact)" in profiles.help
+    takes = {name: option.takes for one in known.values() for option in one.options for name in option.names}
+    assert {takes[name] for name in ("--name", "--device", "--host", "--add", "--search") if name in takes} == {"text"}
+    assert {takes[name] for name in ("--data", "--head", "--base", "--class-names", "--pretrained")} == {"path"}
 
 
 def test_commands_of_the_toolkit_are_known_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:

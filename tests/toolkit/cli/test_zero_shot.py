@@ -53,6 +53,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"test": "labelled"}, "its data.test is not used"),
+        ({"test": "labelled", "class_prompts": "p.json"}, "its data.class_prompts and data.test are not used"),
+        ({}, None),
+    ],
+)
+def test_what_a_recipe_says_of_its_own_classes_is_not_dropped_in_silence(
+    keys: dict[str, str], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = parse_recipe({"model": {"name": "demo"}, "data": {"train": "photos", **keys}}, source="p4q.toml")
+    recipe = zero_shot_recipe(ZeroShotRequest(class_names=NAMES), base)
+    assert (recipe.data.test, recipe.data.class_prompts) == ("", "")
+    assert [record.getMessage() for record in caplog.records if "--class-names" in record.getMessage()] == (
+        []
+        if said is None
+        else [
+            f"--class-names names other classes than the recipe: {said}. To keep them, leave out --class-names and set "
+            "data.class_names in the recipe"
+        ]
+    )
+
+
 def test_an_engine_of_names_alone_says_what_that_costs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "p4q.toml").write_text(to_toml(demo_recipe()))
     command = ["build", "--class-names", "digit one, digit seven", "--calibration-images", "photographs"]

@@ -26,6 +26,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. Run: {self.prog} --help")
 
 
+def name_or_path(text: str) -> str:
+    """Return a word that is a name or a path, as it is; of an option of this type shells know that a file may stand."""
+    return text
+
+
 def _path(text: str) -> Path:
     """Return a path that was named.
 

@@ -18,6 +18,8 @@ def bash_script(commands: Sequence[CommandWords], version: str) -> str:
         _HEAD.format(version=version, shell="bash"),
         "# Now:    source <(p4q-edge completion bash)",
         "# Always: p4q-edge completion bash > ~/.local/share/bash-completion/completions/p4q-edge",
+        "# What bash would offer where a word is free, and cannot be told not to before version 4.",
+        "_p4q_edge_no_files() { compopt +o bashdefault +o default 2>/dev/null; }",
         "_p4q_edge() {",
         '    local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}" at words= values=',
         "    COMPREPLY=()",
@@ -63,8 +65,9 @@ def _bash_case(one: CommandWords) -> list[str]:
         if option.takes == "choice":
             choices = _quoted(" ".join(option.choices))
             cases.append(f'{"|".join(option.names)}) COMPREPLY=($(compgen -W {choices} -- "$cur")); return;;')
-    free = [name for option in one.options if option.takes in ("number", "path", "text") for name in option.names]
-    cases += [f"{'|'.join(free)}) return;;"] if free else []
+    for kinds, ending in ((("path",), "return"), (("number", "text"), "_p4q_edge_no_files; return")):
+        names = [name for option in one.options if option.takes in kinds for name in option.names]
+        cases += [f"{'|'.join(names)}) {ending};;"] if names else []
     return [*lines, 'case "$prev" in', *(f"    {case}" for case in cases), "esac"] if cases else lines
 
 
@@ -109,7 +112,7 @@ def _zsh_case(one: CommandWords) -> list[str]:
         if option.takes == "choice":
             cases.append(f"    ({names}) compadd -- {' '.join(map(_quoted, option.choices))}; return;;")
         elif option.takes != "nothing":
-            cases.append(f"    ({names}) {'return' if option.takes == 'number' else '_files; return'};;")
+            cases.append(f"    ({names}) {'_files; return' if option.takes == 'path' else 'return'};;")
     options = _described((name, option.help) for option in one.options for name in option.names)
     lines = ["case $words[CURRENT-1] in", *cases, "esac"] if cases else []
     lines += ["if [[ $words[CURRENT] == -* ]]; then", f"    found=({options})", "    _describe -t options option found"]
@@ -159,7 +162,7 @@ def _fish_takes(option: Option) -> str:
         return ""
     if option.takes == "choice":
         return f" -x -a {_fish(' '.join(option.choices))}"
-    return " -x" if option.takes == "number" else " -r"
+    return " -r" if option.takes == "path" else " -x"
 
 
 def _quoted(text: str) -> str:

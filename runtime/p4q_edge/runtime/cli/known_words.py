@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.main import build_parser
 from p4q_edge.runtime.cli.registry import ALL_HELP
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
@@ -22,7 +23,8 @@ class Option:
     Attributes:
         names: as they are typed, long ones last.
         help: a line.
-        takes: what stands behind it: `nothing`, `choice`, `number`, `path`, or `text`, which may be one.
+        takes: what stands behind it: `nothing`, `choice`, `number`, `path`, which may be a name too, or `text`, which
+            is no path.
         choices: of `choice`.
     """
 
@@ -102,6 +104,8 @@ def _option(action: argparse.Action) -> Option:
 def _kind(kind: Any) -> str:
     if kind in NUMBERS:
         return "number"
+    if kind is name_or_path:
+        return "path"
     return "path" if isinstance(kind, type) and issubclass(kind, PurePath) else "text"
 
 

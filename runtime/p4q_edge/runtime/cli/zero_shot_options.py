@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ def add_zero_shot(parser: argparse._ArgumentGroup) -> None:
     """Add the options; None where they are not given."""
     parser.add_argument(
         "--class-names",
+        type=name_or_path,
         metavar="NAME,...",
         help="classes to tell apart, or a .txt or .json file of them; nothing is learned",
     )
     parser.add_argument(
         "--calibration-images",
+        type=name_or_path,
         metavar="PATH",
         help="images without labels, as the engine will see them, which ranges are measured on: a folder, or a "
         "bundle for its golden samples (default: the recipe's images, or else drawn ones)",
@@ -31,7 +34,7 @@ def add_zero_shot(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="a CLIP of open_clip, as p4q-edge models lists them (default: the recipe's)"
     )
-    parser.add_argument("--pretrained", metavar="TAG", help="weights of --model: a tag, or a file")
+    parser.add_argument("--pretrained", type=name_or_path, metavar="TAG", help="weights of --model: a tag, or a file")
 
 
 def zero_shot_request(args: argparse.Namespace) -> ZeroShotRequest | None:

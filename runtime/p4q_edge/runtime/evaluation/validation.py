@@ -35,7 +35,7 @@ from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain,
 from p4q_edge.runtime.evaluation.trials import CaptionedImages, Tested, Trials, check_trials, run_trials
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
-from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Stage
+from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.storage import atomic_write, is_read_only, require_writable, sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,13 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
         raise UsageError(_nothing_to_compare_with(subject))
     options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=subject.gates)
     golden = golden_chain(subject, options)
-    chain, logits = None, {}
+    chain = None
+    logits: dict[str, np.ndarray] = {}
+    embeddings: dict[str, np.ndarray] = {}
+
+    def see(name: str, outputs: Outputs) -> None:
+        logits[name], embeddings[name] = outputs["logits"], outputs["embedding"]
+
     if images is not None:
         stages = in_order({**reference.stages, **subject.stages})
         chain = validate_chain(
@@ -139,11 +145,26 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
             images.labels,
             subject.card.class_names,
             options=options,
-            see=lambda name, outputs: logits.update({name: outputs["logits"]}),
+            see=see,
         )
-    tested = Tested(card=subject.card, stages=any_image, images=images, logits=logits, captioned=captioned)
+    tested = Tested(
+        card=subject.card,
+        stages=any_image,
+        images=images,
+        logits=logits,
+        embeddings=embeddings,
+        class_rows=_class_rows(subject),
+        captioned=captioned,
+    )
     trials = run_trials(request, tested)
     return _Found(reference=reference, images=images, speed=speed, golden=golden, chain=chain, trials=trials)
+
+
+def _class_rows(subject: Subject) -> np.ndarray | None:
+    """Return the class embeddings that are folded into the engine; None where neither bundle nor card has them."""
+    if subject.bundle is not None:
+        return subject.bundle.head().text_embedding
+    return subject.card.head_rows().text_embedding if subject.card.folded_head else None
 
 
 def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report:
@@ -162,6 +183,7 @@ def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report
         baselines=reference.baselines,
         learning=reference.learning,
         speed=with_accuracy(found.speed, chain),
+        modality=found.trials.modality,
         ood=found.trials.ood,
         corruptions=found.trials.corruptions,
         retrieval=found.trials.retrieval,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from p4q_edge.demo import demo_images
-from p4q_edge.models import encoder_of
+from p4q_edge.models import cut_texts, encoder_of
 from p4q_edge.recipe import demo_recipe
 from p4q_edge.runtime.artifacts import read_card
 from p4q_edge.runtime.cli.main import main
@@ -85,6 +85,29 @@ def test_the_float_model_is_the_reference_of_worse_images_and_all_is_reproduced(
     (table.parent / "0.png").unlink()  # one image of no class less
     assert main(["reproduce", str(engine.with_name("demo.report.json")), "-q"]) == 4
     assert "images of no class changed since it was written" in capsys.readouterr().err
+
+
+def test_captions_that_are_cut_are_named(engine: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with table.open("a", newline="") as stream:
+        csv.writer(stream).writerow(("0.png", "a digit " + "on and on " * 20 + "to its end"))
+    assert main(["validate", str(engine), "--limit", "40", "--pairs", str(table), "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "warning: 1 of 12 captions of captions.csv are longer than the text tower reads, and their end is cut:" in err
+    )
+    assert "'a digit on and on" in err
+    assert "to its end" not in err
+    assert "1 texts are longer than it reads and were cut." in out
+    report = read_report(engine.with_name("demo.report.json"))
+    assert report.retrieval is not None
+    assert report.retrieval.cut == 1
+
+
+def test_a_text_that_just_fits_is_not_cut() -> None:
+    tokenizer = open_model(demo_recipe()).tokenizer
+    room = tokenizer([""]).shape[1] - 2  # start and end
+    texts = ["a " * (room - 1), "a " * room, "a " * (room + 1), "", "a " * 200]
+    assert cut_texts(tokenizer, texts) == [2, 4]
 
 
 def test_without_the_recipe_the_text_tower_is_not_known(

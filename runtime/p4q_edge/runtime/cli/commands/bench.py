@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError, UsageError
 
@@ -55,6 +56,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     parser.add_argument(
         "--against",
+        type=name_or_path,
         action="append",
         default=[],
         metavar="fp32|fp16|torch|ENGINE",

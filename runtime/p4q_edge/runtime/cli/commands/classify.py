@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import CpuBackend, Fast
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, as_json, write_line
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
@@ -77,7 +78,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, help="lowest score of a known answer (default: as fitted for the head)"
     )
-    parser.add_argument("--head", help="head to use instead of the built-in one: a name, or a file (.safetensors)")
+    parser.add_argument(
+        "--head", type=name_or_path, help="head to use instead of the built-in one: a name, or a file (.safetensors)"
+    )
     add_placement(parser)
     add_backend(parser)
     parser.add_argument("--fast", choices=get_args(Fast), help="shrink large images faster and less exactly")

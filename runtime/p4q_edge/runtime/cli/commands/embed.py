@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.errors import InputError, UsageError
 
@@ -33,7 +34,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write: .npz or .parquet"
     )
-    parser.add_argument("--head", help="head whose adapter is used: a name, or a file (default: the built-in one)")
+    parser.add_argument(
+        "--head", type=name_or_path, help="head whose adapter is used: a name, or a file (default: the built-in one)"
+    )
     parser.add_argument(
         "--plain", action="store_true", help="use no adapter, for searches by words that are not classes of a head"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, has_toolkit, toolkit_function
 from p4q_edge.runtime.errors import ArtifactError, UsageError
 from p4q_edge.runtime.storage import printable
@@ -47,7 +48,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--engine", type=Path, required=True, help="engine that the images were embedded with")
     parser.add_argument("--like", type=Path, metavar="IMAGE", help="look for images like this one instead of a text")
-    parser.add_argument("--head", help="head whose classes are known (default: the one that embedded the images)")
+    parser.add_argument(
+        "--head", type=name_or_path, help="head whose classes are known (default: the one that embedded the images)"
+    )
     parser.add_argument(
         "--recipe",
         type=Path,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 
@@ -67,7 +68,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-image-mb", type=int, default=_MAX_IMAGE_MB, help="largest request in megabytes (default: %(default)s)"
     )
-    parser.add_argument("--head", help="head to start with: a name, or a file (.safetensors)")
+    parser.add_argument("--head", type=name_or_path, help="head to start with: a name, or a file (.safetensors)")
     add_placement(parser)
 
 

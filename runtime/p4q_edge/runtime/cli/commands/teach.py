@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.cli.commands.head import UndoRequest, undo
 from p4q_edge.runtime.errors import InputError, UsageError
@@ -45,7 +46,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", required=True, help="name of the head; one that has it is kept for --undo")
     parser.add_argument(
-        "--base", help="head to start from: built-in (the default), a name, or a file (.safetensors, .p4q)"
+        "--base",
+        type=name_or_path,
+        help="head to start from: built-in (the default), a name, or a file (.safetensors, .p4q)",
     )
     parser.add_argument(
         "--add",

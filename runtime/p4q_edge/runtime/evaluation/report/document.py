@@ -14,7 +14,7 @@ from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.request import ValidateRequest
-from p4q_edge.runtime.evaluation.trials import CorruptionRow, RetrievalReport, UnknownReport
+from p4q_edge.runtime.evaluation.trials import CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate, wilson_interval
 from p4q_edge.runtime.storage import MAX_JSON_BYTES, MAX_JSON_DEPTH, decode_json, json_depth, read_bounded
 
@@ -156,6 +156,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             bundle has it; None without any.
         prompts: the first hand-written prompt of each class, as the bundle keeps them.
         learning: the learning curve of the run folder, where one was logged.
+        modality: how far images and class embeddings lie apart; None without labelled images or class embeddings.
         ood: images that show none of the classes, beside these; None where none were named.
         corruptions: these images made worse; empty where that was not asked for.
         retrieval: images by captions and captions by images; None where none were named.
@@ -175,6 +176,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     baselines: tuple[Baseline, ...] = ()
     learning: tuple[LearningPoint, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
+    modality: ModalityReport | None = None
     ood: UnknownReport | None = None
     corruptions: tuple[CorruptionRow, ...] = ()
     retrieval: RetrievalReport | None = None

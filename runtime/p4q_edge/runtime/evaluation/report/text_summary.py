@@ -33,7 +33,7 @@ def summary(report: Report, paths: Sequence[Path], *, details: bool = False) -> 
     if report.chain is not None:
         lines += ["", *_stage_lines(report.chain, report.zero_shot), *_mistakes(report.chain)]
     lines += _baseline_lines(report.baselines)
-    for table in trial_tables(report):
+    for table in trial_tables(report, details=details):
         lines += ["", printable(table.title), *columns(table.header, table.lines), table.note]
     lines.append("")
     lines += [f"FAILED {words.gate(gate)}" for gate in report.files if not gate.passed]

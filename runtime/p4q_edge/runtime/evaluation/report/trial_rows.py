@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import Report
-from p4q_edge.runtime.evaluation.trials import CorruptionRow, RetrievalReport, UnknownReport
+from p4q_edge.runtime.evaluation.trials import CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate
 
 
@@ -37,9 +37,9 @@ class TrialTable:
         return tuple(tuple(map(str, row)) for row in self.rows)
 
 
-def trial_tables(report: Report) -> tuple[TrialTable, ...]:
-    """Return a table for each part that was asked for."""
-    return tuple(_tables(report))
+def trial_tables(report: Report, *, details: bool = True) -> tuple[TrialTable, ...]:
+    """Return a table for each part that was asked for, and with details for what is always told."""
+    return (*([_modality(report.modality)] if details and report.modality is not None else []), *_tables(report))
 
 
 def _tables(report: Report) -> Iterator[TrialTable]:
@@ -55,11 +55,28 @@ def _share(estimate: Estimate) -> Cell:
     return Cell(words.percent(estimate.value), words.interval(estimate))
 
 
+def _modality(found: ModalityReport) -> TrialTable:
+    rows = tuple(
+        (Cell(words.stage(row.name)), *(_number(value) for value in (row.gap, row.own, row.other)))
+        for row in found.rows
+    )
+    return TrialTable(
+        title=f"Images and class embeddings, n = {found.n}, {found.classes} classes",
+        header=("stage", "modality gap", "cosine with the own class", "with the nearest other class"),
+        rows=rows,
+        note="Gap: distance of the mean image embedding from the mean class embedding, both of length 1.",
+    )
+
+
+def _number(estimate: Estimate) -> Cell:
+    return Cell(f"{estimate.value:.4f}", f"[{estimate.low:.4f}, {estimate.high:.4f}]")
+
+
 def _unknown(found: UnknownReport, engine: str) -> TrialTable:
     rows = tuple(
         (
             Cell(words.stage(stage.name)),
-            Cell(f"{stage.auroc.value:.4f}", f"[{stage.auroc.low:.4f}, {stage.auroc.high:.4f}]"),
+            _number(stage.auroc),
             _share(stage.rejected),
             _share(stage.wrongly_rejected),
             _share(stage.accepted_at_95),
@@ -115,5 +132,6 @@ def _retrieval(found: RetrievalReport) -> TrialTable:
         title=f"Retrieval: {found.images} images and {found.texts} texts of {found.source}",
         header=("stage", *(f"{way} at {k}" for way in ("image to text", "text to image") for k in (1, 5, 10))),
         rows=rows,
-        note="Recall with the features in front of the adapter and the float text tower.",
+        note="Recall with the features in front of the adapter and the float text tower."
+        + (f" {found.cut} texts are longer than it reads and were cut." if found.cut else ""),
     )

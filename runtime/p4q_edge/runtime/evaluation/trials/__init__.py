@@ -1,4 +1,4 @@
-"""What a validation looks at beyond accuracy: images of no class, images made worse, images with captions."""
+"""What a validation looks at beyond accuracy: embeddings, images of no class, made worse, with captions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_trials, run_trials
     from p4q_edge.runtime.evaluation.trials.corruptions import CorruptionRow
+    from p4q_edge.runtime.evaluation.trials.modality import ModalityReport, ModalityRow
     from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, RetrievalRow
     from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, UnknownStage
 
 __all__ = [
     "CaptionedImages",
     "CorruptionRow",
+    "ModalityReport",
+    "ModalityRow",
     "RetrievalReport",
     "RetrievalRow",
     "Tested",
@@ -31,6 +34,7 @@ if not TYPE_CHECKING:
         {
             "all_trials": ("Tested", "Trials", "check_trials", "run_trials"),
             "corruptions": ("CorruptionRow",),
+            "modality": ("ModalityReport", "ModalityRow"),
             "retrieval": ("CaptionedImages", "RetrievalReport", "RetrievalRow"),
             "unknown_images": ("UnknownReport", "UnknownStage"),
         },

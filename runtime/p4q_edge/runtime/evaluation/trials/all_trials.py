@@ -19,6 +19,7 @@ from p4q_edge.runtime.evaluation.trials.corruptions import (
     CorruptionRow,
     corruption_rows,
 )
+from p4q_edge.runtime.evaluation.trials.modality import ModalityReport, modality_report
 from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, retrieval_report
 from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, unknown_report
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_unlabelled_folder, subset
@@ -30,6 +31,7 @@ from p4q_edge.runtime.statistics import metrics
 class Trials:
     """What was found, as far as it was asked for."""
 
+    modality: ModalityReport | None = None
     ood: UnknownReport | None = None
     corruptions: tuple[CorruptionRow, ...] = ()
     retrieval: RetrievalReport | None = None
@@ -45,6 +47,8 @@ class Tested:
         stages: that can run any image, in the order of the chain.
         images: labelled; None without any.
         logits: of each stage on these images, (n, classes).
+        embeddings: likewise, (n, dim).
+        class_rows: embeddings of the classes, (classes, dim); None where the head that is folded in is not known.
         captioned: images with captions; None where none were asked for.
     """
 
@@ -52,6 +56,8 @@ class Tested:
     stages: Mapping[str, Stage]
     images: LabelledImages | None
     logits: Mapping[str, metrics.Floats]
+    embeddings: Mapping[str, metrics.Floats]
+    class_rows: metrics.Floats | None = None
     captioned: CaptionedImages | None = None
 
 
@@ -69,13 +75,16 @@ def check_trials(request: ValidateRequest, images: LabelledImages | None) -> Non
 
 
 def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
-    """Run what was asked for, after `check_trials`.
+    """Run what was asked for, after `check_trials`; distances of embeddings cost nothing and are always told.
 
     Raises:
         InputError: images that cannot be used.
     """
     images = tested.images
     digests: dict[str, str] = {}
+    modality = None
+    if images is not None and tested.class_rows is not None and len(tested.class_rows) > 1:
+        modality = modality_report(tested.embeddings, images.labels, tested.class_rows, seed=request.seed)
     unknown = None
     if request.ood is not None and images is not None:
         unknown, digests["images of no class"] = _unknown(request, request.ood, tested)
@@ -86,7 +95,7 @@ def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
     if tested.captioned is not None:
         digests["images and captions"] = tested.captioned.digest
         retrieval = _retrieval(request, tested, tested.captioned)
-    return Trials(ood=unknown, corruptions=found, retrieval=retrieval, digests=digests)
+    return Trials(modality=modality, ood=unknown, corruptions=found, retrieval=retrieval, digests=digests)
 
 
 def compared_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:

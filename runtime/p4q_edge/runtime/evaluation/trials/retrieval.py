@@ -25,6 +25,7 @@ class CaptionedImages:
         pairs: (captions, 2) int64, which image has which text; every image has one, and a text may be of several.
         digest: SHA-256 over images and captions.
         source: where they came from, in words.
+        cut: texts that are longer than the text tower reads, whose end it does not see.
     """
 
     pixels: Pixels
@@ -32,6 +33,7 @@ class CaptionedImages:
     pairs: npt.NDArray[np.int64]
     digest: str
     source: str
+    cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,17 @@ class RetrievalRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalReport:
-    """Retrieval with the features in front of the adapter, which is learned for classes, not for captions."""
+    """Retrieval with the features in front of the adapter, which is learned for classes, not for captions.
+
+    Attributes:
+        cut: texts that are longer than the text tower reads, whose end it did not see.
+    """
 
     source: str
     images: int
     texts: int
     rows: tuple[RetrievalRow, ...]
+    cut: int = 0
 
 
 def retrieval_report(captioned: CaptionedImages, features: Mapping[str, metrics.Floats]) -> RetrievalReport:
@@ -83,7 +90,7 @@ def retrieval_report(captioned: CaptionedImages, features: Mapping[str, metrics.
         by_image = first_ranks(unit, captioned.text_embedding, right)
         by_text = first_ranks(captioned.text_embedding, unit, right.T)
         rows.append(RetrievalRow(name=name, image_to_text=_recall(by_image), text_to_image=_recall(by_text)))
-    return RetrievalReport(source=captioned.source, images=images, texts=texts, rows=tuple(rows))
+    return RetrievalReport(source=captioned.source, images=images, texts=texts, rows=tuple(rows), cut=captioned.cut)
 
 
 def _recall(ranks: npt.NDArray[np.int64]) -> tuple[Estimate, Estimate, Estimate]:
