@@ -142,7 +142,7 @@ def test_all_commands_options_and_actions_are_known(script: dict[str, Path], no_
     assert set(offered(script["bash"], "validate", "-")) == options
     profiles = next(option for option in known["build",].options if "--cpu-profile" in option.names)
     assert profiles.choices == ("exact", "fast", "float", "auto")
-    assert "(default: exact)" in profiles.help
+    assert "elsewhere exact)" in profiles.help
 
 
 def test_commands_of_the_toolkit_are_known_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
