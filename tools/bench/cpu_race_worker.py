@@ -49,8 +49,8 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
     from p4q_edge.runtime.artifacts import read_bundle
 
     bundle = read_bundle(Path(request["bundle"]))
-    golden, model, threads = bundle.golden().for_cpu(), bundle.model("fp32"), request["threads"]
-    kind = request["kind"]
+    kind, threads = request["kind"], request["threads"]
+    golden, model = bundle.golden().for_cpu(), bundle.model("fp32")
     if kind.startswith("ort"):
         from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -58,6 +58,10 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
     elif kind.startswith("openvino"):
         from p4q_edge.runtime.engines.openvino import OpenVINOEngine, model_source
 
+        if "convolutions" in kind:
+            if not bundle.manifest.precision.quantized_convolutions:
+                raise ValueError("the bundle has no quantized convolutions")
+            golden, model = bundle.golden(), bundle.model("fp16")
         engine = OpenVINOEngine(
             model_source(model), remainder=kind.rpartition("-")[2], threads=threads, batch=request["batch"]
         )
