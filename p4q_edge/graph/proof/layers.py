@@ -81,8 +81,8 @@ class GraphLayers:
     def _moves(self, node: onnx.NodeProto) -> bool:
         name = {"Mul": "input_gain", "Add": "input_shift"}.get(node.op_type)
         # The exporter stores equal constants once, under the name of the first layer that has them.
-        stored = node.input[1].rpartition(".")[2] if len(node.input) > 1 else ""
-        return name is not None and stored.startswith(name) and node.input[1] in self._index.tensors
+        stored = node.input[1] if len(node.input) > 1 else ""
+        return name is not None and f".{name}" in stored and stored in self._index.tensors
 
     def _behind(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
         """Return the inverse of a lifted scale and the addition of a bias, where they follow."""
