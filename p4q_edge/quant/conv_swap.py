@@ -123,8 +123,8 @@ def _patches(conv: QuantConv2d, x: Tensor) -> Tensor:
     size, options = conv.weight.shape[2:], {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
     each = max(1, ROWS // len(x))
     rows = []
-    for image in x.split(1):  # all patches of all images would be many times as large as what is drawn of them
-        found = F.unfold(image, size, **options)[0].T  # type: ignore[arg-type]
+    for image in torch.split(x, 1):  # all patches of all images would be many times as large as what is drawn of them
+        found = F.unfold(image, size, **options)[0].T
         rows.append(found[_places(len(found), each)])
     return torch.cat(rows)
 
