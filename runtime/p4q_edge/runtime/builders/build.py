@@ -377,8 +377,7 @@ def describe_build(
         convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
     request = options.cpu_request(_cpu_backend(backend), opened)
-    convolutions, _ = quantized_convolutions(opened)
-    candidates = candidates_of(opened.model("fp32"), request, convolutions=convolutions)
+    candidates = candidates_of(opened.model("fp32"), request, convolutions=quantized_convolutions(opened)[0])
     return CpuDryRun(
         engine=str(engine),
         exists=engine.exists(),
