@@ -133,7 +133,9 @@ def test_what_nothing_named_means(
     monkeypatch.setenv(PROFILE_VARIABLE, "float")
     assert default_choice(backend, convolutions=convolutions) == "float"
     monkeypatch.setenv(PROFILE_VARIABLE, "quick")
-    with pytest.raises(UsageError, match="P4Q_EDGE_CPU_PROFILE=quick: expected one of exact, fast, float, auto"):
+    with pytest.raises(
+        UsageError, match="P4Q_EDGE_CPU_PROFILE=quick: expected one of exact, fast, float, convolutions, auto"
+    ):
         default_choice(backend, convolutions=convolutions)
 
 
