@@ -167,11 +167,6 @@ def find_difference(
             f"--debug of {engine} needs the bundle that it was built from; name it with --reference, or build the same "
             f"bundle for the CPU and debug that: p4q-edge build model.p4q --engine {engine.with_suffix('.onnx')}"
         )
-    if card.graph == "fp16":
-        raise UsageError(
-            f"--debug compares engines of the graph with FP32 remainder, and {engine} has INT8 convolutions, which are "
-            f"those of the other one. Build the same bundle with --cpu-profile exact, and debug that"
-        )
     if graph is None and module is None:
         raise UsageError(f"--debug needs the bundle beside {engine}, or a run folder with --reference; neither is here")
     built = onnx.load_model_from_string(engine.read_bytes())

@@ -113,7 +113,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
     return Reference(
         stages={
             FLOAT: torch_stage(found.classifier, Phase.FLOAT),
-            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.graph == "fp32"),
+            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.on_cpu),
         },
         images=images,
         baselines=read_baselines(found.folder),

@@ -58,10 +58,6 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
     elif kind.startswith("openvino"):
         from p4q_edge.runtime.engines.openvino import OpenVINOEngine, model_source
 
-        if "convolutions" in kind:
-            if not bundle.manifest.precision.quantized_convolutions:
-                raise ValueError("the bundle has no quantized convolutions")
-            golden, model = bundle.golden(), bundle.model("fp16")
         engine = OpenVINOEngine(
             model_source(model), remainder=kind.rpartition("-")[2], threads=threads, batch=request["batch"]
         )

@@ -17,12 +17,11 @@ Remainder = Literal["f32", "bf16"]
 RemainderChoice = Literal["f32", "bf16", "auto"]
 """A remainder, or `auto`: `bf16` where this processor has such instructions and it is faster here."""
 
-CpuProfile = Literal["exact", "fast", "float", "convolutions"]
+CpuProfile = Literal["exact", "fast", "float"]
 """`exact`: 8-bit weights. `fast`: 7-bit weights, which x86 processors without VNNI add without saturation. `float`:
-FP32 with the quantized weights' values. `convolutions`: 8 bits in convolutions too, which compute in FP32 otherwise;
-OpenVINO's, from the graph for TensorRT."""
+FP32 with the quantized weights' values."""
 
-CpuChoice = Literal["exact", "fast", "float", "convolutions", "auto"]
+CpuChoice = Literal["exact", "fast", "float", "auto"]
 """A profile, or `auto`: what is faster here of those that compute what the reference computes, see `builders.cpu`."""
 
 Fast = Literal["reducing_gap", "draft"]

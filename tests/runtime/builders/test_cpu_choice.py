@@ -70,32 +70,6 @@ def test_what_is_tried(
     assert found.not_measured == (() if told else ("OpenVINO: it is not installed",))
 
 
-def test_quantized_convolutions_are_tried_in_openvino(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnx")
-    _installed(monkeypatch, openvino_is=True)
-    found = candidates_of(model, CpuRequest(choice="auto"), convolutions=b"graph")
-    names = [candidate.name for candidate in found.tried]
-    assert [name for name in names if "convolutions" in name] == [
-        "openvino-convolutions-f32",
-        "openvino-convolutions-bf16",
-    ]
-    assert names.index("exact") == 0
-    assert found.models["convolutions"] == b"graph"
-    _installed(monkeypatch, openvino_is=False)
-    found = candidates_of(model, CpuRequest(choice="auto"), convolutions=b"graph")
-    assert [candidate.name for candidate in found.tried] == ["exact", "float"]
-
-
-@pytest.mark.parametrize(("backend", "graph"), [("onnxruntime", b"graph"), ("openvino", None)])
-def test_quantized_convolutions_need_openvino_and_a_bundle_that_has_them(
-    model: bytes, monkeypatch: pytest.MonkeyPatch, backend: CpuBackend, graph: bytes | None
-) -> None:
-    _installed(monkeypatch, openvino_is=True)
-    monkeypatch.setattr(candidates_module, "import_openvino", lambda: None)
-    with pytest.raises(UsageError, match="needs OpenVINO and a bundle with quantized convolutions"):
-        candidates_of(model, CpuRequest(choice="convolutions", backend=backend), convolutions=graph)
-
-
 def test_one_profile_is_not_measured_against_others(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch, openvino_is=True)
     assert [one.name for one in candidates_of(model, CpuRequest()).tried] == ["exact"]
@@ -133,9 +107,7 @@ def test_what_nothing_named_means(
     monkeypatch.setenv(PROFILE_VARIABLE, "float")
     assert default_choice(backend, convolutions=convolutions) == "float"
     monkeypatch.setenv(PROFILE_VARIABLE, "quick")
-    with pytest.raises(
-        UsageError, match="P4Q_EDGE_CPU_PROFILE=quick: expected one of exact, fast, float, convolutions, auto"
-    ):
+    with pytest.raises(UsageError, match="P4Q_EDGE_CPU_PROFILE=quick: expected one of exact, fast, float, auto"):
         default_choice(backend, convolutions=convolutions)
 
 

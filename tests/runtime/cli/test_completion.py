@@ -141,7 +141,7 @@ def test_all_commands_options_and_actions_are_known(script: dict[str, Path], no_
     assert {"--ood", "--json", "-h", "--device"} <= options
     assert set(offered(script["bash"], "validate", "-")) == options
     profiles = next(option for option in known["build",].options if "--cpu-profile" in option.names)
-    assert profiles.choices == ("exact", "fast", "float", "convolutions", "auto")
+    assert profiles.choices == ("exact", "fast", "float", "auto")
     assert "elsewhere exact)" in profiles.help
 
 

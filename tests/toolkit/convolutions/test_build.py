@@ -1,7 +1,6 @@
 """A model of convolutions from a recipe to a CPU engine, validated against the module quantized as its graph is."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import open_clip
@@ -77,27 +76,3 @@ def test_from_recipe_to_validated_engine(recipe: Path, capsys: pytest.CaptureFix
     # Without the run folder the bundle's own results are the reference, and they are the CPU's too.
     engine.with_suffix(".run").rename(recipe.with_name("elsewhere"))
     assert main(["validate", str(engine), "--data", "demo:digits", "--force"]) == 0
-
-
-@pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
-def test_quantized_convolutions_run_in_openvino(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = recipe.with_name("model.onnx")
-    options = ["--cpu-profile", "convolutions", "--remainder", "f32", "--threads", "1", "-q"]
-    assert main(["build", "--recipe", str(recipe), "--engine", str(engine), *options]) == 0
-    bundle, card = read_bundle(engine.with_suffix(".p4q")), read_card(engine)
-    stored = bundle.manifest.precision
-    assert (card.backend, card.cpu_profile, card.graph) == ("openvino", "convolutions", "fp16")
-    assert card.precision.quantized_convolutions == stored.quantized_convolutions > 0
-    assert (card.precision.int8_mac_share, card.precision.remainder) == (stored.int8_mac_share, "fp32")
-    assert (card.golden_samples().logits == bundle.golden().logits).all()
-    integers = {name for name in card.build.inspection.kernels if "Convolution" in name and "i8" in name}
-    assert integers, card.build.inspection.kernels
-    capsys.readouterr()
-    assert main(["validate", str(engine), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert all(gate["passed"] for gate in report["chain"]["gates"])
-    assert main(["selftest", str(engine)]) == 0
-    # The same file in the other library is slower and computes the same.
-    assert main(["selftest", str(engine), "--backend", "onnxruntime"]) == 0
-    assert main(["validate", str(engine), "--debug", "--force"]) == 2
-    assert "Build the same bundle with --cpu-profile exact, and debug that" in capsys.readouterr().err

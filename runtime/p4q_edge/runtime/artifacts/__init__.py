@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.artifacts.bundle import (
         GOLDEN,
-        GRAPH_FP16,
         GRAPH_FP32,
         REFERENCE,
         SUFFIX,
@@ -106,7 +105,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN",
     "GOLDEN",
-    "GRAPH_FP16",
     "GRAPH_FP32",
     "LEAST_MAC_SHARE",
     "MAX_DRIFT",
@@ -208,7 +206,6 @@ if not TYPE_CHECKING:
             "bundle": (
                 "Bundle",
                 "GOLDEN",
-                "GRAPH_FP16",
                 "GRAPH_FP32",
                 "REFERENCE",
                 "SUFFIX",

@@ -31,7 +31,7 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.builders.candidates import PROFILE_VARIABLE, CpuRequest, candidates_of, default_choice
 from p4q_edge.runtime.builders.card_parts import card_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent
-from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine, quantized_convolutions
+from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
 from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
@@ -377,7 +377,7 @@ def describe_build(
         convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
     request = options.cpu_request(_cpu_backend(backend), opened)
-    candidates = candidates_of(opened.model("fp32"), request, convolutions=quantized_convolutions(opened)[0])
+    candidates = candidates_of(opened.model("fp32"), request)
     return CpuDryRun(
         engine=str(engine),
         exists=engine.exists(),

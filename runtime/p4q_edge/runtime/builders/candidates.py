@@ -92,19 +92,13 @@ class Candidates:
     not_measured: tuple[str, ...] = ()
 
 
-def candidates_of(model: bytes, request: CpuRequest, *, convolutions: bytes | None = None) -> Candidates:
+def candidates_of(model: bytes, request: CpuRequest) -> Candidates:
     """Return the candidates that a request leaves open, with the Q/DQ model of a bundle as each profile keeps it.
 
     Of two that are equally fast the first is kept: the reference's own weights before narrower ones, and a remainder in
     32 bits before one in 16.
 
-    Args:
-        model: the bundle's graph for CPUs.
-        request: what is asked for.
-        convolutions: the bundle's graph with quantized convolutions, where there are any.
-
     Raises:
-        UsageError: quantized convolutions were asked for and there are none, or of a library that has no use for them.
         EnvironmentNotAbleError: what was asked for needs a package that is not installed.
     """
     if request.backend == "openvino":
@@ -118,7 +112,7 @@ def candidates_of(model: bytes, request: CpuRequest, *, convolutions: bytes | No
             f"--remainder {request.remainder} is OpenVINO's, which is not installed. Run: pip install "
             "'p4q-edge-runtime[openvino]', or leave it out"
         )
-    models, missing = _models(model, request, convolutions if "openvino" in libraries else None)
+    models, missing = _models(model, request)
     left_out += missing
     able = remainders() if "openvino" in libraries else ()
     wanted = [one for one in able if request.remainder in ("auto", one)]
@@ -130,25 +124,22 @@ def candidates_of(model: bytes, request: CpuRequest, *, convolutions: bytes | No
         Candidate(profile=profile, backend="openvino", remainder=remainder)
         for remainder in wanted
         for profile in models
-        if profile in ("exact", "convolutions") or request.backend == "openvino"
+        if profile == "exact" or request.backend == "openvino"
     ]
     if "onnxruntime" in libraries:
-        tried += [Candidate(profile=profile) for profile in models if profile != "convolutions"]
+        tried += [Candidate(profile=profile) for profile in models]
     return Candidates(tried=tuple(sorted(tried, key=_rank)), models=models, not_measured=tuple(left_out))
 
 
 def _rank(candidate: Candidate) -> tuple[bool, int, bool]:
     return (
         candidate.remainder == "bf16",
-        ("exact", "float", "convolutions", "fast").index(candidate.profile),
+        ("exact", "float", "fast").index(candidate.profile),
         candidate.backend == "openvino",
     )
 
 
 def _libraries(request: CpuRequest) -> tuple[CpuBackend, ...]:
-    if request.choice == "convolutions" and request.backend != "onnxruntime":
-        import_openvino()
-        return ("openvino",)
     if request.backend is not None:
         return (request.backend,)
     if request.choice == "auto" and installed():
@@ -156,14 +147,8 @@ def _libraries(request: CpuRequest) -> tuple[CpuBackend, ...]:
     return ("onnxruntime",)
 
 
-def _models(model: bytes, request: CpuRequest, convolutions: bytes | None) -> tuple[dict[CpuProfile, bytes], list[str]]:
+def _models(model: bytes, request: CpuRequest) -> tuple[dict[CpuProfile, bytes], list[str]]:
     """Return the model of each profile that is open, and what could not be made."""
-    if request.choice == "convolutions":
-        if convolutions is None:
-            raise UsageError(
-                "--cpu-profile convolutions needs OpenVINO and a bundle with quantized convolutions. Leave it out."
-            )
-        return {"convolutions": convolutions}, []
     if request.choice != "auto":
         change = _CHANGE.get(request.choice)
         return {request.choice: model if change is None else change(model)}, []
@@ -178,4 +163,4 @@ def _models(model: bytes, request: CpuRequest, convolutions: bytes | None) -> tu
             continue  # without integers there is nothing to narrow
         except EnvironmentNotAbleError:
             missing.append(f"{profile}: the package onnx is not installed")
-    return models | ({} if convolutions is None else {"convolutions": convolutions}), missing
+    return models, missing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import msgspec
@@ -156,13 +156,7 @@ def _try(candidate: Candidate, model: bytes, golden: Golden, setting: Setting) -
 
 
 def _compare(outputs: dict[str, np.ndarray], golden: Golden, profile: CpuProfile, setting: Setting) -> GoldenResult:
-    expected = golden_of(golden, profile)
-    return compare_golden(outputs, expected, logit_scale=setting.logit_scale, limits=setting.limits.get(profile))
-
-
-def golden_of(golden: Golden, profile: CpuProfile) -> Golden:
-    """Return what an engine of a profile is compared with, of the samples of a bundle."""
-    return replace(golden, on_cpu={}) if profile == "convolutions" else golden.for_cpu()
+    return compare_golden(outputs, golden, logit_scale=setting.logit_scale, limits=setting.limits.get(profile))
 
 
 def _repeated(images: np.ndarray, batch: int) -> np.ndarray:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from p4q_edge.runtime.artifacts import (
-    GRAPH_FP16,
     GRAPH_FP32,
     WEIGHTS,
     Build,
@@ -31,7 +30,7 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.builders.candidates import Candidate, CpuRequest, candidates_of
 from p4q_edge.runtime.builders.card_parts import card_of, part_of
 from p4q_edge.runtime.builders.consistency import check_outputs
-from p4q_edge.runtime.builders.cpu import ProvedModel, Setting, golden_of
+from p4q_edge.runtime.builders.cpu import ProvedModel, Setting
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, import_onnxruntime
@@ -43,18 +42,8 @@ from p4q_edge.runtime.storage import sha256_bytes
 
 FAST_BITS = 7
 """Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
-NOISE_OF_PROFILE: dict[CpuProfile, NoiseKind] = {
-    "exact": "fp32",
-    "fast": "seven_bit",
-    "float": "float",
-    "convolutions": "fp16",
-}
+NOISE_OF_PROFILE: dict[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
 """Under which name a bundle records what a profile may differ by from the fake-quantized module."""
-PARTS_OF_PROFILE: dict[CpuProfile, tuple[str, ...]] = {
-    "exact": (GRAPH_FP32, WEIGHTS),
-    "convolutions": (GRAPH_FP16, WEIGHTS),
-}
-"""Of which members of its bundle an engine consists, where it is not changed."""
 FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
 """Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
 
@@ -83,13 +72,10 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         EnvironmentNotAbleError: a library that was asked for is not installed.
         CorruptArtifactError: the graph of the bundle is not what its manifest says.
     """
-    golden = bundle.golden()
+    golden = bundle.golden().for_cpu()
     if request.backend != "openvino":
         import_onnxruntime()
-    convolutions, unusable = quantized_convolutions(bundle)
-    candidates = candidates_of(bundle.model("fp32"), request, convolutions=convolutions)
-    if unusable and request.choice == "auto":
-        candidates = replace(candidates, not_measured=(*candidates.not_measured, unusable))
+    candidates = candidates_of(bundle.model("fp32"), request)
     setting = Setting(
         threads=request.threads,
         batch=request.batch,
@@ -105,25 +91,15 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         card,
         engine_sha256=sha256_bytes(built.model),
         engine_size_bytes=len(built.model),
-        parts=tuple(part_of(bundle, name) for name in PARTS_OF_PROFILE.get(profile, ())),
-        precision=_precision(
-            bundle.manifest.precision if profile == "convolutions" else card.precision, built.candidate
-        ),
+        parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if profile == "exact" else (),
+        precision=_precision(card.precision, built.candidate),
         rounding_bits=_rounding_bits(card.rounding_bits, profile),
         noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[profile]),
-        golden=base64.b64encode((kept := golden_of(golden, profile)).to_bytes()).decode("ascii"),
+        golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
     )
     suffix = COMPILED if built.candidate.backend == "openvino" else OPTIMIZED
     files = {"": built.model, suffix: built.optimized}
-    return CpuEngine(card=card, outputs=proved.outputs, golden=kept, files=files)
-
-
-def quantized_convolutions(bundle: Bundle) -> tuple[bytes | None, str]:
-    """Return the graph with quantized convolutions, if a bundle has any, and why it cannot be used if that is so."""
-    if not bundle.manifest.precision.quantized_convolutions:
-        return None, ""
-    problem = bundle.manifest.problem("fp16")
-    return (bundle.model("fp16"), "") if problem is None else (None, f"convolutions: {problem}")
+    return CpuEngine(card=card, outputs=proved.outputs, golden=golden, files=files)
 
 
 def _build(proved: ProvedModel, request: CpuRequest) -> Build:
@@ -168,6 +144,4 @@ def _precision(precision: Precision, kept: Candidate) -> Precision:
         precision = msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
     elif kept.profile == "float":
         precision = FP32
-    elif kept.profile == "convolutions":
-        precision = msgspec.structs.replace(precision, remainder="fp32")
     return msgspec.structs.replace(precision, remainder="bf16") if kept.remainder == "bf16" else precision

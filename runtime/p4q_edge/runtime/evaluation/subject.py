@@ -107,7 +107,7 @@ def graph_of(card: Card, bundle: Bundle) -> GraphKind:
     That with FP32 remainder, whose numbers differ least from PyTorch's; but where convolutions compute in float on CPUs
     only the other graph is quantized as a TensorRT engine.
     """
-    return "fp16" if card.graph == "fp16" and bundle.golden().on_cpu else "fp32"
+    return "fp16" if not card.on_cpu and bundle.golden().on_cpu else "fp32"
 
 
 def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
@@ -115,7 +115,8 @@ def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
     if bundle is None:
         return {}
     parity = bundle.manifest.parity
-    kinds = {ONNX: graph_of(card, bundle), ENGINE: card.graph}
+    built_from: GraphKind = "fp16" if not card.on_cpu else "fp32"
+    kinds = {ONNX: graph_of(card, bundle), ENGINE: built_from}
     return {stage: parity.median_loss[kind] for stage, kind in kinds.items() if kind in parity.median_loss}
 
 
@@ -123,9 +124,10 @@ def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict
     """Return what roundings do in this model, for each stage of which the bundle or the card records it."""
     found = {ENGINE: card.noise}
     if bundle is not None:
+        kind: GraphKind = "fp16" if not card.on_cpu else "fp32"
         kinds: dict[str, NoiseKind] = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
         if grids[ENGINE] == "none":
-            kinds[ENGINE] = card.graph
+            kinds[ENGINE] = kind
         found |= {stage: bundle.manifest.parity.noise.get(name) for stage, name in kinds.items()}
     return {stage: floor for stage, floor in found.items() if floor is not None}
 
@@ -139,7 +141,7 @@ def compare_file(engine: Path, card: Card, graph: bytes) -> GateResult:
         EnvironmentNotAbleError: the profile changes the graph, and the package onnx is not installed.
     """
     profile, data = card.cpu_profile, engine.read_bytes()
-    if profile in ("exact", "convolutions"):
+    if profile == "exact":
         unit, value = "bytes", differing_bytes(data, graph)
     else:
         made = seven_bit_weights(graph) if profile == "fast" else float_weights(graph)
@@ -175,7 +177,7 @@ def golden_chain(subject: Subject, options: ChainOptions) -> ChainReport:
     """Run the golden samples: the recorded PyTorch stages against the graph and the engine here."""
     # The card of an engine that kept FP16 has that engine's own results in the place of the reference's.
     golden = subject.card.golden_samples() if subject.bundle is None else subject.bundle.golden()
-    if subject.card.graph == "fp32":
+    if subject.card.on_cpu:
         golden = golden.for_cpu()
     recorded = {
         FLOAT: Recorded({"logits": golden.float_logits, "embedding": golden.float_embedding}),

@@ -111,9 +111,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     cpu.add_argument(
         "--cpu-profile",
         choices=get_args(CpuChoice),
-        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; convolutions: 8 bits in "
-        "convolutions too, in OpenVINO; auto: the fastest of these and of OpenVINO where it is installed, measured "
-        "here (default: auto where OpenVINO is installed or convolutions are quantized, elsewhere exact)",
+        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the fastest of these "
+        "and of OpenVINO where it is installed, measured here (default: auto where OpenVINO is installed or "
+        "convolutions are quantized, elsewhere exact)",
     )
     cpu.add_argument(
         "--remainder",
@@ -242,7 +242,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     profile: CpuChoice | None = args.cpu_profile
     if args.remainder is not None and args.backend != "openvino":
         profile = profile or "auto"
-        if profile not in ("auto", "convolutions") or args.backend is not None:
+        if profile != "auto" or args.backend is not None:
             raise UsageError(
                 "--remainder is OpenVINO's. Add --backend openvino, or --cpu-profile auto without a --backend."
             )
