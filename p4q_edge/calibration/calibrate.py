@@ -32,8 +32,8 @@ from p4q_edge.quant import (
     choose_convolutions,
     choose_grids,
     correct_biases,
-    correct_conv_biases,
     count_macs,
+    fit_convolutions,
     fix_conv_scales,
     fold_channels,
     forget_magnitudes,
@@ -122,7 +122,8 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
     unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
     if convolutions:
-        correct_conv_biases(encoder, _taken_in(model, evenly(images, correction_images(images))))
+        taken = _taken_in(model, evenly(images, correction_images(images)))
+        fit_convolutions(encoder, taken, scheme.weight_rounding)
     if scheme.bias_correction and not scheme.fits_outputs:
         correct_biases(encoder, batches)
     reference: nn.Module = model.clip.visual  # type: ignore[assignment]

@@ -36,7 +36,8 @@ def fp32(engine: Path, *, threads: int | None = None) -> Candidate:
         logits, embedding = session.run(["logits", "embedding"], {"image": batch})
         return {"logits": logits, "embedding": embedding}
 
-    return Candidate(name="ONNX Runtime FP32", run=run, size_bytes=len(model), load_ms=load_ms)
+    library = f"ONNX Runtime {onnxruntime.__version__}"
+    return Candidate(name="ONNX Runtime FP32", run=run, size_bytes=len(model), load_ms=load_ms, library=library)
 
 
 def pytorch(engine: Path, *, threads: int | None = None) -> Candidate:
@@ -60,7 +61,7 @@ def pytorch(engine: Path, *, threads: int | None = None) -> Candidate:
         logits, embedding, _ = learned.classifier(torch.from_numpy(batch))
         return {"logits": logits.numpy(), "embedding": embedding.numpy()}
 
-    return Candidate(name="PyTorch FP32", run=run, close=_restoring(before))
+    return Candidate(name="PyTorch FP32", run=run, library=f"PyTorch {torch.__version__}", close=_restoring(before))
 
 
 def _restoring(threads: int) -> Callable[[], None]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         round_float_weights,
         tokens_read,
     )
-    from p4q_edge.models.load import LoadedModel, load_model, preprocess_spec, to_batch
+    from p4q_edge.models.load import LoadedModel, load_model, preprocess_spec, tag_licence, to_batch
     from p4q_edge.models.prompts import (
         TEXT_BATCH_SIZE,
         PromptLearner,
@@ -93,6 +93,7 @@ __all__ = [
     "round_float_weights",
     "run_batches",
     "run_folded",
+    "tag_licence",
     "teacher_precision",
     "template_embeddings",
     "to_batch",
@@ -146,6 +147,7 @@ if not TYPE_CHECKING:
                 "LoadedModel",
                 "load_model",
                 "preprocess_spec",
+                "tag_licence",
                 "to_batch",
             ),
             "prompts": (

@@ -273,10 +273,12 @@ def _licence(document: dict[str, Any], pretrained: str) -> str:
 
         with safe_open(pretrained, framework="pt") as file:
             return str((file.metadata() or {}).get("license", "unknown"))
-    for prefix, licence in TAG_LICENCES:
-        if pretrained.startswith(prefix):
-            return licence
-    return "unknown"
+    return tag_licence(pretrained)
+
+
+def tag_licence(tag: str) -> str:
+    """Return the licence of the weights that a tag of open_clip names, `unknown` where it is not known here."""
+    return next((licence for prefix, licence in TAG_LICENCES if tag.startswith(prefix)), "unknown")
 
 
 def _portable(reference: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.attention_products import MAX_TOKENS, AttentionProducts, fuses_in_int8, softmax_scale
     from p4q_edge.quant.channel_folds import correct_biases, fold_channels
     from p4q_edge.quant.conv import QuantConv2d, quant_convs, running_as_cpu_graph, tensor_grids
-    from p4q_edge.quant.conv_swap import GRIDS, correct_conv_biases, fix_conv_scales, swap_convolutions
+    from p4q_edge.quant.conv_swap import GRIDS, fit_convolutions, fix_conv_scales, swap_convolutions
     from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
     from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, correct_bias, paired_pass
@@ -59,8 +59,8 @@ __all__ = [
     "correct_affine",
     "correct_bias",
     "correct_biases",
-    "correct_conv_biases",
     "count_macs",
+    "fit_convolutions",
     "fix_conv_scales",
     "fold_channels",
     "forget_magnitudes",
@@ -118,7 +118,7 @@ if not TYPE_CHECKING:
             ),
             "conv_swap": (
                 "GRIDS",
-                "correct_conv_biases",
+                "fit_convolutions",
                 "fix_conv_scales",
                 "swap_convolutions",
             ),

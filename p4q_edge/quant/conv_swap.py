@@ -3,13 +3,19 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.quant.conv import QuantConv2d, TensorGrid, quant_convs, tensor_grids
+from p4q_edge.quant.least_squares import Moments
 from p4q_edge.quant.linear import Phase, running_in
 from p4q_edge.quant.placement import GridPoint
-from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.rounding import choose_rounding
+from p4q_edge.quant.scheme import QuantScheme, RoundingName
 from p4q_edge.quant.swap import replace_module
+
+ROWS = 8192
+"""Positions of outputs, evenly drawn over all images, that roundings are fitted to."""
 
 GRIDS = "tensor_grids"
 """Name of the child that holds the grids of a model, by their producers' paths."""
@@ -63,14 +69,16 @@ def fix_conv_scales(model: nn.Module, points: Iterable[GridPoint]) -> list[str]:
 
 
 @torch.no_grad()
-def correct_conv_biases(model: nn.Module, images: Tensor) -> None:
-    """Give each convolution the bias with which the mean of each output channel is that of the float model.
+def fit_convolutions(model: nn.Module, images: Tensor, rounding: RoundingName = "nearest") -> None:
+    """Round the weights of convolutions, and give each the bias with which the means of its outputs are the float ones.
 
-    The batch holds each image twice, in float and quantized. A convolution is corrected when the pass reaches it, so
-    that all behind it see the correction.
+    The batch holds each image twice, in float and quantized. A convolution is fitted when the pass reaches it, so
+    that all behind it see what was changed.
 
     Args:
         images: `(N, 3, H, W)` float32; activations of 2 N images are held at once.
+        rounding: of the weights of convolutions of one group; others, which have few inputs a channel, are rounded to
+            the nearest.
 
     Source: Nagel et al., Data-Free Quantization, arXiv:1906.04721, section 4.2 (empirical form), layer by layer.
     """
@@ -83,10 +91,49 @@ def correct_conv_biases(model: nn.Module, images: Tensor) -> None:
         output[len(output) // 2 :] += error[:, None, None]  # in place: these tensors are the largest of a calibration
         return output
 
-    handles = [conv.register_forward_hook(correct) for conv in quant_convs(model).values() if conv.calibrated]
+    def choose(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(conv, QuantConv2d)
+        choose_rounding(conv, _moments(conv, *inputs[0].chunk(2)), rounding)
+
+    fitted = [conv for conv in quant_convs(model).values() if conv.calibrated]
+    handles = [conv.register_forward_hook(correct) for conv in fitted]
+    if rounding != "nearest":
+        handles += [conv.register_forward_pre_hook(choose) for conv in fitted if conv.groups == 1]
     try:
         with running_in(model, Phase.PAIRED):
             model(torch.cat([images, images]))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _moments(conv: QuantConv2d, exact: Tensor, actual: Tensor) -> Moments:
+    """What the least-squares error of a convolution of one group depends on, given its float and its actual input.
+
+    Its target is its float output; with few positions for its inputs that of the actual input, as of linears.
+    """
+    seen = _patches(conv, conv.input.on_grid(actual))
+    share = len(seen) / (len(seen) + seen.shape[1])
+    target = torch.lerp(_drawn(conv.exact(actual)), _drawn(conv.exact(exact)), share)
+    return Moments.of(seen, target)
+
+
+def _patches(conv: QuantConv2d, x: Tensor) -> Tensor:
+    """What each drawn position of the output reads, ``(rows, in * kH * kW)``, of ``(N, in, H, W)``."""
+    size, options = conv.weight.shape[2:], {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    each = max(1, ROWS // len(x))
+    rows = []
+    for image in torch.split(x, 1):  # all patches of all images would be many times as large as what is drawn of them
+        found = F.unfold(image, size, **options)[0].T
+        rows.append(found[_places(len(found), each)])
+    return torch.cat(rows)
+
+
+def _drawn(y: Tensor) -> Tensor:
+    """The drawn positions of an output ``(N, out, H', W')``, ``(rows, out)``."""
+    rows = y.flatten(2).transpose(1, 2)
+    return rows[:, _places(rows.shape[1], max(1, ROWS // len(y)))].flatten(0, 1)
+
+
+def _places(count: int, most: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(count, most)).round().long()

@@ -4,10 +4,13 @@ Both ways minimize `Moments.error` plus a ridge that pulls towards the float wei
 not lower than with nearest rounding keeps that. What is chosen is stored as integers.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from p4q_edge.quant import affine
+from p4q_edge.quant.conv import QuantConv2d
 from p4q_edge.quant.least_squares import Moments
 from p4q_edge.quant.linear import QuantLinear
 from p4q_edge.quant.scheme import RoundingName
@@ -36,21 +39,49 @@ SHARPEST, SOFTEST = 2.0, 20.0
 """Exponent beta of the regularizer at the end and at the beginning."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """A weight as rows, one for each output channel, that are rounded to integers.
+
+    Attributes:
+        weight: ``(out, in)`` float32.
+        nearest: its nearest integers, likewise, float64.
+        scale: of each row, ``(out,)`` float32.
+        bits: of the integers.
+    """
+
+    weight: Tensor
+    nearest: Tensor
+    scale: Tensor
+    bits: int
+
+    @classmethod
+    def of(cls, layer: QuantLinear | QuantConv2d) -> "Rounded":
+        """The weight of a layer, of a convolution with the kernel's positions as inputs of their own."""
+        return cls(
+            weight=layer.weight.detach().flatten(1),
+            nearest=layer.integer_weight().double().flatten(1),
+            scale=layer.weight_scale,
+            bits=layer.scheme.weight_bits,
+        )
+
+
 @torch.no_grad()
-def choose_rounding(linear: QuantLinear, moments: Moments, how: RoundingName) -> None:
-    """Set the integers of a linear; its scales stay.
+def choose_rounding(layer: QuantLinear | QuantConv2d, moments: Moments, how: RoundingName) -> None:
+    """Set the integers of a linear or a convolution; its scales stay.
 
     With `adaround` each is the weight rounded up or down; with `descent` any integer of the range.
     """
     if how == "nearest":
         return
-    nearest = linear.integer_weight().double()
-    step = linear.weight_scale.double()[:, None]
-    problem = _with_ridge(moments, linear.weight.double())
+    rows = Rounded.of(layer)
+    step = rows.scale.double()[:, None]
+    problem = _with_ridge(moments, rows.weight.double())
     search = {"adaround": _adaptive, "descent": _descend}[how]
-    chosen = search(problem, linear, nearest)
-    better = moments.error(chosen * step) < moments.error(nearest * step)
-    linear.set_integers(torch.where(better[:, None], chosen, nearest).to(torch.int8), linear.weight_scale)
+    chosen = search(problem, rows)
+    better = moments.error(chosen * step) < moments.error(rows.nearest * step)
+    integers = torch.where(better[:, None], chosen, rows.nearest).to(torch.int8)
+    layer.set_integers(integers.view(layer.weight.shape), layer.weight_scale)
 
 
 def _with_ridge(moments: Moments, weight: Tensor) -> Moments:
@@ -67,7 +98,7 @@ def _with_ridge(moments: Moments, weight: Tensor) -> Moments:
     )
 
 
-def _descend(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
+def _descend(problem: Moments, rows: Rounded) -> Tensor:
     """Cyclic coordinate descent: each column in turn takes its best integers, all others held.
 
     The columns go through in blocks: within one the slope is kept up to date column by column, behind it by one product
@@ -75,9 +106,9 @@ def _descend(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
 
     Source: QuantEase, Behdin et al., arXiv:2309.01885, algorithm 1, with the float model's output as target.
     """
-    limits = affine.weight_range(linear.scheme.weight_bits)
-    steps = linear.weight_scale.double()
-    parts = zip(*(torch.split(of_all, CHANNELS) for of_all in (start, problem.cross, steps)), strict=True)
+    limits = affine.weight_range(rows.bits)
+    steps = rows.scale.double()
+    parts = zip(*(torch.split(of_all, CHANNELS) for of_all in (rows.nearest, problem.cross, steps)), strict=True)
     return torch.cat([_descend_channels(q, problem.input_square, cross, step, limits) for q, cross, step in parts])
 
 
@@ -109,16 +140,16 @@ def _descend_block(q: Tensor, slope: Tensor, square: Tensor, step: Tensor, limit
 
 
 @torch.enable_grad()
-def _adaptive(problem: Moments, linear: QuantLinear, start: Tensor) -> Tensor:
+def _adaptive(problem: Moments, rows: Rounded) -> Tensor:
     """Up or down for each weight, learned through a rectified sigmoid.
 
     Source: AdaRound, Nagel et al., arXiv:2004.10568, eq. (21) to (25), on the moments in place of sampled rows.
     """
-    limits = affine.weight_range(linear.scheme.weight_bits)
-    step = linear.weight_scale[:, None]
-    low, up = affine.floor_and_rest(linear.weight.detach(), step)
+    limits = affine.weight_range(rows.bits)
+    step = rows.scale[:, None]
+    low, up = affine.floor_and_rest(rows.weight, step)
     square, cross = problem.input_square.float(), problem.cross.float()
-    unit = problem.error(start * step.double()).mean().float().clamp(min=torch.finfo(torch.float32).tiny)
+    unit = problem.error(rows.nearest * step.double()).mean().float().clamp(min=torch.finfo(torch.float32).tiny)
     v = torch.logit(((up + STRETCH) / (1 + 2 * STRETCH)).clamp(1e-3, 1 - 1e-3)).requires_grad_(True)
     optimizer = torch.optim.Adam([v], LEARNING_RATE)
     for at in range(STEPS):

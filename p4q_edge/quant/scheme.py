@@ -41,8 +41,9 @@ class QuantScheme:
             calibration exceed the ranges of those that were, the more so the fewer those are and the stronger the fold.
         bias_correction: absorb the mean output error of each quantized linear into its bias.
         weight_rounding: each weight to its nearest integer; or, by the error of the linear's output, up or down
-            (AdaRound) or to any integer (coordinate descent). This and the next two are fitted to the images, and only
-            linears of the image tower have them; biases of convolutions are always corrected.
+            (AdaRound) or to any integer (coordinate descent), of convolutions of one group too. This and the next two
+            are fitted to the images in the image tower alone, and the next two to linears alone; biases of convolutions
+            are always corrected.
         affine_correction: fold the least-squares factor and offset of each output channel into scale and bias.
         scale_epochs: passes over the images in which the scales are learned (LSQ); 0 keeps the calibrated ones.
         convolutions: quantize those that have INT8 kernels (`auto`; see `p4q_edge.quant.placement`), or none (`off`).

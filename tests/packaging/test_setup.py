@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,8 +99,22 @@ def test_no_python(
 
 
 def test_the_scripts_can_be_run(repository: Path) -> None:
-    for name in ("tools/setup_venv.sh", "tools/check.sh", "tools/fresh.sh", ".ci/run"):
+    for name in ("tools/setup_venv.sh", "tools/check.sh", "tools/fresh.sh", "tools/arm_check.sh", ".ci/run"):
         assert os.access(repository / name, os.X_OK), f"{name} is not executable"
+
+
+def test_the_check_on_arm_says_what_it_takes_and_needs(repository: Path, tmp_path: Path) -> None:
+    script = str(repository / "tools" / "arm_check.sh")
+    done = subprocess.run(["/bin/bash", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "usage: tools/arm_check.sh model.p4q [IMAGE...]\n")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("dirname", "mkdir"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    environment = {"PATH": str(tools), "ARM_FOLDER": str(tmp_path / "arm")}
+    done = subprocess.run(["/bin/bash", script, "model.p4q"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 3
+    assert done.stderr.startswith("arm_check: expected Debian or Ubuntu with apt-get.")
 
 
 MAKEFILE = """test:

@@ -5,7 +5,8 @@
 
 A round times every candidate once, one after the other: a loaded machine slows all of them, and what counts is the
 median of the ratios of each round.
-The rows of NNCF and torchao need their packages: name an interpreter that has them with ``--baselines-python``. A row
+The rows of NNCF, torchao and Model Optimizer (`nvidia-modelopt[onnx]`) need their packages: name an interpreter that
+has them with ``--baselines-python``. A row
 whose library is missing says so.
 """
 
@@ -29,8 +30,8 @@ from p4q_edge.runtime.statistics import paired_ratio, summarize
 from p4q_edge.runtime.storage import atomic_write
 
 OURS = ("ort-int8", "openvino-f32", "openvino-bf16")
-PEERS = ("ort-fp32", "torch-eager", "torch-compile", "torchao-int8", "nncf-openvino")
-OF_BASELINES = ("torchao-int8", "nncf-openvino")
+PEERS = ("ort-fp32", "ort-int4", "torch-eager", "torch-compile", "torchao-int8", "nncf-openvino", "modelopt-ort")
+OF_BASELINES = ("torchao-int8", "nncf-openvino", "modelopt-ort")
 BASELINE = "ort-fp32"
 WORKER = Path(__file__).with_name("cpu_race_worker.py")
 _WARM_UP = 3
@@ -161,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", default=",".join((*PEERS, *OURS)), help="(default: %(default)s)")
     parser.add_argument("--settings", default="1x1,8x1,1x2,8x2", help="batch x threads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=60, help="(default: %(default)s)")
-    parser.add_argument("--baselines-python", help="interpreter that has nncf and torchao beside this project")
+    parser.add_argument(
+        "--baselines-python", help="interpreter that has nncf, torchao and modelopt beside this project"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
     racers = Racers(

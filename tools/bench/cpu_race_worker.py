@@ -49,12 +49,12 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
     from p4q_edge.runtime.artifacts import read_bundle
 
     bundle = read_bundle(Path(request["bundle"]))
-    golden, model, threads = bundle.golden().for_cpu(), bundle.model("fp32"), request["threads"]
-    kind = request["kind"]
+    kind, threads = request["kind"], request["threads"]
+    golden, model = bundle.golden().for_cpu(), bundle.model("fp32")
     if kind.startswith("ort"):
-        from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, float_weights
+        from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-        run = OnnxRuntimeEngine(float_weights(model) if kind == "ort-fp32" else model, threads=threads).run
+        run = OnnxRuntimeEngine(onnxruntime_model(kind, model), threads=threads).run
     elif kind.startswith("openvino"):
         from p4q_edge.runtime.engines.openvino import OpenVINOEngine, model_source
 
@@ -62,11 +62,31 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
             model_source(model), remainder=kind.rpartition("-")[2], threads=threads, batch=request["batch"]
         )
         run = engine.run
+    elif kind == "modelopt-ort":
+        return golden, model_optimizer_call(model, golden.image, threads=threads)
     elif kind == "nncf-openvino":
         return golden, nncf_call(model, golden.image, threads=threads, batch=request["batch"])
     else:
         return golden, torch_call(kind, request["model"], bundle.preprocess(), threads=threads)
     return golden, lambda images: run(images, ("logits", "embedding"))
+
+
+def onnxruntime_model(kind: str, model: bytes) -> bytes:
+    """The bundle's graph, the same in float32, or that with weights of 4 bits in blocks (`MatMulNBits`)."""
+    from p4q_edge.runtime.engines.onnxruntime import float_weights
+
+    if kind == "ort-int8":
+        return model
+    exact = float_weights(model)
+    if kind == "ort-fp32":
+        return exact
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    # Level 4 lets its kernels quantize activations to int8.
+    quantizer = MatMulNBitsQuantizer(onnx.load_from_string(exact), block_size=128, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    return bytes(quantizer.model.model.SerializeToString())
 
 
 def cosines(call: Call, golden: Any) -> dict[str, Any]:
@@ -108,6 +128,30 @@ def nncf_call(model: bytes, images: np.ndarray, *, threads: int, batch: int) -> 
         return {name: np.array(request.get_tensor(name).data) for name in ("logits", "embedding")}
 
     return call
+
+
+def model_optimizer_call(model: bytes, images: np.ndarray, *, threads: int) -> Call:
+    """Model Optimizer's INT8 quantization of the float graph, calibrated on the golden images, in ONNX Runtime."""
+    import tempfile
+
+    from modelopt.onnx.quantization import quantize
+
+    from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, float_weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(float_weights(model))
+        quantize(
+            str(source),
+            quantize_mode="int8",
+            calibration_data={"image": images},
+            calibration_eps=["cpu"],
+            output_path=str(target),
+            high_precision_dtype="fp32",
+            log_level="ERROR",
+        )
+        run = OnnxRuntimeEngine(target.read_bytes(), threads=threads).run
+    return lambda batch: run(batch, ("logits", "embedding"))
 
 
 def torch_call(kind: str, model: str, spec: Any, *, threads: int) -> Call:

@@ -7,6 +7,7 @@ fp32.onnx into FOLDER.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,17 @@ DEMO: dict[str, Any] = {
 
 def random_classifier(architecture: str, *, classes: int, scheme: QuantScheme) -> tuple[FoldedClassifier, Any]:
     """Return a calibrated classifier with seeded random weights, and uint8 images (2, 3, H, W) as NumPy array."""
-    torch.manual_seed(0)
     config = DEMO if architecture == "demo" else open_clip.get_model_config(architecture)
     if config is None:
         raise SystemExit(f"open_clip has no model {architecture}; `p4q-edge models` lists them")
+    return classifier_of(config, architecture, classes=classes, scheme=scheme)
+
+
+def classifier_of(
+    config: Mapping[str, Any], name: str, *, classes: int, scheme: QuantScheme
+) -> tuple[FoldedClassifier, Any]:
+    """The same of a configuration as open_clip writes it; `name` is what the model is called."""
+    torch.manual_seed(0)
     # The smallest text tower: it is not exported.
     text = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(
@@ -45,7 +53,7 @@ def random_classifier(architecture: str, *, classes: int, scheme: QuantScheme) -
     size = clip.visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
     spec = PreprocessSpec(size=(height, width), mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
-    info = ModelInfo(name=architecture, pretrained="", family="", license="", weights_sha256="0" * 64)
+    info = ModelInfo(name=name, pretrained="", family="", license="", weights_sha256="0" * 64)
     model = LoadedModel(
         clip=clip,
         tokenizer=open_clip.SimpleTokenizer(),

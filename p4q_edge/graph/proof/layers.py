@@ -67,20 +67,22 @@ class GraphLayers:
             if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
                 continue
             path = weight.input[0].removesuffix(_WEIGHT)
-            yield path, Layer(grid=self._before(product, path), weight=weight, after=self._behind(product, path))
+            yield path, Layer(grid=self._before(product), weight=weight, after=self._behind(product, path))
 
-    def _before(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
+    def _before(self, product: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
         """Return what puts the input on its grid, with the gain and the shift before it, where there are."""
         nodes: list[onnx.NodeProto] = []
         node = self._index.producers.get(product.input[0])
-        while node is not None and (node.op_type in GRID or self._moves(node, path)):
+        while node is not None and (node.op_type in GRID or self._moves(node)):
             nodes.insert(0, node)
             node = self._index.producers.get(node.input[0])
         return tuple(nodes)
 
-    def _moves(self, node: onnx.NodeProto, path: str) -> bool:
+    def _moves(self, node: onnx.NodeProto) -> bool:
         name = {"Mul": "input_gain", "Add": "input_shift"}.get(node.op_type)
-        return name is not None and node.input[1].startswith(f"{path}.{name}") and node.input[1] in self._index.tensors
+        # The exporter stores equal constants once, under the name of the first layer that has them.
+        stored = node.input[1] if len(node.input) > 1 else ""
+        return name is not None and f".{name}" in stored and stored in self._index.tensors
 
     def _behind(self, product: onnx.NodeProto, path: str) -> tuple[onnx.NodeProto, ...]:
         """Return the inverse of a lifted scale and the addition of a bias, where they follow."""

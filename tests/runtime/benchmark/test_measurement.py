@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,7 @@ def test_command_writes_one_document(
     assert document == json.loads(output.read_text())
     assert (document["schema_version"], document["kind"], document["valid"]) == (1, "p4q-edge bench", True)
     assert document["rows"][0]["latency"]["p50_ms"] > 0
+    assert {row["library"] for row in document["rows"]} == {f"ONNX Runtime {version('onnxruntime')}"}
     assert document["memory"]["peak_host_bytes"] > 0
     assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err

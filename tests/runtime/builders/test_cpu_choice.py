@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, OpenVINOBuild
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.builders import candidates as candidates_module
 from p4q_edge.runtime.builders import cpu
-from p4q_edge.runtime.builders.candidates import CpuCandidate, CpuRequest, cpu_candidates
+from p4q_edge.runtime.builders.build import BuildOptions, build_engine
+from p4q_edge.runtime.builders.candidates import (
+    PROFILE_VARIABLE,
+    CpuCandidate,
+    CpuRequest,
+    cpu_candidates,
+    default_choice,
+)
 from p4q_edge.runtime.builders.cpu import TIE, ProofSetting, fastest, prove_candidates
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import Rounds, rounding_limits_of
 from p4q_edge.runtime.statistics.rounding_limits import NoiseFloor
+from p4q_edge.runtime.verification import selftest
 
 
 @pytest.fixture
@@ -76,6 +86,58 @@ def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch
     assert found.not_measured[1] == "float: the package onnx is not installed"
     with pytest.raises(EnvironmentNotAbleError, match="no onnx"):
         cpu_candidates(model, CpuRequest(choice="float"))
+
+
+@pytest.mark.parametrize(
+    ("openvino_is", "convolutions", "backend", "expected"),
+    [
+        (False, False, None, "exact"),
+        (True, False, None, "auto"),
+        (False, True, None, "auto"),
+        (True, True, "onnxruntime", "exact"),
+        (True, True, "openvino", "exact"),
+    ],
+)
+def test_what_nothing_named_means(
+    monkeypatch: pytest.MonkeyPatch, openvino_is: bool, convolutions: bool, backend: CpuBackend | None, expected: str
+) -> None:
+    monkeypatch.delenv(PROFILE_VARIABLE)
+    _installed(monkeypatch, openvino_is=openvino_is)
+    assert default_choice(backend, convolutions=convolutions) == expected
+    monkeypatch.setenv(PROFILE_VARIABLE, "float")
+    assert default_choice(backend, convolutions=convolutions) == "float"
+    monkeypatch.setenv(PROFILE_VARIABLE, "quick")
+    with pytest.raises(UsageError, match="P4Q_EDGE_CPU_PROFILE=quick: expected one of exact, fast, float, auto"):
+        default_choice(backend, convolutions=convolutions)
+
+
+def test_a_remainder_without_openvino_is_refused(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    _installed(monkeypatch, openvino_is=False)
+    with pytest.raises(EnvironmentNotAbleError, match="--remainder bf16 is OpenVINO's, which is not installed"):
+        cpu_candidates(model, CpuRequest(choice="auto", remainder="bf16"))
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
+def test_a_build_that_names_nothing_keeps_the_fastest_that_is_right(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PROFILE_VARIABLE)
+    engine = tmp_path / "out.onnx"
+    card = build_engine(tiny_bundle, engine, options=BuildOptions(threads=1))
+    assert isinstance(card.build, OnnxRuntimeBuild | OpenVINOBuild)
+    rows = card.build.inspection.rows
+    assert {"exact", "openvino-f32"} <= rows.keys()
+    assert all(row.n > 0 for row in rows.values())
+    assert (card.build.options.cpu_profile, selftest(engine, threads=1).problem()) == ("auto", None)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
+def test_an_engine_of_the_other_library_leaves_no_copy_behind(tiny_bundle: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "out.onnx"
+    build_engine(tiny_bundle, engine, backend="onnxruntime")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "out.onnx.json", "out.onnx.optimized"}
+    build_engine(tiny_bundle, engine, backend="openvino", options=BuildOptions(remainder="f32"), force=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "out.onnx.json", "out.onnx.openvino"}
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 4097}, {"threads": 0}, {"threads": 1025}])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
 from p4q_edge.runtime.artifacts import on_backend
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.engines import load_engine
+from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import read_report
@@ -62,8 +67,56 @@ def test_commands_say_where_they_ran(tiny_engine: Path, photo: Path, run: Run, t
         label = classifier.classify(photo).label
     assert (code, json.loads(out)["predictions"][0]["label"]) == (0, label)
     code, out, _ = run("bench", tiny_engine, "--seconds", "0.1", *options)
-    assert (code, json.loads(out)["backend"]) == (0, "openvino")
+    document = json.loads(out)
+    assert (code, document["backend"]) == (0, "openvino")
+    # The version of the package, without the number of its build.
+    assert {row["library"] for row in document["rows"]} == {f"OpenVINO {version('openvino')}"}
     assert run("selftest", tiny_engine, *options)[0] == 0
     assert run("validate", tiny_engine, *options)[0] == 0
     built = read_report(tiny_engine.with_name(f"{tiny_engine.stem}.report.json")).built
     assert (built.backend, built.kernels, built.int8_share) == ("openvino", {}, None)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Noise as photographs of the built-in classes."""
+    generator = np.random.default_rng(1)
+    for index in range(24):
+        path = tmp_path / "labelled" / ("circle", "square", "triangle")[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "labelled"
+
+
+@with_openvino
+def test_heads_are_taught_and_calibrated_there(
+    tiny_engine: Path, labelled: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    whole = OpenVINOEngine.run
+
+    def counted(self: OpenVINOEngine, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> Any:
+        asked.append("openvino")
+        return whole(self, image, outputs)
+
+    monkeypatch.setattr(OpenVINOEngine, "run", counted)
+    for command in (["teach", tiny_engine, labelled, "--name", "x"], ["head", "calibrate", tiny_engine, labelled]):
+        code, _, err = run(*command, "--backend", "openvino", "--force", "--json")
+        assert (code, err.count("openvino")) == (0, 0), err
+        assert asked
+        asked.clear()
+        assert run(*command, "--force", "--json")[0] == 0
+        assert not asked
+
+
+def test_a_head_is_not_calibrated_on_wrong_values(
+    tiny_engine: Path, labelled: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = OnnxRuntimeEngine.run
+
+    def wrong(self: OnnxRuntimeEngine, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> Any:
+        return {name: values[:, ::-1] for name, values in whole(self, image, outputs).items()}
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", wrong)
+    code, _, err = run("head", "calibrate", tiny_engine, labelled, "--json")
+    assert (code, "computes wrong values here" in err) == (5, True)

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from p4q_edge.quant import affine
+from p4q_edge.quant import affine, conv_swap
 from p4q_edge.quant.conv import QuantConv2d, TensorGrid, running_as_cpu_graph
-from p4q_edge.quant.conv_swap import correct_conv_biases, fix_conv_scales, swap_convolutions
+from p4q_edge.quant.conv_swap import fit_convolutions, fix_conv_scales, swap_convolutions
 from p4q_edge.quant.linear import Phase, running_in
 from p4q_edge.quant.macs import count_macs
 from p4q_edge.quant.placement import GridPoint
-from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.quant.scheme import QuantScheme, RoundingName
 
 SCHEME = QuantScheme(observer="minmax", weight_observer="minmax", headroom=1.0)
 
@@ -39,6 +39,14 @@ def random_conv(seed: int = 0, **options: int) -> nn.Conv2d:
 
 def random_input(seed: int = 0) -> Tensor:
     return torch.randn(2, 16, 7, 7, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated_input(seed: int) -> Tensor:
+    """Channels that are mixtures of four: of independent ones the nearest rounding is the best already."""
+    mixing = torch.randn(16, 4, generator=torch.Generator().manual_seed(100))
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.randn(12, 16, 12, 12, generator=generator)
+    return torch.einsum("ij,njhw->nihw", mixing, torch.randn(12, 4, 12, 12, generator=generator)) + 0.1 * own
 
 
 @settings(max_examples=20, deadline=None)
@@ -190,6 +198,40 @@ def test_corrected_biases_leave_no_mean_error() -> None:
         return float((found - exact).mean((0, 2, 3)).abs().max())
 
     before = error()
-    correct_conv_biases(model, x)
+    fit_convolutions(model, x)
     assert error() < 1e-5 < before
     assert torch.equal(model.second.exact(model.first.exact(x).relu()), exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}])
+def test_moments_of_a_convolution_give_its_error(options: dict[str, int]) -> None:
+    x = random_input()
+    conv = calibrated(
+        random_conv(**options), x, QuantScheme(weight_bits=4, observer="minmax", weight_observer="minmax")
+    )
+    moments = conv_swap._moments(conv, x, x)
+    conv.correct_bias(moments.best_bias(conv.quantized_weight().flatten(1)))
+    measured = (conv.quantized(x) - conv.exact(x)).square().mean((0, 2, 3)).double()
+    torch.testing.assert_close(moments.error(conv.quantized_weight().flatten(1)), measured, rtol=1e-3, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rounding", ["adaround", "descent"])
+def test_fitted_roundings_of_narrow_weights_are_nearer_to_the_float_model(rounding: RoundingName) -> None:
+    x, fresh = correlated_input(0), correlated_input(7)
+    errors = {}
+    for how in ("nearest", rounding):
+        conv = calibrated(random_conv(), x, QuantScheme(weight_bits=4, observer="minmax", weight_observer="minmax"))
+        fit_convolutions(conv, x, how)  # type: ignore[arg-type]
+        assert conv.integer_weight().abs().max() <= 7
+        errors[how] = float((conv.quantized(fresh) - conv.exact(fresh)).square().mean())
+    assert errors[rounding] < errors["nearest"]
+
+
+@torch.no_grad()
+def test_convolutions_of_several_groups_are_rounded_to_the_nearest() -> None:
+    x = random_input()
+    conv = calibrated(nn.Conv2d(16, 16, 3, groups=16).requires_grad_(False), x)
+    fit_convolutions(conv, x, "descent")
+    assert conv.integers is None

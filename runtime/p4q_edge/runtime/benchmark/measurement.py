@@ -28,7 +28,7 @@ from p4q_edge.runtime.benchmark.power import PowerSensor, find_sensors, open_nvm
 from p4q_edge.runtime.benchmark.speed_rows import SpeedRow
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.classification import probabilities
-from p4q_edge.runtime.engines import load_engine
+from p4q_edge.runtime.engines import library_words, load_engine
 from p4q_edge.runtime.images import load_image, preprocess
 from p4q_edge.runtime.stage import Outputs
 from p4q_edge.runtime.statistics import (
@@ -57,6 +57,7 @@ class Candidate:
 
     Attributes:
         run: uint8 (N, 3, H, W) to outputs by name.
+        library: what runs it, with its version.
         size_bytes: of its file; None if it has none.
         load_ms: reading, verifying and preparing it; None if not measured.
     """
@@ -65,6 +66,7 @@ class Candidate:
     run: Callable[[np.ndarray], Outputs]
     size_bytes: int | None = None
     load_ms: float | None = None
+    library: str = ""
     close: Callable[[], None] = lambda: None
 
 
@@ -171,6 +173,7 @@ def load_candidate(
         run=lambda batch: engine.run(batch, ("logits", "embedding")),
         size_bytes=card.engine_size_bytes,
         load_ms=load_ms,
+        library=library_words(card, device=device),
         close=engine.close,
     )
 
@@ -319,7 +322,7 @@ def _rows(
 ) -> list[SpeedRow]:
     generator = np.random.default_rng(seed)
     main = times[candidates[0].name, ENGINE_SCOPE]
-    sizes = {candidate.name: candidate.size_bytes for candidate in candidates}
+    by_name = {candidate.name: candidate for candidate in candidates}
     rows = []
     for (name, scope), values in times.items():
         other = scope == ENGINE_SCOPE and name != candidates[0].name
@@ -329,10 +332,11 @@ def _rows(
                 scope=scope,
                 batch=batch,
                 latency=summarize(values),
-                size_bytes=sizes[name],
+                size_bytes=by_name[name].size_bytes,
                 advantage=paired_ratio(values, main, generator=generator) if other else None,
                 invalid=invalid,
                 times_ms=tuple(values[:MAX_KEPT_TIMES].tolist()),
+                library=by_name[name].library,
             )
         )
     return rows

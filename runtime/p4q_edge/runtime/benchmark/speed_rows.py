@@ -11,6 +11,7 @@ class SpeedRow:
 
     Attributes:
         name: for example `INT8` or `FP32`.
+        library: what ran it, with its version, as `ONNX Runtime 1.32.0`; empty in older reports.
         scope: `engine` (uint8 array in, outputs out) or `end to end` (encoded image in, label out).
         latency: of one batch.
         size_bytes: of the engine file; None if it has none.
@@ -28,3 +29,4 @@ class SpeedRow:
     top1: Estimate | None = None
     invalid: tuple[str, ...] = ()
     times_ms: tuple[float, ...] = ()
+    library: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,15 @@ from p4q_edge.runtime.artifacts import (
     read_bundle,
     write_deployment,
 )
-from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
+from p4q_edge.runtime.builders.candidates import PROFILE_VARIABLE, CpuRequest, cpu_candidates, default_choice
 from p4q_edge.runtime.builders.card_parts import card_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent
 from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
 from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
+from p4q_edge.runtime.engines.onnxruntime import optimized_path
+from p4q_edge.runtime.engines.openvino import compiled_path
 from p4q_edge.runtime.engines.openvino import fingerprint as of_openvino
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import advice
@@ -69,7 +72,8 @@ class BuildOptions:
 
     Attributes:
         cpu_profile: `exact` (8-bit weights), `fast` (7-bit weights, for x86 without VNNI), `float` (FP32), or `auto`
-            (the fastest here of these, in ONNX Runtime and, where it is installed, in OpenVINO); CPU engines.
+            (the fastest here of these, in ONNX Runtime and, where it is installed, in OpenVINO); None: see
+            `builders.candidates.default_choice`; CPU engines.
         remainder: precision of what is not quantized, in OpenVINO: `f32`, `bf16`, or `auto` (the faster one here).
         threads: threads of the CPU engine while it is checked and measured; None takes one a core.
         batch: images of a run that candidates of `auto` are measured with, and OpenVINO's fixed shape is made for.
@@ -78,7 +82,7 @@ class BuildOptions:
         rtx: options of the builder of TensorRT for RTX; None takes its defaults.
     """
 
-    cpu_profile: CpuChoice = "exact"
+    cpu_profile: CpuChoice | None = None
     remainder: RemainderChoice = "auto"
     threads: int | None = None
     batch: int = 1
@@ -90,10 +94,19 @@ class BuildOptions:
         if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
             raise UsageError(f"the deadline must be positive and at most a day, got {self.deadline_s:g} s.")
 
-    def cpu_request(self, backend: CpuBackend | None) -> CpuRequest:
-        """Return what is asked of a CPU engine; `backend` is the library that was named, if one was."""
+    def cpu_request(self, backend: CpuBackend | None, bundle: Bundle) -> CpuRequest:
+        """Return what is asked of a CPU engine of a bundle; `backend` is the library that was named, if one was.
+
+        Raises:
+            UsageError: a number is out of range, or the environment names no profile.
+        """
+        convolutions = bundle.manifest.precision.quantized_convolutions > 0
         return CpuRequest(
-            choice=self.cpu_profile, backend=backend, remainder=self.remainder, threads=self.threads, batch=self.batch
+            choice=self.cpu_profile or default_choice(backend, convolutions=convolutions),
+            backend=backend,
+            remainder=self.remainder,
+            threads=self.threads,
+            batch=self.batch,
         )
 
 
@@ -176,10 +189,13 @@ def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
 
 def _build_cpu(bundle: Bundle, engine: Path, *, backend: CpuBackend | None, force: bool, options: BuildOptions) -> Card:
     refuse_unsound(bundle, "fp32", engine=engine)
-    made = make_cpu_engine(bundle, engine, options.cpu_request(backend), deadline_s=options.deadline_s)
+    made = make_cpu_engine(bundle, engine, options.cpu_request(backend, bundle), deadline_s=options.deadline_s)
     card = _compared(made.card, made.outputs, made.golden, engine=engine)
     _require_writable(engine, force=force)
     write_deployment(engine, card, made.files)
+    written = {engine.with_name(engine.name + suffix) for suffix in made.files}
+    for stale in {optimized_path(engine), compiled_path(engine)} - written:
+        stale.unlink(missing_ok=True)  # of an engine of the other library, which this one replaced
     return card
 
 
@@ -318,7 +334,8 @@ def refuse_unsound(bundle: Bundle, kind: GraphKind, *, engine: Path) -> None:
 def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, Any]:
     """Return the options that decide what an engine of a backend is; its card records them."""
     if backend in CPU_BACKENDS:
-        return {"cpu_profile": options.cpu_profile, "remainder": options.remainder, "batch": options.batch}
+        profile = options.cpu_profile or os.environ.get(PROFILE_VARIABLE) or "default"
+        return {"cpu_profile": profile, "remainder": options.remainder, "batch": options.batch}
     if backend == "tensorrt-rtx":
         return asdict(options.rtx or RtxOptions())
     return asdict(options.tensorrt or TensorRTOptions())
@@ -359,15 +376,16 @@ def describe_build(
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
         convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
-    candidates = cpu_candidates(opened.model("fp32"), options.cpu_request(_cpu_backend(backend)))
+    request = options.cpu_request(_cpu_backend(backend), opened)
+    candidates = cpu_candidates(opened.model("fp32"), request)
     return CpuDryRun(
         engine=str(engine),
         exists=engine.exists(),
         backend=chosen,
-        cpu_profile=options.cpu_profile,
+        cpu_profile=request.choice,
         candidates=tuple(candidate.name for candidate in candidates.tried),
         not_measured=candidates.not_measured,
         model_bytes=len(opened.model("fp32")),
-        unsigned_kernels=options.cpu_profile == "exact" and chosen == "onnxruntime" and machine.saturates(),
+        unsigned_kernels=request.choice == "exact" and chosen == "onnxruntime" and machine.saturates(),
         **(of_openvino() if chosen == "openvino" else of_onnxruntime()),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import msgspec
 
@@ -14,6 +16,32 @@ from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, Usag
 from p4q_edge.runtime.machine import cpu as machine
 
 _CHANGE: Mapping[CpuProfile, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
+
+
+PROFILE_VARIABLE = "P4Q_EDGE_CPU_PROFILE"
+"""Environment variable with the profile of builds that name none, as where many machines are to build the same."""
+
+
+def default_choice(backend: CpuBackend | None, *, convolutions: bool) -> CpuChoice:
+    """Return the profile where none is named: that of the environment, or else whether there is anything to choose.
+
+    `auto` where OpenVINO is installed or the model has quantized convolutions, and no library was named; elsewhere
+    `exact`.
+
+    Args:
+        backend: the library that was named.
+        convolutions: whether the model has quantized convolutions.
+
+    Raises:
+        UsageError: the environment names no profile.
+    """
+    named = os.environ.get(PROFILE_VARIABLE, "")
+    known = get_args(CpuChoice)
+    if named and named not in known:
+        raise UsageError(f"{PROFILE_VARIABLE}={named}: expected one of {', '.join(known)}. Mend or unset it.")
+    if named:
+        return cast(CpuChoice, named)
+    return "auto" if backend is None and (convolutions or installed()) else "exact"
 
 
 class CpuCandidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +107,11 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     left_out: list[str] = []
     if request.choice == "auto" and "openvino" not in libraries and request.backend is None:
         left_out.append("OpenVINO: it is not installed")
+    if request.remainder != "auto" and "openvino" not in libraries:
+        raise EnvironmentNotAbleError(
+            f"--remainder {request.remainder} is OpenVINO's, which is not installed. Run: pip install "
+            "'p4q-edge-runtime[openvino]', or leave it out"
+        )
     models, missing = _models(model, request)
     left_out += missing
     able = remainders() if "openvino" in libraries else ()

@@ -15,15 +15,18 @@ from p4q_edge.runtime.artifacts import (
     EngineHead,
     engine_head,
     find_head,
+    on_backend,
     read_card,
     stored_heads,
     write_card,
 )
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit
 from p4q_edge.runtime.engines import Engine, load_engine
 from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.verification import ensure_golden
 
 _BATCH = 8
 
@@ -39,6 +42,7 @@ class Request:
         unknown: folder of images that show none of the classes, or None.
         learned: SHA-256 of images that the model was learned from; they are left out.
         other_names: other names of the head's classes in the same order, such as the folders learned from.
+        backend: another library for CPUs than the one that the engine was built for.
     """
 
     engine: Path
@@ -47,6 +51,7 @@ class Request:
     unknown: Path | None = None
     learned: frozenset[str] = frozenset()
     other_names: tuple[str, ...] = ()
+    backend: CpuBackend | None = None
 
 
 def calibrate_head(request: Request, options: FitOptions) -> Fit:
@@ -55,8 +60,10 @@ def calibrate_head(request: Request, options: FitOptions) -> Fit:
     Raises:
         InputError: the images do not fit the classes, or are too few.
         ArtifactError: engine, card and head do not fit each other.
+        UsageError: the engine is not one that `backend` runs.
+        QualityGateError: the engine computes wrong values on this machine.
     """
-    card = read_card(request.engine)
+    card = on_backend(read_card(request.engine), request.backend)
     head = engine_head(request.engine, request.head)
     images = read_class_folders(
         request.data,
@@ -68,6 +75,7 @@ def calibrate_head(request: Request, options: FitOptions) -> Fit:
     starts = range(0, len(images.labels), _BATCH)
     engine = load_engine(request.engine, card)
     try:
+        ensure_golden(engine, card, name=str(request.engine))
         rows = [
             head.classify(engine, images.pixels[slice(start, start + _BATCH)])[0]
             for start in tracked(starts, "run the engine")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.engines.base import Engine, fingerprint, load_engine
+    from p4q_edge.runtime.engines.base import Engine, fingerprint, library_words, load_engine
 
-__all__ = ["Engine", "fingerprint", "load_engine"]
+__all__ = ["Engine", "fingerprint", "library_words", "load_engine"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -18,6 +18,7 @@ if not TYPE_CHECKING:
             "base": (
                 "Engine",
                 "fingerprint",
+                "library_words",
                 "load_engine",
             ),
         },

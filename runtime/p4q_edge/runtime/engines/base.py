@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from p4q_edge.runtime.artifacts import Card
+from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+_NAMES: Mapping[BackendName, str] = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT for RTX",
+}
 
 
 class Engine(Protocol):
@@ -92,3 +102,10 @@ def fingerprint(card: Card, *, device: str = "auto") -> dict[str, str]:
     from p4q_edge.runtime.engines.onnxruntime import engine as onnxruntime
 
     return dict(onnxruntime.fingerprint())
+
+
+def library_words(card: Card, *, device: str = "auto") -> str:
+    """Return the library that runs the engine of a card here, with its version: `ONNX Runtime 1.32.0`."""
+    found = fingerprint(card, device=device)
+    # OpenVINO's goes on with the number of its build.
+    return f"{_NAMES[card.backend]} {found[card.backend.replace('-', '_')].split('-')[0]}"

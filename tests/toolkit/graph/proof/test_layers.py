@@ -92,6 +92,28 @@ def test_scales_of_attentions_are_compared_and_missing_ones_seen(
     )
 
 
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_layers_with_equal_gains_and_shifts_are_told_apart_from_wrong_ones(
+    fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8], kind: str
+) -> None:
+    # Of random weights, blocks of one kind get the same ones; the exporter stores them once.
+    model = fold_toy(QuantScheme(activation_gain=False))
+    width = quant_linears(model)[PATH].in_features
+    same = {path: one for path, one in quant_linears(model).items() if one.in_features == width and "encoder" in path}
+    assert len(same) > 1
+    for linear in same.values():
+        linear.set_gain(torch.linspace(0.5, 2.0, width))
+        linear.set_shift(torch.linspace(-0.02, 0.02, width))
+        linear.scale_weight()
+    records = record_layers(model, images[:4])
+    graph = both(export_classifier(model, images))[kind]
+    assert wrong_layers(records, graph) == {}
+    gains = [tensor.name for tensor in graph.graph.initializer if "input_gain" in tensor.name]
+    assert len(gains) == 1
+    multiply(graph, gains[0].removesuffix(".fp16"), 1.5)
+    assert set(wrong_layers(records, graph)) == set(same)
+
+
 def test_scales_that_were_lifted_are_those_of_the_module(
     fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8]
 ) -> None:

@@ -236,6 +236,7 @@ def _text(measured: Measured) -> str:
     rows = [
         (
             row.name,
+            row.library,
             row.scope,
             str(row.batch),
             str(row.latency.n),
@@ -245,7 +246,7 @@ def _text(measured: Measured) -> str:
         )
         for row in measured.rows
     ]
-    header = ("engine", "scope", "batch", "runs", "p50", "p90", "p99", "images/s", "first is faster by")
+    header = ("engine", "library", "scope", "batch", "runs", "p50", "p90", "p99", "images/s", "first is faster by")
     lines = columns(header, rows)
     lines += [f"{name}: loaded in {words.milliseconds(ms)}" for name, ms in measured.load_ms.items() if ms is not None]
     if measured.memory.peak_host_bytes:

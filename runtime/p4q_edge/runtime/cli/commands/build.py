@@ -111,9 +111,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     cpu.add_argument(
         "--cpu-profile",
         choices=get_args(CpuChoice),
-        default="exact",
         help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the fastest of these "
-        "and of OpenVINO where it is installed, measured here (default: %(default)s)",
+        "and of OpenVINO where it is installed, measured here (default: auto where OpenVINO is installed or "
+        "convolutions are quantized, elsewhere exact)",
     )
     cpu.add_argument(
         "--remainder",
@@ -225,7 +225,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
     on_cpu = backend in CPU_BACKENDS
     if not on_cpu:
         given_for_cpus = {f"--{name}": getattr(args, name) is not None for name in _CPU_NUMBERS}
-        _refuse({**given_for_cpus, "--cpu-profile": args.cpu_profile != "exact"}, args.engine, "a TensorRT engine")
+        _refuse({**given_for_cpus, "--cpu-profile": args.cpu_profile is not None}, args.engine, "a TensorRT engine")
     if backend == "tensorrt":
         from p4q_edge.runtime.artifacts import TensorRTOptions
 
@@ -239,15 +239,15 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         return BuildOptions(rtx=RtxOptions(**given, capabilities=tuple(args.capability or ())))
     useless["--capability"] = args.capability is not None
     _refuse(useless, args.engine, "an engine for CPUs")
-    races = args.cpu_profile == "auto" and args.backend is None
-    if args.remainder is not None and args.backend != "openvino" and not races:
-        raise UsageError(
-            "--remainder is OpenVINO's. Add --backend openvino, or --cpu-profile auto without a --backend."
-        )
+    profile: CpuChoice | None = args.cpu_profile
+    if args.remainder is not None and args.backend != "openvino":
+        profile = profile or "auto"
+        if profile != "auto" or args.backend is not None:
+            raise UsageError(
+                "--remainder is OpenVINO's. Add --backend openvino, or --cpu-profile auto without a --backend."
+            )
     numbers = {name: value for name in _CPU_NUMBERS if (value := getattr(args, name)) is not None}
-    return BuildOptions(
-        cpu_profile=args.cpu_profile, **{_FIELD_OF.get(name, name): value for name, value in numbers.items()}
-    )
+    return BuildOptions(cpu_profile=profile, **{_FIELD_OF.get(name, name): value for name, value in numbers.items()})
 
 
 def _refuse(flags: Mapping[str, bool], engine: Path, kind: str) -> None:

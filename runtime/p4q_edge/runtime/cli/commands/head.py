@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, write_line
+from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, add_backend, write_line
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.storage import printable
 
@@ -57,6 +58,7 @@ class HeadCalibrateRequest:
     accuracy: float | None = None
     per_class: bool | None = None
     max_unknown: float | None = None
+    backend: CpuBackend | None = None
     apply: bool = False
 
     def command(self) -> str:
@@ -66,6 +68,7 @@ class HeadCalibrateRequest:
             words += [] if value is None else [option, shlex.quote(str(value))]
         for option, number in (("--accuracy", self.accuracy), ("--max-unknown", self.max_unknown)):
             words += [] if number is None else [option, number]
+        words += [] if self.backend is None else ["--backend", self.backend]
         return " ".join(map(str, [*words, *["--per-class"] * bool(self.per_class), *["--apply"] * self.apply]))
 
 
@@ -133,6 +136,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="largest share of the labelled images that thresholds may leave unknown (default: 0.5)",
     )
+    add_backend(parser)
     parser.add_argument("--apply", action="store_true", help="write what is better; a terminal is asked first")
 
 
@@ -152,6 +156,7 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
         data=request.data,
         head=request.name or BUILT_IN,
         unknown=request.unknown,
+        backend=request.backend,
         learned=learned_digests(bundle),
         other_names=found_names(bundle) if request.name in (None, BUILT_IN) else (),
     )
@@ -336,6 +341,7 @@ COMMAND = CommandGroup(
                 accuracy=args.accuracy,
                 per_class=args.per_class,
                 max_unknown=args.max_unknown,
+                backend=args.backend,
                 apply=args.apply,
             ),
             run=_calibrate,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, add_placement
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement
 from p4q_edge.runtime.cli.commands.head import UndoRequest, undo
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.storage import printable
@@ -32,6 +33,7 @@ class TeachRequest:
     unknown: Path | None = None
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
     undo: bool = False
 
 
@@ -59,6 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--unknown", type=Path, help="folder of images that show none of the classes")
     add_placement(parser)
+    add_backend(parser)
     parser.add_argument("--undo", action="store_true", help="put the version before this one back; needs no PHOTOS")
 
 
@@ -81,6 +84,7 @@ def _request(args: argparse.Namespace) -> TeachRequest:
         unknown=args.unknown,
         device=args.device,
         threads=args.threads,
+        backend=args.backend,
         undo=args.undo,
     )
 
@@ -96,7 +100,7 @@ def _run(request: TeachRequest, output: Output) -> int:
     photographs = _by_class(request.photographs, request.add)
     if request.add:
         _refuse_others(photographs, request, base_head(request.engine, request.base or BUILT_IN).class_names)
-    options = RuntimeOptions(threads=request.threads)
+    options = RuntimeOptions(threads=request.threads, backend=request.backend)
     with ZeroShotClassifier(request.engine, device=request.device, options=options) as classifier:
         taught = classifier.lesson(
             photographs,

@@ -116,10 +116,11 @@ def baseline_table(rows: Sequence[Baseline]) -> str:
 def speed_table(rows: Sequence[SpeedRow]) -> str:
     """Return one row a measurement; an invalid one says so."""
     return _table(
-        ("engine", "scope", "batch", "runs", "p50", "p90", "p99", "first row is faster by", "valid"),
+        ("engine", "library", "scope", "batch", "runs", "p50", "p90", "p99", "first row is faster by", "valid"),
         [
             (
                 row.name,
+                row.library or "-",
                 row.scope,
                 str(row.batch),
                 str(row.latency.n),

@@ -1,0 +1,73 @@
+"""The table of families: towers of reduced depth, what is refused, and what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from bench_modules import bench_modules
+
+REDUCED: dict[str, dict[str, Any]] = {
+    "vit": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+    "convnext": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def families() -> Iterator[ModuleType]:
+    with bench_modules(["families"]) as modules:
+        yield modules["families"]
+
+
+@pytest.mark.parametrize("kind", REDUCED)
+def test_the_share_counts_convolutions_for_tensorrt_only(families: ModuleType, kind: str) -> None:
+    row = families.measure(kind, {"embed_dim": 32, "vision_cfg": REDUCED[kind]}, share_only=True)
+    assert 0.5 < row["share"] <= 1.0
+    assert (row["share_on_cpu"] < row["share"]) == (row["convolutions"] > 0) == (kind != "vit")
+    assert row["linears"] > 0
+    assert "bundle_mb" not in row
+
+
+def test_a_row_says_what_the_graphs_compute_and_how_fast(families: ModuleType) -> None:
+    row = families.measure("vit", {"embed_dim": 32, "vision_cfg": REDUCED["vit"]}, share_only=False)
+    assert row["unsound"] == {}
+    assert min(row["cosines"][kind] for kind in ("fp16", "fp32")) > 0.999
+    assert row["engine_mb"] < row["fp32_mb"]
+    assert row["times_as_fast"]["onnxruntime"]["low"] > 0
+
+
+def test_rows_are_kept_and_refusals_are_named(
+    families: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert families.described("RN50")["licences"]
+    assert families.described("xlm-roberta-base-ViT-B-32")["text"] == "xlm-roberta-base"
+    monkeypatch.setattr(families.sys, "executable", "/bin/false")
+    families.run("RN50", tmp_path, share_only=True)
+    row = json.loads((tmp_path / "RN50.json").read_text())
+    assert row["problem"] == "exit code 1"
+    text = families.table({"RN50": row})
+    assert "| RN50 |  |  | refused: exit code 1 |" in text
+    (tmp_path / "RN50.json").write_text(json.dumps(row | {"problem": "kept"}))
+    families.run("RN50", tmp_path, share_only=True)
+    assert json.loads((tmp_path / "RN50.json").read_text())["problem"] == "kept"
+
+
+def test_the_page_keeps_what_is_around_its_table(
+    families: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "families.md"
+    page.write_text(f"before\n{families.BEGIN}\nold\n{families.END}\nafter\n")
+    monkeypatch.setattr(families, "PAGE", page)
+    monkeypatch.setattr(families, "RESULTS", tmp_path)
+    families.write({"RN50": {"text": "transformer", "prompts": True, "licences": [], "problem": "none"}})
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"\n{families.END}\nafter\n")
+    assert "old" not in text
+    (results,) = tmp_path.glob("families-*.json")
+    assert json.loads(results.read_text())["rows"]["RN50"]["problem"] == "none"
