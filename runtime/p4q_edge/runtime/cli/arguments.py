@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,8 @@ from p4q_edge.runtime.errors import UsageError
 
 MAX_WHOLE_NUMBER = (1 << 31) - 1
 """Of 32 bits with a sign, which native libraries take."""
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes of one name and of a whole path, beyond which Linux's file systems have none."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,10 +34,28 @@ def _path(text: str) -> Path:
 
     Raises:
         ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives; it would be this folder.
+            Of a name that is too long for any file.
     """
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty word")
+    name = max(map(os.fsencode, Path(text).parts), key=len, default=b"")
+    if len(name) > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        raise argparse.ArgumentTypeError(
+            f"expected a path, got {len(os.fsencode(text))} bytes with a name of {len(name)}; the longest are "
+            f"{LONGEST_PATH} and {LONGEST_NAME}"
+        )
     return Path(text)
+
+
+def image_source(text: str) -> str:
+    """Return what names images in one of several ways: a folder, a table, shards, a data set that is built in.
+
+    Raises:
+        ArgumentTypeError: of an empty word.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of images, got an empty word")
+    return text
 
 
 def _number(text: str) -> float:

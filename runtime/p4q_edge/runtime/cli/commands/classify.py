@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import CpuBackend, Fast
+from p4q_edge.runtime.cli.arguments import image_source
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, as_json, write_line
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
@@ -70,6 +71,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images",
         nargs="+",
+        type=image_source,
         help="image files, folders or globs; - reads one image from stdin; or one "
         "film, stream (rtsp://) or camera (cam:0), with OpenCV",
     )

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from p4q_edge.runtime.cli.arguments import image_source
 from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.errors import InputError, UsageError
 
@@ -29,7 +30,7 @@ class EmbedRequest:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
-    parser.add_argument("images", nargs="+", help="image files, folders or globs")
+    parser.add_argument("images", nargs="+", type=image_source, help="image files, folders or globs")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write: .npz or .parquet"
     )
