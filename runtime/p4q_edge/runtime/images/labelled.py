@@ -30,6 +30,7 @@ class LabelledImages:
         digest: SHA-256 over the digests of all images and their labels.
         source: where they came from, in words.
         left_out: images that were not taken because the model was learned from them.
+        digests: SHA-256 of each image's file; empty where they are not known.
     """
 
     pixels: Images
@@ -37,6 +38,7 @@ class LabelledImages:
     digest: str
     source: str
     left_out: int = 0
+    digests: tuple[str, ...] = ()
 
 
 class Pixels:
@@ -128,7 +130,7 @@ def images_to_test(
     if not kept:
         raise InputError(
             f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
-            "means nothing. Name others with --data"
+            "means nothing. Name others"
         )
     tested, labels = images.subset(kept), to_class[images.labels[kept]].astype(np.int64)
     return LabelledImages(
@@ -137,6 +139,7 @@ def images_to_test(
         digest=digest_of([digests[index] for index in kept], labels.tolist()),
         source=f"{len(kept)} images of {source}",
         left_out=len(digests) - len(kept),
+        digests=tuple(digests[index] for index in kept),
     )
 
 
@@ -196,4 +199,5 @@ def subset(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
         digest=sha256_bytes(f"{images.digest} {rows.tolist()}".encode()),
         source=f"{len(rows)} of {images.source}",
         left_out=images.left_out,
+        digests=tuple(images.digests[int(row)] for row in rows) if images.digests else (),
     )

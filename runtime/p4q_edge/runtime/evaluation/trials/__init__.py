@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_trials, run_trials
+    from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_sources, check_trials, run_trials
     from p4q_edge.runtime.evaluation.trials.corruptions import CorruptionRow
     from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, RetrievalRow
     from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, UnknownStage
@@ -21,6 +21,7 @@ __all__ = [
     "Trials",
     "UnknownReport",
     "UnknownStage",
+    "check_sources",
     "check_trials",
     "run_trials",
 ]
@@ -29,7 +30,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "all_trials": ("Tested", "Trials", "check_trials", "run_trials"),
+            "all_trials": ("Tested", "Trials", "check_sources", "check_trials", "run_trials"),
             "corruptions": ("CorruptionRow",),
             "retrieval": ("CaptionedImages", "RetrievalReport", "RetrievalRow"),
             "unknown_images": ("UnknownReport", "UnknownStage"),
