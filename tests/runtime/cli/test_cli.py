@@ -152,7 +152,7 @@ def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
         (["doctr"], "error: there is no subcommand 'doctr' (nearest: doctor). Run: p4q-edge --help\n"),
         (["--json"], "error: a subcommand must come first, not --json. Run: p4q-edge --help\n"),
         (["trial", "--no"], "error: unrecognized arguments: --no. Run: p4q-edge trial --help\n"),
-        (["trial", "--js"], "error: unrecognized arguments: --js. Run: p4q-edge trial --help\n"),
+        (["trial", "--js"], "error: unrecognized arguments: --js (did you mean --json?). Run: p4q-edge trial --help\n"),
         (
             ["trial", "--quiet=5"],
             "error: argument -q/--quiet: ignored explicit argument '5'. Run: p4q-edge trial --help\n",
@@ -213,6 +213,22 @@ def test_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str], argume
     assert ": expected a path, got " in err
     assert "; the longest are 4095 and 255. Run: p4q-edge" in err
     assert len(err) < 300
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--corruption", "--corruption (did you mean --corruptions?). Run: p4q-edge validate --help"),
+        ("--treads=3", "--treads=3 (did you mean --threads?). Run: p4q-edge validate --help"),
+        ("--zzzz", "--zzzz. Run: p4q-edge validate --help"),
+        ("--" + "n" * 5000, "nnn. Run: p4q-edge validate --help"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    assert cli.main(["validate", "x.onnx", option]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,18 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, _whole_number)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. Run: {self.prog} --help")
+        raise UsageError(f"{message}{self._nearest(message)}. Run: {self.prog} --help")
+
+    def _nearest(self, message: str) -> str:
+        """Return which option an unknown one may mean."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]{1,60})(?![\w-])", message)
+        if unknown is None:
+            return ""
+        # Imported here: most commands are typed right.
+        import difflib
+
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
+        return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _path(text: str) -> Path:
