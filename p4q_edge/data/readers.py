@@ -237,6 +237,8 @@ def _json_words(text: str, source: str) -> tuple[str, ...]:
 
 
 def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
+    if not all(word.strip() for word in words):
+        raise InputError(f"{key}: an entry is empty; every entry needs a word")
     repeated = min((word for word, count in Counter(words).items() if count > 1), default=None)
     if repeated is not None:
         raise InputError(f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ")
