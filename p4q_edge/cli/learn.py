@@ -30,6 +30,7 @@ from p4q_edge.stages import RunFiles
 logger = logging.getLogger(__name__)
 
 
+SEEDS = "0,1,2"
 Ablation = Literal["methods", "levers", "quantization"]
 
 
@@ -73,7 +74,7 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
         f"cross-validation on the labelled ones; writes {BASELINES}, levers.json or quantization.json and a .md beside "
         "it",
     )
-    parser.add_argument("--seeds", default="0,1,2", help="of --ablate (default: %(default)s)")
+    parser.add_argument("--seeds", help=f"of --ablate (default: {SEEDS})")
 
 
 def _recipe_of(request: CalibrateRequest | LearnRequest) -> Recipe:
@@ -177,6 +178,17 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
     return 0
 
 
+def _learn_request(args: argparse.Namespace) -> LearnRequest:
+    if args.seeds is not None and args.ablate is None:
+        raise UsageError(f"--seeds {args.seeds} is for --ablate; one run has one seed: --seed. Leave it out.")
+    return LearnRequest(
+        recipe=recipe_request(args),
+        run_folder=args.output,
+        ablate=args.ablate,
+        seeds=_parse_seeds(args.seeds or SEEDS),
+    )
+
+
 def _parse_seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = [int(word) for word in text.split(",")]
@@ -196,11 +208,6 @@ CALIBRATE = Command(
 )
 LEARN = Command(
     add_arguments=_add_learn_arguments,
-    request=lambda args: LearnRequest(
-        recipe=recipe_request(args),
-        run_folder=args.output,
-        ablate=args.ablate,
-        seeds=_parse_seeds(args.seeds),
-    ),
+    request=_learn_request,
     run=_learn,
 )

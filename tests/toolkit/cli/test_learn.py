@@ -1,4 +1,4 @@
-"""`p4q-edge learn` and `calibrate` never write over the recipe that they read."""
+"""`p4q-edge learn` and `calibrate`: what they refuse before anything is loaded."""
 
 from pathlib import Path
 
@@ -21,3 +21,8 @@ def test_the_recipe_is_not_replaced_by_the_resolved_one(
     assert f"error: -o {tmp_path}: {own} is the recipe itself, and would be replaced by the resolved one; name" in err
     assert str(tmp_path / "model.run") in err
     assert own.read_text() == text
+
+
+def test_seeds_are_of_an_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["learn", "--seeds", "3", "-o", str(tmp_path / "x.run")]) == 2
+    assert "--seeds 3 is for --ablate; one run has one seed: --seed. Leave it out." in capsys.readouterr().err

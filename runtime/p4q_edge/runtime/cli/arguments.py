@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         # Imported here: most commands are typed right.
         import difflib
 
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.8)
         return f" (did you mean {near[0]}?)" if near else ""
 
 
