@@ -89,6 +89,12 @@ def test_a_bundle_of_another_engine_does_not_stop_it(tiny_engine: Path, photos: 
     assert "warning: whether the engine was learned from these photographs is not known: " in err
 
 
+def test_photographs_of_a_class_are_not_unknown(tiny_engine: Path, photos: Path, run: Run) -> None:
+    code, _, err = run("teach", tiny_engine, photos, "--name", "shelf", "--unknown", photos / "red")
+    assert code == 2
+    assert f"--unknown {photos / 'red'}: 5 of 5 images are labelled with a class too, the first is " in err
+
+
 def test_unknown_images_are_used(tiny_engine: Path, photos: Path, tmp_path: Path, run: Run) -> None:
     other = save(tmp_path / "other", "blue", 6)
     _, out, _ = run("teach", tiny_engine, photos, "--name", "shelf", "--unknown", other, "--json")

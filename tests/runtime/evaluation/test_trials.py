@@ -103,15 +103,22 @@ def test_no_more_images_than_the_limit(engine: Path, validated: Path, others: Pa
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--ood", "."], 2, "--ood compares with labelled images, and there are none. Name some with --data."),
+        (["--ood", "others"], 2, "--ood compares with labelled images, and there are none. Name some with --data."),
         (["--corruptions"], 2, "--corruptions compares with labelled images, and there are none."),
         (["--ood", "nowhere"], 2, "--ood nowhere is not a directory; expected one with images, at any depth"),
         (["--pairs", "captions.csv"], 3, "--pairs reads captions with the text tower of the toolkit (PyTorch)"),
     ],
 )
 def test_what_cannot_be_answered_is_said_before_anything_runs(
-    engine: Path, options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    engine: Path,
+    others: Path,
+    options: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(others.parent)
     assert main(["validate", str(engine), *options]) == code
     err = capsys.readouterr().err
     assert message in err

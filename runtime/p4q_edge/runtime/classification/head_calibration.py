@@ -21,7 +21,7 @@ from p4q_edge.runtime.artifacts import (
 )
 from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit
 from p4q_edge.runtime.engines import Engine, load_engine
-from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders
+from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders, require_of_no_class
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.storage import atomic_write
 
@@ -53,7 +53,7 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
     """Run labelled images through an engine and fit; nothing is written, see `write_calibration`.
 
     Raises:
-        InputError: the images do not fit the classes, or are too few.
+        InputError: the images do not fit the classes, or are too few; or some of them are among those of no class.
         ArtifactError: engine, card and head do not fit each other.
     """
     card = read_card(request.engine)
@@ -65,6 +65,8 @@ def calibrate(request: Request, options: FitOptions) -> Fit:
         learned=request.learned,
         other_names=request.other_names,
     )
+    if request.unknown is not None and request.unknown.is_dir():
+        require_of_no_class(request.unknown, request.learned.union(images.digests), option="--unknown")
     starts = range(0, len(images.labels), _BATCH)
     engine = load_engine(request.engine, card)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from
 from p4q_edge.runtime.images.listing import LeftOut, image_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 from p4q_edge.runtime.stage import Images
-from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.storage import sha256_bytes, sha256_file
 
 # Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
@@ -170,6 +170,26 @@ def read_unlabelled_folder(folder: Path, *, spec: PreprocessSpec, limit: int = 0
     images = found.subset(draw_subset(len(found), limit, seed=seed))
     pixels = Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
     return pixels, digest_of(images.digests(), [0] * len(images))
+
+
+def require_of_no_class(folder: Path, known: Collection[str], *, option: str) -> None:
+    """Refuse a folder of images that show none of the classes, where some of them have one.
+
+    Args:
+        folder: holds the images, at any depth.
+        known: SHA-256 of images with a class.
+        option: what messages call the folder.
+
+    Raises:
+        InputError: some are among those; the message names the first.
+    """
+    files = image_files(folder)
+    both = [file for file in files if sha256_file(file) in known]
+    if both:
+        raise InputError(
+            f"{option} {folder}: {len(both)} of {len(files)} images are labelled with a class too, the first is "
+            f"{both[0]}. Expected images that show none of the classes; remove these"
+        )
 
 
 def digest_of(digests: Sequence[str], labels: Sequence[int]) -> str:

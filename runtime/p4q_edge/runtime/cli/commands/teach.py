@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.cli.command import Command, Output, add_placement
 from p4q_edge.runtime.cli.commands.head import UndoRequest, undo
 from p4q_edge.runtime.errors import ArtifactError, InputError, UsageError
-from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.storage import printable, sha256_file
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Taught
@@ -88,12 +88,16 @@ def _request(args: argparse.Namespace) -> TeachRequest:
 def _run(request: TeachRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import BUILT_IN, base_head, earlier_versions, require_name, write_head
     from p4q_edge.runtime.classification import RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.images import require_of_no_class
 
     if request.photographs is None:
         return undo(UndoRequest(engine=request.engine, name=request.name), output)
     require_name(request.name)
     # Read before the engine is loaded: a wrong folder shows at once.
     photographs = _by_class(request.photographs, request.add)
+    if request.unknown is not None and request.unknown.is_dir():
+        digests = {sha256_file(Path(path)) for paths in photographs.values() for path in paths}
+        require_of_no_class(request.unknown, digests, option="--unknown")
     seen = _seen_before(request.engine, photographs)
     if request.add:
         _refuse_others(photographs, request, base_head(request.engine, request.base or BUILT_IN).class_names)
@@ -117,7 +121,6 @@ def _seen_before(engine: Path, photographs: dict[str, list[str]]) -> int:
     """Return how many of the photographs the engine itself was learned from, where its bundle is there to tell."""
     from p4q_edge.runtime.artifacts import read_card
     from p4q_edge.runtime.evaluation import find_bundle, learned_digests
-    from p4q_edge.runtime.storage import sha256_file
 
     card = read_card(engine)
     try:

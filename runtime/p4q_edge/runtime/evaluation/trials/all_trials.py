@@ -21,10 +21,16 @@ from p4q_edge.runtime.evaluation.trials.corruptions import (
 )
 from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, retrieval_report
 from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, unknown_report
-from p4q_edge.runtime.images import LabelledImages, draw_subset, image_files, read_unlabelled_folder, subset
+from p4q_edge.runtime.images import (
+    LabelledImages,
+    draw_subset,
+    image_files,
+    read_unlabelled_folder,
+    require_of_no_class,
+    subset,
+)
 from p4q_edge.runtime.stage import ENGINE, FLOAT, ONNX, Images, Stage
 from p4q_edge.runtime.statistics import metrics
-from p4q_edge.runtime.storage import sha256_file
 
 Floats = npt.NDArray[np.floating]
 
@@ -95,14 +101,7 @@ def check_trials(
         raise UsageError(f"{option} compares with labelled images, and there are none. Name some with --data.")
 
     if images is not None and request.ood is not None:
-        files = image_files(request.ood)
-        known = learned.union(images.digests)
-        both = [file for file in files if sha256_file(file) in known]
-        if both:
-            raise InputError(
-                f"--ood {request.ood}: {len(both)} of {len(files)} images are labelled with a class too, the first is "
-                f"{both[0]}. Expected images that show none of the classes; remove these"
-            )
+        require_of_no_class(request.ood, learned.union(images.digests), option="--ood")
 
 
 def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
