@@ -88,6 +88,8 @@ def _of_shard(source: str) -> Iterator[tuple[str, bytes]]:
 def parts_of(source: str, rows: int) -> list[Part]:
     """Divide what is to be named: a shard each, or so many rows of a manifest."""
     if source.endswith(".parquet"):
+        if not Path(source).is_file():
+            raise InputError(f"{source} does not exist; expected a Parquet file with a column `path`")
         schema = pq.read_schema(source)
         if "path" not in schema.names:
             raise InputError(f"{source} needs a column `path`, and has {', '.join(schema.names)}")
@@ -164,8 +166,10 @@ class Scorer:
 
 def score(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Name the images of all parts that have no table yet; return what each gave."""
-    args.output.mkdir(parents=True, exist_ok=True)
     every = parts_of(args.source, args.part)
+    if not every:
+        raise InputError(f"{args.source} names no image; expected shards such as s-{{000..009}}.tar, or rows of paths")
+    args.output.mkdir(parents=True, exist_ok=True)
     _same_plan(args, every)
     todo = [part for part in every if not part.table(args.output).exists()]
     print(f"{len(every)} parts, {len(every) - len(todo)} of them are there already", file=sys.stderr)
@@ -190,6 +194,8 @@ def score(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _same_plan(args: argparse.Namespace, parts: Sequence[Part]) -> None:
     """Refuse to go on in a folder whose parts are those of other images, or of another engine."""
     card = Path(f"{args.engine}.json")
+    if not card.is_file():
+        raise InputError(f"{args.engine} has no card {card.name} beside it; expected an engine of p4q-edge build")
     plan = {"engine": card.read_text(encoding="utf-8"), "parts": [asdict(part) for part in parts]}
     file = args.output / PLAN
     if not file.exists():
@@ -212,7 +218,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="images at once (default: %(default)s)")
     parser.add_argument("--part", type=int, default=4096, help="rows of a manifest in a part (default: %(default)s)")
     parser.add_argument("--retries", type=int, default=2, help="of a part that failed (default: %(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    least = {"actors": 1, "threads": 1, "gpus": 0, "batch": 1, "part": 1, "retries": 0}
+    for name, number in least.items():
+        if getattr(args, name) < number:
+            parser.error(f"--{name} must be at least {number}, got {getattr(args, name)}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 
-from p4q_edge.runtime import Failure, ZeroShotClassifier
+from p4q_edge.runtime import Failure, P4QEdgeError, ZeroShotClassifier
 
 
 def main(engine: str, folder: str) -> None:
@@ -20,4 +20,9 @@ def main(engine: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) - 1 != 2:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (P4QEdgeError, OSError) as error:
+        sys.exit(f"error: {error}")

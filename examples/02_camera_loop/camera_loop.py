@@ -3,7 +3,7 @@
 import sys
 from collections import deque
 
-from p4q_edge.runtime import ZeroShotClassifier
+from p4q_edge.runtime import P4QEdgeError, ZeroShotClassifier
 
 FRAMES = 3  # that must agree
 
@@ -21,4 +21,9 @@ def main(engine: str, source: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if not 1 <= len(sys.argv) - 1 <= 2:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (P4QEdgeError, OSError) as error:
+        sys.exit(f"error: {error}")

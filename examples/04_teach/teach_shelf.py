@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from p4q_edge.runtime import ZeroShotClassifier
+from p4q_edge.runtime import P4QEdgeError, ZeroShotClassifier
 
 
 def main(engine: str, photos: str, *images: str) -> None:
@@ -21,4 +21,9 @@ def main(engine: str, photos: str, *images: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (P4QEdgeError, OSError) as error:
+        sys.exit(f"error: {error}")

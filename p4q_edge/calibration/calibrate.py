@@ -161,8 +161,11 @@ def deployed_encoder(model: LoadedModel, sample: Tensor, scheme: QuantScheme) ->
     """
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
     to_deployment_form(encoder, sample)
-    if scheme.rotates:
-        rotate_streams(encoder, sample)
+    if scheme.rotates and not rotate_streams(encoder, sample) and scheme.rotation:
+        logger.warning(
+            "quantization.rotation = true has no effect: no residual stream of this image tower can be rotated (behind "
+            "a LayerNorm, such as CLIP's ln_pre, it folds into nothing)"
+        )
     return encoder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.cli.zero_shot import zero_shot_recipe
-from p4q_edge.recipe import Recipe, demo_recipe, on_device, read_recipe
+from p4q_edge.recipe import Recipe, demo_recipe, on_device, read_recipe, without_effect
 from p4q_edge.runtime.builders import RecipeRequest
 from p4q_edge.runtime.cli.commands import add_recipe_overrides
 from p4q_edge.runtime.errors import UsageError
@@ -24,10 +24,18 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_recipe(request: RecipeRequest) -> Recipe:
-    """Return the recipe that was named, or `p4q.toml` in the current folder, or the built-in demo."""
+    """Return the recipe that was named, or `p4q.toml` in the current folder, or the built-in demo.
+
+    Keys that do nothing are told of.
+    """
     if request.zero_shot is not None:
-        return _with_overrides(zero_shot_recipe(request.zero_shot, _base_recipe(request)), request)
-    return _with_overrides(_named_recipe(request), request)
+        chosen = zero_shot_recipe(request.zero_shot, _base_recipe(request))
+    else:
+        chosen = _named_recipe(request)
+    recipe = _with_overrides(chosen, request)
+    for problem in without_effect(recipe):
+        logger.warning("%s", problem)
+    return recipe
 
 
 def _base_recipe(request: RecipeRequest) -> Recipe | None:

@@ -2,15 +2,18 @@
 
 import argparse
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from p4q_edge.cli.documents import InitDocument
 from p4q_edge.data import find_copies, read_images, unreadable_images
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
-from p4q_edge.runtime.storage import atomic_write, require_writable
+from p4q_edge.runtime.storage import atomic_write, printable, require_writable
 
 FEW_IMAGES = 8
 """With fewer images a class most of them are either learned from or tested on, and both suffer."""
@@ -108,6 +111,8 @@ def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
         before.append("repair or remove the files that cannot be used")
     if any(count < MIN_IMAGES for count in counts.values()):
         before.append(f"give each class at least {MIN_IMAGES} images or remove it")
+    if len(counts) < 2:
+        before.append("add a folder of another class")
     build = f"p4q-edge build --recipe {recipe} --engine out.onnx"
     return f"next: {' and '.join(before)}, then: {build}" if before else f"next: {build}"
 
@@ -118,6 +123,8 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     unusable = [name for name, count in counts.items() if count < MIN_IMAGES]
     few = [f"{name} ({count})" for name, count in counts.items() if MIN_IMAGES <= count < FEW_IMAGES]
     numbered = [name for name in counts if re.match(r"\d+[\W_]+\D", name)]
+    if len(counts) < 2:
+        advice.append("one class is told from nothing: add a folder of another, such as 'something else'")
     if unusable:
         advice.append(f"a class needs at least {MIN_IMAGES} images; add some or remove the folder: {_some(unusable)}")
     if numbered:
@@ -151,11 +158,11 @@ def recipe_text(path: Path, train: Path, test: Path | None, counts: dict[str, in
     test_line = '# test = "..."              # without it a share of each class is kept to test on'
     return _RECIPE.format(
         name=path.name,
-        train=relative(train),
+        train=printable(shlex.quote(relative(train))),
         train_toml=_toml(relative(train)),
         test_line=test_line if test is None else f"test = {_toml(relative(test))}",
         classes=len(names),
-        first=", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""),
+        first=printable(", ".join(names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else ""),
     )
 
 
@@ -164,7 +171,8 @@ def _some(names: list[str]) -> str:
 
 
 def _toml(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    # JSON's spelling is also TOML's, but for DEL, which JSON leaves unescaped.
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -25,10 +25,12 @@ from p4q_edge.runtime.cli.commands import add_log_dir, recipe_request
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Baseline, baseline, baseline_table
 from p4q_edge.runtime.storage import atomic_write, is_unchanged, write_record
+from p4q_edge.stages import RunFiles
 
 logger = logging.getLogger(__name__)
 
 
+SEEDS = "0,1,2"
 Ablation = Literal["methods", "levers", "quantization"]
 
 
@@ -72,11 +74,26 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
         f"cross-validation on the labelled ones; writes {BASELINES}, levers.json or quantization.json and a .md beside "
         "it",
     )
-    parser.add_argument("--seeds", default="0,1,2", help="of --ablate (default: %(default)s)")
+    parser.add_argument("--seeds", help=f"of --ablate (default: {SEEDS})")
+
+
+def _recipe_of(request: CalibrateRequest | LearnRequest) -> Recipe:
+    """The recipe of a request.
+
+    Raises:
+        UsageError: its file is the one that the run folder keeps the resolved recipe in.
+    """
+    recipe, own = choose_recipe(request.recipe), RunFiles(folder=request.run_folder).recipe
+    if request.recipe.path is not None and own.exists() and own.samefile(request.recipe.path):
+        raise UsageError(
+            f"-o {request.run_folder}: {own} is the recipe itself, and would be replaced by the resolved one; name "
+            f"another folder, such as {request.run_folder / 'model.run'}"
+        )
+    return recipe
 
 
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
-    recipe = choose_recipe(request.recipe)
+    recipe = _recipe_of(request)
     with memory_in_words():
         prepared = team_work.calibrated(recipe, request.run_folder)
     linears = quant_linears(prepared.calibrated.encoder)
@@ -106,7 +123,7 @@ def _parts(calibrated: CalibratedEncoder, linears: int) -> str:
 
 
 def _learn(request: LearnRequest, output: Output) -> int:
-    recipe = choose_recipe(request.recipe)
+    recipe = _recipe_of(request)
     if request.ablate is not None:
         if request.recipe.log_dir is not None:
             raise UsageError("--log-dir has no effect on --ablate, which learns many heads. Leave out one of them.")
@@ -135,10 +152,10 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
     if recipe.method != "p4q" and not methods:
         raise UsageError(f"method {recipe.method!r} has no levers; expected --ablate methods, got {kind}")
     variants = {
-        "methods": variants_of(recipe),
-        "levers": lever_variants(),
-        "quantization": quantization_variants(),
-    }[kind]
+        "methods": lambda: variants_of(recipe),
+        "levers": lambda: lever_variants(recipe.learn),
+        "quantization": quantization_variants,
+    }[kind]()
     target = request.run_folder / (BASELINES if methods else f"{kind}.json")
     scored: ablate.Scored = "tested" if methods else "cross_validated"
     record, key = target.with_suffix(".record.json"), ablate.ablation_key(recipe, seeds, variants, scored)
@@ -161,11 +178,24 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
     return 0
 
 
+def _learn_request(args: argparse.Namespace) -> LearnRequest:
+    if args.seeds is not None and args.ablate is None:
+        raise UsageError(f"--seeds {args.seeds} is for --ablate; one run has one seed: --seed. Leave it out.")
+    return LearnRequest(
+        recipe=recipe_request(args),
+        run_folder=args.output,
+        ablate=args.ablate,
+        seeds=_parse_seeds(args.seeds or SEEDS),
+    )
+
+
 def _parse_seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = [int(word) for word in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--seeds takes whole numbers between commas such as 0,1,2; got {text!r}") from error
+    if min(seeds) < 0:
+        raise UsageError(f"--seeds takes whole numbers of 0 and more, got {text!r}")
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds names a seed twice: {text!r}")
     return tuple(seeds)
@@ -178,11 +208,6 @@ CALIBRATE = Command(
 )
 LEARN = Command(
     add_arguments=_add_learn_arguments,
-    request=lambda args: LearnRequest(
-        recipe=recipe_request(args),
-        run_folder=args.output,
-        ablate=args.ablate,
-        seeds=_parse_seeds(args.seeds),
-    ),
+    request=_learn_request,
     run=_learn,
 )

@@ -54,8 +54,13 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
         keep_share: leave one image in this many of a class, but learn from at least two; 0 leaves none on purpose.
 
     Raises:
-        InputError: classes have fewer than two images.
+        InputError: there is one class alone, or classes have fewer than two images.
     """
+    if len(images.class_names) < 2:
+        raise InputError(
+            f"at least 2 classes are needed, of which one is told from another; got {', '.join(images.class_names)!r} "
+            "alone. Add photos of another, such as 'something else'"
+        )
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     small = [f"{name!r} has {count}" for name, count in zip(images.class_names, counts, strict=True) if count < 2]
     if small:

@@ -29,8 +29,8 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
     train = _tried(problems, lambda: read_images(section.train, key="data.train"))
     test = _tried(problems, lambda: read_images(section.test, key="data.test")) if section.test else None
     names = _tried(problems, lambda: read_words(section.class_names, key="data.class_names"))
-    templates = _tried(problems, lambda: read_words(section.templates, key="data.templates")) or ()
-    problems += template_problems(templates)
+    templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
+    problems += template_problems(templates) if templates or not section.class_prompts else []
     if train is not None and names:
         named = train
         train = _tried(problems, lambda: named.with_class_names(names, source=section.train, key="data.class_names"))
@@ -52,7 +52,7 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
 
 def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
     problems: list[str] = []
-    problems += template_problems(_tried(problems, lambda: read_words(section.templates, key="data.templates")) or ())
+    problems += template_problems(_tried(problems, lambda: read_words(section.templates, key="data.templates")))
     split = _tried(problems, lambda: read_split(section, seed=seed))
     if split is not None:
         _tried(problems, lambda: read_class_prompts(section.class_prompts, split.train.class_names))
@@ -61,8 +61,16 @@ def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | N
     return split, problems
 
 
-def template_problems(templates: Sequence[str]) -> list[str]:
-    """Return what is wrong with each template that has no place for the name of a class."""
+def template_problems(templates: Sequence[str] | None) -> list[str]:
+    """Return what is wrong with each template that has no place for the name of a class, or that there is none.
+
+    Args:
+        templates: None where they could not be read.
+    """
+    if templates is None:
+        return []
+    if not templates:
+        return ["data.templates is empty; write e.g. ['a photo of a {}.']"]
     return [
         f"data.templates: {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
         for template in templates

@@ -86,15 +86,8 @@ def read_unlabelled(section: DataSection, split: Split) -> ImageSet | None:
     source, key = section.unlabelled, "data.unlabelled"
     if not source:
         return None
-    folder = Path(source)
-    if _exists(folder) and folder.is_dir() and not is_dataset_folder(folder):
-        left_out = LeftOut()
-        files = image_files(folder, left_out)
-        left_out.log(source)
-        found = from_paths(files, [0] * len(files), ("",), folder)
-    else:
-        found = read_images(source, key=key)
-        found = replace(found, labels=np.zeros_like(found.labels), class_names=("",), found_names=())
+    found = _without_labels(source, key=key)
+    found = replace(found, labels=np.zeros(len(found), np.int64), class_names=("",), found_names=())
     seen = {*split.train.digests(), *split.test.digests()}
     new = [index for index, digest in enumerate(found.digests()) if digest not in seen]
     if not new:
@@ -102,7 +95,8 @@ def read_unlabelled(section: DataSection, split: Split) -> ImageSet | None:
             f"{key}: {source} has no image beside those that are learned from or tested on ({len(found)} in all); name "
             "other photographs, or leave it out"
         )
-    logger.info("%s: %d images, %d of %s left out as copies", key, len(new), len(found) - len(new), source)
+    if len(new) < len(found):
+        logger.info("%s: %d images, %d of %s left out as copies", key, len(new), len(found) - len(new), source)
     return found.subset(new)
 
 
@@ -124,21 +118,27 @@ def read_calibration_images(source: str, *, key: str = "data.calibration") -> Im
     elif path.suffix == SUFFIX and path.is_file():
         pixels = read_bundle(path).golden().image.transpose(0, 2, 3, 1)
         found = from_arrays(pixels, np.zeros(len(pixels), np.int64), ("",), f"{path.name} golden")
-    elif not source or (source != DEMO_DATA and "{" not in source and not _exists(path)):
-        raise UsageError(
-            f"{key}: {source or 'nothing'} does not exist; name a folder of images, a bundle (.p4q), a .csv, .tsv, "
-            f".parquet, .npz or .tar, or {DRAWN_IMAGES}"
-        )
-    elif path.is_dir() and not is_dataset_folder(path):
-        left_out = LeftOut()
-        files = image_files(path, left_out)
-        left_out.log(source)
-        if not files:
-            raise InputError(f"{key}: {source} has no images; name a folder with some, at any depth")
-        found = from_paths(files, [0] * len(files), ("",), path)
     else:
-        found = read_images(source, key=key)
+        found = _without_labels(source, key=key, others=f", a bundle (.p4q) or {DRAWN_IMAGES}")
     return replace(found, labels=np.full(len(found), -1, np.int64), class_names=(), found_names=())
+
+
+def _without_labels(source: str, *, key: str, others: str = "") -> ImageSet:
+    """Open images whose labels mean nothing: those of a folder, at any depth, or of whatever `read_images` takes."""
+    path = Path(source)
+    if not source or (source != DEMO_DATA and "{" not in source and not _exists(path)):
+        raise UsageError(
+            f"{key}: {source or 'nothing'} does not exist; name a folder of images, a .csv, .tsv, .parquet, .npz or "
+            f".tar{others}"
+        )
+    if not _exists(path) or not path.is_dir() or is_dataset_folder(path):
+        return read_images(source, key=key)
+    left_out = LeftOut()
+    files = image_files(path, left_out)
+    left_out.log(source)
+    if not files:
+        raise InputError(f"{key}: {source} has no images; name a folder with some, at any depth")
+    return from_paths(files, [0] * len(files), ("",), path)
 
 
 def class_names_of(words: Sequence[str]) -> tuple[str, ...]:
@@ -237,6 +237,8 @@ def _json_words(text: str, source: str) -> tuple[str, ...]:
 
 
 def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
+    if not all(word.strip() for word in words):
+        raise InputError(f"{key}: an entry is empty; every entry needs a word")
     repeated = min((word for word, count in Counter(words).items() if count > 1), default=None)
     if repeated is not None:
         raise InputError(f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from p4q_edge.baselines import as_released
 from p4q_edge.calibration import calibrate_encoder
-from p4q_edge.data import folds, pixels, read_split
+from p4q_edge.data import folds, pixels, read_split, read_unlabelled
 from p4q_edge.evaluation.variants import Variant
 from p4q_edge.learning import CachedFeatures, Student, Unlabelled
 from p4q_edge.recipe import LearnSection, QuantizationSection, Recipe
@@ -256,6 +256,8 @@ def ablation_key(recipe: Recipe, seeds: Sequence[int], variants: Sequence[Varian
         split = read_split(recipe.data, seed=seed)
         sets = (split.train, split.test) if scored == "tested" else (split.train,)
         images.append([[one.digests(), one.labels.tolist(), one.class_names] for one in sets])
+        if (unlabelled := read_unlabelled(recipe.data, split)) is not None:
+            images[-1].append([unlabelled.digests()])
     source = open_source(recipe)
     inputs = [images, source.templates, source.class_prompts, [asdict(variant) for variant in variants], seeds, scored]
     return source.key(ABLATE, recipe=recipe.anywhere(), inputs=inputs)

@@ -1,10 +1,13 @@
 """What ablations compare: methods, and single levers of [learn] and of [quantization]."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from p4q_edge.recipe import LearnSection, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,15 @@ LEARN_LEVERS: tuple[dict[str, Any], ...] = (
     {"views": 4, "flip": True},
 )
 
+LEVERS_OF: Mapping[str, frozenset[str]] = {
+    "prompts": frozenset(
+        {"context_init", "num_context_tokens", "context_rate", "prompt_pull", "anchor_prompts", "prompt_steps"}
+    ),
+    "adapter": frozenset({"zero_init", "residual_ratio", "learn_ratio", "adapter_rate", "feature_loss"}),
+    "class_residual": frozenset({"class_rate"}),
+}
+"""Which keys are of which part that is learned."""
+
 QUANTIZATION_LEVERS: tuple[dict[str, Any], ...] = (
     {"observer": "minmax"},
     {"weight_observer": "minmax"},
@@ -119,9 +131,27 @@ QUANTIZATION_LEVERS: tuple[dict[str, Any], ...] = (
 )
 
 
-def lever_variants() -> tuple[Variant, ...]:
-    """Return the recipe as it is, and one changed lever of [learn] in each further row."""
-    return (UNCHANGED, *(Variant(name=_words(change), learn=change) for change in LEARN_LEVERS))
+def lever_variants(section: LearnSection) -> tuple[Variant, ...]:
+    """Return the recipe as it is, and one changed lever of its [learn] in each further row.
+
+    Levers of what the recipe does not learn would each be the recipe again, and are left out.
+    """
+    idle = {key for part, keys in LEVERS_OF.items() if not getattr(section, part) for key in keys}
+    levers = [change for change in LEARN_LEVERS if not change.keys() & idle]
+    if len(levers) < len(LEARN_LEVERS):
+        parts = " and ".join(part for part in LEVERS_OF if not getattr(section, part))
+        number = len(LEARN_LEVERS) - len(levers)
+        logger.info("ablate: %s not learned, so that %d levers change nothing and are left out", parts, number)
+    return (UNCHANGED, *(Variant(name=_words(change), learn=_beside(section, change)) for change in levers))
+
+
+def _beside(section: LearnSection, change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a change without what the recipe says against it: a weight needs a teacher, and a teacher a weight."""
+    if "distillation" in change and section.teacher == "none":
+        return {"teacher": None, **change}
+    if "teacher" in change and section.distillation == 0:
+        return {"distillation": None, **change}
+    return dict(change)
 
 
 def quantization_variants() -> tuple[Variant, ...]:

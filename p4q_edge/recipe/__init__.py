@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.recipe.defaults import demo_recipe, run_recipe_of
+    from p4q_edge.recipe.idle_keys import without_effect
     from p4q_edge.recipe.schema import (
         DEMO_DATA,
         DRAWN_IMAGES,
@@ -40,6 +41,7 @@ __all__ = [
     "run_recipe_of",
     "to_document",
     "to_toml",
+    "without_effect",
     "without_folders",
 ]
 
@@ -51,6 +53,7 @@ if not TYPE_CHECKING:
                 "demo_recipe",
                 "run_recipe_of",
             ),
+            "idle_keys": ("without_effect",),
             "schema": (
                 "ComputeSection",
                 "DEMO_DATA",

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -18,6 +18,9 @@ from p4q_edge.runtime.storage import read_bounded
 MAX_RECIPE_BYTES = 1 << 20
 MAX_NUMBER = (1 << 31) - 1
 _SHOWN = 60
+_KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_CAME = {kind.__name__: words for kind, words in _KINDS.items()} | {"array": "a list", "object": "a section of keys"}
+_LIMITS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _PATHS = ("train", "calibration", "test", "unlabelled", "class_prompts")
 _PATHS_OR_WORDS = ("class_names", "templates")
 """A path where they are a text."""
@@ -51,7 +54,7 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
     try:
         recipe = msgspec.convert(document, Recipe)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{source}: {error}{_expected(str(error))}") from error
+        raise UsageError(f"{source}: {_in_words(str(error))}") from error
     if problem := recipe.contradiction():
         raise UsageError(f"{source}: {problem}")
     return recipe
@@ -143,26 +146,42 @@ def _unbounded(document: dict[str, Any], *, prefix: str) -> Iterator[str]:
                 yield f"{prefix}{key[:_SHOWN]} must be between -{MAX_NUMBER} and {MAX_NUMBER}, got a larger one"
 
 
-def _expected(message: str) -> str:
-    """Return the choices of the key of which msgspec found another value, as it does not name them; else nothing."""
-    found = re.search(r"Invalid enum value .* - at `\$\.([\w.]+)`", message)
-    if found is None:
-        return ""
+def _in_words(message: str) -> str:
+    """Return what msgspec, or a section's own check, found at `$.section.key`: the key first, and what it takes."""
+    found = re.fullmatch(r"(.*) - at `\$\.?([\w.]*)(?:\[.*)?`", message, re.DOTALL)
+    what, key = (message, "") if found is None else (found[1], found[2])
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
+    if missing is not None:
+        return f"{key}{'.' if key else ''}{missing[1]} is missing"
     kind: Any = Recipe
-    for key in found[1].split("."):
-        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[key]
-    return f"; expected {' or '.join(map(str, _choices(kind)))}"
+    for part in filter(None, key.split(".")):
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[part]
+    if isinstance(kind, type) and issubclass(kind, Section):
+        own = what.split(" ", 1)[0] in {field.name for field in msgspec.structs.fields(kind)}
+        if wrong := re.fullmatch("Expected `object`, got `(.*)`", what):
+            return f"{key or 'the recipe'}: expected a section of keys, got {_CAME.get(wrong[1], wrong[1])}"
+        return f"{key}.{what}" if key and own else f"{key}: {what}" if key else what
+    wrong = re.fullmatch(r"Invalid enum value (.*)|Expected `[^`]*`, got `(.*)`", what)
+    if limit := re.fullmatch(r"Expected `\w+(?: \| null)?` (>=|<=|>|<) (\S+)", what):
+        return f"{key} must be {_LIMITS[limit[1]]} {limit[2]}"
+    if wrong is None:
+        return f"{key}: {what.replace('`', '')}"
+    return f"{key}: expected {' or '.join(map(str, _choices(kind)))}, got {wrong[1] or _CAME.get(wrong[2], wrong[2])}"
 
 
 def _choices(kind: Any) -> Iterator[object]:
     """Yield what a type takes, in words: the values of its Literals, and the names of its other parts."""
+    if get_origin(kind) is Annotated:  # with limits, of which the message speaks
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         yield from get_args(kind)
+    elif get_origin(kind) is tuple:
+        yield f"a list of {_KINDS[get_args(kind)[0]].removeprefix('a ')}s"
     elif parts := get_args(kind):
         for part in parts:
             yield from _choices(part)
     elif kind is not type(None):
-        yield kind.__name__
+        yield _KINDS[kind]
 
 
 def _unknown_keys(document: dict[str, Any], section: type[Section], *, prefix: str) -> Iterator[str]:
@@ -171,9 +190,22 @@ def _unknown_keys(document: dict[str, Any], section: type[Section], *, prefix: s
         if key not in known:
             # The search takes the square of the length.
             key = key[:_SHOWN]
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            yield f"unknown key {prefix + key!r}; did you mean {prefix + near!r}?"
+            elsewhere = _places_of(key)
+            near = elsewhere or prefix + difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            yield f"unknown key {prefix + key!r}; did you mean {near!r}?"
             continue
         kind = known[key]
         if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict):
             yield from _unknown_keys(value, kind, prefix=f"{prefix}{key}.")
+
+
+def _places_of(key: str) -> str:
+    """A key of the whole recipe, or of one section, that is called like this; empty if there is none."""
+    for field in msgspec.structs.fields(Recipe):
+        if field.name == key:
+            return key
+        kind = field.type
+        inner = msgspec.structs.fields(kind) if isinstance(kind, type) and issubclass(kind, Section) else ()
+        if any(one.name == key for one in inner):
+            return f"{field.name}.{key}"
+    return ""

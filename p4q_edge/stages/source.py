@@ -98,7 +98,7 @@ def open_source(recipe: Recipe, split: Split | None = None, team: Team = ALONE) 
     model = open_model(recipe).on(compute)
     model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
     split = split or read_split(recipe.data, seed=recipe.seed)
-    return Source(
+    source = Source(
         recipe=recipe,
         model=model,
         split=split,
@@ -108,6 +108,8 @@ def open_source(recipe: Recipe, split: Split | None = None, team: Team = ALONE) 
         unlabelled=read_unlabelled(recipe.data, split),
         team=team,
     )
+    _ = source.prompts  # what is wrong with a template is said here, not after the minutes of calibration
+    return source
 
 
 def open_model(recipe: Recipe) -> LoadedModel:

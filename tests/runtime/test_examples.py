@@ -130,6 +130,23 @@ def test_teaching(tiny_engine: Path, photos: Path, capsys: pytest.CaptureFixture
     assert second.startswith(f"{photos / 'plate' / '1.png'}  plate  ")
 
 
+SCRIPTS = sorted(EXAMPLES.glob("*/*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("images", [[], ["photo.jpg"]], ids=["no words", "words that name nothing"])
+def test_wrong_words_are_answered_in_a_line(
+    script: Path, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = "http://127.0.0.1:9" if script.stem == "ask_server" else "no.onnx"
+    monkeypatch.setattr(sys, "argv", [script.name, *([engine, *images] if images else [])])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    expected = "error: " if images else f"python {script.name} "
+    assert expected in str(ended.value.code)
+
+
 def test_every_example_is_described_and_run() -> None:
     folders = sorted(path.name for path in EXAMPLES.iterdir() if path.name[:2].isdigit())
     listed = (EXAMPLES / "README.md").read_text()

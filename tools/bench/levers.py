@@ -42,7 +42,11 @@ from p4q_edge.stages import hand_written_embeddings, teacher_embeddings
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE.parents[1] / "calibration" / "templates" / "photo.txt"
-GRIDS = {"levers": lever_variants, "quantization": quantization_variants, "fidelity": quantization_variants}
+GRIDS = {
+    "levers": lambda recipe: lever_variants(recipe.learn),
+    "quantization": lambda recipe: quantization_variants(),
+    "fidelity": lambda recipe: quantization_variants(),
+}
 
 
 def main() -> None:
@@ -65,7 +69,7 @@ def main() -> None:
         recipe = msgspec.structs.replace(
             recipe, learn=msgspec.structs.replace(recipe.learn, prompts=False, prompt_steps=0)
         )
-    chosen = [v for v in GRIDS[args.grid]() if v == UNCHANGED or re.search(args.only, v.name)]
+    chosen = [v for v in GRIDS[args.grid](recipe) if v == UNCHANGED or re.search(args.only, v.name)]
     seeds = [int(word) for word in args.seeds.split(",")]
     if args.grid == "fidelity":
         rows = [fidelity(recipe, seeds, variant) for variant in chosen]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.bulk.embeddings import Embeddings, read_embeddings, write_embeddings
+from p4q_edge.runtime.artifacts import Head
+from p4q_edge.runtime.artifacts.head import Adapter
+from p4q_edge.runtime.bulk.embeddings import PLAIN, Embeddings, adapter_digest, read_embeddings, write_embeddings
 from p4q_edge.runtime.errors import InputError, UsageError
 
 
@@ -19,7 +22,9 @@ def embeddings(count: int, dim: int, seed: int = 0) -> Embeddings:
     rows = np.random.default_rng(seed).normal(size=(count, dim))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     paths = tuple(f"föto {n}.jpg" for n in range(count))
-    return Embeddings(paths=paths, rows=rows.astype(np.float32), head="shelf", weights_sha256="ab" * 32)
+    return Embeddings(
+        paths=paths, rows=rows.astype(np.float32), head="shelf", weights_sha256="ab" * 32, adapter_sha256="cd" * 32
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
@@ -30,6 +35,7 @@ def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     write_embeddings(path, made)
     read = read_embeddings(path)
     assert (read.paths, read.head, read.weights_sha256) == (made.paths, made.head, made.weights_sha256)
+    assert read.adapter_sha256 == made.adapter_sha256
     assert read.rows.dtype == np.float32
     np.testing.assert_array_equal(read.rows, made.rows)
     with pytest.raises(UsageError, match="--force"):
@@ -157,3 +163,24 @@ def test_the_nearest_come_first(count: int, dim: int, top_k: int, seed: int) -> 
 def test_a_query_of_another_width() -> None:
     with pytest.raises(InputError, match="the embeddings have 5 numbers and the query 4"):
         embeddings(2, 5).nearest(np.ones(4), 1)
+
+
+def test_a_file_of_an_earlier_version_does_not_say_which_adapter(tmp_path: Path) -> None:
+    made = embeddings(3, 4)
+    np.savez(tmp_path / "e.npz", path=np.array(made.paths), embedding=made.rows, head="shelf", weights_sha256="ab")
+    read = read_embeddings(tmp_path / "e.npz")
+    assert (read.head, read.weights_sha256, read.adapter_sha256) == ("shelf", "ab", "")
+
+
+def test_heads_without_an_adapter_move_embeddings_alike() -> None:
+    rows = np.eye(2, 4, dtype=np.float32)
+    one, two = (Head(class_names=names, text_embedding=rows, logit_scale=1.0) for names in (("a", "b"), ("c", "d")))
+    assert adapter_digest(one) == adapter_digest(two) == PLAIN
+    square = np.eye(4, dtype=np.float32)
+    half, third = (
+        Adapter(down_weight=square, down_bias=rows[0], up_weight=square, up_bias=rows[0], residual_ratio=ratio)
+        for ratio in (0.5, 0.3)
+    )
+    digests = [adapter_digest(replace(one, adapter=adapter)) for adapter in (half, third)]
+    assert len({*digests, PLAIN}) == 3
+    assert adapter_digest(replace(two, adapter=half)) == digests[0]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,3 +113,36 @@ def test_shards_that_fail_are_told_of_and_named_again(score: object, tiny_engine
     assert found.pop("path") == [f"{tmp_path}/shard-{i // 12}.tar/{path.name}" for i, path in enumerate(paths)]
     expected.pop("path")
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no.onnx", "no.parquet", "answers"], "no.parquet does not exist; expected a Parquet file"),
+        (["no.onnx", "s-{3..1}.tar", "answers"], "names no image; expected shards such as s-{000..009}.tar"),
+        (["no.onnx", "s-{0..1}.tar", "answers"], "2 of 2 shards of"),
+        (["no.onnx", "some.parquet", "answers"], "has no card no.onnx.json beside it; expected an engine"),
+        (["no.onnx", "some.parquet", "answers", "--part", "0"], "--part must be at least 1, got 0"),
+        (["no.onnx", "some.parquet", "answers", "--retries", "-1"], "--retries must be at least 0, got -1"),
+    ],
+)
+def test_wrong_words_are_told_of_before_ray_starts(
+    words: list[str],
+    message: str,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    pyarrow = pytest.importorskip("pyarrow")
+    pq.write_table(pyarrow.table({"path": ["a.png"]}), "some.parquet")
+    example = runpy.run_path(str(repository / "examples" / "ray_score.py"))
+    try:
+        code = example["main"](words)
+    except SystemExit as ended:  # of the parser
+        code = ended.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "answers" / "part-000000.parquet").exists()

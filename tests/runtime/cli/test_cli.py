@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +95,29 @@ def test_an_unforeseen_error_is_one_line_too(
     assert capsys.readouterr() == ("", expected)
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "line"),
+    [
+        (errno.EACCES, "photos", "photos: Permission denied. Check the path and its permissions."),
+        (errno.ENAMETOOLONG, "n" * 9999, f"{'n' * 300}: File name too long. Check the path and its permissions."),
+        (errno.ENOTDIR, b"a/b", "a/b: Not a directory. Check the path and its permissions."),
+    ],
+)
+def test_what_the_system_says_of_a_path_is_an_input(
+    subcommand: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    name: str | bytes,
+    line: str,
+) -> None:
+    subcommand(raising(OSError(number, os.strerror(number), name)))
+    assert cli.main(["trial"]) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+    subcommand(raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)))
+    assert cli.main(["trial"]) == 1
+    assert "error: OSError: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["-vv"], ["-v", "-v"], ["-v", "--verbose"]])
 def test_the_traceback_is_shown_on_request(
     subcommand: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str]
@@ -127,7 +152,7 @@ def test_a_closed_pipe_is_no_traceback(subcommand: Callable[..., None]) -> None:
         (["doctr"], "error: there is no subcommand 'doctr' (nearest: doctor). Run: p4q-edge --help\n"),
         (["--json"], "error: a subcommand must come first, not --json. Run: p4q-edge --help\n"),
         (["trial", "--no"], "error: unrecognized arguments: --no. Run: p4q-edge trial --help\n"),
-        (["trial", "--js"], "error: unrecognized arguments: --js. Run: p4q-edge trial --help\n"),
+        (["trial", "--js"], "error: unrecognized arguments: --js (did you mean --json?). Run: p4q-edge trial --help\n"),
         (
             ["trial", "--quiet=5"],
             "error: argument -q/--quiet: ignored explicit argument '5'. Run: p4q-edge trial --help\n",
@@ -157,6 +182,53 @@ def test_whole_numbers_are_such_as_libraries_take(capsys: pytest.CaptureFixture[
     assert f"between -2147483647 and 2147483647, got one of {len(number)} digits. Run: p4q-edge validate" in error
     assert cli.main(["validate", "x.onnx", "--seed=1.5"]) == 2
     assert "invalid int value: '1.5'. Run: p4q-edge validate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["classify", "x.onnx", ""],
+        ["embed", "x.onnx", "photos", "", "-o", "x.npz"],
+        ["validate", "x.onnx", "--data", ""],
+        ["build", "--class-names", "a,b", "--calibration-images", "", "--engine", "x.onnx"],
+    ],
+)
+def test_an_empty_word_names_no_images(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert ": expected the name of images, got an empty word. Run: p4q-edge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "n" * 10_000],
+        ["build", "--recipe", "n" * 300, "--engine", "x.onnx"],
+        ["validate", "x.onnx", "--ood", "a/" * 3000 + "b"],
+        ["validate", "x.onnx", "--report", "é" * 130 + ".md"],
+    ],
+)
+def test_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert ": expected a path, got " in err
+    assert "; the longest are 4095 and 255. Run: p4q-edge" in err
+    assert len(err) < 300
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--corruption", "--corruption (did you mean --corruptions?). Run: p4q-edge validate --help"),
+        ("--treads=3", "--treads=3 (did you mean --threads?). Run: p4q-edge validate --help"),
+        ("--zzzz", "--zzzz. Run: p4q-edge validate --help"),
+        ("--" + "n" * 5000, "nnn. Run: p4q-edge validate --help"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    assert cli.main(["validate", "x.onnx", option]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])

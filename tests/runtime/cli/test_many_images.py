@@ -16,7 +16,7 @@ from read_documents import read_document
 
 from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.artifacts.card import read_card
-from p4q_edge.runtime.bulk.embeddings import read_embeddings, write_embeddings
+from p4q_edge.runtime.bulk.embeddings import adapter_digest, read_embeddings, write_embeddings
 from p4q_edge.runtime.cli.bulk_documents import ClassifiedDocument, EmbedDocument, SearchDocument
 from p4q_edge.runtime.cli.commands import classify, search
 
@@ -120,6 +120,24 @@ def test_embed_and_search(run: Run, tiny_engine: Path, pictures: Path, tmp_path:
     assert out == f"1.000  {pictures / '4.png'}\n"
 
 
+def test_images_and_words_of_different_adapters_are_not_compared(
+    run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "e.npz"
+    run("embed", tiny_engine, pictures, "-o", file)
+    made = read_embeddings(file)
+    assert made.adapter_sha256 == adapter_digest(read_card(tiny_engine).head_rows())
+    for words in (["circle"], ["--like", pictures / "4.png"]):
+        write_embeddings(file, replace(made, adapter_sha256="0" * 64), force=True)
+        code, _, err = run("search", file, *words, "--engine", tiny_engine)
+        assert code == 4
+        assert "went through another adapter than that of head built-in of" in err
+        write_embeddings(file, replace(made, adapter_sha256=""), force=True)  # as earlier versions wrote it
+        assert run("search", file, *words, "--engine", tiny_engine)[0] == 0
+    code, _, err = run("search", file, " ", "--engine", tiny_engine)
+    assert (code, "expected words of what the images shall show, got an empty text" in err) == (2, True)
+
+
 def test_a_head_that_a_file_of_embeddings_names_is_no_path(
     run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -141,7 +159,8 @@ def test_embed_goes_past_a_damaged_image(run: Run, tiny_engine: Path, pictures: 
     assert "1 of 8 images could not be used" in err
     document = read_document(out, EmbedDocument)
     assert (document.images, document.failed) == (7, 1)
-    assert run("embed", tiny_engine, pictures, "-o", file, "--force", "--skip-errors")[0] == 0
+    code, _, err = run("embed", tiny_engine, pictures, "-o", file, "--force", "--skip-errors")
+    assert (code, "1 of 8 images could not be used\n" in err, "--skip-errors" in err) == (0, True, False)
     for path in pictures.iterdir():
         path.write_bytes(b"damaged")
     code, _, err = run("embed", tiny_engine, pictures, "-o", tmp_path / "none.npz")

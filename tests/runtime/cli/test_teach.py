@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from p4q_edge.runtime.artifacts import base_head, find_head, heads_folder
+from p4q_edge.runtime.storage import sha256_file
 
 Run = Callable[..., tuple[int, str, str]]
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230)}
@@ -67,6 +68,31 @@ def test_a_class_is_added_from_class_folders_too(tiny_engine: Path, photos: Path
     assert (code, document["added"], document["known"]) == (0, ["red"], ["circle"])
     assert document["class_names"] == [*base_head(tiny_engine).class_names, "red"]
     assert document["calibration"] is None
+
+
+def test_photographs_that_the_engine_was_learned_from_are_told_of(
+    tiny_engine: Path, photos: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = run("teach", tiny_engine, photos, "--name", "new", "--json")
+    assert json.loads(out)["seen_before"] == 0
+    seen = frozenset(sha256_file(path) for path in (photos / "red").iterdir())
+    monkeypatch.setattr("p4q_edge.runtime.evaluation.learned_digests", lambda bundle: seen)
+    _, out, _ = run("teach", tiny_engine, photos, "--name", "shelf")
+    assert "the engine itself was learned from 5 of the 10 photographs: these shares and the calibration are" in out
+    assert f"p4q-edge head calibrate {tiny_engine} OTHERS --name shelf" in out
+
+
+def test_a_bundle_of_another_engine_does_not_stop_it(tiny_engine: Path, photos: Path, run: Run) -> None:
+    tiny_engine.with_suffix(".p4q").write_bytes(b"no bundle")
+    code, out, err = run("teach", tiny_engine, photos, "--name", "shelf", "--json")
+    assert (code, json.loads(out)["seen_before"]) == (0, 0)
+    assert "warning: whether the engine was learned from these photographs is not known: " in err
+
+
+def test_photographs_of_a_class_are_not_unknown(tiny_engine: Path, photos: Path, run: Run) -> None:
+    code, _, err = run("teach", tiny_engine, photos, "--name", "shelf", "--unknown", photos / "red")
+    assert code == 2
+    assert f"--unknown {photos / 'red'}: 5 of 5 images are labelled with a class too, the first is " in err
 
 
 def test_unknown_images_are_used(tiny_engine: Path, photos: Path, tmp_path: Path, run: Run) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,9 @@ from p4q_edge.runtime.artifacts import read_card
 from p4q_edge.runtime.artifacts.card import write_card
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.evaluation.report.document import read_report
+from p4q_edge.runtime.evaluation.report.trial_rows import trial_tables
 from p4q_edge.runtime.evaluation.request import ValidateRequest
+from p4q_edge.runtime.evaluation.trials import RetrievalReport
 
 
 @pytest.fixture(autouse=True)
@@ -99,15 +103,22 @@ def test_no_more_images_than_the_limit(engine: Path, validated: Path, others: Pa
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--ood", "."], 2, "--ood compares with labelled images, and there are none. Name some with --data."),
+        (["--ood", "others"], 2, "--ood compares with labelled images, and there are none. Name some with --data."),
         (["--corruptions"], 2, "--corruptions compares with labelled images, and there are none."),
         (["--ood", "nowhere"], 2, "--ood nowhere is not a directory; expected one with images, at any depth"),
         (["--pairs", "captions.csv"], 3, "--pairs reads captions with the text tower of the toolkit (PyTorch)"),
     ],
 )
 def test_what_cannot_be_answered_is_said_before_anything_runs(
-    engine: Path, options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    engine: Path,
+    others: Path,
+    options: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(others.parent)
     assert main(["validate", str(engine), *options]) == code
     err = capsys.readouterr().err
     assert message in err
@@ -115,12 +126,38 @@ def test_what_cannot_be_answered_is_said_before_anything_runs(
     assert not engine.with_name("tiny.report.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("images", "texts", "note"),
+    [(40, 11, ""), (40, 5, " Of 5 texts the nearest"), (10, 5, " Of 5 texts and 10 images the nearest 10 are all")],
+)
+def test_recall_among_few_says_that_it_is(engine: Path, images: int, texts: int, note: str) -> None:
+    assert main(["validate", str(engine), "-q"]) == 0
+    found = RetrievalReport(source="c.csv", images=images, texts=texts, rows=())
+    report = read_report(engine.with_name("tiny.report.json"))
+    (table,) = trial_tables(msgspec.structs.replace(report, retrieval=found))
+    assert table.note.startswith(f"Recall with the features in front of the adapter and the float text tower.{note}")
+    assert ("nearest 10" in table.note) == bool(note)
+
+
+def test_labelled_images_are_none_of_no_class(
+    engine: Path, validated: Path, others: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = next(validated.rglob("*.png"))
+    shutil.copy(labelled, others / "copy.png")
+    assert main(["validate", str(engine), "--data", str(validated), "--ood", str(others)]) == 2
+    err = capsys.readouterr().err
+    assert f"--ood {others}: 1 of 8 images are labelled with a class too, the first is {others / 'copy.png'}." in err
+    assert "golden samples:" not in err
+
+
 def test_a_folder_without_images_is_said(
     engine: Path, validated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert main(["validate", str(engine), "--data", str(validated), "--ood", str(tmp_path / "empty"), "-q"]) == 2
-    assert "has no images; name a folder with some, at any depth" in capsys.readouterr().err
+    assert main(["validate", str(engine), "--data", str(validated), "--ood", str(tmp_path / "empty")]) == 2
+    err = capsys.readouterr().err
+    assert f"--ood {tmp_path / 'empty'} has no images; name a folder with some, at any depth" in err
+    assert "golden samples:" not in err
 
 
 def test_the_command_repeats_what_was_asked_for() -> None:

@@ -66,6 +66,17 @@ def test_the_bundle_gives_the_whole_chain_without_pytorch(engine: Path, validate
     assert "reference.safetensors" in report.provenance.digests
 
 
+def test_answers_to_golden_samples_are_no_accuracy(
+    engine: Path, validated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", str(engine), "--data", str(validated)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    golden = [line for line in lines if line.startswith("golden samples:")]
+    assert golden
+    assert all("named as in full precision" in line and "top-1" not in line for line in golden)
+    assert any(line.startswith("images: engine     top-1 ") for line in lines)
+
+
 def test_an_impossible_drop_fails_without_pytorch_too(engine: Path, validated: Path) -> None:
     arguments = ["validate", str(engine), "--data", str(validated), "--max-top1-drop", "-100", "-q"]
     assert main(arguments) == 5

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from p4q_edge.runtime.statistics import auroc, first_ranks, ranking
+from p4q_edge.runtime.statistics.metrics import proportion
 
 SCORES = arrays.arrays(np.float64, st.integers(1, 30), elements=st.integers(-5, 5).map(float))
 
@@ -35,6 +36,26 @@ def test_the_interval_holds_the_true_area_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
     found = [auroc(generator.normal(1, 1, 80), generator.normal(0, 1, 60)) for _ in range(400)]
     assert 0.91 < np.mean([one.low <= truth <= one.high for one in found]) < 0.98
+
+
+@pytest.mark.parametrize(("positive", "negative"), [(30, 8), (8, 30), (1, 9), (9, 1), (1, 1)])
+def test_few_entries_in_one_order_leave_room_for_others(positive: int, negative: int) -> None:
+    found = auroc(np.linspace(2, 3, positive), np.linspace(0, 1, negative))
+    fewest = min(positive, negative)
+    assert (found.value, found.high, found.method) == (1.0, 1.0, "wilson")
+    assert found.low == pytest.approx(proportion(np.ones(fewest, np.bool_)).low)
+    assert auroc(np.ones(4), np.ones(6)).method == "wilson"  # all alike: nothing is told apart
+
+
+def test_a_kind_of_one_entry_has_a_wide_interval() -> None:
+    found = auroc(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.25]))
+    assert found.value == 0.5
+    assert found.low < 0.1
+    assert found.high > 0.9
+
+
+def test_scores_that_vary_have_delongs() -> None:
+    assert auroc(np.array([0.0, 2.0, 3.0]), np.array([1.0, -1.0])).method == "delong"
 
 
 @pytest.mark.parametrize(("positive", "negative"), [([], [1.0]), ([1.0], []), ([[1.0]], [1.0])])

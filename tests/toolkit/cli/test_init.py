@@ -92,6 +92,30 @@ def test_train_and_test_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (recipe.data.train, recipe.data.test) == (str(tmp_path / "train"), str(tmp_path / "val"))
 
 
+def test_names_that_steer_a_terminal_make_no_other_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = 'a "b"\n[learn]\x7f\\é🐢'
+    for number, name in enumerate(("cat\nx = 1", "dog")):
+        fill(tmp_path / odd / name, 9, number)
+    assert main(["init", odd]) == 0
+    recipe = read_recipe(tmp_path / "p4q.toml")
+    assert recipe.data.train == str(tmp_path / odd)
+    assert "cat\\nx = 1, dog" in (tmp_path / "p4q.toml").read_text()
+
+
+def test_one_class_is_advised_to_get_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "photos" / "cat", 9, 1)
+    assert main(["init", "photos"]) == 0
+    out = capsys.readouterr().out
+    assert "advice: one class is told from nothing: add a folder of another, such as 'something else'" in out
+    assert "next: add a folder of another class, then: p4q-edge build" in out
+
+
 def test_what_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is not a directory. Put the photographs of each class into"):
         find_sets(tmp_path / "nowhere")

@@ -62,7 +62,7 @@ def test_drawn_images_are_the_same_at_all_times_and_differ_from_each_other() -> 
 
 @pytest.mark.parametrize("source", ["", "nowhere", "nowhere.p4q"])
 def test_what_does_not_exist_is_answered_with_what_may_be_named(source: str) -> None:
-    with pytest.raises(UsageError, match=r"does not exist; name a folder of images, a bundle \(.p4q\).*demo:leaves"):
+    with pytest.raises(UsageError, match=r"does not exist; name a folder of images, .* bundle \(.p4q\) or demo:leaves"):
         read_calibration_images(source)
 
 

@@ -2,11 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from p4q_edge.data.few_shot import Split, few_shot, make_split
+from p4q_edge.data.preflight import check_data
+from p4q_edge.data.readers import read_split
+from p4q_edge.recipe.schema import DataSection
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images.image_set import ImageSet
 
@@ -76,6 +81,16 @@ def test_nothing_left_to_test_on_is_said_and_no_error(
         split = make_split(toy_images(4), None, shots=0, seed=0, test_limit=0)
     assert (len(split.train), len(split.test)) == (16, 0)
     assert "all 16 images are learned from and none is left to test on: accuracy is cross-validated" in caplog.text
+
+
+def test_one_class_alone_is_told_from_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cup").mkdir()
+    for index in range(3):
+        Image.new("RGB", (8, 8), (50 + index, 0, 0)).save(tmp_path / "cup" / f"{index}.png")
+    section = DataSection(train=str(tmp_path), shots=2)
+    with pytest.raises(InputError, match="at least 2 classes are needed, .*; got 'cup' alone. Add photos of another,"):
+        read_split(section, seed=0)
+    assert check_data(section, seed=0)[0] is None
 
 
 def test_all_classes_with_too_few_images_are_named(toy_images: Callable[[int], ImageSet]) -> None:

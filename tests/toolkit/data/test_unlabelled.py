@@ -84,6 +84,9 @@ def test_a_missing_source_is_told_of_before_anything_runs(section: DataSection, 
     with pytest.raises(UsageError, match=r"data\.unlabelled: .*none does not exist; name a folder"):
         read_unlabelled(missing, split)
     assert "data.unlabelled" in "; ".join(check_data(missing, seed=0)[1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"data\.unlabelled: .*empty has no images; name a folder with some, at any"):
+        read_unlabelled(named(section, tmp_path / "empty"), split)
 
 
 def test_an_image_that_cannot_be_read_is_found_before_anything_runs(section: DataSection, tmp_path: Path) -> None:

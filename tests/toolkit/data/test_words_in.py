@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from image_files import write_file, write_npz
 
+from p4q_edge.data.preflight import check_data
 from p4q_edge.data.readers import read_class_prompts, read_split, read_words
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.prompts import template_embeddings
@@ -33,6 +34,20 @@ def test_words_that_are_not_utf8(tmp_path: Path) -> None:
 def test_an_empty_word(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds an empty string; give every entry a name"):
         read_words(write_file(tmp_path / "n.json", b'["cat", " "]'), key="k")
+
+
+def test_an_empty_word_of_the_recipe() -> None:
+    with pytest.raises(InputError, match=r"data\.class_names: an entry is empty; every entry needs a word"):
+        read_words(("cat", " "), key="data.class_names")
+
+
+def test_no_template_at_all(photos: Path, tmp_path: Path) -> None:
+    none = DataSection(train=str(photos), templates=())
+    assert "data.templates is empty; write e.g. ['a photo of a {}.']" in check_data(none, seed=0)[1]
+    path = tmp_path / "prompts.json"
+    path.write_text('{"circle": ["a circle"]}')
+    own = DataSection(train=str(photos), templates=(), class_prompts=str(path))
+    assert not any("templates" in problem for problem in check_data(own, seed=0)[1])
 
 
 @pytest.mark.parametrize(

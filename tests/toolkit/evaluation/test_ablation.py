@@ -6,21 +6,20 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from PIL import Image
 
 from p4q_edge.data import FOLDS, folds
 from p4q_edge.evaluation import ablation
-from p4q_edge.evaluation.ablation import ablate, open_seed, parts_of
+from p4q_edge.evaluation.ablation import ablate, ablation_key, open_seed, parts_of
 from p4q_edge.evaluation.variants import (
     PROMPTS_ALONE,
     PTQ,
     UNCHANGED,
     Variant,
-    lever_variants,
     method_variants,
-    quantization_variants,
 )
 from p4q_edge.recipe.defaults import demo_recipe
-from p4q_edge.recipe.schema import LearnSection, Method, QuantizationSection, Recipe
+from p4q_edge.recipe.schema import Method, Recipe
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.stages import students
 
@@ -100,19 +99,6 @@ def test_fewer_views_are_the_first_of_more() -> None:
     assert torch.equal(data.views[True][0], data.views[False][0])
 
 
-def test_every_lever_is_a_key_of_the_recipe() -> None:
-    for variants in (lever_variants(), quantization_variants()):
-        for variant in variants:
-            msgspec.structs.replace(LearnSection(), **variant.learn)
-            msgspec.structs.replace(QuantizationSection(), **variant.quantization).scheme()
-        assert len({variant.name for variant in variants}) == len(variants)
-
-
-def test_distillation_is_switched_in_its_own_row() -> None:
-    assert "P4Q with distillation" in [v.name for v in method_variants(LearnSection())]
-    assert "P4Q without distillation" in [v.name for v in method_variants(LearnSection(distillation=1.0))]
-
-
 def test_the_command_writes_its_table_and_takes_it_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +113,9 @@ def test_the_command_writes_its_table_and_takes_it_from_there(
     assert json.loads(capsys.readouterr().out) == first
 
 
-@pytest.mark.parametrize(("seeds", "message"), [("0,x", "takes whole numbers"), ("1,1", "names a seed twice")])
+@pytest.mark.parametrize(
+    ("seeds", "message"), [("0,x", "takes whole numbers"), ("0,-1", "of 0 and more"), ("1,1", "names a seed twice")]
+)
 def test_seeds_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: str, message: str) -> None:
     assert cli.main(["learn", "--ablate", "methods", "--seeds", seeds, "-o", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
@@ -155,3 +143,18 @@ def test_another_device_answers_as_the_cpu_does(method: Method, monkeypatch: pyt
         monkeypatch.setattr("p4q_edge.models.compute.choose_device", lambda _: device)
         found = ablate(recipe, (0,), variants, "tested")
     assert found == expected
+
+
+def test_other_images_without_labels_are_another_ablation(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Image.new("RGB", (40, 40), (len(name), 200, 0 if name == "one" else 90)).save(tmp_path / f"{name}.png")
+    recipe = small_recipe()
+    recipe = msgspec.structs.replace(
+        recipe,
+        data=msgspec.structs.replace(recipe.data, unlabelled=str(tmp_path)),
+        learn=msgspec.structs.replace(recipe.learn, teacher="learned"),
+    )
+    key = ablation_key(recipe, (0,), (UNCHANGED,), "tested")
+    assert ablation_key(recipe, (0,), (UNCHANGED,), "tested") == key
+    (tmp_path / "two.png").unlink()
+    assert ablation_key(recipe, (0,), (UNCHANGED,), "tested") != key

@@ -130,8 +130,8 @@ def test_keys_of_a_recipe_reach_the_model(saved: Callable[..., str]) -> None:
     [
         ({"image_size": 3}, "image_size must be between 8 and 4096 pixels, got 3"),
         ({"std": [0.0, 1.0, 1.0]}, "std must be positive"),
-        ({"interpolation": "nearest"}, "Invalid enum value 'nearest'"),
-        ({"mean": [0.5]}, "Expected `array` of length 3"),
+        ({"interpolation": "nearest"}, "model.interpolation: expected bicubic or bilinear, got 'nearest'"),
+        ({"mean": [0.5]}, "model.mean: Expected array of length 3"),
     ],
 )
 def test_wrong_keys_are_refused(values: dict[str, object], message: str) -> None:

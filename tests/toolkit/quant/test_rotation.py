@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from open_clip.transformer import LayerScale
 from torch import Tensor, nn
 
-from p4q_edge.calibration import calibrate_encoder
+from p4q_edge.calibration import calibrate_encoder, deployed_encoder
 from p4q_edge.models import ImageEncoder, LoadedModel, to_batch
 from p4q_edge.quant import QuantScheme, rotate_streams, rotation, trace_flow
 from p4q_edge.quant.residual_stream import find_streams
@@ -144,6 +144,19 @@ def test_what_cannot_be_rotated_stays(
     assert rotate_streams(encoder, batch) == 0
     after = encoder.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_rotation_that_was_asked_for_and_does_nothing_is_told_of(
+    pre_norm: LoadedModel, toy_pixels: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = _batch(pre_norm, toy_pixels)
+    deployed_encoder(pre_norm, batch, QuantScheme(rotation=True))
+    assert "has no effect" not in caplog.text
+    _with_norm_in_front(pre_norm)
+    deployed_encoder(pre_norm, batch, QuantScheme(weight_bits=4))  # the default, which no one asked for
+    assert "has no effect" not in caplog.text
+    deployed_encoder(pre_norm, batch, QuantScheme(rotation=True))
+    assert "quantization.rotation = true has no effect: no residual stream of this image tower" in caplog.text
 
 
 def test_a_rotation_that_moves_the_mean_is_refused(

@@ -15,16 +15,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Head
+from p4q_edge.runtime.artifacts import BUILT_IN, Head, base_head, read_card
 from p4q_edge.runtime.bulk.tables import require_pyarrow
 from p4q_edge.runtime.classification import ZeroShotClassifier
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import NPZ_ERRORS, atomic_write, read_bounded, require_writable
+from p4q_edge.runtime.storage import NPZ_ERRORS, atomic_write, read_bounded, require_writable, sha256_bytes
 
 SUFFIXES = (".npz", ".parquet")
 MAX_BYTES = 8 << 30
 PLAIN = "plain"
 """In place of a head: the features alone, without an adapter, which is where words that are no class are at home."""
+_ABOUT, _NEWER = ("head", "weights_sha256", "adapter_sha256"), ("adapter_sha256",)
+"""What the embeddings were made with, and which of it files of earlier versions lack."""
 _UNIT_TOLERANCE = 1e-2
 
 
@@ -37,12 +39,14 @@ class Embeddings:
         rows: (n, dim) float32.
         head: name of the head whose adapter they went through; `PLAIN` without one.
         weights_sha256: digest of the checkpoint of the model; empty if unknown.
+        adapter_sha256: digest of the adapter they went through, see `adapter_digest`; empty if unknown.
     """
 
     paths: tuple[str, ...]
     rows: np.ndarray
     head: str
     weights_sha256: str
+    adapter_sha256: str = ""
 
     def nearest(self, query: np.ndarray, top_k: int) -> list[Found]:
         """Return the images nearest to an embedding (dim,), the nearest first.
@@ -58,6 +62,33 @@ class Embeddings:
         cosines = self.rows @ (query / max(float(np.linalg.norm(query)), float(np.finfo(np.float32).tiny)))
         order = np.argsort(-cosines, kind="stable")[:top_k]
         return [Found(path=self.paths[index], cosine=float(cosines[index])) for index in order]
+
+
+def adapter_digest(head: Head) -> str:
+    """Return what tells whether two heads move embeddings alike: the digest of the adapter, `PLAIN` without one."""
+    adapter = head.adapter
+    if adapter is None:
+        return PLAIN
+    arrays = (adapter.down_weight, adapter.down_bias, adapter.up_weight, adapter.up_bias)
+    parts = [np.asarray(array, dtype="<f4").tobytes() for array in arrays]
+    return sha256_bytes(b"".join([*parts, np.asarray(adapter.residual_ratio, dtype="<f4").tobytes()]))
+
+
+def adapter_of(engine: Path, name: str) -> str:
+    """Return the digest of the adapter of an engine's head; empty where its card, of an earlier version, has none.
+
+    Args:
+        engine: with its card.
+        name: of a head, a file of one, or `PLAIN`.
+
+    Raises:
+        UsageError: there is no such head.
+    """
+    if name == PLAIN:
+        return PLAIN
+    if name == BUILT_IN and not read_card(engine).folded_head:
+        return ""
+    return adapter_digest(base_head(engine, name))
 
 
 def use_plain(classifier: ZeroShotClassifier) -> None:
@@ -101,7 +132,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, force: bool = False)
     require_embeddings_file(path, force=force)
     # Names of files that are no text get escapes such as `\udce9`.
     paths = [name.encode("utf-8", "backslashreplace").decode() for name in embeddings.paths]
-    about = {"head": embeddings.head, "weights_sha256": embeddings.weights_sha256}
+    about = {name: getattr(embeddings, name) for name in _ABOUT}
 
     def write(file: BinaryIO) -> None:
         if path.suffix.lower() == ".npz":
@@ -147,7 +178,7 @@ def _from_npz(data: bytes) -> dict[str, np.ndarray]:
         if sum(member.file_size for member in packed.infolist()) > MAX_BYTES:
             raise ValueError("it would unpack to more than an archive of embeddings can hold")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        return {name: file[name] for name in ("path", "embedding", "head", "weights_sha256")}
+        return {name: file[name] for name in ("path", "embedding", *_ABOUT) if name in file or name not in _NEWER}
 
 
 def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
@@ -162,7 +193,7 @@ def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
     return {
         "path": np.asarray(table["path"].to_pylist(), dtype=np.str_),
         "embedding": rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, width),
-        **_texts({name: str(about[name]) for name in ("head", "weights_sha256")}),
+        **_texts({name: str(about[name]) for name in _ABOUT if name in about or name not in _NEWER}),
     }
 
 
@@ -173,5 +204,5 @@ def _checked(arrays: dict[str, np.ndarray]) -> Embeddings:
     if rows.ndim != 2 or not np.allclose(np.linalg.norm(rows.astype(np.float64), axis=1), 1.0, atol=_UNIT_TOLERANCE):
         raise ValueError("the embeddings must have length 1")
     return Embeddings(
-        paths=tuple(map(str, paths)), rows=rows, head=str(arrays["head"]), weights_sha256=str(arrays["weights_sha256"])
+        paths=tuple(map(str, paths)), rows=rows, **{name: str(arrays[name]) for name in _ABOUT if name in arrays}
     )

@@ -23,7 +23,7 @@ from p4q_edge.runtime.artifacts import (
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit
 from p4q_edge.runtime.engines import Engine, load_engine
-from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders
+from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders, require_of_no_class
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.runtime.verification import ensure_golden
@@ -58,7 +58,7 @@ def calibrate_head(request: Request, options: FitOptions) -> Fit:
     """Run labelled images through an engine and fit; nothing is written, see `write_calibration`.
 
     Raises:
-        InputError: the images do not fit the classes, or are too few.
+        InputError: the images do not fit the classes, or are too few; or some of them are among those of no class.
         ArtifactError: engine, card and head do not fit each other.
         UsageError: the engine is not one that `backend` runs.
         QualityGateError: the engine computes wrong values on this machine.
@@ -72,6 +72,8 @@ def calibrate_head(request: Request, options: FitOptions) -> Fit:
         learned=request.learned,
         other_names=request.other_names,
     )
+    if request.unknown is not None and request.unknown.is_dir():
+        require_of_no_class(request.unknown, request.learned.union(images.digests), option="--unknown")
     starts = range(0, len(images.labels), _BATCH)
     engine = load_engine(request.engine, card)
     try:

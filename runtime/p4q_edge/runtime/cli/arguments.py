@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +13,8 @@ from p4q_edge.runtime.errors import UsageError
 
 MAX_WHOLE_NUMBER = (1 << 31) - 1
 """Of 32 bits with a sign, which native libraries take."""
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes of one name and of a whole path, beyond which Linux's file systems have none."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +27,18 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, _whole_number)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. Run: {self.prog} --help")
+        raise UsageError(f"{message}{self._nearest(message)}. Run: {self.prog} --help")
+
+    def _nearest(self, message: str) -> str:
+        """Return which option an unknown one may mean."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]{1,60})(?![\w-])", message)
+        if unknown is None:
+            return ""
+        # Imported here: most commands are typed right.
+        import difflib
+
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.8)
+        return f" (did you mean {near[0]}?)" if near else ""
 
 
 def name_or_path(text: str) -> str:
@@ -36,10 +51,28 @@ def _path(text: str) -> Path:
 
     Raises:
         ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives; it would be this folder.
+            Of a name that is too long for any file.
     """
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty argument")
+    name = max(map(os.fsencode, Path(text).parts), key=len, default=b"")
+    if len(name) > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        raise argparse.ArgumentTypeError(
+            f"expected a path, got {len(os.fsencode(text))} bytes with a name of {len(name)}; the longest are "
+            f"{LONGEST_PATH} and {LONGEST_NAME}"
+        )
     return Path(text)
+
+
+def image_source(text: str) -> str:
+    """Return what names images in one of several ways: a folder, a table, shards, a data set that is built in.
+
+    Raises:
+        ArgumentTypeError: of an empty word.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of images, got an empty word")
+    return text
 
 
 def _number(text: str) -> float:

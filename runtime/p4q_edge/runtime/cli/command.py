@@ -57,6 +57,12 @@ class Output:
         write_line(as_json(document) if self.json else text.rstrip("\n"))
 
 
+def words_of_failures(failed: int, images: int, *, skipped: bool) -> str:
+    """Return what is said of images that could not be used, and what to do unless they may be skipped."""
+    advice = "" if skipped else ". Repair or remove them, or add --skip-errors"
+    return f"{failed} of {images} images could not be used{advice}"
+
+
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Add the options for where an engine runs: the device, and the threads of one for CPUs."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")

@@ -1,7 +1,6 @@
 """What `--json` of the runtime's subcommands writes, beside `schema_version`: one structure for each document.
 
-Imported where a document is made, since it takes longer than `p4q-edge --help` may. Tests run the commands and read
-what they write with these; `tools/write_schema_docs.py` writes the page from here and from the toolkit's own.
+Imported where one is made: it takes longer than `p4q-edge --help` may. `tools/write_schema_docs.py` writes their page.
 """
 
 from __future__ import annotations
@@ -294,6 +293,7 @@ class TeachDocument(TeachReport, frozen=True, kw_only=True, forbid_unknown_field
         path: where it is kept.
         class_names: in the order of the logits.
         earlier_versions: number of versions that `head undo` can go back.
+        seen_before: photographs that the engine was learned from, by which shares and calibration are too good.
     """
 
     engine: str
@@ -301,6 +301,7 @@ class TeachDocument(TeachReport, frozen=True, kw_only=True, forbid_unknown_field
     path: str
     class_names: tuple[str, ...]
     earlier_versions: int
+    seen_before: int
 
 
 class HeadExportDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

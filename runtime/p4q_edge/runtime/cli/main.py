@@ -10,6 +10,7 @@ not be used here, 5 a quality gate failed, 130 interrupted, 143 terminated.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -42,6 +43,9 @@ from p4q_edge.runtime.storage import printable
 
 INSTALL_TOOLKIT = "pip install ./runtime ."
 INTERRUPTED = 130
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What the system says of a path that was named, rather than of this program."""
+_SHOWN = 300
 COMMANDS = "p4q_edge.runtime.cli.commands"
 
 logger = logging.getLogger(__name__)
@@ -89,10 +93,18 @@ def _report_any(error: BaseException, *, flags: _Flags) -> int:
         return _report(error, message=str(error), exit_code=error.exit_code, flags=flags)
     except KeyboardInterrupt as error:
         return _report(error, message="interrupted", exit_code=INTERRUPTED, flags=flags)
+    except OSError as error:
+        if error.errno not in _OF_PATHS or not isinstance(error.filename, (str, bytes)):
+            return _report_unforeseen(error, flags=flags)
+        message = f"{os.fsdecode(error.filename)[:_SHOWN]}: {error.strerror}. Check the path and its permissions."
+        return _report(error, message=message, exit_code=UsageError.exit_code, flags=flags)
     except Exception as error:  # noqa: BLE001  # the boundary to the user: an unforeseen error is one line as well
-        hint = "" if flags.verbose > 1 else " (add -vv for the traceback)"
-        message = f"{type(error).__name__}: {error}{hint}"
-        return _report(error, message=message, exit_code=1, flags=flags)
+        return _report_unforeseen(error, flags=flags)
+
+
+def _report_unforeseen(error: Exception, *, flags: _Flags) -> int:
+    hint = "" if flags.verbose > 1 else " (add -vv for the traceback)"
+    return _report(error, message=f"{type(error).__name__}: {error}{hint}", exit_code=1, flags=flags)
 
 
 def load_command(name: str) -> Command[Any] | CommandGroup:
@@ -266,7 +278,6 @@ _OTHER_WORDS: Mapping[str, str] = {
     "benchmark": "p4q-edge bench measures speed, memory and energy",
     "info": "p4q-edge inspect shows what is in a bundle or an engine",
     "show": "p4q-edge inspect shows what is in a bundle or an engine",
-    "embed": "in Python: ZeroShotClassifier(ENGINE).embed(images)",
 }
 """What people type who know other programs."""
 

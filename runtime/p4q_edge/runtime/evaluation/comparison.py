@@ -31,12 +31,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ChainOptions:
-    """How a chain is run: images a batch, seed of the bootstrap, limits, and what the log calls it."""
+    """How a chain is run: images a batch, seed of the bootstrap, limits, and what the log calls it and its answers."""
 
     batch_size: int = 64
     seed: int = 0
     gates: Gates = field(default_factory=Gates)
     label: str = "images"
+    measure: str = "top-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,8 @@ def validate_chain(
         seconds = time.perf_counter() - started
         see(name, outputs[name])
         report = report_stage(name, outputs[name]["logits"], truth, generator=generator, seconds=seconds)
-        logger.info("%s: %-10s top-1 %.2f %%, n = %d", options.label, name, 100 * report.top1.value, report.n)
+        share = 100 * report.top1.value
+        logger.info("%s: %-10s %s %.2f %%, n = %d", options.label, name, options.measure, share, report.n)
         reports.append(report)
     hops = tuple(
         compare_stages(first, second, outputs=outputs, labels=truth, generator=generator)

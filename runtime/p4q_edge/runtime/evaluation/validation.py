@@ -32,7 +32,7 @@ from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain, in_order, open_subject, zero_shot_of
-from p4q_edge.runtime.evaluation.trials import CaptionedImages, Tested, Trials, check_trials, run_trials
+from p4q_edge.runtime.evaluation.trials import CaptionedImages, Tested, Trials, check_sources, check_trials, run_trials
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
@@ -93,8 +93,9 @@ def run_validation(request: ValidateRequest, *, torch_reference: ReferenceOf | N
         torch_reference: the toolkit's function that adds PyTorch, given what is opened here.
 
     Raises:
-        UsageError: a limit was asked for that nothing here can answer.
+        UsageError: a limit was asked for that nothing here can answer, or what was named does not exist.
     """
+    check_sources(request)
     subject = open_subject(request)
     try:
         reference = Reference() if torch_reference is None else torch_reference(request, subject)
@@ -121,7 +122,7 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
     any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
     captioned = reference.captioned
     images = _images(request, subject, reference)
-    check_trials(request, images)
+    check_trials(request, images, learned=learned_digests(subject.bundle))
     if images is not None and FAKE_QUANT not in reference.stages:
         reference, images = with_recorded(reference, images, subject, request)
     if images is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         images_to_test,
         read_class_folders,
         read_unlabelled_folder,
+        require_of_no_class,
         subset,
     )
     from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
@@ -61,6 +62,7 @@ __all__ = [
     "preprocess",
     "read_class_folders",
     "read_unlabelled_folder",
+    "require_of_no_class",
     "same_form",
     "source_of",
     "subset",
@@ -104,6 +106,7 @@ if not TYPE_CHECKING:
                 "images_to_test",
                 "read_class_folders",
                 "read_unlabelled_folder",
+                "require_of_no_class",
                 "subset",
             ),
             "listing": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from
 from p4q_edge.runtime.images.listing import LeftOut, image_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 from p4q_edge.runtime.stage import Images
-from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.storage import sha256_bytes, sha256_file
 
 # Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
@@ -30,6 +30,7 @@ class LabelledImages:
         digest: SHA-256 over the digests of all images and their labels.
         source: where they came from, in words.
         left_out: images that were not taken because the model was learned from them.
+        digests: SHA-256 of each image's file; empty where they are not known.
     """
 
     pixels: Images
@@ -37,6 +38,7 @@ class LabelledImages:
     digest: str
     source: str
     left_out: int = 0
+    digests: tuple[str, ...] = ()
 
 
 class Pixels:
@@ -128,7 +130,7 @@ def images_to_test(
     if not kept:
         raise InputError(
             f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
-            "means nothing. Name others with --data"
+            "means nothing. Name others"
         )
     tested, labels = images.subset(kept), to_class[images.labels[kept]].astype(np.int64)
     return LabelledImages(
@@ -137,6 +139,7 @@ def images_to_test(
         digest=digest_of([digests[index] for index in kept], labels.tolist()),
         source=f"{len(kept)} images of {source}",
         left_out=len(digests) - len(kept),
+        digests=tuple(digests[index] for index in kept),
     )
 
 
@@ -169,6 +172,26 @@ def read_unlabelled_folder(folder: Path, *, spec: PreprocessSpec, limit: int = 0
     return pixels, digest_of(images.digests(), [0] * len(images))
 
 
+def require_of_no_class(folder: Path, known: Collection[str], *, option: str) -> None:
+    """Refuse a folder of images that show none of the classes, where some of them have one.
+
+    Args:
+        folder: holds the images, at any depth.
+        known: SHA-256 of images with a class.
+        option: what messages call the folder.
+
+    Raises:
+        InputError: some are among those; the message names the first.
+    """
+    files = image_files(folder)
+    both = [file for file in files if sha256_file(file) in known]
+    if both:
+        raise InputError(
+            f"{option} {folder}: {len(both)} of {len(files)} images are labelled with a class too, the first is "
+            f"{both[0]}. Expected images that show none of the classes; remove these"
+        )
+
+
 def digest_of(digests: Sequence[str], labels: Sequence[int]) -> str:
     """Return one digest over those of all images, in order, with their labels."""
     lines = [f"{digest} {int(label)}" for digest, label in zip(digests, labels, strict=True)]
@@ -196,4 +219,5 @@ def subset(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
         digest=sha256_bytes(f"{images.digest} {rows.tolist()}".encode()),
         source=f"{len(rows)} of {images.source}",
         left_out=images.left_out,
+        digests=tuple(images.digests[int(row)] for row in rows) if images.digests else (),
     )

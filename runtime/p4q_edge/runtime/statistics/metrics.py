@@ -36,7 +36,7 @@ class Estimate:
         value: the mean; a proportion lies in [0, 1], a difference in [-1, 1].
         n: number of samples.
         low, high: bounds of the interval with `confidence`.
-        method: how the interval was made, `wilson` or `bootstrap`.
+        method: how the interval was made, `wilson`, `bootstrap` or `delong`.
     """
 
     value: float
@@ -104,7 +104,7 @@ def top_k_correct(logits: Floats, labels: Integers, k: int = 1) -> Bools:
     return hits
 
 
-def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.

@@ -8,14 +8,17 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from p4q_edge.runtime.statistics.metrics import CONFIDENCE, Estimate, Floats
+from p4q_edge.runtime.statistics.metrics import CONFIDENCE, Estimate, Floats, wilson_interval
 
 MAX_PRODUCTS = 1 << 24
 """Largest number of cosines that are held at once, 128 MB of them."""
 
 
 def auroc(positive: Floats, negative: Floats) -> Estimate:
-    """Return the chance that a positive scores above a negative one, ties counted half, with DeLong's interval.
+    """Return the chance that a positive scores above a negative one, ties counted half, with an interval of 95 %.
+
+    It is DeLong's. Where all pairs are in one order, or a kind has one entry alone, that would have no width or miss a
+    part; then it is Wilson's for as many entries as the rarer kind has.
 
     Args:
         positive: scores (n,) that shall be high, n >= 1.
@@ -32,7 +35,12 @@ def auroc(positive: Floats, negative: Floats) -> Estimate:
     above = _share_below(positive, negative)
     below = 1 - _share_below(negative, positive)
     value = float(above.mean())
-    variance = sum(float(part.var(ddof=1)) / part.size for part in (above, below) if part.size > 1)
+    fewest = min(positive.size, negative.size)
+    if fewest == 1 or (np.ptp(above) == 0 and np.ptp(below) == 0):
+        low, high = wilson_interval(value * fewest, fewest)
+        n = int(positive.size + negative.size)
+        return Estimate(value=value, n=n, low=min(low, value), high=max(high, value), method="wilson")
+    variance = sum(float(part.var(ddof=1)) / part.size for part in (above, below))
     half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(variance)
     return Estimate(
         value=value,

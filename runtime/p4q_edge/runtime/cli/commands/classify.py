@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import CpuBackend, Fast
-from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, as_json, write_line
+from p4q_edge.runtime.cli.arguments import image_source, name_or_path
+from p4q_edge.runtime.cli.command import (
+    Command,
+    Output,
+    add_backend,
+    add_placement,
+    as_json,
+    words_of_failures,
+    write_line,
+)
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
 
@@ -71,6 +79,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images",
         nargs="+",
+        type=image_source,
         help="image files, folders or globs; - reads one image from stdin; or one "
         "film, stream (rtsp://) or camera (cam:0), with OpenCV",
     )
@@ -189,9 +198,7 @@ def _run(request: ClassifyRequest, output: Output) -> int:
         else:
             _onto_screen(request, output, answers)
     if failed:
-        logger.error(
-            "%d of %d images could not be used. Repair or remove them, or add --skip-errors", failed, len(images)
-        )
+        logger.error("%s", words_of_failures(failed, len(images), skipped=request.skip_errors))
     return 1 if failed and not request.skip_errors else 0
 
 

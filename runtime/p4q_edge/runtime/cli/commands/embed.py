@@ -6,10 +6,15 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, add_placement
+from p4q_edge.runtime.cli.arguments import image_source, name_or_path
+from p4q_edge.runtime.cli.command import Command, Output, add_placement, words_of_failures
 from p4q_edge.runtime.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.bulk import Embeddings
+    from p4q_edge.runtime.images import ImageLike
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ class EmbedRequest:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
-    parser.add_argument("images", nargs="+", help="image files, folders or globs")
+    parser.add_argument("images", nargs="+", type=image_source, help="image files, folders or globs")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write: .npz or .parquet"
     )
@@ -60,16 +65,42 @@ def _request(args: argparse.Namespace) -> EmbedRequest:
 
 
 def _run(request: EmbedRequest, output: Output) -> int:
-    import numpy as np
-
-    from p4q_edge.runtime.bulk import Embeddings, require_embeddings_file, use_plain, write_embeddings
-    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.bulk import require_embeddings_file, write_embeddings
     from p4q_edge.runtime.cli.bulk_documents import EmbedDocument
     from p4q_edge.runtime.images import expand
-    from p4q_edge.runtime.progress import tracked
 
     images = list(expand(request.images))
     require_embeddings_file(request.file, force=output.force)
+    embeddings = _embeddings_of(request, images)
+    write_embeddings(request.file, embeddings, force=output.force)
+    failed = len(images) - len(embeddings.paths)
+    document = EmbedDocument(
+        output=str(request.file),
+        head=embeddings.head,
+        images=len(embeddings.paths),
+        dim=embeddings.rows.shape[1],
+        failed=failed,
+    )
+    text = f"{request.file}  {document.images} embeddings of {document.dim} numbers, head {embeddings.head}"
+    output.write(document=document, text=text)
+    if failed:
+        logger.error("%s", words_of_failures(failed, len(images), skipped=request.skip_errors))
+    return 1 if failed and not request.skip_errors else 0
+
+
+def _embeddings_of(request: EmbedRequest, images: list[ImageLike]) -> Embeddings:
+    """Return the embeddings of the images that can be used; the others are told of.
+
+    Raises:
+        InputError: none of them can be used.
+    """
+    import numpy as np
+
+    from p4q_edge.runtime.artifacts import BUILT_IN
+    from p4q_edge.runtime.bulk import PLAIN, Embeddings, adapter_of, use_plain
+    from p4q_edge.runtime.classification import Failure, RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.progress import tracked
+
     paths: list[str] = []
     rows: list[np.ndarray] = []
     options = RuntimeOptions(threads=request.threads)
@@ -85,28 +116,13 @@ def _run(request: EmbedRequest, output: Output) -> int:
             rows.append(embedding)
         if not rows:
             raise InputError(f"none of the {len(images)} images could be used. Repair them, or name others.")
-        embeddings = Embeddings(
+        return Embeddings(
             paths=tuple(paths),
             rows=np.stack(rows).astype(np.float32),
             head=classifier.active_head,
             weights_sha256=classifier.card.model.weights_sha256,
+            adapter_sha256=adapter_of(request.engine, PLAIN if request.plain else request.head or BUILT_IN),
         )
-    write_embeddings(request.file, embeddings, force=output.force)
-    failed = len(images) - len(rows)
-    document = EmbedDocument(
-        output=str(request.file),
-        head=embeddings.head,
-        images=len(rows),
-        dim=embeddings.rows.shape[1],
-        failed=failed,
-    )
-    text = f"{request.file}  {len(rows)} embeddings of {document.dim} numbers, head {embeddings.head}"
-    output.write(document=document, text=text)
-    if failed:
-        logger.error(
-            "%d of %d images could not be used. Repair or remove them, or add --skip-errors", failed, len(images)
-        )
-    return 1 if failed and not request.skip_errors else 0
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

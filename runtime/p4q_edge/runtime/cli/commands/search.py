@@ -60,6 +60,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _request(args: argparse.Namespace) -> SearchRequest:
+    if args.text is not None and not args.text.strip():
+        raise UsageError("expected words of what the images shall show, got an empty text")
     if (args.text is None) == (args.like is None):
         raise UsageError("search needs either words or --like IMAGE: p4q-edge search EMBEDDINGS TEXT --engine ENGINE")
     if args.top_k < 1:
@@ -86,6 +88,7 @@ def _run(request: SearchRequest, output: Output) -> int:
             f"{request.file} was made with another model than that of {request.engine}. Name its engine, or embed the "
             "images again."
         )
+    _refuse_another_adapter(request, embeddings)
     query, by = _query(request, embeddings, card)
     found = embeddings.nearest(query, request.top_k)
     lines = [f"{one.cosine:.3f}  {printable(one.path)}" for one in found]
@@ -129,6 +132,19 @@ def _query(request: SearchRequest, embeddings: Embeddings, card: Card) -> tuple[
     read = toolkit_function("text_embedding", missing="reading words needs the toolkit.")
     embedding: np.ndarray = read(recipe, text, weights_sha256=card.model.weights_sha256)
     return embedding, "the text tower"
+
+
+def _refuse_another_adapter(request: SearchRequest, embeddings: Embeddings) -> None:
+    """Raise `ArtifactError` where images and query would go through different adapters, as those of two engines."""
+    from p4q_edge.runtime.bulk import adapter_of
+
+    name = request.head or _recorded_head(request, embeddings)
+    own = adapter_of(request.engine, name)
+    if own and embeddings.adapter_sha256 not in ("", own):
+        raise ArtifactError(
+            f"the images in {request.file} went through another adapter than that of head {name} of {request.engine}: "
+            "cosines of the two mean nothing. Name the engine and head that embedded them, or embed them again"
+        )
 
 
 def _recorded_head(request: SearchRequest, embeddings: Embeddings) -> str:

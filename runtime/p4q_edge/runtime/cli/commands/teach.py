@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement
 from p4q_edge.runtime.cli.commands.head import UndoRequest, undo
-from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.errors import ArtifactError, InputError, UsageError
+from p4q_edge.runtime.storage import printable, sha256_file
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Taught
     from p4q_edge.runtime.cli.documents import TeachDocument
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +95,17 @@ def _request(args: argparse.Namespace) -> TeachRequest:
 def _run(request: TeachRequest, output: Output) -> int:
     from p4q_edge.runtime.artifacts import BUILT_IN, base_head, earlier_versions, require_name, write_head
     from p4q_edge.runtime.classification import RuntimeOptions, ZeroShotClassifier
+    from p4q_edge.runtime.images import require_of_no_class
 
     if request.photographs is None:
         return undo(UndoRequest(engine=request.engine, name=request.name), output)
     require_name(request.name)
     # Read before the engine is loaded: a wrong folder shows at once.
     photographs = _by_class(request.photographs, request.add)
+    if request.unknown is not None and request.unknown.is_dir():
+        digests = {sha256_file(Path(path)) for paths in photographs.values() for path in paths}
+        require_of_no_class(request.unknown, digests, option="--unknown")
+    seen = _seen_before(request.engine, photographs)
     if request.add:
         _refuse_others(photographs, request, base_head(request.engine, request.base or BUILT_IN).class_names)
     options = RuntimeOptions(threads=request.threads, backend=request.backend)
@@ -111,8 +119,23 @@ def _run(request: TeachRequest, output: Output) -> int:
         )
     path = write_head(request.engine, request.name, taught.head)
     earlier = len(earlier_versions(request.engine, request.name))
-    output.write(document=_document(request, taught, path, earlier), text=_text(request, taught, path, earlier))
+    document = _document(request, taught, path, earlier, seen)
+    output.write(document=document, text=_text(request, taught, path, earlier, seen))
     return 0
+
+
+def _seen_before(engine: Path, photographs: dict[str, list[str]]) -> int:
+    """Return how many of the photographs the engine itself was learned from, where its bundle is there to tell."""
+    from p4q_edge.runtime.artifacts import read_card
+    from p4q_edge.runtime.evaluation import find_bundle, learned_digests
+
+    card = read_card(engine)
+    try:
+        learned = learned_digests(find_bundle(engine, card))
+    except ArtifactError as error:  # of another engine, or damaged; what is taught does not need it
+        logger.warning("whether the engine was learned from these photographs is not known: %s", error)
+        return 0
+    return sum(sha256_file(Path(path)) in learned for paths in photographs.values() for path in paths)
 
 
 def _by_class(folder: Path, add: tuple[str, ...]) -> dict[str, list[str]]:
@@ -152,7 +175,7 @@ def _refuse_others(photographs: Iterable[str], request: TeachRequest, base: tupl
         )
 
 
-def _document(request: TeachRequest, taught: Taught, path: Path, earlier: int) -> TeachDocument:
+def _document(request: TeachRequest, taught: Taught, path: Path, earlier: int, seen: int) -> TeachDocument:
     import msgspec
 
     from p4q_edge.runtime.cli.documents import TeachDocument
@@ -163,11 +186,12 @@ def _document(request: TeachRequest, taught: Taught, path: Path, earlier: int) -
         path=str(path),
         class_names=taught.head.class_names,
         earlier_versions=earlier,
+        seen_before=seen,
         **msgspec.structs.asdict(taught.report),
     )
 
 
-def _text(request: TeachRequest, taught: Taught, path: Path, earlier: int) -> str:
+def _text(request: TeachRequest, taught: Taught, path: Path, earlier: int, seen: int) -> str:
     report = taught.report
     total = sum(report.photographs.values())
     lines = [f"{path}  {len(taught.head.class_names)} classes, learned from {total} photographs"]
@@ -179,6 +203,12 @@ def _text(request: TeachRequest, taught: Taught, path: Path, earlier: int) -> st
         before = "" if report.base_accuracy is None else f"; before it was taught {report.base_accuracy:.1%}"
         lines.append(
             f"right on photographs that were held out: {report.held_out_accuracy:.1%}, n = {report.held_out}{before}"
+        )
+    if seen:
+        lines.append(
+            f"the engine itself was learned from {seen} of the {total} photographs: these shares and the calibration "
+            "are better than those on new ones; measure it with others: p4q-edge head calibrate "
+            f"{shlex.quote(str(request.engine))} OTHERS --name {request.name}"
         )
     if report.added:
         lines.append(f"added {printable(', '.join(report.added))}; the logits of the other classes are unchanged")

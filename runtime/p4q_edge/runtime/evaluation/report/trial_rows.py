@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,10 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value} {self.interval}".rstrip()
+
+
+MOST = 10
+"""Largest number of nearest ones that recall is told for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ def _unknown(found: UnknownReport, engine: str) -> TrialTable:
         f"Rejected: a score below {found.threshold:.3g}{own}, the engine's."
         if found.rejects
         else "The engine has no threshold and rejects nothing. To fit one: p4q-edge head calibrate "
-        f"{engine} LABELLED --unknown DIR --apply."
+        f"{shlex.quote(engine)} LABELLED --unknown DIR --apply."
     )
     return TrialTable(
         title=f"Images of no class: {found.n} of {found.source}, beside {found.labelled} labelled ones",
@@ -123,6 +128,12 @@ def _corruptions(rows: tuple[CorruptionRow, ...]) -> TrialTable:
     )
 
 
+def _of_all(found: RetrievalReport) -> str:
+    """Return which columns say little, as so many nearest ones are all that there are."""
+    few = [f"{count} {kind}" for count, kind in ((found.texts, "texts"), (found.images, "images")) if count <= MOST]
+    return f" Of {' and '.join(few)} the nearest {MOST} are all, right or not: name more." if few else ""
+
+
 def _retrieval(found: RetrievalReport) -> TrialTable:
     rows = tuple(
         (Cell(words.stage(row.name)), *(_share(value) for value in (*row.image_to_text, *row.text_to_image)))
@@ -133,5 +144,6 @@ def _retrieval(found: RetrievalReport) -> TrialTable:
         header=("stage", *(f"{way} at {k}" for way in ("image to text", "text to image") for k in (1, 5, 10))),
         rows=rows,
         note="Recall with the features in front of the adapter and the float text tower."
-        + (f" {found.cut} texts are longer than it reads and were cut." if found.cut else ""),
+        + (f" {found.cut} texts are longer than it reads and were cut." if found.cut else "")
+        + _of_all(found),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_trials, run_trials
+    from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_sources, check_trials, run_trials
     from p4q_edge.runtime.evaluation.trials.corruptions import CorruptionRow
     from p4q_edge.runtime.evaluation.trials.modality import ModalityReport, ModalityRow
     from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, RetrievalRow
@@ -24,6 +24,7 @@ __all__ = [
     "Trials",
     "UnknownReport",
     "UnknownStage",
+    "check_sources",
     "check_trials",
     "run_trials",
 ]
@@ -32,7 +33,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "all_trials": ("Tested", "Trials", "check_trials", "run_trials"),
+            "all_trials": ("Tested", "Trials", "check_sources", "check_trials", "run_trials"),
             "corruptions": ("CorruptionRow",),
             "modality": ("ModalityReport", "ModalityRow"),
             "retrieval": ("CaptionedImages", "RetrievalReport", "RetrievalRow"),

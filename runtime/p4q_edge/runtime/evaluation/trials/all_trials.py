@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p4q_edge.runtime.artifacts import Card
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation.comparison import ChainOptions, run_stage
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.evaluation.trials.corruptions import (
@@ -22,7 +22,14 @@ from p4q_edge.runtime.evaluation.trials.corruptions import (
 from p4q_edge.runtime.evaluation.trials.modality import ModalityReport, modality_report
 from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, retrieval_report
 from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, unknown_report
-from p4q_edge.runtime.images import LabelledImages, draw_subset, read_unlabelled_folder, subset
+from p4q_edge.runtime.images import (
+    LabelledImages,
+    draw_subset,
+    image_files,
+    read_unlabelled_folder,
+    require_of_no_class,
+    subset,
+)
 from p4q_edge.runtime.stage import ENGINE, FLOAT, ONNX, Images, Stage
 from p4q_edge.runtime.statistics import metrics
 
@@ -61,21 +68,48 @@ class Tested:
     captioned: CaptionedImages | None = None
 
 
-def check_trials(request: ValidateRequest, images: LabelledImages | None) -> None:
-    """Refuse what cannot be answered, before anything runs.
+def check_sources(request: ValidateRequest) -> None:
+    """Refuse folders and tables that are not there, before any model is loaded.
 
     Raises:
-        UsageError: it needs labelled images, and there are none; or a folder that does not exist.
+        UsageError: a folder or a table does not exist.
+        InputError: the folder has no images.
     """
-    if request.ood is not None and not request.ood.is_dir():
-        raise UsageError(f"--ood {request.ood} is not a directory; expected one with images, at any depth")
+    if request.ood is not None:
+        if not request.ood.is_dir():
+            raise UsageError(f"--ood {request.ood} is not a directory; expected one with images, at any depth")
+        if not image_files(request.ood):
+            raise InputError(f"--ood {request.ood} has no images; name a folder with some, at any depth")
+    if request.pairs is not None and not request.pairs.is_file():
+        raise UsageError(
+            f"--pairs {request.pairs}: expected an existing .csv or .tsv with the columns path and caption"
+        )
+
+
+def check_trials(
+    request: ValidateRequest, images: LabelledImages | None, *, learned: frozenset[str] = frozenset()
+) -> None:
+    """Refuse what cannot be answered, before anything runs.
+
+    Args:
+        request: what was asked for.
+        images: labelled; None without any.
+        learned: SHA-256 of the images that the model was learned from.
+
+    Raises:
+        UsageError: it needs labelled images, and there are none.
+        InputError: images of no class are among those of the classes.
+    """
     if images is None and (request.ood is not None or request.corruptions):
         option = "--ood" if request.ood is not None else "--corruptions"
         raise UsageError(f"{option} compares with labelled images, and there are none. Name some with --data.")
 
+    if images is not None and request.ood is not None:
+        require_of_no_class(request.ood, learned.union(images.digests), option="--ood")
+
 
 def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
-    """Run what was asked for, after `check_trials`; distances of embeddings cost nothing and are always told.
+    """Run what was asked for, after `check_sources` and `check_trials`; distances of embeddings are always told.
 
     Raises:
         InputError: images that cannot be used.
