@@ -92,7 +92,7 @@ def reconstruct(model: nn.Module, images: Tensor, *, epochs: int, seed: int = 0)
     with torch.no_grad():
         for each in learned.values():
             each.fix()
-        if _loss(model, images) > before:
+        if not _loss(model, images) <= before:  # nor where it is no number
             logger.info("the reconstruction is no nearer to the float model; what was calibrated is kept")
             for each in learned.values():
                 each.restore()

@@ -1,5 +1,6 @@
 """Rounding, factors and offsets by the output's error; learned scales: never worse, and exactly what is stored."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,15 @@ LEVERS = {
     "together": {"reconstruction_epochs": 30},
     "all": {"weight_rounding": "descent", "affine_correction": True, "scale_epochs": 1},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """Rates for the few steps that a toy is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruction, "INTEGER_RATE", 5e-3)
+        patch.setattr(reconstruction, "SCALE_RATE", 2e-3)
+        yield
 
 
 def _problem(seed: int, bits: int) -> tuple[QuantLinear, Tensor, Tensor]:
@@ -176,7 +186,7 @@ def test_a_reconstruction_that_is_no_better_is_not_taken(
 ) -> None:
     scheme = QuantScheme(weight_bits=4, activation_bits=6, weight_rounding="descent")
     plain = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
-    monkeypatch.setattr(reconstruction, "SCALE_RATE", 1.0)  # far too high
+    monkeypatch.setattr(reconstruction, "SCALE_RATE", 20.0)  # far too high
     learned = calibrate_encoder(toy_clip, toy_pixels, replace(scheme, reconstruction_epochs=2)).encoder
     states = plain.state_dict(), learned.state_dict()
     assert states[0].keys() == states[1].keys()
