@@ -27,6 +27,7 @@ from p4q_edge.quant import (
     output_weights,
     paired_pass,
     quant_linears,
+    reconstruct,
 )
 from p4q_edge.runtime.progress import task
 
@@ -44,7 +45,7 @@ WEIGHED_AT_ONCE = 2
 
 
 def refine(encoder: nn.Module, reference: nn.Module, batches: Batches, scheme: QuantScheme) -> None:
-    """Choose gains, ranges, roundings, factors and offsets linear by linear, then learn the scales of all; in place.
+    """Choose gains, ranges, roundings, factors and offsets linear by linear, then learn all together; in place.
 
     Args:
         encoder: with weight and input scales.
@@ -53,6 +54,8 @@ def refine(encoder: nn.Module, reference: nn.Module, batches: Batches, scheme: Q
     """
     if scheme.fits_outputs:
         _fit_linears(encoder, batches, scheme)
+    if scheme.reconstruction_epochs:
+        reconstruct(encoder, torch.cat([*batches]), epochs=scheme.reconstruction_epochs)
     if scheme.scale_epochs:
         teacher = F.normalize(encode_batches(reference, batches), dim=-1).to(batches.compute.device)
         learn_scales(encoder, torch.cat([*batches]), teacher, epochs=scheme.scale_epochs)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.macs import count_macs, macs_by_module
     from p4q_edge.quant.observers import forget_magnitudes
     from p4q_edge.quant.placement import GridPoint, choose_convolutions, choose_grids, may_be_quantized
+    from p4q_edge.quant.reconstruction import reconstruct
     from p4q_edge.quant.rotation import rotate_streams
     from p4q_edge.quant.rounding import choose_rounding
     from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
@@ -78,6 +79,7 @@ __all__ = [
     "quant_products",
     "quantize_modules",
     "readers",
+    "reconstruct",
     "replace_module",
     "rotate_streams",
     "running_as_cpu_graph",
@@ -158,6 +160,7 @@ if not TYPE_CHECKING:
                 "choose_grids",
                 "may_be_quantized",
             ),
+            "reconstruction": ("reconstruct",),
             "rotation": ("rotate_streams",),
             "rounding": ("choose_rounding",),
             "scheme": (

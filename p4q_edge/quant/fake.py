@@ -1,5 +1,7 @@
 """Fake quantization with straight-through gradients."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -15,6 +17,29 @@ class _RoundSTE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grad: Tensor) -> Tensor:
         return grad[0]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """In one step, as the six of plain operators would hold six tensors of each activation for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
+        position = x / scale
+        rounded = torch.round(position)
+        outside = (rounded < quant_min) | (rounded > quant_max)
+        q = rounded.clamp_(quant_min, quant_max)
+        # torch.clamp has gradient 0 on the bounds, which would never move the largest weight of a channel, as its
+        # scale puts it exactly there: the gradient is 1 wherever the rounded value lies inside, bounds included.
+        slope = torch.where(outside, q, q - position) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(outside, slope)
+        ctx.scale_shape = scale.shape
+        return q * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        outside, slope = ctx.saved_tensors
+        of_scale = None if slope is None else (grad[0] * slope).sum_to_size(ctx.scale_shape)
+        return grad[0].masked_fill(outside, 0.0), of_scale, None, None
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -50,4 +75,5 @@ def fake_quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> T
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
         return affine.dequantize(affine.quantize(x, scale, quant_min, quant_max), scale)
-    return affine.dequantize(clamp_ste(round_ste(x / scale), quant_min, quant_max), scale)
+    quantized: Tensor = _FakeQuantize.apply(x, scale, quant_min, quant_max)
+    return quantized

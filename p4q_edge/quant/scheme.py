@@ -46,6 +46,9 @@ class QuantScheme:
             are always corrected.
         affine_correction: fold the least-squares factor and offset of each output channel into scale and bias.
         scale_epochs: passes over the images in which the scales are learned (LSQ); 0 keeps the calibrated ones.
+        reconstruction_epochs: passes over parts of the images in which the integers, scales and biases of all linears
+            are learned together towards the float tower (see `p4q_edge.quant.reconstruction`); 0 keeps those that were
+            fitted linear by linear.
         convolutions: quantize those that have INT8 kernels (`auto`; see `p4q_edge.quant.placement`), or none (`off`).
         depthwise: quantize convolutions of one channel a group too, beside quantized ones; off, as they cost
             EfficientNet-Lite2 most of what it loses (mean cosine of logits .9959 against .9984, n = 128 photographs).
@@ -76,6 +79,7 @@ class QuantScheme:
     weight_rounding: RoundingName = "nearest"
     affine_correction: bool = False
     scale_epochs: int = 0
+    reconstruction_epochs: int = 0
     convolutions: ConvolutionChoice = "auto"
     depthwise: bool = False
     stem: bool = False
@@ -98,8 +102,9 @@ class QuantScheme:
             raise ValueError(f"fold_strength must be in [0, 1], got {self.fold_strength}")
         if self.max_cosine_loss is not None and not 0.0 < self.max_cosine_loss < 2.0:
             raise ValueError(f"max_cosine_loss must be in (0, 2), got {self.max_cosine_loss}")
-        if self.scale_epochs < 0:
-            raise ValueError(f"scale_epochs must not be negative, got {self.scale_epochs}")
+        for name in ("scale_epochs", "reconstruction_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     @property
     def fits_outputs(self) -> bool:

@@ -130,6 +130,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     weight_rounding: RoundingName = QuantScheme.weight_rounding
     affine_correction: bool = QuantScheme.affine_correction
     scale_epochs: numbers.Count = QuantScheme.scale_epochs
+    reconstruction_epochs: numbers.Count = QuantScheme.reconstruction_epochs
     convolutions: ConvolutionChoice = QuantScheme.convolutions
     depthwise: bool = QuantScheme.depthwise
     stem: bool = QuantScheme.stem

@@ -1,5 +1,6 @@
 """Rounding, factors and offsets by the output's error; learned scales: never worse, and exactly what is stored."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from p4q_edge.graph.export import export_classifier, linear_quantizations
 from p4q_edge.models.batches import encode_batches
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel, to_batch
-from p4q_edge.quant import affine
+from p4q_edge.quant import affine, reconstruction
 from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, paired_pass
 from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.rounding import choose_rounding
@@ -27,8 +28,18 @@ LEVERS = {
     "descent": {"weight_rounding": "descent"},
     "affine": {"affine_correction": True},
     "scales": {"scale_epochs": 30},
+    "together": {"reconstruction_epochs": 30},
     "all": {"weight_rounding": "descent", "affine_correction": True, "scale_epochs": 1},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """Rates for the few steps that a toy is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruction, "INTEGER_RATE", 5e-3)
+        patch.setattr(reconstruction, "SCALE_RATE", 2e-3)
+        yield
 
 
 def _problem(seed: int, bits: int) -> tuple[QuantLinear, Tensor, Tensor]:
@@ -168,6 +179,34 @@ def test_each_lever_brings_the_encoder_nearer_to_the_float_model(
     scheme = replace(base, **LEVERS[lever])  # type: ignore[arg-type]
     fitted = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
     assert _distance(toy_clip, fitted, batch) < 0.95 * _distance(toy_clip, plain, batch)
+
+
+def test_a_reconstruction_that_is_no_better_is_not_taken(
+    toy_clip: LoadedModel, toy_pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = QuantScheme(weight_bits=4, activation_bits=6, weight_rounding="descent")
+    plain = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
+    monkeypatch.setattr(reconstruction, "SCALE_RATE", 20.0)  # far too high
+    learned = calibrate_encoder(toy_clip, toy_pixels, replace(scheme, reconstruction_epochs=2)).encoder
+    states = plain.state_dict(), learned.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@given(st.integers(1, 40), st.integers(1, 40), SEEDS)
+@settings(max_examples=25, deadline=None)
+def test_cut_images_keep_size_and_range(height: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(2, 3, height, width, generator=generator)
+    part = reconstruction._cut(images, generator)
+    assert part.shape == images.shape
+    assert float(images.min()) - 1e-5 <= float(part.min()) <= float(part.max()) <= float(images.max()) + 1e-5
+
+
+def test_every_image_is_seen_before_any_is_seen_again() -> None:
+    batches = reconstruction._batches(6, torch.Generator().manual_seed(0))
+    seen = torch.cat([next(batches) for _ in range(3)]).tolist()
+    assert sorted(seen[:6]) == sorted(seen[6:12]) == [*range(6)]
 
 
 def test_scales_that_are_no_better_are_not_taken(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:

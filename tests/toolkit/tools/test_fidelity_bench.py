@@ -32,12 +32,14 @@ def test_measures_of_what_is_the_same_and_of_what_is_not(bench: dict[str, Module
         "cosine_p1": pytest.approx(1),
         "cosine_min": pytest.approx(1),
         "same_neighbour": 1.0,
+        "same_neighbour_in_float": 1.0,
     }
     moved = reference.copy()
     moved[3] = [0.9, 0.1, 0]  # beside the first pair: its own neighbour is lost, and that of the third
     found = bench["fidelity"].measures(moved, reference)
     assert found["cosine_min"] < 0.1
     assert found["same_neighbour"] <= 0.5
+    assert found["same_neighbour_in_float"] == 0.75  # only its own
 
 
 def test_a_run_is_written_and_goes_on_where_it_stopped(
