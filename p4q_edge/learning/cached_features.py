@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from p4q_edge.models import Team
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -21,18 +19,6 @@ class Batch:
     student: Tensor
     teacher: Tensor
     labels: Tensor
-
-    def rows(self, team: Team) -> slice | Tensor:
-        """Return which images are this process's: its share of those with labels, and behind them of those without."""
-        if team.size == 1:
-            return slice(None)
-        known, every = len(self.labels), torch.arange(len(self.student), device=self.student.device)
-        others = team.rows(len(self.student) - known)
-        return torch.cat([every[team.rows(known)], every[known:][others]])
-
-    def share(self, team: Team) -> float:
-        """Return how much of the images that is."""
-        return len(self.student[self.rows(team)]) / len(self.student)
 
 
 @dataclass(frozen=True, kw_only=True)

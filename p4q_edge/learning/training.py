@@ -34,8 +34,8 @@ class LearningRun:
         teacher_checkpoint: the same of a teacher that is learned first.
         progress: called after each epoch with its number (from 1) and its mean loss.
         curve: gets a point for each epoch; those of the epochs before a checkpoint too.
-        team: processes that take a share of the classes and of each batch; all of them call `learn`, and all end with
-            the same student.
+        team: processes that take a share of the classes; all of them call `learn`, and all end with the same student,
+            which is that of one process alone.
     """
 
     checkpoint: Path | None = None
@@ -93,8 +93,8 @@ def learn_in_place(
 def _divide(student: Student, team: Team, section: LearnSection) -> None:
     """Let each process of a team run a share of the classes through the text tower."""
     if student.prompts is not None:
-        student.prompts.divide(team)
         student.prompts.limit_memory(section.text_memory_mib << 20)
+        student.prompts.divide(team)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +190,12 @@ def _gradients(student: Student, batch: Batch, task: _Task, *, step: int) -> flo
     section, team = task.section, task.run.team
     while True:
         try:
-            loss = batch_loss(student, batch, section, task.teacher, team)
+            loss = batch_loss(student, batch, section, task.teacher)
             student.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach().clone()
-            team.add([total, *(p.grad for p in student.parameters() if p.grad is not None)])
+            # They are equal already where the processors are; others would drift apart.
+            team.take_first([total, *(p.grad for p in student.parameters() if p.grad is not None)])
             _refuse_divergence(total, step=step, task=task)
             return float(total)
         except torch.OutOfMemoryError as error:
@@ -229,34 +230,22 @@ def _refuse_divergence(loss: Tensor, *, step: int, task: _Task) -> None:
     )
 
 
-def batch_loss(
-    student: Student, batch: Batch, section: LearnSection, teacher: Teacher | None = None, team: Team = ALONE
-) -> Tensor:
-    """Return the whole loss of one batch, `()`; in a team each process has the part of its images, and they add up.
+def batch_loss(student: Student, batch: Batch, section: LearnSection, teacher: Teacher | None = None) -> Tensor:
+    """Return the whole loss of one batch, `()`.
 
     Images without labels count in the terms that need none.
     """
     text = student.text_embedding()
-    # Of the whole batch in each process: the adapter's scales follow it, and are the same whoever computes.
-    image = student.image_embedding(batch.student)
-    own, exact, share = batch.rows(team), batch.teacher, batch.share(team)
-    labels = batch.labels[team.rows(len(batch.labels))]
-    image, exact = image[own], exact[own]
+    image, exact, labels = student.image_embedding(batch.student), batch.teacher, batch.labels
     logits = student.logit_scale * image @ text.T
-    if len(labels):
-        loss = contrastive_loss(logits=logits[: len(labels)], labels=labels, label_smoothing=section.label_smoothing)
-        loss = len(labels) / len(batch.labels) * loss
-    else:  # the mean over no images is no number
-        loss = 0.0 * (text.sum() + image.sum())
-    if not share:
-        return loss
+    loss = contrastive_loss(logits=logits[: len(labels)], labels=labels, label_smoothing=section.label_smoothing)
     if teacher is not None:
         divergence = distillation_loss(
             student_logits=logits, teacher_logits=teacher.logits(exact), temperature=section.kl_temperature
         )
-        loss = loss + share * section.teacher_weight * divergence
+        loss = loss + section.teacher_weight * divergence
     if section.prompt_pull and student.prompts is not None:
-        loss = loss + share * section.prompt_pull * cosine_loss(embedding=text, target=student.hand_written)
+        loss = loss + section.prompt_pull * cosine_loss(embedding=text, target=student.hand_written)
     if section.feature_loss and student.adapter is not None:
-        loss = loss + share * section.feature_loss * cosine_loss(embedding=image, target=F.normalize(exact, dim=-1))
+        loss = loss + section.feature_loss * cosine_loss(embedding=image, target=F.normalize(exact, dim=-1))
     return loss

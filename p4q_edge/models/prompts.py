@@ -1,7 +1,7 @@
 """Prompts: hand-written templates, and learned context vectors in front of the class names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,11 @@ LEAST_KEPT_BYTES = 1 << 20
 """A lower bound on what a step keeps would gain nothing on any device."""
 SHARED_PREFIX_CLASSES = 4
 """With fewer classes than this the shared prefix saves nothing."""
+TOKENS_OF_CHUNK = 128
+TOKENS_OF_CHUNK_ON_GPU = 512
+"""Below these a chunk costs more than its tokens do."""
+MOST_CHUNKS = 8
+"""As many as chunks are dealt to processes; a memory limit may make more."""
 
 
 def spoken(class_name: str) -> str:
@@ -144,8 +149,9 @@ class PromptLearner(nn.Module):
         end: pooled position within the whole prompt, `(classes,)`.
         lengths: tokens of each prompt that the tower reads, `(classes,)` int64: up to its end where that is exact.
         share_prefix: run the start token and the context once for all classes.
-        team: processes that run a share of the classes each; see `divide`.
-        chunks: which classes run together in this process.
+        team: processes that run a share of the chunks each; see `divide`.
+        chunks: which classes run together. They are the same for every number of processes, so that sums are taken in
+            one order.
         budget_bytes: bound on the activations that a step keeps; 0 before there is one.
 
     Source: CoOp, arXiv:2109.01134, eq. (2); P4Q, arXiv:2409.17634, section 3.2.
@@ -181,7 +187,8 @@ class PromptLearner(nn.Module):
         self.share_prefix = tower.shares_prefix and len(class_names) >= SHARED_PREFIX_CLASSES
         self.lengths = end + 1 if tower.cuts_at_end else torch.full_like(end, length)
         self.budget_bytes = 0
-        self.divide(ALONE)
+        self.team = ALONE
+        self._make_chunks(self._least_chunks)
 
     @property
     def tower(self) -> TextSide:
@@ -193,18 +200,37 @@ class PromptLearner(nn.Module):
         tower = self.tower
         prefix = torch.cat([self.start, self.context])  # (P, width)
         shared = tower.read_prefix(prefix) if self.share_prefix else None
+        own = [*zip(self.chunks, self._for_each_chunk(prefix, shared), strict=True)][self.team.dealt]
         features = []
-        for chunk in self.chunks:
+        for chunk, (before, known) in own:
             if chunk.recompute and torch.is_grad_enabled():
                 features.append(
-                    checkpoint(self._features, chunk, prefix, shared, use_reentrant=False, preserve_rng_state=False)
+                    checkpoint(self._features, chunk, before, known, use_reentrant=False, preserve_rng_state=False)
                 )
             else:
-                features.append(self._features(chunk, prefix, shared))
-        order = torch.cat([chunk.classes for chunk in self.chunks])
-        if self.team.size == 1:
-            return F.normalize(torch.cat(features)[order.argsort()], dim=-1)
+                features.append(self._features(chunk, before, known))
+        order = torch.cat([chunk.classes for chunk, _ in own])
         return F.normalize(self.team.join_rows(torch.cat(features), order, len(self.lengths)), dim=-1)
+
+    def _for_each_chunk(self, prefix: Tensor, shared: Prefix | None) -> list[tuple[Tensor, Prefix | None]]:
+        """What all chunks begin with, for each of them; its gradients are summed in the order of the chunks.
+
+        Whichever process runs a chunk, all have the gradient that one process alone would have, bit by bit.
+        """
+        if len(self.chunks) == 1:
+            return [(prefix, shared)]
+        parts = [prefix] if shared is None else [part for block in shared.blocks for part in block]
+        flat = torch.cat([part.reshape(-1) for part in parts])
+        copies = self.team.join_gradients(flat.expand(len(self.chunks), -1)).unbind()
+        sizes = [part.numel() for part in parts]
+        found: list[tuple[Tensor, Prefix | None]] = []
+        for copy in copies:
+            own = [piece.view_as(part) for piece, part in zip(torch.split(copy, sizes), parts, strict=True)]
+            if shared is None:
+                found.append((own[0], None))
+            else:
+                found.append((prefix, replace(shared, blocks=tuple(zip(own[::2], own[1::2], strict=True)))))
+        return found
 
     def _features(self, chunk: Chunk, prefix: Tensor, shared: Prefix | None) -> Tensor:
         """Return features of one chunk's classes `(classes, dim)`, in the order of its runs."""
@@ -217,14 +243,33 @@ class PromptLearner(nn.Module):
         return torch.cat([tower(texts, end) for texts, end in zip(whole, ends, strict=True)])
 
     def divide(self, team: Team) -> None:
-        """Run a share of the classes through the tower in each process, and all of them where they are too few.
+        """Run a share of the chunks in each process, and all of them in each where there are too few.
 
-        Each forward pass is then one of the whole team, and every process gets the embeddings of all classes.
+        Each forward pass is then one of the whole team, and every process gets the embeddings of all classes. A
+        gradient of all of them gives every process the whole gradient of the context.
         """
-        self.team = team if team.size <= len(self.lengths) else ALONE
-        # By length, so that all have about as many tokens.
-        self._own = self.lengths.argsort(stable=True)[self.team.dealt].sort().values
-        self.chunks: tuple[Chunk, ...] = (Chunk(runs=_equal_lengths(self.lengths[self._own], self._own)),)
+        self.team = team if team.size <= len(self.chunks) else ALONE
+        self._mark()
+
+    @property
+    def _least_chunks(self) -> int:
+        tokens = int((self.lengths - self._shared_tokens).sum())
+        least = TOKENS_OF_CHUNK_ON_GPU if self.end.device.type == "cuda" else TOKENS_OF_CHUNK
+        return min(max(tokens // least, 1), MOST_CHUNKS, len(self.lengths))
+
+    def _make_chunks(self, number: int, kept: int | None = None) -> None:
+        """Divide the classes into so many chunks of about as many tokens; a process keeps the activations of `kept`."""
+        order = self.lengths.argsort(stable=True)
+        parts = [order[first::number].sort().values for first in range(number)]
+        self.chunks: tuple[Chunk, ...] = tuple(Chunk(runs=_equal_lengths(self.lengths[p], p)) for p in parts)
+        self._kept = number if kept is None else kept
+        self._mark()
+
+    def _mark(self) -> None:
+        """Let each process compute twice what it does not keep of the chunks that it is dealt."""
+        self.chunks = tuple(
+            replace(chunk, recompute=number // self.team.size >= self._kept) for number, chunk in enumerate(self.chunks)
+        )
 
     @torch.no_grad()
     def at_first(self) -> Tensor:
@@ -236,25 +281,20 @@ class PromptLearner(nn.Module):
         return embedding
 
     def limit_memory(self, budget_bytes: int) -> None:
-        """Bound the activations that a step keeps in this process; classes beyond the bound are computed twice.
+        """Bound the activations that a step keeps in one process; chunks beyond the bound are computed twice.
 
         The gradient stays exact. What a token needs is measured on this tower, in its present phase.
         """
-        lengths = self.lengths[self._own]
-        self.budget_bytes = budget_bytes
-        cost = (lengths - self._shared_tokens) * self._kept_bytes_per_token(int(self.lengths.argmax()))
-        if int(cost.sum()) <= budget_bytes:
-            self.budget_bytes = int(cost.sum())
-            self.chunks = (Chunk(runs=_equal_lengths(lengths, self._own)),)
+        of_token = self._kept_bytes_per_token(int(self.lengths.argmax()))
+        whole = int((self.lengths - self._shared_tokens).sum() * of_token)
+        self.budget_bytes = min(budget_bytes, whole)
+        if whole <= budget_bytes:
+            self._make_chunks(self._least_chunks)
             return
-        order = lengths.argsort(stable=True)
-        before = cost[order].cumsum(0) - cost[order]
-        number = (before * KEPT_SHARES / budget_bytes).long()
-        parts = [order[number == n] for n in torch.unique(number)]
-        self.chunks = tuple(
-            Chunk(runs=_equal_lengths(lengths[part], self._own[part]), recompute=n >= KEPT_SHARES - 1)
-            for n, part in enumerate(parts)
-        )
+        needed = min(-(-whole * KEPT_SHARES // budget_bytes), len(self.lengths))
+        number = max(needed, self._least_chunks)
+        # The last share of the bound is for what is computed again.
+        self._make_chunks(number, number * budget_bytes * (KEPT_SHARES - 1) // (whole * KEPT_SHARES))
 
     def keep_less(self) -> bool:
         """Halve the bound on activations, as memory ran out; False where it is at its least already."""

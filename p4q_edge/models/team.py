@@ -70,10 +70,6 @@ class Team:
         """This process's share of items that are dealt one by one: every item goes to one process."""
         return slice(self.rank, None, self.size)
 
-    def rows(self, count: int) -> slice:
-        """Return this process's share of rows that lie side by side; of fewer rows than processes some get none."""
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
-
     def wait(self) -> None:
         """Wait until all are here."""
         if self.size > 1:
@@ -88,17 +84,17 @@ class Team:
         self.wait()
         return make()
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all processes into tensors of one dtype and device; all get the same bits."""
+    def take_first(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors of one dtype and device the values that they have in the first process."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        _collective(dist.all_reduce, flat)
-        for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(total.view_as(tensor))
+        _collective(dist.broadcast, flat, src=0)
+        for tensor, own in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(own.view_as(tensor))
 
     def join_rows(self, rows: Tensor, places: Tensor, count: int) -> Tensor:
-        """Return the rows of all processes `(count, dim)`, with a gradient to each in the process that made it.
+        """Return the rows of all processes `(count, dim)`, of which each has the whole gradient.
 
         Args:
             rows: of this one, `(n, dim)`.
@@ -106,7 +102,16 @@ class Team:
             count: of places.
         """
         whole = rows.new_zeros(count, rows.shape[1]).index_copy(0, places, rows)
-        joined: Tensor = _Sum.apply(whole)
+        joined: Tensor = whole if self.size == 1 else _JoinedRows.apply(whole)
+        return joined
+
+    def join_gradients(self, copies: Tensor) -> Tensor:
+        """Return copies ``(count, ...)``, each for one process, so that all processes get the gradients of all copies.
+
+        A gradient reaches the team from the one process that uses the copy; the others' zeros leave its bits as they
+        are.
+        """
+        joined: Tensor = copies if self.size == 1 else _JoinedGradients.apply(copies)
         return joined
 
     @torch.no_grad()
@@ -207,14 +212,26 @@ def _notes() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes; as the loss is the sum of theirs, gradients are summed too."""
+class _JoinedRows(torch.autograd.Function):
+    """The sum over all processes of what is zero in all but one."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         total = own.clone()
         _collective(dist.all_reduce, total)
         return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class _JoinedGradients(torch.autograd.Function):
+    """The same tensor, whose gradient is the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        return own.view_as(own)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

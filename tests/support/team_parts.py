@@ -1,20 +1,26 @@
-"""What each of two processes does in `tests/toolkit/models/test_team.py`: prints JSON of what it got."""
+"""What each of some processes does in `tests/toolkit/models/test_team.py`: prints JSON of what it got."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 
 import torch
 from torch import nn
 
+from p4q_edge.demo import MODEL_DIR
+from p4q_edge.learning import CachedFeatures, LearningRun, learn, make_student
+from p4q_edge.models import PromptLearner, TextTower, initial_context, load_model
 from p4q_edge.models.team import Team, joined_team, post, posted
+from p4q_edge.quant import QuantScheme
+from p4q_edge.recipe import LearnSection, QuantizationSection
 
 
 def collectives(team: Team) -> dict[str, object]:
     """Everything that values go through."""
     tensors = [torch.full((2, 3), float(team.rank + 1)), torch.tensor(10.0 * (team.rank + 1))]
-    team.add(tensors)
+    team.take_first(tensors)
     module = nn.Linear(2, 2)
     nn.init.constant_(module.weight, 5.0 + team.rank)
     module.register_buffer("sliced", torch.full((4, 4), 1.0 + team.rank)[:, 1:])
@@ -23,7 +29,7 @@ def collectives(team: Team) -> dict[str, object]:
     post(f"from {team.rank}", "here")
     team.wait()
     return {
-        "sums": [tensor.tolist() for tensor in tensors],
+        "firsts": [tensor.tolist() for tensor in tensors],
         "taken": [module.weight.tolist(), module.sliced.tolist()],
         "told": team.tell(b"first" if team.first else b"second").decode(),
         "nothing": team.tell().decode(),
@@ -33,23 +39,55 @@ def collectives(team: Team) -> dict[str, object]:
 
 
 def gradients(team: Team) -> dict[str, object]:
-    """The gradient of a loss over joined rows, of which each process has its images' part."""
-    weight = torch.arange(5, dtype=torch.float64).reshape(5, 1).repeat(1, 2).requires_grad_()
-    images = torch.linspace(-1, 1, 14, dtype=torch.float64).reshape(7, 2)
+    """The gradient of a loss over joined rows, which each process makes of its copy of a weight."""
+    weight = torch.linspace(-1, 1, 4, dtype=torch.float64).requires_grad_()
+    copies = team.join_gradients(weight.expand(5, -1)).unbind()
     own = torch.arange(5)[team.dealt].flip(0)
-    joined = team.join_rows(torch.sin(weight[own]), own, 5)
-    loss = ((images[team.rows(7)] @ joined.T) ** 2).sum()
+    rows = torch.stack([torch.sin((number + 1) * copies[number]) for number in own.tolist()])
+    joined = team.join_rows(rows, own, 5)
+    loss = (joined * torch.arange(20.0, dtype=torch.float64).reshape(5, 4)).square().sum()
     loss.backward()
-    total = loss.detach().clone()
-    team.add([total, weight.grad])
-    return {"loss": float(total), "gradient": weight.grad.tolist(), "joined": joined.tolist()}
+    return {"loss": float(loss.detach()), "gradient": weight.grad.tolist(), "joined": joined.tolist()}
+
+
+def learning(team: Team) -> dict[str, object]:
+    """Learn prompts and adapter of the demo's model on features of 100 classes that are drawn."""
+    generator = torch.Generator().manual_seed(0)
+    model = load_model(f"local-dir:{MODEL_DIR}")
+    tower = TextTower(model.clip, QuantScheme())
+    context = initial_context(tower, model.tokenizer, words="a photo of a", num_tokens=0, generator=generator)
+    names = [f"thing {number}" for number in range(100)]
+    prompts = PromptLearner(tower, model.tokenizer, names, context=context)
+    section = LearnSection(epochs=8, batch_size=64, context_rate=1e-2, adapter_rate=1e-2)
+    features = torch.randn(1, 200, model.clip.visual.output_dim, generator=generator)
+    student = make_student(
+        prompts=prompts,
+        hand_written=prompts().detach(),
+        logit_scale=model.logit_scale,
+        section=section,
+        adapter_scheme=QuantizationSection().adapter_scheme(),
+        generator=generator,
+    )
+    cached = CachedFeatures(student=features, teacher=features, labels=torch.arange(200) % 100)
+    divided: list[int] = []
+    run = LearningRun(team=team, progress=lambda *_: divided.append(prompts.team.size))
+    learn(student, cached, section, seed=1, run=run)
+    values = student.state_dict()
+    return {
+        "digests": {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in values.items()},
+        "moved": float((prompts.context - context).abs().max()),
+        "divided": divided[0],
+        "chunks": len(prompts.chunks),
+    }
+
+
+PARTS = {"collectives": collectives, "gradients": gradients, "learning": learning}
 
 
 def main() -> None:
     """Join, do the part that is named, print."""
     with joined_team() as team:
-        found = {"collectives": collectives, "gradients": gradients}[sys.argv[1]](team)
-        sys.stdout.write(f"{json.dumps(found)}\n")
+        sys.stdout.write(f"{json.dumps(PARTS[sys.argv[1]](team))}\n")
 
 
 if __name__ == "__main__":

@@ -33,22 +33,27 @@ class Ended:
 
 def start_pair(arguments: Sequence[str]) -> tuple[Ended, Ended]:
     """Run Python with arguments in two processes that have torchrun's variables, without its watching."""
+    first, second = start_team(arguments, 2)
+    return first, second
+
+
+def start_team(arguments: Sequence[str], size: int) -> list[Ended]:
+    """The same in as many processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {**PLAIN, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {**PLAIN, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in "01"
+        for rank in range(size)
     ]
-    first, second = (Ended(code=p.returncode, out=out, err=err) for p, (out, err) in _communicate(processes))
-    return first, second
+    return [Ended(code=p.returncode, out=out, err=err) for p, (out, err) in _communicate(processes)]
 
 
 def _communicate(processes: list[subprocess.Popen[str]]) -> list[tuple[subprocess.Popen[str], tuple[str, str]]]:

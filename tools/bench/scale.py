@@ -12,6 +12,7 @@ it and the processes that decode, the largest sum of their proportional shares (
 | --- | --- |
 | features | calibration and features of 1,000, 4,000 and 16,000 images of 100 classes |
 | overlap | decoding alone, encoding alone, and both as a run does them; interleaved, medians |
+| pauses | the same with a decoder and an encoder that pause instead of computing: what the stream itself overlaps |
 | learn | all of ``learn`` and ``export`` with 1,000 classes of 16 images |
 | validate | ``validate`` of that run on 50,000 other images: PyTorch in float and quantized, graph, engine |
 
@@ -43,9 +44,11 @@ from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("features", "overlap", "learn", "validate")
+PARTS = ("features", "overlap", "pauses", "learn", "validate")
 CLASSES = 100
 SAMPLED_EVERY_S = 0.2
+PAUSE_S = 0.004
+"""Of decoding an image, and of encoding one."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -58,6 +61,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", default="1000,4000,16000", help="of the features (%(default)s)")
     parser.add_argument("--overlap-images", type=int, default=2048, help="default: %(default)s")
     parser.add_argument("--learned", default="1000,16", help="classes and images of each (%(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of learning (%(default)s); memory needs a few only")
+    parser.add_argument("--calibration", type=int, default=1000, help="images that ranges are from (%(default)s)")
     parser.add_argument("--validated", type=int, default=50_000, help="images (%(default)s)")
     parser.add_argument("--side", type=int, default=96, help="of the JPEG files, in pixels (%(default)s)")
     parser.add_argument("--device", default="cpu", help="compute.device (%(default)s)")
@@ -100,7 +105,9 @@ def recipe_text(args: argparse.Namespace, train: Path, *, test: Path | None, vie
     tested = f'test = "{test.resolve()}"\n' if test else ""
     return (
         f'[model]\nname = "{name}"\n\n[data]\ntrain = "{train.resolve()}"\n{tested}shots = 0\n\n'
-        f'[compute]\ndevice = "{args.device}"\nworkers = {args.workers}\n\n[learn]\nviews = {views}\n'
+        f"[quantization]\ncalibration_images = {args.calibration}\n\n"
+        f'[compute]\ndevice = "{args.device}"\nworkers = {args.workers}\n\n'
+        f"[learn]\nviews = {views}\nsteps = {args.steps}\n"
     )
 
 
@@ -132,9 +139,8 @@ def random_model(args: argparse.Namespace) -> None:
 
 def child(task: dict[str, Any]) -> dict[str, Any]:
     """Do one part and return its figures."""
-    found: dict[str, Any] = {"features": _features, "overlap": _overlap, "learn": _learn, "validate": _validate}[
-        task["part"]
-    ](task)
+    parts = {"features": _features, "overlap": _overlap, "pauses": _pauses, "learn": _learn, "validate": _validate}
+    found: dict[str, Any] = parts[task["part"]](task)
     return found | {"peak_mib": _peak_mib()} | _gpu_peak()
 
 
@@ -188,21 +194,54 @@ def _features(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlap(task: dict[str, Any]) -> dict[str, Any]:
-    from p4q_edge.models import BATCH_SIZE
     from p4q_edge.recipe import read_recipe
-    from p4q_edge.stages import image_features, open_source
+    from p4q_edge.stages import open_source
 
     source = open_source(read_recipe(task["recipe"]))
-    tower, spec = source.model.clip.visual, source.model.preprocess
     stream = source.stream(source.split.train)
+    return _overlapped(source.model.clip.visual, source.model.preprocess, stream, repeats=task["repeats"])
+
+
+def _pauses(task: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    from torch import nn
+
+    from p4q_edge.data import ImageStream
+    from p4q_edge.runtime.images import ImageSet, PreprocessSpec
+
+    def decode(number: int) -> Image.Image:
+        time.sleep(PAUSE_S)
+        return Image.new("RGB", (32, 32))
+
+    class Encoder(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            time.sleep(PAUSE_S * len(images))
+            return images.new_zeros(len(images), 8)
+
+    count = task["images"]
+    images = ImageSet(
+        names=tuple(f"paused {number}" for number in range(count)),
+        labels=np.zeros(count, dtype=np.int64),
+        class_names=("paused",),
+        open_image=decode,
+        read_bytes=lambda number: b"",
+    )
+    spec = PreprocessSpec(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return _overlapped(Encoder(), spec, ImageStream(images=images, spec=spec, workers=1), repeats=task["repeats"])
+
+
+def _overlapped(encoder: Any, spec: Any, stream: Any, *, repeats: int) -> dict[str, Any]:
+    from p4q_edge.models import BATCH_SIZE
+    from p4q_edge.stages import image_features
+
     held = stream[0 : len(stream)]
     runs = {
         "decode": lambda: [None for _ in stream.split(BATCH_SIZE)],
-        "encode": lambda: image_features(tower, held, spec),
-        "both": lambda: image_features(tower, stream, spec),
+        "encode": lambda: image_features(encoder, held, spec),
+        "both": lambda: image_features(encoder, stream, spec),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(task["repeats"]):
+    for _ in range(repeats):
         for name, run in runs.items():
             begin = time.perf_counter()
             run()
@@ -289,6 +328,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             with _recipe(args, classes=min(CLASSES, count // 8), count=count) as recipe:
                 task = {"part": name, "recipe": str(recipe), "work": str(args.work), "repeats": 3}
                 rows.setdefault(name, []).append(measured(task))
+    if "pauses" not in skipped:
+        rows["pauses"] = [measured({"part": "pauses", "images": args.overlap_images, "repeats": 3})]
     if "learn" not in skipped:
         rows |= _learned(args, validated="validate" not in skipped)
     return rows

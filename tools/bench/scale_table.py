@@ -30,7 +30,7 @@ def markdown(document: dict[str, Any]) -> str:
     for part, found in rows.items():
         for row in found if isinstance(found, list) else [found]:
             spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["seconds"].items())
-            whole = sum(row["seconds"].values()) if part != "overlap" else row["seconds"]["both"]
+            whole = sum(row["seconds"].values()) if "both" not in row["seconds"] else row["seconds"]["both"]
             timed = row["seconds"].get("features", whole)
             lines.append(
                 f"| {part} | {row['n']} | {row['peak_mib']:.0f} | {row['tree_peak_mib']:.0f} | {spent} | "
@@ -69,9 +69,14 @@ def bars(rows: dict[str, Any]) -> list[str]:
                 growth <= LINEAR,
             )
         )
-    for row in rows.get("overlap", []):
-        share = row["share_of_the_slower_alone"]
-        found.append(("decoding and encoding overlapped, 0.9 of the slower alone", f"{share:.2f}", share >= OVERLAPPED))
+    overlaps = {
+        "overlap": "decoding and encoding overlapped",
+        "pauses": "pauses of a decoder and an encoder overlapped",
+    }
+    for part, words in overlaps.items():
+        for row in rows.get(part, []):
+            share = row["share_of_the_slower_alone"]
+            found.append((f"{words}, 0.9 of the slower alone", f"{share:.2f}", share >= OVERLAPPED))
     for part in ("learn", "validate"):
         if part in rows:
             row = rows[part]

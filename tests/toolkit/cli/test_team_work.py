@@ -73,14 +73,12 @@ def test_features_of_two_processes_are_those_of_one_bit_by_bit(both: Both) -> No
 
 
 @pytest.mark.slow
-def test_what_two_processes_learn_is_what_one_learns(both: Both) -> None:
+def test_what_two_processes_learn_is_what_one_learns_bit_by_bit(both: Both) -> None:
     one, two = (read_tensors(both.folder / name / "learned.safetensors") for name in ("one", "two"))
     assert one is not None
     assert two is not None
     assert one[0].keys() == two[0].keys()
-    moved = {name: float((value - two[0][name]).abs().max()) for name, value in one[0].items()}
-    assert max(moved.values()) < 1e-5, moved
-    assert max(moved.values()) > 0.0  # sums in another order: the work was divided
+    assert [name for name, value in one[0].items() if not value.equal(two[0][name])] == []
 
 
 @pytest.mark.slow

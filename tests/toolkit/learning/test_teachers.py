@@ -19,7 +19,6 @@ from p4q_edge.learning.losses import contrastive_loss, distillation_loss
 from p4q_edge.learning.student import Student, Teacher
 from p4q_edge.learning.training import LearningRun, batch_loss, learn_in_place
 from p4q_edge.models.load import LoadedModel
-from p4q_edge.models.team import Team
 from p4q_edge.recipe.schema import LearnSection
 from p4q_edge.runtime.images.image_set import ImageSet
 from p4q_edge.stages.pipeline import Prepared, cache_features, learn_stage, prepare
@@ -198,17 +197,3 @@ def test_sections_without_a_teacher_have_no_weight() -> None:
     ):
         assert (section.taught_by, section.teacher_weight) == (by, weight)
         assert msgspec.convert(msgspec.to_builtins(section), LearnSection) == section
-
-
-@given(seeds, st.integers(2, 5), st.integers(1, 6), st.integers(0, 5))
-def test_the_parts_of_a_team_add_up_to_the_loss_of_the_batch(seed: int, size: int, known: int, others: int) -> None:
-    text = F.normalize(drawn(seed, 3, 8), dim=-1)
-    student = Student(prompts=None, adapter=None, hand_written=text, logit_scale=5.0)
-    teacher = Teacher(text=F.normalize(drawn(seed + 3, 3, 8), dim=-1), adapter=None, logit_scale=5.0)
-    images = known + others
-    batch = Batch(
-        student=drawn(seed + 1, images, 8), teacher=drawn(seed + 2, images, 8), labels=torch.arange(known) % 3
-    )
-    section = LearnSection(teacher="learned", distillation=0.7)
-    parts = [batch_loss(student, batch, section, teacher, Team(rank=rank, size=size)) for rank in range(size)]
-    torch.testing.assert_close(torch.stack(parts).sum(), batch_loss(student, batch, section, teacher))

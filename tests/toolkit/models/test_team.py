@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from team_processes import start_pair
+from team_parts import gradients
+from team_processes import start_team
 
 from p4q_edge.models import team as teams
 from p4q_edge.models.compute import Compute
@@ -20,12 +21,10 @@ from p4q_edge.runtime.errors import ProcessLostError, UsageError
 
 
 @given(size=st.integers(1, 9), count=st.integers(0, 40))
-def test_every_item_and_every_row_is_of_one_process(size: int, count: int) -> None:
+def test_every_item_is_of_one_process(size: int, count: int) -> None:
     every = list(range(count))
-    members = [Team(rank=rank, size=size) for rank in range(size)]
-    assert sorted(item for one in members for item in every[one.dealt]) == every
-    parts = [every[one.rows(count)] for one in members]
-    assert [row for part in parts for row in part] == every
+    parts = [every[Team(rank=rank, size=size).dealt] for rank in range(size)]
+    assert sorted(item for part in parts for item in part) == every
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -33,7 +32,8 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teams, "_collective", lambda *_, **__: pytest.fail("asked other processes"))
     value = torch.ones(2)
     ALONE.wait()
-    ALONE.add([value])
+    ALONE.take_first([value])
+    assert ALONE.join_gradients(value) is value
     ALONE.take_after_first(torch.nn.Linear(2, 2))
     assert ALONE.after_first(lambda: 3) == 3
     assert value.tolist() == [1.0, 1.0]
@@ -42,17 +42,17 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [1, 2][ALONE.dealt] == [1, 2]
 
 
-def _of_pair(part: str) -> tuple[Any, Any]:
+def _found(part: str, size: int = 2) -> list[Any]:
     script = Path(__file__).parents[2] / "support" / "team_parts.py"
-    first, second = start_pair([str(script), part])
-    assert (first.code, second.code) == (0, 0), first.err + second.err
-    return json.loads(first.out.splitlines()[-1]), json.loads(second.out.splitlines()[-1])
+    ended = start_team([str(script), part], size)
+    assert [one.code for one in ended] == [0] * size, "".join(one.err for one in ended)
+    return [json.loads(one.out.splitlines()[-1]) for one in ended]
 
 
 def test_two_processes_exchange_values() -> None:
-    first, second = _of_pair("collectives")
+    first, second = _found("collectives")
     assert first == second
-    assert first["sums"] == [[[3.0] * 3] * 2, 30.0]
+    assert first["firsts"] == [[[1.0] * 3] * 2, 10.0]
     assert first["taken"] == [[[5.0, 5.0]] * 2, [[1.0] * 3] * 4]
     assert first["told"] == "first"
     assert first["nothing"] == ""
@@ -60,15 +60,20 @@ def test_two_processes_exchange_values() -> None:
     assert first["notes"] == ["here", "here", None]
 
 
-def test_gradients_of_two_processes_are_those_of_one() -> None:
-    weight = torch.arange(5, dtype=torch.float64).reshape(5, 1).repeat(1, 2).requires_grad_()
-    images = torch.linspace(-1, 1, 14, dtype=torch.float64).reshape(7, 2)
-    loss = ((images @ torch.sin(weight).T) ** 2).sum()
-    loss.backward()
-    for found in _of_pair("gradients"):
-        assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
-        torch.testing.assert_close(torch.tensor(found["gradient"], dtype=torch.float64), weight.grad)
-        torch.testing.assert_close(torch.tensor(found["joined"], dtype=torch.float64), torch.sin(weight).detach())
+def test_gradients_of_two_processes_are_those_of_one_bit_by_bit() -> None:
+    expected = gradients(ALONE)
+    for found in _found("gradients"):
+        assert found == expected
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_learns_the_same_bits() -> None:
+    (alone,) = _found("learning", 1)
+    assert alone["chunks"] > 2
+    assert alone["moved"] > 0.01
+    for size in (2, 3):
+        for found in _found("learning", size):
+            assert found == {**alone, "divided": size}
 
 
 def test_a_process_that_is_gone_is_told_of() -> None:

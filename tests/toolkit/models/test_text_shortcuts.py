@@ -13,6 +13,7 @@ from torch import Tensor
 from p4q_edge.calibration.text import calibrate_text
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.models.prompts import PromptLearner, kept_bytes, template_embeddings
+from p4q_edge.models.team import ALONE, Team
 from p4q_edge.models.text_tower import TextTower, encoder_of
 from p4q_edge.quant.scheme import QuantScheme
 
@@ -67,13 +68,16 @@ def _assert_equal_to_plain(learner: PromptLearner) -> None:
     context=st.integers(1, 8),
     share=st.booleans(),
     budget_kib=st.sampled_from((1, 150, 100_000)),
+    parts=st.integers(0, 7),
 )
 def test_every_shortcut_equals_whole_padded_prompts(
-    toy_clip: LoadedModel, names: list[str], context: int, share: bool, budget_kib: int
+    toy_clip: LoadedModel, names: list[str], context: int, share: bool, budget_kib: int, parts: int
 ) -> None:
     learner = _learner(toy_clip, tuple(names), context=context)
     learner.share_prefix = share
     learner.limit_memory(budget_kib << 10)
+    if parts:
+        learner._make_chunks(min(parts, len(names)))
     _assert_equal_to_plain(learner)
 
 
@@ -118,7 +122,7 @@ def test_a_tower_of_two_directions_reads_whole_prompts_and_may_be_chunked(
 def test_a_memory_limit_bounds_what_a_step_keeps(toy_clip: LoadedModel) -> None:
     learner = _learner(toy_clip, tuple(f"{'very ' * (i % 4)}old cat" for i in range(40)))
     whole = kept_bytes(learner)
-    learner.limit_memory(1)  # all but the first three classes are computed twice
+    learner.limit_memory(1)  # all are computed twice
     least = kept_bytes(learner)
     limit = (whole - least) // 2
     learner.limit_memory(limit)
@@ -128,6 +132,30 @@ def test_a_memory_limit_bounds_what_a_step_keeps(toy_clip: LoadedModel) -> None:
     learner.limit_memory(2 * whole)
     assert len(learner.chunks) == 1
     assert not learner.chunks[0].recompute
+
+
+def test_each_of_several_processes_keeps_what_one_may_keep(toy_clip: LoadedModel) -> None:
+    learner = _learner(toy_clip, tuple(f"{'very ' * (i % 4)}old cat" for i in range(40)))
+    learner.limit_memory(kept_bytes(learner) // 3)
+    number = len(learner.chunks)
+    kept = sum(not chunk.recompute for chunk in learner.chunks)
+    assert 0 < kept < number
+    learner.divide(Team(rank=1, size=2))
+    assert learner.team.size == 2
+    assert [chunk.recompute for chunk in learner.chunks] == [place >= 2 * kept for place in range(number)]
+    learner.divide(Team(rank=1, size=number + 1))  # too few parts: each process runs all
+    assert learner.team is ALONE
+    assert sum(not chunk.recompute for chunk in learner.chunks) == kept
+
+
+def test_classes_are_divided_into_parts_of_as_many_tokens(toy_clip: LoadedModel) -> None:
+    few = _learner(toy_clip, CLASSES)
+    assert len(few.chunks) == 1
+    many = _learner(toy_clip, tuple(f"{'very ' * (i % 4)}old cat {i}" for i in range(80)))
+    tokens = [sum(len(classes) * length for classes, length in chunk.runs) for chunk in many.chunks]
+    assert len(tokens) > 2
+    assert max(tokens) <= min(tokens) + 24
+    assert sorted(torch.cat([chunk.classes for chunk in many.chunks]).tolist()) == list(range(80))
 
 
 def test_templates_are_encoded_without_their_padding(toy_clip: LoadedModel) -> None:

@@ -86,10 +86,10 @@ def test_features_are_timed_by_their_stage_alone(
 ) -> None:
     processes = bench["scale_processes"]
     args = processes.parse(["--work", str(tmp_path)])
-    args.workers, args.device = 0, "cpu"
+    args.workers, args.device, args.calibration, args.steps = 0, "cpu", 4, 1
     train = bench["scale"].make_images(tmp_path / "train", classes=2, each=4, side=32, seed=0)
     text = bench["scale"].recipe_text(args, train, test=None, views=1)
-    (tmp_path / "p4q.toml").write_text(text + "\n[quantization]\ncalibration_images = 4\n")
+    (tmp_path / "p4q.toml").write_text(text)
     monkeypatch.setattr(pipeline, "cache_features", pipeline.cache_features)  # the bench takes its place
     processes.child({"recipe": str(tmp_path / "p4q.toml"), "run": str(tmp_path / "run")})
     assert json.loads(capsys.readouterr().out)["seconds"] > 0.0
