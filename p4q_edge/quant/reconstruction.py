@@ -205,8 +205,8 @@ def _cut(images: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _loss(model: nn.Module, images: Tensor) -> float:
     """One minus the mean cosine between quantized and float outputs."""
-    outputs = []
+    outputs = {}
     for phase in (Phase.FLOAT, Phase.QUANTIZED):
         with running_in(model, phase):
-            outputs.append(torch.cat([model(batch) for batch in torch.split(images, BATCH_SIZE)]))
-    return float(1.0 - F.cosine_similarity(*outputs, dim=-1).mean())
+            outputs[phase] = torch.cat([model(batch) for batch in torch.split(images, BATCH_SIZE)])
+    return float(1.0 - F.cosine_similarity(outputs[Phase.FLOAT], outputs[Phase.QUANTIZED], dim=-1).mean())
