@@ -56,7 +56,10 @@ def _named_recipe(request: RecipeRequest) -> Recipe:
 
 def _with_overrides(recipe: Recipe, request: RecipeRequest) -> Recipe:
     if request.seed is not None:
-        recipe = msgspec.structs.replace(recipe, seed=request.seed)
+        try:
+            recipe = msgspec.structs.replace(recipe, seed=request.seed)
+        except ValueError as error:
+            raise UsageError(f"--seed: {error}") from error
     if request.device is not None:
         recipe = on_device(recipe, request.device)
     given = {name: getattr(request, name) for name in ("quantize_attention", "max_cosine_loss", "max_top1_drop")}

@@ -10,7 +10,8 @@ from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, run_recipe_of
 from p4q_edge.runtime.artifacts import card_path
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import require_writable
+from p4q_edge.runtime.storage import is_outdated, require_writable
+from p4q_edge.stages import RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
                 "some, or name another place with --engine"
             )
     same = _is_of(run, recipe)
+    if same and not force and bundle.exists() and not is_outdated(RunFiles(folder=run).bundle_record, [bundle]):
+        problems.append(
+            f"{bundle} exists already and was changed since the run {run} wrote it; add --force to replace it, or name "
+            "another --engine"
+        )
     if not same and not force:
         there = [str(path) for path in (engine, card_path(engine), bundle, run) if path.exists()]
         if there:

@@ -118,11 +118,12 @@ class _ArrayImages:
 
 @dataclass(kw_only=True)
 class _Members:
-    """What a tar holds: where each image lies, the class index of each key, and the names of the classes."""
+    """What a tar holds: where each image lies, the class index of each key, the names of the classes and their file."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    names_file: str = ""
 
 
 class _BoundedInfo(tarfile.TarInfo):
@@ -310,6 +311,11 @@ def _take(members: _Members, member: tarfile.TarInfo, archive: tarfile.TarFile, 
         _refuse_second(key, members.labels, path)
         members.labels[key] = _label(_text(member, archive, path), key)
     elif name.name == CLASS_NAMES_FILE:
+        if members.names_file:
+            raise InputError(
+                f"{path}: {members.names_file} and {member.name} both name the classes; pack one {CLASS_NAMES_FILE}"
+            )
+        members.names_file = member.name
         members.class_names = tuple(line.strip() for line in _text(member, archive, path).splitlines() if line.strip())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from p4q_edge.data.table_reader import DELIMITERS, read_rows
+from p4q_edge.data.table_reader import DELIMITERS, plain_path, read_rows
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import ImageSet, from_paths
 from p4q_edge.runtime.storage import printable
@@ -56,6 +56,7 @@ def read_captions(path: Path) -> Captions:
     rows = read_rows(path, DELIMITERS[path.suffix.lower()])
     file_column, text_column = _columns(rows[0][1] if rows else [], path)
     places: dict[Path, int] = {}
+    files: list[Path] = []
     texts: list[str] = []
     image_of: list[int] = []
     for line, cells in rows[1:]:
@@ -63,18 +64,20 @@ def read_captions(path: Path) -> Captions:
         if not name or not text:
             raise InputError(f"{path}, line {line}: expected path and caption, got {printable(str(cells)[:_SHOWN])}")
         file = path.parent / name
-        if file not in places:
+        same = plain_path(file)
+        if same not in places:
             if not _is_file(file):
                 raise InputError(
                     f"{path}, line {line}: {printable(str(file)[:_SHOWN])} does not exist; paths are relative to the "
                     "table's folder"
                 )
-            places[file] = len(places)
+            places[same] = len(files)
+            files.append(file)
         texts.append(text)
-        image_of.append(places[file])
+        image_of.append(places[same])
     if not texts:
         raise InputError(f"{path} has no rows below its header; expected lines of path and caption")
-    images = from_paths(list(places), [0] * len(places), ("",), path.parent)
+    images = from_paths(files, [0] * len(files), ("",), path.parent)
     return Captions(images=images, texts=tuple(texts), image_of=np.array(image_of, np.int64))
 
 

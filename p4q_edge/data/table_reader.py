@@ -230,9 +230,12 @@ def _arrow_table(file: Path) -> Any:
 
     if not _is_file(file):  # the opening of a pipe would wait for its writer
         raise FileNotFoundError(errno.ENOENT, f"{_shown(file)} is not a file")
-    table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-    # The format is not checked when it is mapped: a wrong offset would be read wherever it points.
-    table.validate(full=True)
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        # The format is not checked when it is mapped: a wrong offset would be read wherever it points.
+        table.validate(full=True)
+    except UnicodeDecodeError as error:  # of the library's own message, which cites the file
+        raise pa.ArrowInvalid("it is damaged") from error
     return table
 
 
@@ -244,24 +247,46 @@ def _kinds(schema: Any) -> list[Any]:
 def _image_set(path: Path, rows: Iterable[tuple[str, ...]]) -> ImageSet:
     """Return the images of rows: where the row stands, its path and its label."""
     places: dict[Path, str] = {}
+    files: list[Path] = []
     words: list[str] = []
     for place, *named in rows:
         if not all(named):
             raise InputError(f"{path}, {place}: expected path and label, got {str(named)[:200]}")
         file = path.parent / named[0]
-        if file in places:
-            raise InputError(f"{path}, {place}: {_shown(named[0])} appears again, after {places[file]}; name it once")
+        same = plain_path(file)
+        if same in places:
+            raise InputError(f"{path}, {place}: {_shown(named[0])} appears again, after {places[same]}; name it once")
         if not _is_file(file):
             raise InputError(
                 f"{path}, {place}: {_shown(file)} does not exist; paths are relative to the table's folder"
             )
-        places[file] = place
+        places[same] = place
+        files.append(file)
         words.append(same_form(named[1]))
     if not words:
         raise InputError(f"{path} has no rows; expected path and label")
     class_names = in_label_order(words)
     index = {name: number for number, name in enumerate(class_names)}
-    return from_paths(list(places), [index[word] for word in words], class_names, path.parent)
+    return from_paths(files, [index[word] for word in words], class_names, path.parent)
+
+
+def plain_path(path: Path) -> Path:
+    """Return a path by which the same file is known again, however it was written; links stay as they are."""
+    kept: list[str] = []
+    for part in path.absolute().parts:
+        # What lies above a link is not what the link's name stands below.
+        if part == ".." and len(kept) > 1 and kept[-1] != ".." and not _is_link(Path(*kept)):
+            kept.pop()
+        elif part != ".." or len(kept) != 1:  # above the root there is nothing
+            kept.append(part)
+    return Path(*kept)
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def read_rows(path: Path, delimiter: str) -> list[TableRow]:

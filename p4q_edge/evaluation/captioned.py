@@ -8,12 +8,15 @@ import torch.nn.functional as F
 
 from p4q_edge.data import read_captions
 from p4q_edge.models import encode_texts, encoder_of
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CaptionedImages
 from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess
 from p4q_edge.runtime.storage import sha256_bytes
 from p4q_edge.stages import Source
+
+MAX_COMPARED = 1 << 30
+"""A byte each, for each stage: a gigabyte."""
 
 
 @torch.no_grad()
@@ -27,7 +30,7 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
 
     Raises:
         UsageError: there is no recipe, or no such table.
-        InputError: the table cannot be used.
+        InputError: the table cannot be used, or is too large.
     """
     if source is None:
         raise UsageError(
@@ -36,8 +39,13 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
         )
     captions = read_captions(table)
     captions = captions.of_images(draw_subset(len(captions.images), request.limit, seed=request.seed))
-    spec, images = source.model.preprocess, captions.images
     places = {text: place for place, text in enumerate(dict.fromkeys(captions.texts))}
+    if len(captions.images) * len(places) > MAX_COMPARED:
+        raise InputError(
+            f"--pairs {table}: expected at most {MAX_COMPARED} comparisons of an image with a caption, got "
+            f"{len(captions.images)} images and {len(places)} captions. Take fewer images with --limit"
+        )
+    spec, images = source.model.preprocess, captions.images
     pairs = [(image, places[text]) for image, text in zip(captions.image_of.tolist(), captions.texts, strict=True)]
     text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, list(places)), dim=-1)
     digests = digest_of(images.digests(), [0] * len(images))

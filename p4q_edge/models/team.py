@@ -5,7 +5,7 @@ writes; whatever all of them call, they call in the same order.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
 """The first process may calibrate for hours while the others wait; one that dies is noticed at once all the same."""
+MAX_PROCESSES = 1 << 16
+MAX_DIGITS = 9
 LOST = (
     "another process of this run ended ({reason}). What was computed is kept: run the same command again to go on. "
     "The table of torchrun below names the process that ended first"
@@ -142,9 +144,12 @@ def joined_team() -> Iterator[Team]:
     """Join the processes that torchrun started, for the length of a `with` block.
 
     Their variables are taken out of the environment, so that no process that is started from here joins too.
+
+    Raises:
+        UsageError: the variables are not such as torchrun sets.
     """
     own = {name: os.environ[name] for name in TORCHRUN_VARIABLES}
-    team = Team(rank=int(own["RANK"]), size=int(own["WORLD_SIZE"]), local_rank=int(own["LOCAL_RANK"]))
+    team = _team_of(own)
     cuda = torch.cuda.is_available()
     if cuda and team.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(team.local_rank)
@@ -157,6 +162,32 @@ def joined_team() -> Iterator[Team]:
         dist.destroy_process_group()  # not after an error: it might wait for a process that is gone
     finally:
         _JOINED.reset(token)
+
+
+def _team_of(variables: Mapping[str, str]) -> Team:
+    """Return this process's place among those that torchrun started.
+
+    Raises:
+        UsageError: a variable is no number, or one that torchrun does not give.
+    """
+    size = _number_in(variables, "WORLD_SIZE", range(1, MAX_PROCESSES + 1))
+    _number_in(variables, "MASTER_PORT", range(1, 1 << 16))
+    return Team(
+        rank=_number_in(variables, "RANK", range(size)),
+        size=size,
+        local_rank=_number_in(variables, "LOCAL_RANK", range(size)),
+    )
+
+
+def _number_in(variables: Mapping[str, str], name: str, known: range) -> int:
+    text = variables[name]
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else -1
+    if number not in known:
+        raise UsageError(
+            f"expected {name} between {known.start} and {known.stop - 1}, as torchrun sets it, got {text[:40]!r}. "
+            f"Start the processes with torchrun, or alone: unset {' '.join(TORCHRUN_VARIABLES)}"
+        )
+    return number
 
 
 def post(key: str, text: str) -> None:

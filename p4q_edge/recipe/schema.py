@@ -10,24 +10,21 @@ from typing import Literal
 import msgspec
 
 from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
+from p4q_edge.recipe import numbers
 
 Method = Literal["p4q", "as-released"]
 
 MAX_IMAGE_SIZE = 4096
 MAX_WORKERS = 256
 MAX_BATCH_SIZE = 1 << 16
-MAX_RATE = 1e30
-"""Far beyond what any learning survives; above it the optimizer itself overflows."""
 
 FloatPrecision = Literal["float32", "tf32", "bf16"]
 """Of the matrix products of the frozen float image tower that is learned from."""
-
 TeacherName = Literal["learned", "zero-shot", "none"]
 """Who is distilled from; always in full precision."""
 
 DEMO_DATA = "demo:digits"
 """Name of the built-in data set: the handwritten digits of scikit-learn."""
-
 DRAWN_IMAGES = "demo:leaves"
 """Name of the built-in images without labels: drawn discs of many sizes that hide one another."""
 
@@ -98,8 +95,8 @@ class DataSection(Section, frozen=True, kw_only=True):
     class_names: tuple[str, ...] | str = ()
     templates: tuple[str, ...] | str = ("a photo of a {}.",)
     class_prompts: str = ""
-    shots: int = 16
-    test_limit: int = 0
+    shots: numbers.Count = 16
+    test_limit: numbers.Count = 0
     orient: bool = True
 
 
@@ -115,29 +112,29 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
         text: fake-quantize the text tower too (the paper's track).
     """
 
-    weight_bits: int = QuantScheme.weight_bits
-    activation_bits: int = QuantScheme.activation_bits
-    attention_bits: int | None = QuantScheme.attention_bits
+    weight_bits: numbers.Bits = QuantScheme.weight_bits
+    activation_bits: numbers.Bits = QuantScheme.activation_bits
+    attention_bits: numbers.Bits | None = QuantScheme.attention_bits
     quantize_attention: bool = QuantScheme.quantize_attention
-    adapter_bits: int = 8
+    adapter_bits: numbers.Bits = 8
     observer: ObserverName = QuantScheme.observer
-    percentile: float = QuantScheme.percentile
+    percentile: numbers.Percentile = QuantScheme.percentile
     weight_observer: ObserverName = QuantScheme.weight_observer
     activation_gain: bool = QuantScheme.activation_gain
     fold_norm: bool = QuantScheme.fold_norm
     fold_value: bool = QuantScheme.fold_value
     rotation: bool | None = QuantScheme.rotation
-    fold_strength: float = QuantScheme.fold_strength
-    headroom: float = QuantScheme.headroom
+    fold_strength: numbers.Share = QuantScheme.fold_strength
+    headroom: numbers.Headroom = QuantScheme.headroom
     bias_correction: bool = QuantScheme.bias_correction
     weight_rounding: RoundingName = QuantScheme.weight_rounding
     affine_correction: bool = QuantScheme.affine_correction
-    scale_epochs: int = QuantScheme.scale_epochs
+    scale_epochs: numbers.Count = QuantScheme.scale_epochs
     convolutions: ConvolutionChoice = QuantScheme.convolutions
     depthwise: bool = QuantScheme.depthwise
     stem: bool = QuantScheme.stem
     keep_float: tuple[str, ...] = QuantScheme.keep_float
-    max_cosine_loss: float | None = QuantScheme.max_cosine_loss
+    max_cosine_loss: numbers.CosineLoss | None = QuantScheme.max_cosine_loss
     max_top1_drop: float | None = None
     text: bool = False
     calibration_images: int = 1000
@@ -207,15 +204,15 @@ class LearnSection(Section, frozen=True, kw_only=True):
     class_residual: bool = True
     teacher: TeacherName | None = None
     distillation: float | None = None
-    kl_temperature: float = 1.0
+    kl_temperature: numbers.Temperature = 1.0
     context_init: str = "a photo of a"
-    num_context_tokens: int = 0
+    num_context_tokens: numbers.Count = 0
     residual_ratio: float = 0.5
     learn_ratio: bool = False
     zero_init: bool = True
-    prompt_pull: float = 0.0
-    feature_loss: float = 0.0
-    label_smoothing: float = 0.0
+    prompt_pull: numbers.Weight = 0.0
+    feature_loss: numbers.Weight = 0.0
+    label_smoothing: numbers.Share = 0.0
     epochs: int = 0
     steps: int = 200
     batch_size: int = 256
@@ -225,7 +222,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
     context_rate: float = 2e-3
     adapter_rate: float = 1e-3
     class_rate: float = 1e-3
-    weight_decay: float = 1e-2
+    weight_decay: numbers.Weight = 1e-2
     views: int = 1
     flip: bool = False
     text_memory_mib: int = 2048
@@ -239,8 +236,8 @@ class LearnSection(Section, frozen=True, kw_only=True):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("context_rate", "prompt_rate", "adapter_rate", "class_rate"):
-            if not 0.0 <= getattr(self, name) <= MAX_RATE:
-                raise ValueError(f"{name} must be between 0 and {MAX_RATE:g}, got {getattr(self, name)}")
+            if not 0.0 <= getattr(self, name) <= numbers.MAX_RATE:
+                raise ValueError(f"{name} must be between 0 and {numbers.MAX_RATE:g}, got {getattr(self, name)}")
         if not self.context_init and self.num_context_tokens < 1:
             raise ValueError("num_context_tokens must be at least 1 when context_init is empty")
         if self.prompt_steps < 0:
@@ -358,6 +355,8 @@ class Recipe(Section, frozen=True, kw_only=True):
     compute: ComputeSection = ComputeSection()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be between 0 and {(1 << 63) - 1}, got {self.seed}")
         if self.data.train:
             if self.data.calibration:
                 raise ValueError("data.calibration has no effect beside data.train, which ranges are measured on")

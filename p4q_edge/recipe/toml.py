@@ -1,6 +1,7 @@
 """Recipes as TOML: read, check, write."""
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import read_bounded
 
 MAX_RECIPE_BYTES = 1 << 20
+MAX_NUMBER = (1 << 31) - 1
 _SHOWN = 60
 _PATHS = ("train", "calibration", "test", "unlabelled", "class_prompts")
 _PATHS_OR_WORDS = ("class_names", "templates")
@@ -43,9 +45,9 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
     Raises:
         UsageError: unknown key (with the nearest known one), wrong type or value, or sections that contradict.
     """
-    unknown = list(_unknown_keys(document, Recipe, prefix=""))
-    if unknown:
-        raise UsageError(f"{source}: {'; '.join(unknown)}")
+    problems = [*_unknown_keys(document, Recipe, prefix=""), *_unbounded(document, prefix="")]
+    if problems:
+        raise UsageError(f"{source}: {'; '.join(problems)}")
     try:
         recipe = msgspec.convert(document, Recipe)
     except (msgspec.ValidationError, ValueError) as error:
@@ -127,6 +129,18 @@ def _toml_value(value: object) -> str:
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     # JSON's spelling of strings, numbers and booleans is also TOML's, but for DEL, which JSON leaves unescaped.
     return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def _unbounded(document: dict[str, Any], *, prefix: str) -> Iterator[str]:
+    """Numbers that no key takes: not finite, or beyond 32 bits, which loops and arrays have no room for."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _unbounded(value, prefix=f"{prefix}{key[:_SHOWN]}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                yield f"{prefix}{key[:_SHOWN]} must be a number that is finite, got {number}"
+            elif isinstance(number, int) and abs(number) > MAX_NUMBER and prefix:
+                yield f"{prefix}{key[:_SHOWN]} must be between -{MAX_NUMBER} and {MAX_NUMBER}, got a larger one"
 
 
 def _expected(message: str) -> str:

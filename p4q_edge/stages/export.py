@@ -36,8 +36,9 @@ from p4q_edge.runtime.storage import (
     encode_json,
     is_outdated,
     is_unchanged,
+    replaced,
+    require_writable,
     stage_key,
-    write_record,
 )
 from p4q_edge.stages.cross_validation import cross_validate
 from p4q_edge.stages.pipeline import Learned
@@ -49,6 +50,7 @@ from p4q_edge.stages.record_results import (
     with_median_losses,
     zero_shot_answers,
 )
+from p4q_edge.stages.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +88,14 @@ def export_unless_current(learned: Learned, path: Path, folder: Path, *, force: 
     Raises:
         UsageError: another bundle is there and `force` is false.
     """
-    record, key = folder / "bundle.json", bundle_key(learned)
+    record, key = RunFiles(folder=folder).bundle_record, bundle_key(learned)
     if is_unchanged(record, key, [path]) and not force:
         logger.info("export: unchanged, %s", path)
         return
-    export_bundle(learned, path, force=force or is_outdated(record, [path]))
-    write_record(record, key, [path])
+    force = force or is_outdated(record, [path])
+    require_writable(path, force=force)
+    with replaced(record, key, [path]):
+        export_bundle(learned, path, force=force)
 
 
 def export_bundle(learned: Learned, path: Path, *, force: bool = False) -> Bundle:

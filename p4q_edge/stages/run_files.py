@@ -28,6 +28,11 @@ class RunFiles:
         return self.folder / "learning.safetensors"
 
     @property
+    def bundle_record(self) -> Path:
+        """What the bundle beside the folder was exported from."""
+        return self.folder / "bundle.json"
+
+    @property
     def learned(self) -> Path:
         return self.folder / "learned.safetensors"
 

@@ -36,6 +36,8 @@ STARTUP_S = 300.0
 MAX_BYTES = 1 << 30
 MAX_INPUT = 1 << 20
 _POOL = 64
+CORPUS = Path(__file__).parent / "corpus"
+"""Holds `TARGET-WHAT` for each input that once led to a problem."""
 
 
 class Hang(BaseException):
@@ -79,7 +81,7 @@ class Slice:
 
         self._target, self._name, self._out = TARGETS[name], name, out
         self._random = random.Random(f"{name} {seed}")
-        self._pool = list(self._target.seeds())
+        self._pool = [*self._target.seeds(), *(path.read_bytes() for path in regressions(name))]
         self.found = Found()
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self._current = os.open(out / "current", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -140,6 +142,11 @@ class Slice:
 
         os.close(self._current)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def regressions(name: str) -> list[Path]:
+    """Return the kept inputs of a target that once led to a problem."""
+    return sorted(CORPUS.glob(f"{name}-*"))
 
 
 def keep(out: Path, name: str, problem: str, data: bytes) -> None:

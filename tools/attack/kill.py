@@ -2,46 +2,57 @@
 
 python tools/attack/kill.py build/demo.p4q --kills 100
 
-Each trial copies a working deployment, runs one command and kills it: before or after one of its calls of the system
-that change a folder or reach the disk, or after a random time. Then the engine must classify as before or as rebuilt,
-the same command must succeed, and no temporary file may stay.
+Each trial copies a working deployment, or a run folder, runs one command and kills it: at one of its boundaries (see
+`kill_server.py`), or after a random time. Then what was there must work as before or as made anew, the same command
+must succeed, nothing may be left behind or go on running, and what is learned must be the same to the last bit.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import hashlib
+import itertools
+import json
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-BOUNDARY = """
-import os, pathlib, signal, sys
-at, made = int(os.environ["P4Q_ATTACK_AT"]), [0]
-def wrap(own):
-    def call(*arguments, **keywords):
-        number = made[0]
-        made[0] += 1
-        if at == 2 * number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = own(*arguments, **keywords)
-        if at == 2 * number + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return call
-for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
-    setattr(os, name, wrap(getattr(os, name)))
-from p4q_edge.runtime.cli.main import main
-code = main(sys.argv[1:])
-sys.stdout.flush()
-print(f"boundaries {2 * made[0]}", file=sys.stderr)
-os._exit(code)
+ENGINE = ("classify", "out.onnx", "image.png", "--json")
+"""Works while there is a deployment."""
+BUNDLE = ("inspect", "run.p4q", "--json")
+LEARNED = "run/learned.safetensors"
+
+RECIPE = """
+seed = {seed}
+[model]
+name = "demo"
+[data]
+train = "demo:digits"
+unlabelled = "unlabelled"
+shots = 2
+test_limit = 20
+templates = ["a photo of the {{}}."]
+[quantization]
+observer = "minmax"
+weight_observer = "minmax"
+[learn]
+teacher = "learned"
+steps = 6
+views = 2
+context_init = "a photo of the"
+[export]
+golden_samples = 2
+reference_images = 10
 """
+"""Small, with everything that writes files of its own: a learned teacher, views, images without labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,125 +61,286 @@ class Trial:
 
     Attributes:
         name: of the row in the table.
-        arguments: of `p4q-edge`, with `{}` for the folder.
-        engine: whether there is a working engine before.
+        arguments: of `p4q-edge`, run in that folder.
+        without: patterns of what is not there before.
+        works: a command that must succeed right after the kill, before anything is run again; None where nothing has
+            to be there.
+        afterwards: a command that must succeed after the next run.
+        refusal: what the next run may say instead of succeeding, as the killed one had come to its end.
+        same: a file that must be the same as after a run that nobody killed.
+        toolkit: whether the toolkit has the command.
     """
 
     name: str
     arguments: tuple[str, ...]
-    engine: bool = True
+    without: tuple[str, ...] = ()
+    works: tuple[str, ...] | None = ENGINE
+    afterwards: tuple[str, ...] | None = ENGINE
+    refusal: str | None = None
+    same: str | None = None
+    toolkit: bool = False
 
 
+_BUILD = ("build", "model.p4q", "--engine", "out.onnx")
+_LEARN = ("learn", "--recipe", "recipe.toml", "-o", "run")
+_EXPORT = ("export", "run", "-o", "run.p4q")
+_OWN = ("build", "--engine", "own.onnx", "--recipe")
+_OWN_ENGINE = ("classify", "own.onnx", "image.png", "--json")
+_VALIDATE = ("validate", "run.onnx", "--reference", "run", "--report", "run.report.json", "--report", "run.report.html")
 TRIALS = (
-    Trial(name="build", arguments=("build", "{}/model.p4q", "--engine", "{}/out.onnx"), engine=False),
-    Trial(name="build --force", arguments=("build", "{}/model.p4q", "--engine", "{}/out.onnx", "--force")),
-    Trial(name="head add", arguments=("head", "add", "{}/out.onnx", "{}/model.p4q", "--name", "own", "--force")),
-    Trial(name="classify --json", arguments=("classify", "{}/out.onnx", "{}/image.png", "--json")),
+    Trial(name="build", arguments=_BUILD, without=("out.onnx*",), works=None, refusal="exists already"),
+    Trial(name="build --force", arguments=(*_BUILD, "--force")),
+    Trial(name="head add", arguments=("head", "add", "out.onnx", "model.p4q", "--name", "own", "--force")),
+    Trial(name="classify --json", arguments=ENGINE, without=("cache",)),
+    Trial(name="learn", arguments=_LEARN, without=("run",), works=None, afterwards=_EXPORT, same=LEARNED, toolkit=True),
+    Trial(
+        name="learn, other seed",
+        arguments=("learn", "--recipe", "other.toml", "-o", "run"),
+        works=BUNDLE,
+        afterwards=BUNDLE,
+        same=LEARNED,
+        toolkit=True,
+    ),
+    Trial(
+        name="export",
+        arguments=_EXPORT,
+        without=("run.p4q",),
+        works=None,
+        afterwards=BUNDLE,
+        refusal="exists already",
+        same="run.p4q",
+        toolkit=True,
+    ),
+    Trial(name="export --force", arguments=(*_EXPORT, "--force"), works=BUNDLE, afterwards=BUNDLE, toolkit=True),
+    Trial(
+        name="build --recipe",
+        arguments=(*_OWN, "recipe.toml"),
+        without=("own.*",),
+        works=None,
+        afterwards=_OWN_ENGINE,
+        same="own.p4q",
+        toolkit=True,
+    ),
+    Trial(
+        name="build --recipe, other seed",
+        arguments=(*_OWN, "other.toml", "--force"),
+        works=_OWN_ENGINE,
+        afterwards=_OWN_ENGINE,
+        same="own.p4q",
+        toolkit=True,
+    ),
+    Trial(name="validate", arguments=_VALIDATE, works=None, afterwards=None, toolkit=True),
 )
 
 
-def run(arguments: tuple[str, ...], folder: Path, *, at: int = -1, seconds: float | None = None) -> tuple[int, str]:
-    """Run `p4q-edge` and return its exit code (negative: the signal that ended it) and stderr.
+class Killer:
+    """A process that runs commands and kills them; see `kill_server.py`."""
 
-    Args:
-        arguments: with `{}` for the folder.
-        folder: also holds its cache.
-        at: number of the boundary at which it kills itself; -1 for none.
-        seconds: after which it is killed.
+    def __init__(self, scratch: Path, *, toolkit: bool) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("kill_server.py")), *(["toolkit"] * toolkit)]
+        self._errors = scratch / "errors"
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self._line() != "ready":
+            raise RuntimeError("the process that runs the commands could not begin")
+
+    def run(self, arguments: tuple[str, ...], folder: Path, *, at: int = -1, seconds: float | None = None) -> Ended:
+        """Run `p4q-edge` in a folder, which also holds its cache."""
+        request = {
+            "arguments": arguments,
+            "cache": str(folder / "cache"),
+            "at": at,
+            "seconds": seconds,
+            "errors": str(self._errors),
+        }
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        found: dict[str, Any] = json.loads(self._line())
+        return Ended(**found, said=self._errors.read_text(errors="replace").strip()[-300:])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a command ended: see `kill_server.run`; and what it said last."""
+
+    code: int
+    boundaries: int
+    orphans: bool
+    seconds: float
+    said: str
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What came of the kills of one command.
+
+    Attributes:
+        outcomes: how often what came of them: `ok`, or what is wrong.
+        boundaries: that the command has.
+        at_boundaries: kills at one of them.
+        late: kills by time that came when the command had ended.
     """
-    environment = {**os.environ, "P4Q_EDGE_CACHE": str(folder / "cache"), "P4Q_ATTACK_AT": str(at)}
-    command = [sys.executable, "-c", BOUNDARY, *(argument.format(folder) for argument in arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
-        try:
-            _, errors = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, errors = process.communicate()
-    return process.returncode, errors.decode(errors="replace")
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    boundaries: int = 0
+    at_boundaries: int = 0
+    late: int = 0
 
 
-def judge(trial: Trial, folder: Path) -> str | None:
+def judge(trial: Trial, folder: Path, killer: Killer, expected: str | None) -> str | None:
     """Return what is wrong after a kill, or None."""
-    classify = ("classify", "{}/out.onnx", "{}/image.png", "--json")
-    if trial.engine:
-        code, errors = run(classify, folder)
-        if code:
-            return f"the engine is unusable: {errors.strip()[-200:]}"
-    code, errors = run(trial.arguments, folder)
-    if code and not (trial.name == "build" and "exists already" in errors):
-        return f"the same command fails: {errors.strip()[-200:]}"
-    code, errors = run(classify, folder)
-    if code:
-        return f"the engine is unusable after the next run: {errors.strip()[-200:]}"
-    left = [path for path in folder.rglob(".*") if path.name.endswith((".tmp", ".next"))]
+    if trial.works and (ended := killer.run(trial.works, folder)).code:
+        return f"what was there is unusable: {ended.said}"
+    again = killer.run(trial.arguments, folder)
+    if again.code and not (trial.refusal and trial.refusal in again.said):
+        return f"the same command fails: {again.said}"
+    if trial.same and digest(folder / trial.same) != expected:
+        return f"{trial.same} is another than without a kill"
+    if trial.afterwards and (ended := killer.run((*trial.afterwards, *_force(trial.afterwards)), folder)).code:
+        return f"unusable after the next run: {ended.said}"
+    left = [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".next"))]
     return f"left behind: {left}" if left else None
 
 
-def prepare(bundle: Path, folder: Path) -> Path:
-    """Write a folder with bundle, engine and image, and return it."""
+def _force(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    return ("--force",) if arguments[0] == "export" else ()
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def prepare(bundle: Path, folder: Path, killer: Killer, *, toolkit: bool) -> None:
+    """Write a folder with a deployment and, with the toolkit, a run folder, its bundle and its engine."""
     import numpy as np
     from PIL import Image
 
     shutil.copy(bundle, folder / "model.p4q")
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "image.png")
-    code, errors = run(TRIALS[1].arguments, folder)
-    if code:
-        raise SystemExit(f"the build fails without an attack: {errors}")
-    return folder
+    (folder / "unlabelled").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "unlabelled" / f"{number}.png")
+    shutil.copy(folder / "unlabelled" / "0.png", folder / "image.png")
+    (folder / "recipe.toml").write_text(RECIPE.format(seed=0))
+    (folder / "other.toml").write_text(RECIPE.format(seed=1))
+    runs = [_LEARN, _EXPORT, ("build", "run.p4q", "--engine", "run.onnx"), (*_OWN, "recipe.toml")]
+    for command in [_BUILD, *(runs if toolkit else [])]:
+        ended = killer.run(command, folder)
+        if ended.code:
+            raise SystemExit(f"{command[0]} fails without an attack: {ended.said}")
 
 
-def attack(bundle: Path, *, kills: int, seed: int = 0) -> dict[str, Counter[str]]:
-    """Return, by command, how often what came out of `kills` kills: `ok`, or what is wrong.
+def attack(
+    bundle: Path, *, kills: int, seed: int = 0, names: tuple[str, ...] = (), seconds: float = float("inf")
+) -> Iterator[tuple[str, Row]]:
+    """Kill commands and yield what came of it, by command.
 
-    Half of the kills are at boundaries, all of a command's where the budget reaches, half at random times.
+    Half of the kills are at boundaries, each of a command's where the budget reaches, half at random times between its
+    beginning and its end.
+
+    Args:
+        bundle: of the deployment.
+        kills: in all.
+        seed: of the choice of boundaries and times.
+        names: of trials; none: all.
+        seconds: after which no further kill of a command is begun; each has its share.
     """
-    generator = random.Random(seed)
-    found: dict[str, Counter[str]] = {trial.name: Counter() for trial in TRIALS}
+    trials = [trial for trial in TRIALS if not names or trial.name in names]
+    toolkit = any(trial.toolkit for trial in trials)
     with tempfile.TemporaryDirectory() as name:
         ready = Path(name) / "ready"
         ready.mkdir()
-        prepare(bundle, ready)
-        share = max(1, kills // len(TRIALS))
-        for trial in TRIALS:
-            _, errors = _in_copy(trial, ready, at=-1)
-            last = int(errors.rsplit("boundaries ", 1)[1].split()[0])
-            boundaries = generator.sample(range(last), min(last, max(1, share // 2)))
-            for number in range(share):
-                at = boundaries[number] if number < len(boundaries) else -1
-                seconds = None if at >= 0 else generator.uniform(0.0, 2.0)
-                problem, _ = _in_copy(trial, ready, at=at, seconds=seconds, judged=True)
-                found[trial.name][problem or "ok"] += 1
-    return found
+        killer = Killer(Path(name), toolkit=toolkit)
+        try:
+            prepare(bundle, ready, killer, toolkit=toolkit)
+            share = max(1, kills // len(trials))
+            for trial in trials:
+                generator, end = random.Random(f"{trial.name} {seed}"), time.monotonic() + seconds / len(trials)
+                yield trial.name, _kill_often(trial, _Place(ready=ready, killer=killer), share, generator, end)
+        finally:
+            killer.close()
 
 
-def _in_copy(
-    trial: Trial, ready: Path, *, at: int, seconds: float | None = None, judged: bool = False
-) -> tuple[str | None, str]:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where commands are killed, and by whom."""
+
+    ready: Path
+    killer: Killer
+
+
+def _kill_often(trial: Trial, place: _Place, kills: int, generator: random.Random, end: float) -> Row:
+    ready, killer = place.ready, place.killer
+    folder = _copy(trial, ready)
+    whole = killer.run(trial.arguments, folder)
+    if whole.code:
+        raise SystemExit(f"{trial.name} fails without an attack: {whole.said}")
+    expected = digest(folder / trial.same) if trial.same else None
+    row = Row(boundaries=whole.boundaries)
+    chosen = generator.sample(range(whole.boundaries), min(whole.boundaries, max(1, kills // 2)))
+    # In turns, so that a budget of time that ends early has met both kinds.
+    plan = [
+        at
+        for pair in itertools.zip_longest(chosen, [-1] * (kills - len(chosen)), fillvalue=None)
+        for at in pair
+        if at is not None
+    ]
+    for at in plan:
+        if time.monotonic() > end:
+            break
+        seconds = None if at >= 0 else generator.uniform(0.0, whole.seconds)
+        folder = _copy(trial, ready)
+        ended = killer.run(trial.arguments, folder, at=at, seconds=seconds)
+        row.at_boundaries += at >= 0
+        row.late += ended.code >= 0
+        problem = "something it started goes on" if ended.orphans else judge(trial, folder, killer, expected)
+        row.outcomes[problem or "ok"] += 1
+    return row
+
+
+def _copy(trial: Trial, ready: Path) -> Path:
     folder = ready.with_name("trial")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ready, folder)
-    if not trial.engine:
-        for path in folder.glob("out.onnx*"):
-            path.unlink()
-    _, errors = run(trial.arguments, folder, at=at, seconds=seconds)
-    return (judge(trial, folder) if judged else None), errors
+    for pattern in trial.without:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
 
 
 def main() -> int:
     """Run the attack and print its table; 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--kills", type=int, default=100, help="in all (default: %(default)s; about 5 s each)")
+    parser.add_argument("--kills", type=int, default=100, help="in all (default: %(default)s; about 3 s each)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, in all")
+    parser.add_argument(
+        "--command", action="append", default=[], choices=[trial.name for trial in TRIALS], help="only this one"
+    )
     args = parser.parse_args()
-    found = attack(args.bundle, kills=args.kills, seed=args.seed)
-    for name, counts in found.items():
-        print(f"{name}: {sum(counts.values())} killed, {sum(counts.values()) - counts['ok']} failed")
-        for problem, count in counts.items():
+    failed = False
+    names = tuple(args.command)
+    for name, row in attack(args.bundle, kills=args.kills, seed=args.seed, names=names, seconds=args.seconds):
+        failed |= bool(set(row.outcomes) - {"ok"})
+        total = sum(row.outcomes.values())
+        print(
+            f"{name}: {total} killed, {row.at_boundaries} at {row.boundaries} boundaries, {row.late} too late; "
+            f"{total - row.outcomes['ok']} failed",
+            flush=True,
+        )
+        for problem, count in row.outcomes.items():
             if problem != "ok":
                 print(f"  {count} x {problem}")
-    return int(any(set(counts) - {"ok"} for counts in found.values()))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ Prefer = Literal["speed", "size"]
 CudaBackend = Literal["auto", "driver", "cuda-bindings", "pycuda"]
 """What reaches CUDA: the driver's own library, which `auto` takes, or a package."""
 
+MAX_BATCH = 4096
+"""Images of one run of an engine; beyond that only memory is needed, and nothing gets faster."""
+
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells each process that it starts; where one of them is missing, something else set the others."""
 

@@ -78,9 +78,9 @@ def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch
         cpu_candidates(model, CpuRequest(choice="float"))
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": 0}])
-def test_numbers_must_be_positive(wrong: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="batch and threads must be at least 1"):
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 4097}, {"threads": 0}, {"threads": 1025}])
+def test_numbers_have_bounds(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="must be at least 1 and at most"):
         CpuRequest(**wrong)
 
 

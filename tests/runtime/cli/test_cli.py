@@ -150,6 +150,15 @@ def test_an_empty_word_is_not_this_folder(capsys: pytest.CaptureFixture[str], ar
     assert ": expected a path, got an empty argument. Run: p4q-edge" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["99999999999999999999", "-2147483648", "9" * 4000])
+def test_whole_numbers_are_such_as_libraries_take(capsys: pytest.CaptureFixture[str], number: str) -> None:
+    assert cli.main(["validate", "x.onnx", f"--seed={number}"]) == 2
+    error = capsys.readouterr().err
+    assert f"between -2147483647 and 2147483647, got one of {len(number)} digits. Run: p4q-edge validate" in error
+    assert cli.main(["validate", "x.onnx", "--seed=1.5"]) == 2
+    assert "invalid int value: '1.5'. Run: p4q-edge validate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
 def test_numbers_are_finite(capsys: pytest.CaptureFixture[str], number: str) -> None:
     assert cli.main(["validate", "x.onnx", f"--max-top1-drop={number}"]) == 2

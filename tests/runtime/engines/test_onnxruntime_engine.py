@@ -41,7 +41,7 @@ def test_a_cpu_engine_runs_on_no_gpu(tiny_engine: Path) -> None:
 
 
 def test_threads_must_be_positive(tiny_engine: Path) -> None:
-    with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="threads must be at least 1 and at most 1024, got 0"):
         selftest(tiny_engine, threads=0)
 
 

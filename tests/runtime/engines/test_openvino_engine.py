@@ -122,7 +122,7 @@ def test_the_engine_checks_its_input_and_its_state(model: bytes) -> None:
     engine.close()
     with pytest.raises(P4QEdgeError, match="was closed. Load it again"):
         engine.run(image)
-    with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="threads must be at least 1 and at most 1024, got 0"):
         OpenVINOEngine(model_source(model), threads=0)
 
 

@@ -217,7 +217,9 @@ def test_an_older_report_is_replaced_and_another_file_is_not(
         (["--reference", "p4q.toml"], 3, "the bundle's results of PyTorch are the reference"),
         (["--data", "nowhere"], 2, "--data nowhere is not a directory"),
         (["--batch", "0"], 2, "--batch at least 1"),
+        (["--batch", "5000"], 2, "--batch at least 1 and at most 4096; got 0 and 5000"),
         (["--limit", "-1"], 2, "--limit must be at least 0"),
+        (["--seed", "-1"], 2, "--seed must not be negative, got -1"),
     ],
 )
 def test_wrong_arguments_are_one_line(

@@ -76,6 +76,10 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
         ServeOptions(certificate=tmp_path / "a.pem", key=tmp_path / "b.pem")
     with pytest.raises(UsageError, match="must handle at least one request"):
         Limits(requests=0)
+    with pytest.raises(UsageError, match="at most 4096 requests at once, got 5000"):
+        Limits(requests=5000)
+    with pytest.raises(UsageError, match="at most the 512 MiB that all requests have together, got 513 MiB"):
+        Limits(body_bytes=513 << 20)
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:

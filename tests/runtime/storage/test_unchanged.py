@@ -15,7 +15,7 @@ from p4q_edge.runtime.artifacts.head import Calibration
 from p4q_edge.runtime.artifacts.head_store import BUILT_IN
 from p4q_edge.runtime.builders import build as builds
 from p4q_edge.runtime.builders.build import BuildOptions
-from p4q_edge.runtime.builders.current import build_unless_current
+from p4q_edge.runtime.builders.current import build_unless_current, require_replaceable
 from p4q_edge.runtime.classification.head_calibration import write_calibration
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.storage import unchanged
@@ -24,6 +24,7 @@ from p4q_edge.runtime.storage.unchanged import (
     contents_digest,
     is_outdated,
     is_unchanged,
+    replaced,
     stage_key,
     write_record,
 )
@@ -146,14 +147,14 @@ def test_an_engine_is_built_again_only_after_a_change(
     assert other.bundle_sha256 != card.bundle_sha256
     assert read_card(engine) == other
     build_unless_current(tiny_bundle, engine, options=options, force=True)
-    assert len(built) == 4
+    assert len(built) == 3
     engine.write_bytes(engine.read_bytes() + b"\0")
     with pytest.raises(UsageError, match="exists already"):
         build_unless_current(tiny_bundle, engine, options=options)
     build_unless_current(tiny_bundle, engine, options=options, force=True)
     edit("p4q_edge.runtime.builders", monkeypatch)
     build_unless_current(tiny_bundle, engine, options=options)
-    assert len(built) == 7
+    assert len(built) == 5
 
 
 def test_a_card_that_was_calibrated_since_is_not_replaced_unasked(
@@ -176,3 +177,44 @@ def test_files_are_outdated_only_as_they_were_written_for_the_same_request(tmp_p
     assert not is_outdated(record, [path], asked="b")
     path.write_bytes(b"2")
     assert not is_outdated(record, [path], asked="a")
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_a_killed_writer_left_is_its_own(tmp_path: Path, written: bool) -> None:
+    path, record = tmp_path / "one", tmp_path / "record.json"
+    path.write_bytes(b"0")
+    write_record(record, "k", [path], asked="a")
+    writer = replaced(record, "new", [path], asked="a")
+    writer.__enter__()  # and never left
+    if written:
+        path.write_bytes(b"1")
+    assert is_outdated(record, [path], asked="a")
+    assert not is_outdated(record, [path], asked="b")
+    assert not any(is_unchanged(record, key, [path]) for key in ("", "k", "new"))
+
+
+def test_a_writer_that_fails_leaves_the_record_as_it_was(tmp_path: Path) -> None:
+    path, record = tmp_path / "one", tmp_path / "record.json"
+    with pytest.raises(UsageError), replaced(record, "k", [path]):
+        raise UsageError("no room")
+    assert not record.exists()
+    with replaced(record, "k", [path]):
+        path.write_bytes(b"1")
+    assert is_unchanged(record, "k", [path])
+    with pytest.raises(UsageError), replaced(record, "other", [path]):
+        raise UsageError("no room")
+    assert is_unchanged(record, "k", [path])
+
+
+def test_an_engine_that_would_be_refused_is_refused_before_its_bundle_is_made(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    engine, options = tmp_path / "out.onnx", BuildOptions()
+    require_replaceable(engine, backend=None, options=options)
+    build_unless_current(tiny_bundle, engine, options=options)
+    require_replaceable(engine, backend=None, options=options)
+    with pytest.raises(UsageError, match="was built with other options, or was changed since; add --force"):
+        require_replaceable(engine, backend=None, options=BuildOptions(cpu_profile="fast"))
+    engine.write_bytes(engine.read_bytes() + b" ")
+    with pytest.raises(UsageError, match="was changed since; add --force to replace it, or name another --engine"):
+        require_replaceable(engine, backend=None, options=options)

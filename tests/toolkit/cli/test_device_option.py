@@ -112,3 +112,9 @@ def test_the_reference_of_a_validation_follows_its_device(
     with pytest.raises(UsageError, match="enough"):
         torch_reference.open_torch_reference(ValidateRequest(engine=here / "x.onnx", device=device), None)  # type: ignore[arg-type]
     assert seen == [expected]
+
+
+def test_a_seed_that_is_none_is_told(here: Path) -> None:
+    assert choose_recipe(RecipeRequest(seed=7)).seed == 7
+    with pytest.raises(UsageError, match="--seed: seed must be between 0 and 9223372036854775807, got -1"):
+        choose_recipe(RecipeRequest(seed=-1))

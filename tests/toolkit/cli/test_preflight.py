@@ -12,6 +12,7 @@ from p4q_edge.recipe.schema import DataSection, ModelSection, Recipe
 from p4q_edge.recipe.toml import to_toml
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage.unchanged import write_record
 
 
 @pytest.fixture
@@ -36,7 +37,14 @@ def test_files_of_another_recipe_are_named_before_anything_is_run(recipe: Recipe
     check_build(recipe, engine, force=True)
     (tmp_path / "out.run").mkdir()
     (tmp_path / "out.run" / "recipe.toml").write_text(to_toml(recipe))
+    (problem,) = output_problems(recipe, engine, force=False)
+    assert "out.p4q exists already and was changed since the run" in problem
+    assert "out.run wrote it; add --force to replace it" in problem
+    assert output_problems(recipe, engine, force=True) == []
+    write_record(tmp_path / "out.run" / "bundle.json", "key", [tmp_path / "out.p4q"])
     assert output_problems(recipe, engine, force=False) == []
+    (tmp_path / "out.p4q").write_text("changed by hand")
+    assert len(output_problems(recipe, engine, force=False)) == 1
 
 
 def test_all_problems_stand_in_one_list(recipe: Recipe, tmp_path: Path) -> None:

@@ -56,3 +56,10 @@ def test_what_a_wrong_table_is_told(folder: Path, text: str, message: str) -> No
 def test_another_file_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"expected an existing .csv or .tsv with the columns path and caption"):
         read_captions(folder / name)
+
+
+def test_one_image_under_two_names_is_one_image(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "c.csv").write_text(f"path,caption\n0.png,a cup\na/../0.png,a mug\n{folder / '0.png'},a jug\n")
+    found = read_captions(folder / "c.csv")
+    assert (found.images.names, found.image_of.tolist()) == (("0.png",), [0, 0, 0])

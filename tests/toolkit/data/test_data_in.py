@@ -63,6 +63,7 @@ def test_tables_of_many_programs(photos: Path, name: str, text: str) -> None:
         (b"path,label\ncat/0.png,cat\ncat/1.png\n", r"line 3: expected path and label, got \['cat/1\.png', ''\]"),
         (b"path,label\ncat/0.png,\n", "line 2: expected path and label"),
         (b"cat/0.png,cat\ncat/0.png,dog\n", r"line 2: cat/0\.png appears again, after line 1; name it once"),
+        (b"cat/0.png,cat\ndog/../cat/./0.png,dog\n", r"line 2: dog/\.\./cat/\./0\.png appears again, after line 1"),
         (b"cat/0.png,cat\ncat,dog\n", r"line 2: .*cat does not exist; paths are relative"),
         (b"cat/0.png,\xe9t\xe9\n", r"is not UTF-8 \(invalid continuation byte at byte 10\); save it as UTF-8"),
         (b"path,label\n", "has no rows; expected lines of path,label"),
@@ -150,6 +151,10 @@ def test_a_tar_is_read_lazily_and_by_the_rules_of_webdataset(tmp_path: Path) -> 
         (
             [("a.png", png_bytes(0)), ("a.cls", b"0"), ("classnames.txt", b"\xff")],
             "is not an uncompressed webdataset tar",
+        ),
+        (
+            [("a.png", png_bytes(0)), ("a.cls", b"0"), ("classnames.txt", b"cat"), ("x/classnames.txt", b"dog")],
+            r"classnames\.txt and x/classnames\.txt both name the classes; pack one classnames\.txt",
         ),
         ([("a.txt", b"0")], r"every KEY\.jpg needs a KEY\.cls with its class index; found 0 images$"),
     ],

@@ -14,7 +14,7 @@ from team_processes import start_pair
 
 from p4q_edge.models import team as teams
 from p4q_edge.models.compute import Compute
-from p4q_edge.models.team import ALONE, Team, present_team
+from p4q_edge.models.team import ALONE, Team, joined_team, present_team
 from p4q_edge.recipe import ComputeSection
 from p4q_edge.runtime.errors import ProcessLostError, UsageError
 
@@ -90,3 +90,26 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert ALONE.device_name("cuda:2") == "cuda:2"
     with pytest.raises(UsageError, match="for 4 processes, each of which takes its own GPU; got 'cuda:2'. Leave out"):
         Compute.of(ComputeSection(device="cuda:2"), second)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("RANK", "x"),
+        ("RANK", "2"),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", "9" * 50),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "1e9"),
+        ("MASTER_PORT", "99999"),
+        ("MASTER_PORT", "²"),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_are_refused(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for variable, value in {**good, name: text}.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=f"expected {name} between .* as torchrun sets it, got .*or alone: unset RANK"):
+        joined_team().__enter__()

@@ -1,7 +1,7 @@
 """The attacks of tools/attack, each with a small budget: none may find anything."""
 
+import contextlib
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,18 @@ def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("P4Q_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(repository / "tools" / "attack"))
     yield
-    for name in ("concurrency", "kill", "fuzz", "fuzz_data", "fuzz_tables", "fuzz_targets", "mutator", "tamper"):
+    for name in (
+        "concurrency",
+        "kill",
+        "kill_server",
+        "soak",
+        "fuzz",
+        "fuzz_data",
+        "fuzz_tables",
+        "fuzz_targets",
+        "mutator",
+        "tamper",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -83,6 +94,21 @@ def test_the_fuzzer_finds_what_is_planted(tmp_path: Path, monkeypatch: pytest.Mo
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("planted-")]) == 4
 
 
+def test_what_once_led_to_a_problem_leads_to_none(tmp_path: Path) -> None:
+    import fuzz
+    import fuzz_targets
+
+    from p4q_edge.runtime.errors import P4QEdgeError
+
+    kept = [(name, path) for name in fuzz_targets.TARGETS for path in fuzz.regressions(name)]
+    assert kept
+    for name, path in kept:
+        if name in ("dataset", "parquet", "embeddings"):
+            pytest.importorskip("pyarrow")
+        with contextlib.suppress(P4QEdgeError):
+            fuzz_targets.TARGETS[name].use(path.read_bytes(), tmp_path)
+
+
 def test_mutations_repeat_by_their_seed() -> None:
     import fuzz_targets
     import mutator
@@ -146,9 +172,52 @@ def test_threads_get_the_answers_of_one_head_while_files_come_and_go(bundle: Pat
     assert found["classified"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what is left running")
 def test_no_kill_leaves_an_unusable_deployment(bundle: Path) -> None:
+    _kill(bundle, toolkit=False)
+
+
+@pytest.mark.slow  # each kill is followed by up to three commands
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what is left running")
+def test_no_kill_leaves_an_unusable_run(bundle: Path) -> None:
+    _kill(bundle, toolkit=True)
+
+
+def _kill(bundle: Path, *, toolkit: bool) -> None:
     import kill
 
-    found = kill.attack(bundle, kills=4)
-    assert {name: set(counts) for name, counts in found.items() if set(counts) - {"ok"}} == {}
+    names = tuple(trial.name for trial in kill.TRIALS if trial.toolkit is toolkit)
+    found = dict(kill.attack(bundle, kills=2 * len(names), names=names))
+    assert {name: dict(row.outcomes) for name, row in found.items()} == {name: {"ok": 2} for name in names}
+    assert all(row.at_boundaries == 1 and row.boundaries > 10 for row in found.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts by /proc")
+def test_a_short_soak_leaves_nothing_over(bundle: Path) -> None:
+    import soak
+
+    found = soak.attack(bundle, opens=60, classifications=2000)
+    assert {name: part.problems for name, part in found.items()} == {"open and close": [], "classify": []}
+    assert found["open and close"].outcomes == {"opened": 60}
+    assert found["classify"].outcomes.keys() >= {"classified", "classified file", "switched", "moved", "opened"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts by /proc")
+def test_the_soak_notices_what_is_left_over(bundle: Path, tmp_path: Path) -> None:
+    import soak
+
+    kept = []
+
+    class Leaking(soak.Deployment):
+        def open_and_close(self, generator: random.Random) -> str:
+            kept.append((tmp_path / str(len(kept))).open("wb"))
+            return "opened" if len(kept) % 2 else "WRONG"
+
+    deployment = Leaking(bundle, tmp_path)
+    try:
+        problems = soak.open_often(deployment, 20).problems
+    finally:
+        for stream in kept:
+            stream.close()
+        deployment.shared.close()
+    assert problems == ["10 x WRONG", "20 more open files"]

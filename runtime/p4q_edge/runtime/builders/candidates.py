@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from p4q_edge.runtime.choices import CpuBackend, CpuChoice, CpuProfile, Remainder, RemainderChoice
+from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend, CpuChoice, CpuProfile, Remainder, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 from p4q_edge.runtime.engines.openvino import import_openvino, installed, remainders
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
@@ -50,8 +50,9 @@ class CpuRequest:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or (self.threads is not None and self.threads < 1):
-            raise UsageError(f"batch and threads must be at least 1, got {self.batch} and {self.threads}.")
+        if not 1 <= self.batch <= MAX_BATCH:
+            raise UsageError(f"batch must be at least 1 and at most {MAX_BATCH}, got {self.batch}.")
+        machine.check_threads(self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.artifacts import Card, card_path, read_card
 from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, recorded_options
 from p4q_edge.runtime.choices import BackendName
+from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import (
     StageCode,
     complete_switch,
     encode_json,
     is_outdated,
     is_unchanged,
+    replaced,
+    require_writable,
     sha256_bytes,
     sha256_file,
     stage_key,
-    write_record,
 )
 
 if TYPE_CHECKING:
@@ -49,16 +51,39 @@ def build_unless_current(
     The record of what it was built from lies in the run folder beside the engine.
     """
     complete_switch(engine)
-    record = engine.with_suffix(".run") / f"{engine.name}.record.json"
+    record = record_path(engine)
     asked = _asked(engine, backend=backend, options=options)
     key, files = engine_key(bundle, engine, backend=backend, options=options), [engine, card_path(engine)]
     if is_unchanged(record, key, files) and not force:
         logger.info("build: unchanged, %s", engine)
         return read_card(engine)
     force = force or is_outdated(record, files, asked=asked)
-    card = build_engine(bundle, engine, backend=backend, force=force, options=options, progress=progress)
-    write_record(record, key, files, asked=asked)
-    return card
+    require_writable(engine, force=force)
+    with replaced(record, key, files, asked=asked):
+        return build_engine(bundle, engine, backend=backend, force=force, options=options, progress=progress)
+
+
+def require_replaceable(engine: Path, *, backend: BackendName | None, options: BuildOptions) -> None:
+    """Refuse an engine that `build_unless_current` would refuse, before the bundle is made that takes minutes.
+
+    What lies beside no record of a run is left to the look at the recipe.
+
+    Raises:
+        UsageError: it was changed since it was built, or other options made it.
+    """
+    complete_switch(engine)
+    record, files = record_path(engine), [engine, card_path(engine)]
+    asked = _asked(engine, backend=backend, options=options)
+    if engine.exists() and record.is_file() and not is_outdated(record, files, asked=asked):
+        raise UsageError(
+            f"{engine} exists already and was built with other options, or was changed since; add --force to replace "
+            "it, or name another --engine"
+        )
+
+
+def record_path(engine: Path) -> Path:
+    """Return where the run folder beside an engine records what the engine was built from."""
+    return engine.with_suffix(".run") / f"{engine.name}.record.json"
 
 
 def engine_key(bundle: Path, engine: Path, *, backend: BackendName | None, options: BuildOptions) -> str:

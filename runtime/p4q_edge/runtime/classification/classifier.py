@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import numpy as np
 
@@ -374,6 +374,9 @@ class ZeroShotClassifier(Shown):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(f"a classifier cannot be sent to another process. Load {self._path} there instead.")
 
     def _scores(self, batch: list[PreparedImage], head: EngineHead, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, classes) and embeddings (n, dim) of prepared images."""

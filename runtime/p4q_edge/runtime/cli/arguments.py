@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 from p4q_edge.runtime.errors import UsageError
 
+MAX_WHOLE_NUMBER = (1 << 31) - 1
+"""Of 32 bits with a sign, which native libraries take."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports a wrong argument as any other error: one line, no usage text."""
@@ -17,6 +20,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**keywords)
         self.register("type", Path, _path)
         self.register("type", float, _number)
+        self.register("type", int, _whole_number)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. Run: {self.prog} --help")
@@ -43,4 +47,19 @@ def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a number that is finite, got {text}")
+    return number
+
+
+def _whole_number(text: str) -> int:
+    """Return a whole number that was named.
+
+    Raises:
+        ArgumentTypeError: of one that no library takes; what takes less says so itself.
+        ValueError: it is none.
+    """
+    number = int(text)
+    if abs(number) > MAX_WHOLE_NUMBER:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number between -{MAX_WHOLE_NUMBER} and {MAX_WHOLE_NUMBER}, got one of {len(text)} digits"
+        )
     return number

@@ -19,6 +19,7 @@ MIN_TOKEN_LENGTH = 16
 _MAX_TOKEN_BYTES = 4096
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 DEFAULT_PORT = 8080
+MAX_REQUESTS = 4096
 MIB = 1 << 20
 
 
@@ -47,6 +48,13 @@ class Limits:
     def __post_init__(self) -> None:
         if self.requests < 1 or self.body_bytes < 1:
             raise UsageError("a server must handle at least one request, and a request must hold at least one byte.")
+        if self.requests > MAX_REQUESTS:
+            raise UsageError(f"a server works on at most {MAX_REQUESTS} requests at once, got {self.requests}.")
+        if self.body_bytes > self.held_bytes:
+            raise UsageError(
+                f"a request may have at most the {self.held_bytes // MIB} MiB that all requests have together, got "
+                f"{self.body_bytes / MIB:g} MiB."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from p4q_edge.runtime.errors import UsageError
+
 CPU_INFO = Path("/proc/cpuinfo")
 ROOT = Path("/")
 X86 = frozenset({"x86_64", "amd64", "i686", "x86"})
@@ -50,6 +52,22 @@ def _cpu_info() -> tuple[str, frozenset[str]]:
         fields.setdefault(key.strip().lower(), value.strip())
     name = fields.get("model name") or fields.get("cpu part", "")
     return name, frozenset((fields.get("flags") or fields.get("features", "")).split())
+
+
+MAX_THREADS = 1024
+"""Of one engine; far more than any processor has cores. A library that starts more is busy with that alone."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that an engine cannot have; None means one a core.
+
+    Raises:
+        UsageError: it is out of range.
+    """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(
+            f"threads must be at least 1 and at most {MAX_THREADS}, got {threads}. Leave it out to use every core."
+        )
 
 
 def usable_cores(root: Path | None = None) -> int:

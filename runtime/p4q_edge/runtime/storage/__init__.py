@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         contents_digest,
         is_outdated,
         is_unchanged,
+        replaced,
         stage_key,
         write_record,
     )
@@ -80,6 +81,7 @@ __all__ = [
     "read_bounded",
     "read_kept",
     "remove_leftovers",
+    "replaced",
     "require_writable",
     "save_tensors",
     "scratch_folder",
@@ -144,6 +146,7 @@ if not TYPE_CHECKING:
                 "contents_digest",
                 "is_outdated",
                 "is_unchanged",
+                "replaced",
                 "stage_key",
                 "write_record",
             ),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,12 +34,16 @@ _FOUNDATION = ("runtime", "runtime.errors", "runtime.lazy", "runtime.choices")
 """Error classes, lazy imports and names of choices decide no figure; `runtime` itself offers rooms names of theirs."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What made some files, the digest of each by its name, and a digest of what was asked for."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What made some files, the digest of each by its name, and a digest of what was asked for.
+
+    `replacing`: a writer began to replace them, and did not live to say that it had.
+    """
 
     key: str
     sha256: dict[str, str]
     asked: str = ""
+    replacing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +131,30 @@ def write_record(record: Path, key: str, files: Iterable[Path], *, asked: str = 
     atomic_write(record, encode_json(Record(key=key, sha256=digests, asked=asked)), force=True)
 
 
+@contextmanager
+def replaced(record: Path, key: str, files: Sequence[Path], *, asked: str = "") -> Iterator[None]:
+    """Replace the files of a stage, which are not there or its own, and write their record behind them.
+
+    A writer that is killed in between leaves files that it had not yet written a record of: that it was about to is
+    written before, so that the next run knows them as its own. Where writing fails, the record stays as it was.
+    """
+    before = record.read_bytes() if record.is_file() else None
+    atomic_write(record, encode_json(Record(key="", sha256={}, asked=asked, replacing=True)), force=True)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            record.unlink(missing_ok=True)
+        else:
+            atomic_write(record, before, force=True)
+        raise
+    write_record(record, key, files, asked=asked)
+
+
 def is_unchanged(record: Path, key: str, files: Iterable[Path]) -> bool:
     """Return whether the files of a stage are there, were made with this key and were not changed since."""
     known = _record_of(record, files)
-    return known is not None and known.key == key
+    return known is not None and not known.replacing and known.key == key
 
 
 def is_outdated(record: Path, files: Iterable[Path], *, asked: str = "") -> bool:
@@ -144,11 +169,15 @@ def is_outdated(record: Path, files: Iterable[Path], *, asked: str = "") -> bool
 def _record_of(record: Path, files: Iterable[Path]) -> Record | None:
     """Return the record of files that are as they were written; None where they are not, or it is none."""
     paths = list(files)
-    if not record.is_file() or not all(path.is_file() for path in paths):
+    if not record.is_file():
         return None
     try:
         known = decode_json(record.read_bytes(), Record, source=str(record))
     except CorruptArtifactError:
+        return None
+    if known.replacing:
+        return known
+    if not all(path.is_file() for path in paths):
         return None
     return known if known.sha256 == {path.name: sha256_file(path) for path in paths} else None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, toolkit_function
 from p4q_edge.runtime.errors import QualityGateError, UsageError
 
@@ -22,6 +22,9 @@ TOOLKIT_CANDIDATES = "p4q_edge.bench"
 """Entry-point group of the toolkit: `fp32` and `torch`, functions from an engine's path to a `Candidate`."""
 
 KIND = "p4q-edge bench"
+_MAX_SECONDS = 86_400.0
+_MAX_ROUNDS = 1_000_000
+_SHOWN = 200
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +131,18 @@ def _options(args: argparse.Namespace) -> BenchOptions:
         batches = tuple(int(word) for word in args.batch.split(","))
     except ValueError:
         batches = ()
-    if not batches or min(batches) < 1:
-        raise UsageError(f"--batch {args.batch}: expected positive numbers with commas between them, such as 1,8,32")
+    if not batches or min(batches) < 1 or max(batches) > MAX_BATCH:
+        raise UsageError(
+            f"--batch {args.batch[:_SHOWN]}: expected positive numbers with commas between them, such as 1,8,32, each "
+            f"at most {MAX_BATCH}"
+        )
     if args.seconds < 0 or args.warm_up < 0 or args.energy_seconds < 0:
         raise UsageError("--seconds, --warm-up and --energy-seconds must not be negative")
+    if max(args.seconds, args.energy_seconds) > _MAX_SECONDS or args.warm_up > _MAX_ROUNDS:
+        raise UsageError(
+            f"--seconds and --energy-seconds must be at most {_MAX_SECONDS:g}, a day, and --warm-up at most "
+            f"{_MAX_ROUNDS}"
+        )
     return BenchOptions(
         batches=batches,
         rounds=Rounds(warmup=args.warm_up, seconds=args.seconds),

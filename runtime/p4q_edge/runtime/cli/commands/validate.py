@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.choices import MAX_BATCH
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, has_toolkit, toolkit_function
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
@@ -101,8 +102,13 @@ def _request(args: argparse.Namespace) -> ValidateRequest:
     """
     from p4q_edge.runtime.evaluation import ValidateRequest
 
-    if args.limit < 0 or args.batch < 1:
-        raise UsageError(f"--limit must be at least 0 and --batch at least 1; got {args.limit} and {args.batch}")
+    if args.limit < 0 or not 1 <= args.batch <= MAX_BATCH:
+        raise UsageError(
+            f"--limit must be at least 0 and --batch at least 1 and at most {MAX_BATCH}; got {args.limit} and "
+            f"{args.batch}"
+        )
+    if args.seed < 0:
+        raise UsageError(f"--seed must not be negative, got {args.seed}")
     if args.save_repro is not None and not args.debug:
         raise UsageError("--save-repro writes the layer that --debug finds. Add --debug.")
     return ValidateRequest(

@@ -17,7 +17,6 @@ from p4q_edge.runtime.errors import (
     EnvironmentNotAbleError,
     IncompatibleEngineError,
     P4QEdgeError,
-    UsageError,
 )
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.storage import read_bounded, sha256_bytes
@@ -190,8 +189,7 @@ def session_options(profile: CpuProfile, *, threads: int | None = None, optimize
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}. Leave it out to use every core.")
+    machine.check_threads(threads)
     options.intra_op_num_threads = machine.usable_cores() if threads is None else threads
     if profile == "exact" and machine.saturates():
         # Makes the weights unsigned, whose kernels do not saturate. Where VNNI is, it would only halve the speed.

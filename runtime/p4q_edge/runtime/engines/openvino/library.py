@@ -14,7 +14,6 @@ from p4q_edge.runtime.errors import (
     EnvironmentNotAbleError,
     IncompatibleEngineError,
     P4QEdgeError,
-    UsageError,
 )
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.machine import import_openvino_unreported
@@ -74,10 +73,9 @@ def compile_options(remainder: Remainder, *, threads: int | None) -> dict[str, A
     """Return OpenVINO's options for one model.
 
     Raises:
-        UsageError: `threads` is below 1.
+        UsageError: `threads` is out of range.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}. Leave it out to use every core.")
+    machine.check_threads(threads)
     return {
         "INFERENCE_PRECISION_HINT": remainder,
         # One stream: the threads share the work of one image, as those of ONNX Runtime do.

@@ -1,0 +1,21 @@
+"""Which numbers keys of a recipe take, so that a wrong one is told of when the recipe is read.
+
+What computes with them checks them again; it is loaded minutes later, or never.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+MAX_RATE = 1e30
+"""Far beyond what any learning survives; above it the optimizer itself overflows."""
+
+Bits = Annotated[int, Meta(ge=2, le=8)]
+Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Weight = Annotated[float, Meta(ge=0.0, le=MAX_RATE)]
+"""Of a part of the loss, or of the decay."""
+Temperature = Annotated[float, Meta(ge=1e-3, le=1e6)]
+Percentile = Annotated[float, Meta(gt=50.0, le=100.0)]
+Headroom = Annotated[float, Meta(ge=1.0, le=4.0)]
+CosineLoss = Annotated[float, Meta(gt=0.0, lt=2.0)]
