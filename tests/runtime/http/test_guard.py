@@ -118,8 +118,8 @@ def test_a_request_may_be_too_large(serve: Callable[..., Any], photos: list[byte
 def test_all_requests_together_hold_no_more_than_allowed(serve: Callable[..., Any], photos: list[bytes]) -> None:
     from p4q_edge.runtime.http import Limits
 
-    client = serve(limits=Limits(held_bytes=4000))
-    answer = client.post("/classify", content=b"x" * 4001)
+    client = serve(limits=Limits(held_bytes=4000, body_bytes=4000))
+    answer = client.post("/heads/x/teach", files=[("cup", b"x" * 4001)])
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     # What was held is let go of.

@@ -74,7 +74,7 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
         ServeOptions(certificate=tmp_path / "a.pem")
     with pytest.raises(InputError, match="a.pem does not exist; expected a PEM file"):
         ServeOptions(certificate=tmp_path / "a.pem", key=tmp_path / "b.pem")
-    with pytest.raises(UsageError, match="room for at least one request"):
+    with pytest.raises(UsageError, match="must handle at least one request"):
         Limits(requests=0)
     with pytest.raises(UsageError, match="at most 4096 requests at once, got 5000"):
         Limits(requests=5000)
