@@ -98,12 +98,14 @@ def test_layers_with_equal_gains_and_shifts_are_told_apart_from_wrong_ones(
 ) -> None:
     # Of random weights, blocks of one kind get the same ones; the exporter stores them once.
     model = fold_toy(QuantScheme(activation_gain=False))
-    width = quant_linears(model)[PATH].in_features
-    same = {path: one for path, one in quant_linears(model).items() if one.in_features == width and "encoder" in path}
+    width = quant_linears(model)[PATH].weight.shape[1]
+    same = {
+        path: one for path, one in quant_linears(model).items() if one.weight.shape[1] == width and "encoder" in path
+    }
     assert len(same) > 1
     for linear in same.values():
-        linear.set_gain(torch.linspace(0.5, 2.0, width))
-        linear.set_shift(torch.linspace(-0.02, 0.02, width))
+        linear.set_gain(torch.linspace(0.5, 2.0, width).half().float())
+        linear.set_shift(torch.linspace(-0.02, 0.02, width).half().float())
         linear.scale_weight()
     records = record_layers(model, images[:4])
     graph = both(export_classifier(model, images))[kind]
