@@ -78,7 +78,7 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipe_of(request: CalibrateRequest | LearnRequest) -> Recipe:
-    """The recipe of a request.
+    """Return the recipe of a request.
 
     Raises:
         UsageError: its file is the one that the run folder keeps the resolved recipe in.

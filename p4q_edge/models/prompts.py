@@ -213,7 +213,7 @@ class PromptLearner(nn.Module):
         return F.normalize(self.team.join_rows(torch.cat(features), order, len(self.lengths)), dim=-1)
 
     def _for_each_chunk(self, prefix: Tensor, shared: Prefix | None) -> list[tuple[Tensor, Prefix | None]]:
-        """What all chunks begin with, for each of them; its gradients are summed in the order of the chunks.
+        """Return what all chunks begin with, for each of them; its gradients are summed in the order of the chunks.
 
         Whichever process runs a chunk, all have the gradient that one process alone would have, bit by bit.
         """

@@ -106,7 +106,7 @@ class Team:
         return joined
 
     def join_gradients(self, copies: Tensor) -> Tensor:
-        """Return copies ``(count, ...)``, each for one process, so that all processes get the gradients of all copies.
+        """Return copies `(count, ...)`, each for one process, so that all processes get the gradients of all copies.
 
         A gradient reaches the team from the one process that uses the copy; the others' zeros leave its bits as they
         are.

@@ -108,7 +108,7 @@ def fit_convolutions(model: nn.Module, images: Tensor, rounding: RoundingName = 
 
 
 def _moments(conv: QuantConv2d, exact: Tensor, actual: Tensor) -> Moments:
-    """What the least-squares error of a convolution of one group depends on, given its float and its actual input.
+    """Return what the squared error of a convolution of one group depends on, given its float and its actual input.
 
     Its target is its float output; with few positions for its inputs that of the actual input, as of linears.
     """
@@ -119,21 +119,21 @@ def _moments(conv: QuantConv2d, exact: Tensor, actual: Tensor) -> Moments:
 
 
 def _patches(conv: QuantConv2d, x: Tensor) -> Tensor:
-    """What each drawn position of the output reads, ``(rows, in * kH * kW)``, of ``(N, in, H, W)``."""
+    """Return what each drawn position of the output reads, `(rows, in * kH * kW)`, of `(N, in, H, W)`."""
     size, options = conv.weight.shape[2:], {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
     each = max(1, ROWS // len(x))
     rows = []
     for image in torch.split(x, 1):  # all patches of all images would be many times as large as what is drawn of them
         found = F.unfold(image, size, **options)[0].T
-        rows.append(found[_places(len(found), each)])
+        rows.append(found[_places(len(found), each, x.device)])
     return torch.cat(rows)
 
 
 def _drawn(y: Tensor) -> Tensor:
-    """The drawn positions of an output ``(N, out, H', W')``, ``(rows, out)``."""
+    """Return the drawn positions of an output `(N, out, H', W')`, `(rows, out)`."""
     rows = y.flatten(2).transpose(1, 2)
-    return rows[:, _places(rows.shape[1], max(1, ROWS // len(y)))].flatten(0, 1)
+    return rows[:, _places(rows.shape[1], max(1, ROWS // len(y)), y.device)].flatten(0, 1)
 
 
-def _places(count: int, most: int) -> Tensor:
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
+def _places(count: int, most: int, device: torch.device) -> Tensor:
+    return torch.linspace(0, count - 1, min(count, most), device=device).round().long()

@@ -56,7 +56,7 @@ def reconstruct(model: nn.Module, images: Tensor, *, epochs: int, seed: int = 0)
 
     Args:
         model: calibrated; its float phase is the float model.
-        images: ``(N, 3, H, W)`` float32.
+        images: `(N, 3, H, W)` float32.
         epochs: passes over the images.
 
     Source: LSQ, Esser et al., arXiv:1902.08153, for the gradients of scales; the straight-through estimator of Bengio
@@ -102,9 +102,9 @@ class _Learned:
     """What is learned of one linear.
 
     Attributes:
-        position: of each weight on its grid, in steps, ``(out, in)``; rounded to the integer.
-        logs: logarithms of the scales of the weight ``(out,)`` and of the input ``()``.
-        bias: ``(out,)``, without the product of the weight with a shift of the input.
+        position: of each weight on its grid, in steps, `(out, in)`; rounded to the integer.
+        logs: logarithms of the scales of the weight `(out,)` and of the input `()`.
+        bias: `(out,)`, without the product of the weight with a shift of the input.
     """
 
     def __init__(self, linear: QuantLinear) -> None:
@@ -120,7 +120,7 @@ class _Learned:
         self.bias = self._with_shift(bias, 1.0).detach().requires_grad_()
 
     def _with_shift(self, bias: Tensor, sign: float) -> Tensor:
-        """The bias plus or minus the product of the weight, as it is now, with the shift of the input."""
+        """Return the bias plus or minus the product of the weight, as it is now, with the shift of the input."""
         shift = self.linear.input_shift
         return bias if shift is None else bias + sign * (self.linear.quantized_weight() @ shift)
 
@@ -148,7 +148,7 @@ class _Learned:
 
 
 def _distance(model: nn.Module, batch: Tensor, learned: dict[str, _Learned], streams: dict[str, Tensor]) -> Tensor:
-    """The loss of one batch."""
+    """Return the loss of one batch."""
     with torch.no_grad(), running_in(model, Phase.FLOAT):
         exact = F.normalize(model(batch), dim=-1)
         targets = dict(streams)
@@ -162,7 +162,7 @@ def _distance(model: nn.Module, batch: Tensor, learned: dict[str, _Learned], str
 
 @contextmanager
 def _streams(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What each LayerNorm of the model gave last, by path, for the length of a ``with`` block."""
+    """What each LayerNorm of the model gave last, by path, for the length of a `with` block."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -181,8 +181,8 @@ def _streams(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _batches(count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of images without end, each image once before any is seen twice."""
-    left = torch.zeros(0, dtype=torch.int64)
+    """Yield indices of images without end, each image once before any is seen twice."""
+    left = torch.zeros(0, dtype=torch.int64, device=generator.device)
     while True:
         while len(left) < BATCH_SIZE:
             left = torch.cat([left, torch.randperm(count, generator=generator)])
@@ -204,7 +204,7 @@ def _cut(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _loss(model: nn.Module, images: Tensor) -> float:
-    """One minus the mean cosine between quantized and float outputs."""
+    """Return one minus the mean cosine between quantized and float outputs."""
     outputs = {}
     for phase in (Phase.FLOAT, Phase.QUANTIZED):
         with running_in(model, phase):

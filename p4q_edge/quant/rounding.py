@@ -44,9 +44,9 @@ class Rounded:
     """A weight as rows, one for each output channel, that are rounded to integers.
 
     Attributes:
-        weight: ``(out, in)`` float32.
+        weight: `(out, in)` float32.
         nearest: its nearest integers, likewise, float64.
-        scale: of each row, ``(out,)`` float32.
+        scale: of each row, `(out,)` float32.
         bits: of the integers.
     """
 
@@ -57,7 +57,7 @@ class Rounded:
 
     @classmethod
     def of(cls, layer: QuantLinear | QuantConv2d) -> "Rounded":
-        """The weight of a layer, of a convolution with the kernel's positions as inputs of their own."""
+        """Return the weight of a layer, of a convolution with the kernel's positions as inputs of their own."""
         return cls(
             weight=layer.weight.detach().flatten(1),
             nearest=layer.integer_weight().double().flatten(1),

@@ -200,7 +200,7 @@ def _unknown_keys(document: dict[str, Any], section: type[Section], *, prefix: s
 
 
 def _places_of(key: str) -> str:
-    """A key of the whole recipe, or of one section, that is called like this; empty if there is none."""
+    """Return a key of the whole recipe, or of one section, that is called like this; empty if there is none."""
     for field in msgspec.structs.fields(Recipe):
         if field.name == key:
             return key

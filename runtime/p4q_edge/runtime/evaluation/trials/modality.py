@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from p4q_edge.runtime.statistics import Estimate, metrics
 
-Floats = npt.NDArray[np.floating]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityRow:
@@ -45,7 +43,7 @@ class ModalityReport:
 
 
 def modality_report(
-    embeddings: Mapping[str, Floats], labels: npt.NDArray[np.integer], class_rows: Floats, *, seed: int
+    embeddings: Mapping[str, metrics.Floats], labels: npt.NDArray[np.integer], class_rows: metrics.Floats, *, seed: int
 ) -> ModalityReport:
     """Return the distances of each stage.
 
@@ -76,7 +74,7 @@ def modality_report(
     return ModalityReport(n=len(labels), classes=len(class_rows), rows=tuple(rows))
 
 
-def _along_gap(images: npt.NDArray[np.float64], class_rows: Floats) -> npt.NDArray[np.float64]:
+def _along_gap(images: npt.NDArray[np.float64], class_rows: metrics.Floats) -> npt.NDArray[np.float64]:
     """Return how far each image lies from the mean class along the gap, (n,); their mean is the gap itself.
 
     So the interval of a mean serves for a distance, to first order: the direction is taken as known.
