@@ -163,8 +163,8 @@ def deployed_encoder(model: LoadedModel, sample: Tensor, scheme: QuantScheme) ->
     to_deployment_form(encoder, sample)
     if scheme.rotates and not rotate_streams(encoder, sample) and scheme.rotation:
         logger.warning(
-            "quantization.rotation = true has no effect: no residual stream of this image tower can be rotated (behind "
-            "a LayerNorm, such as CLIP's ln_pre, it folds into nothing)"
+            "quantization.rotation = true has no effect: no residual stream of this image tower can be rotated (one "
+            "stays behind a LayerNorm, such as CLIP's ln_pre, and in front of anything but LayerNorms with linears)"
         )
     return encoder
 
