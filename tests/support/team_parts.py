@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from p4q_edge.demo import MODEL_DIR
-from p4q_edge.learning import CachedFeatures, LearningRun, learn, make_student
+from p4q_edge.learning import CachedFeatures, LearningRun, learn_in_place, make_student
 from p4q_edge.models import PromptLearner, TextTower, initial_context, load_model
 from p4q_edge.models.team import Team, joined_team, post, posted
 from p4q_edge.quant import QuantScheme
@@ -71,7 +71,7 @@ def learning(team: Team) -> dict[str, object]:
     cached = CachedFeatures(student=features, teacher=features, labels=torch.arange(200) % 100)
     divided: list[int] = []
     run = LearningRun(team=team, progress=lambda *_: divided.append(prompts.team.size))
-    learn(student, cached, section, seed=1, run=run)
+    learn_in_place(student, cached, section, seed=1, run=run)
     values = student.state_dict()
     return {
         "digests": {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in values.items()},

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p4q_edge.runtime.artifacts import Head
-from p4q_edge.runtime.artifacts.head import Adapter
+from p4q_edge.runtime.artifacts.head import HeadAdapter
 from p4q_edge.runtime.bulk.embeddings import PLAIN, Embeddings, adapter_digest, read_embeddings, write_embeddings
 from p4q_edge.runtime.errors import InputError, UsageError
 
@@ -178,7 +178,7 @@ def test_heads_without_an_adapter_move_embeddings_alike() -> None:
     assert adapter_digest(one) == adapter_digest(two) == PLAIN
     square = np.eye(4, dtype=np.float32)
     half, third = (
-        Adapter(down_weight=square, down_bias=rows[0], up_weight=square, up_bias=rows[0], residual_ratio=ratio)
+        HeadAdapter(down_weight=square, down_bias=rows[0], up_weight=square, up_bias=rows[0], residual_ratio=ratio)
         for ratio in (0.5, 0.3)
     )
     digests = [adapter_digest(replace(one, adapter=adapter)) for adapter in (half, third)]

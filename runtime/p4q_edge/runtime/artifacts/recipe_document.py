@@ -61,6 +61,7 @@ class QuantizationChoices(msgspec.Struct, frozen=True, kw_only=True):
     weight_rounding: str | UnsetType = UNSET
     affine_correction: bool | UnsetType = UNSET
     scale_epochs: int | UnsetType = UNSET
+    reconstruction_epochs: int | UnsetType = UNSET
     convolutions: str | UnsetType = UNSET
     depthwise: bool | UnsetType = UNSET
     stem: bool | UnsetType = UNSET
