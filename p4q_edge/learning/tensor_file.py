@@ -3,20 +3,23 @@
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import atomic_write, contents_digest
+from p4q_edge.runtime.storage import atomic_write, contents_digest, save_tensors
 
 _KEY, _DIGEST = "key", "sha256"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], *, key: str, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors of a stage, replacing what an earlier run left there."""
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write tensors of a stage, replacing what an earlier run left there.
+
+    The same contents always give the same bytes.
+    """
+    contents = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     facts = {**(metadata or {}), _KEY: key}
-    atomic_write(path, save(contents, {**facts, _DIGEST: _digest(contents, facts)}), force=True)
+    facts[_DIGEST] = contents_digest(contents, facts)
+    atomic_write(path, save_tensors(contents, facts), force=True)
 
 
 def read_tensors(path: Path, *, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -40,13 +43,9 @@ def read_tensors(path: Path, *, key: str | None = None) -> tuple[dict[str, Tenso
     except SafetensorError as error:
         raise CorruptArtifactError(f"{path} cannot be read ({error}); delete it and run the command again") from error
     recorded = metadata.pop(_DIGEST, "")
-    if _digest(tensors, metadata) != recorded:
+    if contents_digest({name: tensor.numpy() for name, tensor in tensors.items()}, metadata) != recorded:
         raise CorruptArtifactError(
             f"{path} is damaged: its tensors differ from the digest {recorded[:12]!r} that was recorded with them; "
             "delete it and run the command again"
         )
     return tensors, metadata
-
-
-def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    return contents_digest({name: tensor.numpy() for name, tensor in tensors.items()}, metadata)

@@ -86,6 +86,7 @@ def test_tensors_round_trip_and_are_read_by_the_library() -> None:
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(loaded[name], tensor)
         np.testing.assert_array_equal(load(data)[name], tensor)
+        assert loaded[name].shape == tensor.shape
 
 
 def test_tensors_have_the_same_bytes_in_every_process() -> None:

@@ -127,7 +127,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str])
     import numpy as np
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, dict(metadata))
+    data = save({name: np.asarray(array, order="C") for name, array in tensors.items()}, dict(metadata))
     header_bytes = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + header_bytes]), sort_keys=True, ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
