@@ -7,14 +7,10 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from other_process import classify
 
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
 from p4q_edge.runtime.errors import UsageError
-
-
-def _classify(engine: Path, image: Path, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    with ZeroShotClassifier(engine, options=RuntimeOptions(threads=1)) as classifier:
-        answers.put(classifier.classify(image))
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
@@ -24,7 +20,7 @@ def test_a_process_of_its_own_gives_the_same_answer(method: str, tiny_engine: Pa
     with ZeroShotClassifier(tiny_engine, options=RuntimeOptions(threads=1)) as here:
         context = multiprocessing.get_context(method)
         answers = context.Queue()
-        child = context.Process(target=_classify, args=(tiny_engine, photo, answers))
+        child = context.Process(target=classify, args=(tiny_engine, photo, answers))
         child.start()
         found = answers.get(timeout=60)
         child.join(timeout=60)
