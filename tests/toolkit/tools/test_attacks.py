@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-import random
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
