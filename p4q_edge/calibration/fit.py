@@ -23,6 +23,7 @@ from p4q_edge.quant import (
     choose_rounding,
     correct_affine,
     correct_bias,
+    fitted_target,
     learn_scales,
     output_weights,
     paired_pass,
@@ -122,12 +123,7 @@ class _LinearFit:
 
 
 def _target(linear: QuantLinear, rows: Rows) -> Tensor:
-    """Return what the linear should give: its float output, from the quantized model's input as far as rows are few.
-
-    With many rows the linear can make up for errors of those before it; with fewer than it has inputs it would learn
-    the images by heart.
-    """
-    share = rows.effective / (rows.effective + linear.weight.shape[1])
+    """Return what the linear should give."""
     bias = linear.bias if linear.float_bias is None else linear.float_bias
     own = F.linear(linear.gained(rows.actual), linear.weight, bias)
-    return torch.lerp(own, rows.target, share)
+    return fitted_target(own, rows.target, rows=rows.effective, inputs=linear.weight.shape[1])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p4q_edge.recipe import LearnSection, Recipe
+from p4q_edge.recipe import KEYS_OF, LearnSection, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -106,15 +106,6 @@ LEARN_LEVERS: tuple[dict[str, Any], ...] = (
     {"views": 4, "flip": True},
 )
 
-LEVERS_OF: Mapping[str, frozenset[str]] = {
-    "prompts": frozenset(
-        {"context_init", "num_context_tokens", "context_rate", "prompt_pull", "anchor_prompts", "prompt_steps"}
-    ),
-    "adapter": frozenset({"zero_init", "residual_ratio", "learn_ratio", "adapter_rate", "feature_loss"}),
-    "class_residual": frozenset({"class_rate"}),
-}
-"""Which keys are of which part that is learned."""
-
 QUANTIZATION_LEVERS: tuple[dict[str, Any], ...] = (
     {"observer": "minmax"},
     {"weight_observer": "minmax"},
@@ -136,10 +127,10 @@ def lever_variants(section: LearnSection) -> tuple[Variant, ...]:
 
     Levers of what the recipe does not learn would each be the recipe again, and are left out.
     """
-    idle = {key for part, keys in LEVERS_OF.items() if not getattr(section, part) for key in keys}
+    idle = {key for part, keys in KEYS_OF.items() if not getattr(section, part) for key in keys}
     levers = [change for change in LEARN_LEVERS if not change.keys() & idle]
     if len(levers) < len(LEARN_LEVERS):
-        parts = " and ".join(part for part in LEVERS_OF if not getattr(section, part))
+        parts = " and ".join(part for part in KEYS_OF if not getattr(section, part))
         number = len(LEARN_LEVERS) - len(levers)
         logger.info("ablate: %s not learned, so that %d levers change nothing and are left out", parts, number)
     return (UNCHANGED, *(Variant(name=_words(change), learn=_beside(section, change)) for change in levers))

@@ -57,8 +57,7 @@ def not_fetched(name: str, pretrained: str, error: BaseException) -> Environment
         instead = "the weights here and set model.pretrained to their path"
     return EnvironmentNotAbleError(
         f"{weights} are not on this machine and could not be fetched: {first_line(error)}. Try again with a network, "
-        "or "
-        f"copy {instead}"
+        f"or copy {instead}"
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.conv_swap import GRIDS, fit_convolutions, fix_conv_scales, swap_convolutions
     from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
-    from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, correct_bias, paired_pass
+    from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, correct_bias, fitted_target, paired_pass
     from p4q_edge.quant.linear import Phase, QuantLinear, memory_of, quant_linears, running_in, set_phase
     from p4q_edge.quant.macs import count_macs, macs_by_module
     from p4q_edge.quant.observers import forget_magnitudes
@@ -62,6 +62,7 @@ __all__ = [
     "correct_biases",
     "count_macs",
     "fit_convolutions",
+    "fitted_target",
     "fix_conv_scales",
     "fold_channels",
     "forget_magnitudes",
@@ -121,6 +122,7 @@ if not TYPE_CHECKING:
             "conv_swap": (
                 "GRIDS",
                 "fit_convolutions",
+                "fitted_target",
                 "fix_conv_scales",
                 "swap_convolutions",
             ),
@@ -138,6 +140,7 @@ if not TYPE_CHECKING:
                 "Seen",
                 "correct_affine",
                 "correct_bias",
+                "fitted_target",
                 "paired_pass",
             ),
             "linear": (

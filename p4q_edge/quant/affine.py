@@ -114,6 +114,26 @@ def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor
     return torch.clamp(torch.round(x / scale), quant_min, quant_max)
 
 
+def quantize_with_error(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the integers of `quantize`, what they differ by from `x / scale`, and where the range cut.
+
+    Args:
+        x: float, any shape.
+        scale: positive, broadcastable to `x`.
+
+    Returns:
+        Integers and differences in steps, both float, and bool; all of the shape of `x`.
+
+    >>> [part.tolist() for part in quantize_with_error(torch.tensor([0.75, 7.5, 9.0]), torch.tensor(1.0), -8, 7)]
+    [[1.0, 7.0, 7.0], [0.25, -0.5, -2.0], [False, True, True]]
+    """
+    position = x / scale
+    rounded = torch.round(position)
+    cut = (rounded < quant_min) | (rounded > quant_max)
+    q = rounded.clamp_(quant_min, quant_max)
+    return q, q - position, cut
+
+
 def floor_and_rest(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the integer at or below `x / scale`, not clamped, and what is left, in [0, 1).
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p4q_edge.quant.conv import QuantConv2d, TensorGrid, quant_convs, tensor_grids
-from p4q_edge.quant.least_squares import Moments
+from p4q_edge.quant.least_squares import Moments, fitted_target
 from p4q_edge.quant.linear import Phase, running_in
 from p4q_edge.quant.placement import GridPoint
 from p4q_edge.quant.rounding import choose_rounding
@@ -108,14 +108,10 @@ def fit_convolutions(model: nn.Module, images: Tensor, rounding: RoundingName = 
 
 
 def _moments(conv: QuantConv2d, exact: Tensor, actual: Tensor) -> Moments:
-    """Return what the squared error of a convolution of one group depends on, given its float and its actual input.
-
-    Its target is its float output; with few positions for its inputs that of the actual input, as of linears.
-    """
+    """Return what the squared error of a convolution of one group depends on, given its float and its actual input."""
     seen = _patches(conv, conv.input.on_grid(actual))
-    share = len(seen) / (len(seen) + seen.shape[1])
-    target = torch.lerp(_drawn(conv.exact(actual)), _drawn(conv.exact(exact)), share)
-    return Moments.of(seen, target)
+    own, target = _drawn(conv.exact(actual)), _drawn(conv.exact(exact))
+    return Moments.of(seen, fitted_target(own, target, rows=len(seen), inputs=seen.shape[1]))
 
 
 def _patches(conv: QuantConv2d, x: Tensor) -> Tensor:

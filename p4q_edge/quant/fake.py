@@ -24,16 +24,11 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
-        position = x / scale
-        rounded = torch.round(position)
-        outside = (rounded < quant_min) | (rounded > quant_max)
-        q = rounded.clamp_(quant_min, quant_max)
-        # torch.clamp has gradient 0 on the bounds, which would never move the largest weight of a channel, as its
-        # scale puts it exactly there: the gradient is 1 wherever the rounded value lies inside, bounds included.
-        slope = torch.where(outside, q, q - position) if ctx.needs_input_grad[1] else None
+        q, error, outside = affine.quantize_with_error(x, scale, quant_min, quant_max)
+        slope = torch.where(outside, q, error) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(outside, slope)
         ctx.scale_shape = scale.shape
-        return q * scale
+        return affine.dequantize(q, scale)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:

@@ -100,6 +100,21 @@ class Seen:
     target: Tensor
 
 
+def fitted_target(own: Tensor, exact: Tensor, *, rows: float, inputs: int) -> Tensor:
+    """Return what a layer should give: its float output, from the quantized model's input as far as rows are few.
+
+    With many rows the layer can make up for errors of those before it; with fewer than it has inputs it would learn the
+    images by heart.
+
+    Args:
+        own: float output for the input in the quantized model, `(n, out)`.
+        exact: float output in the float model, `(n, out)`.
+        rows: how many there are, by their weights.
+        inputs: of the layer.
+    """
+    return torch.lerp(own, exact, rows / (rows + inputs))
+
+
 Visit = Callable[[QuantLinear, Seen], None]
 
 

@@ -43,8 +43,6 @@ STREAM_WEIGHT = 1.0
 LEAST_AREA = 0.5
 """Share of an image that is cut out, at least."""
 
-Cut = Callable[[Tensor], Tensor]
-
 
 @torch.enable_grad()
 def reconstruct(model: nn.Module, images: Tensor, *, epochs: int, seed: int = 0) -> None:
@@ -124,19 +122,20 @@ class _Learned:
         shift = self.linear.input_shift
         return bias if shift is None else bias + sign * (self.linear.quantized_weight() @ shift)
 
+    def _integers(self) -> Tensor:
+        return clamp_ste(round_ste(self.position), *self._limits)
+
     def put(self) -> Tensor:
         """Run the linear with what is learned so far; return its bias, which it takes by `functional_call`."""
         weight_scale, input_scale = (log.exp() for log in self.logs)
-        integers = clamp_ste(round_ste(self.position), *self._limits)
-        self.linear.set_integers(integers, weight_scale)
+        self.linear.set_integers(self._integers(), weight_scale)
         self.linear.input_scale = input_scale
         return self._with_shift(self.bias, -1.0)
 
     def fix(self) -> None:
         """Store what was learned as integers, scales as a graph holds them, and a bias."""
         weight_scale, input_scale = (affine.representable_scale(log.detach().exp()) for log in self.logs)
-        integers = self.position.detach().round().clamp(*self._limits)
-        self.linear.set_integers(integers.to(torch.int8), weight_scale)
+        self.linear.set_integers(self._integers().detach().to(torch.int8), weight_scale)
         self.linear.input_scale = input_scale
         self.linear.correct_bias(self._with_shift(self.bias.detach(), -1.0))
 

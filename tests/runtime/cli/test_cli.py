@@ -195,7 +195,7 @@ def test_whole_numbers_are_such_as_libraries_take(capsys: pytest.CaptureFixture[
 )
 def test_an_empty_word_names_no_images(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 2
-    assert ": expected the name of images, got an empty word. Run: p4q-edge" in capsys.readouterr().err
+    assert ": expected a name or a path, got an empty argument. Run: p4q-edge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

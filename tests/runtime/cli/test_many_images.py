@@ -135,7 +135,7 @@ def test_images_and_words_of_different_adapters_are_not_compared(
         write_embeddings(file, replace(made, adapter_sha256=""), force=True)  # as earlier versions wrote it
         assert run("search", file, *words, "--engine", tiny_engine)[0] == 0
     code, _, err = run("search", file, " ", "--engine", tiny_engine)
-    assert (code, "expected words of what the images shall show, got an empty text" in err) == (2, True)
+    assert (code, "expected words for what the images should show, got an empty text" in err) == (2, True)
 
 
 def test_a_head_that_a_file_of_embeddings_names_is_no_path(

@@ -47,12 +47,14 @@ def test_parts_of_an_address(text: str, revision: str | None, file: str | None) 
     ],
 )
 def test_what_is_no_address_is_refused_with_what_is_one(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no address on the Hub; expected hf:user/name, hf:user/name@revision or"):
+    with pytest.raises(
+        UsageError, match=r"is not an address on the Hub; expected hf:user/name, hf:user/name@revision or"
+    ):
         parse_address(text)
 
 
 def test_an_address_of_something_else_than_a_bundle() -> None:
-    with pytest.raises(UsageError, match=r"names no bundle; expected a file that ends in \.p4q"):
+    with pytest.raises(UsageError, match=r"does not name a bundle; expected a file that ends in \.p4q"):
         parse_address("hf:a/b/model.safetensors")
 
 

@@ -149,7 +149,7 @@ def test_what_is_refused_before_the_network_is_asked(
         push_bundle(damaged, "hf:ann/cups")
     with pytest.raises(InputError, match="does not exist"):
         push_bundle(tmp_path / "none.p4q", "hf:ann/cups")
-    with pytest.raises(UsageError, match="is no address on the Hub"):
+    with pytest.raises(UsageError, match="is not an address on the Hub"):
         push_bundle(bundle, "ann/cups")
     odd = bundle.rename(tmp_path / "my cups.p4q")
     with pytest.raises(

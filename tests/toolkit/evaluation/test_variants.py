@@ -8,13 +8,12 @@ import pytest
 
 from p4q_edge.evaluation.variants import (
     LEARN_LEVERS,
-    LEVERS_OF,
     UNCHANGED,
     lever_variants,
     method_variants,
     quantization_variants,
 )
-from p4q_edge.recipe.idle_keys import without_effect
+from p4q_edge.recipe.idle_keys import KEYS_OF, without_effect
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
 
 SECTIONS = (
@@ -49,7 +48,7 @@ def test_levers_of_what_is_not_learned_are_left_out(caplog: pytest.LogCaptureFix
     assert len(lever_variants(LearnSection())) == len(LEARN_LEVERS) + 1
     assert not caplog.messages
     found = lever_variants(LearnSection(prompts=False))
-    assert not any(variant.learn.keys() & LEVERS_OF["prompts"] for variant in found)
+    assert not any(variant.learn.keys() & set(KEYS_OF["prompts"]) for variant in found)
     number = len(LEARN_LEVERS) + 1 - len(found)
     assert caplog.messages == [f"ablate: prompts not learned, so that {number} levers change nothing and are left out"]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -179,9 +178,6 @@ def test_no_kill_leaves_an_unusable_deployment(bundle: Path) -> None:
 
 
 @pytest.mark.slow  # each kill is followed by up to three commands
-@pytest.mark.skipif(
-    "P4Q_KILL_RUNS" not in os.environ, reason="minutes; not seen green to its end: P4Q_KILL_RUNS=1 runs it"
-)
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what is left running")
 def test_no_kill_leaves_an_unusable_run(bundle: Path) -> None:
     _kill(bundle, toolkit=True)

@@ -38,7 +38,7 @@ def default_choice(backend: CpuBackend | None, *, convolutions: bool) -> CpuChoi
     named = os.environ.get(PROFILE_VARIABLE, "")
     known = get_args(CpuChoice)
     if named and named not in known:
-        raise UsageError(f"{PROFILE_VARIABLE}={named}: expected one of {', '.join(known)}. Mend or unset it.")
+        raise UsageError(f"{PROFILE_VARIABLE}={named}: expected one of {', '.join(known)}. Correct or unset it.")
     if named:
         return cast(CpuChoice, named)
     return "auto" if backend is None and (convolutions or installed()) else "exact"

@@ -42,7 +42,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def name_or_path(text: str) -> str:
-    """Return a word that is a name or a path, as it is; of an option of this type shells know that a file may stand."""
+    """Return a word that names something: a file, a folder, or what is known by a name; shells offer files for it.
+
+    Raises:
+        ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name or a path, got an empty argument")
     return text
 
 
@@ -62,17 +68,6 @@ def _path(text: str) -> Path:
             f"{LONGEST_PATH} and {LONGEST_NAME}"
         )
     return Path(text)
-
-
-def image_source(text: str) -> str:
-    """Return what names images in one of several ways: a folder, a table, shards, a data set that is built in.
-
-    Raises:
-        ArgumentTypeError: of an empty word.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("expected the name of images, got an empty word")
-    return text
 
 
 def _number(text: str) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from p4q_edge.runtime.cli.arguments import image_source, name_or_path
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.main import build_parser
 from p4q_edge.runtime.cli.registry import ALL_HELP
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
@@ -104,7 +104,7 @@ def _option(action: argparse.Action) -> Option:
 def _kind(kind: Any) -> str:
     if kind in NUMBERS:
         return "number"
-    if kind in (image_source, name_or_path):
+    if kind is name_or_path:
         return "path"
     return "path" if isinstance(kind, type) and issubclass(kind, PurePath) else "text"
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.arguments import image_source, name_or_path
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_zero_shot(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument(
         "--calibration-images",
-        type=image_source,
+        type=name_or_path,
         metavar="PATH",
         help="images without labels, as the engine will see them, which ranges are measured on: a folder, or a "
         "bundle for its golden samples (default: the recipe's images, or else drawn ones)",

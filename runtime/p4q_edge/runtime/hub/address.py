@@ -67,7 +67,7 @@ def parse_address(text: str | Path) -> HubAddress:
     """
     found = _ADDRESS.fullmatch(str(text))
     if found is None or ".." in str(text) or "--" in found["repo"]:
-        raise UsageError(f"{printable(str(text)[:_SHOWN])} is no address on the Hub; expected {EXPECTED}.")
+        raise UsageError(f"{printable(str(text)[:_SHOWN])} is not an address on the Hub; expected {EXPECTED}.")
     if found["file"] is not None and not is_bundle_name(found["file"]):
-        raise UsageError(f"{text} names no bundle; expected a file that ends in {SUFFIX}, as in {EXPECTED}.")
+        raise UsageError(f"{text} does not name a bundle; expected a file that ends in {SUFFIX}, as in {EXPECTED}.")
     return HubAddress(repo=found["repo"], revision=found["revision"], file=found["file"])

@@ -51,7 +51,7 @@ def download_bundle(address: str | HubAddress) -> Path:
     try:
         read_bundle(path)
     except CorruptArtifactError as error:
-        raise CorruptArtifactError(f"{meant} is no usable bundle: {error} The copy lies at {path}.") from error
+        raise CorruptArtifactError(f"{meant} is not a usable bundle: {error} The copy lies at {path}.") from error
     return path
 
 
@@ -128,8 +128,8 @@ def _one_of(meant: HubAddress, files: Mapping[str, object]) -> str:
         raise InputError(f"hf:{meant.repo} has no file {meant.file}; {there}. Name one that is there.")
     if not bundles:
         raise InputError(
-            f"{meant} holds no bundle ({SUFFIX}). Name a repository that `p4q-edge push` filled; models of other kinds "
-            "go into a recipe (model.name)."
+            f"{meant} does not hold a bundle ({SUFFIX}). Name a repository that `p4q-edge push` filled; models of "
+            "other kinds go into a recipe (model.name)."
         )
     if len(bundles) > 1:
         raise InputError(f"{meant} holds {len(bundles)} bundles: {shown}. Name one: {meant}/{bundles[0]}")

@@ -130,7 +130,7 @@ def images_to_test(
     if not kept:
         raise InputError(
             f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
-            "means nothing. Name others"
+            "means nothing. Name other images"
         )
     tested, labels = images.subset(kept), to_class[images.labels[kept]].astype(np.int64)
     return LabelledImages(

@@ -12,6 +12,8 @@ from p4q_edge.runtime.errors import UsageError
 
 CPU_INFO = Path("/proc/cpuinfo")
 ROOT = Path("/")
+MAX_THREADS = 1024
+"""Of one engine; far more than any processor has cores. A library that starts more is busy with that alone."""
 X86 = frozenset({"x86_64", "amd64", "i686", "x86"})
 # Instruction sets that change which integer or float kernels a library picks.
 _KERNEL_FLAGS = frozenset(
@@ -52,10 +54,6 @@ def _cpu_info() -> tuple[str, frozenset[str]]:
         fields.setdefault(key.strip().lower(), value.strip())
     name = fields.get("model name") or fields.get("cpu part", "")
     return name, frozenset((fields.get("flags") or fields.get("features", "")).split())
-
-
-MAX_THREADS = 1024
-"""Of one engine; far more than any processor has cores. A library that starts more is busy with that alone."""
 
 
 def check_threads(threads: int | None) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from p4q_edge.runtime.builders.tensorrt.options import (
     timing_cache_path,
     workspace_bytes,
 )
-from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
+from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
+from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
 from p4q_edge.runtime.machine import advice
@@ -102,17 +103,10 @@ def build_plan(
 
 
 def _build(
-    folder: Path, flavour: str, *, engine: Path, options: TensorRTOptions, progress: ShowProgress | None
+    folder: Path, flavour: PlanFlavour, *, engine: Path, options: TensorRTOptions, progress: ShowProgress | None
 ) -> dict[str, Any]:
     """Return the worker's result for one plan, which is then in `folder`."""
-    request = {
-        "action": "build",
-        "options": asdict(options),
-        "flavour": flavour,
-        "model": str(folder / "model.onnx"),
-        "plan": str(folder / f"{flavour}.plan"),
-        "engine": str(engine),
-    }
+    request = plan_request(folder, flavour, action="build", options=options, engine=engine)
     return run_worker(request, task=f"{flavour.upper()} plan", progress=progress)
 
 

@@ -19,7 +19,7 @@ import msgspec
 from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, RtxMachine, RtxOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
-from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, run_worker
+from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
 from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
@@ -128,18 +128,11 @@ def _planned(options: RtxOptions, *, convolutions: bool) -> _Plan:
 
 
 def _build(
-    folder: Path, flavour: str, *, engine: Path, options: RtxOptions, progress: ShowProgress | None
+    folder: Path, flavour: PlanFlavour, *, engine: Path, options: RtxOptions, progress: ShowProgress | None
 ) -> dict[str, Any]:
     """Return the worker's result for one engine, which is then in `folder`."""
-    request = {
-        "action": "build-ahead",
-        "options": asdict(options.as_tensorrt()),
-        "capabilities": options.capabilities,
-        "flavour": flavour,
-        "model": str(folder / "model.onnx"),
-        "plan": str(folder / f"{flavour}.plan"),
-        "engine": str(engine),
-    }
+    request = plan_request(folder, flavour, action="build-ahead", options=options.as_tensorrt(), engine=engine)
+    request["capabilities"] = options.capabilities
     return run_worker(request, task=f"{flavour.upper()} engine for RTX", progress=progress)
 
 

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from p4q_edge.runtime import errors
+from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.builders.tensorrt.progress import Progress
+from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.machine import child_command
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,28 @@ _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 WORKER = tuple(child_command("p4q_edge.runtime.builders.tensorrt.worker"))
 
 ShowProgress = Callable[[Progress], None]
+
+
+def plan_request(
+    folder: Path, flavour: PlanFlavour, *, action: str, options: TensorRTOptions, engine: Path
+) -> dict[str, Any]:
+    """Return the request for the plan `<flavour>.plan` of the `model.onnx` in a folder.
+
+    Args:
+        folder: where both are.
+        flavour: of the plan.
+        action: the worker's word for how it is built.
+        options: of the build.
+        engine: what the plan becomes; caches are kept by its name.
+    """
+    return {
+        "action": action,
+        "options": asdict(options),
+        "flavour": flavour,
+        "model": str(folder / "model.onnx"),
+        "plan": str(folder / f"{flavour}.plan"),
+        "engine": str(engine),
+    }
 
 
 def run_worker(

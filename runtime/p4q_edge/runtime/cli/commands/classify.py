@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import CpuBackend, Fast
-from p4q_edge.runtime.cli.arguments import image_source, name_or_path
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import (
     Command,
     Output,
@@ -79,7 +79,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images",
         nargs="+",
-        type=image_source,
+        type=name_or_path,
         help="image files, folders or globs; - reads one image from stdin; or one "
         "film, stream (rtsp://) or camera (cam:0), with OpenCV",
     )

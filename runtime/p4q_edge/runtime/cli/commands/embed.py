@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.runtime.cli.arguments import image_source, name_or_path
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_placement, words_of_failures
 from p4q_edge.runtime.errors import InputError, UsageError
 
@@ -35,7 +35,7 @@ class EmbedRequest:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
-    parser.add_argument("images", nargs="+", type=image_source, help="image files, folders or globs")
+    parser.add_argument("images", nargs="+", type=name_or_path, help="image files, folders or globs")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write: .npz or .parquet"
     )

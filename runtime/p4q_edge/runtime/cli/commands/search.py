@@ -61,7 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _request(args: argparse.Namespace) -> SearchRequest:
     if args.text is not None and not args.text.strip():
-        raise UsageError("expected words of what the images shall show, got an empty text")
+        raise UsageError("expected words for what the images should show, got an empty text")
     if (args.text is None) == (args.like is None):
         raise UsageError("search needs either words or --like IMAGE: p4q-edge search EMBEDDINGS TEXT --engine ENGINE")
     if args.top_k < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.choices import MAX_BATCH
-from p4q_edge.runtime.cli.arguments import image_source
+from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, has_toolkit, toolkit_function
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
@@ -31,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help="engine (.onnx or .plan) with its card beside it")
     parser.add_argument(
         "--data",
-        type=image_source,
+        type=name_or_path,
         help="labelled images: a folder of class folders; default: the recipe's test images",
     )
     about = (
