@@ -243,7 +243,7 @@ def make_setting(name: str, classes: int, words: str, tokens: int) -> Setting:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.safetensors"
         save_file(open_clip.create_model(name).state_dict(), path)
-        model = load_model(name, str(path))
+        model = load_model(name, str(path), quick_gelu=False)
     section = LearnSection(context_init=words, num_context_tokens=tokens, distillation=1.0, zero_init=False)
     return Setting(model=model, classes=classes, context_words=words, context_tokens=tokens, section=section)
 
