@@ -1,7 +1,7 @@
 """Export a folded classifier as Q/DQ ONNX: one graph with FP16 and one with FP32 remainder, one set of weights."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -237,15 +237,10 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         QualityGateError: neither graph keeps the lint rules and computes what the fake-quantized module does.
         GraphPassError: a pass that the graph for CPUs needs cannot handle the model.
     """
-    with running_in(model, Phase.TRACED):
-        traced = trace_float_graph(model, images.shape[2:])
     quantized = Quantizations.of(model)
-    protos = build_graphs(traced, quantized)
-    problems: dict[GraphKind, str] = {} if protos.fp16 is not None else {"fp16": protos.failure}
-    problems |= _lint_problems(protos.stored, quantized_attention=bool(quantized.attentions))
-    placed = None if protos.placed is None else protos.placed.SerializeToString()
-    parts, weights = split_shared([*protos.stored.values()])
-    graphs = {kind: part + weights for kind, part in zip(protos.stored, parts, strict=True) if kind not in problems}
+    stored = _stored_graphs(model, images.shape[2:], quantized)
+    problems = stored.problems
+    graphs = {kind: part + stored.weights for kind, part in stored.parts.items() if kind not in problems}
     subject = SourceModule(
         model=model,
         linears=quantized.linears,
@@ -253,15 +248,38 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         images=images,
         logit_scale=float(getattr(model, "logit_scale", 1.0)),
     )
-    proof = prove_graphs(subject, candidate_graphs(graphs, placed=placed), known=problems)
+    proof = prove_graphs(subject, candidate_graphs(graphs, placed=stored.placed), known=problems)
     check_proof(proof)
     return ExportedGraphs(
-        **dict.fromkeys(KINDS, b"") | dict(zip(protos.stored, parts, strict=True)),
-        weights=weights,
+        **dict.fromkeys(KINDS, b"") | stored.parts,
+        weights=stored.weights,
         parity=proof.parity,
         unsound=dict(proof.problems),
         narrowest_bits=quantized.narrowest_bits,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _StoredGraphs:
+    """Graphs as a bundle stores them, by kind, their shared weights, and what is known to be wrong with them."""
+
+    parts: dict[GraphKind, bytes]
+    weights: bytes
+    placed: bytes | None
+    problems: dict[GraphKind, str]
+
+
+def _stored_graphs(model: nn.Module, image_size: Sequence[int], quantized: Quantizations) -> _StoredGraphs:
+    """Trace a model and return its graphs as bytes alone: beside them, what they were made of would fill memory."""
+    with running_in(model, Phase.TRACED):
+        traced = trace_float_graph(model, image_size)
+    protos = build_graphs(traced, quantized)
+    problems: dict[GraphKind, str] = {} if protos.fp16 is not None else {"fp16": protos.failure}
+    problems |= _lint_problems(protos.stored, quantized_attention=bool(quantized.attentions))
+    placed = None if protos.placed is None else protos.placed.SerializeToString()
+    kinds = [*protos.stored]
+    parts, weights = split_shared([*protos.stored.values()])
+    return _StoredGraphs(parts=dict(zip(kinds, parts, strict=True)), weights=weights, placed=placed, problems=problems)
 
 
 def _lint_problems(graphs: Mapping[GraphKind, onnx.ModelProto], *, quantized_attention: bool) -> dict[GraphKind, str]:
