@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from p4q_edge.demo import MODEL_DIR
-from p4q_edge.learning import CachedFeatures, LearningRun, learn_in_place, make_student
+from p4q_edge.learning import CachedFeatures, FeatureStore, LearningRun, learn_in_place, make_student
+from p4q_edge.learning.feature_store import SHARD_IMAGES
 from p4q_edge.models import PromptLearner, TextTower, initial_context, load_model
 from p4q_edge.models.team import Team, joined_team, post, posted
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import LearnSection, QuantizationSection
+from p4q_edge.runtime.images import ImageSet, PreprocessSpec
+from p4q_edge.stages.features import Tower, TrainViews, store_features
 
 
 def collectives(team: Team) -> dict[str, object]:
@@ -81,13 +87,42 @@ def learning(team: Team) -> dict[str, object]:
     }
 
 
+def features(team: Team, folder: Path, images: int) -> dict[str, object]:
+    """Features of as many drawn images in two views: the class of the first shard is in no other one."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+
+    def draw(number: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+    drawn = ImageSet(
+        names=tuple(f"{number}.png" for number in range(images)),
+        labels=(np.arange(images) >= SHARD_IMAGES).astype(np.int64),
+        class_names=("first", "other"),
+        open_image=draw,
+        read_bytes=lambda number: b"",
+    )
+    spec = PreprocessSpec(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    views = TrainViews(images=drawn, spec=spec, count=2, flip=False, seed=0)
+    store = FeatureStore(folder=folder, name="student", key="k" * 64, views=2, images=images)
+    store_features(views, [Tower(encoder=encoder, sink=store)], team)
+    return {
+        "values": hashlib.sha256(store.rows.read_bytes()).hexdigest(),
+        "digests": store.digests.read_bytes().hex(),
+        "missing": len(store.missing()),
+        "shape": list(store.read().shape),
+    }
+
+
 PARTS = {"collectives": collectives, "gradients": gradients, "learning": learning}
 
 
 def main() -> None:
     """Join, do the part that is named, print."""
     with joined_team() as team:
-        sys.stdout.write(f"{json.dumps(PARTS[sys.argv[1]](team))}\n")
+        part, *rest = sys.argv[1:]
+        found = features(team, Path(rest[0]), int(rest[1])) if part == "features" else PARTS[part](team)
+        sys.stdout.write(f"{json.dumps(found)}\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from team_parts import gradients
+from team_parts import features, gradients
 from team_processes import start_team
 
 from p4q_edge.models import team as teams
@@ -42,9 +42,9 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [1, 2][ALONE.dealt] == [1, 2]
 
 
-def _found(part: str, size: int = 2) -> list[Any]:
+def _found(part: str, size: int = 2, *words: str) -> list[Any]:
     script = Path(__file__).parents[2] / "support" / "team_parts.py"
-    ended = start_team([str(script), part], size)
+    ended = start_team([str(script), part, *words], size)
     assert [one.code for one in ended] == [0] * size, "".join(one.err for one in ended)
     return [json.loads(one.out.splitlines()[-1]) for one in ended]
 
@@ -64,6 +64,14 @@ def test_gradients_of_two_processes_are_those_of_one_bit_by_bit() -> None:
     expected = gradients(ALONE)
     for found in _found("gradients"):
         assert found == expected
+
+
+@pytest.mark.parametrize(("images", "shards"), [(2, 1), (300, 2)])
+def test_processes_without_a_shard_leave_the_features_of_one_process(images: int, shards: int, tmp_path: Path) -> None:
+    expected = features(ALONE, tmp_path / "one", images)
+    assert expected["shape"] == [2, images, 5]
+    assert len(str(expected["digests"])) == 2 * 32 * shards
+    assert _found("features", 3, str(tmp_path / "three"), str(images)) == [{**expected, "missing": 0}] * 3
 
 
 @pytest.mark.slow
