@@ -3,9 +3,11 @@
     python tools/bench/families.py --work build/families
     python tools/bench/families.py --work build/families --models RN50,MobileCLIP2-S0 --share-only
 
-Weights are random, so that kernels, sizes, parity and speed mean something and accuracy does not. Each model is
-measured in a process of its own and its row is kept under --work, from where the table is written; `--share-only` stops
-before the graphs are made. `--write` puts rows into ``results/families-<date>.json`` and the table into
+Weights are random, so that kernels, sizes, parity and speed mean something and accuracy does not. Gains that start at
+or near zero (the last BatchNorm of a residual block, layer scales) are drawn from 0.5 to 1: at zero a block computes
+nothing. Each model is measured in a process of its own and its row is kept under --work, from where the table is
+written; `--share-only` stops before the graphs are made. NVIDIA's compiler counts kernels where it can be had
+(``tools/compile_check``). `--write` puts rows into ``results/families-<date>.json`` and the table into
 ``docs/families.md``.
 """
 
@@ -60,23 +62,25 @@ OF_TIMM: Mapping[str, dict[str, Any]] = {
 }
 """Towers that open_clip takes from timm without naming them."""
 CLASSES = 100
+_NO_COMPILER = 3
+_NO_GAIN = 0.01
 _ROUNDS = {"warmup": 2, "minimum": 9, "maximum": 60, "seconds": 6.0}
 
 
-def measure(name: str, config: Mapping[str, Any], *, share_only: bool) -> dict[str, Any]:
+def measure(name: str, config: Mapping[str, Any], *, graph: Path | None) -> dict[str, Any]:
     """The row of one image tower with random weights.
 
     Args:
         name: what the row calls it.
         config: as open_clip writes configurations of models.
-        share_only: make no graphs.
+        graph: where TensorRT's graph is left for NVIDIA's compiler; None: make no graphs.
     """
     from p4q_edge.quant import QuantScheme, count_macs, quant_convs, quant_linears
 
     begin = time.monotonic()
     # Minima and maxima: random weights have no outliers, and searching costs time.
     scheme = QuantScheme(observer="minmax", weight_observer="minmax")
-    model, images = classifier_maker()(config, name, classes=CLASSES, scheme=scheme)
+    model, images = classifier_maker()(config, name, classes=CLASSES, scheme=scheme, prepare=draw_gains)
     import torch
 
     macs = count_macs(model.encoder, torch.from_numpy(images[:1]).float() / 255)
@@ -91,17 +95,33 @@ def measure(name: str, config: Mapping[str, Any], *, share_only: bool) -> dict[s
         "convolutions": len(quant_convs(model.encoder)),
         "convolutions_in_float": len(convs),
     }
-    if not share_only:
-        row |= _of_graphs(model, images)
+    if graph is not None:
+        row |= _of_graphs(model, images, graph)
     return row | {"seconds": round(time.monotonic() - begin, 1)}
 
 
-def _of_graphs(model: Any, images: np.ndarray) -> dict[str, Any]:
+def draw_gains(model: Any) -> int:
+    """Draw gains of residual branches that are at or near zero from 0.5 to 1, in place; return how many vectors."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = 0
+    for name, parameter in model.visual.named_parameters():
+        last = name.rpartition(".")[2]
+        norm = last == "weight" and parameter.ndim == 1
+        if (norm or last.startswith("gamma")) and float(parameter.detach().abs().max()) < _NO_GAIN:
+            parameter.data.uniform_(0.5, 1.0, generator=generator)
+            drawn += 1
+    return drawn
+
+
+def _of_graphs(model: Any, images: np.ndarray, left: Path) -> dict[str, Any]:
     """Parity, sizes and speed of the graphs."""
     from p4q_edge.graph import export_classifier
 
     graphs = export_classifier(model, images)
     agreement = graphs.parity.agreement
+    atomic_write(left, graphs.fp16 + graphs.weights, force=True)
     whole = graphs.fp32 + graphs.weights
     row = {
         "cosines": {kind: one.cosine_embedding for kind, one in agreement.items() if kind not in graphs.unsound},
@@ -135,6 +155,19 @@ def _speed(model: bytes, image: np.ndarray) -> dict[str, Any]:
         if name != "float"
     }
     return {"fp32_mb": len(exact) / 1e6, "fp32_ms": float(np.median(times["float"])), "times_as_fast": ratios}
+
+
+def compiled(graph: Path) -> dict[str, Any]:
+    """Kernels and megabytes of NVIDIA's compiler for a graph; nothing where it cannot be had, or what it said."""
+    command = [sys.executable, str(REPOSITORY / "tools" / "compile_check"), str(graph)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == _NO_COMPILER:
+        print(done.stderr.strip(), file=sys.stderr)
+        return {}
+    if done.returncode:
+        return {"compiler": (done.stdout + done.stderr).strip()[-500:] or f"exit code {done.returncode}"}
+    found = json.loads(done.stdout)
+    return {"kernels": found["kernels"], "products": found["products"], "plan_mb": found["plan_bytes"] / 1e6}
 
 
 def classifier_maker() -> Callable[..., tuple[Any, np.ndarray]]:
@@ -178,6 +211,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "in INT8, % (CPU graph)",
         "linears, convolutions",
         "least cosine, FP16 / FP32 graph",
+        "kernels, plan MB",
         "bundle, FP32 graph, MB",
         "x FP32 on a CPU, ONNX Runtime / OpenVINO",
         "text tower, prompts",
@@ -193,7 +227,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     known = [f"{row['text']}{', prompts' if row['prompts'] else ''}", ", ".join(row["licences"]) or "unknown"]
     if "problem" in row:
-        return [name, "", "", f"refused: {row['problem']}", "", "", "", "", *known]
+        return [name, "", "", f"refused: {row['problem']}", "", "", "", "", "", *known]
     found = [
         name,
         str(row["pixels"]),
@@ -202,14 +236,16 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     ]
     found.append(f"{row['linears']}, {row['convolutions']}")
     if "bundle_mb" not in row:
-        return [*found, "-", "-", "-", *known]
+        return [*found, "-", "-", "-", "-", *known]
     cosines = [f"{one:.5f}" if (one := row["cosines"].get(kind)) else "unsound" for kind in ("fp16", "fp32")]
     ratios = [
         f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
         for key in ("onnxruntime", "openvino")
         if (one := row["times_as_fast"].get(key)) is not None
     ]
-    return [*found, " / ".join(cosines), f"{row['bundle_mb']:.0f}, {row['fp32_mb']:.0f}", " / ".join(ratios), *known]
+    kernels = f"{row['kernels']}, {row['plan_mb']:.0f}" if "kernels" in row else "-"
+    sizes = f"{row['bundle_mb']:.0f}, {row['fp32_mb']:.0f}"
+    return [*found, " / ".join(cosines), kernels, sizes, " / ".join(ratios), *known]
 
 
 def _percent(share: float) -> str:
@@ -224,10 +260,23 @@ def run(name: str, work: Path, *, share_only: bool) -> None:
         return
     command = [sys.executable, __file__, "--one", name, "--work", str(work), *(["--share-only"] if share_only else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:  # too little memory is no property of a model
+        print(f"{name}: ended by signal {-done.returncode}, no row is kept", file=sys.stderr)
+        return
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         print(f"{name}: {last}", file=sys.stderr)
         atomic_write(kept, json.dumps({**described(name), "problem": last[:200]}).encode(), force=True)
+    elif not share_only:
+        graph = _graph(work, name)
+        row = json.loads(kept.read_text()) | compiled(graph)
+        atomic_write(kept, json.dumps(row).encode(), force=True)
+        graph.unlink()
+
+
+def _graph(work: Path, name: str) -> Path:
+    """Where the graph of a model lies until it is compiled."""
+    return work / f"{name}.onnx"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -241,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     if args.one:
-        row = described(args.one) | measure(args.one, config_of(args.one), share_only=args.share_only)
+        graph = None if args.share_only else _graph(args.work, args.one)
+        row = described(args.one) | measure(args.one, config_of(args.one), graph=graph)
         atomic_write(args.work / f"{args.one}.json", json.dumps(row).encode(), force=True)
         return 0
     every = [name for names in FAMILIES.values() for name in names]

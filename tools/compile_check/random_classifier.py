@@ -7,7 +7,7 @@ fp32.onnx into FOLDER.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,19 @@ def random_classifier(architecture: str, *, classes: int, scheme: QuantScheme) -
 
 
 def classifier_of(
-    config: Mapping[str, Any], name: str, *, classes: int, scheme: QuantScheme
+    config: Mapping[str, Any],
+    name: str,
+    *,
+    classes: int,
+    scheme: QuantScheme,
+    prepare: Callable[[torch.nn.Module], object] | None = None,
 ) -> tuple[FoldedClassifier, Any]:
-    """The same of a configuration as open_clip writes it; `name` is what the model is called."""
+    """The same of a configuration as open_clip writes it.
+
+    Args:
+        name: what the model is called.
+        prepare: changes the CLIP in place before it is calibrated.
+    """
     torch.manual_seed(0)
     # The smallest text tower: it is not exported.
     text = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
@@ -50,6 +60,8 @@ def classifier_of(
         quick_gelu=config.get("quick_gelu", False),
     )
     clip.eval().requires_grad_(False)
+    if prepare is not None:
+        prepare(clip)
     size = clip.visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
     spec = PreprocessSpec(size=(height, width), mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
+import torch
 from bench_modules import bench_modules
 
 REDUCED: dict[str, dict[str, Any]] = {
@@ -26,19 +28,31 @@ def families() -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("kind", REDUCED)
 def test_the_share_counts_convolutions_for_tensorrt_only(families: ModuleType, kind: str) -> None:
-    row = families.measure(kind, {"embed_dim": 32, "vision_cfg": REDUCED[kind]}, share_only=True)
+    row = families.measure(kind, {"embed_dim": 32, "vision_cfg": REDUCED[kind]}, graph=None)
     assert 0.5 < row["share"] <= 1.0
     assert (row["share_on_cpu"] < row["share"]) == (row["convolutions"] > 0) == (kind != "vit")
     assert row["linears"] > 0
     assert "bundle_mb" not in row
 
 
-def test_a_row_says_what_the_graphs_compute_and_how_fast(families: ModuleType) -> None:
-    row = families.measure("vit", {"embed_dim": 32, "vision_cfg": REDUCED["vit"]}, share_only=False)
+def test_gains_near_zero_are_drawn_and_others_stay(families: ModuleType) -> None:
+    model = torch.nn.Module()
+    model.visual = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4))
+    torch.nn.init.zeros_(model.visual[1].weight)
+    model.visual.gamma = torch.nn.Parameter(torch.full((4,), 1e-5))
+    assert families.draw_gains(model) == 2
+    assert model.visual[0].weight.tolist() == [1.0] * 4
+    assert all(0.5 <= gain <= 1.0 for gain in (*model.visual[1].weight.tolist(), *model.visual.gamma.tolist()))
+
+
+def test_a_row_says_what_the_graphs_compute_and_how_fast(families: ModuleType, tmp_path: Path) -> None:
+    graph = tmp_path / "graph.onnx"
+    row = families.measure("vit", {"embed_dim": 32, "vision_cfg": REDUCED["vit"]}, graph=graph)
     assert row["unsound"] == {}
     assert min(row["cosines"][kind] for kind in ("fp16", "fp32")) > 0.999
     assert row["engine_mb"] < row["fp32_mb"]
     assert row["times_as_fast"]["onnxruntime"]["low"] > 0
+    onnx.checker.check_model(onnx.load(graph))
 
 
 def test_rows_are_kept_and_refusals_are_named(
@@ -55,6 +69,34 @@ def test_rows_are_kept_and_refusals_are_named(
     (tmp_path / "RN50.json").write_text(json.dumps(row | {"problem": "kept"}))
     families.run("RN50", tmp_path, share_only=True)
     assert json.loads((tmp_path / "RN50.json").read_text())["problem"] == "kept"
+
+
+def test_a_model_that_was_ended_for_its_memory_is_not_refused(
+    families: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(families.sys, "executable", str(killed))
+    families.run("RN50", tmp_path, share_only=False)
+    assert not (tmp_path / "RN50.json").exists()
+    assert capsys.readouterr().err == "RN50: ended by signal 9, no row is kept\n"
+
+
+def test_kernels_are_counted_where_the_compiler_can_be_had(
+    families: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"kernels": 7, "products": {"Int8": 2}, "plan_bytes": 3_000_000}
+    compiler = tmp_path / "compiler"
+    monkeypatch.setattr(families.sys, "executable", str(compiler))
+    for code, found in (
+        (0, {"kernels": 7, "products": {"Int8": 2}, "plan_mb": 3.0}),
+        (1, {"compiler": json.dumps(said)}),
+        (3, {}),
+    ):
+        compiler.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\nexit {code}\n")
+        compiler.chmod(0o755)
+        assert families.compiled(tmp_path / "graph.onnx") == found
 
 
 def test_the_page_keeps_what_is_around_its_table(
