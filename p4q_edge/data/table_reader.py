@@ -139,7 +139,10 @@ class _ArrowImages:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         if number not in self._columns:
             self._columns[number] = _arrow_table(self.files[number]).column(self.column)
-        image = self._columns[number][index - int(self.starts[number])].as_py()
+        try:
+            image = self._columns[number][index - int(self.starts[number])].as_py()
+        except UnicodeDecodeError as error:  # of the words beside an image
+            raise InputError("it has words that are no UTF-8; save the data set again") from error
         data: bytes | None = image.get("bytes") if isinstance(image, dict) else None
         if data is None:
             raise InputError(
@@ -187,6 +190,8 @@ def read_dataset_folder(path: Path) -> ImageSet:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}. Save it again.") from error
     other = next((kind for kind in kinds_here if not pa.types.is_integer(kind)), None)
+    if other is None and labels and None not in labels and max(labels) > np.iinfo(np.int64).max:
+        raise InputError(f"{path}: a label is {max(labels)}; there are {len(names)} classes")
     if other is not None or None in labels or not labels:
         what = "has no images" if not labels else "an image has no label" if other is None else f"labels are {other}"
         raise InputError(f"{path}: {what}; expected the number of a class for each image")

@@ -75,7 +75,8 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
         except pickle.UnpicklingError as error:
             raise InputError(f"{path} could not be read without running its code: {error}") from error
         except _DAMAGED as error:
-            raise InputError(f"{path} is a damaged TorchScript archive ({error}); fetch it again") from error
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{path} is a damaged TorchScript archive ({said}); fetch it again") from error
     found: dict[str, Tensor] = {}
     _collect(root, "", found)
     return found

@@ -82,6 +82,7 @@ class Slice:
         self._target, self._name, self._out = TARGETS[name], name, out
         self._random = random.Random(f"{name} {seed}")
         self._pool = [*self._target.seeds(), *(path.read_bytes() for path in regressions(name))]
+        self._longest = max(4096, 2 * max(map(len, self._pool)))
         self.found = Found()
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self._current = os.open(out / "current", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -107,7 +108,7 @@ class Slice:
         try:
             self._target.use(data, self._folder)
             self.found.accepted += 1
-            if len(self._pool) < _POOL and len(data) < 1 << 16:
+            if len(self._pool) < _POOL and len(data) < self._longest:
                 self._pool.append(data)
         except P4QEdgeError as error:
             if "\n" in str(error) or not str(error):
@@ -219,9 +220,15 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, ((data_kib << 10) + MAX_BYTES, resource.RLIM_INFINITY))
 
 
+def in_memory() -> str | None:
+    """Return a folder whose files need no disk, which is what most of the time went to; None where there is none."""
+    found = Path("/dev/shm")
+    return str(found) if found.is_dir() and os.access(found, os.W_OK) else None
+
+
 def run_slice(name: str, *, seed: int, count: int, out: Path, engine: str = "own") -> dict[str, Any]:
     """Run a slice in a child process and return what it found, its crash or hang included."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=in_memory()) as scratch:
         place = Path(scratch)
         command = [sys.executable, __file__, "--child", name, "--seed", str(seed), "--inputs", str(count)]
         environment = {**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

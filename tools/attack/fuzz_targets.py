@@ -233,30 +233,26 @@ TARGETS: dict[str, Target] = {
         weight=0.5,
     ),
     "onnx": Target(
-        seeds=_onnx_seeds, mutators=_both(mutator.edit_protobuf, mutator.edit_protobuf), use=_use_onnx, weight=0.3
+        seeds=_onnx_seeds, mutators=_both(mutator.edit_protobuf, mutator.edit_protobuf), use=_use_onnx, weight=0.5
     ),
     "image": Target(seeds=data.images, mutators=_both(mutator.edit_png), use=data.use_image),
     "npz": Target(
         seeds=data.npz_seeds,
         mutators=_both(data.edit_npz, data.edit_npz),
         use=data.use_images_of("images.npz"),
-        weight=0.5,
     ),
     "tar": Target(
         seeds=data.tar_seeds,
         mutators=_both(mutator.edit_tar),
         use=data.use_images_of("images.tar"),
-        weight=0.5,
     ),
     "csv": Target(seeds=data.csv_seeds, mutators=_both(mutator.edit_text), use=data.use_csv),
-    "parquet": Target(seeds=tables.parquet_seeds, mutators=(mutator.edit_bytes,), use=tables.use_parquet, weight=0.5),
-    "dataset": Target(seeds=tables.dataset_seeds, mutators=(tables.edit_dataset,), use=tables.use_dataset, weight=0.5),
+    "parquet": Target(seeds=tables.parquet_seeds, mutators=(mutator.edit_bytes,), use=tables.use_parquet),
+    "dataset": Target(seeds=tables.dataset_seeds, mutators=(tables.edit_dataset,), use=tables.use_dataset),
     "embeddings": Target(
         seeds=tables.embeddings_seeds, mutators=_both(tables.edit_embeddings), use=tables.use_embeddings
     ),
-    "request": Target(
-        seeds=tables.request_seeds, mutators=_both(tables.edit_request), use=tables.use_request, weight=0.3
-    ),
+    "request": Target(seeds=tables.request_seeds, mutators=_both(tables.edit_request), use=tables.use_request),
     "toml": Target(seeds=data.toml_seeds, mutators=_both(mutator.edit_text), use=data.use_toml),
     "words": Target(
         seeds=lambda: [b"cat\ndog\n# not\n", b'["cat", "dog"]', b'{"cat": ["a cat"], "dog": ["a dog", "dogs"]}'],
@@ -267,7 +263,6 @@ TARGETS: dict[str, Target] = {
         seeds=lambda: list(data.weights().values()),
         mutators=_both(data.edit_checkpoint),
         use=data.use_checkpoint,
-        weight=0.5,
     ),
     "config": Target(
         seeds=data.config_seeds, mutators=_both(mutator.edit_json, mutator.edit_json), use=data.use_config
@@ -276,9 +271,9 @@ TARGETS: dict[str, Target] = {
         seeds=lambda: [json.dumps(data.config_document()).encode()],
         mutators=(mutator.edit_json,),
         use=data.use_model,
-        weight=0.01,
+        weight=0.03,
     ),
     "report": Target(
-        seeds=_report_seeds, mutators=_both(mutator.edit_json, mutator.edit_json), use=_use_report, weight=0.2
+        seeds=_report_seeds, mutators=_both(mutator.edit_json, mutator.edit_json), use=_use_report, weight=0.5
     ),
 }

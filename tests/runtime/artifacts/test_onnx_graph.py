@@ -66,6 +66,11 @@ def test_the_last_of_two_operators_counts_as_in_the_library() -> None:
         check_exported(model_of(field(4, b"Loop")) + model_of(field(4, b"Scan")), name="x")
 
 
+def test_control_characters_of_an_operator_are_shown_and_not_obeyed() -> None:
+    with pytest.raises(CorruptArtifactError, match=r"has: Lo\\x1b\[2Jo\\np\. Export"):
+        check_exported(model_of(field(4, b"Lo\x1b[2Jo\np")), name="x")
+
+
 @pytest.mark.parametrize("domain", [b"com.microsoft", b"ai.onnx.ml", b"\xff"])
 def test_operators_of_other_domains_are_no_operators_of_a_bundle(domain: bytes) -> None:
     with pytest.raises(CorruptArtifactError, match=r"has operators that no bundle of P4Q Edge has: .+\.Add\."):

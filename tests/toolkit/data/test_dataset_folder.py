@@ -106,6 +106,19 @@ def test_labels_that_are_no_numbers_are_told_of(tmp_path: Path) -> None:
         read_images(str(folder))
 
 
+def test_a_label_that_no_class_can_have_is_told_of(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", [[(1, 0)]])
+    label = pa.array([2**64 - 1], pa.uint64())
+    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}], STRUCT), "label": label})
+    with (
+        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as out,
+    ):
+        out.write_table(table)
+    with pytest.raises(InputError, match="set: a label is 18446744073709551615; there are 2 classes"):
+        read_images(str(folder))
+
+
 def test_pipes_and_files_named_twice_are_not_read(tmp_path: Path) -> None:
     folder = save(tmp_path / "set", PARTS)
     state = {"_data_files": [{"filename": "data-00000-of-00002.arrow"}] * 2}

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import WIRE_BYTES, WIRE_FIXED32, WIRE_FIXED64, WIRE_VARINT, WireError, wire_fields
+from p4q_edge.runtime.storage import (
+    WIRE_BYTES,
+    WIRE_FIXED32,
+    WIRE_FIXED64,
+    WIRE_VARINT,
+    WireError,
+    printable,
+    wire_fields,
+)
 
 MAX_NODES = 20_000
 """Several times as many as the largest tower of open_clip has."""
@@ -140,8 +148,8 @@ def check_exported(data: bytes, *, name: str) -> None:
     if unknown:
         listed = ", ".join(f"{domain}.{operator}".lstrip(".") for domain, operator in unknown[:5])
         raise CorruptArtifactError(
-            f"{name} has operators that no bundle of P4Q Edge has: {listed[:200]}. Export the bundle again with this "
-            "version; if it was, report this line."
+            f"{name} has operators that no bundle of P4Q Edge has: {printable(listed[:200])}. Export the bundle again "
+            "with this version; if it was, report this line."
         )
 
 

@@ -26,6 +26,7 @@ NPZ_ERRORS: tuple[type[Exception], ...] = (
     AttributeError,
     OverflowError,
     SyntaxError,
+    SystemError,  # of words with characters that Unicode does not have
     tokenize.TokenError,
     struct.error,
     *_UNPACKING,
