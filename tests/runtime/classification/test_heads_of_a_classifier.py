@@ -18,12 +18,26 @@ from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.artifacts.head import Calibration, Head
+from p4q_edge.runtime.classification import loaded_heads
 from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
 from p4q_edge.runtime.errors import ArtifactError, UsageError
 
 
 def head_of(bundle: Path, **changes: object) -> Head:
     return dataclasses.replace(read_bundle(bundle).head(), **changes)  # type: ignore[arg-type]
+
+
+def test_a_stored_head_that_is_removed_while_heads_are_read_is_none_of_them(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, damaged = tmp_path / "gone.safetensors", tmp_path / "damaged.safetensors"
+    monkeypatch.setattr(loaded_heads, "stored_heads", lambda engine: {"gone": gone})
+    with ZeroShotClassifier(tiny_engine) as classifier:
+        assert classifier.heads == ("built-in",)
+    damaged.write_bytes(b"no head")
+    monkeypatch.setattr(loaded_heads, "stored_heads", lambda engine: {"gone": gone, "damaged": damaged})
+    with pytest.raises(ArtifactError):
+        ZeroShotClassifier(tiny_engine)
 
 
 def test_heads_are_swapped_over_one_engine(

@@ -155,6 +155,12 @@ def test_a_grey_array_is_an_image() -> None:
     np.testing.assert_array_equal(preprocess(load_image(grey, color="bgr"), spec_of()), np.stack([grey] * 3))
 
 
+def test_a_file_that_is_gone_a_moment_later_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.exists", lambda path: True)
+    with pytest.raises(InputError, match=r"a\.png' does not exist\. Check the path"):
+        load_image(tmp_path / "a.png")
+
+
 def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     with pytest.raises(InputError, match=r"a\.png' does not exist\. Check the path"):

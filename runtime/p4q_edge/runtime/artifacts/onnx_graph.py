@@ -48,6 +48,7 @@ OPERATORS = frozenset(
         "Max",
         "MaxPool",
         "Mul",
+        "Neg",
         "Pad",
         "QuantizeLinear",
         "Reciprocal",
@@ -63,6 +64,7 @@ OPERATORS = frozenset(
         "Sub",
         "Tanh",
         "Transpose",
+        "Unsqueeze",
     }
 )
 """Operators of ONNX's own domain that the exporter writes or handles by name; none computes without end."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_head, require_fit, stored_heads
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 
 
 def load_heads(
@@ -17,11 +17,23 @@ def load_heads(
     trusted: tuple[Path, ...],
 ) -> tuple[dict[str, Head], str]:
     """Return the heads stored with the engine and those given, and the name of the one that is active at first."""
-    loaded = {name: load_head(path, trusted=trusted) for name, path in stored_heads(engine).items()}
+    loaded = _stored(engine, trusted)
     given = _given_heads(heads, stored=loaded, trusted=trusted)
     for name, head in {**loaded, **given}.items():
         require_fit(head, card, name=name)
     return {**loaded, **given}, next(iter(given), BUILT_IN)
+
+
+def _stored(engine: Path, trusted: tuple[Path, ...]) -> dict[str, Head]:
+    loaded = {}
+    for name, path in stored_heads(engine).items():
+        try:
+            loaded[name] = load_head(path, trusted=trusted)
+        except P4QEdgeError:
+            if path.exists():
+                raise
+            # Somebody removed it while the heads were listed and read: as if that had been a moment earlier.
+    return loaded
 
 
 def _given_heads(

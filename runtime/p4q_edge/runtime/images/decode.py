@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import io
 import os
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -145,12 +146,13 @@ def _decode(source: Path | io.BytesIO, *, name: str, draft: tuple[int, int] | No
 
 
 def _check_file(path: Path) -> None:
-    # os.path, unlike Path, answers False for names that no file can have.
-    if os.path.isdir(path):  # noqa: PTH112
+    try:
+        status = path.stat()  # once: a file may be gone a moment later
+    except (OSError, ValueError) as error:  # the latter for names that no file can have
+        raise InputError(f"{str(path)[:200]!r} does not exist. Check the path of the image.") from error
+    if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a folder, not an image. Name its files, or pass the folder to classify.")
-    if not os.path.exists(path):  # noqa: PTH110
-        raise InputError(f"{str(path)[:200]!r} does not exist. Check the path of the image.")
-    if path.stat().st_size > MAX_FILE_BYTES:
+    if status.st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_FILE_BYTES} bytes. Use a smaller copy of it.")
 
 
