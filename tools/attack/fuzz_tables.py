@@ -92,7 +92,7 @@ def _members(data: bytes) -> dict[str, bytes]:
     """Of the zip that stands for a folder, which nothing of the product reads; a damaged one is no folder."""
     try:
         return mutator.read_zip(data)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError):
         return {}
 
 
