@@ -25,7 +25,7 @@ def run_in_onnxruntime(model: bytes, images: NDArray[np.uint8], *, optimized: bo
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # it grows by doubling, and this session runs once
+    options.enable_cpu_mem_arena = False  # this session runs once: nothing is reused
     options.add_session_config_entry("session.x64quantprecision", "1")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
