@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -19,7 +18,7 @@ from PIL import Image
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import SUFFIXES, ImageSet, load_image
 from p4q_edge.runtime.progress import tracked
-from p4q_edge.runtime.storage import NPZ_ERRORS
+from p4q_edge.runtime.storage import NPZ_ERRORS, beyond_unicode, one_line
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100
@@ -48,8 +47,9 @@ def read_npz(path: Path) -> ImageSet:
             _check_unpacked(path)
             images, labels, class_names = (_array(archive[name]) for name in ("images", "labels", "class_names"))
     except NPZ_ERRORS as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path} needs arrays images, labels and class_names (no pickles): {said}") from error
+        raise InputError(
+            f"{path} needs arrays images, labels and class_names (no pickles): {one_line(error)}"
+        ) from error
     grey = images.ndim == 3
     if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
         raise InputError(f"{path}: images must be uint8 (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}")
@@ -59,14 +59,9 @@ def read_npz(path: Path) -> ImageSet:
         )
     if class_names.ndim != 1 or class_names.dtype.kind != "U":
         raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
-    if class_names.dtype.itemsize and (_letters(class_names) > sys.maxunicode).any():
+    if beyond_unicode(class_names):
         raise InputError(f"{path}: class_names hold characters that Unicode does not have. Write the file again.")
     return from_arrays(images, labels, tuple(map(str, class_names)), path.stem)
-
-
-def _letters(words: npt.NDArray[np.str_]) -> npt.NDArray[np.uint32]:
-    """Return the code points of an array of strings."""
-    return np.ascontiguousarray(words).view(np.dtype(words.dtype.str[0] + "u4"))
 
 
 def _array(value: object) -> npt.NDArray[Any]:
@@ -231,8 +226,9 @@ def _scan(path: Path) -> _Shard:
                 if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
                     _take(members, member, archive, path)
     except (tarfile.TarError, ValueError, OverflowError, OSError, MemoryError) as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path} is not an uncompressed webdataset tar of KEY.jpg and KEY.cls: {said}") from error
+        raise InputError(
+            f"{path} is not an uncompressed webdataset tar of KEY.jpg and KEY.cls: {one_line(error)}"
+        ) from error
     keys = sorted(members.images)
     alone = sorted(members.images.keys() ^ members.labels.keys())
     if alone or not keys:

@@ -141,20 +141,25 @@ class _ArrowImages:
             self._columns[number] = _arrow_table(self.files[number]).column(self.column)
         try:
             image = self._columns[number][index - int(self.starts[number])].as_py()
-        except UnicodeDecodeError as error:  # of the words beside an image
-            raise InputError("it has words that are no UTF-8; save the data set again") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self._place(index)}: words beside it are no UTF-8; save the data set again") from error
         data: bytes | None = image.get("bytes") if isinstance(image, dict) else None
         if data is None:
             raise InputError(
-                "it is not in the file, which may only name it; embed the images with `datasets` and save again"
+                f"{self._place(index)}: it is not in the file, which may only name it; embed the images with "
+                "`datasets` and save again"
             )
         return data
 
     def open(self, index: int) -> Image.Image:
+        data = self.read(index)
         try:
-            return load_image(self.read(index))
+            return load_image(data)
         except InputError as error:
-            raise InputError(f"{self.files[0].parent}, image {index}: {error}") from error
+            raise InputError(f"{self._place(index)}: {error}") from error
+
+    def _place(self, index: int) -> str:
+        return f"{self.files[0].parent}, image {index}"
 
 
 def is_dataset_folder(path: Path) -> bool:
@@ -190,8 +195,6 @@ def read_dataset_folder(path: Path) -> ImageSet:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}. Save it again.") from error
     other = next((kind for kind in kinds_here if not pa.types.is_integer(kind)), None)
-    if other is None and labels and None not in labels and max(labels) > np.iinfo(np.int64).max:
-        raise InputError(f"{path}: a label is {max(labels)}; there are {len(names)} classes")
     if other is not None or None in labels or not labels:
         what = "has no images" if not labels else "an image has no label" if other is None else f"labels are {other}"
         raise InputError(f"{path}: {what}; expected the number of a class for each image")
@@ -199,7 +202,7 @@ def read_dataset_folder(path: Path) -> ImageSet:
     images = _ArrowImages(files=files, column=image, starts=starts)
     return ImageSet(
         names=tuple(f"{path.name}[{row}]" for row in range(len(labels))),
-        labels=checked_labels(np.asarray(labels, dtype=np.int64), names, str(path)),
+        labels=checked_labels(np.asarray(labels), names, str(path)),
         class_names=names,
         open_image=images.open,
         read_bytes=images.read,

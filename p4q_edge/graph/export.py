@@ -277,9 +277,9 @@ def _stored_graphs(model: nn.Module, image_size: Sequence[int], quantized: Quant
     problems: dict[GraphKind, str] = {} if protos.fp16 is not None else {"fp16": protos.failure}
     problems |= _lint_problems(protos.stored, quantized_attention=bool(quantized.attentions))
     placed = None if protos.placed is None else protos.placed.SerializeToString()
-    kinds = [*protos.stored]
     parts, weights = split_shared([*protos.stored.values()])
-    return _StoredGraphs(parts=dict(zip(kinds, parts, strict=True)), weights=weights, placed=placed, problems=problems)
+    by_kind = dict(zip(protos.stored, parts, strict=True))
+    return _StoredGraphs(parts=by_kind, weights=weights, placed=placed, problems=problems)
 
 
 def _lint_problems(graphs: Mapping[GraphKind, onnx.ModelProto], *, quantized_attention: bool) -> dict[GraphKind, str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from p4q_edge.models.torchscript_archive import is_torchscript, read_torchscript
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.storage import one_line
 
 State = dict[str, Tensor]
 
@@ -71,7 +72,7 @@ def read_checkpoint(path: str) -> Mapping[str, Any]:
     except InputError:
         raise
     except Exception as error:  # what torch raises on damaged files has no common class
-        raise InputError(f"could not load {path}: it is not an intact file of weights ({_one_line(error)})") from error
+        raise InputError(f"could not load {path}: it is not an intact file of weights ({one_line(error)})") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, not a dictionary of weights; save model.state_dict()")
     return found
@@ -128,7 +129,3 @@ def _needs_code(path: str, error: str) -> str:
         "comes from, save its weights alone: "
         + _KEEP.format(path=path, key="", what="s.state_dict() if hasattr(s, 'state_dict') else s['state_dict']")
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.storage import one_line
 
 _DAMAGED = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
 MAX_PICKLE_BYTES = 256 << 20
@@ -73,10 +74,9 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
         try:
             root = reader.load()
         except pickle.UnpicklingError as error:
-            raise InputError(f"{path} could not be read without running its code: {error}") from error
+            raise InputError(f"{path} could not be read without running its code: {one_line(error)}") from error
         except _DAMAGED as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"{path} is a damaged TorchScript archive ({said}); fetch it again") from error
+            raise InputError(f"{path} is a damaged TorchScript archive ({one_line(error)}); fetch it again") from error
     found: dict[str, Tensor] = {}
     _collect(root, "", found)
     return found

@@ -13,6 +13,8 @@ _SUMS = _MATMULS | frozenset(
     {F.linear, F.conv2d, torch.einsum, F.scaled_dot_product_attention, F.layer_norm}
     | {F.softmax, torch.softmax, Tensor.softmax, torch.linalg.vector_norm}
 )
+_OPERANDS = ("input", "weight", "other", "mat2", "bias")
+"""Names of the operands of linear layers and matrix products, in their order."""
 _OF_THE_GRID = frozenset(
     {torch.round, torch.clamp, Tensor.clamp, Tensor.__truediv__, Tensor.div, torch.div, Tensor.half, Tensor.float}
 )
@@ -45,13 +47,17 @@ class PermutedSums(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear:
-            x, weight, *rest = args
-            order = self._order(weight.shape[1])
-            args = (x[..., order], weight[:, order], *rest)
-        elif func in _MATMULS and args[0].ndim > 1 and args[1].ndim > 1:
-            order = self._order(args[0].shape[-1])
-            args = (args[0][..., order], args[1][..., order, :])
+        if func is F.linear or func in _MATMULS:
+            # Models name their operands or do not.
+            named = dict(kwargs or {})
+            first, second, *rest = (*args, *(named.pop(name) for name in _OPERANDS if name in named))
+            if func is F.linear:
+                order = self._order(second.shape[1])
+                first, second = first[..., order], second[:, order]
+            elif first.ndim > 1 and second.ndim > 1:
+                order = self._order(first.shape[-1])
+                first, second = first[..., order], second[..., order, :]
+            args, kwargs = (first, second, *rest), named
         return func(*args, **(kwargs or {}))
 
     def _order(self, size: int) -> Tensor:

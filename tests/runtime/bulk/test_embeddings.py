@@ -60,6 +60,7 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
         {"embedding": np.full((1, 3), 2.0, np.float32)},
         {"embedding": np.ones((1, 3, 1), np.float32)},
         {"path": np.array([1])},
+        {"path": np.array([0x110000], np.uint32).view("U1")},
     ],
 )
 def test_arrays_that_are_no_embeddings_are_refused(tmp_path: Path, changes: dict[str, np.ndarray]) -> None:

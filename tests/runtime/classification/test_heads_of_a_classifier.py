@@ -15,10 +15,10 @@ from PIL import Image
 
 from p4q_edge.runtime import ZeroShotClassifier
 from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts import head_store
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.artifacts.head import Calibration, Head
-from p4q_edge.runtime.classification import loaded_heads
 from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
 from p4q_edge.runtime.errors import ArtifactError, UsageError
 
@@ -31,11 +31,11 @@ def test_a_stored_head_that_is_removed_while_heads_are_read_is_none_of_them(
     tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone, damaged = tmp_path / "gone.safetensors", tmp_path / "damaged.safetensors"
-    monkeypatch.setattr(loaded_heads, "stored_heads", lambda engine: {"gone": gone})
+    monkeypatch.setattr(head_store, "stored_heads", lambda engine: {"gone": gone})
     with ZeroShotClassifier(tiny_engine) as classifier:
         assert classifier.heads == ("built-in",)
     damaged.write_bytes(b"no head")
-    monkeypatch.setattr(loaded_heads, "stored_heads", lambda engine: {"gone": gone, "damaged": damaged})
+    monkeypatch.setattr(head_store, "stored_heads", lambda engine: {"gone": gone, "damaged": damaged})
     with pytest.raises(ArtifactError):
         ZeroShotClassifier(tiny_engine)
 

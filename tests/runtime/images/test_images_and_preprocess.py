@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
+from pkgutil import resolve_name
 
 import msgspec
 import numpy as np
@@ -155,10 +157,25 @@ def test_a_grey_array_is_an_image() -> None:
     np.testing.assert_array_equal(preprocess(load_image(grey, color="bgr"), spec_of()), np.stack([grey] * 3))
 
 
-def test_a_file_that_is_gone_a_moment_later_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.path.exists", lambda path: True)
-    with pytest.raises(InputError, match=r"a\.png' does not exist\. Check the path"):
-        load_image(tmp_path / "a.png")
+@pytest.mark.parametrize("look", ["os.path.isdir", "os.path.exists", "pathlib.Path.stat"])
+def test_a_file_that_is_gone_after_a_look_at_it_is_told_of(
+    look: str, tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    picture.save(path)
+    looked = resolve_name(look)
+
+    def remove_after(file: Path, *args: object, **options: object) -> object:
+        found = looked(file, *args, **options)
+        path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(look, remove_after)
+    # Where the look is not taken the file stays.
+    with contextlib.suppress(InputError):
+        assert load_image(path).size == picture.size
+    monkeypatch.undo()
+    assert path.exists() == (look != "pathlib.Path.stat")
 
 
 def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
     "padded": lambda: timm.create_model("test_efficientnet", num_classes=DIM, pad_type="same"),
     "convnext": lambda: timm.create_model("test_convnext", num_classes=DIM, ls_init_value=1.0),
     "repvgg": make_repvgg,
+    "rotary": lambda: timm.models.eva.Eva(
+        img_size=SIDE, num_classes=DIM, embed_dim=64, depth=2, num_heads=2, qkv_fused=False, use_rot_pos_emb=True
+    ),
     "timm_resnet": lambda: timm.create_model("test_resnet", num_classes=DIM),
 }
 

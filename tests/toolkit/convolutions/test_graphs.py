@@ -25,7 +25,9 @@ from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.conv import quant_convs
+from p4q_edge.quant.linear import quant_linears
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.artifacts import check_exported
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 Tower = Callable[[str], nn.Module]
@@ -82,6 +84,16 @@ def test_graphs_of_a_tower(export: Export, name: str) -> None:
     assert all(node.input_scale for node in conv_layers(half))
     assert graphs.parity.flat()["fp32.cosine_embedding"] > 0.9999
     assert graphs.parity.flat()["placed.cosine_embedding"] > 0.999
+
+
+def test_rotary_positions_are_operators_that_a_bundle_may_have(export: Export) -> None:
+    graphs, model = export("rotary")
+    assert graphs.unsound == {}
+    assert quant_linears(model)
+    for graph in complete(graphs):
+        assert {"Neg", "Unsqueeze"} <= {node.op_type for node in graph.graph.node}
+        assert not lint(graph)
+        check_exported(graph.SerializeToString(), name="graph")
 
 
 def test_weights_are_stored_once_as_integers(export: Export) -> None:

@@ -94,29 +94,31 @@ def test_data_sets_that_cannot_be_used(
         read_images(str(save(tmp_path / "set", parts, features)))
 
 
-def test_labels_that_are_no_numbers_are_told_of(tmp_path: Path) -> None:
-    folder = save(tmp_path / "set", [[(1, 0)]])
-    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}], STRUCT), "label": ["cat"]})
+def save_labels(folder: Path, labels: Any) -> Path:
+    """Write one image with a column of labels of any type."""
+    save(folder, [[(1, 0)]])
+    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}], STRUCT), "label": labels})
     with (
         pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
         pa.ipc.new_stream(sink, table.schema) as out,
     ):
         out.write_table(table)
-    with pytest.raises(InputError, match="labels are string; expected the number of a class for each image"):
-        read_images(str(folder))
+    return folder
 
 
-def test_a_label_that_no_class_can_have_is_told_of(tmp_path: Path) -> None:
-    folder = save(tmp_path / "set", [[(1, 0)]])
-    label = pa.array([2**64 - 1], pa.uint64())
-    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}], STRUCT), "label": label})
-    with (
-        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, table.schema) as out,
-    ):
-        out.write_table(table)
-    with pytest.raises(InputError, match="set: a label is 18446744073709551615; there are 2 classes"):
-        read_images(str(folder))
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat"], "labels are string; expected the number of a class for each image"),
+        (
+            pa.array([2**64 - 1], pa.uint64()),
+            r"labels must be between 0 and 1 \(2 class names\), got 18446744073709551615 to",
+        ),
+    ],
+)
+def test_labels_that_no_class_can_have_are_told_of(tmp_path: Path, labels: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_images(str(save_labels(tmp_path / "set", labels)))
 
 
 def test_pipes_and_files_named_twice_are_not_read(tmp_path: Path) -> None:

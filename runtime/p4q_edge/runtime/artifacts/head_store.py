@@ -9,7 +9,7 @@ from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, verify_engine
 from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
 from p4q_edge.runtime.artifacts.signature import Keys, SignedKind
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 from p4q_edge.runtime.storage import atomic_write, read_bounded
 
 BUILT_IN = "built-in"
@@ -42,6 +42,26 @@ def stored_heads(engine: str | Path) -> dict[str, Path]:
 def require_fit(head: Head, card: Card, *, name: str) -> None:
     """Raise `ArtifactError` unless a head was made for the model of an engine."""
     head.require_fit(name=name, embedding_dim=card.embedding_dim, weights_sha256=card.model.weights_sha256)
+
+
+def load_stored_heads(engine: str | Path, card: Card, *, trusted: Keys = None) -> dict[str, Head]:
+    """Return the heads stored with an engine, by name, without any that is removed meanwhile.
+
+    Raises:
+        UsageError: there are too many.
+        ArtifactError: one is damaged, was made for another model, or lacks a signature that is asked for.
+    """
+    loaded = {}
+    for name, path in stored_heads(engine).items():
+        try:
+            head = load_head(path, trusted=trusted)
+        except P4QEdgeError:
+            if path.exists():
+                raise
+            continue  # removed since the heads were listed: as if that had been a moment earlier
+        require_fit(head, card, name=name)
+        loaded[name] = head
+    return loaded
 
 
 def add_head(engine: str | Path, source: str | Path, *, name: str | None = None, force: bool = False) -> str:

@@ -19,7 +19,15 @@ from p4q_edge.runtime.artifacts import BUILT_IN, Head, base_head, read_card
 from p4q_edge.runtime.bulk.tables import require_pyarrow
 from p4q_edge.runtime.classification import ZeroShotClassifier
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import NPZ_ERRORS, atomic_write, read_bounded, require_writable, sha256_bytes
+from p4q_edge.runtime.storage import (
+    NPZ_ERRORS,
+    atomic_write,
+    beyond_unicode,
+    one_line,
+    read_bounded,
+    require_writable,
+    sha256_bytes,
+)
 
 SUFFIXES = (".npz", ".parquet")
 MAX_BYTES = 8 << 30
@@ -163,9 +171,8 @@ def read_embeddings(path: Path) -> Embeddings:
         arrays = _from_npz(data) if path.suffix.lower() == ".npz" else _from_parquet(data)
         return _checked(arrays)
     except NPZ_ERRORS as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{path} holds no embeddings: {said}. Make them: p4q-edge embed ENGINE FOLDER -o {path.name}"
+            f"{path} holds no embeddings: {one_line(error)}. Make them: p4q-edge embed ENGINE FOLDER -o {path.name}"
         ) from error
 
 
@@ -201,6 +208,8 @@ def _checked(arrays: dict[str, np.ndarray]) -> Embeddings:
     paths, rows = arrays["path"], arrays["embedding"]
     if paths.dtype.kind != "U" or paths.ndim != 1 or rows.dtype != np.float32 or rows.shape[:1] != paths.shape:
         raise ValueError(f"expected n paths and (n, dim) float32, got {paths.shape} {paths.dtype} and {rows.shape}")
+    if any(words.dtype.kind == "U" and beyond_unicode(words) for words in arrays.values()):
+        raise ValueError("words hold characters that Unicode does not have")
     if rows.ndim != 2 or not np.allclose(np.linalg.norm(rows.astype(np.float64), axis=1), 1.0, atol=_UNIT_TOLERANCE):
         raise ValueError("the embeddings must have length 1")
     return Embeddings(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_head, open_head, require_fit, stored_heads
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
+from p4q_edge.runtime.artifacts import BUILT_IN, Card, Head, load_stored_heads, open_head, require_fit
+from p4q_edge.runtime.errors import UsageError
 
 
 def load_heads(
@@ -17,23 +17,11 @@ def load_heads(
     trusted: tuple[Path, ...],
 ) -> tuple[dict[str, Head], str]:
     """Return the heads stored with the engine and those given, and the name of the one that is active at first."""
-    loaded = _stored(engine, trusted)
+    loaded = load_stored_heads(engine, card, trusted=trusted)
     given = _given_heads(heads, stored=loaded, trusted=trusted)
-    for name, head in {**loaded, **given}.items():
+    for name, head in given.items():
         require_fit(head, card, name=name)
     return {**loaded, **given}, next(iter(given), BUILT_IN)
-
-
-def _stored(engine: Path, trusted: tuple[Path, ...]) -> dict[str, Head]:
-    loaded = {}
-    for name, path in stored_heads(engine).items():
-        try:
-            loaded[name] = load_head(path, trusted=trusted)
-        except P4QEdgeError:
-            if path.exists():
-                raise
-            # Somebody removed it while the heads were listed and read: as if that had been a moment earlier.
-    return loaded
 
 
 def _given_heads(

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images.arrays import TensorLike, as_pixels, encoded_bytes, is_buffer, is_tensor
+from p4q_edge.runtime.storage import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +142,7 @@ def _decode(source: Path | io.BytesIO, *, name: str, draft: tuple[int, int] | No
         raise InputError(f"{name} is not one of {', '.join(FORMATS)}. Save it as JPEG or PNG.") from error
     except _DECODER_ERRORS as error:
         raise InputError(
-            f"{name} cannot be decoded as {'/'.join(FORMATS)}: {_one_line(error)}. Save it again as JPEG or PNG."
+            f"{name} cannot be decoded as {'/'.join(FORMATS)}: {one_line(error)}. Save it again as JPEG or PNG."
         ) from error
 
 
@@ -174,7 +175,7 @@ def _decode_pil(image: Image.Image) -> Image.Image:
     try:
         image.load()
     except _DECODER_ERRORS as error:
-        raise InputError(f"the PIL image cannot be decoded: {_one_line(error)}. Open it again.") from error
+        raise InputError(f"the PIL image cannot be decoded: {one_line(error)}. Open it again.") from error
     return image
 
 
@@ -190,7 +191,3 @@ def _from_array(array: object, *, color: ColorOrder) -> Image.Image:
     if color == "bgr" and pixels.ndim == 3:
         pixels = pixels[:, :, ::-1]
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,13 +14,12 @@ from p4q_edge.runtime.artifacts import (
     BUILT_IN,
     Card,
     EngineHead,
+    Head,
     RtxBuild,
     TensorRTBuild,
     card_path,
-    load_head,
+    load_stored_heads,
     read_card,
-    require_fit,
-    stored_heads,
     verify_engine,
 )
 from p4q_edge.runtime.errors import UsageError
@@ -94,7 +93,7 @@ def write_repository(
     card = read_card(engine)
     verify_engine(engine, card)
     backend = _backend(card, served_by, engine=engine)
-    heads = _heads(engine, card)
+    heads: dict[str, EngineHead] = {BUILT_IN: card.head, **load_stored_heads(engine, card)}
     build = card.build
     max_batch = build.options.max_batch if isinstance(build, TensorRTBuild | RtxBuild) else MAX_BATCH
     names = {
@@ -109,8 +108,8 @@ def write_repository(
     files = _shared(engine, card, name=name, backend=backend, max_batch=max_batch)
     for head, opened in heads.items():
         files |= _of_head(engine, card, names[head], opened, max_batch=max_batch)
-        if head != BUILT_IN:
-            files[f"{names[head].head}/1/{HEAD_FILE}"] = stored_heads(engine)[head].read_bytes()
+        if isinstance(opened, Head):
+            files[f"{names[head].head}/1/{HEAD_FILE}"] = opened.to_bytes()
     _require_free(repository, {path.partition("/")[0] for path in files}, force=force)
     for path, content in files.items():
         atomic_write(repository / path, content, force=True)
@@ -137,15 +136,6 @@ def _backend(card: Card, served_by: ServedBy, *, engine: Path) -> EngineBackend:
             "needs. Build it with --min-batch 1, or add --served-by python."
         )
     return card.backend
-
-
-def _heads(engine: Path, card: Card) -> dict[str, EngineHead]:
-    heads: dict[str, EngineHead] = {BUILT_IN: card.head}
-    for name, path in stored_heads(engine).items():
-        head = load_head(path)
-        require_fit(head, card, name=name)
-        heads[name] = head
-    return heads
 
 
 def _shared(engine: Path, card: Card, *, name: str, backend: EngineBackend, max_batch: int) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         temporary_path,
         write_error,
     )
-    from p4q_edge.runtime.storage.npz_errors import NPZ_ERRORS
+    from p4q_edge.runtime.storage.npz_errors import NPZ_ERRORS, beyond_unicode
     from p4q_edge.runtime.storage.protobuf import (
         WIRE_BYTES,
         WIRE_FIXED32,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.storage.scratch import scratch_folder
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
     from p4q_edge.runtime.storage.switch import complete_switch, switch_files
-    from p4q_edge.runtime.storage.terminal import printable
+    from p4q_edge.runtime.storage.terminal import one_line, printable
     from p4q_edge.runtime.storage.unchanged import (
         LIBRARIES,
         StageCode,
@@ -64,6 +64,7 @@ __all__ = [
     "StageCode",
     "WireError",
     "atomic_write",
+    "beyond_unicode",
     "cache_folder",
     "complete_switch",
     "contents_digest",
@@ -77,6 +78,7 @@ __all__ = [
     "json_depth",
     "kept_path",
     "load_tensors",
+    "one_line",
     "printable",
     "read_bounded",
     "read_kept",
@@ -112,7 +114,7 @@ if not TYPE_CHECKING:
                 "temporary_path",
                 "write_error",
             ),
-            "npz_errors": ("NPZ_ERRORS",),
+            "npz_errors": ("NPZ_ERRORS", "beyond_unicode"),
             "protobuf": (
                 "WIRE_BYTES",
                 "WIRE_FIXED32",
@@ -130,7 +132,7 @@ if not TYPE_CHECKING:
                 "complete_switch",
                 "switch_files",
             ),
-            "terminal": ("printable",),
+            "terminal": ("one_line", "printable"),
             "untrusted": (
                 "MAX_JSON_BYTES",
                 "MAX_JSON_DEPTH",

@@ -18,6 +18,11 @@ def printable(text: str, *, keep: str = "") -> str:
     return _STEERING.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
 
 
+def one_line(error: BaseException) -> str:
+    """Return a library's message in one line of at most 300 characters, the error's class where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _escape(character: str) -> str:
     named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
     code = ord(character)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import msgspec
 
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError
+from p4q_edge.runtime.storage.terminal import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +62,7 @@ def decode_json(data: bytes, struct: type[_T], *, source: str) -> _T:
             _require_schema(msgspec.json.decode(data, type=_Versioned).schema_version, struct, source=source)
         return msgspec.json.decode(data, type=struct)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = one_line(error)
         raise CorruptArtifactError(
             f"{source} is not what this version writes: {said}. Get the file again, or build it again."
         ) from error
@@ -83,7 +84,7 @@ def convert_json(document: dict[str, Any], struct: type[_T], *, source: str, upg
         # Through text once more, in which arrays are tuples and keys are words.
         return msgspec.json.decode(msgspec.json.encode(document), type=struct)
     except (msgspec.MsgspecError, *_MISFITS) as error:
-        said = " ".join(str(error).split())[:300]
+        said = one_line(error)
         raise CorruptArtifactError(
             f"{source} is not what this version writes: {said}. Get the file again, or build it again."
         ) from error
@@ -153,7 +154,7 @@ def load_tensors(data: bytes, *, source: str) -> tuple[dict[str, np.ndarray], di
         entries = deserialize(data)  # type: ignore[no-untyped-call]
         metadata = json.loads(header).get("__metadata__") or {}
     except (SafetensorError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = one_line(error)
         raise CorruptArtifactError(f"{source} is not a safetensors file: {said}. Get it again.") from error
     if len(entries) > MAX_TENSORS:
         raise CorruptArtifactError(

@@ -120,3 +120,20 @@ def test_seven_bit_weights_are_those_of_the_profile(toy_graphs: Exported) -> Non
     _, model = toy_graphs
     with weights_of_seven_bits(model):
         assert max(int(linear.integer_weight().abs().max()) for linear in quant_linears(model).values()) == 63
+
+
+def test_operands_may_be_named() -> None:
+    """The attentions of timm's EVA name the weight and bias of a linear layer."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((3, 64), (5, 64), (5,)))
+    calls: list[Callable[[], torch.Tensor]] = [
+        lambda: torch.nn.functional.linear(x, weight, bias),
+        lambda: torch.nn.functional.linear(x, bias=bias, weight=weight),
+        lambda: torch.nn.functional.linear(input=x, weight=weight, bias=bias),
+        lambda: torch.matmul(x, other=weight.T) + bias,
+        lambda: torch.bmm(x[None], mat2=weight.T[None])[0] + bias,
+    ]
+    for call in calls:
+        with PermutedSums(0):
+            permuted = call()
+        assert 0 < float((permuted - call()).abs().max()) < 1e-4

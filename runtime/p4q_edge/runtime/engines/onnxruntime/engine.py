@@ -19,7 +19,7 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
 )
 from p4q_edge.runtime.machine import cpu as machine
-from p4q_edge.runtime.storage import read_bounded, sha256_bytes
+from p4q_edge.runtime.storage import one_line, read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card
@@ -121,7 +121,7 @@ class OnnxRuntimeEngine:
         try:
             values = self._session.run(list(names), {"image": image})
         except self._errors as error:
-            raise P4QEdgeError(f"{self._name} failed in ONNX Runtime: {_one_line(error)}") from error
+            raise P4QEdgeError(f"{self._name} failed in ONNX Runtime: {one_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
@@ -164,11 +164,11 @@ def load_error(error: Exception, *, name: str) -> P4QEdgeError:
     """Return what an exception of ONNX Runtime while it loads the model `name` means."""
     if type(error).__name__ in ("NotImplemented", "InvalidGraph", "Fail"):
         return IncompatibleEngineError(
-            f"ONNX Runtime {import_onnxruntime().__version__} cannot run {name}: {_one_line(error)}. "
+            f"ONNX Runtime {import_onnxruntime().__version__} cannot run {name}: {one_line(error)}. "
             "Upgrade it: pip install --upgrade onnxruntime"
         )
     return CorruptArtifactError(
-        f"ONNX Runtime cannot read {name}: {_one_line(error)}. Build it again with `p4q-edge build`."
+        f"ONNX Runtime cannot read {name}: {one_line(error)}. Build it again with `p4q-edge build`."
     )
 
 
@@ -224,7 +224,3 @@ def session_errors() -> tuple[type[Exception], ...]:
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
     return (*(getattr(state, name) for name in names), state.RuntimeException, RuntimeError, ValueError)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

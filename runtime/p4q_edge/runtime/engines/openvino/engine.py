@@ -24,6 +24,7 @@ from p4q_edge.runtime.engines.openvino.kept_models import (
 )
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, P4QEdgeError
 from p4q_edge.runtime.stage import OUTPUT_NAMES
+from p4q_edge.runtime.storage import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +189,7 @@ class OpenVINOEngine:
                 return library.import_compiled(compiled, self._options)
             except library.ERRORS as error:
                 raise CorruptArtifactError(
-                    f"the compiled model of {self._name} cannot be read: {library.one_line(error)}. Delete it, or "
+                    f"the compiled model of {self._name} cannot be read: {one_line(error)}. Delete it, or "
                     f"build again: p4q-edge build model.p4q --engine {self._name} --force"
                 ) from error
         digest = self._source.engine_sha256
@@ -197,7 +198,7 @@ class OpenVINOEngine:
             try:
                 return library.import_compiled(kept, self._options)
             except library.ERRORS as error:
-                logger.info("%s cannot be read, and is rebuilt: %s", path, library.one_line(error))
+                logger.info("%s cannot be read, and is rebuilt: %s", path, one_line(error))
         data = self._source.model()
         check_model(data, name=self._name)
         made = library.compile_model(data, self._options, batch=batch, name=self._name)

@@ -17,6 +17,7 @@ from p4q_edge.runtime.errors import (
 )
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.machine import import_openvino_unreported
+from p4q_edge.runtime.storage import one_line
 
 INSTALL = "pip install 'p4q-edge-runtime[openvino]'"
 _CPU = "CPU"
@@ -156,11 +157,6 @@ def exported(compiled: Any) -> bytes:
 def run_error(error: Exception, *, name: str) -> P4QEdgeError:
     """Return what an exception of OpenVINO while it runs the engine `name` means."""
     return P4QEdgeError(f"{name} failed in OpenVINO: {one_line(error)}")
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an error in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
 
 
 def _load_error(error: Exception, *, name: str) -> P4QEdgeError:
