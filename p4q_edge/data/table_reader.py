@@ -16,7 +16,7 @@ from PIL import Image
 from p4q_edge.data.archive_readers import checked_labels
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, load_image, same_form
-from p4q_edge.runtime.storage import decode_json, printable, read_bounded
+from p4q_edge.runtime.storage import decode_json, one_line, printable, read_bounded
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNS = ("path", "label")
@@ -141,10 +141,12 @@ class _ArrowImages:
             self._columns[number] = _arrow_table(self.files[number]).column(self.column)
         try:
             image = self._columns[number][index - int(self.starts[number])].as_py()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self._place(index)}: words beside it are no UTF-8; save the data set again") from error
-        data: bytes | None = image.get("bytes") if isinstance(image, dict) else None
-        if data is None:
+        except (ValueError, OverflowError) as error:  # of what lies beside an image: words, times
+            raise InputError(
+                f"{self._place(index)}: it cannot be read ({one_line(error)}); save the data set again"
+            ) from error
+        data = image.get("bytes") if isinstance(image, dict) else None
+        if not isinstance(data, bytes):  # a word would be a path, perhaps to elsewhere
             raise InputError(
                 f"{self._place(index)}: it is not in the file, which may only name it; embed the images with "
                 "`datasets` and save again"
@@ -191,12 +193,12 @@ def read_dataset_folder(path: Path) -> ImageSet:
     try:
         tables = [_arrow_table(file) for file in files]
         kinds_here = {table.schema.field(label).type for table in tables if table.schema.field(image)}
-        labels = [value for table in tables for value in table.column(label).to_pylist()]
+        other = next((kind for kind in kinds_here if not pa.types.is_integer(kind)), None)
+        labels = [] if other else [value for table in tables for value in table.column(label).to_pylist()]
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}. Save it again.") from error
-    other = next((kind for kind in kinds_here if not pa.types.is_integer(kind)), None)
+        raise InputError(f"{path} cannot be read: {one_line(error)}. Save it again.") from error
     if other is not None or None in labels or not labels:
-        what = "has no images" if not labels else "an image has no label" if other is None else f"labels are {other}"
+        what = f"labels are {other}" if other else "an image has no label" if labels else "has no images"
         raise InputError(f"{path}: {what}; expected the number of a class for each image")
     starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
     images = _ArrowImages(files=files, column=image, starts=starts)

@@ -24,7 +24,7 @@ from p4q_edge.quant import AttentionPool, Flow, affine, kind_of, module_of, read
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-"""Largest relative change of the output that rounding the folded weights to float32 may cause."""
+"""Largest relative change of the output that rounding to float32 may cause, that of folded weights if float64 runs."""
 
 LEAST_MAGNITUDE = 127 * affine.SMALLEST_NORMAL_FP16
 """A channel whose largest weight is below it would need a scale that FP16 holds as a subnormal number only."""
@@ -69,7 +69,7 @@ def to_deployment_form(model: nn.Module, sample: Tensor) -> list[str]:
         What was done, in words, with counts.
 
     Raises:
-        RuntimeError: the output, in float64, changed by more than the rounding of weights to float32.
+        RuntimeError: the output changed by more than rounding to float32.
     """
     before = _in_float64(model, sample)
     counts = {
@@ -92,8 +92,16 @@ def to_deployment_form(model: nn.Module, sample: Tensor) -> list[str]:
 
 
 def _in_float64(model: nn.Module, sample: Tensor) -> Tensor:
-    """Return the model's output without the rounding of its sums, which deep models amplify."""
-    output: Tensor = copy.deepcopy(model).double()(sample.double())
+    """Return the model's output without the rounding of its sums, which deep models amplify.
+
+    Where a model holds or makes tensors that no other type takes part with, it is the output in float32.
+    """
+    output: Tensor
+    try:
+        output = copy.deepcopy(model).double()(sample.double())
+    except (RuntimeError, TypeError) as error:
+        logger.info("the deployment form is checked in float32, as the model does not run in float64: %s", error)
+        output = model(sample)
     return output
 
 

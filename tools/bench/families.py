@@ -17,8 +17,10 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -227,7 +229,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     known = [f"{row['text']}{', prompts' if row['prompts'] else ''}", ", ".join(row["licences"]) or "unknown"]
     if "problem" in row:
-        return [name, "", "", f"refused: {row['problem']}", "", "", "", "", "", *known]
+        return [name, "", "", "refused: " + row["problem"].replace("|", "\\|"), "", "", "", "", "", *known]
     found = [
         name,
         str(row["pixels"]),
@@ -266,7 +268,8 @@ def run(name: str, work: Path, *, share_only: bool) -> None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         print(f"{name}: {last}", file=sys.stderr)
-        atomic_write(kept, json.dumps({**described(name), "problem": last[:200]}).encode(), force=True)
+        said = textwrap.shorten(re.sub(r"^[\w.]+: ", "", last), 300)
+        atomic_write(kept, json.dumps({**described(name), "problem": said}).encode(), force=True)
     elif not share_only:
         graph = _graph(work, name)
         row = json.loads(kept.read_text()) | compiled(graph)
@@ -295,7 +298,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         atomic_write(args.work / f"{args.one}.json", json.dumps(row).encode(), force=True)
         return 0
     every = [name for names in FAMILIES.values() for name in names]
-    for name in args.models.split(",") if args.models else every:
+    asked = every if args.models is None else [name.strip() for name in args.models.split(",")]
+    if unknown := sorted(set(asked) - set(every)):
+        parser.error(f"--models: {', '.join(map(repr, unknown))} not among {', '.join(every)}")
+    for name in asked:
         run(name, args.work, share_only=args.share_only)
     rows = {name: json.loads(path.read_text()) for name in every if (path := args.work / f"{name}.json").is_file()}
     print(table(rows))

@@ -13,8 +13,8 @@ _SUMS = _MATMULS | frozenset(
     {F.linear, F.conv2d, torch.einsum, F.scaled_dot_product_attention, F.layer_norm}
     | {F.softmax, torch.softmax, Tensor.softmax, torch.linalg.vector_norm}
 )
-_OPERANDS = ("input", "weight", "other", "mat2", "bias")
-"""Names of the operands of linear layers and matrix products, in their order."""
+_OPERANDS = ("input", "x1", "weight", "other", "x2", "mat2", "bias")
+"""Names that operands of linear layers and matrix products have in PyTorch, in their order."""
 _OF_THE_GRID = frozenset(
     {torch.round, torch.clamp, Tensor.clamp, Tensor.__truediv__, Tensor.div, torch.div, Tensor.half, Tensor.float}
 )
@@ -47,18 +47,22 @@ class PermutedSums(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        named = dict(kwargs or {})
         if func is F.linear or func in _MATMULS:
             # Models name their operands or do not.
-            named = dict(kwargs or {})
-            first, second, *rest = (*args, *(named.pop(name) for name in _OPERANDS if name in named))
-            if func is F.linear:
-                order = self._order(second.shape[1])
-                first, second = first[..., order], second[:, order]
-            elif first.ndim > 1 and second.ndim > 1:
-                order = self._order(first.shape[-1])
-                first, second = first[..., order], second[..., order, :]
-            args, kwargs = (first, second, *rest), named
+            operands = (*args, *(named.pop(name) for name in _OPERANDS if name in named))
+            if len(operands) > 1 and operands[0].ndim and operands[1].ndim > 1:
+                return func(*self._permuted(func, *operands), **named)
         return func(*args, **(kwargs or {}))
+
+    def _permuted(self, func: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Any, ...]:
+        if func is F.linear:
+            order = self._order(second.shape[1])
+            return first[..., order], second[:, order], *rest
+        if first.ndim == 1:
+            return first, second, *rest
+        order = self._order(first.shape[-1])
+        return first[..., order], second[..., order, :], *rest
 
     def _order(self, size: int) -> Tensor:
         return torch.randperm(size, generator=self.generator)

@@ -61,6 +61,8 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
         {"embedding": np.ones((1, 3, 1), np.float32)},
         {"path": np.array([1])},
         {"path": np.array([0x110000], np.uint32).view("U1")},
+        {"head": np.array(["a", "b"])},
+        {"head": np.array(b"a")},
     ],
 )
 def test_arrays_that_are_no_embeddings_are_refused(tmp_path: Path, changes: dict[str, np.ndarray]) -> None:
@@ -68,7 +70,7 @@ def test_arrays_that_are_no_embeddings_are_refused(tmp_path: Path, changes: dict
     texts = {"head": np.array("built-in"), "weights_sha256": np.array("")}
     np.savez(tmp_path / "good.npz", **good, **texts)
     assert read_embeddings(tmp_path / "good.npz").paths == ("a",)
-    np.savez(tmp_path / "bad.npz", **{**good, **changes}, **texts)
+    np.savez(tmp_path / "bad.npz", **{**good, **texts, **changes})
     with pytest.raises(InputError, match="holds no embeddings"):
         read_embeddings(tmp_path / "bad.npz")
 

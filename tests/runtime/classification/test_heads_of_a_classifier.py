@@ -20,7 +20,7 @@ from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.artifacts.head import Calibration, Head
 from p4q_edge.runtime.classification.predictions import Prediction, Ranking, probabilities
-from p4q_edge.runtime.errors import ArtifactError, UsageError
+from p4q_edge.runtime.errors import ArtifactError, InputError, UsageError
 
 
 def head_of(bundle: Path, **changes: object) -> Head:
@@ -37,6 +37,25 @@ def test_a_stored_head_that_is_removed_while_heads_are_read_is_none_of_them(
     damaged.write_bytes(b"no head")
     monkeypatch.setattr(head_store, "stored_heads", lambda engine: {"gone": gone, "damaged": damaged})
     with pytest.raises(ArtifactError):
+        ZeroShotClassifier(tiny_engine)
+
+
+def test_a_head_that_is_a_link_to_nowhere_is_told_of(tiny_engine: Path) -> None:
+    folder = head_store.heads_folder(tiny_engine)
+    folder.mkdir()
+    (folder / "one.safetensors").symlink_to("nowhere")
+    with pytest.raises(InputError, match="one.safetensors"):
+        ZeroShotClassifier(tiny_engine)
+
+
+@pytest.mark.parametrize("name", ["built-in", "a b", "\udcff"])
+def test_a_file_beside_the_heads_cannot_hide_the_engines_own(tiny_engine: Path, tiny_bundle: Path, name: str) -> None:
+    folder = head_store.heads_folder(tiny_engine)
+    folder.mkdir()
+    (folder / f"{name}.safetensors").write_bytes(head_of(tiny_bundle).to_bytes())
+    with pytest.raises(
+        UsageError, match="holds a file that is no head of this engine: .* cannot be the name of a head"
+    ):
         ZeroShotClassifier(tiny_engine)
 
 

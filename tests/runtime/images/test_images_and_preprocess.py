@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 from pkgutil import resolve_name
@@ -176,6 +177,12 @@ def test_a_file_that_is_gone_after_a_look_at_it_is_told_of(
         assert load_image(path).size == picture.size
     monkeypatch.undo()
     assert path.exists() == (look != "pathlib.Path.stat")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png is a pipe, which may never be written to"):
+        load_image(tmp_path / "pipe.png")
 
 
 def test_files_that_are_no_images(tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

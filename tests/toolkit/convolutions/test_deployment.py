@@ -131,6 +131,29 @@ def test_a_sound_form_is_not_refused_for_the_rounding_of_sums(batch: Tensor) -> 
     assert change(model, before, batch) > EXACT
 
 
+class OnlyFloat32(nn.Module):
+    """Makes a float32 tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) @ torch.eye(62)
+
+
+def test_a_model_that_runs_in_float32_alone_is_checked_in_it(batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert to_deployment_form(OnlyFloat32().eval().requires_grad_(False), batch) == ["1 BatchNorms"]
+
+    def wrong(model: nn.Module) -> int:
+        model.conv.bias.data += 1
+        return 1
+
+    monkeypatch.setattr(deployment, "reparameterize", wrong)
+    with pytest.raises(RuntimeError, match="deployment form changed the model's output"):
+        to_deployment_form(OnlyFloat32().eval().requires_grad_(False), batch)
+
+
 def test_a_tower_without_any_of_them_is_left_alone(batch: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.Flatten(), nn.Linear(512, 4)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -94,10 +94,10 @@ def test_data_sets_that_cannot_be_used(
         read_images(str(save(tmp_path / "set", parts, features)))
 
 
-def save_labels(folder: Path, labels: Any) -> Path:
-    """Write one image with a column of labels of any type."""
+def save_columns(folder: Path, images: Any, labels: Any) -> Path:
+    """Write one image with columns of any type."""
     save(folder, [[(1, 0)]])
-    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}], STRUCT), "label": labels})
+    table = pa.table({"image": images, "label": labels})
     with (
         pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
         pa.ipc.new_stream(sink, table.schema) as out,
@@ -106,10 +106,22 @@ def save_labels(folder: Path, labels: Any) -> Path:
     return folder
 
 
+def save_images(folder: Path, images: Any) -> Path:
+    return save_columns(folder, images, pa.array([0]))
+
+
+def save_labels(folder: Path, labels: Any) -> Path:
+    return save_columns(folder, pa.array([{"bytes": png(1), "path": None}], STRUCT), labels)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (["cat"], "labels are string; expected the number of a class for each image"),
+        (
+            pa.array([2**62], pa.timestamp("us")),
+            r"labels are timestamp\[us\]; expected the number of a class",
+        ),
         (
             pa.array([2**64 - 1], pa.uint64()),
             r"labels must be between 0 and 1 \(2 class names\), got 18446744073709551615 to",
@@ -119,6 +131,26 @@ def save_labels(folder: Path, labels: Any) -> Path:
 def test_labels_that_no_class_can_have_are_told_of(tmp_path: Path, labels: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_images(str(save_labels(tmp_path / "set", labels)))
+
+
+def test_words_in_place_of_bytes_are_not_opened_as_paths(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(png(7))
+    images = read_images(str(save_images(tmp_path / "set", pa.array([{"bytes": str(outside)}]))))
+    for read in (images.open_image, images.read_bytes):
+        with pytest.raises(InputError, match="set, image 0: it is not in the file"):
+            read(0)
+    with pytest.raises(InputError, match="it is not in the file"):
+        images.digests()
+
+
+def test_what_lies_beside_an_image_and_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.timestamp("s"))])
+    beside = pa.array([{"bytes": png(1), "path": None}], STRUCT)
+    late = pa.StructArray.from_arrays([beside.field(0), pa.array([2**62], pa.timestamp("s"))], fields=list(kind))
+    images = read_images(str(save_images(tmp_path / "set", late)))
+    with pytest.raises(InputError, match=r"set, image 0: it cannot be read \(.+\); save the data set again"):
+        images.open_image(0)
 
 
 def test_pipes_and_files_named_twice_are_not_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, verify_engine
 from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
 from p4q_edge.runtime.artifacts.signature import Keys, SignedKind
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.storage import atomic_write, read_bounded
 
 BUILT_IN = "built-in"
@@ -48,20 +48,32 @@ def load_stored_heads(engine: str | Path, card: Card, *, trusted: Keys = None) -
     """Return the heads stored with an engine, by name, without any that is removed meanwhile.
 
     Raises:
-        UsageError: there are too many.
+        UsageError: there are too many, or a file has a name that no head can have.
+        InputError: one cannot be read.
         ArtifactError: one is damaged, was made for another model, or lacks a signature that is asked for.
     """
     loaded = {}
     for name, path in stored_heads(engine).items():
+        _require_usable(name, path)
         try:
             head = load_head(path, trusted=trusted)
-        except P4QEdgeError:
-            if path.exists():
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError) or path.is_symlink():
                 raise
             continue  # removed since the heads were listed: as if that had been a moment earlier
         require_fit(head, card, name=name)
         loaded[name] = head
     return loaded
+
+
+def _require_usable(name: str, path: Path) -> None:
+    """Raise `UsageError` for a file that was put there by hand under a name that would hide the engine's own head."""
+    try:
+        require_name(name)
+    except UsageError as error:
+        raise UsageError(
+            f"{path.parent} holds a file that is no head of this engine: {error} Rename {path!r}."
+        ) from error
 
 
 def add_head(engine: str | Path, source: str | Path, *, name: str | None = None, force: bool = False) -> str:

@@ -208,6 +208,8 @@ def _checked(arrays: dict[str, np.ndarray]) -> Embeddings:
     paths, rows = arrays["path"], arrays["embedding"]
     if paths.dtype.kind != "U" or paths.ndim != 1 or rows.dtype != np.float32 or rows.shape[:1] != paths.shape:
         raise ValueError(f"expected n paths and (n, dim) float32, got {paths.shape} {paths.dtype} and {rows.shape}")
+    if any(arrays[name].ndim or arrays[name].dtype.kind != "U" for name in _ABOUT if name in arrays):
+        raise ValueError(f"expected one word each for {', '.join(_ABOUT)}")
     if any(words.dtype.kind == "U" and beyond_unicode(words) for words in arrays.values()):
         raise ValueError("words hold characters that Unicode does not have")
     if rows.ndim != 2 or not np.allclose(np.linalg.norm(rows.astype(np.float64), axis=1), 1.0, atol=_UNIT_TOLERANCE):

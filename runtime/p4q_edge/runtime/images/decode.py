@@ -153,6 +153,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{str(path)[:200]!r} does not exist. Check the path of the image.") from error
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a folder, not an image. Name its files, or pass the folder to classify.")
+    if stat.S_ISFIFO(status.st_mode):
+        raise InputError(f"{path} is a pipe, which may never be written to. Name a file, or pass its bytes.")
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_FILE_BYTES} bytes. Use a smaller copy of it.")
 

@@ -131,9 +131,12 @@ def test_operands_may_be_named() -> None:
         lambda: torch.nn.functional.linear(x, bias=bias, weight=weight),
         lambda: torch.nn.functional.linear(input=x, weight=weight, bias=bias),
         lambda: torch.matmul(x, other=weight.T) + bias,
+        lambda: torch.matmul(x1=x, x2=weight.T) + bias,
         lambda: torch.bmm(x[None], mat2=weight.T[None])[0] + bias,
     ]
     for call in calls:
         with PermutedSums(0):
             permuted = call()
         assert 0 < float((permuted - call()).abs().max()) < 1e-4
+    with PermutedSums(0):
+        assert torch.equal(torch.nn.functional.linear(x, weight[0]), x @ weight[0])
