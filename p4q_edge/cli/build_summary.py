@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from p4q_edge.cli.common import choose_recipe
+from p4q_edge.cli.common import choose_recipe, told_already
 from p4q_edge.cli.zero_shot import costs
 from p4q_edge.data import read_split
 from p4q_edge.runtime.artifacts import Bundle, Card, CrossValidated, RecordedResults, read_bundle, read_card
@@ -44,14 +44,16 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
     bundle, card = read_bundle(bundle_path), read_card(request.engine)
     recorded = bundle.reference()
     following = f"next: p4q-edge classify {request.engine} IMAGES   (p4q-edge validate {request.engine}: every step)"
-    recipe = choose_recipe(request.recipe)
+    with told_already():
+        recipe = choose_recipe(request.recipe)
     validated = bundle.manifest.data_index.cross_validated
     calibrated_on = bundle.manifest.data_index.calibrated_on
     lacking = () if calibrated_on is None else costs(calibrated_on, card, request.engine, tested=recorded is not None)
     listed = ["zero-shot, what that costs:", *(f"- {line}" for line in lacking)] if lacking else []
     if recorded is None and lacking:
         return BuildSummary(n=0, costs=lacking), "\n".join([*listed, following])
-    split = read_split(recipe.data, seed=recipe.seed)
+    with told_already():
+        split = read_split(recipe.data, seed=recipe.seed)
     if recorded is None and validated is None:
         nothing = "accuracy was not measured: export.reference_images = 0 keeps no results of test images"
         return BuildSummary(n=0), f"{nothing}\n{following}"

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images import ImageSet
+from p4q_edge.runtime.images import ImageSet, warn_of_classes
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +127,12 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
                 len(train),
             )
             return Split(train=learned, test=train.subset([]))
-        tested = train.subset(rest)
-        tested = _without_copies(tested, learned)
+        tested, source = _without_copies(train.subset(rest), learned), "what is kept of data.train to test on"
     else:
+        source = "data.test"
         tested = test.with_classes_of(train, source="data.test")
         _refuse_overlap(learned, test)
+    warn_of_classes(tested.labels.tolist(), train.class_names, source=source)
     if test_limit and len(tested) > test_limit:
         tested = tested.subset(np.sort(np.random.default_rng(seed).permutation(len(tested))[:test_limit]))
     return Split(train=learned, test=tested)
@@ -154,6 +155,7 @@ def split_without_labels(
     """
     train = replace(images.subset([]), class_names=class_names)
     tested = train if test is None else test.with_classes_of(train, source="data.test")
+    warn_of_classes(tested.labels.tolist(), class_names, source="data.test")
     seen = set(tested.digests())
     kept = [index for index, digest in enumerate(images.digests()) if digest not in seen]
     if len(kept) < len(images):

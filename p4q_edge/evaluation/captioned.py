@@ -13,7 +13,7 @@ from p4q_edge.models import cut_texts, encode_texts, encoder_of
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CaptionedImages
-from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess
+from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess, require_decodable
 from p4q_edge.runtime.storage import printable, sha256_bytes
 from p4q_edge.stages import Source
 
@@ -35,7 +35,7 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
 
     Raises:
         UsageError: there is no recipe, or no such table.
-        InputError: the table cannot be used, or is too large.
+        InputError: the table cannot be used or is too large, or some of its images cannot be read.
     """
     if source is None:
         raise UsageError(
@@ -51,6 +51,8 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
             f"{len(captions.images)} images and {len(places)} captions. Take fewer images with --limit"
         )
     spec, images = source.model.preprocess, captions.images
+    pixels = Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
+    require_decodable(pixels, range(len(images)), source=f"--pairs {table}")
     texts = list(places)
     cut = [texts[index] for index in cut_texts(source.model.tokenizer, texts)]
     _warn_of_cut(cut, len(texts), table)
@@ -58,7 +60,7 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
     text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, texts), dim=-1)
     digests = digest_of(images.digests(), [0] * len(images))
     return CaptionedImages(
-        pixels=Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size)),
+        pixels=pixels,
         text_embedding=text.cpu().numpy().astype(np.float32),
         pairs=np.array(pairs, np.int64),
         digest=sha256_bytes("\n".join([digests, *places, *map(str, pairs)]).encode()),

@@ -31,7 +31,7 @@ from p4q_edge.runtime.evaluation import (
     learned_digests,
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
-from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test
+from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test, warn_of_classes
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, OUTPUT_NAMES, Outputs, Stage
 from p4q_edge.runtime.storage import sha256_bytes
 from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
@@ -159,8 +159,9 @@ def compare_linears(bundle: Bundle | None, classifier: FoldedClassifier) -> tupl
 
 
 def _data_of(data: str, card: Card, learned_from: frozenset[str], other_names: tuple[str, ...]) -> LabelledImages:
-    images = read_images(data)
-    return labelled(images, card, learned_from=learned_from, source=data, other_names=other_names)
+    images = labelled(read_images(data), card, learned_from=learned_from, source=data, other_names=other_names)
+    warn_of_classes(images.labels.tolist(), card.class_names, source=f"--data {data}")
+    return images
 
 
 def labelled(

@@ -13,8 +13,21 @@ from PIL import Image
 from p4q_edge.runtime.artifacts.manifest import DataIndex, LearnedImage
 from p4q_edge.runtime.builders.build import build_engine
 from p4q_edge.runtime.cli.main import main
-from p4q_edge.runtime.errors import IncompatibleEngineError
+from p4q_edge.runtime.errors import IncompatibleEngineError, InputError
 from p4q_edge.runtime.storage.files import sha256_file
+
+
+def test_images_of_one_class_are_refused_before_the_engine_runs(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("p4q_edge.runtime.classification.head_calibration.load_engine", None)
+    for index in range(12):
+        path = tmp_path / "labelled" / "circle" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(path)
+    assert main(["head", "calibrate", str(tiny_engine), str(tmp_path / "labelled"), "-q"]) == InputError.exit_code
+    err = capsys.readouterr().err
+    assert "expected at least 10 images of two or more classes to calibrate with, got 12 of 1. Add images." in err
 
 
 def test_the_bundle_beside_the_engine_tells_what_was_learned_from(

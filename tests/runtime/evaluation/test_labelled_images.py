@@ -33,6 +33,13 @@ def test_folders_are_matched_by_name(tmp_path: Path) -> None:
     assert images.source.startswith("3 images of")
 
 
+def test_images_of_one_class_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labelled.read_class_folders(folders(tmp_path / "all", owl=1, cat=1), class_names=("cat", "owl"), spec=SPEC)
+    assert not caplog.records
+    labelled.read_class_folders(folders(tmp_path / "one", owl=3), class_names=("cat", "owl"), spec=SPEC)
+    assert f"--data {tmp_path / 'one'}: all 3 images are of the class 'owl'" in caplog.text
+
+
 def test_images_that_were_learned_from_are_left_out(tmp_path: Path) -> None:
     root = folders(tmp_path, cat=2, dog=2)
     learned = frozenset({sha256_file(root / "cat" / "0.png")})
@@ -74,6 +81,22 @@ def test_pixels_are_decoded_once_if_they_fit(limit: int, monkeypatch: pytest.Mon
     for _ in range(2):
         assert pixels[slice(1, 3)][:, 0, 0, 0].tolist() == [1, 2]
     assert read == ([1, 2] if limit > 1 else [1, 2, 1, 2])
+
+
+def test_of_many_damaged_images_the_first_few_are_named() -> None:
+    def decode(index: int) -> np.ndarray:
+        if index % 2:
+            raise InputError(f"{index}.png is damaged. Save it again.")
+        return np.zeros((3, 2, 2), np.uint8)
+
+    pixels = labelled.Pixels(decode, 50, (3, 2, 2))
+    labelled.require_decodable(pixels, range(0, 50, 2), source="photos")
+    with pytest.raises(InputError) as caught:
+        labelled.require_decodable(pixels, range(30), source="photos")
+    assert str(caught.value).startswith(
+        "photos: 15 of 30 images cannot be read: 1.png is damaged. Save it again; 3.png"
+    )
+    assert str(caught.value).endswith("19.png is damaged. Save it again; and 5 more. Replace them, or take them out.")
 
 
 def test_a_drawn_subset_keeps_images_with_their_labels() -> None:

@@ -150,6 +150,23 @@ def test_labelled_images_are_none_of_no_class(
     assert "golden samples:" not in err
 
 
+@pytest.mark.parametrize(("place", "named"), [("others", "--ood {}"), ("validated", "40 images of {}")])
+def test_damaged_images_are_all_named_before_anything_runs(
+    engine: Path, validated: Path, others: Path, place: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = {"others": others, "validated": validated}[place]
+    files = sorted(folder.rglob("*.png"))
+    for file in (files[1], files[-1]):
+        file.write_bytes(file.read_bytes()[:60])
+    assert main(["validate", str(engine), "--data", str(validated), "--ood", str(others)]) == 2
+    err = capsys.readouterr().err
+    assert f"{named.format(folder)}: 2 of {len(files)} images cannot be read: {files[1]} cannot be decoded" in err
+    assert f"; {files[-1]} cannot be decoded" in err
+    assert "Replace them, or take them out." in err
+    assert "golden samples:" not in err
+    assert "float" not in err
+
+
 def test_a_folder_without_images_is_said(
     engine: Path, validated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

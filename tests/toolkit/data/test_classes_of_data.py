@@ -4,6 +4,7 @@ import logging
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -75,7 +76,45 @@ def test_a_test_set_may_lack_classes_and_it_is_said(tmp_path: Path, caplog: pyte
         (name.split("/")[0], split.test.class_names[label])
         for name, label in zip(split.test.names, split.test.labels, strict=True)
     } == {("bird", "bird"), ("dog", "dog")}
-    assert "data.test has no images of 1 classes: cat" in caplog.text
+    assert "data.test has no images of 1 of 3 classes: cat" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folders", "npz", "no labels"])
+def test_a_test_set_of_one_class_is_told_of_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    train = fill_folders(tmp_path / "train", "bird", "cat", "dog")
+    test = fill_folders(tmp_path / "test", "cat", shade=9)
+    section = DataSection(train=train, test=test, shots=2)
+    if kind == "npz":  # names all classes, though it has images of one alone
+        path = tmp_path / "test.npz"
+        images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+        np.savez(path, images=images, labels=np.array([1, 1, 1, 1]), class_names=np.array(["bird", "cat", "dog"]))
+        section = DataSection(train=train, test=str(path), shots=2)
+    elif kind == "no labels":
+        section = DataSection(calibration=train, test=test, class_names=("bird", "cat", "dog"))
+    read_split(section, seed=0)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said.startswith(
+        "data.test: all 4 images are of the class 'cat'. Accuracy on them tells how often that class"
+    )
+    assert said.endswith("an engine that always says 'cat' gets 100 %. Add images of other classes")
+
+
+def test_images_kept_to_test_on_may_lack_classes_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill_folders(tmp_path / "train", "bird", "cat", count=2)
+    train = fill_folders(tmp_path / "train", "dog", "emu", count=5, shade=9)
+    read_split(DataSection(train=train, shots=2), seed=0)
+    assert "what is kept of data.train to test on has no images of 2 of 4 classes: bird, cat" in caplog.text
+
+
+def test_a_test_set_of_all_classes_is_not_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = fill_folders(tmp_path / "train", "bird", "cat")
+    test = fill_folders(tmp_path / "test", "bird", "cat", shade=9)
+    read_split(DataSection(train=train, test=test, shots=2), seed=0)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("named_as", ["folders", "words"])

@@ -105,6 +105,23 @@ class Samples:
 _Make = Callable[[Samples], Calibration]
 
 
+def require_enough(labels: np.ndarray) -> None:
+    """Refuse images, before an engine is run on them, from which nothing can be fitted.
+
+    Args:
+        labels: of the images, `(images,)`.
+
+    Raises:
+        InputError: too few images, or all are of one class.
+    """
+    classes = len(set(labels.tolist()))
+    if len(labels) < MIN_SAMPLES or classes < 2:
+        raise InputError(
+            f"expected at least {MIN_SAMPLES} images of two or more classes to calibrate with, got {len(labels)} of "
+            f"{classes}. Add images."
+        )
+
+
 def fit(
     logits: np.ndarray,
     labels: np.ndarray,
@@ -130,11 +147,7 @@ def fit(
     Raises:
         InputError: too few images.
     """
-    if len(labels) < MIN_SAMPLES or len(set(labels.tolist())) < 2:
-        raise InputError(
-            f"expected at least {MIN_SAMPLES} images of two or more classes to calibrate with, got {len(labels)}. "
-            "Add images."
-        )
+    require_enough(labels)
     nothing = np.empty((0, logits.shape[1]))
     samples = Samples(logits=logits, labels=labels, unknown=nothing if unknown is None else unknown)
     before = _cross_validated(samples, lambda _: head.calibration, head.class_names)

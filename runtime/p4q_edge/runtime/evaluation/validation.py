@@ -122,7 +122,7 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
     any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
     captioned = reference.captioned
     images = _images(request, subject, reference)
-    check_trials(request, images, learned=learned_digests(subject.bundle))
+    check_trials(request, images, spec=subject.card.preprocess, learned=learned_digests(subject.bundle))
     if images is not None and FAKE_QUANT not in reference.stages:
         reference, images = with_recorded(reference, images, subject, request)
     if images is not None:

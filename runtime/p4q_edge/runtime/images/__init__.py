@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         missing_classes,
         pair_class_names,
         same_form,
+        warn_of_classes,
     )
     from p4q_edge.runtime.images.decode import SUFFIXES, ColorOrder, ImageLike, load_image
     from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         images_to_test,
         read_class_folders,
         read_unlabelled_folder,
+        require_decodable,
         require_of_no_class,
         subset,
     )
@@ -62,11 +64,13 @@ __all__ = [
     "preprocess",
     "read_class_folders",
     "read_unlabelled_folder",
+    "require_decodable",
     "require_of_no_class",
     "same_form",
     "source_of",
     "subset",
     "video",
+    "warn_of_classes",
 ]
 
 if not TYPE_CHECKING:
@@ -79,6 +83,7 @@ if not TYPE_CHECKING:
                 "missing_classes",
                 "pair_class_names",
                 "same_form",
+                "warn_of_classes",
             ),
             "decode": (
                 "ColorOrder",
@@ -106,6 +111,7 @@ if not TYPE_CHECKING:
                 "images_to_test",
                 "read_class_folders",
                 "read_unlabelled_folder",
+                "require_decodable",
                 "require_of_no_class",
                 "subset",
             ),

@@ -94,9 +94,41 @@ def pair_class_names(found: Sequence[str], given: Sequence[str], *, source: str,
     return tuple(range(len(found)))
 
 
-def missing_classes(matched: Sequence[int], class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the known classes that a matched data set has no images of."""
-    return tuple(name for position, name in enumerate(class_names) if position not in set(matched))
+def missing_classes(labels: Iterable[int], class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the known classes that a data set has no images of.
+
+    Args:
+        labels: of its images, indices into the class names.
+        class_names: all that are known.
+    """
+    found = set(labels)
+    return tuple(name for position, name in enumerate(class_names) if position not in found)
+
+
+def warn_of_classes(labels: Sequence[int], class_names: Sequence[str], *, source: str) -> None:
+    """Tell in one line, if so, that images to test on are all of one class, or of which classes there are none.
+
+    Args:
+        labels: of the images, indices into the class names; without any nothing is told.
+        class_names: all that are known.
+        source: what the line calls the images.
+    """
+    missing = missing_classes(labels, class_names)
+    if not labels or not missing:
+        return
+    if len(missing) == len(class_names) - 1:
+        logger.warning(
+            "%s: all %d images are of the class %r. Accuracy on them tells how often that class is named, and not "
+            "whether classes are told apart: an engine that always says %r gets 100 %%. Add images of other classes",
+            source,
+            len(labels),
+            class_names[labels[0]],
+            class_names[labels[0]],
+        )
+        return
+    shown = ", ".join(missing[:_SHOWN_PAIRS])
+    more = f" and {len(missing) - _SHOWN_PAIRS} more" if len(missing) > _SHOWN_PAIRS else ""
+    logger.warning("%s has no images of %d of %d classes: %s%s", source, len(missing), len(class_names), shown, more)
 
 
 def _unknown(name: str, class_names: Sequence[str], *, source: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from p4q_edge.runtime.images.class_names import match_classes, missing_classes, pair_class_names, same_form
+from p4q_edge.runtime.images.class_names import match_classes, pair_class_names, same_form
 from p4q_edge.runtime.images.decode import load_image
 from p4q_edge.runtime.images.listing import labelled_files
-
-logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -77,15 +74,12 @@ class ImageSet:
         return replace(self, class_names=tuple(class_names), found_names=tuple(found_names), labels=order[self.labels])
 
     def with_classes_of(self, other: ImageSet, *, source: str) -> ImageSet:
-        """Return the same images with the classes of another set, matched by name; classes without images are told of.
+        """Return the same images with the classes of another set, matched by name.
 
         Raises:
             InputError: a class that the other set does not have.
         """
         matched = match_classes(self.class_names, other.class_names, source=source, other_names=other.found_names)
-        missing = missing_classes(matched, other.class_names)
-        if missing:
-            logger.warning("%s has no images of %d classes: %s", source, len(missing), ", ".join(missing))
         return replace(
             self,
             class_names=other.class_names,

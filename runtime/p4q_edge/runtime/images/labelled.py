@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images.class_names import match_classes
+from p4q_edge.runtime.images.class_names import match_classes, warn_of_classes
 from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
 from p4q_edge.runtime.images.listing import LeftOut, image_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
+from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import sha256_bytes, sha256_file
 
 # Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
+MAX_NAMED = 10
+"""Of many images that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +69,33 @@ class Pixels:
         return self._kept[rows]
 
 
+def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> None:
+    """Decode images before the work that would end at the first damaged one; `Pixels` that fit into memory keep them.
+
+    Args:
+        pixels: what is decoded.
+        rows: which of them.
+        source: what messages call them.
+
+    Raises:
+        InputError: some cannot be read; the message names the first few, and how many there are.
+    """
+    wanted = list(rows)
+    problems: list[str] = []
+    for row in tracked(wanted, "check images"):
+        try:
+            pixels[slice(row, row + 1)]
+        except InputError as error:
+            problems.append(str(error).rstrip("."))
+    if problems:
+        shown = "; ".join(problems[:MAX_NAMED])
+        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise InputError(
+            f"{source}: {len(problems)} of {len(wanted)} images cannot be read: {shown}{more}. Replace them, or take "
+            "them out."
+        )
+
+
 def read_class_folders(
     folder: Path,
     *,
@@ -92,7 +122,7 @@ def read_class_folders(
             f"--data {folder} is not a directory; expected one with a folder for each class. Tables, .npz and .tar "
             "files need the toolkit: pip install ./runtime ."
         )
-    return images_to_test(
+    images = images_to_test(
         from_class_folders(folder),
         class_names=class_names,
         spec=spec,
@@ -100,6 +130,8 @@ def read_class_folders(
         source=str(folder),
         other_names=other_names,
     )
+    warn_of_classes(images.labels.tolist(), class_names, source=f"--data {folder}")
+    return images
 
 
 def images_to_test(

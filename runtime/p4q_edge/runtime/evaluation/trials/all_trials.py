@@ -24,9 +24,11 @@ from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, Retrie
 from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, unknown_report
 from p4q_edge.runtime.images import (
     LabelledImages,
+    PreprocessSpec,
     draw_subset,
     image_files,
     read_unlabelled_folder,
+    require_decodable,
     require_of_no_class,
     subset,
 )
@@ -87,18 +89,23 @@ def check_sources(request: ValidateRequest) -> None:
 
 
 def check_trials(
-    request: ValidateRequest, images: LabelledImages | None, *, learned: frozenset[str] = frozenset()
+    request: ValidateRequest,
+    images: LabelledImages | None,
+    *,
+    spec: PreprocessSpec,
+    learned: frozenset[str] = frozenset(),
 ) -> None:
     """Refuse what cannot be answered, before anything runs.
 
     Args:
         request: what was asked for.
         images: labelled; None without any.
+        spec: how the engine wants its pixels.
         learned: SHA-256 of the images that the model was learned from.
 
     Raises:
         UsageError: it needs labelled images, and there are none.
-        InputError: images of no class are among those of the classes.
+        InputError: images of no class are among those of the classes, or some cannot be read.
     """
     if images is None and (request.ood is not None or request.corruptions):
         option = "--ood" if request.ood is not None else "--corruptions"
@@ -106,6 +113,11 @@ def check_trials(
 
     if images is not None and request.ood is not None:
         require_of_no_class(request.ood, learned.union(images.digests), option="--ood")
+        others, _ = read_unlabelled_folder(request.ood, spec=spec, limit=request.limit, seed=request.seed)
+        require_decodable(others, range(len(others)), source=f"--ood {request.ood}")
+    if images is not None:
+        drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
+        require_decodable(images.pixels, drawn.tolist(), source=images.source)
 
 
 def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
