@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         teacher_of,
     )
     from p4q_edge.calibration.text import calibrate_text
+    from p4q_edge.calibration.weight_bits import mean_weight_bits, set_weight_bits
 
 __all__ = [
     "SAMPLE_SIZE",
@@ -35,9 +36,11 @@ __all__ = [
     "embedding_loss",
     "fewest",
     "in_float",
+    "mean_weight_bits",
     "quantized_layers",
     "rank_by_sensitivity",
     "refine",
+    "set_weight_bits",
     "teacher_of",
 ]
 
@@ -62,5 +65,9 @@ if not TYPE_CHECKING:
                 "teacher_of",
             ),
             "text": ("calibrate_text",),
+            "weight_bits": (
+                "mean_weight_bits",
+                "set_weight_bits",
+            ),
         },
     )

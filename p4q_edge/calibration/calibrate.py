@@ -2,7 +2,7 @@
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from p4q_edge.calibration.fit import refine
 from p4q_edge.calibration.loss_limit import limit_loss
+from p4q_edge.calibration.weight_bits import spread_weight_bits
 from p4q_edge.models import (
     Batches,
     ImageEncoder,
@@ -77,6 +78,7 @@ class CalibratedEncoder:
         products: attentions whose products are quantized.
         convolutions: those that are quantized.
         grids: tensors between convolutions that have a grid for all their readers.
+        weight_bits: of the linears whose weights have more than the scheme's bits, by path.
         images: number of calibration images.
     """
 
@@ -89,6 +91,7 @@ class CalibratedEncoder:
     products: tuple[str, ...]
     convolutions: tuple[str, ...]
     grids: tuple[GridPoint, ...]
+    weight_bits: Mapping[str, int]
     images: int
 
 
@@ -121,6 +124,7 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     folded = fold_channels(encoder, scheme, sample)
     observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
     unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
+    wider = spread_weight_bits(encoder, batches, scheme.mean_weight_bits)
     if convolutions:
         taken = _taken_in(model, evenly(images, correction_images(images)))
         fit_convolutions(encoder, taken, scheme.weight_rounding)
@@ -131,12 +135,11 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     limit = scheme.max_cosine_loss
     in_float = () if limit is None else limit_loss(encoder, reference, batches, limit)
     set_phase(encoder, Phase.QUANTIZED)
-    share = 100 * count_macs(encoder, sample).integer_share
     logger.info(
         "quantized %d linears and %d convolutions, %.1f %% of multiply-accumulates; kept %d linears in float",
         len(quant_linears(encoder)),
         len(quant_convs(encoder)),
-        share,
+        100 * count_macs(encoder, sample).integer_share,
         len(kept) + len(unreached) + len(in_float),
     )
     return CalibratedEncoder(
@@ -149,6 +152,7 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
         products=tuple(products),
         convolutions=tuple(convolutions),
         grids=tuple(grids),
+        weight_bits=wider,
         images=len(images),
     )
 

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from p4q_edge.quant.least_squares import Moments, Seen, correct_affine, correct_bias, fitted_target, paired_pass
     from p4q_edge.quant.linear import Phase, QuantLinear, memory_of, quant_linears, running_in, set_phase
     from p4q_edge.quant.macs import count_macs, macs_by_module
+    from p4q_edge.quant.mixed_bits import rounding_losses, spread_bits, weight_sensitivity
     from p4q_edge.quant.observers import forget_magnitudes
     from p4q_edge.quant.placement import GridPoint, choose_convolutions, choose_grids, may_be_quantized
     from p4q_edge.quant.reconstruction import reconstruct
     from p4q_edge.quant.rotation import rotate_streams
     from p4q_edge.quant.rounding import choose_rounding
-    from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
+    from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName, check_mean_bits
     from p4q_edge.quant.search import STRENGTHS, Ranges, Rows, activation_readers, choose_input
     from p4q_edge.quant.sensitivity import OutputWeights, output_weights
     from p4q_edge.quant.swap import quantize_modules, replace_module
@@ -53,6 +54,7 @@ __all__ = [
     "activation_readers",
     "affine",
     "attentions",
+    "check_mean_bits",
     "choose_convolutions",
     "choose_grids",
     "choose_input",
@@ -83,14 +85,17 @@ __all__ = [
     "reconstruct",
     "replace_module",
     "rotate_streams",
+    "rounding_losses",
     "running_as_cpu_graph",
     "running_in",
     "set_phase",
     "softmax_scale",
     "source",
+    "spread_bits",
     "swap_convolutions",
     "tensor_grids",
     "trace_flow",
+    "weight_sensitivity",
 ]
 
 if not TYPE_CHECKING:
@@ -133,6 +138,7 @@ if not TYPE_CHECKING:
                 "readers",
                 "source",
                 "trace_flow",
+                "check_mean_bits",
             ),
             "learned_scales": ("learn_scales",),
             "least_squares": (
@@ -156,6 +162,11 @@ if not TYPE_CHECKING:
                 "count_macs",
                 "macs_by_module",
             ),
+            "mixed_bits": (
+                "rounding_losses",
+                "spread_bits",
+                "weight_sensitivity",
+            ),
             "observers": ("forget_magnitudes",),
             "placement": (
                 "GridPoint",
@@ -171,6 +182,7 @@ if not TYPE_CHECKING:
                 "ObserverName",
                 "QuantScheme",
                 "RoundingName",
+                "check_mean_bits",
             ),
             "search": (
                 "Ranges",

@@ -10,6 +10,10 @@ ObserverName = Literal["minmax", "percentile", "mse", "search"]
 ConvolutionChoice = Literal["auto", "off"]
 RoundingName = Literal["nearest", "adaround", "descent"]
 
+WIDEST_BITS = 7
+"""Most bits of a weight where widths differ: at 7 the rounding of a weight costs a 64th of what it does at 4, and every
+kernel for CPUs multiplies such weights without overflow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantScheme:
@@ -20,6 +24,9 @@ class QuantScheme:
         activation_bits: 2 to 8.
         attention_bits: 2 to 8, of weights and activations of the linears of attentions and of the tensors that
             attentions multiply; None: as all others.
+        mean_weight_bits: of the image tower's linears, those whose weights cost most for their size get more than
+            `weight_bits`, up to 7, as long as a weight has at most this many on average; chosen by gradients on the
+            calibration images, before roundings are fitted. None: all weights have `weight_bits`.
         quantize_attention: quantize the products of attentions too, where TensorRT fuses them in INT8.
         observer: how the clip range of an activation is chosen: its maximum, a percentile of its absolute values,
             the range with the least mean squared quantization error (OMSE), or by a search for the least error of the
@@ -65,6 +72,7 @@ class QuantScheme:
     weight_bits: int = 8
     activation_bits: int = 8
     attention_bits: int | None = None
+    mean_weight_bits: float | None = None
     quantize_attention: bool = False
     observer: ObserverName = "search"
     percentile: float = 99.99
@@ -94,6 +102,7 @@ class QuantScheme:
         affine.activation_range(self.activation_bits)
         if self.attention_bits is not None:
             affine.activation_range(self.attention_bits)
+        check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
         if not 1.0 <= self.headroom <= 4.0:
@@ -126,6 +135,9 @@ class QuantScheme:
     @property
     def label(self) -> str:
         """Short name such as `W8A8`, or `W4A4 (attention W8A8)` where attentions have bits of their own."""
+        if self.mean_weight_bits is not None:
+            plain = width_label(self.weight_bits, self.activation_bits)
+            return f"{plain} (weights at most {self.mean_weight_bits:g} bits on average)"
         return width_label(self.weight_bits, self.activation_bits, self.attention_bits)
 
     def for_attention(self) -> "QuantScheme":
@@ -136,3 +148,20 @@ class QuantScheme:
     def keeps_float(self, module_path: str) -> bool:
         """Return whether the module at this dotted path stays in high precision."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
+
+
+def check_mean_bits(weight_bits: int, attention_bits: int | None, mean_weight_bits: float | None) -> None:
+    """Check that a mean of bits can be spread over weights.
+
+    Raises:
+        ValueError: the mean is not between `weight_bits` and 7, or attentions have bits of their own.
+    """
+    if mean_weight_bits is None:
+        return
+    if attention_bits is not None:
+        raise ValueError("attention_bits fixes the widths that mean_weight_bits is there to choose; leave one out")
+    if not weight_bits < mean_weight_bits < WIDEST_BITS:
+        raise ValueError(
+            f"mean_weight_bits must be above weight_bits and below {WIDEST_BITS}, got {mean_weight_bits:g} with "
+            f"weight_bits = {weight_bits}"
+        )

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
+from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName, check_mean_bits
 from p4q_edge.recipe import numbers
 
 Method = Literal["p4q", "as-released"]
@@ -115,6 +115,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     weight_bits: numbers.Bits = QuantScheme.weight_bits
     activation_bits: numbers.Bits = QuantScheme.activation_bits
     attention_bits: numbers.Bits | None = QuantScheme.attention_bits
+    mean_weight_bits: float | None = QuantScheme.mean_weight_bits
     quantize_attention: bool = QuantScheme.quantize_attention
     adapter_bits: numbers.Bits = 8
     observer: ObserverName = QuantScheme.observer
@@ -138,11 +139,10 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     max_cosine_loss: numbers.CosineLoss | None = QuantScheme.max_cosine_loss
     max_top1_drop: float | None = None
     text: bool = False
-    calibration_images: int = 1000
+    calibration_images: numbers.Count = 1000
 
     def __post_init__(self) -> None:
-        if self.calibration_images < 0:
-            raise ValueError(f"calibration_images must not be negative, got {self.calibration_images}")
+        check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
         if self.max_top1_drop is not None and not 0.0 <= self.max_top1_drop < 100.0:
             raise ValueError(f"max_top1_drop must be in [0, 100) points, got {self.max_top1_drop}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from p4q_edge.calibration import SAMPLE_SIZE, CalibratedEncoder, add_products, deployed_encoder
+from p4q_edge.calibration import SAMPLE_SIZE, CalibratedEncoder, add_products, deployed_encoder, set_weight_bits
 from p4q_edge.learning import read_tensors, write_tensors
 from p4q_edge.models import LoadedModel
 from p4q_edge.quant import (
@@ -49,6 +49,7 @@ def encoder_digest(calibrated: CalibratedEncoder) -> str:
 
 def _facts_of(calibrated: CalibratedEncoder) -> str:
     facts = {name: getattr(calibrated, name) for name in _FACTS}
+    facts["weight_bits"] = dict(calibrated.weight_bits)
     facts["grids"] = [asdict(point) for point in calibrated.grids]
     return json.dumps(facts)
 
@@ -78,6 +79,7 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
     layers: dict[str, QuantLinear | QuantConv2d] = {**quant_linears(encoder), **quant_convs(encoder)}
     for name in facts["in_float"]:
         layers[name].in_float = True
+    set_weight_bits(encoder, facts["weight_bits"])
     encoder.load_state_dict(tensors)
     encoder.requires_grad_(False)
     set_phase(encoder, Phase.QUANTIZED)
@@ -91,5 +93,6 @@ def restore_encoder(path: Path, model: LoadedModel, scheme: QuantScheme, *, key:
         products=tuple(facts["products"]),
         convolutions=tuple(facts["convolutions"]),
         grids=tuple(grids),
+        weight_bits=facts["weight_bits"],
         images=facts["images"],
     )

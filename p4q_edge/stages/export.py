@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from p4q_edge.calibration import mean_weight_bits
 from p4q_edge.data import pixels
 from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.models import CPU, Adapter, FoldedClassifier, device_of, run_folded, to_batch
@@ -169,6 +170,7 @@ def precision_of(learned: Learned) -> Precision:
     """Return what is quantized, and whether these widths are executed or carried on 8-bit kernels."""
     section = learned.prepared.source.recipe.quantization
     scheme = section.scheme()
+    calibrated = learned.prepared.calibrated
     executed = scheme.execution == "executed" and section.adapter_bits == 8
     return Precision(
         weight_bits=scheme.weight_bits,
@@ -177,11 +179,12 @@ def precision_of(learned: Learned) -> Precision:
         remainder="fp16",
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
         attention_bits=scheme.attention_bits,
+        mean_weight_bits=None if scheme.mean_weight_bits is None else mean_weight_bits(calibrated.encoder),
         quantized_attentions=len(quant_products(learned.classifier)),
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),
         int8_mac_share=integer_mac_share(learned),
         linear_mac_share=integer_mac_share(learned, convolutions=False) if quant_convs(learned.classifier) else None,
-        in_float=learned.prepared.calibrated.in_float,
+        in_float=calibrated.in_float,
     )
 
 

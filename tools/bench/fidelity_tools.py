@@ -36,6 +36,8 @@ MOVING = ("Reshape", "Transpose", "Slice", "Gather", "Split", "Squeeze", "Unsque
 W8A8 = QuantizationSection()
 W4A8 = {"weight_bits": 4, "weight_rounding": "descent"}
 """Changes that make it the grid of the recipe `w4a8`."""
+MEANS = (4.25, 4.5, 5.0)
+"""Bits of a weight on average that the same grid is measured with too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,10 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
             "FP32": float_tower,
             "P4Q Edge": partial(ours, changes=W4A8),
             "P4Q Edge, not rotated": partial(ours, changes=W4A8 | {"rotation": False}),
+            **{
+                f"P4Q at {mean:g} bits a weight on average": partial(ours, changes=W4A8 | {"mean_weight_bits": mean})
+                for mean in MEANS
+            },
         }
     smooth = {"config": "INT8_SMOOTHQUANT_CFG"}
     return {

@@ -7,6 +7,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnx
 import pytest
 
 from p4q_edge.recipe.defaults import demo_recipe
@@ -111,3 +113,31 @@ def test_quantized_attention_from_the_option_to_the_card(tmp_path: Path, capsys:
     assert card.precision.quantized_attentions == 3
     assert card.precision.int8_mac_share == pytest.approx(0.9, abs=0.1)
     assert card.build.inspection.integer_products == 17 + 2 * 3
+
+
+@pytest.mark.usefixtures("commands")
+def test_widths_of_weights_from_the_recipe_to_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo, not learned: the graph passes lint and parity, and its card names the mean."""
+    recipe = demo_recipe()
+    plain = msgspec.structs.replace(recipe.learn, prompts=False, adapter=False, class_residual=False)
+    grid = msgspec.structs.replace(recipe.quantization, weight_bits=4, mean_weight_bits=4.75)
+    source, engine = tmp_path / "p4q.toml", tmp_path / "out.onnx"
+    source.write_text(to_toml(msgspec.structs.replace(recipe, learn=plain, quantization=grid)))
+    assert main(["build", "--recipe", str(source), "--engine", str(engine)]) == 0
+    assert main(["inspect", "--lint", str(engine.with_suffix(".p4q"))]) == 0
+    assert main(["inspect", "--lint", str(engine)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(engine)]) == 0
+    precision = read_card(engine).precision
+    assert precision.mean_weight_bits is not None
+    assert 4.0 < precision.mean_weight_bits <= 4.75
+    label = f"W4A8 (weights {precision.mean_weight_bits:.2f} bits on average) carried"
+    assert f"{label}, fp32 remainder, 17 linears" in capsys.readouterr().out
+    weights = {int(abs(array).max()) for array in _int8_weights(engine)}
+    assert any(largest <= 7 for largest in weights)
+    assert any(7 < largest <= 63 for largest in weights)
+
+
+def _int8_weights(engine: Path) -> list[np.ndarray]:
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(engine).graph.initializer]
+    return [array for array in arrays if array.dtype == np.int8 and array.ndim == 2]

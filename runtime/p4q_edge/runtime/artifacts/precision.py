@@ -18,6 +18,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
+        mean_weight_bits: of a quantized weight on average, where some linears have more than `weight_bits`; else None.
         quantized_attentions: attentions whose two products are quantized as well.
         quantized_convolutions: convolutions that are quantized.
         int8_mac_share: of the image tower's multiply-accumulates, the share that is quantized, 0 to 1; None where it
@@ -34,6 +35,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     remainder: Literal["fp16", "fp32", "bf16"]
     quantized_linears: int
     attention_bits: int | None = None
+    mean_weight_bits: float | None = None
     quantized_attentions: int = 0
     quantized_convolutions: int = 0
     int8_mac_share: float | None = None
@@ -51,6 +53,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def label(self) -> str:
         """Bit widths with the word that says whether the hardware computes in them, and in how little of the work."""
         widths = width_label(self.weight_bits, self.activation_bits, self.attention_bits)
+        if self.mean_weight_bits is not None:
+            widths = f"{widths} (weights {self.mean_weight_bits:.2f} bits on average)"
         return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
 
     @property

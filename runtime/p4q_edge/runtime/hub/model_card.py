@@ -79,6 +79,8 @@ def _metadata(bundle: Bundle, address: HubAddress, figures: Figures | None) -> d
 
 def _widths(bundle: Bundle) -> list[str]:
     precision = bundle.manifest.precision
+    if precision.mean_weight_bits is not None:
+        return ["mixed-precision"]
     return [f"w{precision.weight_bits}a{precision.activation_bits}"] if precision.quantized_linears else []
 
 
