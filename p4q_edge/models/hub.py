@@ -4,22 +4,19 @@ Its library and open_clip try several files and wait before each of five repetit
 minute of silence.
 """
 
-import socket
 from pathlib import PurePosixPath
-from urllib.error import URLError
 
 import open_clip
 
-from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
+from p4q_edge.runtime.hub import answer_of, network_cause
 
 HUB = "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _ANSWER_S = 10.0
-# Of requests, httpx and huggingface_hub, of which not all are installed.
-_NETWORK_ERRORS = frozenset(
-    ("ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "LocalEntryNotFoundError", "OfflineModeIsEnabled")
-)
+_OWN_FAULT = (429, *range(500, 600))
+"""What the hub answers where it has too much to do, or something is wrong with itself."""
 
 
 def require_hub(name: str, pretrained: str) -> None:
@@ -31,6 +28,7 @@ def require_hub(name: str, pretrained: str) -> None:
 
     Raises:
         EnvironmentNotAbleError: the hub cannot be reached.
+        P4QEdgeError: the hub answers with an error of its own.
     """
     repository, files = _on_the_hub(name, pretrained)
     if not repository:
@@ -43,13 +41,24 @@ def require_hub(name: str, pretrained: str) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=_ANSWER_S)
     except Exception as error:  # what its HTTP library raises has no class that every version of it has
-        if is_network(error):
-            raise not_fetched(name, pretrained, error) from error
+        if (failed := fetching_failed(name, pretrained, error)) is not None:
+            raise failed from error
         # It answers: that a file is missing there, or is not for everybody, is for open_clip to say.
 
 
-def not_fetched(name: str, pretrained: str, error: BaseException) -> EnvironmentNotAbleError:
-    """Return the error of weights that are not here and could not be fetched."""
+def fetching_failed(name: str, pretrained: str, error: BaseException) -> P4QEdgeError | None:
+    """Return what it means that weights are not here and could not be fetched; None for errors of another kind.
+
+    Args:
+        name: as `load_model` takes it.
+        pretrained: a tag, or empty.
+        error: what a library raised, which may wrap what caused it.
+    """
+    status = answer_of(error)
+    if status in _OWN_FAULT:
+        return P4QEdgeError(f"the hub answers with error {status} for model {name!r} {pretrained!r}. Try again later.")
+    if network_cause(error) is None:
+        return None
     if name.startswith(HUB):
         weights, instead = f"the files of model {name!r}", "its folder here and set model.name to local-dir:FOLDER"
     else:
@@ -59,17 +68,6 @@ def not_fetched(name: str, pretrained: str, error: BaseException) -> Environment
         f"{weights} are not on this machine and could not be fetched: {first_line(error)}. Try again with a network, "
         f"or copy {instead}"
     )
-
-
-def is_network(error: BaseException | None) -> bool:
-    """Return whether an error, or what caused it, is of a network; libraries wrap these in classes of their own."""
-    while error is not None:
-        if isinstance(error, socket.gaierror | ConnectionError | TimeoutError | URLError):
-            return True
-        if type(error).__name__ in _NETWORK_ERRORS:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _on_the_hub(name: str, pretrained: str) -> tuple[str, tuple[str, ...]]:

@@ -24,7 +24,7 @@ from p4q_edge.models.checkpoint_settings import (
     settings_for_path,
 )
 from p4q_edge.models.compute import ON_CPU, Compute
-from p4q_edge.models.hub import HUB, first_line, is_network, not_fetched, require_hub
+from p4q_edge.models.hub import HUB, fetching_failed, first_line, require_hub
 from p4q_edge.models.untrusted_config import checked_config, written_licence
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
@@ -158,8 +158,8 @@ def _create(name: str, pretrained: str, *, quick_gelu: bool, image_size: int | N
     except Exception as error:  # what four libraries raise on damaged files has no common class
         if "pip install transformers" in str(error):  # open_clip's own words for a Hugging Face text tower
             raise EnvironmentNotAbleError(_missing_package(name, "transformers")) from error
-        if is_network(error):
-            raise not_fetched(name, pretrained, error) from error
+        if (failed := fetching_failed(name, pretrained, error)) is not None:
+            raise failed from error
         raise InputError(
             f"open_clip could not load model {name!r} with weights {pretrained!r}: {first_line(error)}; "
             "check that the checkpoint belongs to this architecture (`p4q-edge models` lists them)"

@@ -5,7 +5,7 @@ Every message says what was expected, what came, and the next command::
     P4QEdgeError                    1   something failed while running
     |-- UsageError                  2   a wrong argument, recipe key or path
     |   `-- InputError              2   an input (image, class list, data set) that cannot be used
-    |-- EnvironmentNotAbleError     3   a library, driver or device is missing
+    |-- EnvironmentNotAbleError     3   a library, driver, device or network is missing
     |-- ArtifactError               4   a bundle, card, head or engine that must not be used here
     |   |-- CorruptArtifactError    4   bytes that differ from their recorded digest or format
     |   `-- IncompatibleEngineError 4   built for another runtime version, GPU, platform or card
@@ -33,7 +33,7 @@ class InputError(UsageError):
 
 
 class EnvironmentNotAbleError(P4QEdgeError):
-    """A library, driver or device that the request needs is missing."""
+    """A library, driver, device or network that the request needs is missing."""
 
     exit_code = 3
 

@@ -14,7 +14,14 @@ import pytest
 
 from p4q_edge.runtime.artifacts import signature_path, write_signature
 from p4q_edge.runtime.artifacts.head_store import deciding_bytes
-from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, P4QEdgeError, UsageError
+from p4q_edge.runtime.errors import (
+    ArtifactError,
+    CorruptArtifactError,
+    EnvironmentNotAbleError,
+    InputError,
+    P4QEdgeError,
+    UsageError,
+)
 from p4q_edge.runtime.hub import download, download_bundle
 
 from doubles.hub import HubDouble
@@ -149,7 +156,9 @@ def test_a_download_that_breaks_goes_on_where_it_was(hub: HubDouble, tiny_bundle
 def test_a_download_that_breaks_for_good_leaves_no_bundle(hub: HubDouble, tiny_bundle: Path, tmp_path: Path) -> None:
     hub.repository("ann/cups", {"cups.p4q": tiny_bundle.read_bytes()})
     hub.break_after, hub.breaks = 5000, 100
-    with pytest.raises(P4QEdgeError, match=r"cannot be reached for hf:ann/cups, or the connection broke \(.*Try again"):
+    with pytest.raises(
+        EnvironmentNotAbleError, match=r"cannot be reached for hf:ann/cups, or the connection broke \(.*Try again"
+    ):
         download_bundle("hf:ann/cups")
     assert list((tmp_path / "hub").rglob("*.p4q")) == []
     hub.breaks = 0
@@ -213,7 +222,9 @@ def test_offline_takes_what_is_here_and_says_what_is_not(
     hub.asked.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert download_bundle("hf:ann/cups") == path
-    with pytest.raises(InputError, match=r"hf:ann/other is not in this user's cache, and HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        EnvironmentNotAbleError, match=r"hf:ann/other is not in this user's cache, and HF_HUB_OFFLINE is set"
+    ):
         download_bundle("hf:ann/other")
     assert hub.asked == []
 
@@ -226,7 +237,7 @@ def test_without_a_network_it_ends_at_once_in_a_process_of_its_own(tmp_path: Pat
     started = time.monotonic()
     done = subprocess.run(command, env=closed, capture_output=True, text=True, timeout=HUB_FAST_S, check=False)
     assert time.monotonic() - started < HUB_FAST_S
-    assert done.returncode == P4QEdgeError.exit_code
+    assert done.returncode == EnvironmentNotAbleError.exit_code
     assert "the Hub cannot be reached for hf:ann/cups" in done.stderr
     assert "HF_HUB_OFFLINE=1 takes what was downloaded before" in done.stderr
     assert done.stderr.count("\n") == 1

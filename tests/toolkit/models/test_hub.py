@@ -5,15 +5,17 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import open_clip
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from p4q_edge.models import load_model
 from p4q_edge.models.hub import require_hub
-from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 
 
 @pytest.fixture
@@ -74,6 +76,21 @@ def test_a_hub_that_answers_may_lack_the_file(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", absent)
     require_hub("ViT-B-32", "openai")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_hub_that_answers_with_an_error_of_its_own_is_not_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub wraps it as if the file could not be looked for."""
+
+    def busy(*_: object, **__: object) -> None:
+        answer = ConnectionError("503 Server Error")
+        answer.response = SimpleNamespace(status_code=503)  # type: ignore[attr-defined]
+        raise LocalEntryNotFoundError("cannot find the requested files in the local cache") from answer
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", busy)
+    with pytest.raises(P4QEdgeError, match="the hub answers with error 503 for model 'ViT-B-32' 'openai'") as caught:
+        load_model("ViT-B-32", "openai")
+    assert caught.value.exit_code == 1
 
 
 def test_a_file_named_in_a_record_may_have_a_safe_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.hub.address import HubAddress, is_hub_address, parse_address
     from p4q_edge.runtime.hub.download import download_bundle
     from p4q_edge.runtime.hub.model_card import card_text
+    from p4q_edge.runtime.hub.network import answer_of, network_cause
     from p4q_edge.runtime.hub.upload import PushedBundle, PushOptions, push_bundle
 
 __all__ = [
     "HubAddress",
     "PushOptions",
     "PushedBundle",
+    "answer_of",
     "card_text",
     "download_bundle",
     "is_hub_address",
+    "network_cause",
     "parse_address",
     "push_bundle",
 ]
@@ -30,6 +33,7 @@ if not TYPE_CHECKING:
             "address": ("HubAddress", "is_hub_address", "parse_address"),
             "download": ("download_bundle",),
             "model_card": ("card_text",),
+            "network": ("answer_of", "network_cause"),
             "upload": ("PushOptions", "PushedBundle", "push_bundle"),
         },
     )

@@ -37,11 +37,12 @@ def download_bundle(address: str | HubAddress) -> Path:
     Raises:
         UsageError: no address, or the login does not permit it.
         InputError: no such repository, revision or file, several bundles of which none is named, or one that is too
-            large; offline, one that is not in the cache.
+            large.
         ArtifactError: a signature is asked for (`P4Q_EDGE_TRUSTED_KEYS`), and there is none of these keys.
         CorruptArtifactError: its bytes are not what the Hub or the bundle says.
-        EnvironmentNotAbleError: `huggingface_hub` is not installed.
-        P4QEdgeError: the Hub cannot be reached.
+        EnvironmentNotAbleError: `huggingface_hub` is not installed, or the Hub cannot be reached, or not used by
+            `HF_HUB_OFFLINE=1`, for what is not in the cache.
+        P4QEdgeError: the Hub answers with an error of its own.
     """
     meant = parse_address(address) if isinstance(address, str) else address
     path = _cached(meant)
@@ -59,7 +60,7 @@ def _cached(meant: HubAddress) -> Path | None:
     """Return the bundle where the cache has it and nothing needs to be asked; None where the Hub must be.
 
     Raises:
-        InputError: offline, and it is not there.
+        EnvironmentNotAbleError: offline, and it is not there.
     """
     library = hub_library()
     if is_offline():

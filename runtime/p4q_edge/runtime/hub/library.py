@@ -12,6 +12,7 @@ from types import ModuleType
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.hub.address import HubAddress
+from p4q_edge.runtime.hub.network import answer_of, network_cause
 from p4q_edge.runtime.storage import printable
 
 TIMEOUT_S = 10.0
@@ -19,7 +20,6 @@ TIMEOUT_S = 10.0
 OFFLINE = "HF_HUB_OFFLINE"
 _INSTALL = "pip install 'p4q-edge-runtime[hub]'"
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"
-_HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 _NO_LOGIN, _NOT_PERMITTED, _CHANGED = 401, 403, (409, 412)
 _SHOWN = 300
 
@@ -58,6 +58,8 @@ def asked_hub(address: HubAddress) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
+    except P4QEdgeError:
+        raise
     except errors.GatedRepoError as error:
         raise UsageError(
             f"{address} is given only to those who accept its terms. Accept them on its page, and log in. {_LOGIN}."
@@ -73,16 +75,18 @@ def asked_hub(address: HubAddress) -> Iterator[None]:
                 "private one."
             ) from error
         raise _refused(address, error) from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        if not is_offline():
-            raise _unreachable(address, error) from error
-        raise InputError(
-            f"{address} is not in this user's cache, and {OFFLINE} is set. Unset it once to download it."
-        ) from error
     except Exception as error:
-        if not _is_of_network(error):
+        missing = isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
+        if missing and is_offline():
+            raise EnvironmentNotAbleError(
+                f"{address} is not in this user's cache, and {OFFLINE} is set. Unset it once to download it."
+            ) from error
+        cause = network_cause(error)
+        if cause is not None:
+            raise _unreachable(address, cause) from error
+        if answer_of(error) is None:
             raise
-        raise _unreachable(address, error) from error
+        raise _refused(address, error) from error
     finally:
         logging.set_verbosity(before)
 
@@ -93,11 +97,7 @@ def is_absent(error: Exception) -> bool:
     if isinstance(error, errors.GatedRepoError):
         return False
     wrong_login = "invalid" in (_said(error) or "").lower()
-    return isinstance(error, errors.RepositoryNotFoundError) or (_status(error) == _NO_LOGIN and not wrong_login)
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, errors.RepositoryNotFoundError) or (answer_of(error) == _NO_LOGIN and not wrong_login)
 
 
 def _said(error: Exception) -> str | None:
@@ -105,7 +105,7 @@ def _said(error: Exception) -> str | None:
 
 
 def _refused(address: HubAddress, error: Exception) -> P4QEdgeError:
-    status = _status(error)
+    status = answer_of(error)
     said = printable(" ".join((_said(error) or "").split())[:_SHOWN])
     why = f" ({said})" if said else ""
     if status == _NO_LOGIN:
@@ -122,17 +122,10 @@ def _refused(address: HubAddress, error: Exception) -> P4QEdgeError:
     return P4QEdgeError(f"the Hub answers with error {status} for {address}{why}. Try again later.")
 
 
-def _unreachable(address: HubAddress, error: Exception) -> P4QEdgeError:
+def _unreachable(address: HubAddress, cause: BaseException) -> EnvironmentNotAbleError:
     """Return that the Hub cannot be reached, or the connection broke."""
-    cause = error if _is_of_network(error) else error.__cause__ or error
     what = printable(" ".join(f"{type(cause).__name__}: {cause}".split())[:_SHOWN])
-    return P4QEdgeError(
+    return EnvironmentNotAbleError(
         f"the Hub cannot be reached for {address}, or the connection broke ({what}). Try again: what is complete is "
         f"kept. Without a network {OFFLINE}=1 takes what was downloaded before."
     )
-
-
-def _is_of_network(error: BaseException) -> bool:
-    """Return whether an error is of the library that speaks HTTP, or of the connection below it."""
-    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, (ConnectionError, TimeoutError)) or bool(roots & _HTTP_LIBRARIES)

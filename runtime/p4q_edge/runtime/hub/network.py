@@ -1,0 +1,59 @@
+"""Whether an error means that there is no way to the Hub, or that the Hub answered: the one rule for both.
+
+Its library, open_clip and the library that speaks HTTP wrap errors in classes of their own, of which not all are
+installed: an error is known by what it carries and by where its class comes from, and so are those that caused it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from urllib.error import HTTPError, URLError
+
+_HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
+_WITHOUT_ANSWER = frozenset({"LocalEntryNotFoundError", "OfflineModeIsEnabled"})
+"""Of huggingface_hub, for a file that is not in its cache and could not be asked for."""
+
+
+def answer_of(error: BaseException | None) -> int | None:
+    """Return the status of the HTTP response that an error, or what caused it, carries; None where none came."""
+    for one in _chain(error):
+        status = one.code if isinstance(one, HTTPError) else getattr(_response(one), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def network_cause(error: BaseException | None) -> BaseException | None:
+    """Return the error of the connection, of a chain of errors that are of a network; None for other chains.
+
+    Who got an answer, whatever it says, has a network.
+    """
+    if answer_of(error) is not None:
+        return None
+    chain = list(_chain(error))
+    found = next((one for one in chain if _is_of_connection(one)), None)
+    return found or next((one for one in chain if type(one).__name__ in _WITHOUT_ANSWER), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _response(error: BaseException) -> object:
+    try:
+        return getattr(error, "response", None)
+    except Exception:  # noqa: BLE001  # a property of another library, which may ask for what is not there
+        return None
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    if type(error).__name__ in _WITHOUT_ANSWER:  # the library's own words; what is behind them says more
+        return False
+    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    known = isinstance(error, socket.gaierror | ConnectionError | TimeoutError | URLError)
+    return known or bool(roots & _HTTP_LIBRARIES)
