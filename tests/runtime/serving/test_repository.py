@@ -15,7 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p4q_edge.runtime.artifacts import RtxBuild, RtxMachine, RtxOptions, TensorRTBuild, read_card, write_card
+from p4q_edge.runtime.artifacts import (
+    Head,
+    RtxBuild,
+    RtxMachine,
+    RtxOptions,
+    TensorRTBuild,
+    card_path,
+    read_card,
+    write_card,
+    write_head,
+)
 from p4q_edge.runtime.artifacts.builds import PlanInspection, PlanMachine
 from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.classification import ZeroShotClassifier
@@ -115,6 +125,53 @@ def test_the_python_engine_is_checked_against_its_card(repository: Path) -> None
     engine.write_bytes(engine.read_bytes() + b"\x00")
     with pytest.raises(CorruptArtifactError, match="is not the engine that"):
         opened(EngineModel, repository, "tiny_engine")
+
+
+def test_heads_engine_and_card_are_copied_byte_for_byte(tiny_engine: Path, tmp_path: Path) -> None:
+    card = read_card(tiny_engine)
+    head = Head(
+        class_names=("a", "b"),
+        text_embedding=np.eye(2, card.embedding_dim, dtype=np.float32),
+        logit_scale=20.0,
+        weights_sha256=card.model.weights_sha256,
+    )
+    stored = write_head(tiny_engine, "own", head)
+    # The same head as another program writes it, with blanks behind its header, and signed as such.
+    size = int.from_bytes(stored.read_bytes()[:8], "little")
+    header, body = stored.read_bytes()[8 : 8 + size], stored.read_bytes()[8 + size :]
+    stored.write_bytes((size + 8).to_bytes(8, "little") + header + b" " * 8 + body)
+    signed = {stored: "tiny_head-own/1/head.safetensors", tiny_engine: "tiny_engine/1/model.onnx"}
+    for path in signed:
+        path.with_name(path.name + ".sig").write_bytes(b"signature of " + path.name.encode())
+    write_repository(tiny_engine, tmp_path / "models", name="tiny", served_by="python")
+    for path, copy in {**signed, card_path(tiny_engine): "tiny_engine/1/model.onnx.json"}.items():
+        assert (tmp_path / "models" / copy).read_bytes() == path.read_bytes()
+    for path, copy in signed.items():
+        assert (tmp_path / "models" / f"{copy}.sig").read_bytes() == b"signature of " + path.name.encode()
+
+
+def test_what_a_killed_writer_left_needs_no_force(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    models = tmp_path / "models"
+    with monkeypatch.context() as patch:
+        patch.setattr("p4q_edge.runtime.serving.repository._copy", die)
+        with pytest.raises(Killed):
+            write_repository(tiny_engine, models, name="tiny", served_by="python")
+    assert list(models.iterdir()) == []
+    assert write_repository(tiny_engine, models, name="tiny", served_by="python") == ["tiny"]
+
+
+def test_a_model_that_is_replaced_keeps_no_file_of_the_old_one(tiny_engine: Path, repository: Path) -> None:
+    assert (repository / "tiny_engine/1/model.py").is_file()
+    write_repository(tiny_engine, repository, name="tiny", force=True)
+    assert sorted(path.name for path in (repository / "tiny_engine/1").iterdir()) == ["model.onnx"]
 
 
 def test_models_of_these_names_are_kept_without_force(tiny_engine: Path, repository: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
-from p4q_edge.runtime.storage import complete_switch, switch_files
+from p4q_edge.runtime.storage import complete_entries, complete_switch, switch_entries, switch_files
 
 OLD = {"": b"old engine", ".optimized": b"old copy", ".json": b"old card"}
 NEW = {"": b"new engine", ".optimized": b"new copy", ".json": b"new card"}
@@ -108,6 +108,69 @@ def test_a_writer_that_dies_anywhere_leaves_all_old_or_all_new(
         switch_files(main, NEW)
         assert _state(main) == NEW, f"leftovers after the next run: {at}"
     assert outcomes == {True, False}
+
+
+FIRST = {"a/1/model": b"first a", "b/config": b"first b", "note.txt": b"first note"}
+SECOND = {"a/2/model": b"second a", "b/config": b"second b", "note.txt": b"second note"}
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("before", [FIRST, {}], ids=["again", "first"])
+def test_entries_of_a_folder_are_replaced_together_wherever_the_writer_is_killed(
+    tmp_path: Path, before: dict[str, bytes]
+) -> None:
+    others = {"other/model": b"another's"}
+    with dying(-1, _raise) as made:
+        switch_entries(tmp_path / "count", "own", SECOND, empty=("c",))
+    outcomes = set()
+    for at in range(2 * len(made)):
+        folder = tmp_path / str(at) / "models"
+        switch_entries(folder, "others", others)
+        if before:
+            switch_entries(folder, "own", before)
+        if (child := os.fork()) == 0:
+            with dying(at, _kill):
+                switch_entries(folder, "own", SECOND, empty=("c",))
+            os._exit(0)
+        os.waitpid(child, 0)
+        complete_entries(folder, "own")
+        assert _tree(folder) in (before | others, SECOND | others), at
+        assert (folder / "c").is_dir() == ("a/2/model" in _tree(folder))
+        outcomes.add("a/2/model" in _tree(folder))
+        assert [path.name for path in folder.parent.iterdir()] == ["models"], f"leftovers: {at}"
+        switch_entries(folder, "own", SECOND)
+        assert _tree(folder) == SECOND | others
+    assert outcomes == {True, False}
+
+
+def test_entries_are_written_within_where_the_folder_above_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    own = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and own(path, mode))
+    switch_entries(folder, "own", FIRST)
+    assert _tree(folder) == FIRST
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "note.txt"]
+
+
+def test_two_writers_leave_the_entries_of_one(tmp_path: Path) -> None:
+    folder, children = tmp_path / "models", []
+    for number in range(4):
+        if (child := os.fork()) == 0:
+            for _ in range(20):
+                switch_entries(folder, "own", {path: data + str(number).encode() for path, data in FIRST.items()})
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    complete_entries(folder, "own")
+    assert set(_tree(folder)) == set(FIRST)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 def test_two_writers_leave_the_files_of_one(tmp_path: Path) -> None:

@@ -144,8 +144,9 @@ def undo_head(engine: str | Path, name: str) -> Head:
         raise UsageError(
             f"head {name} of {engine} has no earlier version. Remove it: p4q-edge head remove {engine} {name}"
         )
-    head = load_head(versions[0])
-    atomic_write(heads_folder(engine) / f"{name}.safetensors", head.to_bytes(), force=True)
+    data = read_bounded(versions[0], limit_bytes=MAX_HEAD_BYTES, kind="head")
+    head = read_head(data, source=str(versions[0]))
+    atomic_write(heads_folder(engine) / f"{name}.safetensors", data, force=True)
     versions[0].unlink()
     return head
 

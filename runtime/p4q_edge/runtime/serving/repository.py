@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from p4q_edge.runtime.artifacts import (
     card_path,
     load_stored_heads,
     read_card,
+    signature_path,
+    stored_heads,
     verify_engine,
 )
 from p4q_edge.runtime.errors import UsageError
@@ -38,8 +41,9 @@ from p4q_edge.runtime.serving.model_configs import (
 )
 from p4q_edge.runtime.serving.python_models import CARD_FILE, HEAD_FILE
 from p4q_edge.runtime.serving.text_format import Value, to_text
-from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.storage import complete_entries, switch_entries
 
+_Contents: TypeAlias = bytes | Callable[[BinaryIO], object]
 ServedBy = Literal["native", "python"]
 """What runs the engine: Triton's own backend for TensorRT or ONNX Runtime, or this runtime in its Python backend."""
 MAX_BATCH = 8
@@ -72,6 +76,8 @@ def write_repository(
 ) -> list[str]:
     """Write the models of an engine: decoding, engine, and for each head the head and an ensemble of all three.
 
+    They appear together: whoever is killed leaves the repository as it was, or what the next call finishes.
+
     Args:
         engine: the engine; its card is beside it, and so are its heads.
         repository: the folder of the model repository; models of other names stay.
@@ -85,14 +91,17 @@ def write_repository(
     Raises:
         UsageError: a model exists and `force` is false, or the engine cannot be served so.
         ArtifactError: the engine is not the one of its card, or a head does not fit it.
+        P4QEdgeError: the disk is full.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of a model; expected letters, digits, dots, dashes, underscores."
         )
+    complete_entries(repository, name)
     card = read_card(engine)
     verify_engine(engine, card)
     backend = _backend(card, served_by, engine=engine)
+    stored = stored_heads(engine)
     heads: dict[str, EngineHead] = {BUILT_IN: card.head, **load_stored_heads(engine, card)}
     build = card.build
     max_batch = build.options.max_batch if isinstance(build, TensorRTBuild | RtxBuild) else MAX_BATCH
@@ -105,18 +114,18 @@ def write_repository(
         )
         for head in heads
     }
-    files = _shared(engine, card, name=name, backend=backend, max_batch=max_batch)
+    files: dict[str, _Contents] = {**_shared(engine, card, name=name, backend=backend, max_batch=max_batch)}
     for head, opened in heads.items():
         files |= _of_head(engine, card, names[head], opened, max_batch=max_batch)
         if isinstance(opened, Head):
-            files[f"{names[head].head}/1/{HEAD_FILE}"] = opened.to_bytes()
+            files |= _copied(stored[head], f"{names[head].head}/1/{HEAD_FILE}")
     _require_free(repository, {path.partition("/")[0] for path in files}, force=force)
-    for path, content in files.items():
-        atomic_write(repository / path, content, force=True)
-    _copy_engine(engine, repository / engine_model(name) / "1", with_card=backend == "python")
-    for ensemble in names.values():
-        # Triton wants a folder of a version, also where it has nothing to hold.
-        (repository / ensemble.name / "1").mkdir(parents=True, exist_ok=True)
+    target = f"{engine_model(name)}/1/{_file(engine)}"
+    files |= _copied(engine, target)
+    if backend == "python":
+        files |= _copied(card_path(engine), card_path(Path(target)).as_posix())
+    # Triton wants a folder of a version, also where it has nothing to hold.
+    switch_entries(repository, name, files, empty=tuple(f"{ensemble.name}/1" for ensemble in names.values()))
     return [ensemble.name for ensemble in names.values()]
 
 
@@ -173,12 +182,17 @@ def _of_head(engine: Path, card: Card, names: Names, head: EngineHead, *, max_ba
     }
 
 
-def _copy_engine(engine: Path, folder: Path, *, with_card: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / _file(engine)
-    shutil.copyfile(engine, target)
-    if with_card:
-        shutil.copyfile(card_path(engine), card_path(target))
+def _copied(source: Path, target: str) -> dict[str, _Contents]:
+    """Return a file and its signature, if there is one, byte for byte, by path in the repository."""
+    files: dict[str, _Contents] = {target: partial(_copy, source)}
+    if signature_path(source).is_file():
+        files[signature_path(Path(target)).as_posix()] = partial(_copy, signature_path(source))
+    return files
+
+
+def _copy(source: Path, stream: BinaryIO) -> None:
+    with source.open("rb") as own:
+        shutil.copyfileobj(own, stream)
 
 
 def _file(engine: Path) -> str:

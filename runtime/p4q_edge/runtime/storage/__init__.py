@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.storage.scratch import scratch_folder
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
-    from p4q_edge.runtime.storage.switch import complete_switch, switch_files
+    from p4q_edge.runtime.storage.switch import complete_entries, complete_switch, switch_entries, switch_files
     from p4q_edge.runtime.storage.terminal import one_line, printable
     from p4q_edge.runtime.storage.unchanged import (
         LIBRARIES,
@@ -66,6 +66,7 @@ __all__ = [
     "atomic_write",
     "beyond_unicode",
     "cache_folder",
+    "complete_entries",
     "complete_switch",
     "contents_digest",
     "decode_json",
@@ -90,6 +91,7 @@ __all__ = [
     "sha256_bytes",
     "sha256_file",
     "stage_key",
+    "switch_entries",
     "switch_files",
     "temporary_path",
     "wire_fields",
@@ -129,7 +131,9 @@ if not TYPE_CHECKING:
                 "encode_sealed",
             ),
             "switch": (
+                "complete_entries",
                 "complete_switch",
+                "switch_entries",
                 "switch_files",
             ),
             "terminal": ("one_line", "printable"),

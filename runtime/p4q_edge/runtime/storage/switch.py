@@ -1,7 +1,8 @@
 """Replace several files of a folder together: a reader meets all of them old, or all of them new.
 
 The new files are written into a hidden folder beside the old ones. Renaming that folder to `.NAME.next` is the one
-commit point: before it nothing has changed, after it whoever opens NAME next finishes what a killed writer left.
+commit point: before it nothing has changed, after it whoever opens NAME next finishes what a killed writer left. Whole
+entries of a folder are replaced in the same way by `switch_entries`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from p4q_edge.runtime.storage.files import (
     locked,
@@ -48,7 +50,7 @@ def switch_files(main: Path, files: Mapping[str, bytes | Path]) -> None:
                 for position, (suffix, data) in enumerate(files.items()):
                     _stage(staged / f"{position}{suffix}", data)
                 sync_folder(staged)
-                _commit(staged, main)
+                _commit(staged, _pending(main), lambda: complete_switch(main))
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         complete_switch(main)
@@ -88,16 +90,103 @@ def _stage(target: Path, data: bytes | Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _commit(staged: Path, main: Path) -> None:
-    for _ in range(_ATTEMPTS):
-        complete_switch(main)
+def switch_entries(
+    folder: Path, name: str, files: Mapping[str, bytes | Callable[[BinaryIO], object]], empty: tuple[str, ...] = ()
+) -> None:
+    """Replace entries of a folder together, each whole: what is in it under other names stays.
+
+    They are written beside the folder, whose readers may take every folder in it for one of theirs; in it where its
+    parent is on another disk or cannot be written.
+
+    Args:
+        folder: what the entries are in; it is made.
+        name: of what is written, the same for whoever replaces these entries.
+        files: by path in the folder, with `/`: contents, or a function that writes them.
+        empty: folders without a file, likewise.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        P4QEdgeError: the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pending = _pending_entries(folder, name)
+        staged = temporary_path(pending)
         try:
-            staged.rename(_pending(main))
+            staged.mkdir()
+            with locked(staged):
+                for path in empty:
+                    (staged / path).mkdir(parents=True, exist_ok=True)
+                for path, data in files.items():
+                    (staged / path).parent.mkdir(parents=True, exist_ok=True)
+                    write_synced(staged / path, data)
+                for below, _, _ in os.walk(staged, topdown=False):
+                    sync_folder(Path(below))
+                _commit(staged, pending, lambda: complete_entries(folder, name))
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        complete_entries(folder, name)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def complete_entries(folder: Path, name: str) -> None:
+    """Finish what `switch_entries` committed and a killed writer did not live to finish; usually there is nothing.
+
+    Raises:
+        UsageError: there is something, and the folder cannot be written.
+    """
+    pending = _pending_entries(folder, name)
+    try:
+        try:
+            remove_leftovers(pending.parent)
+            found = sorted(pending.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for path in found:
+            with contextlib.suppress(FileNotFoundError):  # another process may finish it at the same time
+                _replace_entry(path, folder / path.name)
+        sync_folder(folder)
+        with contextlib.suppress(OSError):  # gone, or the next switch's already
+            pending.rmdir()
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _replace_entry(path: Path, target: Path) -> None:
+    old = temporary_path(path.parent)
+    taken = target.is_symlink() or target.is_dir()  # whose place no folder takes
+    if taken and path.exists():
+        target.rename(old)
+    try:
+        path.rename(target)
+    except OSError:  # another process was faster, and what was put aside is its work
+        with contextlib.suppress(FileNotFoundError):
+            old.rename(target)
+        raise
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _pending_entries(folder: Path, name: str) -> Path:
+    parent = folder.absolute().parent
+    same_disk = not folder.exists() or folder.stat().st_dev == parent.stat().st_dev
+    place = parent if same_disk and os.access(parent, os.W_OK | os.X_OK) else folder
+    return place / f".{folder.absolute().name}-{name}.next"
+
+
+def _commit(staged: Path, pending: Path, complete: Callable[[], None]) -> None:
+    for _ in range(_ATTEMPTS):
+        complete()
+        try:
+            staged.rename(pending)
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
             continue  # another writer committed in between
-        sync_folder(main.parent)
+        sync_folder(pending.parent)
         return
     raise OSError(errno.EBUSY, "other processes keep replacing it")
 
