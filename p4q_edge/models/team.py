@@ -5,6 +5,8 @@ writes; whatever all of them call, they call in the same order.
 """
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,11 +20,17 @@ from torch import Tensor, nn
 
 from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
 from p4q_edge.runtime.errors import ProcessLostError, UsageError
+from p4q_edge.runtime.storage import printable
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
 """The first process may calibrate for hours while the others wait; one that dies is noticed at once all the same."""
+JOIN_VARIABLE = "P4Q_EDGE_JOIN_TIMEOUT"
+"""Seconds in which all processes have to come; torch reads no variable for it."""
+JOIN_S, MOST_JOIN_S = 600, 86_400
+_COUNTED = re.compile(r"(\d{1,9})/\d{1,9} clients joined")
+_JOINED_COUNT, _LOOK_S = "p4q-edge/joined", 0.1
 MAX_PROCESSES = 1 << 16
 MAX_DIGITS = 9
 LOST = (
@@ -152,13 +160,16 @@ def joined_team() -> Iterator[Team]:
 
     Raises:
         UsageError: the variables are not such as torchrun sets.
+        ProcessLostError: not all processes came in time.
     """
     own = {name: os.environ[name] for name in TORCHRUN_VARIABLES}
     team = _team_of(own)
     cuda = torch.cuda.is_available()
     if cuda and team.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(team.local_rank)
-    _collective(dist.init_process_group, "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=LONGEST_WAIT)
+    store = _meet(team, own)
+    kept = {"timeout": LONGEST_WAIT, "store": store, "rank": team.rank, "world_size": team.size}
+    _collective(dist.init_process_group, "cpu:gloo,cuda:nccl" if cuda else "gloo", **kept)
     for name in own:
         del os.environ[name]
     token = _JOINED.set(team)
@@ -167,6 +178,43 @@ def joined_team() -> Iterator[Team]:
         dist.destroy_process_group()  # not after an error: it might wait for a process that is gone
     finally:
         _JOINED.reset(token)
+
+
+def _meet(team: Team, variables: Mapping[str, str]) -> dist.Store:
+    """Return where all processes meet, when all have come.
+
+    Raises:
+        UsageError: the variable of the time to wait is no number of seconds.
+        ProcessLostError: not all came in time; the message tells how many did.
+    """
+    text = os.environ.get(JOIN_VARIABLE, str(JOIN_S))
+    seconds = _number_of(text)
+    if not 1 <= seconds <= MOST_JOIN_S:
+        raise UsageError(
+            f"expected {JOIN_VARIABLE} between 1 and {MOST_JOIN_S} seconds, got {text[:40]!r}. Unset it for {JOIN_S}"
+        )
+    end = time.monotonic() + seconds
+    try:
+        store, _, _ = next(dist.rendezvous("env://", team.rank, team.size, timeout=timedelta(seconds=seconds)))
+        number = store.add(_JOINED_COUNT, 1)
+        while number < team.size and time.monotonic() < end:
+            time.sleep(_LOOK_S)
+            number = store.add(_JOINED_COUNT, 0)
+        if number >= team.size:
+            store.set_timeout(LONGEST_WAIT)
+            return store
+        came = str(number)
+    except RuntimeError as error:  # of torch, whose classes for it are not those of every version
+        counted = _COUNTED.search(str(error))
+        came = counted[1] if counted else ""
+    address = printable(f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}")
+    what = f"{came} of {team.size} processes came to {address}"
+    if not came:
+        what = f"process {team.rank} of {team.size} finds nobody at {address}, where the first process should be,"
+    raise ProcessLostError(
+        f"{what} within {seconds} s. Start all of them, and see that each reaches that address; for slow machines set "
+        f"{JOIN_VARIABLE} to more seconds"
+    )
 
 
 def _team_of(variables: Mapping[str, str]) -> Team:
@@ -186,13 +234,17 @@ def _team_of(variables: Mapping[str, str]) -> Team:
 
 def _number_in(variables: Mapping[str, str], name: str, known: range) -> int:
     text = variables[name]
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else -1
+    number = _number_of(text)
     if number not in known:
         raise UsageError(
             f"expected {name} between {known.start} and {known.stop - 1}, as torchrun sets it, got {text[:40]!r}. "
             f"Start the processes with torchrun, or alone: unset {' '.join(TORCHRUN_VARIABLES)}"
         )
     return number
+
+
+def _number_of(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else -1
 
 
 def post(key: str, text: str) -> None:

@@ -10,7 +10,7 @@ Every message says what was expected, what came, and the next command::
     |   |-- CorruptArtifactError    4   bytes that differ from their recorded digest or format
     |   `-- IncompatibleEngineError 4   built for another runtime version, GPU, platform or card
     |-- QualityGateError            5   accuracy, parity or self-test below its gate
-    `-- ProcessLostError            1   another process of the same run ended
+    `-- ProcessLostError            1   another process of the same run ended, or never came
 
 Programming errors stay builtin (TypeError, ValueError, AssertionError).
 """
@@ -59,4 +59,4 @@ class QualityGateError(P4QEdgeError):
 
 
 class ProcessLostError(P4QEdgeError):
-    """Another of the processes that torchrun started for the same run ended."""
+    """Another of the processes that torchrun started for the same run ended, or never came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,51 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert ALONE.device_name("cuda:2") == "cuda:2"
     with pytest.raises(UsageError, match="for 4 processes, each of which takes its own GPU; got 'cuda:2'. Leave out"):
         Compute.of(ComputeSection(device="cuda:2"), second)
+
+
+def _with_variables(monkeypatch: pytest.MonkeyPatch, port: int, **changes: str) -> None:
+    good = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for variable, value in {**good, teams.JOIN_VARIABLE: "1", **changes}.items():
+        monkeypatch.setenv(variable, value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("agent", [False, True], ids=["by hand", "torchrun"])
+def test_a_process_that_waits_alone_tells_how_many_came(agent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun has the store in a process of its own, which waits for nobody."""
+    port = _free_port()
+    changes = {}
+    if agent:
+        store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        changes = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    _with_variables(monkeypatch, port, **changes)
+    said = (
+        rf"^1 of 3 processes came to 127\.0\.0\.1:{port} within 1 s\. Start all of .* set P4Q_EDGE_JOIN_TIMEOUT to more"
+    )
+    with pytest.raises(ProcessLostError, match=said):
+        joined_team().__enter__()
+    if agent:
+        del store
+
+
+def test_a_process_without_the_first_one_names_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = _free_port()
+    _with_variables(monkeypatch, port, RANK="2")
+    with pytest.raises(ProcessLostError, match=rf"process 2 of 3 finds nobody at 127\.0\.0\.1:{port}, where the first"):
+        joined_team().__enter__()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1e3", "86401", ""])
+def test_the_time_to_wait_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_variables(monkeypatch, _free_port(), **{teams.JOIN_VARIABLE: text})
+    with pytest.raises(UsageError, match="expected P4Q_EDGE_JOIN_TIMEOUT between 1 and 86400 seconds, got"):
+        joined_team().__enter__()
 
 
 @pytest.mark.parametrize(
