@@ -338,19 +338,30 @@ def _check_size(member: tarfile.TarInfo, limit: int, path: Path) -> None:
         raise InputError(f"{path}: member {member.name} has {member.size} bytes, at most {limit >> 20} MiB are read")
 
 
-def checked_labels(labels: npt.NDArray[np.integer], class_names: tuple[str, ...], source: str) -> npt.NDArray[np.int64]:
+def checked_labels(
+    labels: npt.NDArray[np.integer] | Sequence[int], class_names: tuple[str, ...], source: str
+) -> npt.NDArray[np.int64]:
     """Return labels as int64, each of which names a class.
+
+    Args:
+        labels: an array of one width, or numbers of any; an array made of these might hold decimals.
+        class_names: all of them.
+        source: what messages call the images.
 
     Raises:
         InputError: one names none, or two classes have one name.
     """
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+    low, high = 0, -1
+    if len(labels):
+        ends = (labels.min(), labels.max()) if isinstance(labels, np.ndarray) else (min(labels), max(labels))
+        low, high = int(ends[0]), int(ends[1])
+    if len(labels) and not 0 <= low <= high < len(class_names):
         raise InputError(
             f"{source}: labels must be between 0 and {len(class_names) - 1} ({len(class_names)} class names), "
-            f"got {labels.min()} to {labels.max()}"
+            f"got {low} to {high}"
         )
     counts = Counter(class_names)
     repeated = next((name for name in class_names if counts[name] > 1), None)
     if repeated is not None:
         raise InputError(f"{source}: class name {repeated!r} appears more than once; every class needs its own")
-    return labels.astype(np.int64)
+    return np.asarray(labels, dtype=np.int64)

@@ -204,7 +204,7 @@ def read_dataset_folder(path: Path) -> ImageSet:
     images = _ArrowImages(files=files, column=image, starts=starts)
     return ImageSet(
         names=tuple(f"{path.name}[{row}]" for row in range(len(labels))),
-        labels=checked_labels(np.asarray(labels), names, str(path)),
+        labels=checked_labels(labels, names, str(path)),
         class_names=names,
         open_image=images.open,
         read_bytes=images.read,

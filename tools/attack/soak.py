@@ -217,14 +217,16 @@ def _together(deployment: Deployment, count: int, *, seconds: float) -> Counter[
 
 
 def attack(bundle: Path, *, opens: int, classifications: int, seconds: float = float("inf")) -> dict[str, Part]:
-    """Do both, each for at most so many seconds, and return what was found."""
+    """Do both, each for at most so many seconds, and return what was found; 0 leaves one out."""
     with tempfile.TemporaryDirectory() as name:
         deployment = Deployment(bundle, Path(name))
+        parts = {
+            "open and close": lambda: open_often(deployment, opens, seconds=seconds),
+            "classify": lambda: classify_often(deployment, classifications, seconds=seconds),
+        }
+        asked = {"open and close": opens, "classify": classifications}
         try:
-            return {
-                "open and close": open_often(deployment, opens, seconds=seconds),
-                "classify": classify_often(deployment, classifications, seconds=seconds),
-            }
+            return {part: run() for part, run in parts.items() if asked[part]}
         finally:
             deployment.shared.close()
 
@@ -237,6 +239,8 @@ def main() -> int:
     parser.add_argument("--classifications", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, for each part")
     args = parser.parse_args()
+    if min(args.opens, args.classifications) < 0:
+        parser.error("--opens and --classifications: expected 0, which leaves that part out, or more")
     found = attack(args.bundle, opens=args.opens, classifications=args.classifications, seconds=args.seconds)
     for name, part in found.items():
         assert part.after is not None

@@ -7,8 +7,8 @@ Weights are random, so that kernels, sizes, parity and speed mean something and 
 or near zero (the last BatchNorm of a residual block, layer scales) are drawn from 0.5 to 1: at zero a block computes
 nothing. Each model is measured in a process of its own and its row is kept under --work, from where the table is
 written; `--share-only` stops before the graphs are made. NVIDIA's compiler counts kernels where it can be had
-(``tools/compile_check``). `--write` puts rows into ``results/families-<date>.json`` and the table into
-``docs/families.md``.
+(``tools/compile_check``); elsewhere the graph is kept too, for the next run. `--write` puts rows into
+``results/families-<date>.json`` and the table into ``docs/families.md``.
 """
 
 from __future__ import annotations
@@ -256,9 +256,12 @@ def _percent(share: float) -> str:
 
 def run(name: str, work: Path, *, share_only: bool) -> None:
     """Measure a model in a process of its own, unless its row is there, and keep the row."""
-    kept = work / f"{name}.json"
+    kept, graph = work / f"{name}.json", _graph(work, name)
     before = json.loads(kept.read_text()) if kept.is_file() else {}
-    if "problem" in before or "bundle_mb" in before or (share_only and "share" in before):
+    if "problem" in before or before.keys() & {"kernels", "compiler"} or (share_only and "share" in before):
+        return
+    if "bundle_mb" in before and graph.is_file():  # measured where the compiler could not be had
+        _compile(before, kept, graph)
         return
     command = [sys.executable, __file__, "--one", name, "--work", str(work), *(["--share-only"] if share_only else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -271,9 +274,14 @@ def run(name: str, work: Path, *, share_only: bool) -> None:
         said = textwrap.shorten(re.sub(r"^[\w.]+: ", "", last), 300)
         atomic_write(kept, json.dumps({**described(name), "problem": said}).encode(), force=True)
     elif not share_only:
-        graph = _graph(work, name)
-        row = json.loads(kept.read_text()) | compiled(graph)
-        atomic_write(kept, json.dumps(row).encode(), force=True)
+        _compile(json.loads(kept.read_text()), kept, graph)
+
+
+def _compile(row: Mapping[str, Any], kept: Path, graph: Path) -> None:
+    """Add what the compiler found to a row; where it cannot be had, the graph stays for the next run."""
+    found = compiled(graph)
+    atomic_write(kept, json.dumps({**row, **found}).encode(), force=True)
+    if found:
         graph.unlink()
 
 

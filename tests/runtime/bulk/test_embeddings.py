@@ -61,6 +61,9 @@ def test_no_pickle_is_written_or_read(tmp_path: Path) -> None:
         {"embedding": np.ones((1, 3, 1), np.float32)},
         {"path": np.array([1])},
         {"path": np.array([0x110000], np.uint32).view("U1")},
+        {"path": np.array(["a\ud800"])},
+        {"head": np.array("a\udce9")},
+        {"weights_sha256": np.array("\udfff")},
         {"head": np.array(["a", "b"])},
         {"head": np.array(b"a")},
     ],
@@ -73,6 +76,16 @@ def test_arrays_that_are_no_embeddings_are_refused(tmp_path: Path, changes: dict
     np.savez(tmp_path / "bad.npz", **{**good, **texts, **changes})
     with pytest.raises(InputError, match="holds no embeddings"):
         read_embeddings(tmp_path / "bad.npz")
+
+
+def test_paths_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    rows, texts = np.eye(1, 3, dtype=np.float32), {"head": np.array("built-in"), "weights_sha256": np.array("")}
+    np.savez(tmp_path / "other.npz", path=np.array([name]), embedding=rows, **texts)
+    found = read_embeddings(tmp_path / "other.npz")
+    assert found.paths == (name,)
+    write_embeddings(tmp_path / "own.npz", found)
+    assert read_embeddings(tmp_path / "own.npz").paths == (r"caf\udce9.png",)
 
 
 @given(st.binary(max_size=80))

@@ -3,11 +3,13 @@
 import gzip
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from image_files import png_bytes, write_file, write_npz, write_tar
 
+from p4q_edge.data.archive_readers import checked_labels
 from p4q_edge.data.image_set import pixels
 from p4q_edge.data.readers import read_images
 from p4q_edge.runtime.errors import InputError, UsageError
@@ -85,6 +87,7 @@ def test_tables_that_cannot_be_used(photos: Path, text: bytes, message: str) -> 
         ({"labels": np.array([0.5, 1.0])}, r"labels must be integers, one for each of 2 images, got float64 \(2,\)"),
         ({"labels": np.array([0, 1, 1])}, r"one for each of 2 images, got int64 \(3,\)"),
         ({"labels": np.array([-1, 1])}, r"labels must be between 0 and 1 \(2 class names\), got -1 to 1"),
+        ({"class_names": np.array(["a", "\udce9"])}, "class_names hold characters that Unicode does not have"),
         ({"class_names": np.array([1, 2])}, r"class_names must be a list of strings, got int64 \(2,\)"),
         ({"class_names": np.array(["a", "a"])}, "class name 'a' appears more than once"),
         ({"class_names": np.array(["a", None], dtype=object)}, "no pickles"),
@@ -93,6 +96,17 @@ def test_tables_that_cannot_be_used(photos: Path, text: bytes, message: str) -> 
 def test_arrays_that_cannot_be_used(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_images(write_npz(tmp_path / "d.npz", **arrays))
+
+
+@pytest.mark.parametrize("labels", [[0, -1, 2**63], np.array([0, -1], np.int8), []])
+def test_labels_are_told_as_whole_numbers(labels: Any) -> None:
+    """Shards may have labels of several widths, of which NumPy would make decimals."""
+    if not len(labels):
+        assert checked_labels(labels, ("a", "b"), "set").dtype == np.int64
+        return
+    said = rf"set: labels must be between 0 and 1 \(2 class names\), got -1 to {max(labels)}$"
+    with pytest.raises(InputError, match=said):
+        checked_labels(labels, ("a", "b"), "set")
 
 
 def test_damaged_array_files(tmp_path: Path) -> None:

@@ -208,6 +208,21 @@ def test_a_short_soak_leaves_nothing_over(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts by /proc")
+def test_a_part_of_the_soak_may_be_left_out(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import soak
+
+    monkeypatch.setattr("sys.argv", ["soak.py", str(bundle), "--opens", "0", "--classifications", "0"])
+    assert soak.main() == 0
+    assert [*soak.attack(bundle, opens=2, classifications=0)] == ["open and close"]
+    monkeypatch.setattr("sys.argv", ["soak.py", str(bundle), "--opens", "-1"])
+    with pytest.raises(SystemExit, match="2"):
+        soak.main()
+    assert "--opens and --classifications: expected 0, which leaves that part out, or more" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts by /proc")
 def test_the_soak_notices_what_is_left_over(bundle: Path, tmp_path: Path) -> None:
     import soak
 

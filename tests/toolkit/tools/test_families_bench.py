@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -97,6 +97,37 @@ def test_kernels_are_counted_where_the_compiler_can_be_had(
         compiler.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\nexit {code}\n")
         compiler.chmod(0o755)
         assert families.compiled(tmp_path / "graph.onnx") == found
+
+
+def test_a_row_without_kernels_is_completed_when_the_compiler_is_there(
+    families: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, graph = tmp_path / "RN50.json", tmp_path / "RN50.onnx"
+    measured: list[int] = []
+
+    def measure(command: list[str], **_: object) -> SimpleNamespace:
+        if "--one" in command:
+            measured.append(1)
+            row.write_text('{"bundle_mb": 1.0}')
+            graph.write_bytes(b"graph")
+            return SimpleNamespace(returncode=0)
+        return SimpleNamespace(
+            returncode=code, stderr="no compiler", stdout='{"kernels": 7, "products": {}, "plan_bytes": 1}'
+        )
+
+    monkeypatch.setattr(families.subprocess, "run", measure)
+    code = 3
+    families.run("RN50", tmp_path, share_only=False)
+    assert json.loads(row.read_text()) == {"bundle_mb": 1.0}
+    code = 0
+    families.run("RN50", tmp_path, share_only=False)
+    assert json.loads(row.read_text())["kernels"] == 7
+    assert not graph.exists()
+    families.run("RN50", tmp_path, share_only=False)
+    assert len(measured) == 1
+    row.write_text('{"bundle_mb": 1.0}')  # of an earlier version, which kept no graph
+    families.run("RN50", tmp_path, share_only=False)
+    assert len(measured) == 2
 
 
 def test_the_page_keeps_what_is_around_its_table(

@@ -1,7 +1,8 @@
 """Embeddings of many images in a file, and the images nearest to an embedding.
 
 A `.npz` file holds plain arrays and no pickle: `path` (n,) text, `embedding` (n, dim) float32, and what they were made
-with.
+with. Bytes of paths that are no UTF-8 are written as escapes such as `\\udce9`, and read as Python keeps them, too.
+Other halves of pairs are refused, and in the words about head and model all of them.
 """
 
 from __future__ import annotations
@@ -210,7 +211,8 @@ def _checked(arrays: dict[str, np.ndarray]) -> Embeddings:
         raise ValueError(f"expected n paths and (n, dim) float32, got {paths.shape} {paths.dtype} and {rows.shape}")
     if any(arrays[name].ndim or arrays[name].dtype.kind != "U" for name in _ABOUT if name in arrays):
         raise ValueError(f"expected one word each for {', '.join(_ABOUT)}")
-    if any(words.dtype.kind == "U" and beyond_unicode(words) for words in arrays.values()):
+    texts = {name: words for name, words in arrays.items() if words.dtype.kind == "U"}
+    if any(beyond_unicode(words, names_of_files=name == "path") for name, words in texts.items()):
         raise ValueError("words hold characters that Unicode does not have")
     if rows.ndim != 2 or not np.allclose(np.linalg.norm(rows.astype(np.float64), axis=1), 1.0, atol=_UNIT_TOLERANCE):
         raise ValueError("the embeddings must have length 1")

@@ -39,11 +39,24 @@ NPZ_ERRORS: tuple[type[Exception], ...] = (
 """NumPy promises no common class."""
 
 
-def beyond_unicode(words: npt.NDArray[np.str_]) -> bool:
-    """Return whether strings hold characters that Unicode does not have, of which Python cannot make words."""
+_HALVES, _ESCAPES = (0xD800, 0xDFFF), (0xDC80, 0xDCFF)
+"""Halves of pairs, which alone are no character; and those of them that stand for bytes of names of files in Python."""
+
+
+def beyond_unicode(words: npt.NDArray[np.str_], *, names_of_files: bool = False) -> bool:
+    """Return whether strings hold what is no character, of which no text can be written.
+
+    Args:
+        words: of any shape.
+        names_of_files: take the halves of pairs with which Python writes bytes that are no UTF-8, as names of files
+            may have them (PEP 383).
+    """
     import numpy as np
 
     if not words.dtype.itemsize:
         return False
     letters = np.ascontiguousarray(words).view(np.dtype(words.dtype.str[0] + "u4"))
-    return bool((letters > sys.maxunicode).any())
+    halves = (letters >= _HALVES[0]) & (letters <= _HALVES[1])
+    if names_of_files:
+        halves &= (letters < _ESCAPES[0]) | (letters > _ESCAPES[1])
+    return bool((halves | (letters > sys.maxunicode)).any())
