@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
 from p4q_edge.runtime.errors import ProcessLostError, UsageError
@@ -180,7 +181,7 @@ def joined_team() -> Iterator[Team]:
         _JOINED.reset(token)
 
 
-def _meet(team: Team, variables: Mapping[str, str]) -> dist.Store:
+def _meet(team: Team, variables: Mapping[str, str]) -> Any:
     """Return where all processes meet, when all have come.
 
     Raises:
@@ -195,7 +196,7 @@ def _meet(team: Team, variables: Mapping[str, str]) -> dist.Store:
         )
     end = time.monotonic() + seconds
     try:
-        store, _, _ = next(dist.rendezvous("env://", team.rank, team.size, timeout=timedelta(seconds=seconds)))
+        store, _, _ = next(rendezvous("env://", team.rank, team.size, timeout=timedelta(seconds=seconds)))
         number = store.add(_JOINED_COUNT, 1)
         while number < team.size and time.monotonic() < end:
             time.sleep(_LOOK_S)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import fuzz_data as data
+import fuzz_runs as runs
 import fuzz_tables as tables
 import mutator
 import numpy as np
@@ -254,6 +255,15 @@ TARGETS: dict[str, Target] = {
     ),
     "request": Target(seeds=tables.request_seeds, mutators=_both(tables.edit_request), use=tables.use_request),
     "toml": Target(seeds=data.toml_seeds, mutators=_both(mutator.edit_text), use=data.use_toml),
+    "captions": Target(seeds=runs.captions_seeds, mutators=_both(mutator.edit_text), use=runs.use_captions),
+    "rtx": Target(seeds=runs.rtx_seeds, mutators=(mutator.edit_bytes, _edit_card, _edit_card), use=runs.use_rtx),
+    "run": Target(seeds=runs.run_seeds, mutators=(runs.edit_run,), use=runs.use_run),
+    "manifest": Target(
+        seeds=runs.manifest_seeds,
+        mutators=(mutator.edit_bytes, runs.edit_manifest, runs.edit_manifest),
+        use=runs.use_manifest,
+    ),
+    "hub": Target(seeds=runs.hub_seeds, mutators=(runs.edit_hub,), use=runs.use_hub),
     "words": Target(
         seeds=lambda: [b"cat\ndog\n# not\n", b'["cat", "dog"]', b'{"cat": ["a cat"], "dog": ["a dog", "dogs"]}'],
         mutators=_both(mutator.edit_text),

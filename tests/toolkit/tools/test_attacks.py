@@ -22,6 +22,7 @@ def _attacks(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "soak",
         "fuzz",
         "fuzz_data",
+        "fuzz_runs",
         "fuzz_tables",
         "fuzz_targets",
         "mutator",
@@ -38,17 +39,23 @@ def bundle(repository: Path) -> Path:
 def test_no_reader_raises_what_is_not_documented(tmp_path: Path) -> None:
     import fuzz
 
-    names = ["card", "head", "csv", "npz", "tar", "toml", "words", "onnx"]
+    names = ["card", "head", "csv", "npz", "tar", "toml", "words", "onnx", "captions", "rtx", "run", "manifest"]
     found = fuzz.fuzz(names, inputs=100 * len(names), seed=0, out=tmp_path / "out", share=100)
     assert {name: dict(one.problems) for name, one in found.items() if one.problems} == {}
-    assert sum(one.inputs for one in found.values()) == 800
+    assert sum(one.inputs for one in found.values()) == 1200
     assert all(one.accepted < one.inputs for one in found.values())
     assert sum(one.accepted for one in found.values()) > 50
 
 
 @pytest.mark.parametrize(
     ("name", "library"),
-    [("parquet", "pyarrow"), ("dataset", "pyarrow"), ("embeddings", "pyarrow"), ("request", "starlette")],
+    [
+        ("parquet", "pyarrow"),
+        ("dataset", "pyarrow"),
+        ("embeddings", "pyarrow"),
+        ("request", "starlette"),
+        ("hub", "huggingface_hub"),
+    ],
 )
 def test_no_reader_of_an_extra_raises_what_is_not_documented(tmp_path: Path, name: str, library: str) -> None:
     pytest.importorskip(library)
@@ -106,6 +113,8 @@ def test_what_once_led_to_a_problem_leads_to_none(tmp_path: Path) -> None:
             pytest.importorskip("pyarrow")
         if name == "request":
             pytest.importorskip("httpx2")
+        if name == "hub":
+            pytest.importorskip("huggingface_hub")
         said = ""
         try:
             fuzz_targets.TARGETS[name].use(path.read_bytes(), tmp_path)

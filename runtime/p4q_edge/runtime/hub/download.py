@@ -14,7 +14,8 @@ from typing import Any
 from p4q_edge.runtime.artifacts import SUFFIX, read_bundle, signature_path
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, P4QEdgeError
 from p4q_edge.runtime.hub.address import HubAddress, is_bundle_name, parse_address
-from p4q_edge.runtime.hub.library import TIMEOUT_S, asked_hub, hub_library, is_offline
+from p4q_edge.runtime.hub.library import asked_hub, hub_library, is_offline
+from p4q_edge.runtime.hub.repository_info import TIMEOUT_S, repository_info
 from p4q_edge.runtime.storage import printable, sha256_file
 
 MAX_BUNDLE_BYTES = 8 << 30
@@ -80,7 +81,7 @@ def _cached(meant: HubAddress) -> Path | None:
 
 def _fetch(meant: HubAddress) -> Path:
     api = hub_library().HfApi()
-    info = api.model_info(meant.repo, revision=meant.revision, files_metadata=True, timeout=TIMEOUT_S)
+    info = repository_info(api, meant)
     files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     name = _one_of(meant, files)
     size = files[name].size

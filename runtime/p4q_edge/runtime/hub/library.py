@@ -15,8 +15,6 @@ from p4q_edge.runtime.hub.address import HubAddress
 from p4q_edge.runtime.hub.network import answer_of, network_cause
 from p4q_edge.runtime.storage import printable
 
-TIMEOUT_S = 10.0
-"""For the first answer of the Hub: without a network a command must end, not wait."""
 OFFLINE = "HF_HUB_OFFLINE"
 _INSTALL = "pip install 'p4q-edge-runtime[hub]'"
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"

@@ -11,8 +11,9 @@ from p4q_edge.runtime.artifacts import Bundle, read_bundle, signature_path
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation.report import read_report
 from p4q_edge.runtime.hub.address import HubAddress, is_bundle_name, parse_address
-from p4q_edge.runtime.hub.library import TIMEOUT_S, asked_hub, hub_library, is_absent, is_offline
+from p4q_edge.runtime.hub.library import asked_hub, hub_library, is_absent, is_offline
 from p4q_edge.runtime.hub.model_card import MARK, card_text
+from p4q_edge.runtime.hub.repository_info import TIMEOUT_S, repository_info
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
@@ -143,7 +144,7 @@ def _repository(api: Any, meant: HubAddress, *, private: bool) -> Any:
 
 
 def _info(api: Any, meant: HubAddress) -> Any:
-    return api.model_info(meant.repo, revision=meant.revision, files_metadata=True, timeout=TIMEOUT_S)
+    return repository_info(api, meant)
 
 
 def _require_free(bundle: Bundle, meant: HubAddress, sibling: Any | None, *, force: bool) -> None:
