@@ -82,6 +82,7 @@ class Trial:
 
 
 _BUILD = ("build", "model.p4q", "--engine", "out.onnx")
+_TRITON = ("export-triton", "out.onnx", "models")
 _LEARN = ("learn", "--recipe", "recipe.toml", "-o", "run")
 _EXPORT = ("export", "run", "-o", "run.p4q")
 _OWN = ("build", "--engine", "own.onnx", "--recipe")
@@ -92,6 +93,14 @@ TRIALS = (
     Trial(name="build --force", arguments=(*_BUILD, "--force")),
     Trial(name="head add", arguments=("head", "add", "out.onnx", "model.p4q", "--name", "own", "--force")),
     Trial(name="classify --json", arguments=ENGINE, without=("cache",)),
+    Trial(
+        name="export-triton",
+        arguments=_TRITON,
+        without=("models",),
+        refusal="has models of these names",
+        same="models/p4q_engine/1/model.onnx",
+    ),
+    Trial(name="export-triton --force", arguments=(*_TRITON, "--force"), same="models/p4q_engine/1/model.onnx"),
     Trial(name="learn", arguments=_LEARN, without=("run",), works=None, afterwards=None, same=LEARNED, toolkit=True),
     Trial(
         name="learn, other seed",
@@ -228,7 +237,7 @@ def prepare(bundle: Path, folder: Path, killer: Killer, *, toolkit: bool) -> Non
     (folder / "recipe.toml").write_text(RECIPE.format(seed=0))
     (folder / "other.toml").write_text(RECIPE.format(seed=1))
     runs = [_LEARN, _EXPORT, ("build", "run.p4q", "--engine", "run.onnx"), (*_OWN, "recipe.toml")]
-    for command in [_BUILD, *(runs if toolkit else [])]:
+    for command in [_BUILD, _TRITON, *(runs if toolkit else [])]:
         ended = killer.run(command, folder)
         if ended.code:
             raise SystemExit(f"{command[0]} fails without an attack: {ended.said}")

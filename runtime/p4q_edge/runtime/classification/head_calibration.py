@@ -21,7 +21,7 @@ from p4q_edge.runtime.artifacts import (
     write_card,
 )
 from p4q_edge.runtime.choices import CpuBackend
-from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit, require_enough
+from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, fit, require_calibratable
 from p4q_edge.runtime.engines import Engine, load_engine
 from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders, require_of_no_class
 from p4q_edge.runtime.progress import tracked
@@ -72,7 +72,7 @@ def calibrate_head(request: Request, options: FitOptions) -> Fit:
         learned=request.learned,
         other_names=request.other_names,
     )
-    require_enough(images.labels)
+    require_calibratable(images.labels)
     if request.unknown is not None and request.unknown.is_dir():
         require_of_no_class(request.unknown, request.learned.union(images.digests), option="--unknown")
     starts = range(0, len(images.labels), _BATCH)

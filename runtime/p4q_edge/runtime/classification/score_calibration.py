@@ -105,7 +105,7 @@ class Samples:
 _Make = Callable[[Samples], Calibration]
 
 
-def require_enough(labels: np.ndarray) -> None:
+def require_calibratable(labels: np.ndarray) -> None:
     """Refuse images, before an engine is run on them, from which nothing can be fitted.
 
     Args:
@@ -147,7 +147,7 @@ def fit(
     Raises:
         InputError: too few images.
     """
-    require_enough(labels)
+    require_calibratable(labels)
     nothing = np.empty((0, logits.shape[1]))
     samples = Samples(logits=logits, labels=labels, unknown=nothing if unknown is None else unknown)
     before = _cross_validated(samples, lambda _: head.calibration, head.class_names)
