@@ -154,20 +154,31 @@ def complete_entries(folder: Path, name: str) -> None:
 
 
 def _replace_entry(path: Path, target: Path) -> None:
-    old = temporary_path(path.parent)
-    taken = target.is_symlink() or target.is_dir()  # whose place no folder takes
-    if taken and path.exists():
-        target.rename(old)
-    try:
-        path.rename(target)
-    except OSError:  # another process was faster, and what was put aside is its work
-        with contextlib.suppress(FileNotFoundError):
-            old.rename(target)
-        raise
-    if old.is_symlink():
-        old.unlink()
+    """Move an entry to its place; where another process did it first, `FileNotFoundError` says so."""
+    for _ in range(_ATTEMPTS):
+        old = temporary_path(path.parent)
+        if path.exists() and (target.is_symlink() or target.is_dir()):  # whose place no folder takes
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(old)
+        try:
+            path.rename(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what was put aside is another's work, unless that is newer
+                old.rename(target)
+            _remove(old)
+            if error.errno not in _TAKEN:
+                raise
+            continue
+        _remove(old)
+        return
+    raise OSError(errno.EBUSY, "other processes keep replacing it")
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
     else:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _pending_entries(folder: Path, name: str) -> Path:
