@@ -89,7 +89,19 @@ def test_tensorrt_that_is_missing_is_said_so(
         EnvironmentNotAbleError, match=r"TensorRT is not installed for this Python, and .* name .*out\.onnx instead"
     ):
         build_engine(tiny_bundle, tmp_path / f"out{suffix}")
+    with pytest.raises(EnvironmentNotAbleError, match=r"For a CPU engine leave --backend out\."):
+        build_engine(tiny_bundle, tmp_path / "out.onnx", backend="tensorrt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_that_needs_onnx_names_one_that_does_not(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("P4Q_EDGE_CPU_PROFILE", "fast")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(EnvironmentNotAbleError, match="or take the exact profile: --cpu-profile exact"):
+        build_engine(tiny_bundle, tmp_path / "out.onnx")
+    build_engine(tiny_bundle, tmp_path / "out.onnx", options=BuildOptions(cpu_profile="exact"))
 
 
 def test_onnxruntime_that_is_missing_is_said_so(

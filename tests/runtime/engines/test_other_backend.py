@@ -16,6 +16,7 @@ from PIL import Image
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
 from p4q_edge.runtime.artifacts import on_backend
 from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.cli.main import build_parser
 from p4q_edge.runtime.engines import load_engine
 from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine
@@ -120,3 +121,34 @@ def test_a_head_is_not_calibrated_on_wrong_values(
     monkeypatch.setattr(OnnxRuntimeEngine, "run", wrong)
     code, _, err = run("head", "calibrate", tiny_engine, labelled, "--json")
     assert (code, "computes wrong values here" in err) == (5, True)
+
+
+@with_openvino
+def test_images_are_embedded_and_looked_for_there(
+    tiny_engine: Path, photo: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    whole = OpenVINOEngine.run
+
+    def counted(self: OpenVINOEngine, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> Any:
+        asked.append("openvino")
+        return whole(self, image, outputs)
+
+    monkeypatch.setattr(OpenVINOEngine, "run", counted)
+    found = tmp_path / "found.npz"
+    embed = ["embed", tiny_engine, photo, "-o", found, "--force"]
+    for command in (embed, ["search", found, "--like", photo, "--engine", tiny_engine]):
+        assert run(*command)[0] == 0
+        assert not asked
+        code, _, err = run(*command, "--backend", "openvino")
+        assert (code, bool(asked)) == (0, True), err
+        asked.clear()
+    code, _, err = run("search", found, "circle", "--engine", tiny_engine, "--backend", "openvino")
+    assert (code, "only --like IMAGE runs it. Leave --backend out." in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["bench", "classify", "embed", "search", "selftest", "serve", "teach", "validate"])
+def test_what_runs_an_engine_runs_it_in_the_other_library(command: str) -> None:
+    """The error for an engine whose library is missing names this option."""
+    options = build_parser(command).format_help()
+    assert "run an .onnx engine in this library" in " ".join(options.split())

@@ -345,9 +345,11 @@ def _require_tensorrt(engine: Path) -> None:
     try:
         import tensorrt  # noqa: F401
     except ImportError as error:
+        named = engine.with_suffix(".onnx")
+        other = "leave --backend out" if named == engine else f"name {named} instead"
         raise EnvironmentNotAbleError(
             f"TensorRT is not installed for this Python, and {engine} needs it. {advice.HOW_TO_INSTALL} "
-            f"For a CPU engine name {engine.with_suffix('.onnx')} instead."
+            f"For a CPU engine {other}."
         ) from error
 
 

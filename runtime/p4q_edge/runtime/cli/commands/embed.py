@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, add_placement, words_of_failures
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, words_of_failures
 from p4q_edge.runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class EmbedRequest:
     plain: bool = False
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
     skip_errors: bool = False
 
 
@@ -46,6 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="use no adapter, for searches by words that are not classes of a head"
     )
     add_placement(parser)
+    add_backend(parser)
     parser.add_argument("--skip-errors", action="store_true", help="exit with 0 even if some images could not be used")
 
 
@@ -60,6 +63,7 @@ def _request(args: argparse.Namespace) -> EmbedRequest:
         plain=args.plain,
         device=args.device,
         threads=args.threads,
+        backend=args.backend,
         skip_errors=args.skip_errors,
     )
 
@@ -103,7 +107,7 @@ def _embeddings_of(request: EmbedRequest, images: list[ImageLike]) -> Embeddings
 
     paths: list[str] = []
     rows: list[np.ndarray] = []
-    options = RuntimeOptions(threads=request.threads)
+    options = RuntimeOptions(threads=request.threads, backend=request.backend)
     with ZeroShotClassifier(request.engine, heads=request.head, device=request.device, options=options) as classifier:
         if request.plain:
             use_plain(classifier)

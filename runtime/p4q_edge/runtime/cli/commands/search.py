@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, has_toolkit, toolkit_function
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, has_toolkit, toolkit_function
 from p4q_edge.runtime.errors import ArtifactError, UsageError
 from p4q_edge.runtime.storage import printable
 
@@ -36,6 +37,7 @@ class SearchRequest:
     head: str | None = None
     top_k: int = 10
     recipe: Path | None = None
+    backend: CpuBackend | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with the toolkit: recipe of the engine, whose text tower reads other words (default: of ENGINE's .run)",
     )
     parser.add_argument("--top-k", type=int, default=10, help="number of images to list (default: %(default)s)")
+    add_backend(parser)
 
 
 def _request(args: argparse.Namespace) -> SearchRequest:
@@ -64,6 +67,8 @@ def _request(args: argparse.Namespace) -> SearchRequest:
         raise UsageError("expected words for what the images should show, got an empty text")
     if (args.text is None) == (args.like is None):
         raise UsageError("search needs either words or --like IMAGE: p4q-edge search EMBEDDINGS TEXT --engine ENGINE")
+    if args.backend is not None and args.like is None:
+        raise UsageError("--backend says where the engine runs, and only --like IMAGE runs it. Leave --backend out.")
     if args.top_k < 1:
         raise UsageError(f"--top-k must be at least 1, got {args.top_k}.")
     return SearchRequest(
@@ -74,6 +79,7 @@ def _request(args: argparse.Namespace) -> SearchRequest:
         head=args.head,
         top_k=args.top_k,
         recipe=args.recipe,
+        backend=args.backend,
     )
 
 
@@ -108,7 +114,7 @@ def _query(request: SearchRequest, embeddings: Embeddings, card: Card) -> tuple[
 
     name = request.head or _recorded_head(request, embeddings)
     if request.like is not None:
-        return _of_picture(request.engine, request.like, name), f"the engine, head {name}"
+        return _of_picture(request, request.like, name), f"the engine, head {name}"
     text = str(request.text)
     classes = _classes(request.engine, name)
     found = classes.get(_form(text))
@@ -183,12 +189,13 @@ def _classes(engine: Path, name: str) -> dict[str, tuple[str, np.ndarray]]:
     return {_form(label): (label, row) for label, row in pairs}
 
 
-def _of_picture(engine: Path, picture: Path, name: str) -> np.ndarray:
+def _of_picture(request: SearchRequest, picture: Path, name: str) -> np.ndarray:
     from p4q_edge.runtime.artifacts import BUILT_IN
     from p4q_edge.runtime.bulk import PLAIN, use_plain
-    from p4q_edge.runtime.classification import ZeroShotClassifier
+    from p4q_edge.runtime.classification import RuntimeOptions, ZeroShotClassifier
 
-    with ZeroShotClassifier(engine, heads=None if name in (BUILT_IN, PLAIN) else name) as classifier:
+    head, options = None if name in (BUILT_IN, PLAIN) else name, RuntimeOptions(backend=request.backend)
+    with ZeroShotClassifier(request.engine, heads=head, options=options) as classifier:
         if name == PLAIN:
             use_plain(classifier)
         rows: np.ndarray = classifier.embed(picture)

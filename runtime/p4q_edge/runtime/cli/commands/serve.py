@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, add_placement
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ServeRequest:
     head: str | None = None
     device: str = "auto"
     threads: int | None = None
+    backend: CpuBackend | None = None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +72,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head", type=name_or_path, help="head to start with: a name, or a file (.safetensors)")
     add_placement(parser)
+    add_backend(parser)
 
 
 def _request(args: argparse.Namespace) -> ServeRequest:
@@ -87,6 +90,7 @@ def _request(args: argparse.Namespace) -> ServeRequest:
         head=args.head,
         device=args.device,
         threads=args.threads,
+        backend=args.backend,
     )
 
 
@@ -102,7 +106,7 @@ def _run(request: ServeRequest, output: Output) -> int:
             request.engine,
             heads=request.head,
             device=request.device,
-            options=RuntimeOptions(threads=request.threads),
+            options=RuntimeOptions(threads=request.threads, backend=request.backend),
         )
         with loaded as classifier:
             app = make_app(classifier, request.engine, options)

@@ -108,7 +108,7 @@ def _import_onnx(purpose: str) -> Any:
     except ImportError as error:
         raise EnvironmentNotAbleError(
             f"{purpose} needs the package onnx while the engine is built. Run: pip install onnx, or build on another "
-            "machine of this kind, or leave it out for the exact profile."
+            "machine of this kind, or take the exact profile: --cpu-profile exact."
         ) from error
     return onnx
 
