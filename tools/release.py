@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE, PINNED, CHANGES = "runtime/pyproject.toml", "pyproject.toml", "CHANGELOG.md"
 _VERSION = re.compile(r'(?m)^version = "([^"]+)"$')
 _PIN = re.compile(r'"p4q-edge-runtime==([^"]+)"')
-_RELEASED = re.compile(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?")
+_NUMBER = r"(?:0|[1-9]\d*)"
+_RELEASED = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:(?:a|b|rc){_NUMBER})?")
 _UNRELEASED = "## [Unreleased]"
 
 
@@ -51,10 +52,14 @@ def cut(root: Path, version: str, day: datetime.date) -> None:
     """Write a version into its places, and make what is unreleased in the changelog the section of it.
 
     Raises:
-        ReleaseError: no version, or nothing is unreleased.
+        ReleaseError: no version, an earlier one, or nothing is unreleased.
     """
+    from packaging.version import Version
+
     if not _RELEASED.fullmatch(version):
-        raise ReleaseError(f"{version} is no version; expected one as 1.2.3 or 1.2.3rc1")
+        raise ReleaseError(f"{version!r} is no version; expected one as 1.2.3 or 1.2.3rc1")
+    if Version(version) < Version(current := version_of(root)):
+        raise ReleaseError(f"{version} is earlier than {current}, which {SOURCE} says; expected that or a later one")
     changes = (root / CHANGES).read_text(encoding="utf-8")
     notes = section(changes, "Unreleased")
     if not notes:
@@ -80,15 +85,38 @@ def _rewrite(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def require_committed(root: Path, *, untracked: bool) -> None:
+    """Raise `ReleaseError` where a file differs from the commit; files that git does not know count if `untracked`."""
+    files = "normal" if untracked else "no"
+    changed = _git(root, "status", "--porcelain", f"--untracked-files={files}").splitlines()
+    if changed:
+        raise ReleaseError(f"{len(changed)} files differ from the commit, as {changed[0].strip()}. Commit them first.")
+
+
+def require_free_tag(root: Path) -> None:
+    """Raise `ReleaseError` where the commit cannot be tagged: its version is not cut, or tagged already.
+
+    Asked before anything is built, which takes minutes.
+    """
+    version = version_of(root)
+    if not section((root / CHANGES).read_text(encoding="utf-8"), version):
+        raise ReleaseError(f"{CHANGES} has no section of {version}: python tools/release.py --cut {version}")
+    if commit := tagged(root, version):
+        raise ReleaseError(f"v{version} is a tag of {commit[:12]} already. Cut another version: --cut VERSION")
+
+
+def tagged(root: Path, version: str) -> str:
+    """Return the commit that has the tag of a version; empty if none has."""
+    return _git(root, "for-each-ref", "--format=%(*objectname)%(objectname)", f"refs/tags/v{version}").strip()[:40]
+
+
 def export(root: Path, folder: Path) -> int:
     """Write the files of the commit into a folder, and return the time of the commit.
 
     Raises:
         ReleaseError: something is not committed.
     """
-    changed = _git(root, "status", "--porcelain").splitlines()
-    if changed:
-        raise ReleaseError(f"{len(changed)} files differ from the commit, as {changed[0].strip()}. Commit them first.")
+    require_committed(root, untracked=True)
     packed = folder / "commit.tar"
     _git(root, "archive", "--format=tar", f"--output={packed}", "HEAD")
     with tarfile.open(packed) as archive:
@@ -151,7 +179,26 @@ def release(root: Path, target: Path, *, pythons: Sequence[str], full: bool) -> 
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ReleaseError(f"git {words[0]} failed in {root}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _next(root: Path, version: str, *, tag: bool) -> str:
+    """Tag the commit if `tag`, and return what is to be done next."""
+    publish = f"to publish it: git push origin v{version}"
+    if tag:
+        _git(root, "tag", "--annotate", f"v{version}", "--message", f"P4Q Edge {version}")
+        return f"tagged v{version}; {publish}"
+    if not section((root / CHANGES).read_text(encoding="utf-8"), version):
+        return f"{CHANGES} has no section of {version} yet: python tools/release.py --cut {version}"
+    commit = tagged(root, version)
+    if commit and commit != _git(root, "rev-parse", "HEAD").strip():
+        return f"v{version} is a tag of another commit, {commit[:12]}: python tools/release.py --cut VERSION"
+    if commit:
+        return f"v{version} is a tag of this commit; {publish}"
+    return f"tag it: git tag --annotate v{version} --message 'P4Q Edge {version}'"
 
 
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
@@ -165,24 +212,20 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     parser.add_argument("--tag", action="store_true", help="tag the commit when all of it went well")
     options = parser.parse_args(arguments)
     try:
-        if options.cut:
+        if options.cut is not None:
+            require_committed(root, untracked=False)  # as all of it is committed next
             cut(root, options.cut, datetime.datetime.now(tz=datetime.UTC).date())
             print(f"look at it and commit: git commit -am 'Release {options.cut}', then: make release")
             return 0
+        if options.tag:
+            require_free_tag(root)
         options.output.mkdir(parents=True, exist_ok=True)
         left = [path.name for path in options.output.iterdir() if path.suffix in (".whl", ".gz")]
         if left:
             raise ReleaseError(f"{options.output} holds {left[0]} of another build. Remove it: make clean")
         version = release(root, options.output, pythons=options.pythons.split(","), full=options.full)
-        command = ["git", "tag", "--annotate", f"v{version}", "--message", f"P4Q Edge {version}"]
-        if options.tag:
-            subprocess.run(command, cwd=root, check=True)
-            print(f"tagged v{version}; to publish it: git push origin v{version}")
-        elif not section((root / CHANGES).read_text(encoding="utf-8"), version):
-            print(f"{CHANGES} has no section of {version} yet: python tools/release.py --cut {version}")
-        else:
-            print(f"tag it: git tag --annotate v{version} --message 'P4Q Edge {version}'")
-    except ReleaseError as error:
+        print(_next(root, version, tag=options.tag))
+    except (ReleaseError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,11 @@ import release_checks
 DAY = datetime.date(2026, 11, 27)
 
 
+def git(root: Path, *words: str) -> str:
+    """Return what git says."""
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture
 def checkout(repository: Path, tmp_path: Path) -> Path:
     """The files that a version stands in, in a repository of their own."""
@@ -23,9 +29,11 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
     for name in (release.SOURCE, release.PINNED, release.CHANGES):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(repository / name, root / name)
-    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "All"]):
-        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *author, *words], cwd=root, check=True)
+    git(root, "init", "--quiet")
+    for key, value in (("user.name", "a"), ("user.email", "a@b.c")):
+        git(root, "config", key, value)
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "All")
     return root
 
 
@@ -66,7 +74,7 @@ def test_a_second_section_of_a_version_is_refused(checkout: Path) -> None:
     path.write_text("# Changelog\n\n## [Unreleased]\n\n- new\n\n## [7.0.0] - 2026-01-01\n\n- old\n")
     with pytest.raises(release.ReleaseError, match=r"has a section of 7\.0\.0 already"):
         release.cut(checkout, "7.0.0", DAY)
-    with pytest.raises(release.ReleaseError, match="seven is no version; expected one as"):
+    with pytest.raises(release.ReleaseError, match="'seven' is no version; expected one as"):
         release.cut(checkout, "seven", DAY)
 
 
@@ -74,6 +82,74 @@ def test_only_what_is_committed_is_built(checkout: Path, tmp_path: Path, capsys:
     (checkout / "scratch.txt").write_text("mine")
     assert release.main(["--output", str(tmp_path / "dist")], root=checkout) == 1
     assert "error: 1 files differ from the commit, as ?? scratch.txt. Commit them first." in capsys.readouterr().err
+
+
+def test_a_cut_takes_no_other_change_along(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / release.SOURCE).write_text((checkout / release.SOURCE).read_text() + "\n")
+    assert release.main(["--cut", "7.0.0"], root=checkout) == 1
+    assert "1 files differ from the commit" in capsys.readouterr().err
+    assert "7.0.0" not in (checkout / release.CHANGES).read_text()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("0.0.1", r"0\.0\.1 is earlier than 0\.\d+\.\d+, which runtime/pyproject\.toml says"),
+        ("01.2.3", "'01.2.3' is no version; expected one as"),
+        ("", "'' is no version; expected one as"),
+    ],
+)
+def test_what_cannot_be_cut(checkout: Path, capsys: pytest.CaptureFixture[str], version: str, message: str) -> None:
+    assert release.main(["--cut", version], root=checkout) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert git(checkout, "status", "--porcelain") == ""
+
+
+@pytest.fixture
+def building(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Builds that are asked for; none is done."""
+    asked: list[Path] = []
+
+    def build(root: Path, target: Path, **_: object) -> str:
+        asked.append(target)
+        return release.version_of(root)
+
+    monkeypatch.setattr(release, "release", build)
+    return asked
+
+
+def test_a_tag_is_of_a_version_that_is_cut_and_of_one_commit(
+    checkout: Path, tmp_path: Path, building: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tag = ["--tag", "--output", str(tmp_path / "dist")]
+    assert release.main(tag, root=checkout) == 1
+    assert "has no section of 0." in capsys.readouterr().err
+    release.cut(checkout, "7.0.0", DAY)
+    git(checkout, "commit", "--all", "--quiet", "--message", "Release 7.0.0")
+    assert not building
+    assert release.main(tag, root=checkout) == 0
+    assert "tagged v7.0.0; to publish it: git push origin v7.0.0" in capsys.readouterr().out
+    assert git(checkout, "rev-parse", "v7.0.0^{commit}") == git(checkout, "rev-parse", "HEAD")
+    assert release.main(tag[1:], root=checkout) == 0
+    assert "v7.0.0 is a tag of this commit; to publish it" in capsys.readouterr().out
+    git(checkout, "commit", "--allow-empty", "--quiet", "--message", "More")
+    assert release.main(tag[1:], root=checkout) == 0
+    assert "v7.0.0 is a tag of another commit, " in capsys.readouterr().out
+    building.clear()
+    assert release.main(tag, root=checkout) == 1
+    assert re.search(r"error: v7\.0\.0 is a tag of [0-9a-f]{12} already\. Cut another version", capsys.readouterr().err)
+    assert not building
+
+
+def test_what_git_or_the_folder_refuses_is_one_line(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(checkout / ".git")
+    assert release.main(["--output", str(tmp_path / "dist")], root=checkout) == 1
+    assert re.search(r"^error: git status failed in .*not a git repository", capsys.readouterr().err)
+    (tmp_path / "file").touch()
+    assert release.main(["--output", str(tmp_path / "file")], root=checkout) == 1
+    assert re.search(r"^error: .*File exists: '.*file'$", capsys.readouterr().err.strip())
 
 
 def test_another_build_is_not_mixed_in(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
