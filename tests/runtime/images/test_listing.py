@@ -129,3 +129,19 @@ def test_heic_is_read_with_the_optional_package(tmp_path: Path) -> None:
     pillow_heif.register_heif_opener()
     assert load_image(write(tmp_path / "a.heic", "HEIF")).size == (8, 8)
     assert image_files(tmp_path) == [tmp_path / "a.heic"]
+
+
+def test_parts_of_a_data_set_are_not_taken_for_its_classes(tmp_path: Path) -> None:
+    for name in ("test/cup/1.png", "Train/cup/2.png", "Train/plate/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(
+        InputError, match=rf"holds no classes but Train and test, parts of .* of them: {tmp_path}/Train"
+    ):
+        class_folders(tmp_path)
+    assert [folder.name for folder in class_folders(tmp_path / "Train")] == ["cup", "plate"]
+    (tmp_path / "test/4.png").touch()  # a class of this name
+    assert {folder.name for folder in class_folders(tmp_path)} == {"test", "Train"}
+    (tmp_path / "test/4.png").unlink()
+    (tmp_path / "cup").mkdir()
+    assert {folder.name for folder in class_folders(tmp_path)} == {"cup", "test", "Train"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
 from p4q_edge.runtime.errors import InputError
@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 # What archives and network storages put beside photographs: copies of names and thumbnails, no photographs.
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 
@@ -73,7 +74,7 @@ def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the class folders of `root/CLASS/IMAGE` in label order, digits by their value; linked ones are taken.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the folders are parts of a data set, such as `train` and `test`.
     """
     counted = LeftOut() if left_out is None else left_out
     found = {}
@@ -86,7 +87,27 @@ def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
                 counted.add("images outside of the class folders", meant=True)
     if not found:
         raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
+    _refuse_parts(root, found)
     return [found[name] for name in in_label_order(found)]
+
+
+def _refuse_parts(root: Path, folders: Mapping[str, Path]) -> None:
+    """Raise `InputError` where all folders are parts of a data set: each would be taken for a class of its name."""
+    if all(name.casefold() in _PARTS and _has_folders_alone(path) for name, path in folders.items()):
+        names = sorted(folders, key=lambda name: not name.casefold().startswith("train"))
+        raise InputError(
+            f"{root} holds no classes but {' and '.join(names)}, parts of a data set with class folders of their own. "
+            f"Name one of them: {root / names[0]}"
+        )
+
+
+def _has_folders_alone(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            here = list(entries)
+    except OSError:  # told of where its images are looked for
+        return False
+    return any(_is_folder(entry) for entry in here) and not any(_is_taken(entry, LeftOut()) for entry in here)
 
 
 def labelled_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
