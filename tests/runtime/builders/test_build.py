@@ -178,6 +178,44 @@ def test_build_without_a_bundle_asks_the_toolkit_for_one(
     assert "needs the toolkit, which is not installed" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing", "code", "message"),
+    [
+        (["--engine", "o.onnx", "--threads", "0"], "", 2, "threads must be at least 1"),
+        (["--engine", "o.onnx", "--batch", "5000"], "", 2, "batch must be at least 1 and at most 4096, got 5000"),
+        (["--engine", "o.onnx", "--backend", "openvino"], "openvino", 3, "OpenVINO is not installed"),
+        (["--engine", "o.onnx", "--remainder", "bf16"], "openvino", 3, "--remainder bf16 is OpenVINO's"),
+        (["--engine", "o.plan"], "tensorrt", 3, "TensorRT is not installed"),
+        (["--engine", "o.rtx"], "tensorrt_rtx_bindings", 3, "expected the Python module tensorrt_rtx_bindings"),
+        (["--engine", "o.bin"], "", 2, "the suffix of o.bin names no backend"),
+    ],
+)
+def test_what_a_machine_cannot_build_is_refused_before_the_recipe_is_run(  # it takes minutes to hours
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., tuple[int, str, str]],
+    arguments: list[str],
+    missing: str,
+    code: int,
+    message: str,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(metadata, "entry_points", lambda **request: asked.append(request["name"]) or [])
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    ended, _, err = run("build", *arguments)
+    assert (ended, message in err) == (code, True), err
+    assert asked == []
+
+
+def test_a_profile_that_the_environment_names_wrong_is_told_before_the_recipe_is_run(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("P4Q_EDGE_CPU_PROFILE", "quick")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: pytest.fail("the toolkit was asked"))
+    code, _, err = run("build", "--engine", "o.onnx")
+    assert (code, "P4Q_EDGE_CPU_PROFILE=quick: expected one of" in err) == (2, True)
+
+
 def test_inspect_hands_the_lint_to_the_toolkit(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:

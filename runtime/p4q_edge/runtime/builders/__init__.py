@@ -8,7 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, describe_build, recorded_options
-    from p4q_edge.runtime.builders.current import build_unless_current, require_replaceable
+    from p4q_edge.runtime.builders.current import build_unless_current, require_able, require_replaceable
     from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
     from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest, ZeroShotRequest
 
@@ -25,6 +25,7 @@ __all__ = [
     "build_unless_current",
     "describe_build",
     "recorded_options",
+    "require_able",
     "require_replaceable",
 ]
 
@@ -44,7 +45,7 @@ if not TYPE_CHECKING:
                 "RtxDryRun",
                 "TensorRTDryRun",
             ),
-            "current": ("build_unless_current", "require_replaceable"),
+            "current": ("build_unless_current", "require_able", "require_replaceable"),
             "request": (
                 "BuildRequest",
                 "RecipeRequest",

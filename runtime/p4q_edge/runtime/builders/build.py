@@ -94,13 +94,12 @@ class BuildOptions:
         if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
             raise UsageError(f"the deadline must be positive and at most a day, got {self.deadline_s:g} s.")
 
-    def cpu_request(self, backend: CpuBackend | None, bundle: Bundle) -> CpuRequest:
-        """Return what is asked of a CPU engine of a bundle; `backend` is the library that was named, if one was.
+    def cpu_request(self, backend: CpuBackend | None, *, convolutions: bool) -> CpuRequest:
+        """Return what is asked of a CPU engine; `backend` is the library that was named, if one was.
 
         Raises:
             UsageError: a number is out of range, or the environment names no profile.
         """
-        convolutions = bundle.manifest.precision.quantized_convolutions > 0
         return CpuRequest(
             choice=self.cpu_profile or default_choice(backend, convolutions=convolutions),
             backend=backend,
@@ -163,10 +162,10 @@ def build_engine(
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     if chosen == "tensorrt-rtx":
         return _build_rtx(opened, engine, force=force, options=options.rtx or RtxOptions(), progress=progress)
-    return _build_cpu(opened, engine, backend=_cpu_backend(backend), force=force, options=options)
+    return _build_cpu(opened, engine, backend=cpu_backend(backend), force=force, options=options)
 
 
-def _cpu_backend(backend: BackendName | None) -> CpuBackend | None:
+def cpu_backend(backend: BackendName | None) -> CpuBackend | None:
     """Return the library for CPUs that was named; None where the suffix of the engine only says that it is for one."""
     return next((one for one in CPU_BACKENDS if one == backend), None)
 
@@ -189,7 +188,8 @@ def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
 
 def _build_cpu(bundle: Bundle, engine: Path, *, backend: CpuBackend | None, force: bool, options: BuildOptions) -> Card:
     refuse_unsound(bundle, "fp32", engine=engine)
-    made = make_cpu_engine(bundle, engine, options.cpu_request(backend, bundle), deadline_s=options.deadline_s)
+    asked = options.cpu_request(backend, convolutions=bundle.manifest.precision.quantized_convolutions > 0)
+    made = make_cpu_engine(bundle, engine, asked, deadline_s=options.deadline_s)
     card = _compared(made.card, made.outputs, made.golden, engine=engine)
     _require_writable(engine, force=force)
     write_deployment(engine, card, made.files)
@@ -214,7 +214,7 @@ def _build_tensorrt(
     bundle: Bundle, engine: Path, *, force: bool, options: BuildOptions, progress: ShowProgress | None
 ) -> Card:
     refuse_unsound(bundle, "fp16", engine=engine)
-    _require_tensorrt(engine)
+    require_tensorrt(engine)
     from p4q_edge.runtime.builders.tensorrt.builder import build_plan
 
     plan = build_plan(
@@ -341,7 +341,8 @@ def recorded_options(options: BuildOptions, backend: BackendName) -> dict[str, A
     return asdict(options.tensorrt or TensorRTOptions())
 
 
-def _require_tensorrt(engine: Path) -> None:
+def require_tensorrt(engine: Path) -> None:
+    """Raise `EnvironmentNotAbleError` where TensorRT is not installed."""
     try:
         import tensorrt  # noqa: F401
     except ImportError as error:
@@ -365,20 +366,20 @@ def describe_build(
     chosen = backend_of(engine, backend)
     kind: GraphKind = "fp32" if chosen in CPU_BACKENDS else "fp16"
     refuse_unsound(opened, kind, engine=engine)
+    convolutions = opened.manifest.precision.quantized_convolutions > 0
     if chosen == "tensorrt-rtx":
         from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx
 
-        rtx, convolutions = options.rtx or RtxOptions(), opened.manifest.precision.quantized_convolutions > 0
+        rtx = options.rtx or RtxOptions()
         return describe_rtx(len(opened.model("fp16")), engine=engine, options=rtx, convolutions=convolutions)
     if kind == "fp16":
-        _require_tensorrt(engine)
+        require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
 
         size = len(opened.model("fp16"))
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
-        convolutions = opened.manifest.precision.quantized_convolutions > 0
         return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
-    request = options.cpu_request(_cpu_backend(backend), opened)
+    request = options.cpu_request(cpu_backend(backend), convolutions=convolutions)
     candidates = cpu_candidates(opened.model("fp32"), request)
     return CpuDryRun(
         engine=str(engine),

@@ -92,6 +92,28 @@ class Candidates:
     not_measured: tuple[str, ...] = ()
 
 
+def require_libraries(request: CpuRequest) -> None:
+    """Refuse a request that this machine cannot meet, whatever the model.
+
+    Raises:
+        EnvironmentNotAbleError: OpenVINO is not installed, or the processor lacks what its remainder needs.
+    """
+    libraries = _libraries(request)
+    if request.backend == "openvino":
+        import_openvino()
+    if request.remainder == "auto":
+        return
+    if "openvino" not in libraries:
+        raise EnvironmentNotAbleError(
+            f"--remainder {request.remainder} is OpenVINO's, which is not installed. Run: pip install "
+            "'p4q-edge-runtime[openvino]', or leave it out"
+        )
+    if request.remainder not in remainders():
+        raise EnvironmentNotAbleError(
+            f"this processor has no instructions for --remainder {request.remainder}. Leave it out, or take f32."
+        )
+
+
 def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     """Return the candidates that a request leaves open, with the Q/DQ model of a bundle as each profile keeps it.
 
@@ -101,25 +123,15 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     Raises:
         EnvironmentNotAbleError: what was asked for needs a package that is not installed.
     """
-    if request.backend == "openvino":
-        import_openvino()
+    require_libraries(request)
     libraries = _libraries(request)
     left_out: list[str] = []
     if request.choice == "auto" and "openvino" not in libraries and request.backend is None:
         left_out.append("OpenVINO: it is not installed")
-    if request.remainder != "auto" and "openvino" not in libraries:
-        raise EnvironmentNotAbleError(
-            f"--remainder {request.remainder} is OpenVINO's, which is not installed. Run: pip install "
-            "'p4q-edge-runtime[openvino]', or leave it out"
-        )
     models, missing = _models(model, request)
     left_out += missing
     able = remainders() if "openvino" in libraries else ()
     wanted = [one for one in able if request.remainder in ("auto", one)]
-    if "openvino" in libraries and not wanted:
-        raise EnvironmentNotAbleError(
-            f"this processor has no instructions for --remainder {request.remainder}. Leave it out, or take f32."
-        )
     tried = [
         CpuCandidate(profile=profile, backend="openvino", remainder=remainder)
         for remainder in wanted

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.artifacts import Card, card_path, read_card
-from p4q_edge.runtime.builders.build import BuildOptions, backend_of, build_engine, recorded_options
+from p4q_edge.runtime.builders.build import (
+    BuildOptions,
+    backend_of,
+    build_engine,
+    cpu_backend,
+    recorded_options,
+    require_tensorrt,
+)
+from p4q_edge.runtime.builders.candidates import require_libraries
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import (
@@ -79,6 +87,24 @@ def require_replaceable(engine: Path, *, backend: BackendName | None, options: B
             f"{engine} exists already and was built with other options, or was changed since; add --force to replace "
             "it, or name another --engine"
         )
+
+
+def require_able(engine: Path, *, backend: BackendName | None, options: BuildOptions) -> None:
+    """Refuse what `build_engine` would refuse whatever the bundle, before the bundle is made that takes minutes.
+
+    Raises:
+        UsageError: an option is out of range, the suffix names no backend, or the environment no profile.
+        EnvironmentNotAbleError: the backend is not installed.
+    """
+    chosen = backend_of(engine, backend)
+    if chosen == "tensorrt":
+        require_tensorrt(engine)
+    elif chosen == "tensorrt-rtx":
+        from p4q_edge.runtime.engines.tensorrt import RTX, import_library
+
+        import_library(RTX)
+    else:
+        require_libraries(options.cpu_request(cpu_backend(backend), convolutions=False))
 
 
 def record_path(engine: Path) -> Path:

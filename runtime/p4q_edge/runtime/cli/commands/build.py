@@ -299,9 +299,10 @@ def _run(request: BuildRequest, output: Output) -> int:
 
 def _build_from_recipe(request: BuildRequest, output: Output) -> None:
     from p4q_edge.runtime.artifacts import card_path
-    from p4q_edge.runtime.builders import build_unless_current, require_replaceable
+    from p4q_edge.runtime.builders import build_unless_current, require_able, require_replaceable
     from p4q_edge.runtime.cli.documents import RecipeBuildDocument
 
+    require_able(request.engine, backend=request.backend, options=request.options)
     if not request.force:
         require_replaceable(request.engine, backend=request.backend, options=request.options)
     bundle: Path = toolkit_function(BUNDLE_FUNCTION, missing=NEEDS_TOOLKIT)(request)
