@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,15 @@ def test_parts_of_a_data_set_are_not_taken_for_its_classes(tmp_path: Path) -> No
     (tmp_path / "test/4.png").unlink()
     (tmp_path / "cup").mkdir()
     assert {folder.name for folder in class_folders(tmp_path)} == {"cup", "test", "Train"}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no such names")
+def test_a_class_cannot_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    for name in (b"caf\xe9", "th\u00e9".encode()):
+        (tmp_path / os.fsdecode(name)).mkdir()
+    with pytest.raises(
+        InputError, match=r"class folder .*caf.* has a name that is not UTF-8, and no class can; rename it"
+    ):
+        class_folders(tmp_path)
+    (tmp_path / os.fsdecode(b"caf\xe9")).rmdir()
+    assert [folder.name for folder in class_folders(tmp_path)] == ["th\u00e9"]

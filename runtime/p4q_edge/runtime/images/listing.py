@@ -74,7 +74,8 @@ def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the class folders of `root/CLASS/IMAGE` in label order, digits by their value; linked ones are taken.
 
     Raises:
-        InputError: there is none, or the folders are parts of a data set, such as `train` and `test`.
+        InputError: there is none, one has a name that is no text, or the folders are parts of a data set, such as
+            `train` and `test`.
     """
     counted = LeftOut() if left_out is None else left_out
     found = {}
@@ -88,6 +89,11 @@ def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
     if not found:
         raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
     _refuse_parts(root, found)
+    for name in found:
+        if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+            raise InputError(
+                f"the class folder {root / name} has a name that is not UTF-8, and no class can; rename it"
+            )
     return [found[name] for name in in_label_order(found)]
 
 
