@@ -1,5 +1,6 @@
 """What a build from a recipe ends with: zero-shot, learned and engine side by side, on images not learned from."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
     """
     bundle, card = read_bundle(bundle_path), read_card(request.engine)
     recorded = bundle.reference()
-    following = f"next: p4q-edge classify {request.engine} IMAGES   (p4q-edge validate {request.engine}: every step)"
+    engine = shlex.quote(str(request.engine))
+    following = f"next: p4q-edge classify {engine} IMAGES   (p4q-edge validate {engine}: every step)"
     with told_already():
         recipe = choose_recipe(request.recipe)
     validated = bundle.manifest.data_index.cross_validated
@@ -70,7 +72,7 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
             f"cross-validated, n = {n}: {validated.folds} parts of the photographs, each named by a head learned from "
             "the others. The engine has learned from all, and no other image is here to test it on (data.test)"
         )
-    beside = f"FP32 beside it: p4q-edge bench {request.engine} --against fp32"
+    beside = f"FP32 beside it: p4q-edge bench {engine} --against fp32"
     summary = BuildSummary(n=n, rows=tuple(rows), cross_validated=validated is not None, costs=lacking)
     return summary, "\n".join([*_table(rows), f"{said}. {beside}", *listed, following])
 

@@ -1,6 +1,7 @@
 """`p4q-edge export`: the bundle of a run folder."""
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def _run(request: ExportRequest, output: Output) -> int:
     text = (
         f"{request.bundle}  {manifest.precision.label}, {manifest.precision.parts}, {size / 1e6:.2f} MB, "
         f"least cosine to fake quant {manifest.parity.least_cosine:.6f}\n"
-        f"next: p4q-edge build {request.bundle} --engine model.onnx   (CPU; model.plan on a TensorRT device)"
+        f"next: p4q-edge build {shlex.quote(str(request.bundle))} --engine model.onnx   (CPU; model.plan on a TensorRT "
+        "device)"
     )
     output.write(document=document, text=text)
     return 0

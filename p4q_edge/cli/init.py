@@ -113,7 +113,7 @@ def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
         before.append(f"give each class at least {MIN_IMAGES} images or remove it")
     if len(counts) < 2:
         before.append("add a folder of another class")
-    build = f"p4q-edge build --recipe {recipe} --engine out.onnx"
+    build = f"p4q-edge build --recipe {shlex.quote(str(recipe))} --engine out.onnx"
     return f"next: {' and '.join(before)}, then: {build}" if before else f"next: {build}"
 
 
@@ -157,7 +157,7 @@ def recipe_text(path: Path, train: Path, test: Path | None, counts: dict[str, in
     names = list(counts)
     test_line = '# test = "..."              # without it a share of each class is kept to test on'
     return _RECIPE.format(
-        name=path.name,
+        name=printable(shlex.quote(path.name)),
         train=printable(shlex.quote(relative(train))),
         train_toml=_toml(relative(train)),
         test_line=test_line if test is None else f"test = {_toml(relative(test))}",

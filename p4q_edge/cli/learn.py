@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -136,7 +137,8 @@ def _learn(request: LearnRequest, output: Output) -> int:
     )
     text = (
         f"{request.run_folder}  learned {' and '.join(parts) or 'nothing (PTQ)'} from {len(train)} images "
-        f"of {len(train.class_names)} classes\nnext: p4q-edge export {request.run_folder} -o model.p4q"
+        f"of {len(train.class_names)} classes\n"
+        f"next: p4q-edge export {shlex.quote(str(request.run_folder))} -o model.p4q"
     )
     output.write(document=document, text=text)
     return 0

@@ -1,6 +1,7 @@
 """A build without labelled images: its recipe, and in words what it lacks."""
 
 import logging
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -72,17 +73,18 @@ def costs(found: CalibratedOn, card: Card, engine: Path, *, tested: bool) -> tup
         engine: its path.
         tested: whether labelled images were there to test on.
     """
+    named = shlex.quote(str(engine))
     unknown = (
         "accuracy is not known: no image has a label. To measure it: p4q-edge validate "
-        f"{engine} --data FOLDER_OF_CLASS_FOLDERS"
+        f"{named} --data FOLDER_OF_CLASS_FOLDERS"
     )
     return (
         *_quantization(found, card),
         *([] if tested else [unknown]),
         "scores are not calibrated (temperature 1), and no image is called unknown (threshold 0). To calibrate them: "
-        f"p4q-edge head calibrate {engine} FOLDER_OF_CLASS_FOLDERS --apply",
+        f"p4q-edge head calibrate {named} FOLDER_OF_CLASS_FOLDERS --apply",
         "nothing was learned: a few labelled photographs of each class teach the engine on the device: p4q-edge teach "
-        f"{engine} PHOTOS --name NAME",
+        f"{named} PHOTOS --name NAME",
     )
 
 

@@ -105,6 +105,17 @@ def test_names_that_steer_a_terminal_make_no_other_recipe(
     assert "cat\\nx = 1, dog" in (tmp_path / "p4q.toml").read_text()
 
 
+def test_the_recipes_own_name_makes_no_other_recipe_and_can_be_copied(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    assert main(["init", str(photos), "-o", "my\n[learn]\nsteps = 1\n.toml"]) == 0
+    assert read_recipe(photos.parent / "my\n[learn]\nsteps = 1\n.toml").learn.steps != 1
+    assert main(["init", str(photos), "-o", "my recipe.toml"]) == 0
+    assert "p4q-edge build --recipe 'my recipe.toml' --engine out.onnx" in capsys.readouterr().out
+    assert "#   p4q-edge build --recipe 'my recipe.toml' --engine" in Path("my recipe.toml").read_text()
+
+
 def test_one_class_is_advised_to_get_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,10 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(("not usable", f"{graph}: {why}") for graph, why in document["unsound"].items()),
         ("golden samples", f"{document['golden_samples']} images with what PyTorch gave"),
         ("recorded", f"what PyTorch gave for {len(zero_shot)} test images" if zero_shot else ""),
-        ("next", f"p4q-edge build {document['path']} --engine {Path(document['path']).with_suffix('.onnx')}"),
+        (
+            "next",
+            f"p4q-edge build {_word(document['path'])} --engine {_word(Path(document['path']).with_suffix('.onnx'))}",
+        ),
     ]
 
 
@@ -121,7 +125,7 @@ def _engine(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             if golden
             else f"{document['golden_samples']} golden samples",
         ),
-        ("next", f"p4q-edge classify {document['path']} IMAGES"),
+        ("next", f"p4q-edge classify {_word(document['path'])} IMAGES"),
     ]
 
 
@@ -215,3 +219,8 @@ def _kernels(inspection: Mapping[str, Any]) -> str:
     elif isinstance(counts, int):
         said.append(f"{counts} kernels")
     return "; ".join(said)
+
+
+def _word(path: str | Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))

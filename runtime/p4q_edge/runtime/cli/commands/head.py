@@ -273,7 +273,10 @@ def _add(request: AddRequest, output: Output) -> int:
     name = add_head(request.engine, local_bundle(request.source), name=request.name, force=output.force)
     path = heads_folder(request.engine) / f"{name}.safetensors"
     document = HeadFileDocument(engine=str(request.engine), name=name, path=str(path))
-    output.write(document=document, text=f"{path}\nuse it: p4q-edge classify {request.engine} IMAGE --head {name}")
+    output.write(
+        document=document,
+        text=f"{path}\nuse it: p4q-edge classify {shlex.quote(str(request.engine))} IMAGE --head {name}",
+    )
     return 0
 
 

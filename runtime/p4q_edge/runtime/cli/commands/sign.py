@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def _run(request: SignRequest, output: Output) -> int:
         sha256=signature.sha256,
         public_key=signature.public_key,
     )
-    text = f"{path}  signs this {kind} with the key {signature.public_key}\nCheck: p4q-edge verify {request.artifact}"
-    output.write(document=document, text=f"{text} --key key.pub.pem")
+    text = f"{path}  signs this {kind} with the key {signature.public_key}"
+    check = f"p4q-edge verify {shlex.quote(str(request.artifact))} --key key.pub.pem"
+    output.write(document=document, text=f"{text}\nCheck: {check}")
     return 0
 
 
