@@ -92,7 +92,7 @@ class Candidates:
     not_measured: tuple[str, ...] = ()
 
 
-def require_libraries(request: CpuRequest) -> None:
+def require_cpu_libraries(request: CpuRequest) -> None:
     """Refuse a request that this machine cannot meet, whatever the model.
 
     Raises:
@@ -123,7 +123,7 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     Raises:
         EnvironmentNotAbleError: what was asked for needs a package that is not installed.
     """
-    require_libraries(request)
+    require_cpu_libraries(request)
     libraries = _libraries(request)
     left_out: list[str] = []
     if request.choice == "auto" and "openvino" not in libraries and request.backend is None:

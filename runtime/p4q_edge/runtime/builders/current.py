@@ -15,7 +15,7 @@ from p4q_edge.runtime.builders.build import (
     recorded_options,
     require_tensorrt,
 )
-from p4q_edge.runtime.builders.candidates import require_libraries
+from p4q_edge.runtime.builders.candidates import require_cpu_libraries
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import (
@@ -104,7 +104,7 @@ def require_able(engine: Path, *, backend: BackendName | None, options: BuildOpt
 
         import_library(RTX)
     else:
-        require_libraries(options.cpu_request(cpu_backend(backend), convolutions=False))
+        require_cpu_libraries(options.cpu_request(cpu_backend(backend), convolutions=False))
 
 
 def record_path(engine: Path) -> Path:
