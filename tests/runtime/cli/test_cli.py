@@ -239,6 +239,13 @@ def test_numbers_are_finite(capsys: pytest.CaptureFixture[str], number: str) -> 
     assert "invalid float value: 'half'. Run: p4q-edge validate" in capsys.readouterr().err
 
 
+def test_a_recipe_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", "p4q.toml", "--engine", "out.onnx"]) == 2
+    told = capsys.readouterr().err
+    assert "expected a bundle (.p4q), got the recipe p4q.toml" in told
+    assert "Run: p4q-edge build --recipe p4q.toml --engine out.onnx" in told
+
+
 def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     out, err = capsys.readouterr()

@@ -265,6 +265,11 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     from p4q_edge.runtime.builders import BuildRequest
 
     options, recipe = _options(args), recipe_request(args)
+    if args.bundle is not None and Path(args.bundle).suffix == ".toml":
+        raise UsageError(
+            f"expected a bundle (.p4q), got the recipe {args.bundle}. Run: p4q-edge build --recipe {args.bundle} "
+            f"--engine {args.engine}"
+        )
     if args.bundle is None and args.dry_run:
         raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
     if args.bundle is not None and (args.print_config or not recipe.empty):
