@@ -1,11 +1,13 @@
 """Other arithmetics in which a module may legitimately be run: its results differ by roundings alone."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _MATMULS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
@@ -82,18 +84,67 @@ class ScaledInput(TorchFunctionMode):
         return result * self.factor if func is Tensor.float and args[0].dtype is torch.uint8 else result
 
 
-class HalfPrecision(TorchFunctionMode):
-    """Round every operand of a sum of products, and every result but those on an integer grid, to FP16."""
+class _Rounded(TorchFunctionMode):
+    """Round every operand of a sum of products, and every result but those on an integer grid."""
+
+    _paused = 0
+
+    def __init__(self, rounding: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rounding = rounding
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _OF_THE_GRID:
+        if self._paused or func in _OF_THE_GRID:
             return func(*args, **kwargs)
         if func in _SUMS:
-            args, kwargs = _each(_to_half_and_back, args), _each(_to_half_and_back, kwargs)
-        return _each(_to_half_and_back, func(*args, **kwargs))
+            args, kwargs = _each(self.rounding, args), _each(self.rounding, kwargs)
+        return _each(self.rounding, func(*args, **kwargs))
+
+
+class HalfPrecision(_Rounded):
+    """Round every operand of a sum of products, and every result but those on an integer grid, to FP16."""
+
+    def __init__(self) -> None:
+        super().__init__(_to_half_and_back)
+
+
+class Bfloat16Remainder(_Rounded):
+    """Round every operand of a sum of products, and every result, to bfloat16, but nothing within layers of integers.
+
+    Sums of integers are exact, and what comes of them is rounded once.
+
+    Args:
+        layers: those that compute with integers.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__(_to_bfloat16_and_back)
+        self.layers = tuple(layers)
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Self:
+        for layer in self.layers:
+            for hook in (layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)):
+                self._hooks.callback(hook.remove)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._hooks.close()
+        self._paused = 0
+
+    def _enter(self, layer: nn.Module, inputs: Any) -> None:
+        self._paused += 1
+
+    def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> Any:
+        self._paused -= 1
+        return _each(self.rounding, output)
 
 
 def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -117,3 +168,7 @@ def _narrower(x: Tensor) -> Tensor:
 
 def _to_half_and_back(x: Tensor) -> Tensor:
     return x.half().float() if x.dtype is torch.float32 else x
+
+
+def _to_bfloat16_and_back(x: Tensor) -> Tensor:
+    return x.bfloat16().float() if x.dtype is torch.float32 else x

@@ -11,9 +11,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from p4q_edge.graph.parity import GraphOutputs
-from p4q_edge.graph.proof.arithmetic import HALF_STEP, Float64Sums, HalfPrecision, PermutedSums, ScaledInput
-from p4q_edge.quant import Phase, quant_linears, running_in
-from p4q_edge.runtime.engines.onnxruntime import narrowed
+from p4q_edge.graph.proof.arithmetic import (
+    HALF_STEP,
+    Bfloat16Remainder,
+    Float64Sums,
+    HalfPrecision,
+    PermutedSums,
+    ScaledInput,
+)
+from p4q_edge.quant import Phase, QuantConv2d, QuantLinear, quant_convs, quant_linears, running_in
+from p4q_edge.runtime.engines.onnxruntime import corrected_bias, narrowed, restored
 from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.statistics import NoiseFloor, bootstrap_quantile, cosine_rows
 
@@ -152,16 +159,44 @@ def run_quantized(model: nn.Module, images: NDArray[np.uint8], *, running: Runni
     return ModuleRuns(reference=reference, fine=fine, half=half, seven_bit=coarse, unquantized=unquantized)
 
 
+def bfloat16_noise(
+    model: nn.Module, images: NDArray[np.uint8], reference: GraphOutputs, *, running: Running, logit_scale: float
+) -> Noise:
+    """Return what a module in its phase differs by where all but its integers is in bfloat16, (3, n) losses.
+
+    Most roundings of so coarse a type differ from those of float32, so that three runs show what five do in FP16.
+
+    Args:
+        model: the module.
+        images: uint8 (n, 3, H, W).
+        reference: its outputs for them, run plainly.
+        running: puts it into its phase.
+        logit_scale: factor between cosines and logits.
+    """
+    with running():
+        layers: tuple[QuantLinear | QuantConv2d, ...] = (*quant_linears(model).values(), *quant_convs(model).values())
+        integers = [layer for layer in layers if layer.phase is Phase.QUANTIZED and layer.calibrated]
+        orders: tuple[Arithmetic, ...] = ((), (PermutedSums(0),), (PermutedSums(1),))
+        runs = [run_module(model, images, (*order, Bfloat16Remainder(integers))) for order in orders]
+    return difference(reference, *runs, logit_scale=logit_scale)
+
+
 @contextmanager
 def weights_of_seven_bits(model: nn.Module) -> Iterator[None]:
-    """Run a module with the weights of the CPU profile `fast`."""
+    """Run a module with the weights of the CPU profile `fast`, and the biases that it has beside them."""
     layers = [linear for linear in quant_linears(model).values() if linear.calibrated]
-    before = [(layer, layer.integers, layer.weight_scale) for layer in layers]
+    before = [(layer, layer.integers, layer.weight_scale, layer.bias) for layer in layers]
     try:
-        for layer, _, scale in before:
-            integers, wider = narrowed(layer.integer_weight().numpy(), scale.detach().numpy(), axis=0)
+        for layer, _, scale, bias in before:
+            own = layer.integer_weight().numpy(), scale.detach().numpy()
+            integers, wider = narrowed(*own, axis=0)
             layer.set_integers(torch.from_numpy(integers), torch.from_numpy(wider))
+            if layer.input_shift is not None and bias is not None:
+                change = restored(integers, wider, axis=0) - restored(*own, axis=0)
+                corrected = corrected_bias(bias.detach().numpy(), layer.input_shift.numpy(), change.T)
+                layer.bias = nn.Parameter(torch.from_numpy(corrected), requires_grad=False)
         yield
     finally:
-        for layer, own, scale in before:
-            layer.set_integers(own, scale)
+        for layer, integers_before, scale, bias in before:
+            layer.set_integers(integers_before, scale)
+            layer.bias = bias

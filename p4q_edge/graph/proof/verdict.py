@@ -23,6 +23,8 @@ from p4q_edge.graph.proof.layers import LayerRecord, differing_attentions, recor
 from p4q_edge.graph.proof.noise import (
     ModuleRuns,
     Noise,
+    Running,
+    bfloat16_noise,
     difference,
     run_module,
     run_quantized,
@@ -232,6 +234,8 @@ def prove_graphs(
             # What the other profiles of a CPU engine may differ by.
             floors["seven_bit"] = runs.seven_bit.and_(noise).floor(runs.seven_bit)
             floors["float"] = runs.unquantized.floor(runs.unquantized)
+            coarse = _bfloat16(subject, runs, on_cpu=on_cpu)
+            floors["bf16"] = coarse.and_(noise).floor(coarse)
         problem = _exact_problem(subject, candidate, floats, records) or conv_problem(
             convs[candidate.as_cpu_graph], candidate
         )
@@ -254,11 +258,23 @@ def candidate_graphs(graphs: Mapping[GraphKind, bytes], *, placed: bytes | None)
     return found if placed is None else [*found, CandidateGraph(name="placed", kind="fp16", model=placed)]
 
 
-def _runs(subject: SourceModule, *, as_cpu_graph: bool) -> ModuleRuns:
+def _running(subject: SourceModule, *, as_cpu_graph: bool) -> Running:
     def running() -> AbstractContextManager[None]:
         return running_as_cpu_graph(subject.model) if as_cpu_graph else running_in(subject.model, Phase.QUANTIZED)
 
+    return running
+
+
+def _runs(subject: SourceModule, *, as_cpu_graph: bool) -> ModuleRuns:
+    running = _running(subject, as_cpu_graph=as_cpu_graph)
     return run_quantized(subject.model, subject.images, running=running, logit_scale=subject.logit_scale)
+
+
+def _bfloat16(subject: SourceModule, runs: ModuleRuns, *, on_cpu: bool) -> Noise:
+    running = _running(subject, as_cpu_graph=on_cpu)
+    return bfloat16_noise(
+        subject.model, subject.images, runs.reference, running=running, logit_scale=subject.logit_scale
+    )
 
 
 def _exact_problem(

@@ -19,15 +19,18 @@ if TYPE_CHECKING:
         session_options,
     )
     from p4q_edge.runtime.engines.onnxruntime.models import (
+        corrected_bias,
         differing_tensors,
         float_weights,
         narrowed,
+        restored,
         seven_bit_weights,
     )
 
 __all__ = [
     "OPTIMIZED",
     "OnnxRuntimeEngine",
+    "corrected_bias",
     "differing_tensors",
     "fingerprint",
     "float_weights",
@@ -36,6 +39,7 @@ __all__ = [
     "narrowed",
     "open_session",
     "optimized_path",
+    "restored",
     "session_errors",
     "session_options",
     "seven_bit_weights",
@@ -57,9 +61,11 @@ if not TYPE_CHECKING:
                 "session_options",
             ),
             "models": (
+                "corrected_bias",
                 "differing_tensors",
                 "float_weights",
                 "narrowed",
+                "restored",
                 "seven_bit_weights",
             ),
         },

@@ -8,6 +8,9 @@ import numpy as np
 
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError
 
+_OF_A_GRID = frozenset({"DequantizeLinear", "QuantizeLinear", "Clip", "Cast", "Concat", "Slice", "Split"})
+"""What lies between a shift and the product; a part of the tokens may stay in float, and is joined again."""
+
 SEVEN_BIT_MAX = 63
 """Two products of an unsigned 8-bit and a weight of this size fit into 16 bits: 2 * 255 * 63 < 2 ** 15."""
 
@@ -15,7 +18,8 @@ SEVEN_BIT_MAX = 63
 def seven_bit_weights(model: bytes) -> bytes:
     """Return a model whose int8 weights lie within [-63, 63]; their scales grow accordingly.
 
-    Each output channel is rounded to the finer of its grids: q' = rint(q * 63 / max|q|).
+    Each output channel is rounded to the finer of its grids: q' = rint(q * 63 / max|q|). Where a constant is added to
+    the input, as it is behind a GELU to use the whole grid, the bias takes up what the rounding makes of that constant.
 
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
@@ -25,6 +29,7 @@ def seven_bit_weights(model: bytes) -> bytes:
     graph = onnx.ModelProto.FromString(model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     scales: dict[str, str] = {}
+    changes: dict[str, np.ndarray] = {}
     for node in graph.graph.node:
         weight = _weight(onnx, node, tensors)
         if weight is None:
@@ -37,10 +42,58 @@ def seven_bit_weights(model: bytes) -> bytes:
             # The scale may be shared with another weight, so that this one gets one of its own.
             scales[name] = f"{name}.scale7"
             graph.graph.initializer.append(onnx.numpy_helper.from_array(wider, scales[name]))
+            if weight.ndim == 2:
+                changes[node.output[0]] = restored(rounded, wider, axis=_axis(node)) - restored(
+                    weight, scale, axis=_axis(node)
+                )
         node.input[1] = scales[name]
     if not scales:
         raise ArtifactError("the model has no int8 weights, so that it has no fast profile. Build it as exact.")
+    _correct_biases(onnx, graph, tensors, changes)
     return bytes(graph.SerializeToString(deterministic=True))
+
+
+def restored(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> np.ndarray:
+    """Return the float64 values of an int8 weight; a scale has one value, or one for each index of `axis`."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    values: np.ndarray = weight.astype(np.float64) * (scale.reshape(shape) if scale.ndim else scale)
+    return values
+
+
+def corrected_bias(bias: np.ndarray, shift: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Return a bias `(out,)` that takes up what a change `(in, out)` of the weight makes of a shift `(in,)`."""
+    corrected: np.ndarray = (bias - shift.astype(np.float64) @ change).astype(bias.dtype)
+    return corrected
+
+
+def _correct_biases(onnx: Any, graph: Any, tensors: dict[str, Any], changes: dict[str, np.ndarray]) -> None:
+    """Give each product of a shifted input and a changed weight a bias of its own."""
+    producers = {name: node for node in graph.graph.node for name in node.output}
+    for product in graph.graph.node:
+        if product.op_type != "MatMul" or product.input[1] not in changes:
+            continue
+        shift = _shift(producers.get(product.input[0]), producers, tensors)
+        if shift is None:
+            continue
+        # The exporter gives every linear with a shift a bias, and adds it behind the product.
+        (adding,) = (node for node in graph.graph.node if node.op_type == "Add" and product.output[0] in node.input)
+        bias = next(name for name in adding.input if name in tensors)
+        old, constant = (onnx.numpy_helper.to_array(tensors[name]) for name in (bias, shift))
+        new = corrected_bias(old, constant, changes[product.input[1]])
+        # A bias may be shared with another product, so that this one gets one of its own.
+        own = f"{product.output[0]}.bias7"
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(new, own))
+        adding.input[list(adding.input).index(bias)] = own
+
+
+def _shift(node: Any, producers: dict[str, Any], tensors: dict[str, Any]) -> str | None:
+    """Return the name of the constant that is added to what is then put on its grid, or None."""
+    while node is not None and node.op_type in _OF_A_GRID:
+        node = producers.get(node.input[0])
+    if node is None or node.op_type != "Add" or ".input_shift" not in node.input[1]:
+        return None
+    return node.input[1] if node.input[1] in tensors else None
 
 
 def narrowed(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
