@@ -20,7 +20,7 @@ from p4q_edge.runtime.artifacts.signature import Keys, require_signed
 from p4q_edge.runtime.choices import BackendName, CpuProfile
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
-from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, rounding_limits_of
+from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, rounding_limits_of, with_remainder
 from p4q_edge.runtime.storage import (
     MAX_JSON_BYTES,
     atomic_write,
@@ -64,6 +64,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         calibration: from logits of the folded head to probabilities.
         rounding_bits: of the narrowest quantized value of the reference or of the engine.
         noise: what roundings do in this model, measured at export; None in cards of older bundles.
+        noise_bf16: likewise with bfloat16 for what is not quantized; None where the engine computes that otherwise, and
+            where it was not measured.
         golden: golden samples (safetensors, base64).
         measured: what the engine gave on them when it was built; None: not recorded.
         folded_head: the head that is folded into the engine (safetensors, base64), to teach others from; empty where it
@@ -86,6 +88,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     calibration: Calibration = Calibration()
     rounding_bits: int = FULL_BITS
     noise: NoiseFloor | None = None
+    noise_bf16: NoiseFloor | None = None
     golden: str
     measured: MeasuredGolden | None = None
     folded_head: str = ""
@@ -141,7 +144,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def limits(self) -> RoundingLimits:
         """How far roundings may take this engine from the reference."""
-        return rounding_limits_of(self.rounding_bits, self.noise)
+        return rounding_limits_of(self.rounding_bits, self.noise_with_remainder)
+
+    @property
+    def noise_with_remainder(self) -> NoiseFloor | None:
+        """What roundings do in this model where this engine computes."""
+        return with_remainder(self.noise, self.noise_bf16)
 
     def golden_samples(self) -> Golden:
         """Return the golden samples.

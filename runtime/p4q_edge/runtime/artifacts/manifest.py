@@ -10,13 +10,16 @@ import msgspec
 
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.recipe_document import RecipeDocument
-from p4q_edge.runtime.choices import GraphKind
-from p4q_edge.runtime.statistics import NoiseFloor
+from p4q_edge.runtime.choices import CpuProfile, GraphKind, Remainder
+from p4q_edge.runtime.statistics import NoiseFloor, with_remainder
 
 GraphRun: TypeAlias = Literal["fp32", "fp32_unoptimized", "fp16", "placed"]
 """A graph as it was run to compare it; `placed` is `fp16` before its remainder turned into FP16."""
-NoiseKind: TypeAlias = Literal["fp32", "fp16", "seven_bit", "float"]
-"""What a module differs by from itself: as a graph may, with weights of 7 bits, with no activation on a grid."""
+NoiseKind: TypeAlias = Literal["fp32", "fp16", "seven_bit", "float", "bf16"]
+"""What a module differs by from itself: as a graph may, with weights of 7 bits, with no activation on a grid, and with
+bfloat16 for what is not quantized."""
+NOISE_OF_PROFILE: Mapping[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
+"""What the weights of a CPU engine may differ by."""
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +80,14 @@ class GraphParity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         rows = [msgspec.structs.asdict(row) for row in self.agreement.values()]
         found = [value for row in rows for name, value in row.items() if name.startswith("cosine_")]
         return min((value for value in found if value is not None), default=math.nan)
+
+    def noise_of(self, profile: CpuProfile, *, remainder: Remainder) -> NoiseFloor | None:
+        """Return what a CPU engine may differ by from the module; None where that was not measured."""
+        return with_remainder(self.noise.get(NOISE_OF_PROFILE[profile]), self.of_remainder(remainder))
+
+    def of_remainder(self, remainder: Remainder) -> NoiseFloor | None:
+        """Return what computing the remainder otherwise than in 32 bits may add; None for those."""
+        return self.noise.get("bf16") if remainder == "bf16" else None
 
     def flat(self) -> dict[str, float]:
         """Return it keyed `GRAPH.MEASURE`, as documents have it."""

@@ -57,4 +57,4 @@ def on_backend(card: Card, backend: CpuBackend | None) -> Card:
             inspection=_NOT_READ,
         )
     precision = msgspec.structs.replace(card.precision, remainder="fp32")
-    return msgspec.structs.replace(card, build=other, precision=precision, measured=None)
+    return msgspec.structs.replace(card, build=other, precision=precision, noise_bf16=None, measured=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import msgspec
@@ -141,6 +141,14 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     if "onnxruntime" in libraries:
         tried += [CpuCandidate(profile=profile) for profile in models]
     return Candidates(tried=tuple(sorted(tried, key=_rank)), models=models, not_measured=tuple(left_out))
+
+
+def without_bf16(candidates: Candidates, reason: str) -> Candidates:
+    """Return the candidates that compute in 32 bits what is not quantized."""
+    tried = tuple(one for one in candidates.tried if one.remainder != "bf16")
+    if len(tried) == len(candidates.tried):
+        return candidates
+    return replace(candidates, tried=tried, not_measured=(*candidates.not_measured, f"bf16: {reason}"))
 
 
 def _rank(candidate: CpuCandidate) -> tuple[bool, int, bool]:

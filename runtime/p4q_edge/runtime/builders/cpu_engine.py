@@ -19,7 +19,6 @@ from p4q_edge.runtime.artifacts import (
     CpuMachine,
     CpuOptions,
     Golden,
-    NoiseKind,
     OnnxRuntimeBuild,
     OpenVINOBuild,
     OpenVINOMachine,
@@ -27,12 +26,12 @@ from p4q_edge.runtime.artifacts import (
     OptimizedCopy,
     Precision,
 )
-from p4q_edge.runtime.builders.candidates import CpuCandidate, CpuRequest, cpu_candidates
+from p4q_edge.runtime.builders.candidates import CpuCandidate, CpuRequest, cpu_candidates, without_bf16
 from p4q_edge.runtime.builders.card_parts import card_of, part_of
 from p4q_edge.runtime.builders.consistency import check_outputs
 from p4q_edge.runtime.builders.cpu import ProofSetting, ProvedModel
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
-from p4q_edge.runtime.choices import CpuProfile
+from p4q_edge.runtime.choices import CpuProfile, Remainder, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, import_onnxruntime
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
 from p4q_edge.runtime.engines.openvino import COMPILED
@@ -42,8 +41,6 @@ from p4q_edge.runtime.storage import sha256_bytes
 
 FAST_BITS = 7
 """Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
-NOISE_OF_PROFILE: dict[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
-"""Under which name a bundle records what a profile may differ by from the fake-quantized module."""
 FP32 = Precision(weight_bits=32, activation_bits=32, execution="executed", remainder="fp32", quantized_linears=0)
 """Precision of a CPU engine for which FP32 turned out to be faster than INT8, or was asked for."""
 
@@ -76,16 +73,18 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
     if request.backend != "openvino":
         import_onnxruntime()
     candidates = cpu_candidates(bundle.model("fp32"), request)
+    if request.remainder == "auto" and "bf16" not in bundle.manifest.parity.noise:
+        candidates = without_bf16(candidates, "the bundle does not record what it may differ by; export it again")
     setting = ProofSetting(
         threads=request.threads,
         batch=request.batch,
         logit_scale=bundle.head().logit_scale,
-        limits={profile: _limits(bundle, profile) for profile in candidates.models},
+        limits={profile: _limits(bundle, profile, request.remainder) for profile in candidates.models},
         name=str(engine),
     )
     proved = prove_apart(candidates, golden, setting, deadline_s=deadline_s)
     check_outputs(bundle, proved.outputs, input_shape=proved.input_shape)
-    built, profile = proved.built, proved.built.profile
+    built, profile, parity = proved.built, proved.built.profile, bundle.manifest.parity
     card = card_of(bundle, _build(proved, request))
     card = msgspec.structs.replace(
         card,
@@ -94,7 +93,8 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if profile == "exact" else (),
         precision=_precision(card.precision, built.candidate),
         rounding_bits=_rounding_bits(card.rounding_bits, profile),
-        noise=bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[profile]),
+        noise=parity.noise_of(profile, remainder="f32"),
+        noise_bf16=parity.of_remainder(built.candidate.remainder),
         golden=base64.b64encode(golden.to_bytes()).decode("ascii"),
     )
     suffix = COMPILED if built.candidate.backend == "openvino" else OPTIMIZED
@@ -130,9 +130,11 @@ def _build(proved: ProvedModel, request: CpuRequest) -> Build:
     )
 
 
-def _limits(bundle: Bundle, profile: CpuProfile) -> RoundingLimits:
+def _limits(bundle: Bundle, profile: CpuProfile, asked: RemainderChoice) -> RoundingLimits:
+    """Return what the golden samples are held against: who leaves the remainder open gets one as near as in 32 bits."""
     bits = _rounding_bits(bundle.manifest.rounding_bits, profile)
-    return rounding_limits_of(bits, bundle.manifest.parity.noise.get(NOISE_OF_PROFILE[profile]))
+    remainder: Remainder = "bf16" if asked == "bf16" else "f32"
+    return rounding_limits_of(bits, bundle.manifest.parity.noise_of(profile, remainder=remainder))
 
 
 def _rounding_bits(bits: int, profile: CpuProfile) -> int:

@@ -20,7 +20,7 @@ from p4q_edge.runtime.evaluation.report.document import Built
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, OUTPUT_NAMES, STAGE_ORDER, Outputs, Stage
-from p4q_edge.runtime.statistics import FULL_BITS, Estimate, NoiseFloor, metrics
+from p4q_edge.runtime.statistics import FULL_BITS, Estimate, NoiseFloor, metrics, with_remainder
 from p4q_edge.runtime.storage import sha256_file
 
 BUNDLE_SUFFIX = ".p4q"
@@ -76,6 +76,10 @@ def open_subject(request: ValidateRequest) -> Subject:
             stages[ONNX] = graph_stage(graph, threads=request.threads)
         except EnvironmentNotAbleError:
             not_checked.append("the ONNX graph: ONNX Runtime is not installed")
+        if card.precision.remainder == "bf16" and card.noise_bf16 is None:
+            not_checked.append(
+                "the median loss of the engine: its bundle does not record what a bf16 remainder costs; export it again"
+            )
     return Subject(
         engine=request.engine,
         card=card,
@@ -117,18 +121,24 @@ def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
     parity = bundle.manifest.parity
     built_from: GraphKind = "fp16" if not card.on_cpu else "fp32"
     kinds = {ONNX: graph_of(card, bundle), ENGINE: built_from}
-    return {stage: parity.median_loss[kind] for stage, kind in kinds.items() if kind in parity.median_loss}
+    expected = {stage: parity.median_loss[kind] for stage, kind in kinds.items() if kind in parity.median_loss}
+    if card.precision.remainder == "bf16":
+        # No graph of the bundle rounds as this engine does.
+        expected.pop(ENGINE, None)
+        if card.noise_bf16 is not None:
+            expected[ENGINE] = card.noise_bf16.median_loss
+    return expected
 
 
 def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict[str, NoiseFloor]:
     """Return what roundings do in this model, for each stage of which the bundle or the card records it."""
-    found = {ENGINE: card.noise}
+    found = {ENGINE: card.noise_with_remainder}
     if bundle is not None:
-        kind: GraphKind = "fp16" if not card.on_cpu else "fp32"
-        kinds: dict[str, NoiseKind] = {ONNX: "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)}
+        noise = bundle.manifest.parity.noise
+        of_graph: NoiseKind = "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)
+        found[ONNX] = noise.get(of_graph)
         if grids[ENGINE] == "none":
-            kinds[ENGINE] = kind
-        found |= {stage: bundle.manifest.parity.noise.get(name) for stage, name in kinds.items()}
+            found[ENGINE] = with_remainder(noise.get("fp32" if card.on_cpu else "fp16"), card.noise_bf16)
     return {stage: floor for stage, floor in found.items() if floor is not None}
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         rounding_limits_of,
         step_ratio,
         top1_margin,
+        with_remainder,
     )
     from p4q_edge.runtime.statistics.timing import (
         ENGINE_SCOPE,
@@ -75,6 +76,7 @@ __all__ = [
     "summarize",
     "top1_margin",
     "wilson_interval",
+    "with_remainder",
 ]
 
 if not TYPE_CHECKING:
@@ -105,6 +107,7 @@ if not TYPE_CHECKING:
                 "rounding_limits_of",
                 "step_ratio",
                 "top1_margin",
+                "with_remainder",
             ),
             "timing": (
                 "ENGINE_SCOPE",

@@ -79,6 +79,22 @@ class NoiseFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     median_loss: float
     margin: float
 
+    def or_(self, other: NoiseFloor) -> NoiseFloor:
+        """Return the larger of each figure: what one of two reasons explains.
+
+        Of both at once the distances add up at most, which is what `NOISE_FACTOR` allows.
+        """
+        return NoiseFloor(
+            worst_loss=max(self.worst_loss, other.worst_loss),
+            median_loss=max(self.median_loss, other.median_loss),
+            margin=max(self.margin, other.margin),
+        )
+
+
+def with_remainder(weights: NoiseFloor | None, remainder: NoiseFloor | None) -> NoiseFloor | None:
+    """Return the floor of an engine: that of its weights, and where its remainder has one of its own, of either."""
+    return weights if weights is None or remainder is None else weights.or_(remainder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundingLimits:
