@@ -54,6 +54,10 @@ class HubDouble:
         damage: whether the first byte of every large file is another one on its way.
         may_write: whether the token may.
         refusal: what it says where a repository is not shown.
+        instead: status and body for paths that a pattern is found in, in place of its own answer.
+        info: what is stated otherwise about a repository, and under `siblings` about each of its files.
+        tag: of a file, in place of its digest.
+        ignored: names that a commit passes over, as `.gitignore` of a repository makes the Hub do.
         asked: method and path of every request.
     """
 
@@ -66,6 +70,10 @@ class HubDouble:
         self.damage = False
         self.may_write = True
         self.refusal = "refused"
+        self.instead: dict[str, tuple[int, bytes]] = {}
+        self.info: dict[str, Any] = {}
+        self.tag: str | None = None
+        self.ignored: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -123,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self._path()
+        if self._is_answered_instead(path):
+            return
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
             self._info(found[1], unquote(found[2] or "main"))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -134,14 +144,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_PUT(self) -> None:
-        data = self._body()
-        digest = self._path().rpartition("/")[2]
+        data, path = self._body(), self._path()
+        if self._is_answered_instead(path):
+            return
+        digest = path.rpartition("/")[2]
         self.hub.stored[digest] = data
         same = hashlib.sha256(data).hexdigest() == digest
         self._answer(200 if same else 400, {})
 
     def do_POST(self) -> None:
         path, body = self._path(), self._body()
+        if self._is_answered_instead(path):
+            return
         if path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
         elif self.headers.get("Authorization") != f"Bearer {self.hub.token}":
@@ -157,9 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
             files = json.loads(body)["files"]
             modes = [("lfs" if file["size"] >= LFS_FROM else "regular", file["path"]) for file in files]
-            self._answer(
-                200, {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for mode, name in modes]}
-            )
+            answer = [
+                {"path": name, "uploadMode": mode, "shouldIgnore": name in self.hub.ignored} for mode, name in modes
+            ]
+            self._answer(200, {"files": answer})
         elif path.endswith(".git/info/lfs/objects/batch"):
             self._answer(200, {"objects": [self._upload(one) for one in json.loads(body)["objects"]]})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
@@ -201,10 +216,11 @@ class _Handler(BaseHTTPRequestHandler):
         for path, data in sorted(repository.commits[commit].items()):
             digest = hashlib.sha256(data).hexdigest()
             lfs = {"lfs": {"sha256": digest, "size": len(data), "pointerSize": 130}} if len(data) >= LFS_FROM else {}
-            siblings.append({"rfilename": path, "size": len(data), "blobId": digest[:40], **lfs})
+            stated = {"rfilename": path, "size": len(data), "blobId": digest[:40], **lfs}
+            siblings.append({**stated, **self.hub.info.get("siblings", {})})
         private, gated = repository.private, "manual" if repository.gated else False
         about = {"id": name, "modelId": name, "sha": commit, "private": private, "gated": gated, "tags": []}
-        self._answer(200, {**about, "downloads": 0, "likes": 0, "siblings": siblings})
+        self._answer(200, {**about, "downloads": 0, "likes": 0, **self.hub.info, "siblings": siblings})
 
     def _file(self, name: str, revision: str, path: str) -> None:
         repository = self._permitted(name)
@@ -218,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self._refuse(404, "EntryNotFound")
             return
-        etag = hashlib.sha256(data).hexdigest()
+        etag = self.hub.tag or hashlib.sha256(data).hexdigest()
         if self.hub.damage and len(data) >= LFS_FROM:
             data = bytes([data[0] ^ 1]) + data[1:]
         start = int((re.findall(r"bytes=(\d+)-", self.headers.get("Range") or "") or ["0"])[0])
@@ -247,6 +263,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404 if allowed else 401, "RepoNotFound" if allowed else None)
             return None
         return repository
+
+    def _is_answered_instead(self, path: str) -> bool:
+        for pattern, (status, data) in self.hub.instead.items():
+            if re.search(pattern, path):
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else data)
+                return True
+        return False
 
     def _path(self) -> str:
         path = urlsplit(self.path).path

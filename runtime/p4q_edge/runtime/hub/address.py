@@ -42,11 +42,16 @@ class HubAddress:
     @property
     def names_a_commit(self) -> bool:
         """Whether what is meant can never change."""
-        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+        return is_commit(self.revision)
 
     def at(self, commit: str, file: str) -> HubAddress:
         """Return that of a file at a commit, which always means the same bytes."""
         return replace(self, revision=commit, file=file)
+
+
+def is_commit(revision: object) -> bool:
+    """Return whether something is the whole name of a commit, 40 hexadecimal digits."""
+    return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
 
 
 def is_hub_address(text: str | Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from p4q_edge.runtime.artifacts import SUFFIX, read_bundle, signature_path
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, P4QEdgeError
 from p4q_edge.runtime.hub.address import HubAddress, is_bundle_name, parse_address
-from p4q_edge.runtime.hub.library import asked_hub, hub_library, is_offline
+from p4q_edge.runtime.hub.library import asked_hub, hub_library, is_offline, not_here
 from p4q_edge.runtime.hub.repository_info import TIMEOUT_S, repository_info
 from p4q_edge.runtime.storage import printable, sha256_file
 
@@ -53,7 +53,9 @@ def download_bundle(address: str | HubAddress) -> Path:
     try:
         read_bundle(path)
     except CorruptArtifactError as error:
-        raise CorruptArtifactError(f"{meant} is not a usable bundle: {error} The copy lies at {path}.") from error
+        raise CorruptArtifactError(
+            f"{meant} is not a usable bundle: {error} The copy lies at {path.resolve()}; remove it to fetch it again."
+        ) from error
     return path
 
 
@@ -72,6 +74,8 @@ def _cached(meant: HubAddress) -> Path | None:
                 )
             )
         names = {path.relative_to(folder).as_posix() for path in folder.rglob(f"*{SUFFIX}") if path.is_file()}
+        if not names or meant.file not in {None, *names}:
+            raise not_here(meant)
         return folder / _one_of(meant, dict.fromkeys(names))
     if not meant.names_a_commit or meant.file is None:
         return None
@@ -105,10 +109,12 @@ def _fetch(meant: HubAddress) -> Path:
 def _require_digest(meant: HubAddress, path: Path, sibling: Any) -> None:
     """Raise, and forget the copy, where a file is not what the Hub says: the library compares sizes alone."""
     stated = getattr(sibling.lfs, "sha256", None)
-    if stated is None or sha256_file(path) == stated:
+    if path.stat().st_size == sibling.size and (stated is None or sha256_file(path) == stated):
         return
-    path.resolve().unlink(missing_ok=True)
+    blob = path.resolve()
     path.unlink(missing_ok=True)
+    if blob.is_relative_to(Path(hub_library().constants.HF_HUB_CACHE).resolve()):
+        blob.unlink(missing_ok=True)
     raise CorruptArtifactError(
         f"{meant} was damaged on its way, or in the cache: its digest is not the one that the Hub states. The copy was "
         "removed. Run this again."

@@ -6,20 +6,26 @@ Tokens, the address of the Hub, its cache folder and offline mode are the librar
 
 from __future__ import annotations
 
+import logging as log
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.hub.address import HubAddress
-from p4q_edge.runtime.hub.network import answer_of, network_cause
+from p4q_edge.runtime.hub.network import NotTheHubError, answer_of, guarded_answers, network_cause
 from p4q_edge.runtime.storage import printable
 
 OFFLINE = "HF_HUB_OFFLINE"
 _INSTALL = "pip install 'p4q-edge-runtime[hub]'"
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"
-_NO_LOGIN, _NOT_PERMITTED, _CHANGED = 401, 403, (409, 412)
+_NO_LOGIN, _NOT_PERMITTED, _ABSENT, _CHANGED, _TOO_OFTEN = 401, 403, 404, (409, 412), 429
+_LATER, _OF_SERVERS = 408, 500
 _SHOWN = 300
+
+logger = log.getLogger(__name__)
 
 
 def hub_library() -> ModuleType:
@@ -46,14 +52,47 @@ def is_offline() -> bool:
     return bool(hub_library().constants.HF_HUB_OFFLINE)
 
 
+def not_here(address: HubAddress) -> EnvironmentNotAbleError:
+    """Return that offline a bundle cannot be had."""
+    return EnvironmentNotAbleError(
+        f"{address} is not in this user's cache, and {OFFLINE} is set. Unset it once to download it."
+    )
+
+
 @contextmanager
-def asked_hub(address: HubAddress) -> Iterator[None]:
-    """Turn what goes wrong while the Hub is asked into errors that say what to do."""
+def asked_hub(address: HubAddress, *, writing: bool = False) -> Iterator[None]:
+    """Turn what goes wrong while the Hub is asked into errors that say what to do.
+
+    Args:
+        address: what is asked for.
+        writing: whether something is to be changed there.
+    """
     library = hub_library()
-    logging, errors = library.utils.logging, library.errors
-    before = logging.get_verbosity()
-    # What it would warn of, such as every attempt to go on with a download, ends in one of the errors below.
-    logging.set_verbosity_error()
+    with _quiet(library), guarded_answers(library), _in_our_words(address, writing=writing):
+        yield
+
+
+@contextmanager
+def _quiet(library: ModuleType) -> Iterator[None]:
+    """Silence the library: what it warns of, such as every attempt to go on with a download, ends in an error."""
+    messages, bars = library.utils.logging, library.utils
+    before = messages.get_verbosity()
+    wanted = sys.stderr is not None and sys.stderr.isatty() and logger.isEnabledFor(log.INFO)
+    silence_bars = not wanted and not bars.are_progress_bars_disabled()
+    messages.set_verbosity_error()
+    if silence_bars:
+        bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(before)
+        if silence_bars:
+            bars.enable_progress_bars()
+
+
+@contextmanager
+def _in_our_words(address: HubAddress, *, writing: bool) -> Iterator[None]:
+    errors = hub_library().errors
     try:
         yield
     except P4QEdgeError:
@@ -72,21 +111,26 @@ def asked_hub(address: HubAddress) -> Iterator[None]:
                 f"{address} is not there, or is private and this login may not see it. Check the name. {_LOGIN} for a "
                 "private one."
             ) from error
-        raise _refused(address, error) from error
+        raise _refused(address, error, writing=writing) from error
     except Exception as error:
         missing = isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
         if missing and is_offline():
-            raise EnvironmentNotAbleError(
-                f"{address} is not in this user's cache, and {OFFLINE} is set. Unset it once to download it."
-            ) from error
-        cause = network_cause(error)
-        if cause is not None:
+            raise not_here(address) from error
+        strange = next((one for one in _causes(error) if _is_strange(one)), None)
+        if strange is None and (cause := network_cause(error)) is not None:
             raise _unreachable(address, cause) from error
-        if answer_of(error) is None:
+        if answer_of(error) is not None:
+            raise _refused(address, error, writing=writing) from error
+        if strange is None and not _is_of_library(error):
             raise
-        raise _refused(address, error) from error
-    finally:
-        logging.set_verbosity(before)
+        if isinstance(error, OSError) and error.errno is not None:
+            if writing:  # of the bundle's own file
+                raise
+            raise P4QEdgeError(
+                f"{address} cannot be kept in the cache of huggingface_hub ({_one_line(str(error))}). Make room or "
+                "permit it, or set HF_HOME to another folder."
+            ) from error
+        raise _no_answer(address, strange or error) from error
 
 
 def is_absent(error: Exception) -> bool:
@@ -102,14 +146,16 @@ def _said(error: Exception) -> str | None:
     return getattr(error, "server_message", None)
 
 
-def _refused(address: HubAddress, error: Exception) -> P4QEdgeError:
+def _refused(address: HubAddress, error: Exception, *, writing: bool) -> P4QEdgeError:
     status = answer_of(error)
-    said = printable(" ".join((_said(error) or "").split())[:_SHOWN])
+    said = _one_line(_said(error) or "")
     why = f" ({said})" if said else ""
     if status == _NO_LOGIN:
         return UsageError(
             f"the Hub does not accept this login for hf:{address.repo}{why}. {_LOGIN} with a valid token."
         )
+    if status == _NOT_PERMITTED and not writing:
+        return UsageError(f"this login may not read hf:{address.repo}{why}. {_LOGIN}, with a token that may.")
     if status == _NOT_PERMITTED:
         return UsageError(
             f"this login may not do that with hf:{address.repo}{why}. Name a repository of your own, or use a token "
@@ -117,12 +163,56 @@ def _refused(address: HubAddress, error: Exception) -> P4QEdgeError:
         )
     if status in _CHANGED:
         return P4QEdgeError(f"hf:{address.repo} was changed by somebody else meanwhile{why}. Run this again.")
-    return P4QEdgeError(f"the Hub answers with error {status} for {address}{why}. Try again later.")
+    if status == _TOO_OFTEN:
+        return P4QEdgeError(
+            f"the Hub takes no more requests from here for now{why}. Wait some minutes and run this again; who is "
+            "logged in may ask more often."
+        )
+    answers = f"the Hub answers with error {status} for {address}{why}"
+    if status is None or status == _LATER or status >= _OF_SERVERS:
+        return P4QEdgeError(f"{answers}. Try again later.")
+    if status == _ABSENT:
+        return P4QEdgeError(
+            f"{answers}: it is not there, or no longer. Check the name and HF_ENDPOINT, and run this again."
+        )
+    return P4QEdgeError(
+        f"{answers}, and will do so again. Look at the page of hf:{address.repo}; -vv shows what was asked."
+    )
+
+
+def _no_answer(address: HubAddress, error: BaseException) -> P4QEdgeError:
+    what = str(error) if isinstance(error, NotTheHubError) else f"{type(error).__name__}: {error}"
+    return P4QEdgeError(
+        f"what was answered for {address} is no answer of the Hub ({_one_line(what)}). Is it a page of the network "
+        "that asks for a login? Open the Hub in a browser, check HF_ENDPOINT and HF_TOKEN, and run this again."
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_strange(error: BaseException) -> bool:
+    """Return whether an answer was refused by what it says of a file."""
+    return isinstance(error, NotTheHubError) or type(error).__name__ == "FileMetadataError"
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Return whether an error was raised by the library, or by what it called."""
+    modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.partition(".")[0] == "huggingface_hub" for module in modules)
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split())[:_SHOWN])
 
 
 def _unreachable(address: HubAddress, cause: BaseException) -> EnvironmentNotAbleError:
     """Return that the Hub cannot be reached, or the connection broke."""
-    what = printable(" ".join(f"{type(cause).__name__}: {cause}".split())[:_SHOWN])
+    what = _one_line(f"{type(cause).__name__}: {cause}")
     return EnvironmentNotAbleError(
         f"the Hub cannot be reached for {address}, or the connection broke ({what}). Try again: what is complete is "
         f"kept. Without a network {OFFLINE}=1 takes what was downloaded before."

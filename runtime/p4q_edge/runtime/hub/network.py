@@ -6,13 +6,51 @@ installed: an error is known by what it carries and by where its class comes fro
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 from urllib.error import HTTPError, URLError
 
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 _WITHOUT_ANSWER = frozenset({"LocalEntryNotFoundError", "OfflineModeIsEnabled"})
 """Of huggingface_hub, for a file that is not in its cache and could not be asked for."""
+
+
+_FILES = "/resolve/"
+_TAGS = ("ETag", "X-Linked-Etag")
+_MAX_TAG = 200
+
+
+class NotTheHubError(Exception):
+    """An answer that the Hub does not give; `asked_hub` says so in our words."""
+
+
+@contextmanager
+def guarded_answers(library: ModuleType) -> Iterator[None]:
+    """Look at each answer before the library takes the name of a file from it.
+
+    The library keeps a file under the tag that the answer gives, and would follow one that leads out of its cache: a
+    server that `HF_ENDPOINT` names could write, or replace, any file of the user.
+    """
+    hooks = library.get_session().event_hooks["response"]
+    hooks.append(_require_names)
+    try:
+        yield
+    finally:
+        hooks.remove(_require_names)
+
+
+def _require_names(response: Any) -> None:
+    """Raise where an answer about a file names it by what is no name."""
+    if _FILES not in response.request.url.path:
+        return
+    for header in _TAGS:
+        tag = re.sub(r'^W/|"', "", response.headers.get(header, ""))
+        if "/" in tag or "\\" in tag or tag in (".", "..") or len(tag) > _MAX_TAG:
+            raise NotTheHubError(f"{header} is {tag[:40]!r}")
 
 
 def answer_of(error: BaseException | None) -> int | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from p4q_edge.runtime.artifacts import Bundle, read_bundle, signature_path
-from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.evaluation.report import read_report
-from p4q_edge.runtime.hub.address import HubAddress, is_bundle_name, parse_address
+from p4q_edge.runtime.hub.address import HubAddress, is_bundle_name, is_commit, parse_address
 from p4q_edge.runtime.hub.library import asked_hub, hub_library, is_absent, is_offline
 from p4q_edge.runtime.hub.model_card import MARK, card_text
+from p4q_edge.runtime.hub.network import NotTheHubError
 from p4q_edge.runtime.hub.repository_info import TIMEOUT_S, repository_info
+from p4q_edge.runtime.storage import printable
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
@@ -81,7 +84,7 @@ def push_bundle(bundle: str | Path, address: str | HubAddress, *, options: PushO
     hub_library()
     if is_offline():
         raise UsageError("HF_HUB_OFFLINE is set, and a push needs the network. Unset it.")
-    with asked_hub(meant):
+    with asked_hub(meant, writing=True):
         return _push(opened, meant, name, card, options)
 
 
@@ -114,13 +117,27 @@ def _push(bundle: Bundle, meant: HubAddress, name: str, card: str, options: Push
         revision=meant.revision,
         parent_commit=info.sha,
     )
+    if not is_commit(commit.oid):
+        raise NotTheHubError(f"the commit is {commit.oid!r}")
+    _require_arrived(api, meant, commit.oid, files)
     return PushedBundle(
         address=str(meant.at(commit.oid, name)),
-        url=str(commit.commit_url),
+        url=printable(str(commit.commit_url)),
         private=bool(info.private),
         files=tuple(sorted(files)),
         card_kept=keep,
     )
+
+
+def _require_arrived(api: Any, meant: HubAddress, commit: str, files: Iterable[str]) -> None:
+    """Raise where a version lacks a file that was pushed: the Hub passes over what the repository ignores."""
+    there = {sibling.rfilename for sibling in _info(api, replace(meant, revision=commit)).siblings or ()}
+    missing = [name for name in files if name not in there]
+    if missing:
+        raise P4QEdgeError(
+            f"the Hub did not take {', '.join(missing)}: .gitignore of hf:{meant.repo} names it. Remove that line "
+            f"there, or name another file: {HubAddress(repo=meant.repo, revision=meant.revision)}/NAME.p4q"
+        )
 
 
 def _repository(api: Any, meant: HubAddress, *, private: bool) -> Any:
