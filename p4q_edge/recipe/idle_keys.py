@@ -7,27 +7,76 @@ import msgspec
 from p4q_edge.recipe.schema import Recipe
 
 KEYS_OF: Mapping[str, tuple[str, ...]] = {
-    "prompts": ("context_init", "num_context_tokens", "context_rate", "prompt_pull", "anchor_prompts", "prompt_steps"),
+    "prompts": (
+        "context_init",
+        "num_context_tokens",
+        "context_rate",
+        "prompt_pull",
+        "anchor_prompts",
+        "prompt_steps",
+        "text_memory_mib",
+    ),
     "adapter": ("zero_init", "residual_ratio", "learn_ratio", "adapter_rate", "feature_loss"),
     "class_residual": ("class_rate",),
 }
 """Which keys of [learn] are of which part that is learned."""
 
 
+_OF_ANY_LEARNING = ("steps", "epochs", "batch_size", "label_smoothing", "weight_decay")
+
+
 def without_effect(recipe: Recipe) -> Iterator[str]:
     """Yield keys that were set and change nothing beside the others, each in words with the reason."""
+    sections = (("quantization", _idle_quantization(recipe)), ("learn", _idle_learn(recipe)))
+    for section, idle in (*sections, ("compute", _idle_compute(recipe))):
+        chosen = getattr(recipe, section)
+        usual = {field.name: field.default for field in msgspec.structs.fields(chosen)}
+        for name, reason in idle.items():
+            if getattr(chosen, name) != usual[name]:
+                yield f"{section}.{name} has no effect: {reason}"
+    if _learns_nothing(recipe) and recipe.learn.taught_by != "none":
+        yield "learn.teacher has no effect: nothing is learned"
+    if recipe.method == "p4q" and recipe.quantization.text and not recipe.learn.prompts:
+        yield "quantization.text has no effect: learn.prompts is false, and the text tower runs once, in full precision"
+
+
+def _learns_nothing(recipe: Recipe) -> bool:
+    return not any(getattr(recipe.learn, part) for part in KEYS_OF)
+
+
+def _idle_quantization(recipe: Recipe) -> dict[str, str]:
+    """Return why keys of [quantization] change nothing, by name."""
+    section, idle = recipe.quantization, {}
+    if "percentile" not in (section.observer, section.weight_observer):
+        idle["percentile"] = "neither quantization.observer nor weight_observer is 'percentile'"
+    if not (section.fold_norm or section.fold_value):
+        idle["fold_strength"] = "quantization.fold_norm and fold_value are false"
+    if section.convolutions == "off":
+        idle |= dict.fromkeys(("depthwise", "stem"), "quantization.convolutions is 'off'")
+    if recipe.method == "p4q" and not recipe.learn.adapter:
+        idle["adapter_bits"] = "learn.adapter is false"
+    return idle
+
+
+def _idle_learn(recipe: Recipe) -> dict[str, str]:
+    """Return why keys of [learn] change nothing, by name."""
     learn = recipe.learn
-    parts_off = [part for part in KEYS_OF if not getattr(learn, part)]
-    idle = {name: f"learn.{part} is false" for part in parts_off for name in KEYS_OF[part]}
+    idle = {name: f"learn.{part} is false" for part in KEYS_OF if not getattr(learn, part) for name in KEYS_OF[part]}
     if not learn.prompt_steps:
         idle["prompt_rate"] = "learn.prompt_steps is 0"
     if learn.views == 1:
         idle["flip"] = "learn.views is 1, the image itself"
-    usual = {field.name: field.default for field in msgspec.structs.fields(learn)}
-    for name, reason in idle.items():
-        if getattr(learn, name) != usual[name]:
-            yield f"learn.{name} has no effect: {reason}"
-    if len(parts_off) == len(KEYS_OF) and learn.taught_by != "none":
-        yield "learn.teacher has no effect: nothing is learned"
-    if recipe.method == "p4q" and recipe.quantization.text and "prompts" in parts_off:
-        yield "quantization.text has no effect: learn.prompts is false, and the text tower runs once, in full precision"
+    if learn.epochs:
+        idle["steps"] = f"learn.epochs is {learn.epochs}, and steps count where it is 0"
+    if recipe.method == "p4q" and learn.taught_by == "none":
+        idle["kl_temperature"] = "learn.teacher is 'none', as it is without distillation"
+    if recipe.method == "p4q" and _learns_nothing(recipe):
+        idle |= dict.fromkeys(_OF_ANY_LEARNING, "nothing is learned")
+    return idle
+
+
+def _idle_compute(recipe: Recipe) -> dict[str, str]:
+    """Return why keys of [compute] change nothing, by name."""
+    if recipe.compute.batch_size != "auto":
+        return {"memory_gib": "compute.batch_size is a number, and memory_gib bounds those of 'auto'"}
+    return {}

@@ -3,6 +3,7 @@
 What computes with them checks them again; it is loaded minutes later, or never.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta
@@ -19,3 +20,15 @@ Temperature = Annotated[float, Meta(ge=1e-3, le=1e6)]
 Percentile = Annotated[float, Meta(gt=50.0, le=100.0)]
 Headroom = Annotated[float, Meta(ge=1.0, le=4.0)]
 CosineLoss = Annotated[float, Meta(gt=0.0, lt=2.0)]
+
+
+def normalization_problem(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
+    """Return why these do not normalize pixels between 0 and 1, in words; empty where they do or are not given."""
+    if mean is not None and not all(0.0 <= value <= 1.0 for value in mean):
+        return (
+            f"mean must be between 0 and 1 for each channel, got {list(mean)}; divide mean and std of pixels from 0 to "
+            "255 by 255"
+        )
+    if std is not None and min(std) <= 0:
+        return f"std must be positive, got {list(std)}"
+    return ""

@@ -61,8 +61,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.image_size is not None and not 8 <= self.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {self.image_size}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {list(self.std)}")
+        if problem := numbers.normalization_problem(self.mean, self.std):
+            raise ValueError(problem)
 
 
 class DataSection(Section, frozen=True, kw_only=True):

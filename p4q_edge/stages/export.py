@@ -171,7 +171,8 @@ def precision_of(learned: Learned) -> Precision:
     section = learned.prepared.source.recipe.quantization
     scheme = section.scheme()
     calibrated = learned.prepared.calibrated
-    executed = scheme.execution == "executed" and section.adapter_bits == 8
+    adapter_in_8_bits = learned.classifier.adapter is None or section.adapter_bits == 8
+    executed = scheme.execution == "executed" and adapter_in_8_bits
     return Precision(
         weight_bits=scheme.weight_bits,
         activation_bits=scheme.activation_bits,

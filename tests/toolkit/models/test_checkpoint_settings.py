@@ -130,6 +130,8 @@ def test_keys_of_a_recipe_reach_the_model(saved: Callable[..., str]) -> None:
     [
         ({"image_size": 3}, "image_size must be between 8 and 4096 pixels, got 3"),
         ({"std": [0.0, 1.0, 1.0]}, "std must be positive"),
+        ({"mean": [123.7, 116.3, 103.5]}, "divide mean and std of pixels from 0 to 255 by 255"),
+        ({"mean": [-0.1, 0.5, 0.5]}, "mean must be between 0 and 1 for each channel"),
         ({"interpolation": "nearest"}, "model.interpolation: expected bicubic or bilinear, got 'nearest'"),
         ({"mean": [0.5]}, "model.mean: Expected array of length 3"),
     ],

@@ -34,6 +34,76 @@ def test_keys_that_do_nothing_are_told_of(change: dict[str, Any], message: str) 
     assert list(without_effect(recipe_of({"learn": change}))) == [message]
 
 
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"quantization": {"percentile": 99.0}},
+            [
+                "quantization.percentile has no effect: neither quantization.observer nor weight_observer is "
+                "'percentile'"
+            ],
+        ),
+        (
+            {"quantization": {"fold_norm": False, "fold_value": False, "fold_strength": 0.3}},
+            ["quantization.fold_strength has no effect: quantization.fold_norm and fold_value are false"],
+        ),
+        (
+            {"quantization": {"convolutions": "off", "depthwise": True, "stem": True}},
+            [
+                "quantization.depthwise has no effect: quantization.convolutions is 'off'",
+                "quantization.stem has no effect: quantization.convolutions is 'off'",
+            ],
+        ),
+        (
+            {"quantization": {"adapter_bits": 4}, "learn": {"adapter": False}},
+            ["quantization.adapter_bits has no effect: learn.adapter is false"],
+        ),
+        (
+            {"learn": {"epochs": 3, "steps": 100}},
+            ["learn.steps has no effect: learn.epochs is 3, and steps count where it is 0"],
+        ),
+        (
+            {"learn": {"kl_temperature": 2.0}},
+            ["learn.kl_temperature has no effect: learn.teacher is 'none', as it is without distillation"],
+        ),
+        (
+            {"learn": {"prompts": False, "text_memory_mib": 100}},
+            ["learn.text_memory_mib has no effect: learn.prompts is false"],
+        ),
+        (
+            {"learn": {"prompts": False, "adapter": False, "class_residual": False, "batch_size": 5, "steps": 3}},
+            [
+                "learn.steps has no effect: nothing is learned",
+                "learn.batch_size has no effect: nothing is learned",
+            ],
+        ),
+        (
+            {"compute": {"memory_gib": 4.0, "batch_size": 8}},
+            ["compute.memory_gib has no effect: compute.batch_size is a number, and memory_gib bounds those of 'auto'"],
+        ),
+    ],
+)
+def test_keys_of_every_section_that_do_nothing_are_told_of(changes: dict[str, Any], messages: list[str]) -> None:
+    assert list(without_effect(recipe_of(changes))) == messages
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": {"percentile": 99.0, "weight_observer": "percentile"}},
+        {"quantization": {"fold_norm": False, "fold_strength": 0.3}},
+        {"quantization": {"depthwise": True, "stem": True, "adapter_bits": 4}},
+        {"method": "as-released", "learn": {"adapter": False}, "quantization": {"adapter_bits": 4}},
+        {"learn": {"steps": 100, "batch_size": 5, "text_memory_mib": 100}},
+        {"learn": {"distillation": 1.0, "kl_temperature": 2.0}},
+        {"compute": {"memory_gib": 4.0}},
+    ],
+)
+def test_the_same_keys_do_something_beside_others(changes: dict[str, Any]) -> None:
+    assert not list(without_effect(recipe_of(changes)))
+
+
 def test_keys_that_do_something_are_not() -> None:
     assert not list(without_effect(recipe_of({})))
     learn = {"anchor_prompts": True, "prompt_rate": 0.5, "prompt_steps": 3, "views": 2, "flip": True}

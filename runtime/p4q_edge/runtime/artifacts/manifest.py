@@ -217,6 +217,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     narrowest_bits: int | None = None
     unsound: dict[GraphKind, str] = {}
 
+    def __post_init__(self) -> None:
+        if self.embedding_dim < 1 or min(self.image_size) < 1 or self.rounding_bits < 1:
+            raise ValueError(
+                "embedding_dim, image_size and narrowest_bits must be positive, got "
+                f"{self.embedding_dim}, {self.image_size} and {self.narrowest_bits}"
+            )
+
     def problem(self, kind: GraphKind) -> str | None:
         """Return why a graph does not compute what the module computes; None where it does."""
         return self.unsound.get(kind)

@@ -9,6 +9,8 @@ import msgspec
 LEAST_MAC_SHARE = 0.5
 """A model with less of its multiply-accumulates quantized is not called by its bit widths alone."""
 
+MAX_BITS = 32
+
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is quantized, to how many bits, and whether the hardware computes in these bits.
@@ -41,6 +43,14 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     int8_mac_share: float | None = None
     linear_mac_share: float | None = None
     in_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        widths = (self.weight_bits, self.activation_bits, self.attention_bits)
+        if not all(width is None or 1 <= width <= MAX_BITS for width in widths):
+            raise ValueError(f"bits must be from 1 to {MAX_BITS}, got {widths}")
+        counts = (self.quantized_linears, self.quantized_attentions, self.quantized_convolutions)
+        if min(counts) < 0:
+            raise ValueError(f"numbers of quantized layers must not be negative, got {counts}")
 
     def with_float_convolutions(self) -> Precision:
         """Return the precision of an engine that quantizes the same but convolutions."""

@@ -1,8 +1,8 @@
 """The recipe as bundles and documents tell it: which choices a run was made with.
 
 The toolkit decides what a recipe may say, and computes from it; the runtime only shows it. So words are texts here and
-not the choices of one version, what a version does not know is passed over, and what it did not have is left out: a
-bundle is never refused for its recipe by an older or a newer runtime.
+not the choices of one version, what a version does not know is passed over, and what it did not have is left out: no
+bundle is refused for keys or words of another version. A key keeps its type; one of another type is refused.
 """
 
 from __future__ import annotations

@@ -62,10 +62,7 @@ def decode_json(data: bytes, struct: type[_T], *, source: str) -> _T:
             _require_schema(msgspec.json.decode(data, type=_Versioned).schema_version, struct, source=source)
         return msgspec.json.decode(data, type=struct)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        said = one_line(error)
-        raise CorruptArtifactError(
-            f"{source} is not what this version writes: {said}. Get the file again, or build it again."
-        ) from error
+        raise _misfit(error, source) from error
 
 
 def convert_json(document: dict[str, Any], struct: type[_T], *, source: str, upgrade: Upgrade | None = None) -> _T:
@@ -84,10 +81,16 @@ def convert_json(document: dict[str, Any], struct: type[_T], *, source: str, upg
         # Through text once more, in which arrays are tuples and keys are words.
         return msgspec.json.decode(msgspec.json.encode(document), type=struct)
     except (msgspec.MsgspecError, *_MISFITS) as error:
-        said = one_line(error)
-        raise CorruptArtifactError(
-            f"{source} is not what this version writes: {said}. Get the file again, or build it again."
-        ) from error
+        raise _misfit(error, source) from error
+
+
+def _misfit(error: Exception, source: str) -> CorruptArtifactError:
+    """Return what is said of a document of another form; a key that is unknown may be one of a later version."""
+    said = one_line(error)
+    newer = " If a newer version wrote it, upgrade p4q-edge-runtime." if "unknown field" in said else ""
+    return CorruptArtifactError(
+        f"{source} is not what this version writes: {said}. Get the file again, or build it again.{newer}"
+    )
 
 
 def _require_schema(version: int, struct: Any, *, source: str, upgrade: Upgrade | None = None) -> bool:

@@ -1,0 +1,84 @@
+"""Manifests of other versions and of other hands: values that no bundle has are refused where it is opened."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from p4q_edge.runtime.artifacts import bundle as bundles
+from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.storage import encode_json
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def changed(tiny_bundle: Path, tmp_path: Path) -> Callable[[Change], Path]:
+    """The tiny bundle with another manifest."""
+
+    def write(change: Change) -> Path:
+        source = read_bundle(tiny_bundle)
+        manifest = msgspec.to_builtins(source.manifest)
+        change(manifest)
+        path = tmp_path / "changed.p4q"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in source.manifest.members:
+                archive.writestr(name, source.read(name))
+            archive.writestr(bundles.MANIFEST, encode_json(manifest))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"narrowest_bits": -1}, "narrowest_bits must be positive, got .* and -1"),
+        ({"narrowest_bits": 0}, "narrowest_bits must be positive, got .* and 0"),
+        ({"embedding_dim": -1}, "embedding_dim, image_size and narrowest_bits must be positive, got -1"),
+        ({"image_size": [0, 8]}, r"must be positive, got \d+, \(0, 8\)"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(
+    changed: Callable[[Change], Path], values: dict[str, Any], message: str
+) -> None:
+    path = changed(lambda manifest: manifest.update(values))
+    with pytest.raises(CorruptArtifactError, match=f"{message}.*Get the file again, or build it again"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"activation_bits": 99}, r"bits must be from 1 to 32, got \(8, 99, None\)"),
+        ({"weight_bits": 0}, r"bits must be from 1 to 32, got \(0, 8, None\)"),
+        ({"attention_bits": -3}, r"bits must be from 1 to 32, got \(8, 8, -3\)"),
+        ({"quantized_linears": -1}, "numbers of quantized layers must not be negative"),
+    ],
+)
+def test_bits_that_no_engine_has_are_refused(
+    changed: Callable[[Change], Path], values: dict[str, Any], message: str
+) -> None:
+    path = changed(lambda manifest: manifest["precision"].update(values))
+    with pytest.raises(CorruptArtifactError, match=message):
+        read_bundle(path)
+
+
+def test_an_unknown_key_may_be_one_of_a_newer_version(changed: Callable[[Change], Path]) -> None:
+    path = changed(lambda manifest: manifest["model"].update(patch_size=14))
+    with pytest.raises(CorruptArtifactError, match="unknown field `patch_size`") as caught:
+        read_bundle(path)
+    assert str(caught.value).endswith("If a newer version wrote it, upgrade p4q-edge-runtime.")
+
+
+def test_a_recipe_of_another_version_is_no_reason_to_refuse(changed: Callable[[Change], Path]) -> None:
+    recipe = {"schema_version": 7, "method": "p5q", "learn": {"new_key": 1, "steps": 3}, "new_section": {}}
+    manifest = read_bundle(changed(lambda manifest: manifest.update(recipe=recipe))).manifest
+    assert msgspec.to_builtins(manifest.recipe) == {"schema_version": 7, "method": "p5q", "learn": {"steps": 3}}
+    wrong = changed(lambda manifest: manifest.update(recipe={"quantization": {"weight_bits": "eight"}}))
+    with pytest.raises(CorruptArtifactError, match=r"Expected `int`, got `str` - at `\$\.recipe\.quantization"):
+        read_bundle(wrong)
