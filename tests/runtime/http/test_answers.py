@@ -80,12 +80,22 @@ def test_how_many_classes_and_which_threshold(client: Any, photos: list[bytes]) 
         ("top_k=nan", "top_k must be a whole number"),
         ("threshold=2", "threshold must be between 0 and 1, got 2. Leave it out for the fitted one."),
         ("head=none", "no head is named 'none'; there are built-in."),
+        ("topk=2", "'topk' is no parameter of this address, which takes head, top_k, threshold."),
+        ("top_k=1&top_k=2", "top_k is given 2 times; send it once."),
     ],
 )
 def test_a_wrong_question(client: Any, photos: list[bytes], query: str, said: str) -> None:
     answer = client.post(f"/classify?{query}", content=photos[0])
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+def test_embeddings_take_no_question_of_classes(client: Any, photos: list[bytes]) -> None:
+    answer = client.post("/embed?top_k=2", content=photos[0])
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message == "'top_k' is no parameter of this address, which takes head."
+    assert client.post("/embed?head=built-in", content=photos[0]).status_code == 200
 
 
 def test_no_image(client: Any) -> None:

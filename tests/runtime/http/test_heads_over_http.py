@@ -97,6 +97,12 @@ def test_a_head_is_chosen(client: Any, photos: list[bytes]) -> None:
         ("/heads/a%20b/teach", "'a b' cannot be the name of a head"),
         ("/heads/x/teach?base=none", "no head is named 'none'"),
         ("/heads/x/teach?add=perhaps", "add must be true or false, got 'perhaps'."),
+        ("/heads/x/teach?unkown=cup", "'unkown' is no parameter of this address, which takes base, add, unknown."),
+        (
+            "/heads/x/teach?unknown=else",
+            "unknown=else names no field of the form, which has cup, plate. Send photographs that show none of the "
+            "classes: curl -F else=@photo.jpg",
+        ),
     ],
 )
 def test_a_wrong_lesson(client: Any, photos: list[bytes], path: str, said: str) -> None:

@@ -82,7 +82,7 @@ X = {"name": "x", "shape": [2], "datatype": "UINT8"}
         ({**X, "data": ["a", "b"]}, b"", "is not UINT8"),
         ({**X, "data": [[1], [1, 2]]}, b"", "is not UINT8"),
         ({**X}, b"", "is not UINT8"),
-        ({**X, "shape": [-2], "data": [1]}, b"", "has the shape [-2]"),
+        ({**X, "shape": [-2], "data": [1]}, b"", "has the shape [-2]; expected 1 to 8 sides, none negative"),
         ({**X, "shape": [], "data": [1]}, b"", "has the shape []"),
         ({**X, "shape": [1 << 62, 1 << 62], "parameters": {"binary_data_size": 2}}, b"ab", "has the shape"),
         ({**X, "shape": [0, 1 << 62, 1 << 62], "parameters": {"binary_data_size": 0}}, b"", "has the shape"),

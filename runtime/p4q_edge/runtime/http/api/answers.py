@@ -35,7 +35,7 @@ def document(content: msgspec.Struct, status: int = 200, **headers: str) -> Resp
 
 async def classify(request: Request) -> Response:
     """Name what the images of a request show."""
-    question, images = question_of(request), await images_of(request)
+    question, images = question_of(request, ("head", "top_k", "threshold")), await images_of(request)
 
     def named(answered: Answered) -> ImageAnswer:
         prediction, ranking = answered.prediction(question), answered.ranking(question)
@@ -54,7 +54,7 @@ async def classify(request: Request) -> Response:
 
 async def embed(request: Request) -> Response:
     """Return the embeddings of the images of a request."""
-    question, images = question_of(request), await images_of(request)
+    question, images = question_of(request, ("head",)), await images_of(request)
     service = service_of(request)
 
     def embedded(answered: Answered) -> ImageEmbedding:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from p4q_edge.runtime.artifacts import BUILT_IN
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.http.api.answers import document
-from p4q_edge.runtime.http.api.uploads import flag_of, photographs_of, service_of
+from p4q_edge.runtime.http.api.uploads import flag_of, photographs_of, require_known, service_of
 from p4q_edge.runtime.http.documents import Choice, HeadInfo, HeadsAnswer, SavedAnswer, TeachAnswer
 from p4q_edge.runtime.http.service import Service
 
@@ -36,10 +36,16 @@ async def choose_head(request: Request) -> Response:
 async def teach_from_request(request: Request) -> Response:
     """Learn a head from photographs; it answers at once under its name, and is saved by another request."""
     service, name = _writable(request), request.path_params["name"]
+    require_known(request, ("base", "add", "unknown"))
     base, add = request.query_params.get("base", BUILT_IN), flag_of(request, "add")
     unknown_name = request.query_params.get("unknown", "")
     photographs = await photographs_of(request)
-    unknown = photographs.pop(unknown_name, []) if unknown_name else []
+    if unknown_name and unknown_name not in photographs:
+        raise UsageError(
+            f"unknown={unknown_name[:40]} names no field of the form, which has {', '.join(photographs)[:200]}. Send "
+            f"photographs that show none of the classes: curl -F {unknown_name[:40]}=@photo.jpg"
+        )
+    unknown = photographs.pop(unknown_name, [])
     taught = await service.teach(name, photographs, base=base, add=add, unknown=unknown)
     report = taught.report
     answer = TeachAnswer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.datastructures import FormData, UploadFile
@@ -68,12 +68,31 @@ async def photographs_of(request: Request) -> dict[str, list[bytes]]:
     return found
 
 
-def question_of(request: Request) -> Question:
-    """Return how a request wants its images answered.
+def require_known(request: Request, known: Sequence[str]) -> None:
+    """Refuse query parameters that an address does not take, or takes once and got twice.
 
     Raises:
-        UsageError: a number is none, or there is no such head.
+        UsageError: there is one.
     """
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{name[:40]!r} is no parameter of this address, which takes {', '.join(known)}.")
+        if given.count(name) > 1:
+            raise UsageError(f"{name} is given {given.count(name)} times; send it once.")
+
+
+def question_of(request: Request, known: Sequence[str]) -> Question:
+    """Return how a request wants its images answered.
+
+    Args:
+        request: with query parameters.
+        known: the names of those that the address takes.
+
+    Raises:
+        UsageError: a parameter is unknown, a number is none, or there is no such head.
+    """
+    require_known(request, known)
     service = service_of(request)
     head = request.query_params.get("head", service.classifier.active_head)
     service.classifier.head(head)

@@ -23,6 +23,7 @@ _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "INT32": np.int32, "BOOL": np.
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 _MAX_DIMS = 8
 _MAX_VALUES = 1 << 40
+_SHAPES = f"expected 1 to {_MAX_DIMS} sides, none negative, and at most {_MAX_VALUES} values"
 """More than any body holds. NumPy fails at too many dimensions, and at sides too long for 64 bits, even of nothing."""
 _MAX_DIGITS = 18
 
@@ -110,7 +111,7 @@ def read_inference(body: bytes, length: str | None) -> Inference:
     rest = memoryview(body)[end:]
     for tensor in request.inputs:
         if not _can_be(tensor.shape):
-            raise InputError(f"tensor {tensor.name[:100]!r} has the shape {list(tensor.shape)[:8]}.")
+            raise InputError(f"tensor {tensor.name[:100]!r} has the shape {list(tensor.shape)[:8]}; {_SHAPES}.")
         size = tensor.parameters.binary_data_size
         if size is None:
             tensors[tensor.name] = _from_json(tensor)
