@@ -62,6 +62,18 @@ def test_a_table_and_folders(run: Run, tiny_engine: Path, pictures: Path, tmp_pa
     assert sum(path.is_file() for path in sorted_into.rglob("*")) == 8, "once more puts nothing there twice"
 
 
+@pytest.mark.parametrize("below", ["", "sorted", "a/b"])
+def test_images_are_not_sorted_into_the_folder_that_they_lie_in(
+    run: Run, tiny_engine: Path, pictures: Path, below: str
+) -> None:
+    before = sorted(pictures.rglob("*"))
+    code, _, err = run("classify", tiny_engine, pictures, "--sort-into", pictures / below)
+    assert code == 2
+    assert f"--sort-into {pictures / below} lies in {pictures}" in err
+    assert "Name a folder outside of it" in err
+    assert sorted(pictures.rglob("*")) == before
+
+
 def test_embeddings_of_a_table_are_those_of_the_api(
     run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -328,7 +328,7 @@ def _refuse_clashes(photographs: Mapping[str, object]) -> None:
 
 
 def _unreadable(failures: Sequence[Failure]) -> str:
-    reasons = [str(failure.error) for failure in failures[:_SHOWN_FAILURES]]
+    reasons = [str(failure.error).removesuffix(".") for failure in failures[:_SHOWN_FAILURES]]
     more = f"; and {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
     return f"{_photographs(len(failures))} cannot be read: {'; '.join(reasons)}{more}. Repair or remove them."
 

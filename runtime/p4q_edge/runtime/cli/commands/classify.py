@@ -163,6 +163,12 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise UsageError("--link says how --sort-into puts images into its folder. Add --sort-into DIR.")
     if args.sort_into and "-" in args.images:
         raise UsageError("an image on stdin has no name to be sorted by. Name files or folders with --sort-into.")
+    for images in args.images if args.sort_into else ():
+        if Path(images).is_dir() and args.sort_into.resolve().is_relative_to(Path(images).resolve()):
+            raise UsageError(
+                f"--sort-into {args.sort_into} lies in {images}, whose images are named: copies there would be images "
+                "of the next run. Name a folder outside of it."
+            )
 
 
 def _run(request: ClassifyRequest, output: Output) -> int:
