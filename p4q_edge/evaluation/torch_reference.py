@@ -33,7 +33,7 @@ from p4q_edge.runtime.evaluation import (
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
 from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test, warn_of_classes
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, OUTPUT_NAMES, Outputs, Stage
-from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.storage import one_line, sha256_bytes
 from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Baseline, ...])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptArtifactError(
-            f"{path} is not a comparison of methods: {error}. Remove it; the demo writes it again."
+            f"{path} is not a comparison of methods: {one_line(error)}. Remove it; the demo writes it again."
         ) from error
 
 

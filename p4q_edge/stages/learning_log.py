@@ -11,7 +11,7 @@ from p4q_edge.data import folds
 from p4q_edge.learning import CurvePoint, LearningRun, decode_curve, encode_curve, write_curve
 from p4q_edge.quant import Phase
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.storage import atomic_write, one_line
 from p4q_edge.stages.cross_validation import right_answers
 from p4q_edge.stages.pipeline import Learned, Prepared
 from p4q_edge.stages.run_files import RunFiles
@@ -73,5 +73,6 @@ def read_curve(files: RunFiles) -> tuple[CurvePoint, ...]:
         return decode_curve(files.curve.read_text("utf-8"))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptArtifactError(
-            f"{files.curve} is not a learning curve: {error}. Remove it; `p4q-edge learn --log-dir` writes it again"
+            f"{files.curve} is not a learning curve: {one_line(error)}. Remove it; `p4q-edge learn --log-dir` writes "
+            "it again"
         ) from error
