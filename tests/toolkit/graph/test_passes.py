@@ -153,6 +153,50 @@ def test_class_token_is_padded_in_without_shapes() -> None:
     np.testing.assert_array_equal(run(model, patches=patches), before)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["patches first", "positions first"])
+def test_a_class_token_behind_the_positions_is_padded_in(first: bool) -> None:
+    added = "Add(rows, positions)" if first else "Add(positions, rows)"
+    model = model_of(
+        f"""g (uint8[n,4,6] image) => (float[n,5,6] y) {{
+            size = Shape<start=0, end=1>(image)
+            goal = Concat<axis=0>(size, one, one)
+            rows = Cast<to=1>(image)
+            placed = {added}
+            token = Expand(class_token, goal)
+            joined = Concat<axis=1>(token, placed)
+            once = Relu(joined)
+            y = Add(once, joined)
+        }}""",
+        one=np.array([1], np.int64),
+        class_token=floats(1, 1, 6),
+        positions=floats(1, 4, 6),
+    )
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 6), dtype=np.uint8)
+    before = run(model, image=image)
+    run_passes(model, [ClassTokenByPad()])
+    assert count(model) == {"Cast": 1, "Pad": 1, "Add": 2, "Relu": 1}
+    np.testing.assert_array_equal(run(model, image=image), before)
+
+
+@pytest.mark.parametrize("where", ["read elsewhere", "one for all patches"])
+def test_a_class_token_stays_where_the_positions_cannot_take_it(where: str) -> None:
+    shared = where == "read elsewhere"
+    model = model_of(
+        f"""g (float[n,4,6] rows) => (float[n,5,6] y{", float[n,4,6] placed" if shared else ""}) {{
+            size = Shape<start=0, end=1>(rows)
+            goal = Concat<axis=0>(size, one, one)
+            placed = Add(rows, positions)
+            token = Expand(class_token, goal)
+            y = Concat<axis=1>(token, placed)
+        }}""",
+        one=np.array([1], np.int64),
+        class_token=floats(1, 1, 6),
+        positions=floats(1, 4 if shared else 1, 6),
+    )
+    assert not ClassTokenByPad()(model).modified
+    assert count(model)["Expand"] == 1
+
+
 def test_selecting_early_leaves_one_row_behind_the_attention() -> None:
     model = transformer()
     patches = floats(3, 8, 4)

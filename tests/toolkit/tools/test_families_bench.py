@@ -10,8 +10,11 @@ from typing import Any
 
 import onnx
 import pytest
+import timm.models.vision_transformer_hybrid as hybrid
 import torch
 from bench_modules import bench_modules
+from timm.models import register_model
+from torch import nn
 
 REDUCED: dict[str, dict[str, Any]] = {
     "vit": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
@@ -53,6 +56,23 @@ def test_a_row_says_what_the_graphs_compute_and_how_fast(families: ModuleType, t
     assert row["engine_mb"] < row["fp32_mb"]
     assert row["times_as_fast"]["onnxruntime"]["low"] > 0
     onnx.checker.check_model(onnx.load(graph))
+
+
+def small_hybrid_of_timm(**kwargs: Any) -> Any:
+    """MobileCLIP-B's tower with 2 layers of 64 channels: positions are added before the class token is joined."""
+    stem = hybrid.ConvStem(channels=(16, 16, 64), stride=(4, 2, 2), kernel_size=(4, 2, 2), padding=0, act_layer=nn.GELU)
+    small = {"embed_dim": 64, "depth": 2, "num_heads": 2, "no_embed_class": True, "embed_args": {"proj": False}}
+    return hybrid._create_vision_transformer_hybrid("small_hybrid_of_timm", backbone=stem, **(kwargs | small))
+
+
+def test_a_hybrid_that_asks_for_the_size_of_its_image_is_exported(families: ModuleType, tmp_path: Path) -> None:
+    register_model(small_hybrid_of_timm)
+    vision = {"timm_model_name": "small_hybrid_of_timm", "timm_pool": "token", "timm_proj": None, "image_size": 64}
+    graph = tmp_path / "graph.onnx"
+    row = families.measure("hybrid", {"embed_dim": 32, "vision_cfg": vision}, graph=graph)
+    assert row["unsound"] == {}
+    assert row["convolutions"] > 0
+    assert not {"Shape", "Expand"} & {node.op_type for node in onnx.load(graph).graph.node}
 
 
 def test_rows_are_kept_and_refusals_are_named(
