@@ -25,6 +25,7 @@ from p4q_edge.runtime.builders.candidates import (
 )
 from p4q_edge.runtime.builders.cpu import TIE, ProofSetting, fastest, prove_candidates
 from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.engines.openvino import OpenVINOEngine
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.statistics import Rounds, rounding_limits_of
@@ -206,3 +207,24 @@ def test_candidates_are_measured_at_the_batch_that_was_named(
     )
     assert {shape[0] for shape in asked} == {5}
     assert (proved.inspection.batch, proved.inspection.threads) == (5, 1)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
+@pytest.mark.parametrize(("slow", "kept", "expected"), [("exact", "openvino-f32", [1]), ("openvino-f32", "exact", [])])
+def test_only_what_is_kept_is_written_as_it_was_compiled(
+    model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow: str, kept: str, expected: list[int]
+) -> None:
+    asked: list[int] = []
+    compiled = OpenVINOEngine.compiled
+
+    def noted(engine: OpenVINOEngine, batch: int) -> bytes:
+        asked.append(batch)
+        return compiled(engine, batch)
+
+    _installed(monkeypatch, openvino_is=True, bf16=False)
+    monkeypatch.setattr(OpenVINOEngine, "compiled", noted)
+    monkeypatch.setattr(cpu, "measure_interleaved", _measure(slow))
+    found = cpu_candidates(model, CpuRequest(choice="auto"))
+    proved = prove_candidates(found, read_bundle(tiny_bundle).golden(), ProofSetting(threads=1))
+    assert (proved.built.candidate.name, asked) == (kept, expected)
+    assert proved.built.optimized

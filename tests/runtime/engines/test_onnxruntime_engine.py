@@ -114,8 +114,17 @@ def test_the_card_says_what_runs(tiny_engine: Path) -> None:
 
 def test_the_optimized_copy_is_loaded_where_it_was_made(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    read = onnxruntime_engine.read_model
-    monkeypatch.setattr(onnxruntime_engine, "read_model", lambda path: loaded.append(path.name) or read(path))
+
+    def noted(name: str) -> None:
+        read = getattr(onnxruntime_engine, name)
+        monkeypatch.setattr(
+            onnxruntime_engine,
+            name,
+            lambda path, *args, **kwargs: loaded.append(path.name) or read(path, *args, **kwargs),
+        )
+
+    noted("read_model")
+    noted("read_kept_copy")
     assert selftest(tiny_engine).drift == 0.0
     card = read_card(tiny_engine)
     write_card(tiny_engine, of_another_cpu(card), force=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -108,6 +108,7 @@ def prove_candidates(candidates: Candidates, golden: Golden, setting: ProofSetti
     tried = [_try(candidate, candidates.models[candidate.profile], golden, setting) for candidate in candidates.tried]
     try:
         kept, chosen = _chosen(tried, golden.image, setting)
+        built = _with_compiled(kept, batch=setting.batch)
         inspection = _inspect(kept, golden.image[:1], batch=setting.batch)
         shape = kept.engine.input_shape
     finally:
@@ -123,21 +124,22 @@ def prove_candidates(candidates: Candidates, golden: Golden, setting: ProofSetti
             faster_than=chosen.faster_than,
         )
     inspection = msgspec.structs.replace(inspection, not_measured=candidates.not_measured)
-    return ProvedModel(built=kept.built, outputs=kept.outputs, input_shape=shape, inspection=inspection)
+    return ProvedModel(built=built, outputs=kept.outputs, input_shape=shape, inspection=inspection)
 
 
 def _try(candidate: CpuCandidate, model: bytes, golden: Golden, setting: ProofSetting) -> _Tried:
     check_model(model, name=setting.name)
     engine: Engine
     if candidate.backend == "openvino":
-        compiled = OpenVINOEngine(
+        # What it compiled is as large as the weights: it is asked for once it is kept.
+        optimized = b""
+        engine = OpenVINOEngine(
             model_source(model),
             remainder=candidate.remainder,
             threads=setting.threads,
             batch=setting.batch,
             name=setting.name,
         )
-        optimized, engine = compiled.compiled(setting.batch), compiled
     else:
         optimized = optimized_model(model, candidate.profile, name=setting.name)
         engine = OnnxRuntimeEngine(
@@ -153,6 +155,13 @@ def _try(candidate: CpuCandidate, model: bytes, golden: Golden, setting: ProofSe
         results.append(_compare(together, golden, candidate.profile, setting))
     problem = next((found for result in results if (found := result.problem()) is not None), None)
     return _Tried(built=built, engine=engine, outputs=outputs, result=results[0], problem=problem)
+
+
+def _with_compiled(kept: _Tried, *, batch: int) -> CpuModel:
+    """Return what is kept with the model as its library has it."""
+    if isinstance(kept.engine, OpenVINOEngine):
+        return replace(kept.built, optimized=kept.engine.compiled(batch))
+    return kept.built
 
 
 def _compare(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_digest, verify_engine
+from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_digest
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines.contract import INPUT, MAX_MODEL_BYTES, not_an_engine, require_batch, require_outputs
+from p4q_edge.runtime.engines.kept_copies import read_kept_copy
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
     EnvironmentNotAbleError,
@@ -95,13 +96,7 @@ class OnnxRuntimeEngine:
             engine = read_model(path)
             verify_digest(sha256_bytes(engine), path, card)
             return cls(engine, profile=profile, threads=threads, name=str(path))
-        verify_engine(path, card)
-        optimized = read_model(copy)
-        if recorded.engine_sha256 != card.engine_sha256 or sha256_bytes(optimized) != recorded.sha256:
-            raise CorruptArtifactError(
-                f"{copy} is not the copy of {path} that its card describes. Delete it, or build again: "
-                f"p4q-edge build model.p4q --engine {path} --force"
-            )
+        optimized = read_kept_copy(copy, path, card, recorded, limit_bytes=MAX_MODEL_BYTES, kind="copy")
         return cls(optimized, profile=profile, threads=threads, optimized=True, name=str(path))
 
     @property

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from p4q_edge.runtime.artifacts import Card, OpenVINOBuild, verify_digest, verify_engine
+from p4q_edge.runtime.artifacts import Card, OpenVINOBuild, verify_digest
 from p4q_edge.runtime.choices import Remainder
 from p4q_edge.runtime.engines.contract import MAX_MODEL_BYTES
+from p4q_edge.runtime.engines.kept_copies import read_kept_copy
 from p4q_edge.runtime.engines.openvino import library
-from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
+from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import kept_path, read_bounded, read_kept, sha256_bytes, write_kept
 
 COMPILED = ".openvino"
@@ -43,18 +43,7 @@ def recorded_copy(engine: Path, card: Card) -> bytes | None:
     if not path.is_file():
         logger.info("%s is missing; loading %s takes longer without it", path, engine)
         return None
-    # Both files are as large as the weights: they are hashed side by side.
-    with ThreadPoolExecutor(max_workers=1) as other:
-        verified = other.submit(verify_engine, engine, card)
-        data = read_bounded(path, limit_bytes=_MAX_BYTES, kind="compiled model")
-        digest = sha256_bytes(data)
-        verified.result()
-    if build.optimized.engine_sha256 != card.engine_sha256 or digest != build.optimized.sha256:
-        raise CorruptArtifactError(
-            f"{path} is not the compiled model of {engine} that its card describes. Delete it, or build again: "
-            f"p4q-edge build model.p4q --engine {engine} --force"
-        )
-    return data
+    return read_kept_copy(path, engine, card, build.optimized, limit_bytes=_MAX_BYTES, kind="compiled model")
 
 
 def verified_bytes(engine: Path, card: Card) -> bytes:
