@@ -61,7 +61,14 @@ def test_a_row_says_what_the_graphs_compute_and_how_fast(families: ModuleType, t
 def small_hybrid_of_timm(**kwargs: Any) -> Any:
     """MobileCLIP-B's tower with 2 layers of 64 channels: positions are added before the class token is joined."""
     stem = hybrid.ConvStem(channels=(16, 16, 64), stride=(4, 2, 2), kernel_size=(4, 2, 2), padding=0, act_layer=nn.GELU)
-    small = {"embed_dim": 64, "depth": 2, "num_heads": 2, "no_embed_class": True, "embed_args": {"proj": False}}
+    small = {
+        "img_size": 64,
+        "embed_dim": 64,
+        "depth": 2,
+        "num_heads": 2,
+        "no_embed_class": True,
+        "embed_args": {"proj": False},
+    }
     return hybrid._create_vision_transformer_hybrid("small_hybrid_of_timm", backbone=stem, **(kwargs | small))
 
 
