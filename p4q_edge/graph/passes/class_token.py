@@ -40,7 +40,11 @@ def _rewrite(graph: ir.Graph, concat: ir.Node) -> bool:
         return False
     expand, patches = input_of(concat, 0).producer(), input_of(concat, 1)
     token = None if expand is None or expand.op_type != "Expand" else constant(input_of(expand, 0))
-    if token is None or patches.shape is None or token.size != patches.shape[-1]:
+    joined = concat.outputs[0].shape
+    if token is None or patches.shape is None or joined is None or token.size != patches.shape[-1]:
+        return False
+    # Of a token that is repeated there would be more rows than one.
+    if not isinstance(patches.shape[1], int) or joined[1] != patches.shape[1] + 1:
         return False
     return _with_positions_behind(graph, concat, token) or _with_positions_before(graph, concat, token)
 
@@ -51,7 +55,9 @@ def _with_positions_behind(graph: ir.Graph, concat: ir.Node, token: NDArray[np.f
     if add is None or found is None:
         return False
     index, positions = found
-    if positions.shape[-1] != token.size:
+    rows = tuple(concat.outputs[0].shape[1:])  # type: ignore[index]
+    # One that is added to every row alike, such as a bias or the shift of a linear's input, cannot take the token.
+    if positions.shape not in (rows, (1, *rows)):
         return False
     joined = positions.copy()
     joined[..., 0, :] += token.reshape(-1)

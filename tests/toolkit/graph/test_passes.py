@@ -197,6 +197,51 @@ def test_a_class_token_stays_where_the_positions_cannot_take_it(where: str) -> N
     assert count(model)["Expand"] == 1
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 6), (1, 6), (6,), (1,)])
+@pytest.mark.parametrize("behind", [True, False], ids=["behind", "before"])
+def test_what_is_added_to_every_row_alike_takes_no_class_token(shape: tuple[int, ...], behind: bool) -> None:
+    """A bias or a shift is added to all rows: with the token in it, every row would have it."""
+    joined = "Concat<axis=1>(token, rows)" if behind else "Concat<axis=1>(token, placed)"
+    model = model_of(
+        f"""g (float[n,4,6] rows) => (float[n,5,6] y) {{
+            size = Shape<start=0, end=1>(rows)
+            goal = Concat<axis=0>(size, one, one)
+            token = Expand(class_token, goal)
+            placed = Add(rows, everywhere)
+            joined = {joined}
+            y = Add(joined, {"everywhere" if behind else "nothing"})
+        }}""",
+        one=np.array([1], np.int64),
+        nothing=np.zeros(6, np.float32),
+        class_token=floats(1, 1, 6),
+        everywhere=floats(*shape),
+    )
+    rows = floats(3, 4, 6)
+    before = run(model, rows=rows)
+    assert not ClassTokenByPad()(model).modified
+    np.testing.assert_array_equal(run(model, rows=rows), before)
+
+
+def test_a_token_that_is_repeated_is_not_one_row() -> None:
+    model = model_of(
+        """g (float[n,4,6] rows) => (float[n,6,6] y) {
+            size = Shape<start=0, end=1>(rows)
+            goal = Concat<axis=0>(size, two, one)
+            token = Expand(class_token, goal)
+            placed = Add(rows, positions)
+            y = Concat<axis=1>(token, placed)
+        }""",
+        one=np.array([1], np.int64),
+        two=np.array([2], np.int64),
+        class_token=floats(1, 1, 6),
+        positions=floats(1, 4, 6),
+    )
+    rows = floats(3, 4, 6)
+    before = run(model, rows=rows)
+    assert not ClassTokenByPad()(model).modified
+    np.testing.assert_array_equal(run(model, rows=rows), before)
+
+
 def test_selecting_early_leaves_one_row_behind_the_attention() -> None:
     model = transformer()
     patches = floats(3, 8, 4)
