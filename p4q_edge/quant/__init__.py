@@ -127,7 +127,6 @@ if not TYPE_CHECKING:
             "conv_swap": (
                 "GRIDS",
                 "fit_convolutions",
-                "fitted_target",
                 "fix_conv_scales",
                 "swap_convolutions",
             ),
@@ -138,7 +137,6 @@ if not TYPE_CHECKING:
                 "readers",
                 "source",
                 "trace_flow",
-                "check_mean_bits",
             ),
             "learned_scales": ("learn_scales",),
             "least_squares": (
@@ -153,7 +151,6 @@ if not TYPE_CHECKING:
                 "Phase",
                 "QuantLinear",
                 "memory_of",
-                "forget_magnitudes",
                 "quant_linears",
                 "running_in",
                 "set_phase",

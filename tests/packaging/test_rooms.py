@@ -188,3 +188,24 @@ def test_what_a_room_offers_is_what_type_checkers_see(repository: Path) -> None:
         assert at_use | submodules == offered(source), name
         # A function must not have the name of its module: importing the module would hide it.
         assert not {one for one in at_use if f"{name}.{one}" in modules}, name
+
+
+def places(source: str, package: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return module and name of what a package imports for type checkers, and of its lazy table, as often as listed."""
+    for_checkers: list[tuple[str, str]] = []
+    at_use: list[tuple[str, str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            for_checkers += [(str(node.module), alias.asname or alias.name) for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_exports":
+            table = ast.literal_eval(node.args[1])
+            at_use += [(f"{package}.{module}", name) for module, names in table.items() for name in names]
+    return for_checkers, at_use
+
+
+def test_a_room_takes_each_name_once_and_from_where_type_checkers_do(repository: Path) -> None:
+    """Of a name that is listed twice the last place counts; one that only imports it for itself may stop to."""
+    for name, source in sources(repository).items():
+        if "lazy_exports(" in source and name not in ("p4q_edge.runtime", "p4q_edge.runtime.lazy", "p4q_edge.api"):
+            for_checkers, at_use = places(source, name)
+            assert sorted(at_use) == sorted(for_checkers), name
