@@ -87,6 +87,25 @@ def test_an_answer_names_no_file_outside_of_the_cache(cups: HubDouble, tmp_path:
     assert download_bundle("hf:ann/cups").is_file()
 
 
+@pytest.mark.parametrize("tag", ['"{folder}/outside"', "W..", "W"])
+def test_an_answer_from_where_a_file_was_moved_to_names_none_either(cups: HubDouble, tmp_path: Path, tag: str) -> None:
+    """The library follows the server to another path, and takes the tag from there."""
+    outside, commit = tmp_path / "outside", cups.repositories["ann/cups"].branches["main"]
+    cups.instead[FILE] = (307, b"", {"Location": "/moved"})
+    cups.instead["^/moved"] = (200, b"mine", {"ETag": tag.format(folder=tmp_path), "X-Repo-Commit": commit})
+    with pytest.raises(P4QEdgeError, match=r"is no answer of the Hub \(ETag is .*check HF_ENDPOINT"):
+        download_bundle("hf:ann/cups")
+    assert not outside.exists()
+
+
+@pytest.mark.parametrize("code", ["GatedRepo", "EntryNotFound"])
+def test_the_tag_of_a_refusal_is_not_looked_at(cups: HubDouble, code: str) -> None:
+    """Servers make tags of any body, in base64."""
+    cups.instead[FILE] = (403, b"", {"ETag": 'W/"f-mY2/VvLx+"', "X-Error-Code": code})
+    with pytest.raises(UsageError, match=r"terms|may not read hf:ann/cups"):
+        download_bundle("hf:ann/cups")
+
+
 def test_a_damaged_copy_names_the_file_that_is_to_be_removed(cups: HubDouble, tiny_bundle: Path) -> None:
     commit = cups.repositories["ann/cups"].branches["main"]
     address = f"hf:ann/cups@{commit}/cups.p4q"

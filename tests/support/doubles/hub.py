@@ -54,7 +54,7 @@ class HubDouble:
         damage: whether the first byte of every large file is another one on its way.
         may_write: whether the token may.
         refusal: what it says where a repository is not shown.
-        instead: status and body for paths that a pattern is found in, in place of its own answer.
+        instead: status, body and headers, if any, for paths that a pattern is found in, in place of its own answer.
         info: what is stated otherwise about a repository, and under `siblings` about each of its files.
         tag: of a file, in place of its digest.
         ignored: names that a commit passes over, as `.gitignore` of a repository makes the Hub do.
@@ -70,7 +70,7 @@ class HubDouble:
         self.damage = False
         self.may_write = True
         self.refusal = "refused"
-        self.instead: dict[str, tuple[int, bytes]] = {}
+        self.instead: dict[str, tuple[int, bytes] | tuple[int, bytes, dict[str, str]]] = {}
         self.info: dict[str, Any] = {}
         self.tag: str | None = None
         self.ignored: set[str] = set()
@@ -265,9 +265,11 @@ class _Handler(BaseHTTPRequestHandler):
         return repository
 
     def _is_answered_instead(self, path: str) -> bool:
-        for pattern, (status, data) in self.hub.instead.items():
+        for pattern, (status, data, *headers) in self.hub.instead.items():
             if re.search(pattern, path):
                 self.send_response(status)
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(b"" if self.command == "HEAD" else data)

@@ -21,7 +21,7 @@ _WITHOUT_ANSWER = frozenset({"LocalEntryNotFoundError", "OfflineModeIsEnabled"})
 
 _FILES = "/resolve/"
 _TAGS = ("ETag", "X-Linked-Etag")
-_MAX_TAG = 200
+_MAX_TAG, _REFUSED = 200, 400
 
 
 class NotTheHubError(Exception):
@@ -44,13 +44,20 @@ def guarded_answers(library: ModuleType) -> Iterator[None]:
 
 
 def _require_names(response: Any) -> None:
-    """Raise where an answer about a file names it by what is no name."""
-    if _FILES not in response.request.url.path:
-        return
+    """Raise where an answer about a file names it by what is no name.
+
+    The library asks for the tag with HEAD, and takes it from wherever it was sent on the same server.
+    """
+    request = response.request
+    if response.status_code >= _REFUSED or (request.method != "HEAD" and _FILES not in request.url.path):
+        return  # the tag of a refusal names no file, and may have any character
     for header in _TAGS:
-        tag = re.sub(r'^W/|"', "", response.headers.get(header, ""))
-        if "/" in tag or "\\" in tag or tag in (".", "..") or len(tag) > _MAX_TAG:
-            raise NotTheHubError(f"{header} is {tag[:40]!r}")
+        if (stated := response.headers.get(header)) is None:
+            continue
+        # As it is meant, and as the library reads it.
+        for tag in (re.sub(r'^W/|"', "", stated), stated.lstrip("W/").strip('"')):
+            if "/" in tag or "\\" in tag or tag in ("", ".", "..") or len(tag) > _MAX_TAG:
+                raise NotTheHubError(f"{header} is {tag[:40]!r}")
 
 
 def answer_of(error: BaseException | None) -> int | None:
