@@ -159,6 +159,32 @@ def test_without_all_of_torchruns_variables_there_is_one_process(
     assert "p4q-edge-runtime" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("missing", [("LOCAL_RANK",), ("MASTER_ADDR", "MASTER_PORT"), ("MASTER_PORT",)])
+@pytest.mark.parametrize("empty", [False, True])
+def test_processes_that_cannot_find_each_other_do_not_run_side_by_side(
+    missing: tuple[str, ...], empty: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, "" if empty and name in missing else value)
+        if not empty and name in missing:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(cli, "parse", lambda _: pytest.fail("runs alone"))
+    assert cli.main(["learn"]) == 2
+    said = capsys.readouterr().err
+    assert f"one of 2 processes, and {' '.join(missing)} is not set" in said
+    assert said.endswith("Start the processes with torchrun, or alone: unset RANK WORLD_SIZE\n")
+
+
+def test_a_number_of_processes_alone_is_of_something_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert cli.main(["models", "--none"]) == 2
+    assert "unrecognized arguments: --none" in capsys.readouterr().err
+
+
 def test_several_processes_need_the_toolkit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,6 +174,17 @@ def _started_by_torchrun() -> bool:
     return all(os.environ.get(name) for name in TORCHRUN_VARIABLES) and os.environ["WORLD_SIZE"] != "1"
 
 
+def _refuse_half_a_team() -> None:
+    """Raise where this is one of several processes that cannot find each other: each would do all of the work."""
+    size, missing = os.environ.get("WORLD_SIZE"), [name for name in TORCHRUN_VARIABLES if not os.environ.get(name)]
+    if os.environ.get("RANK") and size and size != "1" and missing:
+        raise UsageError(
+            f"expected all variables of torchrun or none: RANK and WORLD_SIZE make this one of {size[:40]} processes, "
+            f"and {' '.join(missing)} is not set, so that each would write the same files. Start the processes with "
+            "torchrun, or alone: unset RANK WORLD_SIZE"
+        )
+
+
 def _among_others(arguments: list[str]) -> int:
     run_in_team = toolkit_function(
         "run_in_team",
@@ -197,6 +208,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if first.startswith("-"):
         raise UsageError(f"a subcommand must come first, not {first}. Run: p4q-edge --help")
+    _refuse_half_a_team()
     command, request, output = parse(arguments)
     return command.run(request, output)
 
