@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from p4q_edge.calibration.keep_in_float import quantized_layers
 from p4q_edge.models import Batches
 from p4q_edge.quant import output_weights, quant_linears, rounding_losses, spread_bits, weight_sensitivity
 from p4q_edge.runtime.progress import task
@@ -67,7 +66,7 @@ def set_weight_bits(encoder: nn.Module, bits: Mapping[str, int]) -> None:
 
 
 def mean_weight_bits(encoder: nn.Module) -> float:
-    """Return the bits of a weight on average, over the quantized linears and convolutions."""
-    layers = quantized_layers(encoder).values()
+    """Return the bits of a weight on average, over the quantized linears; 0 without any."""
+    layers = [linear for linear in quant_linears(encoder).values() if linear.calibrated]
     weights = sum(layer.weight.numel() for layer in layers)
     return sum(layer.scheme.weight_bits * layer.weight.numel() for layer in layers) / max(weights, 1)

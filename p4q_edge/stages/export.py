@@ -15,7 +15,7 @@ from p4q_edge.calibration import mean_weight_bits
 from p4q_edge.data import pixels
 from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.models import CPU, Adapter, FoldedClassifier, device_of, run_folded, to_batch
-from p4q_edge.quant import Phase, count_macs, quant_convs, quant_linears, quant_products
+from p4q_edge.quant import Phase, QuantScheme, count_macs, quant_convs, quant_linears, quant_products
 from p4q_edge.recipe import to_document, to_toml, without_folders
 from p4q_edge.runtime.artifacts import (
     Bundle,
@@ -166,6 +166,12 @@ def _record_results(learned: Learned, graphs: ExportedGraphs) -> tuple[DataIndex
     return index, with_median_losses(graphs, reference, images), {bundles.REFERENCE: reference.to_bytes()}
 
 
+def mean_bits_of(scheme: QuantScheme, encoder: nn.Module) -> float | None:
+    """Return the mean of different widths; None where no linear that is still quantized has more than the fewest."""
+    mean = 0.0 if scheme.mean_weight_bits is None else mean_weight_bits(encoder)
+    return mean if mean > scheme.weight_bits else None
+
+
 def precision_of(learned: Learned) -> Precision:
     """Return what is quantized, and whether these widths are executed or carried on 8-bit kernels."""
     section = learned.prepared.source.recipe.quantization
@@ -180,7 +186,7 @@ def precision_of(learned: Learned) -> Precision:
         remainder="fp16",
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
         attention_bits=scheme.attention_bits,
-        mean_weight_bits=None if scheme.mean_weight_bits is None else mean_weight_bits(calibrated.encoder),
+        mean_weight_bits=mean_bits_of(scheme, calibrated.encoder),
         quantized_attentions=len(quant_products(learned.classifier)),
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),
         int8_mac_share=integer_mac_share(learned),

@@ -60,6 +60,11 @@ def test_precision_in_words() -> None:
     assert hardly.parts == "1 linears (0.1 % of multiply-accumulates)"
     paper = msgspec.structs.replace(whole, weight_bits=4, activation_bits=4, attention_bits=8, execution="carried")
     assert paper.label == "W4A4 (attention W8A8) carried"
+    widths = msgspec.structs.replace(plain, weight_bits=4, execution="carried", mean_weight_bits=4.5)
+    assert widths.label == "W4A8 (weights 4.50 bits on average) carried"
+    beside = msgspec.structs.replace(widths, quantized_convolutions=4)
+    assert beside.label == "W4A8 (weights of linears 4.50 bits on average) carried"
+    assert beside.with_float_convolutions() == widths
 
 
 def test_a_bundle_gives_its_parts(tiny_bundle: Path) -> None:

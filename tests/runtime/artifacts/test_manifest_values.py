@@ -58,6 +58,9 @@ def test_sizes_that_no_model_has_are_refused(
         ({"weight_bits": 0}, r"bits must be from 1 to 32, got \(0, 8, None\)"),
         ({"attention_bits": -3}, r"bits must be from 1 to 32, got \(8, 8, -3\)"),
         ({"quantized_linears": -1}, "numbers of quantized layers must not be negative"),
+        ({"mean_weight_bits": -3.0}, "mean_weight_bits must be from weight_bits to 32, got -3 with weight_bits = 8"),
+        ({"mean_weight_bits": 4.5}, "mean_weight_bits must be from weight_bits to 32, got 4.5 with weight_bits = 8"),
+        ({"weight_bits": 4, "mean_weight_bits": 99.0}, "mean_weight_bits must be from weight_bits to 32, got 99"),
     ],
 )
 def test_bits_that_no_engine_has_are_refused(

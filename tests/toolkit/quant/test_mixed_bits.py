@@ -1,6 +1,7 @@
 """Weights of different widths: what counts is measured right, bits are well spent, and all that follows knows them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from p4q_edge.calibration import calibrate_encoder, mean_weight_bits
+from p4q_edge.calibration import calibrate_encoder, mean_weight_bits, set_weight_bits
 from p4q_edge.graph import linear_quantizations
 from p4q_edge.models import LoadedModel, to_batch
 from p4q_edge.quant import (
+    QuantConv2d,
     QuantLinear,
     QuantScheme,
     output_weights,
@@ -24,7 +26,9 @@ from p4q_edge.quant import (
     weight_sensitivity,
 )
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
+from p4q_edge.stages.export import mean_bits_of
 
+SCHEME = QuantScheme(weight_bits=4, mean_weight_bits=6.0)
 MIXED = {"weight_bits": 3, "weight_rounding": "descent", "mean_weight_bits": 4.5}
 
 
@@ -110,6 +114,27 @@ def test_bits_are_spent_as_the_best_of_all_ways_would(falls: list[list[float]], 
 def test_a_small_layer_takes_what_a_large_one_leaves() -> None:
     losses = {"large": {4: 100.0, 5: 0.0}, "small": {4: 1.0, 5: 0.0}, "idle": {4: 0.0}}
     assert spread_bits(losses, {"large": 90, "small": 5, "idle": 5}, 4.5) == {"large": 4, "small": 5, "idle": 4}
+
+
+def test_the_mean_is_of_the_linears_that_are_quantized() -> None:
+    """Convolutions have the scheme's bits, and engines for CPUs compute them in float."""
+    encoder = nn.Module()
+    encoder.first, encoder.second = (
+        QuantLinear(torch.ones(2, 2), None, SCHEME),
+        QuantLinear(torch.ones(4, 3), None, SCHEME),
+    )
+    encoder.conv = QuantConv2d(nn.Conv2d(3, 5, 1), SCHEME)
+    assert mean_weight_bits(encoder) == 0.0
+    for observed in (encoder.first.input_scale, encoder.second.input_scale, encoder.conv.input.scale):
+        observed.fill_(0.1)
+    assert (mean_weight_bits(encoder), mean_bits_of(SCHEME, encoder)) == (4.0, None)
+    set_weight_bits(encoder, {"second": 6})
+    assert mean_weight_bits(encoder) == mean_bits_of(SCHEME, encoder) == 5.5
+    assert mean_bits_of(replace(SCHEME, mean_weight_bits=None), encoder) is None
+    encoder.second.in_float = True
+    assert mean_bits_of(SCHEME, encoder) is None
+    encoder.first.in_float = True
+    assert mean_bits_of(SCHEME, encoder) is None
 
 
 @pytest.fixture

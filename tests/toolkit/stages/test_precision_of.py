@@ -23,6 +23,8 @@ def test_bits_of_an_adapter_count_where_there_is_one(
     classifier = nn.Module()
     classifier.adapter = nn.Identity() if adapter else None
     recipe = SimpleNamespace(quantization=QuantizationSection(adapter_bits=adapter_bits))
-    prepared = SimpleNamespace(source=SimpleNamespace(recipe=recipe), calibrated=SimpleNamespace(in_float=()))
+    prepared = SimpleNamespace(
+        source=SimpleNamespace(recipe=recipe), calibrated=SimpleNamespace(in_float=(), encoder=nn.Module())
+    )
     learned = cast("Any", SimpleNamespace(prepared=prepared, classifier=classifier))
     assert precision_of(cast("Learned", learned)).execution == expected

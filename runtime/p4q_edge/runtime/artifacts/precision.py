@@ -20,7 +20,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
-        mean_weight_bits: of a quantized weight on average, where some linears have more than `weight_bits`; else None.
+        mean_weight_bits: of a weight of the image tower's quantized linears on average, where some of these have more
+            than `weight_bits`; else None.
         quantized_attentions: attentions whose two products are quantized as well.
         quantized_convolutions: convolutions that are quantized.
         int8_mac_share: of the image tower's multiply-accumulates, the share that is quantized, 0 to 1; None where it
@@ -48,6 +49,11 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         widths = (self.weight_bits, self.activation_bits, self.attention_bits)
         if not all(width is None or 1 <= width <= MAX_BITS for width in widths):
             raise ValueError(f"bits must be from 1 to {MAX_BITS}, got {widths}")
+        if self.mean_weight_bits is not None and not self.weight_bits <= self.mean_weight_bits <= MAX_BITS:
+            raise ValueError(
+                f"mean_weight_bits must be from weight_bits to {MAX_BITS}, got {self.mean_weight_bits:g} with "
+                f"weight_bits = {self.weight_bits}"
+            )
         counts = (self.quantized_linears, self.quantized_attentions, self.quantized_convolutions)
         if min(counts) < 0:
             raise ValueError(f"numbers of quantized layers must not be negative, got {counts}")
@@ -64,7 +70,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Bit widths with the word that says whether the hardware computes in them, and in how little of the work."""
         widths = width_label(self.weight_bits, self.activation_bits, self.attention_bits)
         if self.mean_weight_bits is not None:
-            widths = f"{widths} (weights {self.mean_weight_bits:.2f} bits on average)"
+            which = "weights of linears" if self.quantized_convolutions else "weights"
+            widths = f"{widths} ({which} {self.mean_weight_bits:.2f} bits on average)"
         return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
 
     @property
