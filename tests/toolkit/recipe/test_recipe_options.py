@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from importlib import metadata
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import msgspec
@@ -84,12 +84,11 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
         "build_summary": ("build_summary:build_summary", "p4q_edge.toolkit"),
         "lint_artifact": ("lint_graph:lint_artifact", "p4q_edge.toolkit"),
     }
-    entries = tuple(
+    entries = EntryPoints(
         EntryPoint(name=name, value=f"p4q_edge.cli.{value}", group=group) for name, (value, group) in names.items()
     )
-    monkeypatch.setattr(
-        metadata, "entry_points", lambda *, group, name=None: [e for e in entries if name in (None, e.name)]
-    )
+    # By group too: networkx, which torch may load here for the first time, asks for its own.
+    monkeypatch.setattr(metadata, "entry_points", lambda **wanted: entries.select(**wanted))
 
 
 @pytest.mark.usefixtures("commands")
