@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -57,6 +58,64 @@ def test_seven_bit_weights_lie_on_the_finest_grid_that_fits(bundle: Path) -> Non
         assert np.abs(integers.astype(int)).max(axis=0).tolist() == [63] * integers.shape[1]
         step = np.abs(before[name][1]).max(axis=0) / 63
         assert (np.abs(values - before[name][1]) <= step / 2 * (1 + 1e-5)).all()
+
+
+SHARED = """<ir_version: 10, opset_import: ["": 20]> g (float[2,3] x) => (float[2,4] y) {
+    wa = DequantizeLinear<axis=1>(w, sa)
+    wb = DequantizeLinear<axis=1>(w, sb)
+    wc = DequantizeLinear<axis=1>(w, sa)
+    moved = Add(x, shared_input_shift)
+    a = MatMul(x, wa)
+    b = MatMul(moved, wb)
+    c = MatMul(moved, wc)
+    ya = Add(a, bias)
+    yb = Add(b, bias)
+    yc = Add(bias, c)
+    y = Sum(ya, yb, yc)
+}"""
+
+
+def sharing(text: str = SHARED) -> bytes:
+    """Return a model of three linears that share weight, scale, shift and bias; two of them have a shifted input."""
+    generator = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(text.replace("shared_input_shift", "l_input_shift"))
+    constants = {
+        "w": generator.integers(-127, 128, (3, 4)).astype(np.int8),
+        "sa": generator.uniform(0.01, 0.02, 4).astype(np.float32),
+        "sb": generator.uniform(0.1, 0.2, 4).astype(np.float32),
+        "bias": np.zeros(4, np.float32),
+        "l.input_shift": np.full(3, 5.0, np.float32),
+    }
+    for node in proto.graph.node:
+        node.input[:] = [name.replace("l_input", "l.input") for name in node.input]
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    return bytes(proto.SerializeToString())
+
+
+def test_what_weights_share_is_narrowed_for_each() -> None:
+    model = sharing()
+    changed = onnx.ModelProto.FromString(seven_bit_weights(model))
+    onnx.checker.check_model(changed, full_check=True)
+    nothing = np.zeros((2, 3), np.float32)
+    # Where the input is 0 the shift alone is multiplied, and the biases take up all that the rounding makes of it.
+    expected = ReferenceEvaluator(onnx.ModelProto.FromString(model)).run(None, {"x": nothing})[0]
+    found = ReferenceEvaluator(changed).run(None, {"x": nothing})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    x = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+    expected, found = (
+        ReferenceEvaluator(one).run(None, {"x": x})[0] for one in (onnx.ModelProto.FromString(model), changed)
+    )
+    assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SHARED.replace("yb = Add(b, bias)", "yb = Add(b, ya)"), SHARED.replace("yb = Add(b, bias)", "yb = Relu(b)")],
+    ids=["another value is added", "nothing is added"],
+)
+def test_a_shifted_input_without_a_bias_behind_it_is_refused(text: str) -> None:
+    with pytest.raises(ArtifactError, match="expected a bias behind the product b, whose input is shifted, got none"):
+        seven_bit_weights(sharing(text))
 
 
 def test_a_model_without_integers_has_no_fast_profile(bundle: Path) -> None:

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError
 
-_OF_A_GRID = frozenset({"DequantizeLinear", "QuantizeLinear", "Clip", "Cast", "Concat", "Slice", "Split"})
-"""What lies between a shift and the product; a part of the tokens may stay in float, and is joined again."""
+_OF_A_GRID = frozenset({"DequantizeLinear", "QuantizeLinear", "Clip", "Cast"})
+"""What lies between a shift and the product."""
 
 SEVEN_BIT_MAX = 63
 """Two products of an unsigned 8-bit and a weight of this size fit into 16 bits: 2 * 255 * 63 < 2 ** 15."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Narrowed:
+    """A weight `(in, out)` before and after, as integers: in float64 all of a model's would take eight times as much.
+
+    Attributes:
+        before: int8.
+        scale: of `before`, one value or one for each index of `axis`.
+        after: int8 within [-63, 63].
+        wider: scale of `after`, of the shape of `scale`.
+        axis: of the output channels.
+    """
+
+    before: np.ndarray
+    scale: np.ndarray
+    after: np.ndarray
+    wider: np.ndarray
+    axis: int
+
+    def change(self) -> np.ndarray:
+        """Return what was added to the weight's values, float64 `(in, out)`."""
+        after = restored(self.after, self.wider, axis=self.axis)
+        after -= restored(self.before, self.scale, axis=self.axis)
+        return after
 
 
 def seven_bit_weights(model: bytes) -> bytes:
@@ -23,34 +49,42 @@ def seven_bit_weights(model: bytes) -> bytes:
 
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
-        ArtifactError: the model has no int8 weights.
+        ArtifactError: the model has no int8 weights, or one with a shifted input has no bias.
     """
     onnx = _import_onnx("--cpu-profile fast")
     graph = onnx.ModelProto.FromString(model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    scales: dict[str, str] = {}
-    changes: dict[str, np.ndarray] = {}
+    narrow = _narrow_weights(onnx, graph, tensors)
+    if not narrow:
+        raise ArtifactError("the model has no int8 weights, so that it has no fast profile. Build it as exact.")
+    _correct_biases(onnx, graph, tensors, narrow)
+    return bytes(graph.SerializeToString(deterministic=True))
+
+
+def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str, _Narrowed]:
+    """Replace weights and scales in place; return the weights by the values that restore them."""
+    narrow: dict[str, _Narrowed] = {}
+    originals: dict[str, np.ndarray] = {}
+    done: dict[tuple[str, str, int], tuple[str, str, _Narrowed]] = {}
     for node in graph.graph.node:
         weight = _weight(onnx, node, tensors)
         if weight is None:
             continue
-        name = node.input[0]
-        if name not in scales:
+        name, axis = node.input[0], _axis(node)
+        key = (name, node.input[1], axis)
+        if key not in done:
+            # A weight may be shared under another scale, and a scale with another weight: each pair gets its own.
+            own = f"{name}.{len(done)}" if name in originals else name
+            weight = originals.setdefault(name, weight)
             scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
-            rounded, wider = narrowed(weight, scale, axis=_axis(node))
-            tensors[name].CopyFrom(onnx.numpy_helper.from_array(rounded, name))
-            # The scale may be shared with another weight, so that this one gets one of its own.
-            scales[name] = f"{name}.scale7"
-            graph.graph.initializer.append(onnx.numpy_helper.from_array(wider, scales[name]))
-            if weight.ndim == 2:
-                changes[node.output[0]] = restored(rounded, wider, axis=_axis(node)) - restored(
-                    weight, scale, axis=_axis(node)
-                )
-        node.input[1] = scales[name]
-    if not scales:
-        raise ArtifactError("the model has no int8 weights, so that it has no fast profile. Build it as exact.")
-    _correct_biases(onnx, graph, tensors, changes)
-    return bytes(graph.SerializeToString(deterministic=True))
+            rounded, wider = narrowed(weight, scale, axis=axis)
+            target = tensors[name] if own == name else graph.graph.initializer.add()
+            target.CopyFrom(onnx.numpy_helper.from_array(rounded, own))
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(wider, f"{own}.scale7"))
+            changed = _Narrowed(before=weight, scale=scale, after=rounded, wider=wider, axis=axis)
+            done[key] = own, f"{own}.scale7", changed
+        node.input[0], node.input[1], narrow[node.output[0]] = done[key]
+    return narrow
 
 
 def restored(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> np.ndarray:
@@ -67,24 +101,35 @@ def corrected_bias(bias: np.ndarray, shift: np.ndarray, change: np.ndarray) -> n
     return corrected
 
 
-def _correct_biases(onnx: Any, graph: Any, tensors: dict[str, Any], changes: dict[str, np.ndarray]) -> None:
+def _correct_biases(onnx: Any, graph: Any, tensors: dict[str, Any], narrow: dict[str, _Narrowed]) -> None:
     """Give each product of a shifted input and a changed weight a bias of its own."""
     producers = {name: node for node in graph.graph.node for name in node.output}
     for product in graph.graph.node:
-        if product.op_type != "MatMul" or product.input[1] not in changes:
+        if product.op_type != "MatMul" or product.input[1] not in narrow:
             continue
         shift = _shift(producers.get(product.input[0]), producers, tensors)
         if shift is None:
             continue
-        # The exporter gives every linear with a shift a bias, and adds it behind the product.
-        (adding,) = (node for node in graph.graph.node if node.op_type == "Add" and product.output[0] in node.input)
-        bias = next(name for name in adding.input if name in tensors)
+        adding, bias = _bias_behind(product, graph, tensors)
         old, constant = (onnx.numpy_helper.to_array(tensors[name]) for name in (bias, shift))
-        new = corrected_bias(old, constant, changes[product.input[1]])
+        new = corrected_bias(old, constant, narrow[product.input[1]].change())
         # A bias may be shared with another product, so that this one gets one of its own.
         own = f"{product.output[0]}.bias7"
         graph.graph.initializer.append(onnx.numpy_helper.from_array(new, own))
         adding.input[list(adding.input).index(bias)] = own
+
+
+def _bias_behind(product: Any, graph: Any, tensors: dict[str, Any]) -> tuple[Any, str]:
+    """Return the node that adds a bias to a product, and the name of that bias."""
+    readers = [node for node in graph.graph.node if product.output[0] in node.input]
+    biases = [name for node in readers if node.op_type == "Add" for name in node.input if name in tensors]
+    # The exporter gives every linear with a shift a bias, and adds it behind the product.
+    if len(readers) != 1 or len(biases) != 1:
+        raise ArtifactError(
+            f"expected a bias behind the product {product.name or product.output[0]}, whose input is shifted, got "
+            "none: export the bundle again, or build it as exact."
+        )
+    return readers[0], biases[0]
 
 
 def _shift(node: Any, producers: dict[str, Any], tensors: dict[str, Any]) -> str | None:
