@@ -95,6 +95,19 @@ def test_where_it_was_not_measured_that_is_said_and_the_rest_is_held_as_ever(eng
     )
 
 
+@pytest.mark.usefixtures("without_toolkit")
+def test_an_engine_in_floating_point_has_no_median_to_miss(engine: Path, validated: Path) -> None:
+    precision = read_card(engine).precision
+    write_card(
+        engine,
+        msgspec.structs.replace(
+            read_card(engine), precision=msgspec.structs.replace(precision, weight_bits=32, activation_bits=32)
+        ),
+        force=True,
+    )
+    assert validated_report(engine, validated).not_checked == ()
+
+
 def test_in_another_library_the_remainder_is_in_32_bits_and_so_is_the_limit(engine: Path) -> None:
     card = msgspec.structs.replace(read_card(engine), noise=QUIET, noise_bf16=COARSE)
     assert card.noise_with_remainder == COARSE

@@ -143,7 +143,8 @@ def _rounding_bits(bits: int, profile: CpuProfile) -> int:
 
 def _precision(precision: Precision, kept: CpuCandidate) -> Precision:
     if kept.profile == "fast":
-        precision = msgspec.structs.replace(precision, weight_bits=min(precision.weight_bits, FAST_BITS))
+        narrowed = min(precision.weight_bits, FAST_BITS)
+        precision = msgspec.structs.replace(precision, weight_bits=narrowed, execution="carried")
     elif kept.profile == "float":
         precision = FP32
     return msgspec.structs.replace(precision, remainder="bf16") if kept.remainder == "bf16" else precision
