@@ -8,10 +8,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +33,8 @@ JOIN_VARIABLE = "P4Q_EDGE_JOIN_TIMEOUT"
 """Seconds in which all processes have to come; torch reads no variable for it."""
 JOIN_S, MOST_JOIN_S = 600, 86_400
 _COUNTED = re.compile(r"(\d{1,9})/\d{1,9} clients joined")
-_JOINED_COUNT, _LOOK_S = "p4q-edge/joined", 0.1
+_JOINED_COUNT, _LOOK_S, _GRACE_S = "p4q-edge/joined", 0.1, 2.0
+_IN_USE = "EADDRINUSE"
 MAX_PROCESSES = 1 << 16
 MAX_DIGITS = 9
 LOST = (
@@ -160,7 +163,7 @@ def joined_team() -> Iterator[Team]:
     Their variables are taken out of the environment, so that no process that is started from here joins too.
 
     Raises:
-        UsageError: the variables are not such as torchrun sets.
+        UsageError: the variables are not such as torchrun sets, or another program has their address.
         ProcessLostError: not all processes came in time.
     """
     own = {name: os.environ[name] for name in TORCHRUN_VARIABLES}
@@ -185,7 +188,7 @@ def _meet(team: Team, variables: Mapping[str, str]) -> Any:
     """Return where all processes meet, when all have come.
 
     Raises:
-        UsageError: the variable of the time to wait is no number of seconds.
+        UsageError: the variable of the time to wait is no number of seconds, or another program has the address.
         ProcessLostError: not all came in time; the message tells how many did.
     """
     text = os.environ.get(JOIN_VARIABLE, str(JOIN_S))
@@ -195,8 +198,9 @@ def _meet(team: Team, variables: Mapping[str, str]) -> Any:
             f"expected {JOIN_VARIABLE} between 1 and {MOST_JOIN_S} seconds, got {text[:40]!r}. Unset it for {JOIN_S}"
         )
     end = time.monotonic() + seconds
+    address = printable(f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}")
     try:
-        store, _, _ = next(rendezvous("env://", team.rank, team.size, timeout=timedelta(seconds=seconds)))
+        store = _store(team, seconds)
         number = store.add(_JOINED_COUNT, 1)
         while number < team.size and time.monotonic() < end:
             time.sleep(_LOOK_S)
@@ -206,9 +210,13 @@ def _meet(team: Team, variables: Mapping[str, str]) -> Any:
             return store
         came = str(number)
     except RuntimeError as error:  # of torch, whose classes for it are not those of every version
+        if _IN_USE in str(error):
+            raise UsageError(
+                f"the first process cannot listen at {address}: another program does. Set MASTER_PORT to a free port "
+                "in all processes (torchrun --master-port PORT)"
+            ) from error
         counted = _COUNTED.search(str(error))
         came = counted[1] if counted else ""
-    address = printable(f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}")
     what = f"{came} of {team.size} processes came to {address}"
     if not came:
         what = f"process {team.rank} of {team.size} finds nobody at {address}, where the first process should be,"
@@ -216,6 +224,29 @@ def _meet(team: Team, variables: Mapping[str, str]) -> Any:
         f"{what} within {seconds} s. Start all of them, and see that each reaches that address; for slow machines set "
         f"{JOIN_VARIABLE} to more seconds"
     )
+
+
+def _store(team: Team, seconds: int) -> Any:
+    """Return the store of the first process.
+
+    Raises:
+        RuntimeError: there is none in time; also where another program takes the connection and says nothing, for which
+            torch waits without end.
+    """
+    met: Future[Any] = Future()
+
+    def meet() -> None:
+        try:
+            found, _, _ = next(rendezvous("env://", team.rank, team.size, timeout=timedelta(seconds=seconds)))
+            met.set_result(found)
+        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            met.set_exception(error)
+
+    Thread(target=meet, daemon=True).start()
+    try:
+        return met.result(seconds + _GRACE_S)
+    except TimeoutError as error:
+        raise RuntimeError("no store answers") from error
 
 
 def _team_of(variables: Mapping[str, str]) -> Team:

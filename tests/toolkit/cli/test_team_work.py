@@ -171,7 +171,7 @@ def test_processes_that_cannot_find_each_other_do_not_run_side_by_side(
     monkeypatch.setattr(cli, "parse", lambda _: pytest.fail("runs alone"))
     assert cli.main(["learn"]) == 2
     said = capsys.readouterr().err
-    assert f"one of 2 processes, and {' '.join(missing)} is not set" in said
+    assert f"one of 2 processes, each of which, without {' '.join(missing)}, would write" in said
     assert said.endswith("Start the processes with torchrun, or alone: unset RANK WORLD_SIZE\n")
 
 

@@ -144,6 +144,31 @@ def test_a_process_without_the_first_one_names_where_it_should_be(monkeypatch: p
         joined_team().__enter__()
 
 
+def test_an_address_that_another_program_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        _with_variables(monkeypatch, port)
+        with pytest.raises(
+            UsageError, match=rf"cannot listen at 127\.0\.0\.1:{port}: another program does\. Set MASTER_PORT"
+        ):
+            joined_team().__enter__()
+
+
+def test_a_program_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teams, "_GRACE_S", 0.1)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        _with_variables(monkeypatch, port, RANK="2")
+        with pytest.raises(
+            ProcessLostError, match=rf"process 2 of 3 finds nobody at 127\.0\.0\.1:{port}, where the first"
+        ):
+            joined_team().__enter__()
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "1e3", "86401", ""])
 def test_the_time_to_wait_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _with_variables(monkeypatch, _free_port(), **{teams.JOIN_VARIABLE: text})

@@ -180,7 +180,7 @@ def _refuse_half_a_team() -> None:
     if os.environ.get("RANK") and size and size != "1" and missing:
         raise UsageError(
             f"expected all variables of torchrun or none: RANK and WORLD_SIZE make this one of {size[:40]} processes, "
-            f"and {' '.join(missing)} is not set, so that each would write the same files. Start the processes with "
+            f"each of which, without {' '.join(missing)}, would write the same files. Start the processes with "
             "torchrun, or alone: unset RANK WORLD_SIZE"
         )
 
