@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
-from p4q_edge.runtime.storage import complete_entries, complete_switch, switch_entries, switch_files
+from p4q_edge.runtime.storage import complete_entries, complete_switch, switch, switch_entries, switch_files
 
 OLD = {"": b"old engine", ".optimized": b"old copy", ".json": b"old card"}
 NEW = {"": b"new engine", ".optimized": b"new copy", ".json": b"new card"}
@@ -157,6 +157,57 @@ def test_entries_are_written_within_where_the_folder_above_is_not_ours(
     switch_entries(folder, "own", FIRST)
     assert _tree(folder) == FIRST
     assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "note.txt"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_entry_takes_the_place_of_one_of_another_kind(tmp_path: Path, linked: bool) -> None:
+    folder = tmp_path / "models"
+    switch_entries(folder, "own", {"a": b"a file", "note.txt/in": b"in a folder", "b": b"another"})
+    if linked:
+        (folder / "b").unlink()
+        (folder / "b").symlink_to(tmp_path / "nowhere")
+    switch_entries(folder, "own", FIRST)
+    assert _tree(folder) == FIRST
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def _killed_after_the_commit(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(path: Path, target: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr(switch, "_replace_entry", die)
+        switch_entries(folder, name, FIRST)
+    assert _tree(folder) == {}
+
+
+def test_what_is_left_for_one_folder_is_not_finished_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _killed_after_the_commit(tmp_path / "models", "a-own", monkeypatch)
+    switch_entries(tmp_path / "models-a", "own", SECOND)
+    assert _tree(tmp_path / "models-a") == SECOND
+    complete_entries(tmp_path / "models", "a-own")
+    assert _tree(tmp_path / "models") == FIRST
+
+
+def test_what_is_left_is_finished_by_whoever_comes_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    _killed_after_the_commit(tmp_path / "deep" / "models", "own", monkeypatch)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "models")
+    complete_entries(tmp_path / "link", "own")
+    assert _tree(tmp_path / "deep" / "models") == FIRST
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_before_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, own = tmp_path / "models", os.access
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and own(path, mode))
+    with pytest.raises(UsageError, match="cannot write .*models: Permission denied"):
+        switch_entries(folder, "own", FIRST)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 def test_two_writers_leave_the_entries_of_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +201,7 @@ def _file(engine: Path) -> str:
 
 
 def _require_free(repository: Path, models: set[str], *, force: bool) -> None:
-    taken = sorted(model for model in models if (repository / model).exists())
+    taken = sorted(model for model in models if os.path.lexists(repository / model))
     if taken and not force:
         raise UsageError(f"{repository} has models of these names: {', '.join(taken)}. Add --force, or another --name.")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from p4q_edge.runtime.storage.files import (
+    is_read_only,
     locked,
     remove_leftovers,
     sync_folder,
@@ -100,7 +101,7 @@ def switch_entries(
 
     Args:
         folder: what the entries are in; it is made.
-        name: of what is written, the same for whoever replaces these entries.
+        name: of what is written, the same for whoever replaces these entries; without `@`.
         files: by path in the folder, with `/`: contents, or a function that writes them.
         empty: folders without a file, likewise.
 
@@ -110,6 +111,8 @@ def switch_entries(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if is_read_only(folder):  # told of before the commit, which would wait there until it can be finished
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         pending = _pending_entries(folder, name)
         staged = temporary_path(pending)
         try:
@@ -157,7 +160,8 @@ def _replace_entry(path: Path, target: Path) -> None:
     """Move an entry to its place; where another process did it first, `FileNotFoundError` says so."""
     for _ in range(_ATTEMPTS):
         old = temporary_path(path.parent)
-        if path.exists() and (target.is_symlink() or target.is_dir()):  # whose place no folder takes
+        plain = not (path.is_dir() or target.is_dir() or target.is_symlink())  # a file takes the place of a file
+        if path.exists() and not plain:
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
         try:
@@ -175,17 +179,18 @@ def _replace_entry(path: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-    else:
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _pending_entries(folder: Path, name: str) -> Path:
-    parent = folder.absolute().parent
-    same_disk = not folder.exists() or folder.stat().st_dev == parent.stat().st_dev
-    place = parent if same_disk and os.access(parent, os.W_OK | os.X_OK) else folder
-    return place / f".{folder.absolute().name}-{name}.next"
+    own = folder.resolve()  # the same for whoever comes by a link
+    same_disk = not own.exists() or own.stat().st_dev == own.parent.stat().st_dev
+    place = own.parent if same_disk and os.access(own.parent, os.W_OK | os.X_OK) else own
+    # No name has an @: two folders beside each other never have the same file.
+    return place / f".{own.name}@{name}.next"
 
 
 def _commit(staged: Path, pending: Path, complete: Callable[[], None]) -> None:
