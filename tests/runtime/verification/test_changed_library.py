@@ -40,8 +40,11 @@ def test_the_proof_is_made_again_once_and_the_rewritten_copy_is_left_alone(
     check = self_test.check_golden
     monkeypatch.setattr(self_test, "check_golden", lambda *args, **kw: checks.append(1) or check(*args, **kw))
     read: list[str] = []
-    own = engines.read_model
-    monkeypatch.setattr(engines, "read_model", lambda path: read.append(path.name) or own(path))
+    for reader in ("read_model", "read_kept_copy"):
+        own = getattr(engines, reader)
+        monkeypatch.setattr(
+            engines, reader, lambda path, *a, own=own, **k: read.append(path.name) or own(path, *a, **k)
+        )
     library = engines.import_onnxruntime()
     changed = Library(library)
     expected = {}
