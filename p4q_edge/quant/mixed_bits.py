@@ -145,10 +145,11 @@ def rounding_losses(linear: QuantLinear, sensitivity: Tensor) -> dict[int, float
 
 
 def spread_bits(losses: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], mean: float) -> dict[str, int]:
-    """Return the bits of each layer with the least summed loss, at most `mean` bits a weight on average.
+    """Return the bits of each layer with a small summed loss, at most `mean` bits a weight on average.
 
-    Bit by bit the layer gets one that gains most for its number of weights, until no further bit fits: the least loss
-    of all at the mean that is reached, where each bit of a layer gains less than the one before.
+    Bit by bit the layer gets one that gains most for its number of weights, until no further bit fits. Where each bit
+    of a layer gains less than the one before that is the least loss of all for layers of one size; of others the last
+    bits may be spent better, as a large layer that no longer fits is passed over for smaller ones.
 
     >>> spread_bits({"a": {4: 8.0, 5: 2.0}, "b": {4: 4.0, 5: 1.0}}, {"a": 10, "b": 10}, 4.5)
     {'a': 5, 'b': 4}

@@ -111,6 +111,23 @@ def test_bits_are_spent_as_the_best_of_all_ways_would(falls: list[list[float]], 
     assert sum(losses[path][bits] for path, bits in found.items()) == pytest.approx(best)
 
 
+@given(
+    layers=st.lists(st.tuples(st.integers(1, 50), st.lists(st.floats(0.0, 9.0), min_size=4, max_size=4)), min_size=1),
+    mean=st.floats(4.0, 7.0),
+)
+def test_of_layers_of_any_size_no_bit_that_gains_is_left_that_would_fit(
+    layers: list[tuple[int, list[float]]], mean: float
+) -> None:
+    sizes = {f"l{index}": size for index, (size, _) in enumerate(layers)}
+    losses = {f"l{index}": dict(enumerate(each, 4)) for index, (_, each) in enumerate(layers)}
+    found = spread_bits(losses, sizes, mean)
+    left = mean * sum(sizes.values()) - sum(sizes[path] * bits for path, bits in found.items())
+    assert left >= -1e-9
+    for path, bits in found.items():
+        gains = bits < 7 and losses[path][bits + 1] < losses[path][bits]
+        assert not gains or sizes[path] > left - 1e-9
+
+
 def test_a_small_layer_takes_what_a_large_one_leaves() -> None:
     losses = {"large": {4: 100.0, 5: 0.0}, "small": {4: 1.0, 5: 0.0}, "idle": {4: 0.0}}
     assert spread_bits(losses, {"large": 90, "small": 5, "idle": 5}, 4.5) == {"large": 4, "small": 5, "idle": 4}
