@@ -74,6 +74,18 @@ def test_images_are_not_sorted_into_the_folder_that_they_lie_in(
     assert sorted(pictures.rglob("*")) == before
 
 
+def test_images_of_a_pattern_are_not_sorted_to_where_it_finds_them(
+    run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("classify", tiny_engine, f"{pictures}/**/*.png", "--sort-into", pictures / "sorted")
+    assert (code, (pictures / "sorted").exists()) == (2, False)
+    assert f"--sort-into {pictures / 'sorted'} lies in {pictures}/**/*.png" in err
+    code, _, _ = run(
+        "classify", tiny_engine, f"{pictures}/**/*.png", "--sort-into", tmp_path / "sorted", "--skip-errors"
+    )
+    assert (code, (tmp_path / "sorted").exists()) == (0, True)
+
+
 def test_embeddings_of_a_table_are_those_of_the_api(
     run: Run, tiny_engine: Path, pictures: Path, tmp_path: Path
 ) -> None:

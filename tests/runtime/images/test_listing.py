@@ -137,9 +137,10 @@ def test_parts_of_a_data_set_are_not_taken_for_its_classes(tmp_path: Path) -> No
     for name in ("test/cup/1.png", "Train/cup/2.png", "Train/plate/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(
-        InputError, match=rf"holds no classes but Train and test, parts of .* of them: {tmp_path}/Train"
-    ):
+    said = (
+        rf"holds no classes but Train and test, parts of .* of them: {tmp_path}/Train\. If these are classes, put their"
+    )
+    with pytest.raises(InputError, match=said):
         class_folders(tmp_path)
     assert [folder.name for folder in class_folders(tmp_path / "Train")] == ["cup", "plate"]
     (tmp_path / "test/4.png").touch()  # a class of this name

@@ -103,7 +103,7 @@ def _refuse_parts(root: Path, folders: Mapping[str, Path]) -> None:
         names = sorted(folders, key=lambda name: not name.casefold().startswith("train"))
         raise InputError(
             f"{root} holds no classes but {' and '.join(names)}, parts of a data set with class folders of their own. "
-            f"Name one of them: {root / names[0]}"
+            f"Name one of them: {root / names[0]}. If these are classes, put their images into them and not deeper"
         )
 
 

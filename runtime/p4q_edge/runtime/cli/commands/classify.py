@@ -164,7 +164,9 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.sort_into and "-" in args.images:
         raise UsageError("an image on stdin has no name to be sorted by. Name files or folders with --sort-into.")
     for images in args.images if args.sort_into else ():
-        if Path(images).is_dir() and args.sort_into.resolve().is_relative_to(Path(images).resolve()):
+        # Of a pattern what `**` stands below; nothing else reaches into folders that are made.
+        base = Path(images) if Path(images).is_dir() else Path(images.partition("**")[0])
+        if base.is_dir() and args.sort_into.resolve().is_relative_to(base.resolve()):
             raise UsageError(
                 f"--sort-into {args.sort_into} lies in {images}, whose images are named: copies there would be images "
                 "of the next run. Name a folder outside of it."
