@@ -13,11 +13,11 @@ class CalibrateDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     Attributes:
         run: run folder.
-        scheme: bit widths.
+        scheme: bit widths that the recipe asks for.
         execution: `executed` or `carried`.
         images: how many it was calibrated with.
-        input_scales: of each linear's input.
-        kept_float: linears that are not quantized.
+        input_scales: of each quantized linear's input.
+        kept_float: linears that are not quantized, and what a limit on the loss of accuracy put back into float.
         folded: exact folds that were made.
         quantized_attentions: attentions whose products are quantized.
         quantized_convolutions: convolutions that are quantized.

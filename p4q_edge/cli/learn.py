@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import msgspec
 
-from p4q_edge.calibration import CalibratedEncoder
 from p4q_edge.cli import team_work
 from p4q_edge.cli.common import add_recipe_arguments, choose_recipe
 from p4q_edge.cli.documents import AblateDocument, CalibrateDocument, LearnDocument
@@ -97,30 +96,34 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
     recipe = _recipe_of(request)
     with memory_in_words():
         prepared = team_work.calibrated(recipe, request.run_folder)
-    linears = quant_linears(prepared.calibrated.encoder)
-    scales = {name: float(linear.input_scale) for name, linear in linears.items()}
+    calibrated = prepared.calibrated
+    linears = quant_linears(calibrated.encoder)
+    scales = {name: float(linear.input_scale) for name, linear in linears.items() if linear.calibrated}
     document = CalibrateDocument(
         run=str(request.run_folder),
         scheme=recipe.quantization.scheme().label,
         execution=recipe.quantization.scheme().execution,
-        images=prepared.calibrated.images,
+        images=calibrated.images,
         input_scales=scales,
-        kept_float=tuple(prepared.calibrated.kept_float),
-        folded=tuple(prepared.calibrated.folded),
-        quantized_attentions=tuple(prepared.calibrated.products),
-        quantized_convolutions=tuple(prepared.calibrated.convolutions),
+        kept_float=(*calibrated.kept_float, *calibrated.in_float),
+        folded=tuple(calibrated.folded),
+        quantized_attentions=tuple(calibrated.products),
+        quantized_convolutions=tuple(path for path in calibrated.convolutions if path not in calibrated.in_float),
     )
     text = (
-        f"{request.run_folder}  {document.scheme} {document.execution}, "
-        f"{_parts(prepared.calibrated, len(scales))} quantized, "
-        f"{len(prepared.calibrated.kept_float)} kept in float (n = {prepared.calibrated.images} images)"
+        f"{request.run_folder}  {document.scheme} {document.execution}, {_parts(document)} quantized, "
+        f"{len(document.kept_float)} kept in float (n = {calibrated.images} images)"
     )
     output.write(document=document, text=text)
     return 0
 
 
-def _parts(calibrated: CalibratedEncoder, linears: int) -> str:
-    return quantized_parts(linears, len(calibrated.products), convolutions=len(calibrated.convolutions))
+def _parts(document: CalibrateDocument) -> str:
+    return quantized_parts(
+        len(document.input_scales),
+        len(document.quantized_attentions),
+        convolutions=len(document.quantized_convolutions),
+    )
 
 
 def _learn(request: LearnRequest, output: Output) -> int:

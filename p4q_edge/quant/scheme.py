@@ -26,7 +26,8 @@ class QuantScheme:
             attentions multiply; None: as all others.
         mean_weight_bits: of the image tower's linears, those whose weights cost most for their size get more than
             `weight_bits`, up to 7, as long as a weight has at most this many on average; chosen by gradients on the
-            calibration images, before roundings are fitted. None: all weights have `weight_bits`.
+            calibration images, before roundings are fitted. None: all weights have `weight_bits`. Where
+            `max_cosine_loss` then puts layers of few bits back into float, those that are left have more on average.
         quantize_attention: quantize the products of attentions too, where TensorRT fuses them in INT8.
         observer: how the clip range of an activation is chosen: its maximum, a percentile of its absolute values,
             the range with the least mean squared quantization error (OMSE), or by a search for the least error of the
@@ -137,7 +138,7 @@ class QuantScheme:
         """Short name such as `W8A8`, or `W4A4 (attention W8A8)` where attentions have bits of their own."""
         if self.mean_weight_bits is not None:
             plain = width_label(self.weight_bits, self.activation_bits)
-            return f"{plain} (weights at most {self.mean_weight_bits:g} bits on average)"
+            return f"{plain} (mean_weight_bits = {self.mean_weight_bits:g})"
         return width_label(self.weight_bits, self.activation_bits, self.attention_bits)
 
     def for_attention(self) -> "QuantScheme":

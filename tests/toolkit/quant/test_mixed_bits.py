@@ -203,4 +203,4 @@ def test_means_that_cannot_be_spread_are_refused(wrong: dict[str, float], messag
 
 def test_the_mean_is_part_of_the_name_and_the_widths_are_carried() -> None:
     scheme = QuantScheme(weight_bits=4, mean_weight_bits=4.75)
-    assert (scheme.label, scheme.execution) == ("W4A8 (weights at most 4.75 bits on average)", "carried")
+    assert (scheme.label, scheme.execution) == ("W4A8 (mean_weight_bits = 4.75)", "carried")
