@@ -172,6 +172,7 @@ def open_often(deployment: Deployment, count: int, *, seconds: float = float("in
 def classify_often(deployment: Deployment, count: int, *, seconds: float = float("inf")) -> Part:
     """Classify so often in threads, or as often as the time allows, while other threads disturb."""
     _together(deployment, max(THREADS, int(count * WARM_UP)), seconds=seconds)
+    deployment.restore()  # on a busy machine files may not come back in a short run
     part = Part(before=Usage.now(), seconds=-time.monotonic())
     part.outcomes = _together(deployment, count, seconds=seconds)
     part.seconds += time.monotonic()

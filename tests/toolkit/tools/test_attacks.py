@@ -156,11 +156,13 @@ def test_the_flipper_is_noticed_where_nothing_is_verified(bundle: Path, monkeypa
     """The attack itself works: without the check of digests the other engine is loaded."""
     import tamper
 
+    from p4q_edge.runtime.engines import kept_copies
     from p4q_edge.runtime.engines.onnxruntime import engine
 
     monkeypatch.setattr(engine, "verify_digest", lambda *_: None)
-    monkeypatch.setattr(engine, "verify_engine", lambda *_: None)
-    monkeypatch.setattr(engine, "sha256_bytes", lambda _: _Anything())
+    monkeypatch.setattr(kept_copies, "verify_engine", lambda *_: None)
+    for reader in (engine, kept_copies):
+        monkeypatch.setattr(reader, "sha256_bytes", lambda _: _Anything())
     assert set(tamper.against_flipper(bundle, loads=60)) - {"same", "refused"}
 
 
