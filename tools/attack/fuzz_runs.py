@@ -236,7 +236,8 @@ def use_hub(data: bytes, folder: Path) -> None:
 
     api = SimpleNamespace(model_info=lambda *_, **__: ModelInfo(**document), hf_hub_download=give)
     own = download.hub_library
-    download.hub_library = lambda: SimpleNamespace(HfApi=lambda: api)  # type: ignore[assignment, return-value]
+    library = SimpleNamespace(HfApi=lambda: api, constants=SimpleNamespace(HF_HUB_CACHE=str(folder)))
+    download.hub_library = lambda: library  # type: ignore[assignment, return-value]
     try:
         with asked_hub(address):
             download._fetch(address)
