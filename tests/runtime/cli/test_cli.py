@@ -244,6 +244,8 @@ def test_a_recipe_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "expected a bundle (.p4q), got the recipe p4q.toml" in told
     assert "Run: p4q-edge build --recipe p4q.toml --engine out.onnx" in told
+    assert cli.main(["build", "my cups.toml", "--engine", "my out.onnx"]) == 2
+    assert "Run: p4q-edge build --recipe 'my cups.toml' --engine 'my out.onnx'" in capsys.readouterr().err
 
 
 def test_without_arguments_the_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -267,8 +268,8 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     options, recipe = _options(args), recipe_request(args)
     if args.bundle is not None and Path(args.bundle).suffix == ".toml":
         raise UsageError(
-            f"expected a bundle (.p4q), got the recipe {args.bundle}. Run: p4q-edge build --recipe {args.bundle} "
-            f"--engine {args.engine}"
+            f"expected a bundle (.p4q), got the recipe {args.bundle}. Run: p4q-edge build "
+            f"--recipe {shlex.quote(str(args.bundle))} --engine {shlex.quote(str(args.engine))}"
         )
     if args.bundle is None and args.dry_run:
         raise UsageError("--dry-run needs a bundle: p4q-edge build model.p4q --engine PATH --dry-run")
