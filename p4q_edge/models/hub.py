@@ -4,19 +4,32 @@ Its library and open_clip try several files and wait before each of five repetit
 minute of silence.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import open_clip
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
-from p4q_edge.runtime.hub import answer_of, network_cause
+from p4q_edge.runtime.hub import answer_of, guarded_answers, is_hub_trouble, network_cause, strange_answer
 
 HUB = "hf-hub:"
+_FOLDER = "local-dir:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _ANSWER_S = 10.0
-_OWN_FAULT = (429, *range(500, 600))
-"""What the hub answers where it has too much to do, or something is wrong with itself."""
+
+
+@contextmanager
+def guarded_fetches(name: str) -> Iterator[None]:
+    """Look at each answer of the hub before a file is kept under the name that it gives, whoever fetches it."""
+    if name.startswith(_FOLDER):  # of which nothing is fetched
+        yield
+        return
+    import huggingface_hub
+
+    with guarded_answers(huggingface_hub):
+        yield
 
 
 def require_hub(name: str, pretrained: str) -> None:
@@ -54,8 +67,13 @@ def fetching_failed(name: str, pretrained: str, error: BaseException) -> P4QEdge
         pretrained: a tag, or empty.
         error: what a library raised, which may wrap what caused it.
     """
+    if (strange := strange_answer(error)) is not None:
+        return P4QEdgeError(
+            f"what was answered for model {name!r} {pretrained!r} is no answer of the Hub ({first_line(strange)}). "
+            "Check HF_ENDPOINT and the network, and run this again"
+        )
     status = answer_of(error)
-    if status in _OWN_FAULT:
+    if status is not None and is_hub_trouble(status):
         return P4QEdgeError(f"the hub answers with error {status} for model {name!r} {pretrained!r}. Try again later.")
     if network_cause(error) is None:
         return None

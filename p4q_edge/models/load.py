@@ -24,7 +24,7 @@ from p4q_edge.models.checkpoint_settings import (
     settings_for_path,
 )
 from p4q_edge.models.compute import ON_CPU, Compute
-from p4q_edge.models.hub import HUB, fetching_failed, first_line, require_hub
+from p4q_edge.models.hub import HUB, fetching_failed, first_line, guarded_fetches, require_hub
 from p4q_edge.models.untrusted_config import checked_config, written_licence
 from p4q_edge.runtime.artifacts import ModelInfo
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
@@ -97,6 +97,11 @@ def load_model(
         EnvironmentNotAbleError: a package of the model is missing, such as its tokenizer's.
     """
     _check_arguments(name, pretrained)
+    with guarded_fetches(name):
+        return _loaded(name, pretrained, quick_gelu=quick_gelu, licence=licence, keys=keys)
+
+
+def _loaded(name: str, pretrained: str, *, quick_gelu: bool | None, licence: str, keys: PreprocessKeys) -> LoadedModel:
     by_path = not name.startswith(SCHEMAS) and pretrained not in _tags(name)
     if by_path:
         settings = settings_for_path(name, pretrained, quick_gelu=quick_gelu, keys=keys)

@@ -44,6 +44,7 @@ def forced(logged_in: HubDouble, tiny_bundle: Path) -> Callable[[], object]:
         ),
         (403, UsageError, r"this login may not read hf:ann/cups.*with a token that may\."),
         (404, P4QEdgeError, r"error 404 for hf:ann/cups.*is not there, or no longer\. Check the name and HF_ENDPOINT"),
+        (408, P4QEdgeError, r"answers with error 408 for hf:ann/cups.*Try again later"),
         (429, P4QEdgeError, r"takes no more requests from here for now.*Wait some minutes and run this again"),
         (503, P4QEdgeError, r"answers with error 503 for hf:ann/cups.*Try again later"),
     ],

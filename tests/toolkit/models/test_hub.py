@@ -14,8 +14,10 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from p4q_edge.models import load_model
-from p4q_edge.models.hub import require_hub
+from p4q_edge.models.hub import guarded_fetches, require_hub
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
+
+from doubles.hub import believed
 
 
 @pytest.fixture
@@ -105,3 +107,43 @@ def test_a_file_named_in_a_record_may_have_a_safe_form(monkeypatch: pytest.Monke
     require_hub("ViT-B-32", "x")
     assert asked[1:3] == ["all.bin", "all.safetensors"]
     assert asked[3].endswith("/org/it/resolve/main/all.bin")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_open_clip_fetches_is_not_kept_outside_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """The library writes a file to the path that its tag is, whoever asks for it."""
+    outside, config = tmp_path / "outside", "open_clip_config.json"
+    hub = believed(tmp_path, monkeypatch)
+    try:
+        hub.repository("ann/clip", {config: b"{}", "open_clip_model.safetensors": b"x"})
+        if cached:  # nothing is asked about it first, and open_clip asks for the others
+            huggingface_hub.hf_hub_download("ann/clip", "open_clip_model.safetensors")
+        hub.tag = str(outside)
+        with pytest.raises(P4QEdgeError, match=r"ann/clip.* is no answer of the Hub \(ETag is .*Check HF_ENDPOINT"):
+            load_model("hf-hub:ann/clip")
+        assert not outside.exists()
+        hub.tag = None
+        with pytest.raises(P4QEdgeError, match="of hf-hub:ann/clip: vision_cfg must be an object"):
+            load_model("hf-hub:ann/clip")
+    finally:
+        hub.close()
+
+
+@pytest.mark.parametrize("hooks", ["hooks", "event_hooks"])  # of requests, and of httpx
+def test_answers_are_looked_at_where_there_are_any(monkeypatch: pytest.MonkeyPatch, hooks: str) -> None:
+    session = SimpleNamespace(**{hooks: {"response": []}})
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
+    kept = getattr(session, hooks)["response"]
+    with guarded_fetches("local-dir:here"):
+        assert kept == []
+    asked = SimpleNamespace(method="GET", url="https://hub.example/ann/clip/resolve/main/file")
+    answer = SimpleNamespace(status_code=200, headers={"ETag": '"../x"'}, request=asked)
+    with guarded_fetches("ViT-B-32"):
+        (look,) = kept
+        with pytest.raises(Exception, match="ETag is '../x'"):
+            look(answer, timeout=1.0)
+        answer.headers["ETag"] = '"0123"'
+        look(answer)
+    assert kept == []

@@ -15,15 +15,20 @@ from types import ModuleType
 
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.hub.address import HubAddress
-from p4q_edge.runtime.hub.network import NotTheHubError, answer_of, guarded_answers, network_cause
-from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.hub.network import (
+    NotTheHubError,
+    answer_of,
+    guarded_answers,
+    is_hub_trouble,
+    network_cause,
+    strange_answer,
+)
+from p4q_edge.runtime.storage import one_line, printable
 
 OFFLINE = "HF_HUB_OFFLINE"
 _INSTALL = "pip install 'p4q-edge-runtime[hub]'"
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"
 _NO_LOGIN, _NOT_PERMITTED, _ABSENT, _CHANGED, _TOO_OFTEN = 401, 403, 404, (409, 412), 429
-_LATER, _OF_SERVERS = 408, 500
-_SHOWN = 300
 
 logger = log.getLogger(__name__)
 
@@ -116,7 +121,7 @@ def _in_our_words(address: HubAddress, *, writing: bool) -> Iterator[None]:
         missing = isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
         if missing and is_offline():
             raise not_here(address) from error
-        strange = next((one for one in _causes(error) if _is_strange(one)), None)
+        strange = strange_answer(error)
         if strange is None and (cause := network_cause(error)) is not None:
             raise _unreachable(address, cause) from error
         if answer_of(error) is not None:
@@ -127,8 +132,8 @@ def _in_our_words(address: HubAddress, *, writing: bool) -> Iterator[None]:
             if writing:  # of the bundle's own file
                 raise
             raise P4QEdgeError(
-                f"{address} cannot be kept in the cache of huggingface_hub ({_one_line(str(error))}). Make room or "
-                "permit it, or set HF_HOME to another folder."
+                f"{address} cannot be kept in the cache of huggingface_hub ({printable(one_line(error))}). Make room "
+                "or permit it, or set HF_HOME to another folder."
             ) from error
         raise _no_answer(address, strange or error) from error
 
@@ -148,7 +153,7 @@ def _said(error: Exception) -> str | None:
 
 def _refused(address: HubAddress, error: Exception, *, writing: bool) -> P4QEdgeError:
     status = answer_of(error)
-    said = _one_line(_said(error) or "")
+    said = printable(one_line(_said(error) or ""))
     why = f" ({said})" if said else ""
     if status == _NO_LOGIN:
         return UsageError(
@@ -169,7 +174,7 @@ def _refused(address: HubAddress, error: Exception, *, writing: bool) -> P4QEdge
             "logged in may ask more often."
         )
     answers = f"the Hub answers with error {status} for {address}{why}"
-    if status is None or status == _LATER or status >= _OF_SERVERS:
+    if status is None or is_hub_trouble(status):
         return P4QEdgeError(f"{answers}. Try again later.")
     if status == _ABSENT:
         return P4QEdgeError(
@@ -181,23 +186,12 @@ def _refused(address: HubAddress, error: Exception, *, writing: bool) -> P4QEdge
 
 
 def _no_answer(address: HubAddress, error: BaseException) -> P4QEdgeError:
-    what = str(error) if isinstance(error, NotTheHubError) else f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, NotTheHubError) else f"{type(error).__name__}: {error}"
+    what = printable(one_line(said))
     return P4QEdgeError(
-        f"what was answered for {address} is no answer of the Hub ({_one_line(what)}). Is it a page of the network "
-        "that asks for a login? Open the Hub in a browser, check HF_ENDPOINT and HF_TOKEN, and run this again."
+        f"what was answered for {address} is no answer of the Hub ({what}). Is it a page of the network that asks for "
+        "a login? Open the Hub in a browser, check HF_ENDPOINT and HF_TOKEN, and run this again."
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _is_strange(error: BaseException) -> bool:
-    """Return whether an answer was refused by what it says of a file."""
-    return isinstance(error, NotTheHubError) or type(error).__name__ == "FileMetadataError"
 
 
 def _is_of_library(error: BaseException) -> bool:
@@ -206,13 +200,9 @@ def _is_of_library(error: BaseException) -> bool:
     return any(module.partition(".")[0] == "huggingface_hub" for module in modules)
 
 
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split())[:_SHOWN])
-
-
 def _unreachable(address: HubAddress, cause: BaseException) -> EnvironmentNotAbleError:
     """Return that the Hub cannot be reached, or the connection broke."""
-    what = _one_line(f"{type(cause).__name__}: {cause}")
+    what = printable(one_line(f"{type(cause).__name__}: {cause}"))
     return EnvironmentNotAbleError(
         f"the Hub cannot be reached for {address}, or the connection broke ({what}). Try again: what is complete is "
         f"kept. Without a network {OFFLINE}=1 takes what was downloaded before."

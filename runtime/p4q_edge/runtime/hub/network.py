@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 _WITHOUT_ANSWER = frozenset({"LocalEntryNotFoundError", "OfflineModeIsEnabled"})
@@ -35,7 +36,9 @@ def guarded_answers(library: ModuleType) -> Iterator[None]:
     The library keeps a file under the tag that the answer gives, and would follow one that leads out of its cache: a
     server that `HF_ENDPOINT` names could write, or replace, any file of the user.
     """
-    hooks = library.get_session().event_hooks["response"]
+    session = library.get_session()
+    # Before its version 1 the library spoke HTTP through requests, which calls them otherwise.
+    hooks = (session.event_hooks if hasattr(session, "event_hooks") else session.hooks)["response"]
     hooks.append(_require_names)
     try:
         yield
@@ -43,13 +46,14 @@ def guarded_answers(library: ModuleType) -> Iterator[None]:
         hooks.remove(_require_names)
 
 
-def _require_names(response: Any) -> None:
+def _require_names(response: Any, **_: object) -> None:
     """Raise where an answer about a file names it by what is no name.
 
     The library asks for the tag with HEAD, and takes it from wherever it was sent on the same server.
     """
     request = response.request
-    if response.status_code >= _REFUSED or (request.method != "HEAD" and _FILES not in request.url.path):
+    of_a_file = request.method == "HEAD" or _FILES in urlsplit(str(request.url)).path
+    if response.status_code >= _REFUSED or not of_a_file:
         return  # the tag of a refusal names no file, and may have any character
     for header in _TAGS:
         if (stated := response.headers.get(header)) is None:
@@ -67,6 +71,20 @@ def answer_of(error: BaseException | None) -> int | None:
         if isinstance(status, int):
             return status
     return None
+
+
+def strange_answer(error: BaseException | None) -> BaseException | None:
+    """Return what an error was raised from, if that is an answer that the Hub does not give; None for other errors."""
+    while error is not None:
+        if isinstance(error, NotTheHubError) or type(error).__name__ == "FileMetadataError":
+            return error
+        error = error.__cause__
+    return None
+
+
+def is_hub_trouble(status: int) -> bool:
+    """Return whether a status tells of trouble of the Hub, which passes: it is slow, asked too much, or fails."""
+    return status in (408, 429) or status >= 500
 
 
 def network_cause(error: BaseException | None) -> BaseException | None:

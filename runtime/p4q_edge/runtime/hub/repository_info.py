@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from p4q_edge.runtime.errors import P4QEdgeError
-from p4q_edge.runtime.hub.address import HubAddress
+from p4q_edge.runtime.hub.address import HubAddress, is_commit
 from p4q_edge.runtime.hub.network import answer_of, network_cause
 from p4q_edge.runtime.storage import one_line
 
 TIMEOUT_S = 10.0
 """For the first answer of the Hub: without a network a command must end, not wait."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def repository_info(api: Any, meant: HubAddress) -> Any:
@@ -40,7 +38,7 @@ def repository_info(api: Any, meant: HubAddress) -> Any:
 
 def _check(info: Any) -> None:
     """Raise `ValueError`, or what the library's classes raise, unless names, sizes and digests are such."""
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+    if not is_commit(info.sha):
         raise ValueError(f"its commit is {str(info.sha)[:60]!r}")
     for sibling in info.siblings or ():
         stated = None if sibling.lfs is None else sibling.lfs.sha256

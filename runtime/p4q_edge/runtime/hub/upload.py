@@ -131,7 +131,7 @@ def _push(bundle: Bundle, meant: HubAddress, name: str, card: str, options: Push
 
 def _require_arrived(api: Any, meant: HubAddress, commit: str, files: Iterable[str]) -> None:
     """Raise where a version lacks a file that was pushed: the Hub passes over what the repository ignores."""
-    there = {sibling.rfilename for sibling in _info(api, replace(meant, revision=commit)).siblings or ()}
+    there = {sibling.rfilename for sibling in repository_info(api, replace(meant, revision=commit)).siblings or ()}
     missing = [name for name in files if name not in there]
     if missing:
         raise P4QEdgeError(
@@ -143,7 +143,7 @@ def _require_arrived(api: Any, meant: HubAddress, commit: str, files: Iterable[s
 def _repository(api: Any, meant: HubAddress, *, private: bool) -> Any:
     """Return what the Hub says of the repository, which is made where there is none."""
     try:
-        info = _info(api, meant)
+        info = repository_info(api, meant)
     except hub_library().errors.HfHubHTTPError as error:
         if not is_absent(error):
             raise
@@ -152,16 +152,12 @@ def _repository(api: Any, meant: HubAddress, *, private: bool) -> Any:
                 f"hf:{meant.repo} is not there yet, so it has no branch {meant.revision!r}. Push without @."
             ) from None
         api.create_repo(meant.repo, private=private)
-        info = _info(api, meant)
+        info = repository_info(api, meant)
     if private and not info.private:
         raise UsageError(
             f"hf:{meant.repo} is public, and --private was given. Make it private on its page, or name another one."
         )
     return info
-
-
-def _info(api: Any, meant: HubAddress) -> Any:
-    return repository_info(api, meant)
 
 
 def _require_free(bundle: Bundle, meant: HubAddress, sibling: Any | None, *, force: bool) -> None:
