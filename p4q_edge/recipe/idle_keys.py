@@ -22,6 +22,7 @@ KEYS_OF: Mapping[str, tuple[str, ...]] = {
 """Which keys of [learn] are of which part that is learned."""
 
 
+_OF_OUR_IMAGE_TOWER = ("mean_weight_bits", "rotation", "max_cosine_loss", "convolutions", "depthwise", "stem")
 _OF_ANY_LEARNING = ("steps", "epochs", "batch_size", "label_smoothing", "weight_decay")
 
 
@@ -53,6 +54,8 @@ def _idle_quantization(recipe: Recipe) -> dict[str, str]:
         idle["fold_strength"] = "quantization.fold_norm and fold_value are false"
     if section.convolutions == "off":
         idle |= dict.fromkeys(("depthwise", "stem"), "quantization.convolutions is 'off'")
+    if recipe.method == "as-released":
+        idle |= dict.fromkeys(_OF_OUR_IMAGE_TOWER, "method = 'as-released' quantizes the image tower in its own way")
     if recipe.method == "p4q" and not recipe.learn.adapter:
         idle["adapter_bits"] = "learn.adapter is false"
     return idle

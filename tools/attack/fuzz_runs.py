@@ -9,10 +9,13 @@ import random
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mutator
 from fuzz_data import images
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.artifacts import Card
 
 _RECIPE = (
     '[model]\nname = "ViT-B-32"\npretrained = "openai"\n[data]\ntrain = "photos"\nshots = 8\n[learn]\nsteps = 40\n'
@@ -75,16 +78,23 @@ def rtx_seeds() -> tuple[bytes, ...]:
         return (card_path(engine).read_bytes(),)
 
 
-def use_rtx(data: bytes, folder: Path) -> None:
-    """Read the card as every command does before the engine is loaded, and write it again."""
-    from p4q_edge.runtime.artifacts import card_path, read_card, write_card
+def card_beside(engine: Path, data: bytes) -> Card:
+    """Read the card as every command does before the engine is loaded."""
+    from p4q_edge.runtime.artifacts import card_path, read_card
 
-    engine = folder / "out.rtx"
     engine.write_bytes(b"engine")
     card_path(engine).write_bytes(data)
     card = read_card(engine)
     card.golden_samples()
-    write_card(engine, card, force=True)
+    return card
+
+
+def use_rtx(data: bytes, folder: Path) -> None:
+    """Read the card, and write it again."""
+    from p4q_edge.runtime.artifacts import write_card
+
+    engine = folder / "out.rtx"
+    write_card(engine, card_beside(engine, data), force=True)
 
 
 def run_seeds() -> list[bytes]:

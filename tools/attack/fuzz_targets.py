@@ -126,13 +126,7 @@ def _edit_card(data: bytes, generator: random.Random) -> bytes:
 
 
 def _use_card(data: bytes, folder: Path) -> None:
-    from p4q_edge.runtime.artifacts import card_path, read_card
-
-    engine = folder / "out.onnx"
-    engine.write_bytes(b"engine")
-    card_path(engine).write_bytes(data)
-    card = read_card(engine)
-    card.golden_samples()
+    card = runs.card_beside(folder / "out.onnx", data)
     card.limits  # noqa: B018
 
 

@@ -20,7 +20,7 @@ from p4q_edge.graph.proof.arithmetic import (
     ScaledInput,
 )
 from p4q_edge.quant import Phase, QuantConv2d, QuantLinear, quant_convs, quant_linears, running_in
-from p4q_edge.runtime.engines.onnxruntime import corrected_bias, narrowed, restored
+from p4q_edge.runtime.engines.onnxruntime import corrected_bias, narrowed
 from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.statistics import NoiseFloor, bootstrap_quantile, cosine_rows
 
@@ -164,7 +164,8 @@ def bfloat16_noise(
 ) -> Noise:
     """Return what a module in its phase differs by where all but its integers is in bfloat16, (3, n) losses.
 
-    Most roundings of so coarse a type differ from those of float32, so that three runs show what five do in FP16.
+    Pixels are whole numbers, which bfloat16 holds as they are, so that they are not scaled as for FP16: that would move
+    all of an image alike, and by more than rounding does.
 
     Args:
         model: the module.
@@ -188,15 +189,13 @@ def weights_of_seven_bits(model: nn.Module) -> Iterator[None]:
     before = [(layer, layer.integers, layer.weight_scale, layer.bias) for layer in layers]
     try:
         for layer, _, scale, bias in before:
-            own = layer.integer_weight().numpy(), scale.detach().numpy()
-            integers, wider = narrowed(*own, axis=0)
-            layer.set_integers(torch.from_numpy(integers), torch.from_numpy(wider))
+            weight = narrowed(layer.integer_weight().numpy(), scale.detach().numpy(), axis=0)
+            layer.set_integers(torch.from_numpy(weight.after), torch.from_numpy(weight.wider))
             if layer.input_shift is not None and bias is not None:
-                change = restored(integers, wider, axis=0) - restored(*own, axis=0)
-                corrected = corrected_bias(bias.detach().numpy(), layer.input_shift.numpy(), change.T)
+                corrected = corrected_bias(bias.detach().numpy(), layer.input_shift.numpy(), weight.change().T)
                 layer.bias = nn.Parameter(torch.from_numpy(corrected), requires_grad=False)
         yield
     finally:
-        for layer, integers_before, scale, bias in before:
-            layer.set_integers(integers_before, scale)
+        for layer, own, scale, bias in before:
+            layer.set_integers(own, scale)
             layer.bias = bias

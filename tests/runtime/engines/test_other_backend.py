@@ -89,18 +89,22 @@ def labelled(tmp_path: Path) -> Path:
     return tmp_path / "labelled"
 
 
-@with_openvino
-def test_heads_are_taught_and_calibrated_there(
-    tiny_engine: Path, labelled: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A word for each run of an engine in OpenVINO."""
+    runs: list[str] = []
     whole = OpenVINOEngine.run
 
     def counted(self: OpenVINOEngine, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> Any:
-        asked.append("openvino")
+        runs.append("openvino")
         return whole(self, image, outputs)
 
     monkeypatch.setattr(OpenVINOEngine, "run", counted)
+    return runs
+
+
+@with_openvino
+def test_heads_are_taught_and_calibrated_there(tiny_engine: Path, labelled: Path, run: Run, asked: list[str]) -> None:
     for command in (["teach", tiny_engine, labelled, "--name", "x"], ["head", "calibrate", tiny_engine, labelled]):
         code, _, err = run(*command, "--backend", "openvino", "--force", "--json")
         assert (code, err.count("openvino")) == (0, 0), err
@@ -125,16 +129,8 @@ def test_a_head_is_not_calibrated_on_wrong_values(
 
 @with_openvino
 def test_images_are_embedded_and_looked_for_there(
-    tiny_engine: Path, photo: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: Path, photo: Path, run: Run, tmp_path: Path, asked: list[str]
 ) -> None:
-    asked: list[str] = []
-    whole = OpenVINOEngine.run
-
-    def counted(self: OpenVINOEngine, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> Any:
-        asked.append("openvino")
-        return whole(self, image, outputs)
-
-    monkeypatch.setattr(OpenVINOEngine, "run", counted)
     found = tmp_path / "found.npz"
     embed = ["embed", tiny_engine, photo, "-o", found, "--force"]
     for command in (embed, ["search", found, "--like", photo, "--engine", tiny_engine]):

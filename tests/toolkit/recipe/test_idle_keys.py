@@ -79,6 +79,13 @@ def test_keys_that_do_nothing_are_told_of(change: dict[str, Any], message: str) 
             ],
         ),
         (
+            {"method": "as-released", "quantization": {"weight_bits": 4, "mean_weight_bits": 4.5}},
+            [
+                "quantization.mean_weight_bits has no effect: method = 'as-released' quantizes the image tower in its "
+                "own way"
+            ],
+        ),
+        (
             {"compute": {"memory_gib": 4.0, "batch_size": 8}},
             ["compute.memory_gib has no effect: compute.batch_size is a number, and memory_gib bounds those of 'auto'"],
         ),

@@ -18,9 +18,9 @@ def printable(text: str, *, keep: str = "") -> str:
     return _STEERING.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
 
 
-def one_line(error: BaseException) -> str:
-    """Return a library's message in one line of at most 300 characters, the error's class where it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(said: BaseException | str) -> str:
+    """Return a library's words in one line of at most 300 characters, an error's class where it says nothing."""
+    return " ".join(str(said).split())[:300] or ("" if isinstance(said, str) else type(said).__name__)
 
 
 def _escape(character: str) -> str:

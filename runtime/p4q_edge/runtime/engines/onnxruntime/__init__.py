@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         differing_tensors,
         float_weights,
         narrowed,
-        restored,
         seven_bit_weights,
     )
 
@@ -39,7 +38,6 @@ __all__ = [
     "narrowed",
     "open_session",
     "optimized_path",
-    "restored",
     "session_errors",
     "session_options",
     "seven_bit_weights",
@@ -65,7 +63,6 @@ if not TYPE_CHECKING:
                 "differing_tensors",
                 "float_weights",
                 "narrowed",
-                "restored",
                 "seven_bit_weights",
             ),
         },

@@ -17,8 +17,8 @@ SEVEN_BIT_MAX = 63
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Narrowed:
-    """A weight `(in, out)` before and after, as integers: in float64 all of a model's would take eight times as much.
+class Narrowed:
+    """A weight before and after, as integers: in float64 all of a model's would take eight times as much.
 
     Attributes:
         before: int8.
@@ -35,9 +35,9 @@ class _Narrowed:
     axis: int
 
     def change(self) -> np.ndarray:
-        """Return what was added to the weight's values, float64 `(in, out)`."""
-        after = restored(self.after, self.wider, axis=self.axis)
-        after -= restored(self.before, self.scale, axis=self.axis)
+        """Return what was added to the weight's values, float64 of its shape."""
+        after = _restored(self.after, self.wider, axis=self.axis)
+        after -= _restored(self.before, self.scale, axis=self.axis)
         return after
 
 
@@ -61,11 +61,11 @@ def seven_bit_weights(model: bytes) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str, _Narrowed]:
+def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str, Narrowed]:
     """Replace weights and scales in place; return the weights by the values that restore them."""
-    narrow: dict[str, _Narrowed] = {}
+    narrow: dict[str, Narrowed] = {}
     originals: dict[str, np.ndarray] = {}
-    done: dict[tuple[str, str, int], tuple[str, str, _Narrowed]] = {}
+    done: dict[tuple[str, str, int], tuple[str, str, Narrowed]] = {}
     for node in graph.graph.node:
         weight = _weight(onnx, node, tensors)
         if weight is None:
@@ -77,17 +77,16 @@ def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str,
             own = f"{name}.{len(done)}" if name in originals else name
             weight = originals.setdefault(name, weight)
             scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
-            rounded, wider = narrowed(weight, scale, axis=axis)
+            changed = narrowed(weight, scale, axis=axis)
             target = tensors[name] if own == name else graph.graph.initializer.add()
-            target.CopyFrom(onnx.numpy_helper.from_array(rounded, own))
-            graph.graph.initializer.append(onnx.numpy_helper.from_array(wider, f"{own}.scale7"))
-            changed = _Narrowed(before=weight, scale=scale, after=rounded, wider=wider, axis=axis)
+            target.CopyFrom(onnx.numpy_helper.from_array(changed.after, own))
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(changed.wider, f"{own}.scale7"))
             done[key] = own, f"{own}.scale7", changed
         node.input[0], node.input[1], narrow[node.output[0]] = done[key]
     return narrow
 
 
-def restored(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> np.ndarray:
+def _restored(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> np.ndarray:
     """Return the float64 values of an int8 weight; a scale has one value, or one for each index of `axis`."""
     shape = [1] * weight.ndim
     shape[axis] = -1
@@ -101,7 +100,7 @@ def corrected_bias(bias: np.ndarray, shift: np.ndarray, change: np.ndarray) -> n
     return corrected
 
 
-def _correct_biases(onnx: Any, graph: Any, tensors: dict[str, Any], narrow: dict[str, _Narrowed]) -> None:
+def _correct_biases(onnx: Any, graph: Any, tensors: dict[str, Any], narrow: dict[str, Narrowed]) -> None:
     """Give each product of a shifted input and a changed weight a bias of its own."""
     producers = {name: node for node in graph.graph.node for name in node.output}
     for product in graph.graph.node:
@@ -141,13 +140,14 @@ def _shift(node: Any, producers: dict[str, Any], tensors: dict[str, Any]) -> str
     return node.input[1] if node.input[1] in tensors else None
 
 
-def narrowed(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def narrowed(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> Narrowed:
     """Return int8 weights within [-63, 63] and their scale; a scale has one value, or one for each index of `axis`."""
     others = tuple(index for index in range(weight.ndim) if index != axis) if scale.ndim else None
     largest = np.abs(weight.astype(np.int16)).max(axis=others, keepdims=True)
     factor = np.maximum(largest, 1) / SEVEN_BIT_MAX
     rounded = np.ascontiguousarray(np.rint(weight / factor).astype(np.int8))
-    return rounded, (scale.astype(np.float64) * factor.reshape(scale.shape)).astype(scale.dtype)
+    wider = (scale.astype(np.float64) * factor.reshape(scale.shape)).astype(scale.dtype)
+    return Narrowed(before=weight, scale=scale, after=rounded, wider=wider, axis=axis)
 
 
 def float_weights(model: bytes) -> bytes:
@@ -167,10 +167,8 @@ def float_weights(model: bytes) -> bytes:
         if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] not in tensors):
             renamed[node.output[0]] = node.input[0]
         elif (weight := _weight(onnx, node, tensors)) is not None:
-            scale = onnx.numpy_helper.to_array(tensors[node.input[1]]).astype(np.float32)
-            shape = [1] * weight.ndim
-            shape[_axis(node)] = -1
-            value = weight.astype(np.float32) * (scale.reshape(shape) if scale.ndim else scale)
+            scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
+            value = _restored(weight, scale, axis=_axis(node)).astype(np.float32)
             graph.graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
         else:
             kept.append(node)

@@ -23,8 +23,8 @@ _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "INT32": np.int32, "BOOL": np.
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 _MAX_DIMS = 8
 _MAX_VALUES = 1 << 40
-_SHAPES = f"expected 1 to {_MAX_DIMS} sides, none negative, and at most {_MAX_VALUES} values"
 """More than any body holds. NumPy fails at too many dimensions, and at sides too long for 64 bits, even of nothing."""
+_SHAPES = f"expected 1 to {_MAX_DIMS} sides, none negative, and at most {_MAX_VALUES} values"
 _MAX_DIGITS = 18
 
 
