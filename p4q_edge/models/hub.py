@@ -14,18 +14,17 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.hub import answer_of, guarded_answers, is_hub_trouble, network_cause, strange_answer
 
 HUB = "hf-hub:"
-_FOLDER = "local-dir:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _ANSWER_S = 10.0
 
 
 @contextmanager
-def guarded_fetches(name: str) -> Iterator[None]:
-    """Look at each answer of the hub before a file is kept under the name that it gives, whoever fetches it."""
-    if name.startswith(_FOLDER):  # of which nothing is fetched
-        yield
-        return
+def guarded_fetches() -> Iterator[None]:
+    """Look at each answer of the hub before a file is kept under the name that it gives, whoever fetches it.
+
+    A model in a folder may name a text tower of the hub, whose configuration transformers fetches.
+    """
     import huggingface_hub
 
     with guarded_answers(huggingface_hub):

@@ -97,7 +97,7 @@ def load_model(
         EnvironmentNotAbleError: a package of the model is missing, such as its tokenizer's.
     """
     _check_arguments(name, pretrained)
-    with guarded_fetches(name):
+    with guarded_fetches():
         return _loaded(name, pretrained, quick_gelu=quick_gelu, licence=licence, keys=keys)
 
 

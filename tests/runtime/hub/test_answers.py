@@ -99,6 +99,40 @@ def test_an_answer_from_where_a_file_was_moved_to_names_none_either(cups: HubDou
     assert not outside.exists()
 
 
+@pytest.mark.parametrize("refused", range(4))
+def test_an_answer_after_refused_connections_names_none_either(
+    cups: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """The library makes itself another session then, and asks again."""
+    http = pytest.importorskip("httpx2", reason="the HTTP library of huggingface_hub from version 2")
+    left, whole = [refused], http.HTTPTransport.handle_request
+
+    def refusing(self: Any, request: Any) -> Any:
+        if FILE in request.url.path and left[0]:
+            left[0] -= 1
+            raise http.ConnectError("refused")
+        return whole(self, request)
+
+    monkeypatch.setattr(http.HTTPTransport, "handle_request", refusing)
+    cups.tag = str(tmp_path / "outside")
+    with pytest.raises(P4QEdgeError, match=r"is no answer of the Hub \(ETag is .*check HF_ENDPOINT"):
+        download_bundle("hf:ann/cups")
+    assert (left[0], (tmp_path / "outside").exists()) == (0, False)
+
+
+@pytest.mark.parametrize(("status", "headers"), [(404, {"X-Error-Code": "EntryNotFound"}), (200, {"ETag": '"01"'})])
+@pytest.mark.parametrize("commit", ["{folder}/outside", "../../../../outside", ".."])
+def test_an_answer_names_no_commit_outside_of_the_cache(
+    cups: HubDouble, tmp_path: Path, status: int, headers: dict[str, str], commit: str
+) -> None:
+    """The library notes by an empty file that one is absent, in a folder of the commit's name."""
+    before = sorted(tmp_path.iterdir())
+    cups.instead[FILE] = (status, b"", {**headers, "X-Repo-Commit": commit.format(folder=tmp_path)})
+    with pytest.raises(P4QEdgeError, match=r"is no answer of the Hub \(X-Repo-Commit is .*check HF_ENDPOINT"):
+        download_bundle("hf:ann/cups")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("code", ["GatedRepo", "EntryNotFound"])
 def test_the_tag_of_a_refusal_is_not_looked_at(cups: HubDouble, code: str) -> None:
     """Servers make tags of any body, in base64."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import sys
 from email.message import Message
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import cast
 from urllib.error import HTTPError, URLError
 
 import pytest
 
 from p4q_edge.runtime.errors import P4QEdgeError
-from p4q_edge.runtime.hub import HubAddress, answer_of, network_cause
+from p4q_edge.runtime.hub import HubAddress, answer_of, guarded_answers, network_cause
 from p4q_edge.runtime.hub.library import asked_hub
 
 
@@ -95,3 +97,28 @@ def test_an_answer_behind_a_missing_file_is_told_as_one(monkeypatch: pytest.Monk
     with pytest.raises(P4QEdgeError, match=said) as caught, asked_hub(HubAddress(repo="ann/cups")):
         raise errors.LocalEntryNotFoundError("not in the cache") from answer
     assert caught.value.exit_code == 1
+
+
+def test_answers_are_looked_at_until_nobody_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    http = ModuleType("library_http")
+    sessions = [SimpleNamespace(event_hooks={"response": []}) for _ in range(2)]
+    now = [0]
+
+    def get_session() -> SimpleNamespace:
+        return sessions[now[0]]
+
+    get_session.__module__ = http.__name__
+    http.get_session = get_session  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, http.__name__, http)
+    library = cast(ModuleType, SimpleNamespace(get_session=get_session))
+    hooks = [session.event_hooks["response"] for session in sessions]
+    first, second = guarded_answers(library), guarded_answers(library)
+    first.__enter__()
+    second.__enter__()
+    assert [len(kept) for kept in hooks] == [1, 0]
+    now[0] = 1  # a connection was refused
+    first.__exit__(None, None, None)
+    assert http.get_session() is sessions[1]
+    assert [len(kept) for kept in hooks] == [1, 1]
+    second.__exit__(None, None, None)
+    assert (hooks, http.get_session) == ([[], []], get_session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -131,16 +132,49 @@ def test_what_open_clip_fetches_is_not_kept_outside_of_the_cache(
         hub.close()
 
 
+def test_the_tower_that_a_folder_names_is_not_kept_outside_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="needs the extra huggingface")
+    outside, folder = tmp_path / "outside", tmp_path / "model"
+    folder.mkdir()
+    image = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    model = {"embed_dim": 64, "vision_cfg": image, "text_cfg": {"hf_model_name": "roberta-base"}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    (folder / "open_clip_model.safetensors").write_bytes(b"x")
+    hub = believed(tmp_path, monkeypatch)
+    try:
+        hub.instead["/resolve/"] = (200, b"{}", {"ETag": f'"{outside}"', "X-Repo-Commit": "0" * 40})
+        with pytest.raises(P4QEdgeError, match=r"local-dir:.* is no answer of the Hub \(ETag is "):
+            load_model(f"local-dir:{folder}")
+        assert not outside.exists()
+    finally:
+        hub.close()
+
+
+def test_an_answer_that_open_clip_passes_over_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tries several files, and says only that it found none."""
+    outside, where = tmp_path / "outside", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    hub = believed(tmp_path, monkeypatch)
+    try:
+        hub.repository(where, {"open_clip_pytorch_model.bin": b"x"})
+        huggingface_hub.hf_hub_download(where, "open_clip_pytorch_model.bin")  # so that nothing is asked first
+        hub.tag = str(outside)
+        with pytest.raises(P4QEdgeError, match=r"'laion2b_s34b_b79k' is no answer of the Hub \(ETag is "):
+            load_model("ViT-B-32", "laion2b_s34b_b79k")
+        assert not outside.exists()
+    finally:
+        hub.close()
+
+
 @pytest.mark.parametrize("hooks", ["hooks", "event_hooks"])  # of requests, and of httpx
 def test_answers_are_looked_at_where_there_are_any(monkeypatch: pytest.MonkeyPatch, hooks: str) -> None:
     session = SimpleNamespace(**{hooks: {"response": []}})
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
     kept = getattr(session, hooks)["response"]
-    with guarded_fetches("local-dir:here"):
-        assert kept == []
     asked = SimpleNamespace(method="GET", url="https://hub.example/ann/clip/resolve/main/file")
     answer = SimpleNamespace(status_code=200, headers={"ETag": '"../x"'}, request=asked)
-    with guarded_fetches("ViT-B-32"):
+    with guarded_fetches():
         (look,) = kept
         with pytest.raises(Exception, match="ETag is '../x'"):
             look(answer, timeout=1.0)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -21,8 +23,9 @@ _WITHOUT_ANSWER = frozenset({"LocalEntryNotFoundError", "OfflineModeIsEnabled"})
 
 
 _FILES = "/resolve/"
-_TAGS = ("ETag", "X-Linked-Etag")
-_MAX_TAG, _REFUSED = 200, 400
+_TAGS, _COMMIT = ("ETag", "X-Linked-Etag"), "X-Repo-Commit"
+_NO_NAMES = frozenset({"", ".", ".."})
+_MAX_NAME, _REFUSED = 200, 400
 
 
 class NotTheHubError(Exception):
@@ -31,37 +34,91 @@ class NotTheHubError(Exception):
 
 @contextmanager
 def guarded_answers(library: ModuleType) -> Iterator[None]:
-    """Look at each answer before the library takes the name of a file from it.
+    """Look at each answer before the library takes the name of a file, or of a folder, from it.
 
-    The library keeps a file under the tag that the answer gives, and would follow one that leads out of its cache: a
-    server that `HF_ENDPOINT` names could write, or replace, any file of the user.
+    The library keeps a file under the tag that the answer gives, and notes an absent one under the commit, and would
+    follow one that leads out of its cache: a server that `HF_ENDPOINT` names could write, or replace, any file of the
+    user.
     """
-    session = library.get_session()
-    # Before its version 1 the library spoke HTTP through requests, which calls them otherwise.
-    hooks = (session.event_hooks if hasattr(session, "event_hooks") else session.hooks)["response"]
-    hooks.append(_require_names)
+    _GUARD.begin(library)
     try:
         yield
     finally:
-        hooks.remove(_require_names)
+        _GUARD.end()
+
+
+class _Guard:
+    """Looks at the answers of whichever session the library has, as long as somebody asks for it.
+
+    The library makes itself another session where a connection was refused, and asks again with that one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._undo: list[Callable[[], None]] = []
+
+    def begin(self, library: ModuleType) -> None:
+        """Look at all answers from now on."""
+        session = library.get_session()
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._follow(library.get_session)
+            self._look_at(session)
+
+    def end(self) -> None:
+        """Look at none any more, unless somebody else asked for it."""
+        with self._lock:
+            self._users -= 1
+            while not self._users and self._undo:
+                self._undo.pop()()
+
+    def _follow(self, whole: Callable[[], Any]) -> None:
+        """Look at the answers to each session that the library's repetitions are given."""
+        module = sys.modules[whole.__module__]
+
+        def guarded() -> Any:
+            session = whole()
+            with self._lock:
+                if self._users:
+                    self._look_at(session)
+            return session
+
+        self._undo.append(lambda: setattr(module, "get_session", whole))
+        module.get_session = guarded  # type: ignore[attr-defined]
+
+    def _look_at(self, session: Any) -> None:
+        # Before its version 1 the library spoke HTTP through requests, which calls them otherwise.
+        hooks = (session.event_hooks if hasattr(session, "event_hooks") else session.hooks)["response"]
+        if _require_names not in hooks:
+            hooks.append(_require_names)
+            self._undo.append(lambda: hooks.remove(_require_names))
+
+
+_GUARD = _Guard()
 
 
 def _require_names(response: Any, **_: object) -> None:
-    """Raise where an answer about a file names it by what is no name.
+    """Raise where an answer about a file names it, or its commit, by what is no name.
 
     The library asks for the tag with HEAD, and takes it from wherever it was sent on the same server.
     """
     request = response.request
-    of_a_file = request.method == "HEAD" or _FILES in urlsplit(str(request.url)).path
-    if response.status_code >= _REFUSED or not of_a_file:
+    if request.method != "HEAD" and _FILES not in urlsplit(str(request.url)).path:
+        return
+    _require_name(_COMMIT, response.headers.get(_COMMIT))
+    if response.status_code >= _REFUSED:
         return  # the tag of a refusal names no file, and may have any character
     for header in _TAGS:
-        if (stated := response.headers.get(header)) is None:
-            continue
-        # As it is meant, and as the library reads it.
-        for tag in (re.sub(r'^W/|"', "", stated), stated.lstrip("W/").strip('"')):
-            if "/" in tag or "\\" in tag or tag in ("", ".", "..") or len(tag) > _MAX_TAG:
-                raise NotTheHubError(f"{header} is {tag[:40]!r}")
+        if (stated := response.headers.get(header)) is not None:
+            _require_name(header, re.sub(r'^W/|"', "", stated))
+            _require_name(header, stated.lstrip("W/").strip('"'))  # as the library reads it
+
+
+def _require_name(header: str, stated: str | None) -> None:
+    if stated is not None and ("/" in stated or "\\" in stated or stated in _NO_NAMES or len(stated) > _MAX_NAME):
+        raise NotTheHubError(f"{header} is {stated[:40]!r}")
 
 
 def answer_of(error: BaseException | None) -> int | None:
@@ -75,11 +132,8 @@ def answer_of(error: BaseException | None) -> int | None:
 
 def strange_answer(error: BaseException | None) -> BaseException | None:
     """Return what an error was raised from, if that is an answer that the Hub does not give; None for other errors."""
-    while error is not None:
-        if isinstance(error, NotTheHubError) or type(error).__name__ == "FileMetadataError":
-            return error
-        error = error.__cause__
-    return None
+    strange = (NotTheHubError.__name__, "FileMetadataError")
+    return next((one for one in _chain(error) if type(one).__name__ in strange), None)
 
 
 def is_hub_trouble(status: int) -> bool:
