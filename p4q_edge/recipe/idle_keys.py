@@ -22,7 +22,8 @@ KEYS_OF: Mapping[str, tuple[str, ...]] = {
 """Which keys of [learn] are of which part that is learned."""
 
 
-_OF_OUR_IMAGE_TOWER = ("mean_weight_bits", "rotation", "max_cosine_loss", "convolutions", "depthwise", "stem")
+_READ_AS_RELEASED = frozenset({"weight_bits", "activation_bits", "adapter_bits", "keep_float", "text"})
+"""What the published code's method takes from [quantization]."""
 _OF_ANY_LEARNING = ("steps", "epochs", "batch_size", "label_smoothing", "weight_decay")
 
 
@@ -55,7 +56,8 @@ def _idle_quantization(recipe: Recipe) -> dict[str, str]:
     if section.convolutions == "off":
         idle |= dict.fromkeys(("depthwise", "stem"), "quantization.convolutions is 'off'")
     if recipe.method == "as-released":
-        idle |= dict.fromkeys(_OF_OUR_IMAGE_TOWER, "method = 'as-released' quantizes the image tower in its own way")
+        others = [key for key in section.__struct_fields__ if key not in _READ_AS_RELEASED]
+        idle |= dict.fromkeys(others, "method = 'as-released' quantizes the image tower in its own way")
     if recipe.method == "p4q" and not recipe.learn.adapter:
         idle["adapter_bits"] = "learn.adapter is false"
     return idle
