@@ -24,6 +24,7 @@ KEYS_OF: Mapping[str, tuple[str, ...]] = {
 
 _READ_AS_RELEASED = frozenset({"weight_bits", "activation_bits", "adapter_bits", "keep_float", "text"})
 """What the published code's method takes from [quantization]."""
+_NOT_LEARNED_AS_RELEASED = ("kl_temperature", "learn_ratio", "feature_loss", "class_rate")
 _OF_ANY_LEARNING = ("steps", "epochs", "batch_size", "label_smoothing", "weight_decay")
 
 
@@ -73,6 +74,8 @@ def _idle_learn(recipe: Recipe) -> dict[str, str]:
         idle["flip"] = "learn.views is 1, the image itself"
     if learn.epochs:
         idle["steps"] = f"learn.epochs is {learn.epochs}, and steps count where it is 0"
+    if recipe.method == "as-released":
+        idle |= dict.fromkeys(_NOT_LEARNED_AS_RELEASED, "method = 'as-released' learns an adapter alone, in its own way")
     if recipe.method == "p4q" and learn.taught_by == "none":
         idle["kl_temperature"] = "learn.teacher is 'none', as it is without distillation"
     if recipe.method == "p4q" and _learns_nothing(recipe):

@@ -122,6 +122,10 @@ def test_each_key_that_the_published_method_does_not_read_is_told_of() -> None:
     told = list(without_effect(recipe_of({"method": "as-released", "quantization": {**read, **changes}})))
     why = "has no effect: method = 'as-released' quantizes the image tower in its own way"
     assert sorted(told) == sorted(f"quantization.{key} {why}" for key in changes)
+    learn = {"class_rate": 0.01, "feature_loss": 1.0, "kl_temperature": 2.0, "learn_ratio": True}
+    told = list(without_effect(recipe_of({"method": "as-released", "learn": learn})))
+    why = "has no effect: method = 'as-released' learns an adapter alone, in its own way"
+    assert sorted(told) == [f"learn.{key} {why}" for key in learn]
 
 
 @pytest.mark.parametrize(
