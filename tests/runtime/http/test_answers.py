@@ -121,9 +121,13 @@ def test_more_images_than_a_request_may_hold(serve: Callable[..., Any], photos: 
 
 
 def test_what_does_not_exist(client: Any) -> None:
-    assert client.get("/nothing").status_code == 404
-    assert client.get("/nothing").json()["error"] == {"type": "Not Found", "message": "Not Found"}
-    assert client.get("/classify").status_code == 405
+    answer = client.get("/nothing")
+    message = "there is no address '/nothing'. GET /openapi.json describes those that there are."
+    assert (answer.status_code, answer.json()) == (404, {"error": {"type": "Not Found", "message": message}})
+    answer = client.get("/classify")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"] == {"type": "Method Not Allowed", "message": "'/classify' takes POST, got GET."}
+    assert client.get("/v2/nothing").json() == {"error": message.replace("/nothing", "/v2/nothing")}
 
 
 def test_a_failure_of_the_server_says_nothing_of_its_inside(

@@ -111,6 +111,13 @@ def test_a_wrong_lesson(client: Any, photos: list[bytes], path: str, said: str) 
     assert said in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("method", "path"), [("GET", "/heads"), ("PUT", "/heads/active"), ("POST", "/heads/x/save")])
+def test_heads_take_no_parameters(client: Any, method: str, path: str) -> None:
+    answer = client.request(method, f"{path}?name=shelf", json={"name": "built-in"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "'name' is no parameter of this address, which takes none."
+
+
 def test_photographs_that_cannot_be_used(client: Any, photos: list[bytes]) -> None:
     one = client.post("/heads/x/teach", files=lesson(photos)[:6])
     assert one.status_code == 422

@@ -86,7 +86,18 @@ async def _refused(request: Request, error: Exception) -> Response:
         raise error
     kind = HTTPStatus(error.status_code).phrase
     headers = dict(error.headers or {})
-    return refusal(request.url.path, error.status_code, kind=kind, message=error.detail, headers=headers)
+    message = error.detail if error.detail != kind else _in_words(request, error, kind)
+    return refusal(request.url.path, error.status_code, kind=kind, message=message, headers=headers)
+
+
+def _in_words(request: Request, error: HTTPException, kind: str) -> str:
+    """Return what a refusal of Starlette's means, which says its status alone."""
+    path = request.url.path[:100]
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return f"there is no address {path!r}. GET /openapi.json describes those that there are."
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"{path!r} takes {(error.headers or {}).get('Allow', 'another method')}, got {request.method[:20]}."
+    return f"{kind}."
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -19,12 +19,14 @@ from p4q_edge.runtime.http.service import Service
 
 async def list_heads(request: Request) -> Response:
     """Return all heads with their classes, and which one is active."""
+    require_known(request, ())
     return document(_all(service_of(request)))
 
 
 async def choose_head(request: Request) -> Response:
     """Let another head answer where a request names none."""
     service = _writable(request)
+    require_known(request, ())
     try:
         choice = msgspec.json.decode(await request.body(), type=Choice)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -61,6 +63,7 @@ async def teach_from_request(request: Request) -> Response:
 async def save_head(request: Request) -> Response:
     """Store a head with the engine, so that it is there after a restart."""
     service, name = _writable(request), request.path_params["name"]
+    require_known(request, ())
     path, earlier = await service.save(name)
     return document(SavedAnswer(name=name, file=path.name, earlier_versions=earlier))
 
