@@ -1,14 +1,21 @@
-"""Machines as the doctor sees them: a Jetson and a PC, with libraries that work and that are absent."""
+"""Machines as the doctor sees them: a Jetson and a PC, with libraries that work and that are absent; and this one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from p4q_edge.runtime.choices import CpuProfile
+from p4q_edge.runtime.machine.cpu import saturates
 from p4q_edge.runtime.machine.findings import Environment
 from p4q_edge.runtime.machine.host import Host, PowerMode
 from p4q_edge.runtime.machine.library_probe import Probe
 
 GIB = 1 << 30
+
+
+def openvino_profile() -> CpuProfile:
+    """Return the profile with integers that OpenVINO computes rightly on the processor of these tests."""
+    return "fast" if saturates() else "exact"
 
 
 ABSENT = Probe(problem="ModuleNotFoundError: No module named 'it'")

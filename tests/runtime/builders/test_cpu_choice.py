@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import openvino_profile
 
 from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, OpenVINOBuild
 from p4q_edge.runtime.artifacts.bundle import read_bundle
@@ -18,16 +19,19 @@ from p4q_edge.runtime.builders import cpu
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.builders.candidates import (
     PROFILE_VARIABLE,
+    Candidates,
     CpuCandidate,
     CpuRequest,
     cpu_candidates,
     default_choice,
+    require_cpu_libraries,
 )
 from p4q_edge.runtime.builders.cpu import TIE, ProofSetting, fastest, prove_candidates
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.engines.openvino import OpenVINOEngine
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.machine.advice import OVERFLOW_IN_OPENVINO
 from p4q_edge.runtime.statistics import Rounds, rounding_limits_of
 from p4q_edge.runtime.statistics.rounding_limits import NoiseFloor
 from p4q_edge.runtime.verification import selftest
@@ -38,12 +42,23 @@ def model(tiny_bundle: Path) -> bytes:
     return read_bundle(tiny_bundle).model("fp32")
 
 
+def _exact_and_float(model: bytes, monkeypatch: pytest.MonkeyPatch) -> Candidates:
+    """The candidates of a processor with VNNI and no OpenVINO, to be run on this one."""
+    with monkeypatch.context() as other:
+        _installed(other, openvino_is=False)
+        return cpu_candidates(model, CpuRequest(choice="auto"))
+
+
 def _installed(
     monkeypatch: pytest.MonkeyPatch, *, openvino_is: bool, bf16: bool = True, saturates: bool = False
 ) -> None:
     monkeypatch.setattr(candidates_module, "installed", lambda: openvino_is)
     monkeypatch.setattr(candidates_module, "remainders", lambda: ("f32", "bf16") if bf16 else ("f32",))
     monkeypatch.setattr(machine, "saturates", lambda: saturates)
+
+
+OVERFLOWS = {"openvino_is": True, "bf16": False, "saturates": True}
+"""A processor on which OpenVINO computes 8-bit weights wrongly."""
 
 
 @pytest.mark.parametrize(
@@ -53,6 +68,8 @@ def _installed(
         ({"openvino_is": False, "saturates": True}, None, ["exact", "float", "fast"]),
         ({"openvino_is": True}, None, ["exact", "openvino-f32", "float", "openvino-bf16"]),
         ({"openvino_is": True, "bf16": False}, None, ["exact", "openvino-f32", "float"]),
+        (OVERFLOWS, None, ["exact", "float", "openvino-float-f32", "fast", "openvino-fast-f32"]),
+        (OVERFLOWS, "openvino", ["openvino-float-f32", "openvino-fast-f32"]),
         ({"openvino_is": True}, "onnxruntime", ["exact", "float"]),
     ],
 )
@@ -67,8 +84,24 @@ def test_what_is_tried(
     _installed(monkeypatch, **kind)
     found = cpu_candidates(model, CpuRequest(choice="auto", backend=backend))
     assert [candidate.name for candidate in found.tried] == expected
-    told = kind["openvino_is"] or backend is not None
-    assert found.not_measured == (() if told else ("OpenVINO: it is not installed",))
+    left_out = [] if kind["openvino_is"] or backend is not None else ["OpenVINO: it is not installed"]
+    if kind is OVERFLOWS:
+        left_out.append(f"openvino-exact: {OVERFLOW_IN_OPENVINO}")
+    assert found.not_measured == tuple(left_out)
+
+
+def test_weights_that_overflow_in_openvino_are_refused_before_anything_is_built(
+    model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "import_openvino", lambda: None)
+    _installed(monkeypatch, **OVERFLOWS)
+    with pytest.raises(EnvironmentNotAbleError, match=r"x86 without VNNI.* overflow\. Take `--cpu-profile fast`"):
+        require_cpu_libraries(CpuRequest(choice="exact", backend="openvino"))
+    require_cpu_libraries(CpuRequest(choice="exact", backend="onnxruntime"))
+    require_cpu_libraries(CpuRequest(choice="fast", backend="openvino"))
+    monkeypatch.setattr(candidates_module, "_CHANGE", dict.fromkeys(("float", "fast"), _missing))
+    with pytest.raises(EnvironmentNotAbleError, match=r"nothing can be built for OpenVINO here: .*Install .* onnx, or"):
+        cpu_candidates(model, CpuRequest(choice="auto", backend="openvino"))
 
 
 def test_one_profile_is_not_measured_against_others(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +109,13 @@ def test_one_profile_is_not_measured_against_others(model: bytes, monkeypatch: p
     assert [one.name for one in cpu_candidates(model, CpuRequest()).tried] == ["exact"]
 
 
-def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: bytes) -> bytes:
-        raise EnvironmentNotAbleError("no onnx")
+def _missing(_: bytes) -> bytes:
+    raise EnvironmentNotAbleError("no onnx")
 
+
+def test_without_onnx_auto_says_what_it_could_not_make(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch, openvino_is=False)
-    monkeypatch.setattr(candidates_module, "_CHANGE", {"float": missing})
+    monkeypatch.setattr(candidates_module, "_CHANGE", {"float": _missing})
     found = cpu_candidates(model, CpuRequest(choice="auto"))
     assert [candidate.name for candidate in found.tried] == ["exact"]
     assert found.not_measured[1] == "float: the package onnx is not installed"
@@ -103,6 +137,9 @@ def test_what_nothing_named_means(
     monkeypatch: pytest.MonkeyPatch, openvino_is: bool, convolutions: bool, backend: CpuBackend | None, expected: str
 ) -> None:
     monkeypatch.delenv(PROFILE_VARIABLE)
+    _installed(monkeypatch, openvino_is=openvino_is, saturates=True)
+    # Where OpenVINO was named, it is asked which of those that it computes rightly is the fastest.
+    assert default_choice(backend, convolutions=convolutions) == ("auto" if backend == "openvino" else expected)
     _installed(monkeypatch, openvino_is=openvino_is)
     assert default_choice(backend, convolutions=convolutions) == expected
     monkeypatch.setenv(PROFILE_VARIABLE, "float")
@@ -127,7 +164,7 @@ def test_a_build_that_names_nothing_keeps_the_fastest_that_is_right(
     card = build_engine(tiny_bundle, engine, options=BuildOptions(threads=1))
     assert isinstance(card.build, OnnxRuntimeBuild | OpenVINOBuild)
     rows = card.build.inspection.rows
-    assert {"exact", "openvino-f32"} <= rows.keys()
+    assert {"exact", "openvino-fast-f32" if machine.saturates() else "openvino-f32"} <= rows.keys()
     assert all(row.n > 0 for row in rows.values())
     assert (card.build.options.cpu_profile, selftest(engine, threads=1).problem()) == ("auto", None)
 
@@ -137,7 +174,8 @@ def test_an_engine_of_the_other_library_leaves_no_copy_behind(tiny_bundle: Path,
     engine = tmp_path / "out.onnx"
     build_engine(tiny_bundle, engine, backend="onnxruntime")
     assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "out.onnx.json", "out.onnx.optimized"}
-    build_engine(tiny_bundle, engine, backend="openvino", options=BuildOptions(remainder="f32"), force=True)
+    options = BuildOptions(remainder="f32", cpu_profile=openvino_profile())
+    build_engine(tiny_bundle, engine, backend="openvino", options=options, force=True)
     assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "out.onnx.json", "out.onnx.openvino"}
 
 
@@ -166,18 +204,17 @@ def test_what_is_kept_is_never_slower_than_a_tie(speeds: list[float], seed: int)
     assert all(float(np.median(times[name])) > float(np.median(times[kept])) for name in earlier)
 
 
-def _measure(slow: str) -> Callable[[Mapping[str, Callable[[], object]], Rounds], dict[str, np.ndarray]]:
-    return lambda runs, rounds: {name: np.full(rounds.minimum, 2.0 if name == slow else 1.0) for name in runs}
+def _measure(*, quick: str) -> Callable[[Mapping[str, Callable[[], object]], Rounds], dict[str, np.ndarray]]:
+    return lambda runs, rounds: {name: np.full(rounds.minimum, 1.0 if name == quick else 2.0) for name in runs}
 
 
 def test_a_candidate_that_computes_something_else_is_not_kept(
     model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnx")
-    _installed(monkeypatch, openvino_is=False)
     golden = read_bundle(tiny_bundle).golden()
-    found = cpu_candidates(model, CpuRequest(choice="auto"))
-    monkeypatch.setattr(cpu, "measure_interleaved", _measure("exact"))
+    found = _exact_and_float(model, monkeypatch)
+    monkeypatch.setattr(cpu, "measure_interleaved", _measure(quick="float"))
     assert prove_candidates(found, golden, ProofSetting(threads=1)).built.candidate.name == "float"
     # No loss at all is allowed to FP32 here.
     strict = rounding_limits_of(8, NoiseFloor(worst_loss=0.0, median_loss=0.0, margin=0.0))
@@ -192,7 +229,6 @@ def test_candidates_are_measured_at_the_batch_that_was_named(
     model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnx")
-    _installed(monkeypatch, openvino_is=False)
     asked: list[tuple[object, ...]] = []
 
     def measured(runs: Mapping[str, Callable[[], object]], rounds: Rounds) -> dict[str, np.ndarray]:
@@ -201,7 +237,7 @@ def test_candidates_are_measured_at_the_batch_that_was_named(
 
     monkeypatch.setattr(cpu, "measure_interleaved", measured)
     proved = prove_candidates(
-        cpu_candidates(model, CpuRequest(choice="auto")),
+        _exact_and_float(model, monkeypatch),
         read_bundle(tiny_bundle).golden(),
         ProofSetting(threads=1, batch=5),
     )
@@ -210,9 +246,9 @@ def test_candidates_are_measured_at_the_batch_that_was_named(
 
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
-@pytest.mark.parametrize(("slow", "kept", "expected"), [("exact", "openvino-f32", [1]), ("openvino-f32", "exact", [])])
+@pytest.mark.parametrize(("quick", "expected"), [("openvino-float-f32", [1]), ("exact", [])])
 def test_only_what_is_kept_is_written_as_it_was_compiled(
-    model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow: str, kept: str, expected: list[int]
+    model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, quick: str, expected: list[int]
 ) -> None:
     asked: list[int] = []
     compiled = OpenVINOEngine.compiled
@@ -221,10 +257,11 @@ def test_only_what_is_kept_is_written_as_it_was_compiled(
         asked.append(batch)
         return compiled(engine, batch)
 
-    _installed(monkeypatch, openvino_is=True, bf16=False)
+    pytest.importorskip("onnx")
+    _installed(monkeypatch, **OVERFLOWS)
     monkeypatch.setattr(OpenVINOEngine, "compiled", noted)
-    monkeypatch.setattr(cpu, "measure_interleaved", _measure(slow))
+    monkeypatch.setattr(cpu, "measure_interleaved", _measure(quick=quick))
     found = cpu_candidates(model, CpuRequest(choice="auto"))
     proved = prove_candidates(found, read_bundle(tiny_bundle).golden(), ProofSetting(threads=1))
-    assert (proved.built.candidate.name, asked) == (kept, expected)
+    assert (proved.built.candidate.name, asked) == (quick, expected)
     assert proved.built.optimized

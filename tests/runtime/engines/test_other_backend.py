@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machines import openvino_profile
 from PIL import Image
 
-from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
+from p4q_edge.runtime import BuildOptions, RuntimeOptions, ZeroShotClassifier, build_engine
 from p4q_edge.runtime.artifacts import on_backend
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.cli.main import build_parser
@@ -22,10 +23,20 @@ from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from p4q_edge.runtime.engines.openvino.engine import OpenVINOEngine
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import read_report
+from p4q_edge.runtime.machine import cpu
+from p4q_edge.runtime.machine.advice import OVERFLOW_IN_OPENVINO
 from p4q_edge.runtime.verification.self_test import selftest
 
 Run = Callable[..., tuple[int, str, str]]
 with_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
+
+
+@pytest.fixture
+def tiny_engine(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """An engine for ONNX Runtime that OpenVINO computes rightly too."""
+    engine = tmp_path / "tiny.onnx"
+    build_engine(tiny_bundle, engine, backend="onnxruntime", options=BuildOptions(cpu_profile=openvino_profile()))
+    return engine
 
 
 def test_a_card_of_the_same_library_stays_as_it_is(tiny_engine: Path) -> None:
@@ -58,6 +69,26 @@ def test_it_is_proved_there_without_a_recorded_drift(tiny_engine: Path) -> None:
     assert (result.problem(), result.drift) == (None, None)
     card = on_backend(read_card(tiny_engine), "openvino")
     assert isinstance(load_engine(tiny_engine, card, threads=1), OpenVINOEngine)
+
+
+@with_openvino
+def test_weights_that_overflow_there_are_told_as_such(
+    tiny_bundle: Path, tmp_path: Path, photo: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tmp_path / "exact.onnx"
+    build_engine(tiny_bundle, engine, backend="onnxruntime", options=BuildOptions(cpu_profile="exact"))
+    whole = OpenVINOEngine.run
+
+    def wrong(self: OpenVINOEngine, image: np.ndarray, outputs: tuple[str, ...] | None = None) -> Any:
+        return {name: values[:, ::-1] for name, values in whole(self, image, outputs).items()}
+
+    monkeypatch.setattr(OpenVINOEngine, "run", wrong)
+    for saturates in (False, True):
+        monkeypatch.setattr(cpu, "saturates", lambda saturates=saturates: saturates)
+        code, _, err = run("classify", engine, photo, "--backend", "openvino")
+        assert (code, "computes wrong values here" in err) == (5, True)
+        assert (f"{OVERFLOW_IN_OPENVINO}." in err) is saturates
+    assert run("classify", engine, photo, "--backend", "onnxruntime")[0] == 0
 
 
 @with_openvino

@@ -13,6 +13,7 @@ from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend, CpuChoice, CpuProfil
 from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 from p4q_edge.runtime.engines.openvino import import_openvino, installed, remainders
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 
 _CHANGE: Mapping[CpuProfile, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
@@ -25,8 +26,8 @@ PROFILE_VARIABLE = "P4Q_EDGE_CPU_PROFILE"
 def default_choice(backend: CpuBackend | None, *, convolutions: bool) -> CpuChoice:
     """Return the profile where none is named: that of the environment, or else whether there is anything to choose.
 
-    `auto` where OpenVINO is installed or the model has quantized convolutions, and no library was named; elsewhere
-    `exact`.
+    `auto` where OpenVINO is installed or the model has quantized convolutions, and no library was named, and where
+    OpenVINO was named on a processor on which it cannot run `exact`; elsewhere `exact`.
 
     Args:
         backend: the library that was named.
@@ -41,6 +42,8 @@ def default_choice(backend: CpuBackend | None, *, convolutions: bool) -> CpuChoi
         raise UsageError(f"{PROFILE_VARIABLE}={named}: expected one of {', '.join(known)}. Correct or unset it.")
     if named:
         return cast(CpuChoice, named)
+    if backend == "openvino":
+        return "auto" if machine.saturates() else "exact"
     return "auto" if backend is None and (convolutions or installed()) else "exact"
 
 
@@ -96,11 +99,17 @@ def require_cpu_libraries(request: CpuRequest) -> None:
     """Refuse a request that this machine cannot meet, whatever the model.
 
     Raises:
-        EnvironmentNotAbleError: OpenVINO is not installed, or the processor lacks what its remainder needs.
+        EnvironmentNotAbleError: OpenVINO is not installed, or the processor lacks what its remainder or its 8-bit
+            weights need.
     """
     libraries = _libraries(request)
     if request.backend == "openvino":
         import_openvino()
+        if request.choice == "exact" and machine.saturates():
+            raise EnvironmentNotAbleError(
+                f"{advice.OVERFLOW_IN_OPENVINO}. Take `--cpu-profile fast` (7-bit weights) or `--backend onnxruntime`, "
+                "which adds them in 32."
+            )
     if request.remainder == "auto":
         return
     if "openvino" not in libraries:
@@ -130,16 +139,23 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
         left_out.append("OpenVINO: it is not installed")
     models, missing = _models(model, request)
     left_out += missing
-    able = remainders() if "openvino" in libraries else ()
-    wanted = [one for one in able if request.remainder in ("auto", one)]
-    tried = [
-        CpuCandidate(profile=profile, backend="openvino", remainder=remainder)
-        for remainder in wanted
-        for profile in models
-        if profile == "exact" or request.backend == "openvino"
-    ]
+    tried: list[CpuCandidate] = []
+    if "openvino" in libraries:
+        profiles, reasons = _openvino_profiles(models, request)
+        left_out += reasons
+        tried += [
+            CpuCandidate(profile=profile, backend="openvino", remainder=remainder)
+            for remainder in remainders()
+            if request.remainder in ("auto", remainder)
+            for profile in profiles
+        ]
     if "onnxruntime" in libraries:
         tried += [CpuCandidate(profile=profile) for profile in models]
+    if not tried:
+        raise EnvironmentNotAbleError(
+            f"nothing can be built for OpenVINO here: {'; '.join(left_out)}. Install the package onnx, or take "
+            "`--backend onnxruntime`."
+        )
     return Candidates(tried=tuple(sorted(tried, key=_rank)), models=models, not_measured=tuple(left_out))
 
 
@@ -165,6 +181,16 @@ def _libraries(request: CpuRequest) -> tuple[CpuBackend, ...]:
     if request.choice == "auto" and installed():
         return ("onnxruntime", "openvino")
     return ("onnxruntime",)
+
+
+def _openvino_profiles(
+    models: Mapping[CpuProfile, bytes], request: CpuRequest
+) -> tuple[tuple[CpuProfile, ...], tuple[str, ...]]:
+    """Return the profiles that are tried in OpenVINO, and why not the reference's own."""
+    if not machine.saturates():
+        return tuple(name for name in models if name == "exact" or request.backend == "openvino"), ()
+    reasons = (f"openvino-exact: {advice.OVERFLOW_IN_OPENVINO}",) if "exact" in models else ()
+    return tuple(name for name in models if name != "exact"), reasons
 
 
 def _models(model: bytes, request: CpuRequest) -> tuple[dict[CpuProfile, bytes], list[str]]:

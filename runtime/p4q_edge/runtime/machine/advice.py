@@ -34,6 +34,10 @@ FIRST_SBSA = (10, 13)
 FIRST_RIGHT = (10, 16)
 """The first TensorRT for which reports call DINOv2-like vision transformers right that 10.3 computes wrongly."""
 
+OVERFLOW_IN_OPENVINO = (
+    "OpenVINO adds 8-bit products in 16 bits on this processor (x86 without VNNI), and those of 8-bit weights overflow"
+)
+
 
 def without_doctor(problem: str | None) -> str:
     """Return a problem without the advice to run the doctor, which is the one that tells of it."""

@@ -12,7 +12,7 @@ from p4q_edge.runtime.artifacts import MAX_DRIFT, Card, GoldenResult, on_backend
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.engines import Engine, fingerprint, load_engine
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
-from p4q_edge.runtime.machine import advice
+from p4q_edge.runtime.machine import advice, cpu
 from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
 from p4q_edge.runtime.verification.golden_check import compare_golden, require, run_golden
 
@@ -62,8 +62,16 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
     recorded = _recorded(card, shape=golden.embedding.shape) if built_here else None
     outputs = run_golden(engine, golden)
     result = compare_golden(outputs, golden, logit_scale=card.logit_scale, recorded=recorded, limits=card.limits)
-    doubt = advice.wrong_transformers(card.built_with["tensorrt"]) if card.backend == "tensorrt" else None
-    return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend], doubt=doubt)
+    return msgspec.structs.replace(result, max_drift=MAX_DRIFT[card.backend], doubt=_doubt(card))
+
+
+def _doubt(card: Card) -> str | None:
+    """Return what is known of wrong values of an engine's library, on this processor or at all."""
+    if card.backend == "tensorrt":
+        return advice.wrong_transformers(card.built_with["tensorrt"])
+    if card.backend == "openvino" and card.cpu_profile == "exact" and cpu.saturates():
+        return advice.OVERFLOW_IN_OPENVINO
+    return None
 
 
 def ensure_golden(engine: Engine, card: Card, *, name: str, device: str = "auto") -> None:
