@@ -75,7 +75,8 @@ def _idle_learn(recipe: Recipe) -> dict[str, str]:
     if learn.epochs:
         idle["steps"] = f"learn.epochs is {learn.epochs}, and steps count where it is 0"
     if recipe.method == "as-released":
-        idle |= dict.fromkeys(_NOT_LEARNED_AS_RELEASED, "method = 'as-released' learns an adapter alone, in its own way")
+        why = "method = 'as-released' learns an adapter alone, in its own way"
+        idle |= dict.fromkeys(_NOT_LEARNED_AS_RELEASED, why)
     if recipe.method == "p4q" and learn.taught_by == "none":
         idle["kl_temperature"] = "learn.teacher is 'none', as it is without distillation"
     if recipe.method == "p4q" and _learns_nothing(recipe):

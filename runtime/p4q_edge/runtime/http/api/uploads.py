@@ -77,7 +77,8 @@ def require_known(request: Request, known: Sequence[str]) -> None:
     given = [name for name, _ in request.query_params.multi_items()]
     for name in given:
         if name not in known:
-            raise UsageError(f"{name[:40]!r} is no parameter of this address, which takes {', '.join(known) or 'none'}.")
+            takes = ", ".join(known) or "none"
+            raise UsageError(f"{name[:40]!r} is no parameter of this address, which takes {takes}.")
         if given.count(name) > 1:
             raise UsageError(f"{name} is given {given.count(name)} times; send it once.")
 
