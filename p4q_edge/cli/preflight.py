@@ -10,7 +10,7 @@ from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, run_recipe_of
 from p4q_edge.runtime.artifacts import card_path
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import is_outdated, require_writable
+from p4q_edge.runtime.storage import is_outdated, not_fetched, require_writable
 from p4q_edge.stages import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def model_problems(recipe: Recipe) -> list[str]:
         if not config.is_file():
             return [f"model.name: {config} does not exist; local-dir: names a folder with that file and its weights"]
     elif section.pretrained.endswith(CHECKPOINT_SUFFIXES) and not Path(section.pretrained).is_file():
-        return [f"model.pretrained: {section.pretrained} does not exist"]
+        return [f"model.pretrained: {not_fetched(section.pretrained) or f'{section.pretrained} does not exist'}"]
     return []
 
 

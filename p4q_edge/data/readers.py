@@ -18,7 +18,7 @@ from p4q_edge.recipe import DEMO_DATA, DRAWN_IMAGES, DataSection
 from p4q_edge.runtime.artifacts import SUFFIX, read_bundle
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import ImageSet, LeftOut, from_class_folders, from_paths, image_files, same_form
-from p4q_edge.runtime.storage import decode_json, read_bounded
+from p4q_edge.runtime.storage import decode_json, not_fetched, read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
     if not source:
         raise UsageError(f"{key} is empty; name a folder of class folders, a .csv, .tsv, .parquet, .npz or .tar")
     path = Path(source)
+    _refuse_address(source, key=key)
     if not _exists(path):
         if "{" in source:
             return read_shards(expand_braces(source, key=key), source=source)
@@ -126,6 +127,7 @@ def read_calibration_images(source: str, *, key: str = "data.calibration") -> Im
 def _without_labels(source: str, *, key: str, others: str = "") -> ImageSet:
     """Open images whose labels mean nothing: those of a folder, at any depth, or of whatever `read_images` takes."""
     path = Path(source)
+    _refuse_address(source, key=key)
     if not source or (source != DEMO_DATA and "{" not in source and not _exists(path)):
         raise UsageError(
             f"{key}: {source or 'nothing'} does not exist; name a folder of images, a .csv, .tsv, .parquet, .npz or "
@@ -156,6 +158,11 @@ def class_names_of(words: Sequence[str]) -> tuple[str, ...]:
     return _checked_words(names, "data.class_names")
 
 
+def _refuse_address(source: str, *, key: str) -> None:
+    if address := not_fetched(source):
+        raise UsageError(f"{key}: {address}")
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -175,6 +182,7 @@ def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
     if not words:
         return ()
     path = Path(words)
+    _refuse_address(words, key=key)
     suffix = path.suffix.lower()
     if not path.is_file() or suffix not in (".txt", ".json"):
         raise UsageError(f"{key}: expected a list, or an existing .txt or .json file; got {words!r}")
@@ -201,6 +209,7 @@ def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, 
     key = "data.class_prompts"
     if not path:
         return {}
+    _refuse_address(path, key=key)
     if not Path(path).is_file():
         raise UsageError(f"{key}: {path} does not exist")
     text = _read_text(Path(path), key=key).encode()

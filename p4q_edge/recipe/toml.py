@@ -13,7 +13,7 @@ import msgspec
 from p4q_edge.recipe.schema import Recipe, Section
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import read_bounded
+from p4q_edge.runtime.storage import not_fetched, read_bounded
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_NUMBER = (1 << 31) - 1
@@ -64,7 +64,7 @@ def anchor(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with its relative paths absolute, seen from `folder`."""
 
     def absolute(value: str) -> str:
-        if not value or value.startswith("demo:") or Path(value).is_absolute():
+        if not value or value.startswith("demo:") or Path(value).is_absolute() or not_fetched(value):
             return value
         return str((folder / value).resolve())
 

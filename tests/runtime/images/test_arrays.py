@@ -62,6 +62,7 @@ def test_an_open_file_is_an_image(tmp_path: Path) -> None:
         (AsyncUpload(), r"the AsyncUpload can only be read with await. Pass `upload.file`, or `await upload.read\(\)`"),
         (io.BytesIO(b"hello"), "image of 5 bytes is not one of JPEG, PNG"),
         (bytearray(b"hello"), "image of 5 bytes is not one of JPEG, PNG"),
+        (b"", "the image has 0 bytes. Check where its bytes come from"),
     ],
 )
 def test_files_that_give_no_image_say_why(image: object, message: str) -> None:
@@ -124,6 +125,11 @@ def test_the_advice_fits_the_array(array: np.ndarray, message: str) -> None:
         (RGB.astype(np.uint16) * 256, "(array >> 8).astype('uint8')"),
         (RGB.transpose(2, 0, 1), "array.transpose(1, 2, 0)"),
         (RGB.astype(np.int64), "array.astype('uint8')"),
+        (
+            RGB.transpose(2, 0, 1) / np.float32(255),
+            "(array.transpose(1, 2, 0) * 255).round().clip(0, 255).astype('uint8')",
+        ),
+        (RGB.transpose(2, 0, 1).astype(np.uint16) * 256, "(array.transpose(1, 2, 0) >> 8).astype('uint8')"),
     ],
 )
 def test_the_advised_expression_gives_the_image(array: np.ndarray, expression: str) -> None:
@@ -144,5 +150,10 @@ def test_tensors_have_their_channels_first_or_where_it_is_clear() -> None:
     )
     with pytest.raises(InputError, match=r"a tensor of \(3, 4, 3\) may have its channels first or last\. Say so"):
         load_image(torch.zeros(3, 4, 3, dtype=torch.uint8))
-    with pytest.raises(InputError, match=r"expected a tensor \(3, H, W\).*`\(tensor \* 255\)\.numpy\(\)\.round\(\)"):
-        load_image(torch.rand(3, 4, 5))
+    scaled = torch.from_numpy(RGB.transpose(2, 0, 1) / np.float32(255))
+    with pytest.raises(InputError, match=r"expected a tensor \(3, H, W\).*of float32") as caught:
+        load_image(scaled)
+    expression = "(tensor.permute(1, 2, 0) * 255).numpy().round().clip(0, 255).astype('uint8')"
+    assert f"`{expression}`" in str(caught.value)
+    converted = eval(expression, {"tensor": scaled})  # noqa: S307  (the text is this test's own)
+    np.testing.assert_array_equal(np.asarray(load_image(converted)), RGB)

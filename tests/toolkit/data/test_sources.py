@@ -11,7 +11,9 @@ import pytest
 from image_files import write_file
 from PIL import Image
 
+from p4q_edge.data.preflight import check_data
 from p4q_edge.data.readers import read_images
+from p4q_edge.recipe.toml import read_recipe
 from p4q_edge.runtime.errors import InputError, UsageError
 
 # --- recipes
@@ -135,3 +137,13 @@ def test_labels_beyond_the_class_names(tmp_path: Path) -> None:
 
 
 # --- pixels
+
+
+@pytest.mark.parametrize("key", ["train", "test", "unlabelled", "class_names", "templates", "class_prompts"])
+def test_an_address_in_a_recipe_is_told_as_it_was_written(key: str, folder: Path) -> None:
+    keys = {"train": f'"{folder}"', key: '"https://example.org/set.tar"'}
+    recipe = folder.parent / "r.toml"
+    lines = [f"{name} = {value}\n" for name, value in keys.items()]
+    recipe.write_text("[model]\nname = 'demo'\n[learn]\nteacher = 'learned'\n[data]\n" + "".join(lines))
+    _, problems = check_data(read_recipe(recipe).data, seed=0)
+    assert f"data.{key}: https://example.org/set.tar is an address, and nothing is fetched" in "\n".join(problems)

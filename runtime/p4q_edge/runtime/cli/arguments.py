@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import not_fetched
 
 MAX_WHOLE_NUMBER = (1 << 31) - 1
 """Of 32 bits with a sign, which native libraries take."""
@@ -57,10 +58,12 @@ def _path(text: str) -> Path:
 
     Raises:
         ArgumentTypeError: of an empty word, as a variable of the shell that is not set gives; it would be this folder.
-            Of a name that is too long for any file.
+            Of a name that is too long for any file, and of an address such as `https://...`.
     """
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty argument")
+    if address := not_fetched(text):
+        raise argparse.ArgumentTypeError(address)
     name = max(map(os.fsencode, Path(text).parts), key=len, default=b"")
     if len(name) > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
         raise argparse.ArgumentTypeError(

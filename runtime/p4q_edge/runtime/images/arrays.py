@@ -34,7 +34,10 @@ def encoded_bytes(image: Any, *, limit: int) -> bytes:
         InputError: the file gives text, nothing, more than `limit` bytes, or only to `await`.
     """
     if not hasattr(image, "read"):
-        return bytes(image)
+        data = bytes(image)
+        if not data:
+            raise InputError("the image has 0 bytes. Check where its bytes come from.")
+        return data
     kind = type(image).__name__
     try:
         data = image.read(limit + 1)
@@ -104,6 +107,9 @@ def _advice(values: np.ndarray, name: str) -> str:
         return f"Pass its images one by one: `list({name})`."
     if values.ndim not in (2, 3):
         return "Pass the pixels of one image."
+    if values.dtype != np.uint8 and _channels(values, 0) and not _channels(values, -1):
+        # What is converted is an array, and an array has its channels last.
+        name = f"{name}.permute(1, 2, 0)" if name == "tensor" else f"{name}.transpose(1, 2, 0)"
     if values.dtype == np.bool_:
         return f"Convert it: `{name}.{method}astype('uint8') * 255`."
     if np.issubdtype(values.dtype, np.floating):

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images.arrays import TensorLike, as_pixels, encoded_bytes, is_buffer, is_tensor
-from p4q_edge.runtime.storage import one_line
+from p4q_edge.runtime.storage import not_fetched, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,11 +150,14 @@ def _check_file(path: Path) -> None:
     try:
         status = path.stat()  # once: a file may be gone a moment later
     except (OSError, ValueError) as error:  # the latter for names that no file can have
-        raise InputError(f"{str(path)[:200]!r} does not exist. Check the path of the image.") from error
+        missing = f"{str(path)[:200]!r} does not exist. Check the path of the image."
+        raise InputError(not_fetched(path) or missing) from error
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a folder, not an image. Name its files, or pass the folder to classify.")
     if stat.S_ISFIFO(status.st_mode):
         raise InputError(f"{path} is a pipe, which may never be written to. Name a file, or pass its bytes.")
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes). Copy it again, or remove it.")
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_FILE_BYTES} bytes. Use a smaller copy of it.")
 

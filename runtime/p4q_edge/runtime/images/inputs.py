@@ -16,6 +16,7 @@ from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images.arrays import is_buffer, is_tensor
 from p4q_edge.runtime.images.decode import SUFFIXES, ImageLike
 from p4q_edge.runtime.images.listing import LeftOut, image_files
+from p4q_edge.runtime.storage import not_fetched
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -87,7 +88,10 @@ def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 
 def _is_many(path: str | os.PathLike[str]) -> bool:
     # os.path, unlike Path, answers False for names that no file can have.
-    return os.path.isdir(path) or (not os.path.exists(path) and glob.has_magic(os.fspath(path)))  # noqa: PTH110, PTH112
+    if os.path.isdir(path):  # noqa: PTH112
+        return True
+    # An address may have a question mark, and is no pattern.
+    return not os.path.exists(path) and glob.has_magic(os.fspath(path)) and not not_fetched(path)  # noqa: PTH110
 
 
 def _files(path: str | os.PathLike[str]) -> list[ImageLike]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.storage.files import (
         atomic_write,
         is_read_only,
+        not_fetched,
         read_bounded,
         remove_leftovers,
         require_writable,
@@ -79,6 +80,7 @@ __all__ = [
     "json_depth",
     "kept_path",
     "load_tensors",
+    "not_fetched",
     "one_line",
     "printable",
     "read_bounded",
@@ -108,6 +110,7 @@ if not TYPE_CHECKING:
             "files": (
                 "atomic_write",
                 "is_read_only",
+                "not_fetched",
                 "read_bounded",
                 "require_writable",
                 "remove_leftovers",

@@ -19,6 +19,7 @@ from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
 _BLOCK_BYTES = 1 << 20
 TEMPORARY = ".tmp"
 _LEFTOVER = re.compile(r"\..+\.(\d{1,9})-[0-9a-z_]{8}\.tmp", re.DOTALL)
+_ADDRESS = re.compile(r"(?P<scheme>(?i:https?|s?ftps?|s3|gs|az|hdfs)):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -34,6 +35,25 @@ def sha256_file(path: Path) -> str:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def not_fetched(path: str | os.PathLike[str]) -> str:
+    """Return what to say where an address such as `https://...` stands for a file; empty where it is none.
+
+    Args:
+        path: as it was typed, or as a `Path`, which has one slash of the two.
+    """
+    text = os.fspath(path)
+    found = _ADDRESS.fullmatch(text)
+    if found is None or os.path.lexists(text):
+        return ""
+    address = f"{found['scheme']}://{found['rest']}"
+    how = (
+        f"Fetch it first: curl -O {address}"
+        if found["scheme"].lower().startswith(("http", "ftp"))
+        else ("Copy it to this machine first, and name the copy")
+    )
+    return f"{address} is an address, and nothing is fetched from networks. {how}"
 
 
 def require_writable(path: Path, *, force: bool) -> None:

@@ -25,7 +25,7 @@ from p4q_edge.runtime.cli.command import (
     write_line,
 )
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.storage import not_fetched, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -348,10 +348,8 @@ def _into_files(
 
 
 def _opened(image: str) -> str | bytes:
-    if image.startswith(("http://", "https://")):
-        raise UsageError(
-            f"{image} is an address, and nothing is fetched from networks. Fetch it first: curl -O {image}"
-        )
+    if address := not_fetched(image):
+        raise UsageError(address)
     return sys.stdin.buffer.read() if image == "-" else image
 
 
