@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.cli.documents import InitDocument
-from p4q_edge.data import find_copies, read_images, unreadable_images
+from p4q_edge.data import find_copies, in_few_lines, read_images, unreadable_by_index, unreadable_images
 from p4q_edge.runtime.cli import Command, Output
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.storage import atomic_write, printable, require_writable
 
@@ -63,9 +63,14 @@ def _run(request: InitRequest, output: Output) -> int:
     train, test = find_sets(request.photos)
     require_writable(request.output, force=output.force)
     images = read_images(str(train), key="PHOTOS")
-    counts = {name: int((images.labels == label).sum()) for label, name in enumerate(images.class_names)}
-    unusable = unreadable_images(images)
-    advice = advise(images, counts)
+    tested = None if test is None else read_images(str(test), key="PHOTOS")
+    counts = count_classes(images)
+    damaged = unreadable_by_index(images)
+    usable = images.subset(index for index in range(len(images)) if index not in damaged)
+    left = count_classes(usable)
+    unusable = in_few_lines(damaged.values()) + ([] if tested is None else unreadable_images(tested))
+    refused = [] if tested is None else advise_test(usable, tested, source=str(test))
+    advice = advise(usable, counts) + refused
     atomic_write(request.output, recipe_text(request.output, train, test, counts).encode(), force=output.force)
     document = InitDocument(
         recipe=str(request.output),
@@ -80,8 +85,8 @@ def _run(request: InitRequest, output: Output) -> int:
     lines += [f"cannot be used: {problem}" for problem in unusable]
     lines += [f"advice: {line}" for line in advice]
     lines += [
-        f"{request.output}  {sum(counts.values()) - len(unusable)} usable images of {len(counts)} classes",
-        next_step(request.output, unusable, counts),
+        f"{request.output}  {len(usable)} usable images of {len(counts)} classes",
+        next_step(request.output, unusable, left, refused=bool(refused)),
     ]
     output.write(document=document, text="\n".join(lines))
     return 0
@@ -104,8 +109,15 @@ def find_sets(photos: Path) -> tuple[Path, Path | None]:
     return train, next((photos / name for name in _TESTS if (photos / name).is_dir()), None)
 
 
-def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
-    """Return what to type next; `build` refuses images that cannot be used and classes of one image."""
+def next_step(recipe: Path, unusable: list[str], counts: dict[str, int], *, refused: bool = False) -> str:
+    """Return what to type next; `build` refuses images that cannot be used and classes of one image.
+
+    Args:
+        recipe: that was written.
+        unusable: what is wrong with images.
+        counts: usable images of each class to learn from.
+        refused: whether `build` refuses what is advised about the images to test on.
+    """
     before = []
     if unusable:
         before.append("repair or remove the files that cannot be used")
@@ -113,15 +125,46 @@ def next_step(recipe: Path, unusable: list[str], counts: dict[str, int]) -> str:
         before.append(f"give each class at least {MIN_IMAGES} images or remove it")
     if len(counts) < 2:
         before.append("add a folder of another class")
+    if refused:
+        before.append("follow the advice about the images to test on")
     build = f"p4q-edge build --recipe {shlex.quote(str(recipe))} --engine out.onnx"
     return f"next: {' and '.join(before)}, then: {build}" if before else f"next: {build}"
 
 
-def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
-    """Return what to fix before learning: too few images, very unequal classes, the same image in two classes."""
+def count_classes(images: ImageSet) -> dict[str, int]:
+    """Return how many images each class has."""
+    return {name: int((images.labels == label).sum()) for label, name in enumerate(images.class_names)}
+
+
+def advise_test(learned: ImageSet, tested: ImageSet, *, source: str) -> list[str]:
+    """Return what `build` would refuse of the images to test on: other classes, and images that are learned from."""
     advice = []
-    unusable = [name for name, count in counts.items() if count < MIN_IMAGES]
-    few = [f"{name} ({count})" for name, count in counts.items() if MIN_IMAGES <= count < FEW_IMAGES]
+    try:
+        tested.with_classes_of(learned, source=source)
+    except InputError as error:
+        advice.append(str(error))
+    known = dict(zip(learned.digests(), learned.names, strict=True))
+    pairs = [
+        f"{name} (as {known[digest]})"
+        for name, digest in zip(tested.names, tested.digests(), strict=True)
+        if digest in known
+    ]
+    if pairs:
+        advice.append(f"images of {source} that are also to learn from; keep each in one place: {_some(pairs)}")
+    return advice
+
+
+def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
+    """Return what to fix before learning: too few images, very unequal classes, the same image in two classes.
+
+    Args:
+        images: those that can be decoded.
+        counts: images of each class, with those that cannot.
+    """
+    advice = []
+    usable = count_classes(images)
+    unusable = [name for name, count in usable.items() if count < MIN_IMAGES]
+    few = [f"{name} ({count})" for name, count in usable.items() if MIN_IMAGES <= count < FEW_IMAGES]
     numbered = [name for name in counts if re.match(r"\d+[\W_]+\D", name)]
     if len(counts) < 2:
         advice.append("one class is told from nothing: add a folder of another, such as 'something else'")

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from p4q_edge.data.cross_validation import FOLDS, folds
     from p4q_edge.data.few_shot import Split, draw_by_class
     from p4q_edge.data.image_set import ImageStream, pixels
-    from p4q_edge.data.preflight import check_data, find_copies, unreadable_images
+    from p4q_edge.data.preflight import (
+        check_data,
+        find_copies,
+        in_few_lines,
+        unreadable_by_index,
+        unreadable_images,
+    )
     from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "draw_by_class",
     "find_copies",
     "folds",
+    "in_few_lines",
     "pixels",
     "read_captions",
     "read_class_prompts",
@@ -33,6 +40,7 @@ __all__ = [
     "read_split",
     "read_unlabelled",
     "read_words",
+    "unreadable_by_index",
     "unreadable_images",
 ]
 
@@ -45,7 +53,7 @@ if not TYPE_CHECKING:
             "cross_validation": ("FOLDS", "folds"),
             "few_shot": ("Split", "draw_by_class"),
             "image_set": ("ImageStream", "pixels"),
-            "preflight": ("check_data", "find_copies", "unreadable_images"),
+            "preflight": ("check_data", "find_copies", "in_few_lines", "unreadable_by_index", "unreadable_images"),
             "readers": (
                 "read_class_prompts",
                 "read_images",

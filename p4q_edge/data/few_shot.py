@@ -56,6 +56,16 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
     Raises:
         InputError: there is one class alone, or classes have fewer than two images.
     """
+    chosen, fewer = _drawn(images, shots=shots, seed=seed, keep_share=keep_share)
+    if fewer:
+        named = ", ".join(fewer[:_SHOWN]) + (f" and {len(fewer) - _SHOWN} more" if len(fewer) > _SHOWN else "")
+        kept = ", with a share kept to test on" if keep_share else ""
+        logger.warning("data.shots = %d: %d classes have fewer; learned from%s: %s", shots, len(fewer), kept, named)
+    return chosen
+
+
+def _drawn(images: ImageSet, *, shots: int, seed: int, keep_share: int) -> tuple[list[int], list[str]]:
+    """Return what `few_shot` draws, and in words which classes have fewer than `shots`."""
     if len(images.class_names) < 2:
         raise InputError(
             f"at least 2 classes are needed, of which one is told from another; got {', '.join(images.class_names)!r} "
@@ -80,11 +90,7 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
         if count < shots:
             fewer.append(f"{name} {count} of {len(members)}")
         chosen += sorted(generator.permutation(members)[:count].tolist())
-    if fewer:
-        named = ", ".join(fewer[:_SHOWN]) + (f" and {len(fewer) - _SHOWN} more" if len(fewer) > _SHOWN else "")
-        kept = ", with a share kept to test on" if keep_share else ""
-        logger.warning("data.shots = %d: %d classes have fewer; learned from%s: %s", shots, len(fewer), kept, named)
-    return chosen
+    return chosen, fewer
 
 
 def draw_by_class(labels: npt.NDArray[np.int64], limit: int, *, seed: int) -> npt.NDArray[np.int64]:
@@ -138,6 +144,29 @@ def make_split(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int,
     return Split(train=learned, test=tested)
 
 
+def split_problems(train: ImageSet, test: ImageSet | None, *, shots: int, seed: int) -> list[str]:
+    """Return all that keeps two sets from being split, of which `make_split` raises the first; or none."""
+    problems: list[str] = []
+    learned = None
+    try:
+        chosen, _ = _drawn(train, shots=shots, seed=seed, keep_share=0 if test is not None else TEST_SHARE)
+        learned = train.subset(chosen)
+    except InputError as error:
+        problems.append(str(error))
+    if test is None:
+        return problems
+    try:
+        test.with_classes_of(train, source="data.test")
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        if learned is not None:
+            _refuse_overlap(learned, test)
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
 def split_without_labels(
     images: ImageSet, test: ImageSet | None, class_names: tuple[str, ...], *, seed: int, hold_out: bool = True
 ) -> Split:
@@ -184,9 +213,14 @@ def _without_copies(tested: ImageSet, learned: ImageSet) -> ImageSet:
 
 def _refuse_overlap(learned: ImageSet, tested: ImageSet) -> None:
     by_digest = dict(zip(learned.digests(), learned.names, strict=True))
-    for name, digest in zip(tested.names, tested.digests(), strict=True):
-        if digest in by_digest:
-            raise InputError(
-                f"test image {name} is also learned from (as {by_digest[digest]}); "
-                "remove it from data.test: accuracy on learned images means nothing"
-            )
+    both = [
+        f"{name} is also learned from (as {by_digest[digest]})"
+        for name, digest in zip(tested.names, tested.digests(), strict=True)
+        if digest in by_digest
+    ]
+    if both:
+        more = f" and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
+        raise InputError(
+            f"test image {', '.join(both[:_SHOWN])}{more}; remove {'it' if len(both) == 1 else 'them'} from data.test: "
+            "accuracy on learned images means nothing"
+        )

@@ -1,10 +1,10 @@
 """What can be said about a recipe's data before anything is run: all problems at once, without torch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from p4q_edge.data.few_shot import Split, make_split
+from p4q_edge.data.few_shot import Split, make_split, split_problems
 from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
 from p4q_edge.recipe import DataSection
 from p4q_edge.runtime.errors import P4QEdgeError
@@ -31,23 +31,35 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
     names = _tried(problems, lambda: read_words(section.class_names, key="data.class_names"))
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
     problems += template_problems(templates) if templates or not section.class_prompts else []
+    opened = train
     if train is not None and names:
         named = train
         train = _tried(problems, lambda: named.with_class_names(names, source=section.train, key="data.class_names"))
-    if train is None or (section.test and test is None):
-        return None, problems
-    known, prompts_known = train, train.class_names
-    _tried(problems, lambda: read_class_prompts(section.class_prompts, prompts_known))
-    split = _tried(
-        problems,
-        lambda: make_split(known, test, shots=section.shots, seed=seed, test_limit=section.test_limit),
-    )
-    if split is not None:
+    if train is not None:
+        known = train.class_names
+        _tried(problems, lambda: read_class_prompts(section.class_prompts, known))
+    split = _split(problems, train, test, section, seed=seed)
+    if split is None:  # which images will be used is not known
+        used = [opened, test]
+    else:
         drawn = split
-        unlabelled = _tried(problems, lambda: read_unlabelled(section, drawn))
-        for images in (split.train, split.test, unlabelled):
-            problems += unreadable_images(images) if images is not None else []
+        used = [split.train, split.test, _tried(problems, lambda: read_unlabelled(section, drawn))]
+    for images in used:
+        problems += unreadable_images(images) if images is not None else []
     return split, problems
+
+
+def _split(
+    problems: list[str], train: ImageSet | None, test: ImageSet | None, section: DataSection, *, seed: int
+) -> Split | None:
+    """Draw the split, or add all that keeps it from being drawn to the problems."""
+    if train is None or (section.test and test is None):
+        return None
+    try:
+        return make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
+    except P4QEdgeError:  # the first problem; looked for alone, since all images are read for the last of them
+        problems += split_problems(train, test, shots=section.shots, seed=seed)
+        return None
 
 
 def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
@@ -88,7 +100,17 @@ def _tried(problems: list[str], step: Callable[[], T]) -> T | None:
 
 def unreadable_images(images: ImageSet) -> list[str]:
     """Return what is wrong with each image that cannot be decoded; of many the first few, and how many there are."""
-    found = [problem for problem in _decoded(images) if problem]
+    return in_few_lines(unreadable_by_index(images).values())
+
+
+def unreadable_by_index(images: ImageSet) -> dict[int, str]:
+    """Return what is wrong with each image that cannot be decoded."""
+    return {index: problem for index, problem in enumerate(_decoded(images)) if problem}
+
+
+def in_few_lines(problems: Iterable[str]) -> list[str]:
+    """Return the first few problems of images, and how many more there are."""
+    found = list(problems)
     more = len(found) - SHOWN_IMAGES
     return found[:SHOWN_IMAGES] + ([f"and {more} more images cannot be read"] if more > 0 else [])
 

@@ -54,7 +54,7 @@ def test_folders_may_have_the_names_that_were_learned_from(tmp_path: Path) -> No
     root = folders(tmp_path, n02=1, n01=2)
     images = labelled.read_class_folders(root, class_names=("dog", "cat"), spec=SPEC, other_names=("n02", "n01"))
     assert images.labels.tolist() == [1, 1, 0]
-    with pytest.raises(InputError, match="the class 'n01', which is not one of the 2 known classes"):
+    with pytest.raises(InputError, match="the classes 'n01' and 'n02', which are not among the 2 known classes"):
         labelled.read_class_folders(root, class_names=("dog", "cat"), spec=SPEC)
 
 

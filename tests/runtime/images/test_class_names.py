@@ -61,10 +61,13 @@ def test_the_two_unicode_forms_of_a_name_are_one_class() -> None:
         (["bird", "cat", "dog"], "photos has the class 'bird', .* did you mean 'Bird'"),
         (
             ["umbrella", "wheelchair", "zebra"],
-            "photos has the class 'umbrella', which is not one of the 3 known classes",
+            "photos has the classes 'umbrella', 'wheelchair' and 'zebra', which are not among the 3 known classes",
         ),
         (["cat", "cow"], r"'cow', which is not one of the 3 known classes \(Bird, cat, dog\)"),
-        (["a", "b", "c"], "classes are matched by name: rename it, or remove it from the data"),
+        (["a"], "classes are matched by name: rename it, or remove it from the data"),
+        (["a", "b", "c"], "classes are matched by name: rename them, or remove them from the data"),
+        (["CAT", "umbrella"], r"the classes 'CAT' \(did you mean 'cat'\?\) and 'umbrella', which are not among"),
+        (["a", "b", "c", "d", "e", "f", "g"], "the classes 'a', 'b', 'c', 'd', 'e' and 2 more, which are not among"),
     ],
 )
 def test_nothing_is_matched_by_its_place(found: list[str], message: str) -> None:

@@ -92,6 +92,55 @@ def test_train_and_test_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (recipe.data.train, recipe.data.test) == (str(tmp_path / "train"), str(tmp_path / "val"))
 
 
+def test_images_to_test_on_are_looked_through_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shade, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "photos" / "train" / name, 9, shade)
+        fill(tmp_path / "photos" / "test" / name.replace("dog", "cow"), 3, 7 + shade)
+    (tmp_path / "photos" / "test" / "cat" / "0.png").write_bytes(b"no image")
+    copy = (tmp_path / "photos" / "train" / "dog" / "4.png").read_bytes()
+    (tmp_path / "photos" / "test" / "cow" / "copy.png").write_bytes(copy)
+    assert main(["init", "photos"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        "cannot be used: photos/test/cat/0.png is not one of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF. "
+        "Save it as JPEG or PNG.",
+        "advice: photos/test has the class 'cow', which is not one of the 2 known classes (cat, dog); classes are "
+        "matched by name: rename it, or remove it from the data",
+        "advice: images of photos/test that are also to learn from; keep each in one place: "
+        "cow/copy.png (as dog/4.png)",
+        "p4q.toml  18 usable images of 2 classes",
+        "next: repair or remove the files that cannot be used and follow the advice about the images to test on, then: "
+        "p4q-edge build --recipe p4q.toml --engine out.onnx",
+    ]
+
+
+def test_damaged_images_count_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "photos" / "cat", 20, 1)
+    fill(tmp_path / "photos" / "dog", 20, 2)
+    fill(tmp_path / "photos" / "eel", 2, 3)
+    for i in range(14):
+        (tmp_path / "photos" / "dog" / f"{i}.png").write_bytes(b"")
+    (tmp_path / "photos" / "eel" / "0.png").write_bytes(b"")  # the bytes of damaged dogs, and no copy of a photograph
+    assert main(["init", "photos"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["cat     20", "dog     20", "eel      2"]
+    assert lines[3] == "cannot be used: photos/dog/0.png is empty (0 bytes). Copy it again, or remove it."
+    assert lines[13] == "cannot be used: and 5 more images cannot be read"
+    assert lines[14:17] == [
+        "advice: a class needs at least 2 images; add some or remove the folder: eel",
+        "advice: fewer than 8 images; 16 and some to test on work better: dog (6)",
+        "advice: very unequal: cat has 20, eel 2; data.shots takes the same number of each",
+    ]
+    assert lines[17] == "p4q.toml  27 usable images of 3 classes"
+    assert "give each class at least 2 images or remove it" in lines[18]
+
+
 def test_names_that_steer_a_terminal_make_no_other_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,5 +94,5 @@ def test_the_command_ends_before_learning(
     (tmp_path / "p4q.toml").write_text(to_toml(recipe))
     monkeypatch.setattr("p4q_edge.stages.open_source", lambda *_: pytest.fail("it was run"))
     assert main(["build", "--recipe", str(tmp_path / "p4q.toml"), "--engine", str(tmp_path / "out.onnx")]) == 2
-    assert "dog/0.png is not one of JPEG, PNG" in capsys.readouterr().err
+    assert "dog/0.png is empty (0 bytes). Copy it again, or remove it." in capsys.readouterr().err
     assert not (tmp_path / "out.run").exists()

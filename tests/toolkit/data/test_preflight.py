@@ -33,7 +33,7 @@ def test_every_damaged_image_is_named(folder: Path) -> None:
     _, problems = check_data(DataSection(train=str(folder), shots=4), seed=0)
     assert len(problems) == 2
     assert any("cat/3.png cannot be decoded" in problem for problem in problems)
-    assert any("dog/7.png is not one of" in problem for problem in problems)
+    assert any("dog/7.png is empty (0 bytes)" in problem for problem in problems)
 
 
 def test_of_many_damaged_images_the_first_are_named(folder: Path) -> None:
@@ -59,6 +59,8 @@ def test_problems_of_all_keys_stand_in_one_list(folder: Path, tmp_path: Path) ->
         "data.test",
         "data.class_names",
         "data.templates",
+        "data.class_prompts",
+        f"{folder / 'dog' / '7.png'} is empty (0 bytes). Copy it again, or remove it.",
     ]
     _, problems = check_data(DataSection(train=str(folder), class_prompts=str(tmp_path / "prompts.json")), seed=0)
     assert problems[0].startswith("data.class_prompts")
@@ -72,6 +74,40 @@ def test_classes_that_do_not_fit_are_a_problem(folder: Path, tmp_path: Path) -> 
     assert split is None
     assert len(problems) == 1
     assert "data.test has the class 'cow'" in problems[0]
+
+
+def test_every_reason_why_there_is_no_split_is_told_beside_damaged_images(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train" / "eel").mkdir()
+    (tmp_path / "train" / "eel" / "0.png").write_bytes((folder / "cat" / "0.png").read_bytes()[:50])
+    for name in ("cow", "Dog"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (9, 9, len(name))).save(tmp_path / "test" / name / "0.png")
+    (tmp_path / "test" / "Dog" / "1.png").write_bytes(b"no image")
+    split, problems = check_data(DataSection(train=str(folder), test=str(tmp_path / "test")), seed=0)
+    assert split is None
+    assert [problem.partition(",")[0] for problem in problems[:2]] == [
+        "at least 2 images of a class are needed: class 'eel' has 1. Add photos of it",
+        "data.test has the classes 'Dog' (did you mean 'dog'?) and 'cow'",
+    ]
+    assert "eel/0.png cannot be decoded" in problems[2]
+    assert "Dog/1.png is not one of JPEG" in problems[3]
+    assert len(problems) == 4
+
+
+def test_all_test_images_that_are_learned_from_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    for i in range(7):
+        (tmp_path / "test" / "cat" / f"{i}.png").write_bytes((folder / "dog" / f"{i}.png").read_bytes())
+    (tmp_path / "test" / "cat" / "z.png").write_bytes(b"no image")
+    _, problems = check_data(DataSection(train=str(folder), test=str(tmp_path / "test"), shots=0), seed=0)
+    assert problems[0] == (
+        "test image cat/0.png is also learned from (as dog/0.png), cat/1.png is also learned from (as dog/1.png), "
+        "cat/2.png is also learned from (as dog/2.png), cat/3.png is also learned from (as dog/3.png), "
+        "cat/4.png is also learned from (as dog/4.png) and 2 more; remove them from data.test: accuracy on learned "
+        "images means nothing"
+    )
+    assert "cat/z.png is not one of JPEG" in problems[1]
+    assert len(problems) == 2
 
 
 def test_the_check_needs_no_torch() -> None:

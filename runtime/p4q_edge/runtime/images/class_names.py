@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 _DIGITS = re.compile("([0-9]+)")
 _SHOWN_PAIRS = 24
+_SHOWN_UNKNOWN = 5
 
 
 def in_label_order(names: Iterable[str]) -> list[str]:
@@ -45,11 +46,11 @@ def match_classes(
     """
     index = {same_form(name): position for position, name in enumerate(other_names)}
     index.update({same_form(name): position for position, name in enumerate(class_names)})
+    if unknown := [name for name in found if same_form(name) not in index]:
+        raise InputError(_unknown(unknown, class_names, source=source))
     seen: dict[int, str] = {}
     for name in found:
-        position = index.get(same_form(name))
-        if position is None:
-            raise InputError(_unknown(name, class_names, source=source))
+        position = index[same_form(name)]
         if position in seen:
             raise InputError(f"{source} has {seen[position]!r} and {name!r}, which are one class. Put them together.")
         seen[position] = name
@@ -131,15 +132,34 @@ def warn_of_classes(labels: Sequence[int], class_names: Sequence[str], *, source
     logger.warning("%s has no images of %d of %d classes: %s%s", source, len(missing), len(class_names), shown, more)
 
 
-def _unknown(name: str, class_names: Sequence[str], *, source: str) -> str:
+def _unknown(names: Sequence[str], class_names: Sequence[str], *, source: str) -> str:
+    known = ", ".join(class_names[:4]) + (", ..." if len(class_names) > 4 else "")
+    of_known = f"the {len(class_names)} known classes ({known})"
+    if len(names) == 1:
+        likely = _likely(names[0], class_names)
+        hint = f"did you mean {likely!r}? " if likely else ""
+        return (
+            f"{source} has the class {names[0]!r}, which is not one of {of_known}; {hint}"
+            "classes are matched by name: rename it, or remove it from the data"
+        )
+    shown = names[:_SHOWN_UNKNOWN]
+    listed = [
+        f"{name!r} (did you mean {likely!r}?)" if (likely := _likely(name, class_names)) else repr(name)
+        for name in shown
+    ]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    joined = ", ".join(listed) + more if more else f"{', '.join(listed[:-1])} and {listed[-1]}"
+    return (
+        f"{source} has the classes {joined}, which are not among {of_known}; classes are matched by name: rename them, "
+        "or remove them from the data"
+    )
+
+
+def _likely(name: str, class_names: Sequence[str]) -> str:
+    """Return the known class that a name comes near to, whatever the case; empty if there is none."""
     folded = {known.casefold(): known for known in class_names}
     near = difflib.get_close_matches(name.casefold(), folded, n=1)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    known = ", ".join(class_names[:4]) + (", ..." if len(class_names) > 4 else "")
-    return (
-        f"{source} has the class {name!r}, which is not one of the {len(class_names)} known classes ({known}); {hint}"
-        "classes are matched by name: rename it, or remove it from the data"
-    )
+    return folded[near[0]] if near else ""
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
