@@ -7,10 +7,10 @@ import subprocess
 
 
 class Child:
-    """`p4q-edge serve` as a process of its own."""
+    """`p4q-edge serve` as a process of its own, with the line that it wrote once it listened."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process, self.url = process, url
+    def __init__(self, process: subprocess.Popen[str], line: str) -> None:
+        self.process, self.url, self.line = process, line.split()[0], line.strip()
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Ask it to stop; return its exit code and what it wrote to stderr."""

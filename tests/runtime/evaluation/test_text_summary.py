@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders.build import build_engine
 from p4q_edge.runtime.errors import IncompatibleEngineError
 from p4q_edge.runtime.evaluation.report.document import read_report
+from p4q_edge.runtime.evaluation.report.text_summary import summary
 from p4q_edge.runtime.evaluation.subject import find_bundle
 
 Run = Callable[..., tuple[int, str, str]]
@@ -108,3 +110,15 @@ def test_the_report_has_the_prompts(tiny_bundle: Path, rebundle: Callable[..., P
     assert code == 0, err
     assert read_report(engine.with_name("prompts.report.json")).prompts == prompts
     assert "| grand_piano | a photo of a grand piano. |" in page.read_text()
+
+
+def test_a_chain_without_limits_says_so(with_zero_shot: Path, validated: Path, run: Run) -> None:
+    engine = with_zero_shot
+    assert run("validate", engine, "--data", validated)[0] == 0
+    report = read_report(engine.with_name("out.report.json"))
+    assert report.chain is not None
+    assert "limits hold" in summary(report, ())
+    free = replace(report.chain, gates=())
+    text = summary(msgspec.structs.replace(report, chain=free, golden=None), ())
+    assert "no limit applies" in text
+    assert "limits hold" not in text

@@ -89,7 +89,7 @@ def child(tiny_engine: Path) -> Iterator[Callable[..., Child]]:
         assert process.stderr is not None
         line = process.stdout.readline()
         assert line.startswith("http"), line + process.stderr.read()
-        return Child(process, line.split()[0])
+        return Child(process, line)
 
     yield start
     for process in started:

@@ -48,6 +48,21 @@ def test_many_at_once_get_what_the_python_api_says(
     assert server.stop()[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "  open it in a browser; Ctrl-C stops the server"),
+        (
+            ("--host", "0.0.0.0"),
+            "  open it in a browser, on another machine with this one's name or address; Ctrl-C stops the server",
+        ),
+    ],
+)
+def test_where_it_can_be_opened_is_told(child: Callable[..., Any], options: tuple[str, ...], told: str) -> None:
+    server = child(*options, P4Q_EDGE_TOKEN="a" * 32)
+    assert server.line == server.url + told
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_is_under_way_is_answered_before_it_ends(
     child: Callable[..., Any], photos: list[bytes], number: int

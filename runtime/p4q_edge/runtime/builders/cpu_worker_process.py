@@ -19,6 +19,7 @@ from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
 from p4q_edge.runtime.builders.cpu import CpuModel, ProofSetting, ProvedModel
 from p4q_edge.runtime.builders.cpu_worker import GOLDEN, MODEL, OPTIMIZED, OUTPUTS
 from p4q_edge.runtime.machine import child_command
+from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage import load_tensors, scratch_folder
 
 logger = logging.getLogger(__name__)
@@ -95,13 +96,18 @@ def _tell(kept: CpuCandidate, inspection: CpuInspection) -> None:
     for name, row in inspection.rows.items():
         if row.problem is not None:
             logger.warning("%s is not kept: %s", name, row.problem)
-    against = [f"{estimate.value:.2f} times as fast as {name}" for name, estimate in inspection.faster_than.items()]
     logger.info(
-        "%s: %s is kept%s",
-        ", ".join(against) or "nothing was left to compare with",
+        "%s is kept: %s%s",
         kept.name,
+        ", ".join(_against(*other) for other in inspection.faster_than.items()) or "nothing was left to compare with",
         "".join(f"; not measured: {reason}" for reason in inspection.not_measured),
     )
+
+
+def _against(name: str, faster: Estimate) -> str:
+    """Return how much faster than another what is kept is; of those that are equally fast the first is kept."""
+    equal = "" if faster.value > 1 else " (counts as equally fast)"
+    return f"{faster.value:.2f} times as fast as {name!r}{equal}"
 
 
 def _ask(request: Mapping[str, Any], *, name: str, deadline_s: float, command: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("starlette", "uvicorn", "python_multipart")
 _MAX_IMAGE_MB = 16
+_EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +112,15 @@ def _run(request: ServeRequest, output: Output) -> int:
         with loaded as classifier:
             app = make_app(classifier, request.engine, options)
             url = url_of(sock, options)
-            document, text = _document(request, options, url), f"{url}  open it in a browser; Ctrl-C stops the server"
+            document, text = _document(request, options, url), _words(url, options.host)
             _let_requests_end()
             run_server(app, sock, options, ready=lambda: output.write(document=document, text=text))
     return 0
+
+
+def _words(url: str, host: str) -> str:
+    where = ", on another machine with this one's name or address" if host.strip("[]") in _EVERY_ADDRESS else ""
+    return f"{url}  open it in a browser{where}; Ctrl-C stops the server"
 
 
 def _require_libraries() -> None:

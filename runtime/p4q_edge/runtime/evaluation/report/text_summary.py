@@ -124,11 +124,11 @@ def _chain_lines(chain: ChainReport, title: str) -> list[str]:
         return []
     ends = {(hop.reference, hop.candidate): hop for hop in chain.hops}
     hop = ends[chain.stages[0].name, chain.stages[-1].name]
-    held = sum(gate.passed for gate in chain.gates)
+    held = f"{sum(gate.passed for gate in chain.gates)} of {len(chain.gates)} limits hold"
     line = (
         f"{title}: {' -> '.join(words.stage(stage.name) for stage in chain.stages)}, n = {chain.n}: same answer "
-        f"{words.percent(hop.agreement.value)}, least cosine {words.cosine(hop.cosine.min)}, {held} of "
-        f"{len(chain.gates)} limits hold"
+        f"{words.percent(hop.agreement.value)}, least cosine {words.cosine(hop.cosine.min)}, "
+        f"{held if chain.gates else 'no limit applies'}"
     )
     failed = [f"FAILED {words.gate(gate)}" for gate in chain.gates if not gate.passed]
     # Those of 8 bits are the usual ones.
