@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from p4q_edge.cli.common import choose_recipe
-from p4q_edge.cli.preflight import check_build
+from p4q_edge.cli.common import DEFAULT_RECIPE, choose_recipe
+from p4q_edge.cli.preflight import build_problems, check_build, in_one_list
 from p4q_edge.data import Split
 from p4q_edge.learning import CURVE_TABLE
-from p4q_edge.recipe import Recipe, to_document, to_toml
+from p4q_edge.recipe import Recipe, read_right_keys, to_document, to_toml
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.builders import BuildRequest, RecipeRequest
 from p4q_edge.runtime.errors import UsageError
@@ -44,7 +44,10 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     Raises:
         UsageError: the engine has a bundle's name, or `check_build` found problems.
     """
-    recipe = choose_recipe(request.recipe)
+    try:
+        recipe = choose_recipe(request.recipe)
+    except UsageError as error:
+        raise UsageError(in_one_list([str(error), *_problems_beside(request)])) from error
     bundle, folder = request.engine.with_suffix(".p4q"), request.engine.with_suffix(".run")
     if bundle == request.engine:
         raise UsageError(f"--engine {request.engine} names a bundle; end it in .onnx (CPU) or .plan (TensorRT)")
@@ -54,6 +57,20 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     learned = run_stages(recipe, folder, split=split, log_dir=request.recipe.log_dir)
     export_unless_current(learned, bundle, folder, force=request.force)
     return bundle
+
+
+def _problems_beside(request: BuildRequest) -> list[str]:
+    """Return what else is wrong with a build, as far as what is right of its recipe tells."""
+    path = request.recipe.path or DEFAULT_RECIPE
+    if request.recipe.zero_shot is not None or not path.is_file():
+        return []
+    try:
+        recipe = read_right_keys(path)
+    except UsageError:  # no TOML, as has been told
+        return []
+    if recipe is None:
+        return []
+    return build_problems(recipe, request.engine, force=request.force, log_dir=request.recipe.log_dir)[1]
 
 
 def resolved_recipe(request: RecipeRequest) -> tuple[RecipeDocument, str]:

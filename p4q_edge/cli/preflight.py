@@ -34,14 +34,21 @@ def check_build(recipe: Recipe, engine: Path, *, force: bool, log_dir: Path | No
         UsageError: every problem that was found, in one list.
         EnvironmentNotAbleError: the recipe's device is not there.
     """
+    check_device(recipe)
+    split, problems = build_problems(recipe, engine, force=force, log_dir=log_dir)
+    if split is None or problems:
+        raise UsageError(in_one_list(problems))
+    return split
+
+
+def build_problems(
+    recipe: Recipe, engine: Path, *, force: bool, log_dir: Path | None = None
+) -> tuple[Split | None, list[str]]:
+    """Return the recipe's images, None if there is no split of them, and all that stands in the way of a build."""
     logs = () if log_dir is None else unwritable(log_dir / CURVE_TABLE)
     problems = [*output_problems(recipe, engine, force=force), *logs, *model_problems(recipe)]
-    check_device(recipe)
     split, found = check_data(recipe.data, seed=recipe.seed)
-    problems += found
-    if split is None or problems:
-        raise UsageError(_in_one_list(problems))
-    return split
+    return split, [*problems, *found]
 
 
 def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
@@ -124,7 +131,8 @@ def _weights_bytes(recipe: Recipe) -> int:
     return path.stat().st_size if section.pretrained.endswith(CHECKPOINT_SUFFIXES) and path.is_file() else 0
 
 
-def _in_one_list(problems: list[str]) -> str:
+def in_one_list(problems: list[str]) -> str:
+    """Return problems as one text, numbered if there are several."""
     if len(problems) == 1:
         return problems[0]
     numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))

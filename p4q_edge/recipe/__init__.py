@@ -21,7 +21,15 @@ if TYPE_CHECKING:
         Recipe,
         TeacherName,
     )
-    from p4q_edge.recipe.toml import anchor, on_device, read_recipe, to_document, to_toml, without_folders
+    from p4q_edge.recipe.toml import (
+        anchor,
+        on_device,
+        read_recipe,
+        read_right_keys,
+        to_document,
+        to_toml,
+        without_folders,
+    )
 
 __all__ = [
     "DEMO_DATA",
@@ -39,6 +47,7 @@ __all__ = [
     "demo_recipe",
     "on_device",
     "read_recipe",
+    "read_right_keys",
     "run_recipe_of",
     "to_document",
     "to_toml",
@@ -71,6 +80,7 @@ if not TYPE_CHECKING:
                 "anchor",
                 "on_device",
                 "read_recipe",
+                "read_right_keys",
                 "to_document",
                 "to_toml",
                 "without_folders",

@@ -33,13 +33,27 @@ def read_recipe(path: str | Path) -> Recipe:
         UsageError: missing file, broken TOML, unknown key, wrong type or value.
     """
     path = Path(path)
+    return anchor(parse_recipe(_read_document(path), source=str(path)), path.parent)
+
+
+def read_right_keys(path: str | Path) -> Recipe | None:
+    """Read what is right of a recipe that `read_recipe` refuses, to look for what else is wrong; None if that is none.
+
+    Raises:
+        UsageError: missing file, broken TOML.
+    """
+    path = Path(path)
+    recipe, _ = _checked(_read_document(path))
+    return None if recipe is None else anchor(recipe, path.parent)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
     try:
-        document = tomllib.loads(read_bounded(path, limit_bytes=MAX_RECIPE_BYTES, kind="recipe").decode("utf-8"))
+        return tomllib.loads(read_bounded(path, limit_bytes=MAX_RECIPE_BYTES, kind="recipe").decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
-    return anchor(parse_recipe(document, source=str(path)), path.parent)
 
 
 def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
@@ -48,16 +62,53 @@ def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
     Raises:
         UsageError: unknown key (with the nearest known one), wrong type or value, or sections that contradict.
     """
-    problems = [*_unknown_keys(document, Recipe, prefix=""), *_unbounded(document, prefix="")]
-    if problems:
+    recipe, problems = _checked(document)
+    if recipe is None or problems:
         raise UsageError(f"{source}: {'; '.join(problems)}")
-    try:
-        recipe = msgspec.convert(document, Recipe)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{source}: {_in_words(str(error))}") from error
-    if problem := recipe.contradiction():
-        raise UsageError(f"{source}: {problem}")
     return recipe
+
+
+def _checked(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """Return what the right keys of a document make, None if that is no recipe, and all that is wrong with others."""
+    problems = [*_unknown_keys(document, Recipe, prefix=""), *_unbounded(document, prefix="")]
+    left = _known(document, Recipe)
+    while True:
+        try:
+            recipe = msgspec.convert(left, Recipe)
+        except (msgspec.ValidationError, ValueError) as error:
+            words = _in_words(str(error))
+            dropped = _drop(left, words)
+            # What sections lack, or ask of each other, may be what is written wrong elsewhere.
+            if dropped or not problems:
+                problems.append(words)
+            if not dropped:
+                return None, problems
+            continue
+        if not problems and (problem := recipe.contradiction()):
+            problems.append(problem)
+        return recipe, problems
+
+
+def _known(document: dict[str, Any], section: type[Section]) -> dict[str, Any]:
+    """Return a copy of a document without keys that are unknown, and without numbers that no key takes."""
+    kinds = {field.name: field.type for field in msgspec.structs.fields(section)}
+    left: dict[str, Any] = {}
+    for key, value in document.items():
+        kind = kinds.get(key)
+        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict):
+            left[key] = _known(value, kind)
+        elif key in kinds and not any(_unbounded({key: value}, prefix="" if section is Recipe else ".")):
+            left[key] = value
+    return left
+
+
+def _drop(document: dict[str, Any], words: str) -> bool:
+    """Take out the key of a section that a problem begins with; return whether there was one."""
+    found = re.match(r"(\w+)\.(\w+)\b", words)
+    if found is None or not isinstance(section := document.get(found[1]), dict) or found[2] not in section:
+        return False
+    del section[found[2]]
+    return True
 
 
 def anchor(recipe: Recipe, folder: Path) -> Recipe:

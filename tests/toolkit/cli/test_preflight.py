@@ -96,3 +96,15 @@ def test_the_command_ends_before_learning(
     assert main(["build", "--recipe", str(tmp_path / "p4q.toml"), "--engine", str(tmp_path / "out.onnx")]) == 2
     assert "dog/0.png is empty (0 bytes). Copy it again, or remove it." in capsys.readouterr().err
     assert not (tmp_path / "out.run").exists()
+
+
+def test_wrong_keys_hide_nothing_else(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "dog" / "0.png").write_bytes(b"")
+    (tmp_path / "p4q.toml").write_text(to_toml(recipe).replace("\nsteps =", "\nstepz ="))
+    (tmp_path / "out.p4q").touch()
+    assert main(["build", "--recipe", str(tmp_path / "p4q.toml"), "--engine", str(tmp_path / "out.onnx")]) == 2
+    said = capsys.readouterr().err
+    assert "3 problems were found before anything was run: (1)" in said
+    assert "unknown key 'learn.stepz'; did you mean 'learn.steps'?; (2)" in said
+    assert "out.p4q exist already and are of another recipe; add --force to replace them" in said
+    assert "dog/0.png is empty (0 bytes)" in said

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p4q_edge.recipe.schema import ComputeSection, DataSection, LearnSection, ModelSection, QuantizationSection, Recipe
-from p4q_edge.recipe.toml import parse_recipe, read_recipe, to_toml
+from p4q_edge.recipe.toml import parse_recipe, read_recipe, read_right_keys, to_toml
 from p4q_edge.runtime.errors import UsageError
 
 MINIMAL = {"model": {"name": "ViT-B-32"}, "data": {"train": "photos"}}
@@ -153,3 +153,38 @@ def test_every_key_of_a_recipe_is_read_somewhere(repository: Path) -> None:
         for field in msgspec.structs.fields(section):
             read = any(f".{field.name}" in text for text in sources.values())
             assert read or field.name in used_by_scheme or own.count(f"self.{field.name}"), field.name
+
+
+def test_unknown_keys_and_wrong_values_stand_in_one_list() -> None:
+    document = {
+        "model": {"name": "demo", "foo": 1},
+        "data": {"train": "x", "shots": -1},
+        "learn": {"steps": "many", "epochs": 1 << 40},
+        "quantization": {"weight_bits": 99, "activation_bits": 1},
+    }
+    with pytest.raises(UsageError) as error:
+        parse_recipe(document, source="x.toml")
+    assert str(error.value).removeprefix("x.toml: ").split("; ") == [
+        "unknown key 'model.foo'",
+        "did you mean 'model.interpolation'?",
+        "learn.epochs must be between -2147483647 and 2147483647, got a larger one",
+        "data.shots must be at least 0",
+        "learn.steps: expected a whole number, got a text",
+        "quantization.weight_bits must be at most 8",
+        "quantization.activation_bits must be at least 2",
+    ]
+
+
+def test_what_a_misspelt_key_leaves_out_is_not_called_missing() -> None:
+    with pytest.raises(UsageError) as error:
+        parse_recipe({"model": {"name": "demo"}, "data": {"trian": "x"}}, source="x.toml")
+    assert str(error.value) == "x.toml: unknown key 'data.trian'; did you mean 'data.train'?"
+
+
+def test_the_right_keys_of_a_refused_recipe_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "p4q.toml"
+    path.write_text("[model]\nname = 'demo'\n[data]\ntrain = 'photos'\nshots = -1\n[learn]\nstepz = 3\n")
+    expected = Recipe(model=ModelSection(name="demo"), data=DataSection(train=str(tmp_path / "photos")))
+    assert read_right_keys(path) == expected
+    path.write_text("[model]\nname = 'demo'\n[data]\ntrian = 'photos'\n")
+    assert read_right_keys(path) is None
