@@ -50,6 +50,13 @@ def test_a_bundle_says_what_it_was_made_of(artifacts: dict[str, Path], run: Run)
     assert f"next            p4q-edge build {artifacts['bundle']} --engine" in out
 
 
+def test_the_next_command_is_one_line_that_can_be_copied(artifacts: dict[str, Path]) -> None:
+    path = Path("/", *["a-long-folder"] * 9, "model.p4q")
+    document = {**msgspec.to_builtins(describe(artifacts["bundle"])), "path": str(path)}
+    lines = in_words(document).splitlines()
+    assert f"next            p4q-edge build {path} --engine {path.with_suffix('.onnx')}" in lines
+
+
 @pytest.mark.parametrize("kind", ["engine", "bundle", "head"])
 def test_v_shows_every_value(artifacts: dict[str, Path], kind: str, run: Run) -> None:
     _, out, _ = run("inspect", artifacts[kind], "-v")

@@ -56,6 +56,16 @@ def test_what_was_pushed_is_built_inspected_and_validated(
         assert code == 0, (command, err)
 
 
+def test_inspect_says_how_to_build_what_lies_there(hub: HubDouble, tiny_bundle: Path, run: Run) -> None:
+    """Not by its path in the cache of another library, and not with the engine beside it."""
+    assert run("push", tiny_bundle, "hf:ann/cups")[0] == 0
+    _, out, _ = run("inspect", "hf:ann/cups@main")
+    lines = out.splitlines()
+    assert lines[0].startswith("bundle hf:ann/cups@main, ")
+    assert lines[1].startswith("lies at         /")
+    assert "next            p4q-edge build hf:ann/cups@main --engine tiny.onnx" in lines
+
+
 def test_push_says_how_to_build_it(hub: HubDouble, tiny_bundle: Path, run: Run) -> None:
     _, out, err = run("push", tiny_bundle, "hf:ann/cups")
     assert "build it: p4q-edge build hf:ann/cups@" in out

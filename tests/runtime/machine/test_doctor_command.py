@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from machines import ABSENT, JETSON, WORKING, environment
+from machines import ABSENT, JETSON, PC, WORKING, environment
 
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.cli.commands import doctor
 from p4q_edge.runtime.machine.findings import Environment
+from p4q_edge.runtime.machine.library_probe import Probe
 
 
 def run(monkeypatch: pytest.MonkeyPatch, seen: Environment, *arguments: str) -> int:
@@ -42,11 +43,32 @@ def test_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert "\nmissing  ONNX Runtime: cannot be used: " in out
     assert "\n         run: pip install --upgrade onnxruntime\n" in out
-    assert out.endswith("not able onnxruntime\nnot able openvino\nnot able tensorrt\nnot able tensorrt-rtx\n")
+    assert out.endswith(
+        "not able onnxruntime: lacks ONNX Runtime\nnot able openvino: lacks OpenVINO\n"
+        "not able tensorrt: lacks TensorRT\n"
+        "not able tensorrt-rtx: lacks TensorRT for RTX\n"
+    )
     assert err == (
         "error: onnxruntime and openvino and tensorrt and tensorrt-rtx cannot run here; fix what is missing above, "
         "then run this again.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        (("cuda",), "builds   tensorrt-rtx: engines for other machines alone; none runs here without CUDA driver"),
+        (("cuda", "tensorrt-rtx"), "not able tensorrt-rtx: lacks CUDA driver and TensorRT for RTX"),
+        (("tensorrt-rtx",), "not able tensorrt-rtx: lacks TensorRT for RTX"),
+        ((), "able     tensorrt-rtx: engines are built and run here"),
+    ],
+)
+def test_what_is_only_built_here_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: tuple[str, ...], told: str
+) -> None:
+    probes = {**WORKING, "tensorrt-rtx": Probe(facts={"version": "1.2"}), **dict.fromkeys(missing, ABSENT)}
+    run(monkeypatch, Environment(host=PC, probes=probes))
+    assert capsys.readouterr().out.splitlines()[-1] == told
 
 
 def test_json_is_one_document_even_when_a_backend_is_missing(

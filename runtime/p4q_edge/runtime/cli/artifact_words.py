@@ -20,14 +20,31 @@ _GRAPHS: Mapping[str, str] = {
 }
 
 
-def in_words(document: Mapping[str, Any]) -> str:
-    """Return a document of `inspect` as lines of at most 100 columns; `every_value` has the rest."""
+def in_words(document: Mapping[str, Any], *, address: str = "") -> str:
+    """Return a document of `inspect` as lines of at most 100 columns; `every_value` has the rest.
+
+    Args:
+        document: with the artifact's path.
+        address: by which it was named, where that is none of a file.
+    """
     rows = {"bundle": _bundle, "engine": _engine, "head": _head}[document["kind"]](document)
     lines = [line for label, text in rows if text for line in _wrapped(label, printable(text))]
-    path = Path(document["path"])
     size = document.get("size_bytes", document.get("engine_size_bytes"))
-    title = f"{document['kind']} {path}" + ("" if size is None else f", {size_words(size)}")
-    return "\n".join([printable(title), *lines, "every value: -v; as JSON: --json"])
+    title = f"{document['kind']} {address or document['path']}" + ("" if size is None else f", {size_words(size)}")
+    lies = [f"{'lies at':<{_LABEL}}{printable(document['path'])}"] if address else []
+    # A line each, whole: a command is there to be copied.
+    then = [f"{'next':<{_LABEL}}{printable(command)}" for command in _next(document, address)]
+    return "\n".join([printable(title), *lies, *lines, *then, "every value: -v; as JSON: --json"])
+
+
+def _next(document: Mapping[str, Any], address: str) -> list[str]:
+    """Return the command that one would run next; of a head, which belongs to some engine, none."""
+    path = Path(document["path"])
+    if document["kind"] == "bundle":
+        # The folder of what was fetched is the cache of another library: no engine belongs there.
+        engine = path.with_suffix(".onnx")
+        return [f"p4q-edge build {_word(address or path)} --engine {_word(engine.name if address else engine)}"]
+    return [f"p4q-edge classify {_word(path)} IMAGES"] if document["kind"] == "engine" else []
 
 
 def every_value(document: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -85,10 +102,6 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(("not usable", f"{graph}: {why}") for graph, why in document["unsound"].items()),
         ("golden samples", f"{document['golden_samples']} images with what PyTorch gave"),
         ("recorded", f"what PyTorch gave for {len(zero_shot)} test images" if zero_shot else ""),
-        (
-            "next",
-            f"p4q-edge build {_word(document['path'])} --engine {_word(Path(document['path']).with_suffix('.onnx'))}",
-        ),
     ]
 
 
@@ -125,7 +138,6 @@ def _engine(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             if golden
             else f"{document['golden_samples']} golden samples",
         ),
-        ("next", f"p4q-edge classify {_word(document['path'])} IMAGES"),
     ]
 
 

@@ -147,8 +147,20 @@ def _text(findings: list[Finding], able: Mapping[str, bool]) -> str:
         lines.append(f"{finding.status:<8} {finding.subject}: {finding.message}")
         if finding.fix:
             lines.append(f"{'':<8} run: {finding.fix}")
-    lines += [f"{'able' if works else 'not able':<8} {backend}" for backend, works in able.items()]
+    lines += [_ability(backend, findings, works=works) for backend, works in able.items()]
     return "\n".join(lines)
+
+
+def _ability(backend: str, findings: list[Finding], *, works: bool) -> str:
+    """Return whether engines of a backend run here, or are only built here, and what is lacking."""
+    if works:
+        return f"able     {backend}: engines are built and run here"
+    asked = [finding for finding in findings if backend in finding.needed_by]
+    lacking = " and ".join(finding.subject for finding in asked if finding.status in ("missing", "absent"))
+    own = (finding for finding in asked if finding.needed_by == (backend,))
+    if backend == "tensorrt-rtx" and all(finding.status == "ok" for finding in own):  # it compiles without a GPU
+        return f"builds   {backend}: engines for other machines alone; none runs here without {lacking}"
+    return f"not able {backend}: lacks {lacking}"
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

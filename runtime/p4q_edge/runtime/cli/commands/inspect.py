@@ -50,9 +50,11 @@ def _run(request: InspectRequest, output: Output) -> int:
 
     from p4q_edge.runtime.cli.artifact_words import every_value, in_words
 
-    document = describe(local_bundle(request.artifact))
+    path = local_bundle(request.artifact)
+    document = describe(path)
     values: dict[str, Any] = msgspec.to_builtins(document)
-    text = in_words(values) if not output.verbose else "\n".join(every_value(values))
+    address = "" if path == request.artifact else str(request.artifact)
+    text = in_words(values, address=address) if not output.verbose else "\n".join(every_value(values))
     output.write(document=document, text=text)
     return 0
 
