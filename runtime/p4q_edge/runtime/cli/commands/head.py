@@ -259,8 +259,8 @@ def _reset(request: ResetRequest, output: Output) -> int:
     before, after = reset_calibration(request.engine, name)
     document = HeadResetDocument(engine=str(request.engine), head=name, before=before, calibration=after)
     text = (
-        f"{name}: temperature {before.temperature:.3g} -> {after.temperature:g}, "
-        f"threshold {before.threshold:.3f} -> {after.threshold:g}"
+        f"{name}: temperature {before.temperature:.3g} -> {after.temperature:.3g}, "
+        f"threshold {before.threshold:.3f} -> {after.threshold:.3f}"
     )
     output.write(document=document, text=text)
     return 0
