@@ -26,6 +26,7 @@ from p4q_edge.runtime.engines.onnxruntime import session_options, seven_bit_weig
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.evaluation.report import DebugReport, LayerFinding
 from p4q_edge.runtime.statistics import metrics
+from p4q_edge.runtime.storage import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ def find_difference(
     if not card.on_cpu:
         raise EnvironmentNotAbleError(
             f"--debug of {engine} needs the bundle that it was built from; name it with --reference, or build the same "
-            f"bundle for the CPU and debug that: p4q-edge build model.p4q --engine {engine.with_suffix('.onnx')}"
+            "bundle for the CPU and debug that: p4q-edge build model.p4q --engine "
+            f"{quoted(engine.with_suffix('.onnx'))}"
         )
     if graph is None and module is None:
         raise UsageError(f"--debug needs the bundle beside {engine}, or a run folder with --reference; neither is here")

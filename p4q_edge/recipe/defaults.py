@@ -5,6 +5,7 @@ from pathlib import Path
 from p4q_edge.recipe.schema import Recipe
 from p4q_edge.recipe.toml import read_recipe
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.storage import quoted
 
 
 def demo_recipe() -> Recipe:
@@ -23,6 +24,6 @@ def run_recipe_of(folder: Path) -> Recipe:
     path = folder / "recipe.toml"
     if not path.is_file():
         raise UsageError(
-            f"{folder} is not a run folder (it has no recipe.toml); `p4q-edge learn -o {folder}` makes one"
+            f"{folder} is not a run folder (it has no recipe.toml); `p4q-edge learn -o {quoted(folder)}` makes one"
         )
     return read_recipe(path)

@@ -33,6 +33,7 @@ from p4q_edge.runtime.storage import (
     decode_json,
     decode_sealed,
     encode_sealed,
+    quoted,
     require_writable,
     sha256_bytes,
     sha256_file,
@@ -159,7 +160,7 @@ def read_bundle(path: str | Path, *, trusted: Keys = None) -> Bundle:
     path = Path(path)
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "does not exist"
-        photos = f" To start from photographs: p4q-edge init {path}" if path.is_dir() else ""
+        photos = f" To start from photographs: p4q-edge init {quoted(path)}" if path.is_dir() else ""
         raise InputError(f"{path} {found}. Name a bundle ({SUFFIX}) that `p4q-edge build` exported.{photos}")
     with _opened(path) as archive:
         members = archive.infolist()

@@ -27,6 +27,7 @@ from p4q_edge.runtime.storage import (
     complete_switch,
     decode_sealed,
     encode_sealed,
+    quoted,
     read_bounded,
     sha256_bytes,
     sha256_file,
@@ -193,8 +194,8 @@ def _no_engine(engine: Path) -> InputError:
     if engine.is_dir():
         return InputError(f"{engine} is a directory; expected an engine: a file ending in .onnx, .plan or .rtx.")
     return InputError(
-        f"{engine} does not exist. Build it from a bundle: p4q-edge build model.p4q --engine {engine}, or from a "
-        f"recipe: p4q-edge build --recipe p4q.toml --engine {engine}"
+        f"{engine} does not exist. Build it from a bundle: p4q-edge build model.p4q --engine {quoted(engine)}, or from "
+        f"a recipe: p4q-edge build --recipe p4q.toml --engine {quoted(engine)}"
     )
 
 
@@ -264,7 +265,7 @@ def verify_digest(digest: str, engine: str | Path, card: Card) -> None:
     if digest != card.engine_sha256:
         raise CorruptArtifactError(
             f"{engine} is not the engine that {card_path(engine)} describes: their digests differ. Copy both files "
-            f"together, or build again: p4q-edge build model.p4q --engine {engine} --force"
+            f"together, or build again: p4q-edge build model.p4q --engine {quoted(engine)} --force"
         )
 
 
@@ -281,10 +282,10 @@ def verify_parts(engine: str | Path, card: Card) -> None:
             if sha256_bytes(stream.read(part.size_bytes)) != part.sha256:
                 raise CorruptArtifactError(
                     f"{engine}: the part {part.name} differs from the bundle that the engine was built from. "
-                    f"Build it again: p4q-edge build model.p4q --engine {engine} --force"
+                    f"Build it again: p4q-edge build model.p4q --engine {quoted(engine)} --force"
                 )
         if stream.read(1):
             raise CorruptArtifactError(
                 f"{engine} is longer than the parts that its card lists. Build it again: "
-                f"p4q-edge build model.p4q --engine {engine} --force"
+                f"p4q-edge build model.p4q --engine {quoted(engine)} --force"
             )

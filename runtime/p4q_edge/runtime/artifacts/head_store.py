@@ -10,7 +10,7 @@ from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, ve
 from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
 from p4q_edge.runtime.artifacts.signature import Keys, SignedKind
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import atomic_write, read_bounded
+from p4q_edge.runtime.storage import atomic_write, quoted, read_bounded
 
 BUILT_IN = "built-in"
 """Name of the head that is folded into the engine."""
@@ -142,7 +142,7 @@ def undo_head(engine: str | Path, name: str) -> Head:
     versions = earlier_versions(engine, name)
     if not versions:
         raise UsageError(
-            f"head {name} of {engine} has no earlier version. Remove it: p4q-edge head remove {engine} {name}"
+            f"head {name} of {engine} has no earlier version. Remove it: p4q-edge head remove {quoted(engine)} {name}"
         )
     data = read_bounded(versions[0], limit_bytes=MAX_HEAD_BYTES, kind="head")
     head = read_head(data, source=str(versions[0]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, EnvironmentNotAbleError, UsageError
-from p4q_edge.runtime.storage import atomic_write, decode_json, encode_json, read_bounded, sha256_bytes
+from p4q_edge.runtime.storage import atomic_write, decode_json, encode_json, quoted, read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -101,7 +101,7 @@ def require_signed(artifact: str | Path, kind: SignedKind, data: bytes, *, trust
         return None
     keys = {key.public_bytes_raw(): key for key in map(_public_key, files)}
     path = signature_path(artifact)
-    again = f"Sign it: p4q-edge sign {artifact} --key key.pem"
+    again = f"Sign it: p4q-edge sign {quoted(artifact)} --key key.pem"
     if not path.is_file():
         raise ArtifactError(f"{artifact} is not signed: {path} is missing, and only signed files are loaded. {again}")
     raw = read_bounded(path, limit_bytes=_MAX_SIGNATURE_BYTES, kind="signature")

@@ -25,6 +25,7 @@ from p4q_edge.runtime.storage import (
     atomic_write,
     beyond_unicode,
     one_line,
+    quoted,
     read_bounded,
     require_writable,
     sha256_bytes,
@@ -173,7 +174,8 @@ def read_embeddings(path: Path) -> Embeddings:
         return _checked(arrays)
     except NPZ_ERRORS as error:
         raise InputError(
-            f"{path} holds no embeddings: {one_line(error)}. Make them: p4q-edge embed ENGINE FOLDER -o {path.name}"
+            f"{path} holds no embeddings: {one_line(error)}. Make them: p4q-edge embed ENGINE FOLDER "
+            f"-o {quoted(path.name)}"
         ) from error
 
 

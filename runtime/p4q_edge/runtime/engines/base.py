@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from p4q_edge.runtime.artifacts import Card
 from p4q_edge.runtime.choices import BackendName
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
+from p4q_edge.runtime.storage import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,7 @@ def _fitting(engine: Engine, card: Card, path: str | Path) -> Engine:
         engine.close()
         raise CorruptArtifactError(
             f"{path} takes images of {taken} pixels; its card prepares them with {tuple(card.preprocess.size)}. "
-            f"Build it again: p4q-edge build model.p4q --engine {path} --force"
+            f"Build it again: p4q-edge build model.p4q --engine {quoted(path)} --force"
         )
     return engine
 

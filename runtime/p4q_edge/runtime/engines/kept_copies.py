@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.artifacts import verify_engine
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import read_bounded, sha256_bytes
+from p4q_edge.runtime.storage import quoted, read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card, OptimizedCopy
@@ -40,6 +40,6 @@ def read_kept_copy(
     if recorded.engine_sha256 != card.engine_sha256 or digest != recorded.sha256:
         raise CorruptArtifactError(
             f"{copy} is not the {kind} of {engine} that its card describes. Delete it, or build again: "
-            f"p4q-edge build model.p4q --engine {engine} --force"
+            f"p4q-edge build model.p4q --engine {quoted(engine)} --force"
         )
     return data

@@ -21,7 +21,7 @@ from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, OUTPUT_NAMES, STAGE_ORDER, Outputs, Stage
 from p4q_edge.runtime.statistics import FULL_BITS, Estimate, NoiseFloor, metrics, with_remainder
-from p4q_edge.runtime.storage import sha256_file
+from p4q_edge.runtime.storage import quoted, sha256_file
 
 BUNDLE_SUFFIX = ".p4q"
 
@@ -261,5 +261,6 @@ def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundl
             return None
     raise IncompatibleEngineError(
         f"{engine} was not built from {own}: the card names another bundle "
-        f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {own} --engine {engine} --force"
+        f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {quoted(own)} --engine "
+        f"{quoted(engine)} --force"
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.storage.scratch import scratch_folder
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
     from p4q_edge.runtime.storage.switch import complete_entries, complete_switch, switch_entries, switch_files
-    from p4q_edge.runtime.storage.terminal import one_line, printable
+    from p4q_edge.runtime.storage.terminal import one_line, printable, quoted
     from p4q_edge.runtime.storage.unchanged import (
         LIBRARIES,
         StageCode,
@@ -83,6 +83,7 @@ __all__ = [
     "not_fetched",
     "one_line",
     "printable",
+    "quoted",
     "read_bounded",
     "read_kept",
     "remove_leftovers",
@@ -139,7 +140,7 @@ if not TYPE_CHECKING:
                 "switch_entries",
                 "switch_files",
             ),
-            "terminal": ("one_line", "printable"),
+            "terminal": ("one_line", "printable", "quoted"),
             "untrusted": (
                 "MAX_JSON_BYTES",
                 "MAX_JSON_DEPTH",

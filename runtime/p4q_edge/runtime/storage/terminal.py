@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 
 # C0 and C1 controls, line and paragraph separators, what changes the direction of writing, and bytes of file names that
 # are no UTF-8, which Python keeps as halves of surrogate pairs.
@@ -16,6 +18,11 @@ def printable(text: str, *, keep: str = "") -> str:
     So are bytes of a file name that is not UTF-8: `caf\xe9.png`, as a shell's `$'caf\xe9.png'` takes them.
     """
     return _STEERING.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """Return a path as one word of a shell, for commands that messages tell to run."""
+    return shlex.quote(os.fspath(path))
 
 
 def one_line(said: BaseException | str) -> str:

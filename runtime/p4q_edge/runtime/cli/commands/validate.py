@@ -13,6 +13,7 @@ from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, has_toolkit, toolkit_function
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, QualityGateError, UsageError
+from p4q_edge.runtime.storage import quoted
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation import ReferenceOf, ValidateRequest
@@ -186,7 +187,7 @@ def _finish(request: ValidateRequest, output: Output, report: Report, paths: tup
     hint = (
         "Build it again from its bundle"
         if request.debug
-        else f"Find the layer: p4q-edge validate {request.engine} --debug"
+        else f"Find the layer: p4q-edge validate {quoted(request.engine)} --debug"
     )
     logger.error("%s fails: %s. %s", request.engine, "; ".join(failed), hint)
     return QualityGateError.exit_code

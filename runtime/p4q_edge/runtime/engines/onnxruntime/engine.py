@@ -20,7 +20,7 @@ from p4q_edge.runtime.errors import (
     P4QEdgeError,
 )
 from p4q_edge.runtime.machine import cpu as machine
-from p4q_edge.runtime.storage import one_line, read_bounded, sha256_bytes
+from p4q_edge.runtime.storage import one_line, quoted, read_bounded, sha256_bytes
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card
@@ -85,7 +85,7 @@ class OnnxRuntimeEngine:
         if not isinstance(build, OnnxRuntimeBuild):
             raise IncompatibleEngineError(
                 f"the card of {path} describes a {card.backend} engine; expected one of ONNX Runtime. "
-                f"Build again: p4q-edge build model.p4q --engine {path} --force"
+                f"Build again: p4q-edge build model.p4q --engine {quoted(path)} --force"
             )
         profile, recorded = build.options.kept_profile, build.optimized
         copy = optimized_path(path)

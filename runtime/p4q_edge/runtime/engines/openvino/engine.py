@@ -24,7 +24,7 @@ from p4q_edge.runtime.engines.openvino.kept_models import (
 )
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, P4QEdgeError
 from p4q_edge.runtime.stage import OUTPUT_NAMES
-from p4q_edge.runtime.storage import one_line
+from p4q_edge.runtime.storage import one_line, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,7 +111,7 @@ class OpenVINOEngine:
         if not isinstance(build, OpenVINOBuild):
             raise IncompatibleEngineError(
                 f"the card of {path} describes a {card.backend} engine; expected one of OpenVINO. "
-                f"Build again: p4q-edge build model.p4q --engine {path} --backend openvino --force"
+                f"Build again: p4q-edge build model.p4q --engine {quoted(path)} --backend openvino --force"
             )
         # Without a version the card is of an engine that `--backend` takes to another library.
         library.import_openvino(str(path) if build.built_with.openvino else "")
@@ -190,7 +190,7 @@ class OpenVINOEngine:
             except library.ERRORS as error:
                 raise CorruptArtifactError(
                     f"the compiled model of {self._name} cannot be read: {one_line(error)}. Delete it, or "
-                    f"build again: p4q-edge build model.p4q --engine {self._name} --force"
+                    f"build again: p4q-edge build model.p4q --engine {quoted(self._name)} --force"
                 ) from error
         digest = self._source.engine_sha256
         path = kept_model_path(digest, remainder=self._remainder, batch=batch) if digest else None

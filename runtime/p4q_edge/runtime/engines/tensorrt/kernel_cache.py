@@ -9,7 +9,7 @@ from typing import Any
 from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 from p4q_edge.runtime.engines.tensorrt.library import known_capabilities, rebuild_command
 from p4q_edge.runtime.errors import IncompatibleEngineError, UsageError
-from p4q_edge.runtime.storage import kept_path, read_kept, sha256_bytes, write_kept
+from p4q_edge.runtime.storage import kept_path, quoted, read_kept, sha256_bytes, write_kept
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ def _way_out(trt: Any, name: str, compute_capability: str) -> str:
         return f"Run: {rebuild_command(name, capability=compute_capability)}"
     return (
         f"It compiles for {', '.join(sorted(known, key=float))} only. Take TensorRT here: p4q-edge build MODEL.p4q "
-        f"--engine {Path(name).with_suffix('.plan')}, or a CPU: --engine {Path(name).with_suffix('.onnx')}"
+        f"--engine {quoted(Path(name).with_suffix('.plan'))}, or a CPU: --engine "
+        f"{quoted(Path(name).with_suffix('.onnx'))}"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from p4q_edge.runtime.engines.cuda.base import DeviceFacts
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
 from p4q_edge.runtime.machine import advice, jetpack_of
+from p4q_edge.runtime.storage import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def known_capabilities(trt: Any) -> dict[str, Any]:
 
 def rebuild_command(engine: Path | str, *, capability: str = "") -> str:
     """Return the command that builds an engine again; for GPUs of one compute capability, as `8.6`, or as before."""
-    return f"p4q-edge build MODEL.p4q --engine {engine}{capability and f' --capability {capability}'} --force"
+    return f"p4q-edge build MODEL.p4q --engine {quoted(engine)}{capability and f' --capability {capability}'} --force"
 
 
 def check_compatible(
