@@ -388,7 +388,7 @@ class ZeroShotClassifier(Shown):
         if not np.isfinite(logits).all():
             named = ", ".join(str(source) for source, _ in batch)
             raise QualityGateError(
-                f"{self._path} gives values that are not finite for {named}. `p4q-edge selftest` checks it"
+                f"{self._path} gives values that are not finite for {named}. Check it: p4q-edge selftest ENGINE"
             )
         return probabilities(logits, ranking.calibration), embedding
 
