@@ -18,6 +18,7 @@ from p4q_edge.runtime.evaluation.report.document import read_report
 from p4q_edge.runtime.evaluation.report.trial_rows import trial_tables
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import RetrievalReport
+from p4q_edge.runtime.images import decode as decoding
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,21 @@ def test_rows_stand_in_the_documents(
     assert main(["validate", str(engine), *options, "--json", "-q"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["corruptions"][7]["engine_top1"]["value"] == report.corruptions[7].engine_top1.value
+
+
+def test_each_image_of_no_class_is_decoded_once(
+    engine: Path, validated: Path, others: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(source: Path, *, name: str, draft: tuple[int, int] | None) -> Image.Image:
+        opened.append(name)
+        return decode(source, name=name, draft=draft)
+
+    decode = decoding._decode
+    monkeypatch.setattr(decoding, "_decode", counted)
+    assert main(["validate", str(engine), "--data", str(validated), "--ood", str(others), "-q"]) == 0
+    assert sorted(name for name in opened if name.startswith(str(others))) == sorted(map(str, others.rglob("*.png")))
 
 
 def test_the_threshold_of_the_card_rejects(engine: Path, validated: Path, others: Path) -> None:

@@ -122,7 +122,7 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
     any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
     captioned = reference.captioned
     images = _images(request, subject, reference)
-    check_trials(request, images, spec=subject.card.preprocess, learned=learned_digests(subject.bundle))
+    of_no_class = check_trials(request, images, spec=subject.card.preprocess, learned=learned_digests(subject.bundle))
     if images is not None and FAKE_QUANT not in reference.stages:
         reference, images = with_recorded(reference, images, subject, request)
     if images is not None:
@@ -156,6 +156,7 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
         embeddings=embeddings,
         class_rows=_class_rows(subject),
         captioned=captioned,
+        of_no_class=of_no_class,
     )
     trials = run_trials(request, tested)
     return _Found(reference=reference, images=images, speed=speed, golden=golden, chain=chain, trials=trials)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +47,14 @@ class Trials:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class OfNoClass:
+    """Images that show none of the classes: slices are uint8 (n, 3, H, W); and the SHA-256 over their files."""
+
+    pixels: Images
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Tested:
     """What the trials are run on.
 
@@ -59,6 +66,7 @@ class Tested:
         embeddings: likewise, (n, dim).
         class_rows: embeddings of the classes, (classes, dim); None where the head that is folded in is not known.
         captioned: images with captions; None where none were asked for.
+        of_no_class: images of none of the classes, as `check_trials` decoded them; None where none were asked for.
     """
 
     card: Card
@@ -68,6 +76,7 @@ class Tested:
     embeddings: Mapping[str, metrics.Floats]
     class_rows: metrics.Floats | None = None
     captioned: CaptionedImages | None = None
+    of_no_class: OfNoClass | None = None
 
 
 def check_sources(request: ValidateRequest) -> None:
@@ -94,8 +103,8 @@ def check_trials(
     *,
     spec: PreprocessSpec,
     learned: frozenset[str] = frozenset(),
-) -> None:
-    """Refuse what cannot be answered, before anything runs.
+) -> OfNoClass | None:
+    """Refuse what cannot be answered, before anything runs; return the images of no class, decoded.
 
     Args:
         request: what was asked for.
@@ -111,13 +120,16 @@ def check_trials(
         option = "--ood" if request.ood is not None else "--corruptions"
         raise UsageError(f"{option} compares with labelled images, and there are none. Name some with --data.")
 
+    found = None
     if images is not None and request.ood is not None:
         require_of_no_class(request.ood, learned.union(images.digests), option="--ood")
-        others, _ = read_unlabelled_folder(request.ood, spec=spec, limit=request.limit, seed=request.seed)
+        others, digest = read_unlabelled_folder(request.ood, spec=spec, limit=request.limit, seed=request.seed)
         require_decodable(others, range(len(others)), source=f"--ood {request.ood}")
+        found = OfNoClass(pixels=others, digest=digest)
     if images is not None:
         drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
         require_decodable(images.pixels, drawn.tolist(), source=images.source)
+    return found
 
 
 def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
@@ -132,8 +144,9 @@ def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
     if images is not None and tested.class_rows is not None and len(tested.class_rows) > 1:
         modality = modality_report(tested.embeddings, images.labels, tested.class_rows, seed=request.seed)
     unknown = None
-    if request.ood is not None and images is not None:
-        unknown, digests["images of no class"] = _unknown(request, request.ood, tested)
+    if request.ood is not None and tested.of_no_class is not None:
+        digests["images of no class"] = tested.of_no_class.digest
+        unknown = _unknown(request, tested.of_no_class.pixels, tested, source=request.ood.name)
     found: tuple[CorruptionRow, ...] = ()
     if request.corruptions and images is not None:
         found = _corruptions(request, tested, images)
@@ -157,17 +170,15 @@ def _logits(request: ValidateRequest, tested: Tested, stage: Stage, images: Imag
     return found["logits"]
 
 
-def _unknown(request: ValidateRequest, folder: Path, tested: Tested) -> tuple[UnknownReport, str]:
-    pixels, digest = read_unlabelled_folder(folder, spec=tested.card.preprocess, limit=request.limit, seed=request.seed)
+def _unknown(request: ValidateRequest, pixels: Images, tested: Tested, *, source: str) -> UnknownReport:
     stages = compared_stages(tested.stages)
-    report = unknown_report(
+    return unknown_report(
         tested.logits,
         {name: _logits(request, tested, stage, pixels, f"{name}, no class") for name, stage in stages.items()},
         class_names=tested.card.class_names,
         calibration=tested.card.calibration,
-        source=folder.name,
+        source=source,
     )
-    return report, digest
 
 
 def _corruptions(request: ValidateRequest, tested: Tested, images: LabelledImages) -> tuple[CorruptionRow, ...]:
