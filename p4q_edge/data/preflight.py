@@ -26,9 +26,11 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
     problems: list[str] = []
     if not section.train:
         return _check_without_labels(section, seed=seed)
-    train = _tried(problems, lambda: read_images(section.train, key="data.train"))
-    test = _tried(problems, lambda: read_images(section.test, key="data.test")) if section.test else None
-    names = _tried(problems, lambda: read_words(section.class_names, key="data.class_names"))
+    of_names: list[str] = []
+    names = _tried(of_names, lambda: read_words(section.class_names, key="data.class_names")) or ()
+    train = _tried(problems, lambda: read_images(section.train, key="data.train", known=names))
+    test = _tried(problems, lambda: read_images(section.test, key="data.test", known=names)) if section.test else None
+    problems += of_names
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
     problems += template_problems(templates) if templates or not section.class_prompts else []
     opened = train

@@ -40,15 +40,21 @@ def read_split(section: DataSection, *, seed: int) -> Split:
         images, classes = read_calibration_images(section.calibration), class_names_of(names)
         real = section.calibration != DRAWN_IMAGES
         return split_without_labels(images, test, classes, seed=seed, hold_out=real)
-    train = read_images(section.train, key="data.train")
+    train = read_images(section.train, key="data.train", known=names)
     if names:
         train = train.with_class_names(names, source=section.train, key="data.class_names")
-    test = read_images(section.test, key="data.test") if section.test else None
+    test = read_images(section.test, key="data.test", known=names) if section.test else None
     return make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
 
 
-def read_images(source: str, *, key: str = "--data") -> ImageSet:
-    """Open a set of labelled images by the kind of its path."""
+def read_images(source: str, *, key: str = "--data", known: Sequence[str] = ()) -> ImageSet:
+    """Open a set of labelled images by the kind of its path.
+
+    Args:
+        source: where they are.
+        key: what messages call it.
+        known: names of classes; folders of these names are classes, whatever they sound like.
+    """
     if source == DEMO_DATA:
         return _read_demo()
     if not source:
@@ -62,7 +68,7 @@ def read_images(source: str, *, key: str = "--data") -> ImageSet:
             f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .parquet, .npz or .tar"
         )
     if path.is_dir():
-        return read_dataset_folder(path) if is_dataset_folder(path) else from_class_folders(path)
+        return read_dataset_folder(path) if is_dataset_folder(path) else from_class_folders(path, known=known)
     readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar, ".parquet": read_parquet}
     readers |= dict.fromkeys(DELIMITERS, read_table)
     suffix = path.suffix.lower()

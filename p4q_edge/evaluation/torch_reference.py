@@ -159,7 +159,8 @@ def compare_linears(bundle: Bundle | None, classifier: FoldedClassifier) -> tupl
 
 
 def _data_of(data: str, card: Card, learned_from: frozenset[str], other_names: tuple[str, ...]) -> LabelledImages:
-    images = labelled(read_images(data), card, learned_from=learned_from, source=data, other_names=other_names)
+    found = read_images(data, known=(*card.class_names, *other_names))
+    images = labelled(found, card, learned_from=learned_from, source=data, other_names=other_names)
     warn_of_classes(images.labels.tolist(), card.class_names, source=f"--data {data}")
     return images
 

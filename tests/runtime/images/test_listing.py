@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,6 +144,9 @@ def test_parts_of_a_data_set_are_not_taken_for_its_classes(tmp_path: Path) -> No
     with pytest.raises(InputError, match=said):
         class_folders(tmp_path)
     assert [folder.name for folder in class_folders(tmp_path / "Train")] == ["cup", "plate"]
+    assert [folder.name for folder in class_folders(tmp_path, known=("test", "Train", "cup"))] == ["Train", "test"]
+    with pytest.raises(InputError, match=said):
+        class_folders(tmp_path, known=("test", "cup"))
     (tmp_path / "test/4.png").touch()  # a class of this name
     assert {folder.name for folder in class_folders(tmp_path)} == {"test", "Train"}
     (tmp_path / "test/4.png").unlink()
@@ -160,3 +164,16 @@ def test_a_class_cannot_have_a_name_that_is_no_text(tmp_path: Path) -> None:
         class_folders(tmp_path)
     (tmp_path / os.fsdecode(b"caf\xe9")).rmdir()
     assert [folder.name for folder in class_folders(tmp_path)] == ["th\u00e9"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names whatever the locale")
+def test_a_name_that_python_alone_cannot_read_is_not_called_wrong(tmp_path: Path) -> None:
+    (tmp_path / "th\u00e9").mkdir()
+    code = (
+        "from pathlib import Path; from p4q_edge.runtime.images.listing import class_folders; "
+        f"class_folders(Path({str(tmp_path)!r}))"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert b"this Python takes names of files for ascii, in which the class folder" in done.stderr
+    assert b"has none; set PYTHONUTF8=1" in done.stderr

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -117,3 +118,17 @@ def test_the_check_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_classes_may_be_called_train_and_test_where_they_are_named(tmp_path: Path) -> None:
+    for shade, name in enumerate(("test", "train")):
+        (tmp_path / "vehicles" / name / "red").mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (16, 16), (100 * shade, i, 9)).save(tmp_path / "vehicles" / name / "red" / f"{i}.png")
+    section = DataSection(train=str(tmp_path / "vehicles"), shots=2)
+    _, problems = check_data(section, seed=0)
+    assert "vehicles holds no classes but train and test, parts of a data set" in problems[0]
+    split, problems = check_data(msgspec.structs.replace(section, class_names=("test", "train")), seed=0)
+    assert not problems
+    assert split is not None
+    assert split.train.names[0].startswith("test/red/")

@@ -123,7 +123,7 @@ def read_class_folders(
             "files need the toolkit: pip install ./runtime ."
         )
     images = images_to_test(
-        from_class_folders(folder),
+        from_class_folders(folder, known=(*class_names, *other_names)),
         class_names=class_names,
         spec=spec,
         learned=learned,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 
 from p4q_edge.runtime.errors import InputError
-from p4q_edge.runtime.images.class_names import in_label_order
+from p4q_edge.runtime.images.class_names import in_label_order, same_form
 from p4q_edge.runtime.images.decode import READABLE_WITH, SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,13 @@ def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     return sorted(found)
 
 
-def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
+def class_folders(root: Path, left_out: LeftOut | None = None, *, known: Iterable[str] = ()) -> list[Path]:
     """Return the class folders of `root/CLASS/IMAGE` in label order, digits by their value; linked ones are taken.
+
+    Args:
+        root: holds the folders.
+        left_out: counts what is left out.
+        known: names of classes, which are classes even where they sound like parts of a data set, such as `train`.
 
     Raises:
         InputError: there is none, one has a name that is no text, or the folders are parts of a data set, such as
@@ -88,13 +94,24 @@ def class_folders(root: Path, left_out: LeftOut | None = None) -> list[Path]:
                 counted.add("images outside of the class folders", meant=True)
     if not found:
         raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
-    _refuse_parts(root, found)
+    if not {same_form(name) for name in found} <= {same_form(name) for name in known}:
+        _refuse_parts(root, found)
     for name in found:
         if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
-            raise InputError(
-                f"the class folder {root / name} has a name that is not UTF-8, and no class can; rename it"
-            )
+            raise InputError(_no_text(root / name))
     return [found[name] for name in in_label_order(found)]
+
+
+def _no_text(folder: Path) -> str:
+    """Return what to say of a class folder whose name Python could not read."""
+    try:
+        os.fsencode(folder.name).decode("utf-8")
+    except UnicodeDecodeError:
+        return f"the class folder {folder} has a name that is not UTF-8, and no class can; rename it"
+    return (
+        f"this Python takes names of files for {sys.getfilesystemencoding()}, in which the class folder {folder} has "
+        "none; set PYTHONUTF8=1"
+    )
 
 
 def _refuse_parts(root: Path, folders: Mapping[str, Path]) -> None:
@@ -103,7 +120,8 @@ def _refuse_parts(root: Path, folders: Mapping[str, Path]) -> None:
         names = sorted(folders, key=lambda name: not name.casefold().startswith("train"))
         raise InputError(
             f"{root} holds no classes but {' and '.join(names)}, parts of a data set with class folders of their own. "
-            f"Name one of them: {root / names[0]}. If these are classes, put their images into them and not deeper"
+            f"Name one of them: {root / names[0]}. If these are classes, put their images into them and not deeper, or "
+            "name them in data.class_names"
         )
 
 
@@ -116,14 +134,18 @@ def _has_folders_alone(folder: Path) -> bool:
     return any(_is_folder(entry) for entry in here) and not any(_is_taken(entry, LeftOut()) for entry in here)
 
 
-def labelled_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+def labelled_files(root: Path, *, known: Iterable[str] = ()) -> Iterator[tuple[Path, list[Path]]]:
     """Yield each class folder in label order with its image files, and say at the end what was left out.
+
+    Args:
+        root: holds the folders.
+        known: names of classes, whatever they sound like.
 
     Raises:
         InputError: no class folder, or one without images.
     """
     left_out = LeftOut()
-    for folder in class_folders(root, left_out):
+    for folder in class_folders(root, left_out, known=known):
         files = image_files(folder, left_out)
         if not files:
             here = LeftOut()
