@@ -14,7 +14,8 @@ usable() {
 find_python() {
   if [[ -n ${P4Q_PYTHON:-} ]]; then
     usable "$P4Q_PYTHON" && { echo "$P4Q_PYTHON"; return; }
-    echo "error: P4Q_PYTHON=$P4Q_PYTHON is not a Python 3.11 to 3.13 with venv. Name another one." >&2
+    echo "error: P4Q_PYTHON=$P4Q_PYTHON is not a Python 3.11 to 3.13 with venv. Name another one, or install one:" \
+         "apt install python3-venv on Debian or Ubuntu, or uv python install 3.12" >&2
     return 3
   fi
   local candidate

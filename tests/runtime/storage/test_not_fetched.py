@@ -20,6 +20,10 @@ def test_an_address_is_told_from_a_file_that_is_not_there(text: str | Path) -> N
     assert not_fetched(text).startswith(SAID)
 
 
+def test_the_command_of_an_address_with_signs_of_a_shell_can_be_copied() -> None:
+    assert not_fetched("https://a.org/x.jpg?s=1&t=2").endswith("curl -O 'https://a.org/x.jpg?s=1&t=2'")
+
+
 def test_only_what_curl_takes_is_sent_to_curl() -> None:
     assert not_fetched("s3://bucket/out.p4q").endswith("networks. Copy it to this machine first, and name the copy")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
+from p4q_edge.runtime.storage.terminal import quoted
 
 _BLOCK_BYTES = 1 << 20
 TEMPORARY = ".tmp"
@@ -49,7 +50,7 @@ def not_fetched(path: str | os.PathLike[str]) -> str:
         return ""
     address = f"{found['scheme']}://{found['rest']}"
     how = (
-        f"Fetch it first: curl -O {address}"
+        f"Fetch it first: curl -O {quoted(address)}"
         if found["scheme"].lower().startswith(("http", "ftp"))
         else ("Copy it to this machine first, and name the copy")
     )
