@@ -35,6 +35,16 @@ def test_a_damaged_image_is_an_input_error(classifier: ZeroShotClassifier) -> No
         classifier.prepare(b"no image at all")
 
 
+@pytest.mark.parametrize("options", [{"color": "BGR"}, {"on_error": "skip"}])
+def test_a_choice_that_does_not_exist_is_refused(
+    classifier: ZeroShotClassifier, photo: Path, options: dict[str, str]
+) -> None:
+    (key, value), *_ = options.items()
+    for images in (photo, [photo, np.zeros((8, 8, 3), np.uint8)]):
+        with pytest.raises(UsageError, match=f"{key}: expected 'r.*' or '.*', got '{value}'"):
+            list(classifier.iterate(images, **options))  # type: ignore[call-overload]
+
+
 def test_heads_are_kept_and_dropped_while_it_runs(
     classifier: ZeroShotClassifier, tiny_bundle: Path, photo: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
@@ -97,7 +97,14 @@ class Preparation:
     def batches(
         self, images: ImageInputs, *, color: ColorOrder, on_error: OnError = "raise"
     ) -> Iterator[list[PreparedImage | Failure]]:
-        """Yield up to `batch_size` images at a time: source and pixels, or what is wrong with one."""
+        """Yield up to `batch_size` images at a time: source and pixels, or what is wrong with one.
+
+        Raises:
+            InputError: an image cannot be used, and `on_error` is `raise`.
+            UsageError: `on_error` or `color` is none of its choices.
+        """
+        if on_error not in get_args(OnError):
+            raise UsageError(f"on_error: expected 'raise' or 'yield', got {on_error!r}")
 
         def prepare(image: ImageLike) -> PreparedImage | Failure:
             try:

@@ -18,11 +18,11 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Union
+from typing import TYPE_CHECKING, BinaryIO, Literal, Union, get_args
 
 from PIL import Image, UnidentifiedImageError, features
 
-from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images.arrays import TensorLike, as_pixels, encoded_bytes, is_buffer, is_tensor
 from p4q_edge.runtime.storage import not_fetched, one_line
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ColorOrder = Literal["rgb", "bgr"]
+_ORDERS = get_args(ColorOrder)
 ImageLike = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, Image.Image, "np.ndarray", TensorLike
 ]
@@ -91,7 +92,10 @@ def load_image(
 
     Raises:
         InputError: the image is missing, damaged, of an unknown format, too large, or an array of another kind.
+        UsageError: there is no such order of channels.
     """
+    if color not in _ORDERS:
+        raise UsageError(f"color: expected {' or '.join(map(repr, _ORDERS))}, got {color!r}")
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         _check_file(path)
