@@ -10,7 +10,6 @@ must succeed, nothing may be left behind or go on running, and what is learned m
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import random
@@ -25,121 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ENGINE = ("classify", "out.onnx", "image.png", "--json")
-"""Works while there is a deployment."""
-BUNDLE = ("inspect", "run.p4q", "--json")
-LEARNED = "run/learned.safetensors"
-
-RECIPE = """
-seed = {seed}
-[model]
-name = "demo"
-[data]
-train = "demo:digits"
-unlabelled = "unlabelled"
-shots = 2
-test_limit = 20
-templates = ["a photo of the {{}}."]
-[quantization]
-observer = "minmax"
-weight_observer = "minmax"
-[learn]
-teacher = "learned"
-steps = 6
-views = 2
-context_init = "a photo of the"
-[export]
-golden_samples = 2
-reference_images = 10
-"""
-"""Small, with everything that writes files of its own: a learned teacher, views, images without labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One command in a folder of its own.
-
-    Attributes:
-        name: of the row in the table.
-        arguments: of `p4q-edge`, run in that folder.
-        without: patterns of what is not there before.
-        works: a command that must succeed right after the kill, before anything is run again; None where nothing has
-            to be there.
-        afterwards: a command that must succeed after the next run.
-        refusal: what the next run may say instead of succeeding, as the killed one had come to its end.
-        same: a file that must be the same as after a run that nobody killed.
-        toolkit: whether the toolkit has the command.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    without: tuple[str, ...] = ()
-    works: tuple[str, ...] | None = ENGINE
-    afterwards: tuple[str, ...] | None = ENGINE
-    refusal: str | None = None
-    same: str | None = None
-    toolkit: bool = False
-
-
-_BUILD = ("build", "model.p4q", "--engine", "out.onnx")
-_TRITON = ("export-triton", "out.onnx", "models")
-_LEARN = ("learn", "--recipe", "recipe.toml", "-o", "run")
-_EXPORT = ("export", "run", "-o", "run.p4q")
-_OWN = ("build", "--engine", "own.onnx", "--recipe")
-_OWN_ENGINE = ("classify", "own.onnx", "image.png", "--json")
-_VALIDATE = ("validate", "run.onnx", "--reference", "run", "--report", "run.report.json", "--report", "run.report.html")
-TRIALS = (
-    Trial(name="build", arguments=_BUILD, without=("out.onnx*",), works=None, refusal="exists already"),
-    Trial(name="build --force", arguments=(*_BUILD, "--force")),
-    Trial(name="head add", arguments=("head", "add", "out.onnx", "model.p4q", "--name", "own", "--force")),
-    Trial(name="classify --json", arguments=ENGINE, without=("cache",)),
-    Trial(
-        name="export-triton",
-        arguments=_TRITON,
-        without=("models",),
-        refusal="has models of these names",
-        same="models/p4q_engine/1/model.onnx",
-    ),
-    Trial(name="export-triton --force", arguments=(*_TRITON, "--force"), same="models/p4q_engine/1/model.onnx"),
-    Trial(name="learn", arguments=_LEARN, without=("run",), works=None, afterwards=None, same=LEARNED, toolkit=True),
-    Trial(
-        name="learn, other seed",
-        arguments=("learn", "--recipe", "other.toml", "-o", "run"),
-        works=BUNDLE,
-        afterwards=BUNDLE,
-        same=LEARNED,
-        toolkit=True,
-    ),
-    Trial(
-        name="export",
-        arguments=_EXPORT,
-        without=("run.p4q",),
-        works=None,
-        afterwards=BUNDLE,
-        refusal="exists already",
-        same="run.p4q",
-        toolkit=True,
-    ),
-    Trial(name="export --force", arguments=(*_EXPORT, "--force"), works=BUNDLE, afterwards=BUNDLE, toolkit=True),
-    Trial(
-        name="build --recipe",
-        arguments=(*_OWN, "recipe.toml"),
-        without=("own.*",),
-        works=None,
-        afterwards=_OWN_ENGINE,
-        same="own.p4q",
-        toolkit=True,
-    ),
-    Trial(
-        name="build --recipe, other seed",
-        arguments=(*_OWN, "other.toml", "--force"),
-        works=_OWN_ENGINE,
-        afterwards=_OWN_ENGINE,
-        same="own.p4q",
-        toolkit=True,
-    ),
-    Trial(name="validate", arguments=_VALIDATE, works=None, afterwards=None, toolkit=True),
-)
+from kill_place import digest, prepare
+from kill_trials import TRIALS, Trial
 
 
 class Killer:
@@ -214,33 +100,10 @@ def judge(trial: Trial, folder: Path, killer: Killer, expected: str | None) -> s
         return f"{trial.same} is another than without a kill"
     if trial.afterwards and (ended := killer.run(trial.afterwards, folder)).code:
         return f"unusable after the next run: {ended.said}"
+    if kept := [path.name for pattern in trial.gone for path in folder.glob(pattern)]:
+        return f"still there: {kept}"
     left = [path.name for path in folder.rglob(".*") if path.name.endswith((".tmp", ".next"))]
     return f"left behind: {left}" if left else None
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def prepare(bundle: Path, folder: Path, killer: Killer, *, toolkit: bool) -> None:
-    """Write a folder with a deployment and, with the toolkit, a run folder, its bundle and its engine."""
-    import numpy as np
-    from PIL import Image
-
-    shutil.copy(bundle, folder / "model.p4q")
-    (folder / "unlabelled").mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "unlabelled" / f"{number}.png")
-    shutil.copy(folder / "unlabelled" / "0.png", folder / "image.png")
-    (folder / "recipe.toml").write_text(RECIPE.format(seed=0))
-    (folder / "other.toml").write_text(RECIPE.format(seed=1))
-    runs = [_LEARN, _EXPORT, ("build", "run.p4q", "--engine", "run.onnx"), (*_OWN, "recipe.toml")]
-    for command in [_BUILD, _TRITON, *(runs if toolkit else [])]:
-        ended = killer.run(command, folder)
-        if ended.code:
-            raise SystemExit(f"{command[0]} fails without an attack: {ended.said}")
 
 
 def attack(
@@ -265,7 +128,7 @@ def attack(
         ready.mkdir()
         killer = Killer(Path(name), toolkit=toolkit)
         try:
-            prepare(bundle, ready, killer, toolkit=toolkit)
+            prepare(bundle, ready, lambda command: _unharmed(killer, command, ready), toolkit=toolkit)
             share = max(1, kills // len(trials))
             for trial in trials:
                 generator, end = random.Random(f"{trial.name} {seed}"), time.monotonic() + seconds / len(trials)
@@ -285,9 +148,7 @@ class _Place:
 def _kill_often(trial: Trial, place: _Place, kills: int, generator: random.Random, end: float) -> Row:
     ready, killer = place.ready, place.killer
     folder = _copy(trial, ready)
-    whole = killer.run(trial.arguments, folder)
-    if whole.code:
-        raise SystemExit(f"{trial.name} fails without an attack: {whole.said}")
+    whole = _unharmed(killer, trial.arguments, folder)
     expected = digest(folder / trial.same) if trial.same else None
     row = Row(boundaries=whole.boundaries)
     chosen = generator.sample(range(whole.boundaries), min(whole.boundaries, max(1, kills // 2)))
@@ -309,6 +170,14 @@ def _kill_often(trial: Trial, place: _Place, kills: int, generator: random.Rando
         problem = "something it started goes on" if ended.orphans else judge(trial, folder, killer, expected)
         row.outcomes[problem or "ok"] += 1
     return row
+
+
+def _unharmed(killer: Killer, command: tuple[str, ...], folder: Path) -> Ended:
+    """Run a command that nobody kills; end all where it fails."""
+    ended = killer.run(command, folder)
+    if ended.code:
+        raise SystemExit(f"{' '.join(command[:2])} fails without an attack: {ended.said}")
+    return ended
 
 
 def _copy(trial: Trial, ready: Path) -> Path:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from p4q_edge.runtime.artifacts.golden import MAX_DRIFT, Golden, GoldenResult, MeasuredGolden, read_golden
     from p4q_edge.runtime.artifacts.head import BuiltInHead, Calibration, EngineHead, Head, HeadAdapter, load_head
+    from p4q_edge.runtime.artifacts.head_files import HeadFile, read_head_file, write_head_file
     from p4q_edge.runtime.artifacts.head_store import (
         BUILT_IN,
         add_head,
@@ -64,8 +65,10 @@ if TYPE_CHECKING:
         load_stored_heads,
         open_head,
         remove_head,
+        replace_head,
         require_fit,
         require_name,
+        stored_head,
         stored_heads,
         undo_head,
         write_head,
@@ -135,6 +138,7 @@ __all__ = [
     "GraphRun",
     "Head",
     "HeadAdapter",
+    "HeadFile",
     "LearnedImage",
     "Manifest",
     "MeasuredGolden",
@@ -185,11 +189,14 @@ __all__ = [
     "read_bundle",
     "read_card",
     "read_golden",
+    "read_head_file",
     "remove_head",
+    "replace_head",
     "require_fit",
     "require_name",
     "require_signed",
     "signature_path",
+    "stored_head",
     "stored_heads",
     "trusted_key_files",
     "undo_head",
@@ -200,6 +207,7 @@ __all__ = [
     "write_card",
     "write_deployment",
     "write_head",
+    "write_head_file",
     "write_signature",
 ]
 
@@ -280,6 +288,7 @@ if not TYPE_CHECKING:
                 "Head",
                 "load_head",
             ),
+            "head_files": ("HeadFile", "read_head_file", "write_head_file"),
             "head_store": (
                 "base_head",
                 "earlier_versions",
@@ -295,7 +304,9 @@ if not TYPE_CHECKING:
                 "open_head",
                 "load_stored_heads",
                 "remove_head",
+                "replace_head",
                 "require_fit",
+                "stored_head",
                 "stored_heads",
             ),
             "onnx_graph": (

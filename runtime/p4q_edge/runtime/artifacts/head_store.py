@@ -8,9 +8,16 @@ from pathlib import Path
 from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
 from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, verify_engine
 from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
-from p4q_edge.runtime.artifacts.signature import Keys, SignedKind
-from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import atomic_write, quoted, read_bounded
+from p4q_edge.runtime.artifacts.head_files import (
+    HeadFile,
+    finish_writing,
+    read_head_file,
+    remove_head_file,
+    write_head_file,
+)
+from p4q_edge.runtime.artifacts.signature import Keys, SignedKind, signature_path, trusted_key_files
+from p4q_edge.runtime.errors import ArtifactError, InputError, UsageError
+from p4q_edge.runtime.storage import quoted, read_bounded
 
 BUILT_IN = "built-in"
 """Name of the head that is folded into the engine."""
@@ -31,8 +38,9 @@ def stored_heads(engine: str | Path) -> dict[str, Path]:
     """Return the files of an engine's heads by name.
 
     Raises:
-        UsageError: there are too many.
+        UsageError: there are too many, or one was half replaced by a killed writer in a folder that cannot be written.
     """
+    finish_writing(heads_folder(engine))
     found = sorted(heads_folder(engine).glob("*.safetensors"))
     if len(found) > MAX_HEADS:
         raise UsageError(f"{heads_folder(engine)} holds {len(found)} heads; at most {MAX_HEADS} are used. Remove some.")
@@ -77,11 +85,18 @@ def _require_usable(name: str, path: Path) -> None:
 
 
 def add_head(engine: str | Path, source: str | Path, *, name: str | None = None, force: bool = False) -> str:
-    """Copy a head (a `.safetensors` file, or that of a bundle) to those of an engine, and return its name.
+    """Copy a head to those of an engine, and return its name: a `.safetensors` file byte for byte with its signature.
+
+    Args:
+        engine: the engine; its card is beside it.
+        source: the head's file, or a bundle with one.
+        name: of the head; that of the file if None.
+        force: replace a head of this name, which becomes an earlier version.
 
     Raises:
         UsageError: the name cannot be used, or is taken and `force` is false.
-        ArtifactError: the head was made for another model.
+        ArtifactError: the head was made for another model, or no key that the environment trusts signed it: a head
+            that is stored and not signed would keep the engine from being loaded.
     """
     source = Path(source)
     name = source.stem if name is None else name
@@ -89,8 +104,21 @@ def add_head(engine: str | Path, source: str | Path, *, name: str | None = None,
     path = heads_folder(engine) / f"{name}.safetensors"
     if path.exists() and not force:
         raise UsageError(f"{path} exists already; add --force, which keeps the earlier version, or another --name.")
-    write_head(engine, name, open_head(source))
+    _put(engine, name, _file_to_add(source))
     return name
+
+
+def _file_to_add(source: Path) -> HeadFile:
+    if source.suffix != SUFFIX:
+        return read_head_file(source)
+    head = open_head(source)
+    if trusted_key_files():
+        raise ArtifactError(
+            f"the signature of {source} is that of the bundle, not of its head, and only signed files are loaded. "
+            f"Export the head, sign it and add that: p4q-edge head export {quoted(source)} -o "
+            f"{quoted(source.stem + '.safetensors')}"
+        )
+    return HeadFile(data=head.to_bytes())
 
 
 def require_name(name: str) -> None:
@@ -109,25 +137,50 @@ def write_head(engine: str | Path, name: str, head: Head) -> Path:
         UsageError: the name cannot be used.
         ArtifactError: the head was made for another model.
     """
+    return _put(engine, name, HeadFile(data=head.to_bytes()))
+
+
+def replace_head(engine: str | Path, name: str, head: Head) -> None:
+    """Write a head in the place of one of an engine, which does not become an earlier version; its signature goes.
+
+    Raises:
+        UsageError: there is no head of this name.
+    """
+    write_head_file(stored_head(engine, name), HeadFile(data=head.to_bytes()))
+
+
+def _put(engine: str | Path, name: str, file: HeadFile) -> Path:
     require_name(name)
-    require_fit(head, read_card(engine), name=name)
-    path, data = heads_folder(engine) / f"{name}.safetensors", head.to_bytes()
+    path = heads_folder(engine) / f"{name}.safetensors"
+    require_fit(file.head(source=str(path)), read_card(engine), name=name)
+    finish_writing(path.parent)
     if path.is_file():
-        before = path.read_bytes()
-        if before == data:
+        before = HeadFile(data=path.read_bytes(), signature=_signature_beside(path))
+        if before.data == file.data:
+            if before.signature != file.signature and file.signature is not None:
+                write_head_file(path, file)
             return path
         # Kept before it is replaced: where this ends in between, one version is there twice and none is lost.
         versions = earlier_versions(engine, name)
         number = int(versions[0].stem) + 1 if versions else 1
-        atomic_write(_history(engine, name) / f"{number:08}.safetensors", before, force=True)
+        write_head_file(_history(engine, name) / f"{number:08}.safetensors", before)
         for oldest in versions[MAX_VERSIONS - 1 :]:
-            oldest.unlink(missing_ok=True)
-    atomic_write(path, data, force=True)
+            remove_head_file(oldest)
+    write_head_file(path, file)
     return path
+
+
+def _signature_beside(path: Path) -> bytes | None:
+    """Return the bytes of a signature, whatever it signs: it stays with the head that it lay beside."""
+    try:
+        return signature_path(path).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def earlier_versions(engine: str | Path, name: str) -> tuple[Path, ...]:
     """Return the files of the earlier versions of a head, the newest first."""
+    finish_writing(_history(engine, name))
     found = _history(engine, name).glob("*.safetensors")
     return tuple(sorted((path for path in found if path.stem.isdigit()), key=lambda path: int(path.stem), reverse=True))
 
@@ -146,8 +199,9 @@ def undo_head(engine: str | Path, name: str) -> Head:
         )
     data = read_bounded(versions[0], limit_bytes=MAX_HEAD_BYTES, kind="head")
     head = read_head(data, source=str(versions[0]))
-    atomic_write(heads_folder(engine) / f"{name}.safetensors", data, force=True)
-    versions[0].unlink()
+    earlier = HeadFile(data=data, signature=_signature_beside(versions[0]))
+    write_head_file(heads_folder(engine) / f"{name}.safetensors", earlier)
+    remove_head_file(versions[0])
     return head
 
 
@@ -160,9 +214,12 @@ def remove_head(engine: str | Path, name: str) -> Path:
     stored = stored_heads(engine)
     if name == BUILT_IN:
         raise UsageError(f"the built-in head is part of {engine} and cannot be removed. Others: {_listed(stored)}.")
+    if name not in stored:
+        # Of a removal that was killed.
+        signature_path(heads_folder(engine) / f"{name}.safetensors").unlink(missing_ok=True)
     _require_stored(engine, name, stored)
     for path in (*earlier_versions(engine, name), stored[name]):
-        path.unlink()
+        remove_head_file(path)
     return stored[name]
 
 
@@ -219,11 +276,16 @@ def find_head(engine: str | Path, name: str) -> Head:
     Raises:
         UsageError: there is none of this name, or it is the one folded into the engine.
     """
+    return load_head(stored_head(engine, name))
+
+
+def stored_head(engine: str | Path, name: str) -> Path:
+    """Return the file of a head of an engine by name; errors as of `find_head`."""
     stored = stored_heads(engine)
     if name == BUILT_IN:
         raise UsageError(f"the built-in head is part of {engine}. Name the bundle instead of the engine to export it.")
     _require_stored(engine, name, stored)
-    return load_head(stored[name])
+    return stored[name]
 
 
 def _require_stored(engine: str | Path, name: str, stored: dict[str, Path]) -> None:

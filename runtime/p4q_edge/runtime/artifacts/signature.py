@@ -121,6 +121,20 @@ def require_signed(artifact: str | Path, kind: SignedKind, data: bytes, *, trust
     return found
 
 
+def read_signature(artifact: str | Path, kind: SignedKind, data: bytes) -> bytes | None:
+    """Return the bytes of an artifact's signature, whoever made it, if there is one of these deciding bytes.
+
+    Raises:
+        CorruptArtifactError: the file is no signature.
+    """
+    path = signature_path(artifact)
+    if not path.is_file():
+        return None
+    raw = read_bounded(path, limit_bytes=_MAX_SIGNATURE_BYTES, kind="signature")
+    found = decode_json(raw, Signature, source=str(path))
+    return raw if (found.artifact, found.sha256) == (kind, sha256_bytes(data)) else None
+
+
 def trusted_key_files(trusted: Keys = None) -> tuple[Path, ...]:
     """Return the files of trusted keys: those given, or those that the environment names."""
     if trusted is not None:

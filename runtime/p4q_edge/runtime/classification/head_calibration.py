@@ -17,7 +17,7 @@ from p4q_edge.runtime.artifacts import (
     find_head,
     on_backend,
     read_card,
-    stored_heads,
+    replace_head,
     write_card,
 )
 from p4q_edge.runtime.choices import CpuBackend
@@ -25,7 +25,6 @@ from p4q_edge.runtime.classification.score_calibration import Fit, FitOptions, f
 from p4q_edge.runtime.engines import Engine, load_engine
 from p4q_edge.runtime.images import batched, expand, load_image, preprocess, read_class_folders, require_of_no_class
 from p4q_edge.runtime.progress import tracked
-from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.runtime.verification import ensure_golden
 
 _BATCH = 8
@@ -103,8 +102,7 @@ def write_calibration(engine: Path, name: str, calibration: Calibration) -> None
     if name == BUILT_IN:
         write_card(engine, msgspec.structs.replace(read_card(engine), calibration=calibration), force=True)
         return
-    changed = replace(find_head(engine, name), calibration=calibration)
-    atomic_write(stored_heads(engine)[name], changed.to_bytes(), force=True)
+    replace_head(engine, name, replace(find_head(engine, name), calibration=calibration))
 
 
 def reset_calibration(engine: Path, name: str) -> tuple[Calibration, Calibration]:

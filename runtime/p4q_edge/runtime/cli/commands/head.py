@@ -190,6 +190,21 @@ def _agreed(head: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def sign_hint(artifact: Path) -> str:
+    """Return a line on how to sign a head or an engine that was changed, where only signed files are loaded."""
+    from p4q_edge.runtime.artifacts import deciding_bytes, require_signed, trusted_key_files
+    from p4q_edge.runtime.errors import ArtifactError
+
+    if not trusted_key_files():
+        return ""
+    try:
+        require_signed(artifact, *deciding_bytes(artifact), trusted=None)
+    except ArtifactError:
+        sign = f"p4q-edge sign {shlex.quote(str(artifact))} --key key.pem --force"
+        return f"\nonly signed files are loaded here, and {artifact} no longer is one. Sign it: {sign}"
+    return ""
+
+
 def _comparison(fitted: Fit) -> str:
     """Return what the head's calibration and the new one do, as a table."""
     before, after = fitted.before, fitted.after
@@ -216,11 +231,16 @@ def _comparison(fitted: Fit) -> str:
 
 
 def _ending(request: HeadCalibrateRequest, *, better: bool, applied: bool) -> str:
+    from p4q_edge.runtime.artifacts import BUILT_IN, stored_head
+
     if not better:
         return "nothing better was found; the head stays as it is"
     if applied:
         named = "" if request.name is None else f" --name {request.name}"
-        return f"written. Undo it: p4q-edge head reset {shlex.quote(str(request.engine))}{named}"
+        head = request.name or BUILT_IN
+        artifact = request.engine if head == BUILT_IN else stored_head(request.engine, head)
+        undo = f"p4q-edge head reset {shlex.quote(str(request.engine))}{named}"
+        return f"written. Undo it: {undo}{sign_hint(artifact)}"
     if request.apply:
         return "nothing was written"
     return f"nothing was written. Write it: {replace(request, apply=True).command()}"
@@ -300,10 +320,17 @@ def _list(request: ListRequest, output: Output) -> int:
 
 
 def _export(request: HeadExportRequest, output: Output) -> int:
-    from p4q_edge.runtime.artifacts import BUILT_IN, SUFFIX, find_head, open_head
+    from p4q_edge.runtime.artifacts import (
+        BUILT_IN,
+        SUFFIX,
+        HeadFile,
+        open_head,
+        read_head_file,
+        stored_head,
+        write_head_file,
+    )
     from p4q_edge.runtime.cli.documents import HeadExportDocument
     from p4q_edge.runtime.errors import UsageError
-    from p4q_edge.runtime.storage import atomic_write
 
     if request.output.suffix != ".safetensors":
         raise UsageError(f"--output {request.output} must end in .safetensors")
@@ -311,10 +338,11 @@ def _export(request: HeadExportRequest, output: Output) -> int:
     if artifact.suffix == SUFFIX:
         if request.name is not None:
             raise UsageError("a bundle has one head. Leave out --name.")
-        head = open_head(artifact)
+        file = HeadFile(data=open_head(artifact).to_bytes())
     else:
-        head = find_head(artifact, request.name or BUILT_IN)
-    atomic_write(request.output, head.to_bytes(), force=output.force)
+        file = read_head_file(stored_head(artifact, request.name or BUILT_IN))
+    write_head_file(request.output, file, force=output.force)
+    head = file.head(source=str(request.output))
     document = HeadExportDocument(output=str(request.output), class_names=head.class_names)
     output.write(document=document, text=f"{request.output}  {len(head.class_names)} classes")
     return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement
-from p4q_edge.runtime.cli.commands.head import UndoRequest, undo
+from p4q_edge.runtime.cli.commands.head import UndoRequest, sign_hint, undo
 from p4q_edge.runtime.errors import ArtifactError, InputError, UsageError
 from p4q_edge.runtime.storage import printable, sha256_file
 
@@ -219,7 +219,7 @@ def _text(request: TeachRequest, taught: Taught, path: Path, earlier: int, seen:
     lines.append(f"use it: p4q-edge classify {engine} IMAGE --head {name}")
     if earlier:
         lines.append(f"undo it: p4q-edge head undo {engine} {name}")
-    return "\n".join(lines)
+    return "\n".join(lines) + sign_hint(path)
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)
