@@ -10,6 +10,8 @@ from msgspec import Meta
 
 MAX_RATE = 1e30
 """Far beyond what any learning survives; above it the optimizer itself overflows."""
+MAX_MEMORY_GIB = 1 << 20
+"""A pebibyte, whose bytes still fit into 64 bits."""
 
 Bits = Annotated[int, Meta(ge=2, le=8)]
 Count = Annotated[int, Meta(ge=0)]

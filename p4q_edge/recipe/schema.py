@@ -249,8 +249,8 @@ class LearnSection(Section, frozen=True, kw_only=True):
 
     def _check_teacher(self) -> None:
         weight = self.distillation
-        if weight is not None and not 0.0 <= weight < float("inf"):
-            raise ValueError(f"distillation must not be negative, got {weight}")
+        if weight is not None and not 0.0 <= weight <= numbers.MAX_RATE:
+            raise ValueError(f"distillation must be between 0 and {numbers.MAX_RATE:g}, got {weight}")
         if self.teacher == "none" and weight:
             raise ValueError(f"distillation = {weight:g} needs a teacher, and teacher = 'none'; leave one of them out")
         if self.teacher in ("learned", "zero-shot") and weight == 0.0:
@@ -328,8 +328,8 @@ class ComputeSection(Section, frozen=True, kw_only=True):
             raise ValueError(f"workers must be 'auto' or from 0 to {MAX_WORKERS}, got {self.workers}")
         if self.batch_size != "auto" and not 1 <= self.batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"batch_size must be 'auto' or from 1 to {MAX_BATCH_SIZE}, got {self.batch_size}")
-        if not 0.0 <= self.memory_gib < float("inf"):
-            raise ValueError(f"memory_gib must be 0 or more, got {self.memory_gib}")
+        if not 0.0 <= self.memory_gib <= numbers.MAX_MEMORY_GIB:
+            raise ValueError(f"memory_gib must be between 0 and {numbers.MAX_MEMORY_GIB}, got {self.memory_gib}")
 
 
 def is_device_name(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from p4q_edge.recipe.schema import Recipe, Section
+from p4q_edge.recipe.words import words_problem
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import not_fetched, read_bounded
@@ -76,7 +77,7 @@ def _checked(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
         try:
             recipe = msgspec.convert(left, Recipe)
         except (msgspec.ValidationError, ValueError) as error:
-            words = _in_words(str(error))
+            words = _in_words(str(error), left)
             dropped = _drop(left, words)
             # What sections lack, or ask of each other, may be what is written wrong elsewhere.
             if dropped or not problems:
@@ -84,7 +85,11 @@ def _checked(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
             if not dropped:
                 return None, problems
             continue
-        if not problems and (problem := recipe.contradiction()):
+        if problem := words_problem(recipe):
+            problems.append(problem)
+            if _drop(left, problem):
+                continue
+        elif not problems and (problem := recipe.contradiction()):
             problems.append(problem)
         return recipe, problems
 
@@ -197,7 +202,7 @@ def _unbounded(document: dict[str, Any], *, prefix: str) -> Iterator[str]:
                 yield f"{prefix}{key[:_SHOWN]} must be between -{MAX_NUMBER} and {MAX_NUMBER}, got a larger one"
 
 
-def _in_words(message: str) -> str:
+def _in_words(message: str, document: dict[str, Any]) -> str:
     """Return what msgspec, or a section's own check, found at `$.section.key`: the key first, and what it takes."""
     found = re.fullmatch(r"(.*) - at `\$\.?([\w.]*)(?:\[.*)?`", message, re.DOTALL)
     what, key = (message, "") if found is None else (found[1], found[2])
@@ -205,7 +210,9 @@ def _in_words(message: str) -> str:
     if missing is not None:
         return f"{key}{'.' if key else ''}{missing[1]} is missing"
     kind: Any = Recipe
+    came: Any = document
     for part in filter(None, key.split(".")):
+        came = came.get(part) if isinstance(came, dict) else None
         kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[part]
     if isinstance(kind, type) and issubclass(kind, Section):
         own = what.split(" ", 1)[0] in {field.name for field in msgspec.structs.fields(kind)}
@@ -214,7 +221,9 @@ def _in_words(message: str) -> str:
         return f"{key}.{what}" if key and own else f"{key}: {what}" if key else what
     wrong = re.fullmatch(r"Invalid enum value (.*)|Expected `[^`]*`, got `(.*)`", what)
     if limit := re.fullmatch(r"Expected `\w+(?: \| null)?` (>=|<=|>|<) (\S+)", what):
-        return f"{key} must be {_LIMITS[limit[1]]} {limit[2]}"
+        return f"{key} must be {_LIMITS[limit[1]]} {limit[2]}, got {came}"
+    if length := re.fullmatch(r"Expected `array` of length (\d+), got (\d+)", what):
+        return f"{key}: expected {' or '.join(map(str, _choices(kind)))}, {length[1]} of them, got {length[2]}"
     if wrong is None:
         return f"{key}: {what.replace('`', '')}"
     return f"{key}: expected {' or '.join(map(str, _choices(kind)))}, got {wrong[1] or _CAME.get(wrong[2], wrong[2])}"

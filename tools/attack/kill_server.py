@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import importlib
 import io
 import json
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -158,6 +160,19 @@ def _all_ended() -> bool:
     return False
 
 
+def _import_all(package: str, *, without: tuple[str, ...] = ()) -> None:
+    """Import the modules of a package, which each command would import for itself after its fork."""
+    import numpy  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import PIL.Image
+    import PIL.PngImagePlugin  # noqa: F401
+
+    left_out = tuple(f"{package}.{name}" for name in without)
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        if not module.name.startswith(left_out):
+            importlib.import_module(module.name)
+
+
 def _warm_up() -> None:
     """Trace the smallest module: most of the time of an export goes to what the tracer imports then."""
     import torch
@@ -175,17 +190,13 @@ def _warm_up() -> None:
 def main() -> int:
     """Import what commands need, say so, and serve until stdin ends."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    import onnxruntime  # noqa: F401
-
-    import p4q_edge.runtime.cli.main
-
+    _import_all("p4q_edge.runtime", without=("http", "serving", "engines", "builders.tensorrt", "hub"))
+    _import_all("p4q_edge.runtime.engines.onnxruntime")
     if "toolkit" in sys.argv[1:]:
         import sklearn.datasets  # noqa: F401
 
-        import p4q_edge.cli.learn
-        import p4q_edge.models
-        import p4q_edge.stages  # noqa: F401
-
+        for room in ("cli", "stages", "evaluation", "learning", "graph"):
+            _import_all(f"p4q_edge.{room}")
         _warm_up()
     print("ready", flush=True)
     for line in sys.stdin:

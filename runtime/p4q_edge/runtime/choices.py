@@ -46,6 +46,8 @@ Prefer = Literal["speed", "size"]
 CudaBackend = Literal["auto", "driver", "cuda-bindings", "pycuda"]
 """What reaches CUDA: the driver's own library, which `auto` takes, or a package."""
 
+LEAST_FPS = 1e-5
+"""Images a second: about one a day, beyond which clocks have no room for the pause."""
 MAX_BATCH = 4096
 """Images of one run of an engine; beyond that only memory is needed, and nothing gets faster."""
 

@@ -176,7 +176,7 @@ def test_strict_turns_an_invalid_run_into_exit_5(
         (["--batch", "1,x"], 2, "--batch 1,x: expected positive numbers"),
         (["--batch", "0"], 2, "expected positive numbers"),
         (["--batch", "1,4097"], 2, "such as 1,8,32, each at most 4096"),
-        (["--seconds", "-1"], 2, "must not be negative"),
+        (["--seconds", "-1"], 2, "--energy-seconds must not be negative, got -1, 5 and 2"),
         (["--seconds", "1e9"], 2, "must be at most 86400, a day, and --warm-up at most 1000000"),
         (["--warm-up", "1000001"], 2, "--warm-up at most 1000000"),
         (["--against", "fp16"], 2, "ONNX Runtime computes in FP32 on a CPU"),

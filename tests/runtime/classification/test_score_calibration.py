@@ -173,7 +173,7 @@ def test_too_few_images_are_refused() -> None:
         fit(np.eye(4), np.arange(4), head=head_of(4))
     with pytest.raises(InputError, match="two or more classes"):
         fit(np.tile(np.eye(4), (5, 1)), np.zeros(20, int), head=head_of(4))
-    with pytest.raises(UsageError, match="must be between 0 and 1, got 2"):
+    with pytest.raises(UsageError, match="must be above 0 and at most 1, got 2"):
         FitOptions(accuracy=2)
     with pytest.raises(UsageError, match="share of unknown answers must be between 0 and 1, got -1"):
         FitOptions(max_unknown=-1)

@@ -181,7 +181,7 @@ def test_whole_numbers_are_such_as_libraries_take(capsys: pytest.CaptureFixture[
     error = capsys.readouterr().err
     assert f"between -2147483647 and 2147483647, got one of {len(number)} digits. Run: p4q-edge validate" in error
     assert cli.main(["validate", "x.onnx", "--seed=1.5"]) == 2
-    assert "invalid int value: '1.5'. Run: p4q-edge validate" in capsys.readouterr().err
+    assert "argument --seed: expected a whole number, got '1.5'. Run: p4q-edge validate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_numbers_are_finite(capsys: pytest.CaptureFixture[str], number: str) -> 
     assert cli.main(["validate", "x.onnx", f"--max-top1-drop={number}"]) == 2
     assert f": expected a number that is finite, got {number}. Run: p4q-edge validate" in capsys.readouterr().err
     assert cli.main(["validate", "x.onnx", "--max-top1-drop=half"]) == 2
-    assert "invalid float value: 'half'. Run: p4q-edge validate" in capsys.readouterr().err
+    assert "argument --max-top1-drop: expected a number, got 'half'. Run: p4q-edge validate" in capsys.readouterr().err
 
 
 def test_a_recipe_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,5 +196,6 @@ def test_a_classifier_streams_images(tiny_engine: Path, photo: Path, picture: Im
         assert answers[0][1].topk == answers[1][1].topk
         assert answers[0][1] == classifier.classify(photo)
         assert len(list(classifier.stream(photo.parent))) == 1
-        with pytest.raises(UsageError, match="max_fps must be positive, got 0"):
-            next(classifier.stream([photo], max_fps=0))
+        for fps in (0, -1.0, 1e-320, float("nan")):
+            with pytest.raises(UsageError, match=f"max_fps must be at least 1e-05, about one image a day, got {fps}"):
+                next(classifier.stream([photo, photo], max_fps=fps))

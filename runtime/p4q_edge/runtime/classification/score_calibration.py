@@ -44,9 +44,11 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.accuracy <= 1:
-            raise UsageError(f"the accuracy of accepted answers must be between 0 and 1, got {self.accuracy}.")
+            raise UsageError(f"the accuracy of accepted answers must be above 0 and at most 1, got {self.accuracy}.")
         if not 0 <= self.max_unknown <= 1:
-            raise UsageError(f"the share of unknown answers must be between 0 and 1, got {self.max_unknown}.")
+            raise UsageError(
+                f"max_unknown: the share of unknown answers must be between 0 and 1, got {self.max_unknown}."
+            )
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from p4q_edge.runtime.storage import not_fetched
 
 MAX_WHOLE_NUMBER = (1 << 31) - 1
 """Of 32 bits with a sign, which native libraries take."""
+_SHOWN = 60
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of one name and of a whole path, beyond which Linux's file systems have none."""
 
@@ -77,10 +78,12 @@ def _number(text: str) -> float:
     """Return a number that was named.
 
     Raises:
-        ArgumentTypeError: of `nan` and `inf`, with which limits hold never or always.
-        ValueError: it is none.
+        ArgumentTypeError: it is none, or `nan` or `inf`, with which limits hold never or always.
     """
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text[:_SHOWN]!r}") from error
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a number that is finite, got {text}")
     return number
@@ -90,10 +93,12 @@ def _whole_number(text: str) -> int:
     """Return a whole number that was named.
 
     Raises:
-        ArgumentTypeError: of one that no library takes; what takes less says so itself.
-        ValueError: it is none.
+        ArgumentTypeError: it is none, or one that no library takes; what takes less says so itself.
     """
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text[:_SHOWN]!r}") from error
     if abs(number) > MAX_WHOLE_NUMBER:
         raise argparse.ArgumentTypeError(
             f"expected a whole number between -{MAX_WHOLE_NUMBER} and {MAX_WHOLE_NUMBER}, got one of {len(text)} digits"

@@ -236,3 +236,16 @@ def _kernels(inspection: Mapping[str, Any]) -> str:
 def _word(path: str | Path) -> str:
     """Return a path as a shell takes it."""
     return shlex.quote(str(path))
+
+
+def value_words(value: object) -> str:
+    """Return a value of a document as a line of text tells it: no brackets, no names of Python."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {value_words(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_words, value)) or "none"
+    return str(value)

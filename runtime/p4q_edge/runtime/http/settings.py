@@ -47,7 +47,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.requests < 1 or self.body_bytes < 1:
-            raise UsageError("a server must handle at least one request, and a request must hold at least one byte.")
+            raise UsageError(
+                "a server must handle at least one request, and a request must hold at least one byte; got "
+                f"requests {self.requests} of at most {self.body_bytes} bytes."
+            )
         if self.requests > MAX_REQUESTS:
             raise UsageError(f"a server works on at most {MAX_REQUESTS} requests at once, got {self.requests}.")
         if self.body_bytes > self.held_bytes:

@@ -138,12 +138,13 @@ def _options(args: argparse.Namespace) -> BenchOptions:
             f"--batch {args.batch[:_SHOWN]}: expected positive numbers with commas between them, such as 1,8,32, each "
             f"at most {MAX_BATCH}"
         )
+    came = f"{args.seconds:g}, {args.warm_up} and {args.energy_seconds:g}"
     if args.seconds < 0 or args.warm_up < 0 or args.energy_seconds < 0:
-        raise UsageError("--seconds, --warm-up and --energy-seconds must not be negative")
+        raise UsageError(f"--seconds, --warm-up and --energy-seconds must not be negative, got {came}")
     if max(args.seconds, args.energy_seconds) > _MAX_SECONDS or args.warm_up > _MAX_ROUNDS:
         raise UsageError(
             f"--seconds and --energy-seconds must be at most {_MAX_SECONDS:g}, a day, and --warm-up at most "
-            f"{_MAX_ROUNDS}"
+            f"{_MAX_ROUNDS}; got {came}"
         )
     return BenchOptions(
         batches=batches,

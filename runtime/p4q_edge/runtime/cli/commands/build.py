@@ -383,10 +383,11 @@ def _describe(request: BuildRequest, bundle: Path, output: Output) -> None:
     import msgspec
 
     from p4q_edge.runtime.builders import describe_build
+    from p4q_edge.runtime.cli.artifact_words import value_words
 
     document = describe_build(bundle, request.engine, backend=request.backend, options=request.options)
     values: dict[str, Any] = msgspec.to_builtins(document)
-    output.write(document=document, text="\n".join(f"{key}  {value}" for key, value in values.items()))
+    output.write(document=document, text="\n".join(f"{key}  {value_words(value)}" for key, value in values.items()))
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from p4q_edge.runtime.choices import CpuBackend, Fast
+from p4q_edge.runtime.choices import LEAST_FPS, CpuBackend, Fast
 from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import (
     Command,
@@ -155,6 +155,8 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
+    if args.max_fps is not None and args.max_fps < LEAST_FPS:
+        raise UsageError(f"--max-fps must be at least {LEAST_FPS:g}, about one image a day, got {args.max_fps:g}")
     if args.stream and (args.output or args.sort_into):
         raise UsageError("--stream writes answers to stdout, --output and --sort-into to files. Leave one out.")
     if args.embeddings and not args.output:
