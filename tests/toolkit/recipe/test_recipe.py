@@ -169,10 +169,10 @@ def test_unknown_keys_and_wrong_values_stand_in_one_list() -> None:
         "unknown key 'model.foo'",
         "did you mean 'model.interpolation'?",
         "learn.epochs must be between -2147483647 and 2147483647, got a larger one",
-        "data.shots must be at least 0",
+        "data.shots must be at least 0, got -1",
         "learn.steps: expected a whole number, got a text",
-        "quantization.weight_bits must be at most 8",
-        "quantization.activation_bits must be at least 2",
+        "quantization.weight_bits must be at most 8, got 99",
+        "quantization.activation_bits must be at least 2, got 1",
     ]
 
 

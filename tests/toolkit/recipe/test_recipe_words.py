@@ -23,7 +23,7 @@ MINIMAL: dict[str, Any] = {"model": {"name": "ViT-B-32"}, "data": {"train": "pho
         ({"compute": {"batch_size": "large"}}, "batch_size: expected a whole number or auto, got 'large'$"),
         ({"compute": {"precision": "fp16"}}, "precision: expected float32 or tf32 or bf16, got 'fp16'$"),
         ({"model": {"name": "a", "interpolation": "area"}}, "expected bicubic or bilinear, got 'area'$"),
-        ({"model": {"name": "a", "mean": [0.5]}}, "model.mean: Expected array of length 3, got 1$"),
+        ({"model": {"name": "a", "mean": [0.5]}}, "model.mean: expected a list of numbers, 3 of them, got 1$"),
         ({"model": "demo"}, "model: expected a section of keys, got a text$"),
         ({"model": {}}, "x.toml: model.name is missing$"),
         ({"schema_version": 2}, "schema_version: expected 1, got 2$"),

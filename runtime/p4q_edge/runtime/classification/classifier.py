@@ -22,7 +22,6 @@ from p4q_edge.runtime.artifacts import (
     require_name,
     trusted_key_files,
 )
-from p4q_edge.runtime.choices import LEAST_FPS
 from p4q_edge.runtime.classification.loaded_heads import load_heads
 from p4q_edge.runtime.classification.predictions import Failure, Prediction, Ranking, Shown, probabilities
 from p4q_edge.runtime.classification.preparation import ImageInputs, OnError, Preparation, PreparedImage, RuntimeOptions
@@ -244,11 +243,7 @@ class ZeroShotClassifier(Shown):
             EnvironmentNotAbleError: OpenCV is needed and not installed.
             InputError: the source cannot be opened or read.
         """
-        if max_fps is not None and not max_fps >= LEAST_FPS:
-            raise UsageError(
-                f"max_fps must be at least {LEAST_FPS:g}, about one image a day, got {max_fps}. "
-                "Leave it out for no limit."
-            )
+        video.require_rate(max_fps)
         if video.is_video(source):
             color = "bgr"
             images: Iterator[ImageLike] = video.frames(source, max_fps=max_fps)  # type: ignore[arg-type]

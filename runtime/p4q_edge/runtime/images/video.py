@@ -11,7 +11,8 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError
+from p4q_edge.runtime.choices import LEAST_FPS
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,14 @@ def film_fps(source: int | str) -> float | None:
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     capture.release()
     return fps if math.isfinite(fps) and fps > 0 else None
+
+
+def require_rate(max_fps: float | None) -> None:
+    """Raise `UsageError` where so many images a second leave pauses that no clock has room for."""
+    if max_fps is not None and not max_fps >= LEAST_FPS:
+        raise UsageError(
+            f"max_fps must be at least {LEAST_FPS:g}, about one image a day, got {max_fps}. Leave it out for no limit."
+        )
 
 
 def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None) -> Iterator[np.ndarray]:
