@@ -187,7 +187,11 @@ def warn_of_unknown_paths(encoder: nn.Module, scheme: QuantScheme) -> None:
 
 def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantScheme) -> tuple[list[str], list[GridPoint]]:
     """Swap the convolutions that the scheme quantizes, with the grids between them, and return both."""
-    if scheme.convolutions == "off" or not (scheme.stem or any(may_be_quantized(m) for m in encoder.modules())):
+    if (
+        scheme.convolutions == "off"
+        or not scheme.quantizes_inputs
+        or not (scheme.stem or any(may_be_quantized(m) for m in encoder.modules()))
+    ):
         return [], []
     flow = trace_flow(encoder, sample)
     convolutions = choose_convolutions(encoder, flow, scheme)
@@ -247,11 +251,12 @@ def fix_scales(module: nn.Module) -> list[str]:
     """Fix weight and input scales of all linears that observed something.
 
     Returns:
-        Paths of linears that the forward pass never reached; they cannot be quantized.
+        Paths of linears that the forward pass never reached, or whose inputs make no whole blocks; they cannot be
+        quantized.
     """
     unreached = []
     for path, linear in quant_linears(module).items():
-        if linear.histogram is None:
+        if linear.histogram is None or linear.in_float:
             unreached.append(path)
             continue
         linear.scale_weight()

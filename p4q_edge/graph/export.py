@@ -154,7 +154,7 @@ class Quantizations:
     @property
     def narrowest_bits(self) -> int:
         """Of all quantized inputs."""
-        widths = [linear.input_bits for linear in self.linears.values()]
+        widths = [linear.input_bits for linear in self.linears.values() if linear.block is None]
         widths += [attention.bits for attention in self.attentions.values()]
         widths += [conv.input_bits for conv in self.convs.values()]
         return min(widths, default=FULL_BITS)

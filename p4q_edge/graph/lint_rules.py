@@ -17,6 +17,8 @@ from p4q_edge.runtime.artifacts import OPERATORS
 from p4q_edge.runtime.errors import QualityGateError
 
 OPSETS = range(17, 21)
+OPSETS_OF_INT4 = range(21, 22)
+"""Of a graph with INT4 weights, which TensorRT reads from 10.13 on; 10.3 stops at opset 20."""
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _POOLS = frozenset({"AveragePool", "MaxPool"})
@@ -84,9 +86,12 @@ def check_lint(findings: Iterable[LintFinding]) -> None:
 
 
 def _opset(subject: LintedModel) -> Iterator[Violation]:
+    in_blocks = any(value.dtype is ir.DataType.INT4 for value in subject.graph.initializers.values())
+    wanted = OPSETS_OF_INT4 if in_blocks else OPSETS
+    said = "21 beside INT4 weights" if in_blocks else "17 to 20 of the default domain"
     for domain, version in subject.model.opset_imports.items():
-        if domain or version not in OPSETS:
-            yield "", f"expected opset 17 to 20 of the default domain, got {domain or 'ai.onnx'} {version}"
+        if domain or version not in wanted:
+            yield "", f"expected opset {said}, got {domain or 'ai.onnx'} {version}"
     if subject.model.ir_version > MAX_IR_VERSION:
         yield "", f"expected IR version at most {MAX_IR_VERSION}, got {subject.model.ir_version}"
 
@@ -103,6 +108,8 @@ def _zero_point(subject: LintedModel) -> Iterator[Violation]:
     for node in _qdq(subject.graph):
         value = node.inputs[2] if len(node.inputs) > 2 else None
         zero = constant(value)
+        if value is None and input_of(node, 0).dtype is ir.DataType.INT4:
+            continue
         if value is None or zero is None:
             yield str(node.name), "expected a constant int8 zero point, got none"
         elif zero.dtype != np.int8 or zero.any():
@@ -142,13 +149,31 @@ def _weight(subject: LintedModel) -> Iterator[Violation]:
         weight = constant(input_of(node, 0))
         if weight is None:
             continue
+        if input_of(node, 0).dtype is ir.DataType.INT4:
+            yield from _blocks(node)
+            continue
         if weight.dtype != np.int8:
-            yield str(node.name), f"expected an int8 weight, got {weight.dtype}"
+            yield str(node.name), f"expected an int8 or int4 weight, got {weight.dtype}"
         scale, axis = constant(input_of(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
         for user, _ in node.outputs[0].uses():
             expected = _output_channel(user, weight.ndim)
             if scale is not None and scale.size > 1 and axis != expected:
                 yield str(node.name), f"expected scales along the output channel, axis {expected}, got axis {axis}"
+
+
+def _blocks(node: ir.Node) -> Iterator[Violation]:
+    """Yield what keeps a product from reading INT4 integers itself, or makes a compiler read other blocks."""
+    (inputs, channels), scale = input_of(node, 0).const_value.numpy().shape, constant(input_of(node, 1))  # type: ignore[union-attr]
+    axis, size = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    if axis != 0:
+        yield str(node.name), f"expected blocks along the inputs, axis 0, got axis {axis}"
+    elif size < affine.SMALLEST_BLOCK or inputs % size or inputs <= size:
+        yield str(node.name), f"expected at least two whole blocks of {inputs} inputs, got blocks of {size}"
+    elif scale is not None and scale.shape != (inputs // size, channels):
+        yield str(node.name), f"expected scales {(inputs // size, channels)}, got {scale.shape}"
+    for user, _ in node.outputs[0].uses():
+        if user.op_type != "MatMul":
+            yield str(node.name), f"expected a MatMul behind an INT4 weight, got {user.op_type}"
 
 
 def _output_channel(reader: ir.Node, rank: int) -> int:

@@ -23,10 +23,13 @@ def run_in_onnxruntime(model: bytes, images: NDArray[np.uint8], *, optimized: bo
     # onnxruntime is imported here so that importing a pass stays cheap.
     import onnxruntime as ort
 
+    from p4q_edge.runtime.engines.onnxruntime import FLOAT_ACTIVATIONS
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # this session runs once: nothing is reused
     options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry(*FLOAT_ACTIVATIONS)
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     # It would round the biases of INT8 convolutions to int32 with a scale in the type of the graph, and in FP16 that

@@ -15,10 +15,11 @@ class LinearQuantization:
 
     Attributes:
         weight: int8 (out, in).
-        weight_scale: float32 (out,), positive.
+        weight_scale: float32 (out,), or (out, blocks) of whole blocks of neighbouring inputs; positive.
         weight_bits: 2 to 8; the integers lie in `affine.weight_range`.
-        input_scale: positive, for the whole input tensor.
-        input_bits: 2 to 8; below 8 the graph clips the input to `affine.activation_range`.
+        input_scale: positive, for the whole input tensor; 1 where it is not quantized.
+        input_bits: 2 to 8; below 8 the graph clips the input to `affine.activation_range`. With blocks 16: the input is
+            not quantized.
 
     Raises:
         ValueError: an array of another type or shape, or values outside these ranges.
@@ -33,14 +34,24 @@ class LinearQuantization:
     def __post_init__(self) -> None:
         _check(self.weight.dtype == np.int8 and self.weight.ndim == 2, "weight is int8 (out, in)", self.weight)
         scale = self.weight_scale
-        _check(scale.shape == self.weight.shape[:1], "weight_scale is (out,)", scale)
+        rows, inputs = self.weight.shape
+        if scale.ndim == 1:
+            _check(scale.shape == (rows,), "weight_scale is (out,)", scale)
+            affine.activation_range(self.input_bits)
+        else:
+            whole = scale.ndim == 2 and len(scale) == rows and scale.shape[1] > 1 and inputs % scale.shape[1] == 0
+            _check(whole, "weight_scale is (out, blocks), of at least two whole blocks", scale)
         _check(bool(np.all(np.isfinite(scale) & (scale > 0))), "weight_scale is positive and finite", scale)
         low, high = affine.weight_range(self.weight_bits)
         inside = low <= int(self.weight.min()) and int(self.weight.max()) <= high
         _check(inside, f"weight lies in [{low}, {high}]", self.weight)
-        affine.activation_range(self.input_bits)
         if not (np.isfinite(self.input_scale) and self.input_scale > 0):
             raise ValueError(f"expected: input_scale is positive and finite; got {self.input_scale}")
+
+    @property
+    def block(self) -> int | None:
+        """Number of neighbouring inputs that share a scale; None: all of a row do."""
+        return None if self.weight_scale.ndim == 1 else self.weight.shape[1] // self.weight_scale.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from p4q_edge.quant.reconstruction import reconstruct
     from p4q_edge.quant.rotation import rotate_streams
     from p4q_edge.quant.rounding import choose_rounding
-    from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName, check_mean_bits
+    from p4q_edge.quant.scheme import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
     from p4q_edge.quant.search import STRENGTHS, Ranges, Rows, activation_readers, choose_input
     from p4q_edge.quant.sensitivity import OutputWeights, output_weights
     from p4q_edge.quant.swap import quantize_modules, replace_module
@@ -54,7 +54,6 @@ __all__ = [
     "activation_readers",
     "affine",
     "attentions",
-    "check_mean_bits",
     "choose_convolutions",
     "choose_grids",
     "choose_input",
@@ -179,7 +178,6 @@ if not TYPE_CHECKING:
                 "ObserverName",
                 "QuantScheme",
                 "RoundingName",
-                "check_mean_bits",
             ),
             "search": (
                 "Ranges",

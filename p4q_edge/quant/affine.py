@@ -13,10 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from p4q_edge.quant.scheme import check_bits
+
 SMALLEST_NORMAL_FP16 = 2.0**-14
 """Scales below it are FP16 subnormals and lose precision in a TensorRT graph with FP16 scales."""
 
 LARGEST_FP16 = 65504.0
+SMALLEST_BLOCK = 16
+"""Fewest weights that share a scale: ONNX Runtime has no product for smaller blocks."""
+BLOCK_SPAN = 2.0**7
+"""Factor between the largest and the smallest scale of one row: a power of two then brings all of them into the normal
+numbers of FP16, and a block whose weights are smaller still is nothing beside the others."""
 SIGNIFICANT_BITS_FP16 = 11
 
 SMALLEST_SCALE = 2.0**-24
@@ -44,7 +51,7 @@ def activation_range(bits: int) -> tuple[int, int]:
     >>> activation_range(8), activation_range(4)
     ((-128, 127), (-8, 7))
     """
-    _check_bits(bits)
+    check_bits(bits)
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
@@ -54,7 +61,7 @@ def weight_range(bits: int) -> tuple[int, int]:
     >>> weight_range(8), weight_range(4)
     ((-127, 127), (-7, 7))
     """
-    _check_bits(bits)
+    check_bits(bits)
     return -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1
 
 
@@ -99,6 +106,61 @@ def shift_for(low: Tensor, scale: Tensor, quant_min: int) -> Tensor:
         scale: shape `()`, positive.
     """
     return ((quant_min - torch.round(low / scale)) * scale).half().float()
+
+
+def block_for(inputs: int, wanted: int) -> int | None:
+    """Return how many neighbouring inputs share a scale: at most `wanted`, in whole blocks, and at least two of them.
+
+    A block that is not whole is read by TensorRT as one of another size, and of a single one it restores the whole
+    weight before each product.
+
+    >>> block_for(768, 128), block_for(128, 128), block_for(4304, 128), block_for(100, 128)
+    (128, 64, 16, None)
+
+    Args:
+        inputs: of the linear.
+        wanted: a power of two.
+
+    Returns:
+        `wanted` or half of it, and so on; None where no block of at least `SMALLEST_BLOCK` divides the inputs.
+    """
+    size = wanted
+    while size >= SMALLEST_BLOCK:
+        if inputs % size == 0 and inputs > size:
+            return size
+        size //= 2
+    return None
+
+
+def in_blocks(weight: Tensor, block: int) -> Tensor:
+    """View a weight `(out, in)` as `(out, in / block, block)`.
+
+    >>> in_blocks(torch.arange(8.0).view(1, 8), 4).tolist()
+    [[[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]]
+    """
+    return weight.view(*weight.shape[:-1], -1, block)
+
+
+def column_scale(scale: Tensor, inputs: int) -> Tensor:
+    """Return scales of a weight so that they broadcast to `(out, in)`.
+
+    >>> column_scale(torch.tensor([[1.0, 2.0]]), 4).tolist(), column_scale(torch.tensor([3.0]), 4).tolist()
+    ([[1.0, 1.0, 2.0, 2.0]], [[3.0]])
+
+    Args:
+        scale: `(out,)`, or `(out, blocks)` of blocks along the inputs.
+        inputs: columns of the weight.
+    """
+    return scale[:, None] if scale.ndim == 1 else scale.repeat_interleave(inputs // scale.shape[1], dim=1)
+
+
+def within_span(scale: Tensor) -> Tensor:
+    """Raise the small scales of blocks `(out, blocks)` until a row's differ by `BLOCK_SPAN` at most.
+
+    >>> within_span(torch.tensor([[1.0, 0.5, 0.0001]])).tolist()
+    [[1.0, 0.5, 0.0078125]]
+    """
+    return torch.maximum(scale, scale.amax(1, keepdim=True) / BLOCK_SPAN)
 
 
 def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
@@ -177,8 +239,3 @@ def amax_of(x: Tensor, granularity: Granularity) -> Tensor:
         return x.abs().amax()
     others = [d for d in range(x.ndim) if d != granularity.axis % x.ndim]
     return x.abs().amax(dim=others)
-
-
-def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be between 2 and 8 (integers travel in int8), got {bits}")

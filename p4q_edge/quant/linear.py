@@ -39,9 +39,10 @@ class QuantLinear(nn.Module):
         weight: `(out_features, in_features)` float32.
         bias: `(out_features,)` or None.
         float_bias: where `bias` was corrected for quantization, what it was before.
-        weight_scale: `(out_features,)` float32 buffer.
+        weight_scale: `(out_features,)` float32 buffer; `(out_features, blocks)` where weights have blocks.
+        block: number of neighbouring inputs that share a scale of the weight; None: all of a row do.
         integers: int8 `(out_features, in_features)` where the rounding was chosen; None rounds to the nearest.
-        input_scale: `()` float32 buffer; 0 until calibrated.
+        input_scale: `()` float32 buffer; 0 until calibrated, and 1 from then on where the scheme quantizes no inputs.
         input_gain: `(in_features,)` float32, multiplied onto the input before anything else, with the weight divided
             by it: evens out channels where no module before the linear can take that factor. None: no gain.
         input_shift: `(in_features,)` float32, added to the input behind the gain, with its product with the weight
@@ -68,8 +69,10 @@ class QuantLinear(nn.Module):
         self.phase = Phase.FLOAT
         self.dynamic = False
         self.float_prefix = 0
-        self.in_float = False
-        self.register_buffer("weight_scale", torch.ones(weight.shape[0], device=weight.device))
+        self.block = None if scheme.weight_block is None else affine.block_for(weight.shape[1], scheme.weight_block)
+        self.in_float = scheme.weight_block is not None and self.block is None
+        scales = weight.shape[:1] if self.block is None else (weight.shape[0], weight.shape[1] // self.block)
+        self.register_buffer("weight_scale", torch.ones(scales, device=weight.device))
         self.register_buffer("integers", None)
         self.register_buffer("float_bias", None)
         self.register_buffer("input_scale", torch.zeros((), device=weight.device))
@@ -149,6 +152,8 @@ class QuantLinear(nn.Module):
         return self._on_grid(x)
 
     def _on_grid(self, x: Tensor) -> Tensor:
+        if not self.scheme.quantizes_inputs:
+            return x
         quant_min, quant_max = affine.activation_range(self.scheme.activation_bits)
         if self.dynamic:
             scale = affine.scale_for(affine.amax_of(x.detach(), affine.PerTensor()), quant_max)
@@ -164,10 +169,11 @@ class QuantLinear(nn.Module):
             return self._restored
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
         scale = self._follow_weight() if self.dynamic else self.weight_scale
+        steps = affine.column_scale(scale, self.weight.shape[1])
         if self.integers is not None and not self.dynamic:
-            restored = affine.dequantize(self.integers.to(scale.dtype), scale[:, None])
+            restored = affine.dequantize(self.integers.to(scale.dtype), steps)
         else:
-            restored = fake_quantize(self.weight, scale[:, None], quant_min, quant_max)
+            restored = fake_quantize(self.weight, steps, quant_min, quant_max)
         if not (self.weight.requires_grad or scale.requires_grad):
             self._restored = restored
         return restored
@@ -177,7 +183,8 @@ class QuantLinear(nn.Module):
         if self.integers is not None:
             return self.integers.clone()
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
-        q = affine.quantize(self.weight.detach(), self.weight_scale[:, None], quant_min, quant_max)
+        steps = affine.column_scale(self.weight_scale, self.weight.shape[1])
+        q = affine.quantize(self.weight.detach(), steps, quant_min, quant_max)
         return q.to(torch.int8)
 
     def set_weight(self, weight: Tensor) -> None:
@@ -218,24 +225,29 @@ class QuantLinear(nn.Module):
             self.float_bias = self.float_bias + by
 
     def set_integers(self, integers: Tensor | None, scale: Tensor) -> None:
-        """Choose rounding, int8 `(out_features, in_features)` or None for nearest, and scale `(out_features,)`."""
+        """Choose rounding, int8 `(out_features, in_features)` or None for nearest, and scale, as `weight_scale`."""
         self.integers, self.weight_scale, self._restored = integers, scale, None
 
     def scale_weight(self, *, importance: Tensor | None = None) -> None:
-        """Choose the scale of each output channel from the present weight; see `weight_scale`."""
-        self.weight_scale = weight_scale(
-            self.weight.detach(),
+        """Choose the scales from the present weight; see `p4q_edge.quant.observers.weight_scale`."""
+        weight, block = self.weight.detach(), self.block
+        scale = weight_scale(
+            weight if block is None else affine.in_blocks(weight, block),
             bits=self.scheme.weight_bits,
             observer=self.scheme.weight_observer,
             percentile=self.scheme.percentile,
-            importance=importance,
+            importance=importance if block is None or importance is None else affine.in_blocks(importance, block),
         )
+        self.weight_scale = scale if block is None else affine.within_span(scale)
         self.integers = self._restored = None
 
     def scale_input(self) -> None:
-        """Choose the input scale from the histogram that calibration filled."""
+        """Choose the input scale from the histogram that calibration filled; 1 where inputs are not quantized."""
         if self.histogram is None:
             raise RuntimeError("this linear saw no calibration batch; was it reached by the forward pass?")
+        if not self.scheme.quantizes_inputs:
+            self.input_scale = torch.ones_like(self.input_scale)
+            return
         self.input_scale = activation_scale(self.histogram, self.scheme, bits=self.scheme.activation_bits)
 
     def forget_observations(self) -> None:

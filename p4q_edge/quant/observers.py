@@ -121,31 +121,38 @@ def weight_scale(
     percentile: float = 99.99,
     importance: Tensor | None = None,
 ) -> Tensor:
-    """Return scale of each output channel of a weight.
+    """Return scale of each output channel of a weight, or of each block of its inputs.
 
     Args:
-        weight: `(out_features, in_features)` float32.
-        importance: of the squared error of each input channel, `(in_features,)`, for `mse` and `search`.
+        weight: `(out_features, in_features)` float32, or `(out_features, blocks, size)`.
+        importance: of the squared error of each input channel, `(in_features,)` or `(blocks, size)`, for `mse` and
+            `search`.
 
     Returns:
-        `(out_features,)` float32, positive.
+        `(out_features,)` or `(out_features, blocks)` float32, positive.
     """
     quant_min, quant_max = affine.weight_range(bits)
-    amax = affine.amax_of(weight, affine.PerAxis(0))
+    amax = weight.abs().amax(-1)
     if observer == "minmax":
         return affine.scale_for(amax, quant_max)
     if observer == "percentile":
-        clip = torch.quantile(weight.abs().float(), percentile / 100.0, dim=1)
+        clip = torch.quantile(weight.abs().float(), percentile / 100.0, dim=-1)
         return affine.scale_for(clip, quant_max)
     best_scale = affine.scale_for(amax, quant_max)
     best_error = torch.full_like(amax, torch.inf)
     for share in torch.linspace(1.0, 0.5, 41).tolist():
         scale = affine.scale_for(amax * share, quant_max)
-        column = scale[:, None]
+        column = scale[..., None]
         restored = affine.dequantize(affine.quantize(weight, column, quant_min, quant_max), column)
         square = (restored - weight).square()
-        error = square.sum(1) if importance is None else square @ importance
+        error = square.sum(-1) if importance is None else _weighted(square, importance)
         better = error < best_error
         best_scale = torch.where(better, scale, best_scale)
         best_error = torch.where(better, error, best_error)
     return best_scale
+
+
+def _weighted(square: Tensor, importance: Tensor) -> Tensor:
+    if square.ndim == 2:
+        return square @ importance
+    return torch.einsum("obs,bs->ob", square, importance)

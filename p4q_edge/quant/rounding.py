@@ -46,22 +46,23 @@ class Rounded:
     Attributes:
         weight: `(out, in)` float32.
         nearest: its nearest integers, likewise, float64.
-        scale: of each row, `(out,)` float32.
+        step: what the integers are multiplied with, `(out, in)` float64.
         bits: of the integers.
     """
 
     weight: Tensor
     nearest: Tensor
-    scale: Tensor
+    step: Tensor
     bits: int
 
     @classmethod
     def of(cls, layer: QuantLinear | QuantConv2d) -> "Rounded":
         """Return the weight of a layer, of a convolution with the kernel's positions as inputs of their own."""
+        weight = layer.weight.detach().flatten(1)
         return cls(
-            weight=layer.weight.detach().flatten(1),
+            weight=weight,
             nearest=layer.integer_weight().double().flatten(1),
-            scale=layer.weight_scale,
+            step=affine.column_scale(layer.weight_scale.double(), weight.shape[1]).expand_as(weight),
             bits=layer.scheme.weight_bits,
         )
 
@@ -75,7 +76,7 @@ def choose_rounding(layer: QuantLinear | QuantConv2d, moments: Moments, how: Rou
     if how == "nearest":
         return
     rows = Rounded.of(layer)
-    step = rows.scale.double()[:, None]
+    step = rows.step
     problem = _with_ridge(moments, rows.weight.double())
     search = {"adaround": _adaptive, "descent": _descend}[how]
     chosen = search(problem, rows)
@@ -107,21 +108,22 @@ def _descend(problem: Moments, rows: Rounded) -> Tensor:
     Source: QuantEase, Behdin et al., arXiv:2309.01885, algorithm 1, with the float model's output as target.
     """
     limits = affine.weight_range(rows.bits)
-    steps = rows.scale.double()
-    parts = zip(*(torch.split(of_all, CHANNELS) for of_all in (rows.nearest, problem.cross, steps)), strict=True)
+    of_all = (rows.nearest, problem.cross, rows.step)
+    parts = zip(*(torch.split(each, CHANNELS) for each in of_all), strict=True)
     return torch.cat([_descend_channels(q, problem.input_square, cross, step, limits) for q, cross, step in parts])
 
 
 def _descend_channels(start: Tensor, square: Tensor, cross: Tensor, step: Tensor, limits: tuple[int, int]) -> Tensor:
-    q = start.T.contiguous()  # (in, out): a column of the weight lies in one piece
+    # (in, out): a column of the weight lies in one piece
+    q, step = start.T.contiguous(), step.T.contiguous()
     slope = square @ (q * step) - cross.T  # half the gradient
     for _ in range(SWEEPS):
         moved = False
         for first in range(0, len(q), BLOCK):
             block = slice(first, first + BLOCK)
-            change = _descend_block(q[block], slope[block].clone(), square[block, block], step, limits)
+            change = _descend_block(q[block], slope[block].clone(), square[block, block], step[block], limits)
             if bool(change.any()):
-                slope += square[:, block] @ (change * step)
+                slope += square[:, block] @ (change * step[block])
                 moved = True
         if not moved:
             break
@@ -132,9 +134,9 @@ def _descend_block(q: Tensor, slope: Tensor, square: Tensor, step: Tensor, limit
     """Update the integers `(block, out)` in place; return by how much they changed."""
     before = q.clone()
     for j in range(len(q)):
-        best = affine.quantize(q[j] * step - slope[j] / square[j, j], step, *limits)
+        best = affine.quantize(q[j] * step[j] - slope[j] / square[j, j], step[j], *limits)
         change = best - q[j]
-        slope[j + 1 :] += square[j + 1 :, j, None] * (change * step)
+        slope[j + 1 :] += square[j + 1 :, j, None] * (change * step[j])
         q[j] = best
     return q - before
 
@@ -146,7 +148,7 @@ def _adaptive(problem: Moments, rows: Rounded) -> Tensor:
     Source: AdaRound, Nagel et al., arXiv:2004.10568, eq. (21) to (25), on the moments in place of sampled rows.
     """
     limits = affine.weight_range(rows.bits)
-    step = rows.scale[:, None]
+    step = rows.step.float()
     low, up = affine.floor_and_rest(rows.weight, step)
     square, cross = problem.input_square.float(), problem.cross.float()
     unit = problem.error(rows.nearest * step.double()).mean().float().clamp(min=torch.finfo(torch.float32).tiny)

@@ -14,6 +14,11 @@ WIDEST_BITS = 7
 """Most bits of a weight where widths differ: at 7 the rounding of a weight costs a 64th of what it does at 4, and every
 kernel for CPUs multiplies such weights without overflow."""
 
+FLOAT_BITS = 16
+"""Bits of activations that are not quantized."""
+BLOCKS = (32, 64, 128)
+"""Numbers of neighbouring inputs that may share a scale."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantScheme:
@@ -21,7 +26,11 @@ class QuantScheme:
 
     Attributes:
         weight_bits: 2 to 8.
-        activation_bits: 2 to 8.
+        activation_bits: 2 to 8; or 16, where weights in blocks are multiplied by FP16 activations, which are not
+            quantized.
+        weight_block: number of neighbouring inputs of a row of a linear that share a scale: 128, 64 or 32, with 4 bits,
+            in FP16. A linear whose inputs are no whole number of such blocks, or only one, takes half, down to 16.
+            Convolutions then stay in high precision. None: one scale for each row.
         attention_bits: 2 to 8, of weights and activations of the linears of attentions and of the tensors that
             attentions multiply; None: as all others.
         mean_weight_bits: of the image tower's linears, those whose weights cost most for their size get more than
@@ -72,6 +81,7 @@ class QuantScheme:
 
     weight_bits: int = 8
     activation_bits: int = 8
+    weight_block: int | None = None
     attention_bits: int | None = None
     mean_weight_bits: float | None = None
     quantize_attention: bool = False
@@ -96,14 +106,13 @@ class QuantScheme:
     max_cosine_loss: float | None = None
 
     def __post_init__(self) -> None:
-        # Imported here: it needs torch, and a recipe is read and checked without.
-        from p4q_edge.quant import affine
-
-        affine.weight_range(self.weight_bits)
-        affine.activation_range(self.activation_bits)
+        check_bits(self.weight_bits)
+        if self.quantizes_inputs:
+            check_bits(self.activation_bits)
         if self.attention_bits is not None:
-            affine.activation_range(self.attention_bits)
+            check_bits(self.attention_bits)
         check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
+        self._check_blocks()
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
         if not 1.0 <= self.headroom <= 4.0:
@@ -115,6 +124,40 @@ class QuantScheme:
         for name in ("scale_epochs", "reconstruction_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def _check_blocks(self) -> None:
+        if self.weight_block is None:
+            if not self.quantizes_inputs:
+                raise ValueError(
+                    f"activation_bits = {FLOAT_BITS} leaves activations as they are, beside weights in blocks: "
+                    "set weight_bits = 4 and weight_block = 128 too"
+                )
+            return
+        if self.weight_block not in BLOCKS:
+            raise ValueError(f"weight_block must be one of {', '.join(map(str, BLOCKS))}, got {self.weight_block}")
+        if (self.weight_bits, self.activation_bits) != (4, FLOAT_BITS):
+            raise ValueError(
+                f"weight_block = {self.weight_block} is of weights of 4 bits beside activations of {FLOAT_BITS}, got "
+                f"weight_bits = {self.weight_bits} and activation_bits = {self.activation_bits}"
+            )
+        asked = {
+            "attention_bits": self.attention_bits is not None,
+            "mean_weight_bits": self.mean_weight_bits is not None,
+            "quantize_attention": self.quantize_attention,
+            "affine_correction": self.affine_correction,
+            "scale_epochs": self.scale_epochs > 0,
+            "reconstruction_epochs": self.reconstruction_epochs > 0,
+        }
+        if given := [name for name, is_asked in asked.items() if is_asked]:
+            raise ValueError(
+                f"{', '.join(given)} cannot be had beside weight_block, where no activation is quantized and weights "
+                "have a scale a block; leave it out"
+            )
+
+    @property
+    def quantizes_inputs(self) -> bool:
+        """Whether activations are quantized, not only weights."""
+        return self.activation_bits != FLOAT_BITS
 
     @property
     def fits_outputs(self) -> bool:
@@ -129,7 +172,9 @@ class QuantScheme:
 
     @property
     def execution(self) -> Literal["executed", "carried"]:
-        """Whether integer kernels run at these widths, or 8-bit kernels carry the narrower grid."""
+        """Whether kernels of these widths run, or 8-bit kernels carry the narrower grid."""
+        if self.weight_block is not None:
+            return "executed"
         widths = {self.weight_bits, self.activation_bits, self.attention_bits or 8}
         return "executed" if widths == {8} else "carried"
 
@@ -149,6 +194,16 @@ class QuantScheme:
     def keeps_float(self, module_path: str) -> bool:
         """Return whether the module at this dotted path stays in high precision."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
+
+
+def check_bits(bits: int) -> None:
+    """Check the number of bits of an integer grid.
+
+    Raises:
+        ValueError: it is not between 2 and 8.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits must be between 2 and 8 (integers travel in int8), got {bits}")
 
 
 def check_mean_bits(weight_bits: int, attention_bits: int | None, mean_weight_bits: float | None) -> None:

@@ -54,7 +54,12 @@ def _idle_quantization(recipe: Recipe) -> dict[str, str]:
         idle["percentile"] = "neither quantization.observer nor weight_observer is 'percentile'"
     if not (section.fold_norm or section.fold_value):
         idle["fold_strength"] = "quantization.fold_norm and fold_value are false"
-    if section.convolutions == "off":
+    if section.weight_block is not None:
+        reason = "quantization.weight_block is given, and no activation is quantized"
+        idle |= dict.fromkeys(("observer", "activation_gain", "headroom"), reason)
+        reason = "convolutions stay in high precision beside quantization.weight_block"
+        idle |= dict.fromkeys(("convolutions", "depthwise", "stem"), reason)
+    elif section.convolutions == "off":
         idle |= dict.fromkeys(("depthwise", "stem"), "quantization.convolutions is 'off'")
     if recipe.method == "as-released":
         others = [key for key in section.__struct_fields__ if key not in _READ_AS_RELEASED]

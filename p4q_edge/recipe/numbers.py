@@ -14,6 +14,8 @@ MAX_MEMORY_GIB = 1 << 20
 """A pebibyte, whose bytes still fit into 64 bits."""
 
 Bits = Annotated[int, Meta(ge=2, le=8)]
+ActivationBits = Annotated[int, Meta(ge=2, le=16)]
+"""Of these 9 to 15 are refused beside the other keys."""
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=MAX_RATE)]

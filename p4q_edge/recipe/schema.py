@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName, check_mean_bits
+from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
 from p4q_edge.recipe import numbers
 
 Method = Literal["p4q", "as-released"]
@@ -113,7 +113,8 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     """
 
     weight_bits: numbers.Bits = QuantScheme.weight_bits
-    activation_bits: numbers.Bits = QuantScheme.activation_bits
+    activation_bits: numbers.ActivationBits = QuantScheme.activation_bits
+    weight_block: int | None = QuantScheme.weight_block
     attention_bits: numbers.Bits | None = QuantScheme.attention_bits
     mean_weight_bits: float | None = QuantScheme.mean_weight_bits
     quantize_attention: bool = QuantScheme.quantize_attention
@@ -142,7 +143,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     calibration_images: numbers.Count = 1000
 
     def __post_init__(self) -> None:
-        check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
+        self.scheme()  # refuses what cannot be had together
         if self.max_top1_drop is not None and not 0.0 <= self.max_top1_drop < 100.0:
             raise ValueError(f"max_top1_drop must be in [0, 100) points, got {self.max_top1_drop}")
 
@@ -296,10 +297,8 @@ class ExportSection(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.golden_samples < 1 or self.reference_images < 0:
-            raise ValueError(
-                "golden_samples must be at least 1 and reference_images at least 0, got "
-                f"{self.golden_samples} and {self.reference_images}"
-            )
+            got = f"got {self.golden_samples} and {self.reference_images}"
+            raise ValueError(f"golden_samples must be at least 1 and reference_images at least 0, {got}")
 
 
 class ComputeSection(Section, frozen=True, kw_only=True):
@@ -379,10 +378,11 @@ class Recipe(Section, frozen=True, kw_only=True):
     def contradiction(self) -> str:
         """Return what sections ask of each other that cannot be, in words; empty if nothing is."""
         learn = self.learn
-        if self.method == "as-released" and (self.data.unlabelled or learn.teacher == "learned" or learn.prompt_steps):
+        ours = self.data.unlabelled or learn.teacher == "learned" or learn.prompt_steps
+        if self.method == "as-released" and (ours or self.quantization.weight_block):
             return (
                 "method = 'as-released' repeats the published code, which knows no data.unlabelled, learn.prompt_steps "
-                "or learn.teacher = 'learned'; leave them out"
+                "or learn.teacher = 'learned', and no quantization.weight_block; leave them out"
             )
         if self.data.unlabelled and learn.taught_by == "none":
             return (

@@ -186,6 +186,7 @@ def precision_of(learned: Learned) -> Precision:
         remainder="fp16",
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
         attention_bits=scheme.attention_bits,
+        weight_block=scheme.weight_block,
         mean_weight_bits=mean_bits_of(scheme, calibrated.encoder),
         quantized_attentions=len(quant_products(learned.classifier)),
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),

@@ -36,6 +36,8 @@ MOVING = ("Reshape", "Transpose", "Slice", "Gather", "Split", "Squeeze", "Unsque
 W8A8 = QuantizationSection()
 W4A8 = {"weight_bits": 4, "weight_rounding": "descent"}
 """Changes that make it the grid of the recipe `w4a8`."""
+W4A16 = {"weight_bits": 4, "activation_bits": 16, "weight_block": 128, "weight_rounding": "descent"}
+"""Changes that make it the grid of the recipe `w4a16`."""
 MEANS = (4.25, 4.5, 5.0)
 """Bits of a weight on average that the same grid is measured with too."""
 
@@ -69,6 +71,19 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
                 f"P4Q at {mean:g} bits a weight on average": partial(ours, changes=W4A8 | {"mean_weight_bits": mean})
                 for mean in MEANS
             },
+        }
+    if width == "W4A16":
+        return {
+            "FP32": float_tower,
+            "P4Q Edge": partial(ours, changes=W4A16),
+            "P4Q at W4A16, blocks of 64": partial(ours, changes=W4A16 | {"weight_block": 64}),
+            "P4Q at W4A16, blocks of 32": partial(ours, changes=W4A16 | {"weight_block": 32}),
+            "P4Q at W4A16, nearest roundings": partial(ours, changes=W4A16 | {"weight_rounding": "nearest"}),
+            "P4Q at W4A16, adaround": partial(ours, changes=W4A16 | {"weight_rounding": "adaround"}),
+            "P4Q at W4A16, not rotated": partial(ours, changes=W4A16 | {"rotation": False}),
+            "P4Q at W4A16, not folded": partial(ours, changes=W4A16 | {"fold_norm": False, "fold_value": False}),
+            "P4Q at W4A8, carried": partial(ours, changes=W4A8),
+            "P4Q at W8A8": partial(ours, changes={}),
         }
     smooth = {"config": "INT8_SMOOTHQUANT_CFG"}
     return {

@@ -2,7 +2,8 @@
 
 usage: python tools/compile_check/golden.py [ARCHITECTURE ...]
 
-Rewrites tests/golden/kernels/<architecture>.txt; without names, for those that are there.
+Rewrites tests/golden/kernels/<architecture>.txt; without names, for those that are there. A name that ends in -w4a16
+is of the architecture before it with INT4 weights in blocks of 128.
 """
 
 import json
@@ -17,11 +18,15 @@ from typing import Any
 import onnx
 
 HERE = Path(__file__).resolve().parent
+INT4 = "-w4a16"
+"""Ends the names of those with INT4 weights."""
 GOLDEN = HERE.parents[1] / "tests" / "golden" / "kernels"
 
 
 def export(architecture: str, folder: Path, *options: str) -> Path:
     """Export random weights of an architecture and return the FP16 graph's path."""
+    if architecture.endswith(INT4):
+        architecture, options = architecture.removesuffix(INT4), (*options, "--weight-block", "128")
     command = [sys.executable, str(HERE / "random_classifier.py"), architecture, str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -1,6 +1,7 @@
 """Export an open_clip architecture with random weights: kernels depend on shapes, not on what was learned.
 
 usage: python tools/compile_check/random_classifier.py ARCHITECTURE FOLDER [--classes N] [--quantize-attention]
+                                                    [--weight-block N]
 
 ARCHITECTURE is a model name of open_clip, or `demo` for the shape of the shipped model. Writes fp16.onnx and
 fp32.onnx into FOLDER.
@@ -78,7 +79,9 @@ def classifier_of(
     encoder = calibrate_encoder(model, images, scheme).encoder
     dim = config["embed_dim"]
     generator = torch.Generator().manual_seed(0)
-    adapter = Adapter(dim, scheme, ratio=0.2, learn_ratio=True, zero_init=False, generator=generator)
+    # As a recipe has it: where weights are in blocks, the adapter keeps 8 bits.
+    own = scheme if scheme.weight_block is None else QuantScheme(observer="minmax", weight_observer="minmax")
+    adapter = Adapter(dim, own, ratio=0.2, learn_ratio=True, zero_init=False, generator=generator)
     with torch.no_grad():
         adapter.freeze(encoder((images.float() / 255 - 0.45) / 0.27))
     folded = FoldedClassifier(
@@ -94,9 +97,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--quantize-attention", action="store_true")
+    parser.add_argument("--weight-block", type=int, help="INT4 weights in blocks of N, FP16 activations")
     arguments = parser.parse_args()
+    widths = {"weight_bits": 4, "activation_bits": 16} if arguments.weight_block else {}
     # Minima and maxima: random weights have no outliers, and histograms cost time.
-    scheme = QuantScheme(observer="minmax", weight_observer="minmax", quantize_attention=arguments.quantize_attention)
+    scheme = QuantScheme(
+        observer="minmax",
+        weight_observer="minmax",
+        quantize_attention=arguments.quantize_attention,
+        weight_block=arguments.weight_block,
+        **widths,
+    )
     model, images = random_classifier(arguments.architecture, classes=arguments.classes, scheme=scheme)
     graphs = export_classifier(model, images)
     arguments.folder.mkdir(parents=True, exist_ok=True)

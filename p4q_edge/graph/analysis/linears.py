@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from p4q_edge.graph.quantization import LinearQuantization
 
-_WEIGHT = ".weight_int8"
+_WEIGHTS = (".weight_int8", ".weight_int4")
 _QUANTIZING = ("DequantizeLinear", "QuantizeLinear", "Clip")
 
 
@@ -23,6 +23,7 @@ class LinearNode:
         input: name of the tensor before it is quantized.
         output: name of the product, before the bias is added.
         input_scales: names of the scales between `input` and the product.
+        weight: name of the integers of its weight.
         weight_scale: name of the scale of its weight.
     """
 
@@ -31,6 +32,7 @@ class LinearNode:
     input: str
     output: str
     input_scales: tuple[str, ...]
+    weight: str
     weight_scale: str
 
 
@@ -40,7 +42,7 @@ def linear_nodes(model: onnx.ModelProto) -> list[LinearNode]:
     found = []
     for node in model.graph.node:
         weight = producers.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
+        if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHTS):
             continue
         source, scales = node.input[0], []
         while source in producers and producers[source].op_type in _QUANTIZING:
@@ -49,11 +51,12 @@ def linear_nodes(model: onnx.ModelProto) -> list[LinearNode]:
             source = step.input[0]
         found.append(
             LinearNode(
-                path=weight.input[0].removesuffix(_WEIGHT),
+                path=weight.input[0].rpartition(".")[0],
                 operator=node.name,
                 input=source,
                 output=node.output[0],
                 input_scales=tuple(scales),
+                weight=weight.input[0],
                 weight_scale=weight.input[1],
             )
         )
@@ -72,12 +75,12 @@ def differing_linears(model: onnx.ModelProto, linears: Mapping[str, LinearQuanti
 
     def holds(node: LinearNode, linear: LinearQuantization) -> bool:
         scales = [numpy_helper.to_array(tensors[name]) for name in node.input_scales]
-        weight = numpy_helper.to_array(tensors[node.path + _WEIGHT])
+        weight = numpy_helper.to_array(tensors[node.weight])
         return (
-            len(scales) == 2
+            len(scales) == (2 if linear.block is None else 0)
             and all(scale == np.float32(linear.input_scale) for scale in scales)
-            and np.array_equal(weight, linear.weight.T)
-            and np.array_equal(numpy_helper.to_array(tensors[node.weight_scale]), linear.weight_scale)
+            and np.array_equal(weight.astype(np.int8), linear.weight.T)
+            and np.array_equal(numpy_helper.to_array(tensors[node.weight_scale]), linear.weight_scale.T)
         )
 
     computed = {node.name.rpartition("/")[0] for node in model.graph.node if node.op_type == "MatMul"}

@@ -11,7 +11,6 @@ from onnx.reference import ReferenceEvaluator
 
 from p4q_edge.graph.edit import add_constant, constant, input_of, name_of
 from p4q_edge.graph.passes.base import GraphPass
-from p4q_edge.graph.trace import OPSET
 
 
 class FoldConstants(GraphPass):
@@ -66,6 +65,6 @@ def _evaluate(graph: ir.Graph, value: ir.Value) -> NDArray[Any]:
     tensors = [onnx.numpy_helper.from_array(source.const_value.numpy(), name) for name, source in constants.items()]  # type: ignore[union-attr]
     output = onnx.helper.make_empty_tensor_value_info(name_of(value))
     proto = onnx.helper.make_graph(protos, "constants", [], [output], tensors)
-    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
+    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", graph.opset_imports[""])])
     result: NDArray[Any] = np.asarray(ReferenceEvaluator(model).run(None, {})[0])  # type: ignore[index]
     return result

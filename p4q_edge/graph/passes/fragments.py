@@ -23,7 +23,7 @@ class StoreWeightsAsFp16(GraphPass):
     """Store each large float32 constant that FP16 holds exactly as FP16, followed by a Cast.
 
     ONNX Runtime folds the Cast when it loads the graph. Constants that FP16 would round stay float32, and so do
-    vectors: they may be the scales of a weight, which have to be constants.
+    vectors and what a DequantizeLinear reads: the scales of a weight have to be constants.
     """
 
     def apply(self, model: ir.Model) -> bool:
@@ -36,6 +36,8 @@ class StoreWeightsAsFp16(GraphPass):
             if not np.array_equal(half.astype(np.float32), array):
                 continue
             users = list(value.uses())
+            if any(user.op_type == "DequantizeLinear" for user, _ in users):
+                continue
             cast = operation("Cast", (add_constant(model.graph, f"{name}.fp16", half),), f"{name}.restored", value)
             cast.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
             model.graph.insert_before(model.graph[0], cast)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -11,9 +12,15 @@ from p4q_edge.graph.passes.linear_to_matmul import linear_products
 from p4q_edge.graph.quantization import LinearQuantization
 from p4q_edge.quant import affine
 
+OPSET_OF_BLOCKS = 21
+"""The first with INT4 and with scales of blocks. TensorRT reads it from 10.13 on at least; 10.3 stops at 20."""
+
 
 class InsertQdq(GraphPass):
     """Put QuantizeLinear and DequantizeLinear before each linear, and store its weight as int8.
+
+    A weight with scales of blocks is stored as int4, its input is left as it is, and the model is of opset 21 then, the
+    first that knows both.
 
     Only inputs are quantized: additions, LayerNorm, softmax and attention products keep their type. Linears
     that read one tensor with one scale share its pair. Zero points are never shared: ONNX Runtime's
@@ -40,21 +47,26 @@ class InsertQdq(GraphPass):
         pairs: dict[tuple[str, float, int], ir.Value] = {}
         for path, linear in self.linears.items():
             (product,) = products[path]
-            key = (name_of(input_of(product, 0)), linear.input_scale, linear.input_bits)
-            if key not in pairs:
-                grid = linear.input_scale, linear.input_bits
-                pairs[key] = quantize_operand(graph, product, 0, f"{path}.input", grid)
             weight = input_of(product, 1)
-            product.replace_input_with(0, pairs[key])
-            product.replace_input_with(1, _quantized_weight(graph, product, path, linear))
+            if linear.block is None:
+                key = (name_of(input_of(product, 0)), linear.input_scale, linear.input_bits)
+                if key not in pairs:
+                    grid = linear.input_scale, linear.input_bits
+                    pairs[key] = quantize_operand(graph, product, 0, f"{path}.input", grid)
+                product.replace_input_with(0, pairs[key])
+                product.replace_input_with(1, _quantized_weight(graph, product, path, linear))
+            else:
+                product.replace_input_with(1, _weight_in_blocks(graph, product, path, linear))
+                model.opset_imports[""] = OPSET_OF_BLOCKS
             if not weight.uses():
                 del graph.initializers[name_of(weight)]
         return bool(self.linears)
 
     def broken_promises(self, model: ir.Model) -> Iterable[str]:
-        for path in self.linears:
-            if f"{path}.weight_int8" not in model.graph.initializers:
-                yield f"{path} has no int8 weight"
+        for path, linear in self.linears.items():
+            kind = "int8" if linear.block is None else "int4"
+            if f"{path}.weight_{kind}" not in model.graph.initializers:
+                yield f"{path} has no {kind} weight"
 
 
 def quantize_operand(graph: ir.Graph, reader: ir.Node, index: int, name: str, grid: tuple[float, int]) -> ir.Value:
@@ -90,6 +102,16 @@ def _quantized_weight(graph: ir.Graph, reader: ir.Node, path: str, linear: Linea
     scale = add_constant(graph, f"{path}.weight_scale", linear.weight_scale.astype(np.float32))
     zero = add_constant(graph, f"{path}.weight_zero_point", np.zeros(linear.weight.shape[0], np.int8))
     restore = operation("DequantizeLinear", (integers, scale, zero), f"{path}.weight_dq", integers, axis=1)
+    restore.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    _insert(graph, reader, [restore])
+    return restore.outputs[0]
+
+
+def _weight_in_blocks(graph: ir.Graph, reader: ir.Node, path: str, linear: LinearQuantization) -> ir.Value:
+    integers = add_constant(graph, f"{path}.weight_int4", linear.weight.T.astype(ml_dtypes.int4))  # [K, N]
+    scale = add_constant(graph, f"{path}.weight_scale", linear.weight_scale.T.astype(np.float32))  # [blocks, N]
+    name = f"{path}.weight_dq"
+    restore = operation("DequantizeLinear", (integers, scale), name, integers, axis=0, block_size=linear.block)
     restore.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     _insert(graph, reader, [restore])
     return restore.outputs[0]

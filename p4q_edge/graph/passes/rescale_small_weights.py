@@ -49,8 +49,9 @@ def _lift(graph: ir.Graph, node: ir.Node) -> None:
     product = only_user(node.outputs[0])
     if scale is None or product is None or product.op_type not in {"MatMul", "Conv"}:
         raise ValueError(f"{node.name} does not restore the weight of one MatMul or Conv")
-    path = name_of(input_of(node, 0)).removesuffix(".weight_int8")
-    factor = lift(scale)
+    path = name_of(input_of(node, 0)).removesuffix(".weight_int8").removesuffix(".weight_int4")
+    # Of blocks [blocks, N] the smallest of a channel decides; `affine.within_span` keeps the others near.
+    factor = lift(scale.min(axis=0) if scale.ndim == 2 else scale)
     node.replace_input_with(1, add_constant(graph, f"{path}.weight_scale_lifted", scale * factor))
     inverse = 1 / factor
     if product.op_type == "Conv":

@@ -22,7 +22,7 @@ ROWS = 128
 """Number of inputs of a layer that are compared."""
 EXPLAINED_SHARE = 1e-3
 """Share of integers that may be off by one step: values next to a border, where a division is rounded otherwise."""
-_WEIGHT = ".weight_int8"
+_WEIGHTS = (".weight_int8", ".weight_int4")
 GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
 """Operators that put a tensor on its grid."""
 _EPSILON = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
@@ -64,9 +64,9 @@ class GraphLayers:
             weight = self._index.producers.get(product.input[1])
             while weight is not None and weight.op_type == "Cast":
                 weight = self._index.producers.get(weight.input[0])
-            if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
+            if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHTS):
                 continue
-            path = weight.input[0].removesuffix(_WEIGHT)
+            path = weight.input[0].rpartition(".")[0]
             yield path, Layer(grid=self._before(product), weight=weight, after=self._behind(product, path))
 
     def _before(self, product: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
@@ -121,13 +121,20 @@ class GraphLayers:
                 x = quantize_linear(x, scale, zero) if integers else (x - zero) * scale
         return x
 
+    def weight(self, layer: Layer) -> NDArray[np.float64]:
+        """Return the weight that a DequantizeLinear restores, `(in, out)`."""
+        integers, scale = (self.constant(name).astype(np.float64) for name in layer.weight.input[:2])
+        sizes = [attribute.i for attribute in layer.weight.attribute if attribute.name == "block_size"]
+        if sizes:
+            scale = np.repeat(scale, sizes[0], axis=0)
+        return integers * scale
+
     def product(self, layer: Layer, x: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return product and bias of an input on its grid (rows, in), float64 (rows, out), and how far roundings reach.
 
         The reach is that of a sum in float32 in any order, and of a bias rounded to the type in which it is stored.
         """
-        stored = self.constant(layer.weight.input[1])
-        weight = self.constant(layer.weight.input[0]).astype(np.float64) * stored.astype(np.float64)
+        weight = self.weight(layer)
         wide = x.astype(np.float64)
         value = wide @ weight
         reach = len(weight) * _EPSILON[np.dtype(np.float32)] * (np.abs(wide) @ np.abs(weight))

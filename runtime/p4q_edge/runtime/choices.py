@@ -28,11 +28,13 @@ Fast = Literal["reducing_gap", "draft"]
 """`reducing_gap`: shrink by an integer factor before the filter is applied. `draft`: also let the JPEG decoder
 skip detail that is not needed. Both act on large pictures only."""
 
-PlanPrecision = Literal["auto", "int8", "fp16"]
-"""What a TensorRT build is asked for; `auto` builds all, measures them and keeps the better one."""
+PlanPrecision = Literal["auto", "int8", "int4", "fp16"]
+"""What a TensorRT build is asked for; `auto` builds all, measures them and keeps the better one. `int8` and `int4` are
+what the bundle is quantized to."""
 
-PlanFlavour = Literal["int8", "int8-linears", "fp16"]
-"""What a plan is: `int8-linears` is the INT8 model with its convolutions in FP16."""
+PlanFlavour = Literal["int8", "int8-linears", "int4", "fp16"]
+"""What a plan is: `int8-linears` is the INT8 model with its convolutions in FP16, `int4` one of INT4 weights in blocks,
+which products with FP16 activations read."""
 
 Typing = Literal["auto", "strong", "weak"]
 """Who chooses the types of a TensorRT network: the model (`strong`) or TensorRT."""

@@ -9,9 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+from p4q_edge.runtime.builders.tensorrt.int4_weights import with_fp16_weights
 
 HEAD_LINEARS = 3  # projection, and both linears of the adapter
 BLOCKS = {"demo": 4, "ViT-B-32": 12}
@@ -58,6 +62,57 @@ def test_number_of_kernels(compiled: Compile, architecture: str) -> None:
 @pytest.mark.slow
 def test_fewer_kernels_than_model_optimizer(compiled: Compile) -> None:
     assert compiled("ViT-B-32").document["entries"] < MODEL_OPTIMIZER_ENTRIES
+
+
+every_int4 = pytest.mark.parametrize(
+    "architecture", ["demo-w4a16", pytest.param("ViT-B-32-w4a16", marks=pytest.mark.slow)]
+)
+INT4_KERNELS = {"demo": 52, "ViT-B-32": 132}
+INT4_PLAN = {"demo": 4_600_000, "ViT-B-32": 61_000_000}
+"""Bytes; with INT8 weights that of ViT-B/32 has 103 million, in FP16 183."""
+
+
+@every_int4
+def test_int4_weights_are_read_by_the_products(compiled: Compile, repository: Path, architecture: str) -> None:
+    document, name = compiled(architecture).document, architecture.removesuffix("-w4a16")
+    assert document["warnings"] == []
+    # The adapter has 8 bits, and the class matrix stays FP16.
+    assert document["products"] == {"Half": 4 * BLOCKS[name] + 1 + 1, "Int8": 2}
+    reading = [line for line in document["list"] if line.startswith("runtime_fusion ReplCastMulCastFc: Half -> Half")]
+    assert len(reading) == 4 * BLOCKS[name] + 1
+    assert document["fused_attentions"] == BLOCKS[name]
+    assert document["kernels"] <= INT4_KERNELS[name]
+    assert document["plan_bytes"] < INT4_PLAN[name]
+    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+
+
+def test_the_model_of_an_fp16_plan_compiles(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
+    model = tmp_path / "fp16_weights.onnx"
+    model.write_bytes(with_fp16_weights(compiled("demo-w4a16").model.read_bytes()))
+    document = compile_tool.compile_listed(model)
+    assert document["warnings"] == []
+    assert document["products"] == {"Half": 4 * BLOCKS["demo"] + 2, "Int8": 2}
+    assert not [line for line in document["list"] if "ReplCastMulCastFc" in line]  # how INT4 weights are read
+
+
+def test_a_block_that_is_not_whole_is_read_as_another_one(
+    compiled: Compile, compile_tool: ModuleType, tmp_path: Path
+) -> None:
+    """Which is why none is exported: 100 inputs in blocks of 64 have 2 scales, and so would blocks of 50."""
+    inputs = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 100])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 64])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT16),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["restored"], axis=0, block_size=64),
+        helper.make_node("MatMul", ["x", "restored"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.ones((100, 64), ml_dtypes.int4), "w"),
+        numpy_helper.from_array(np.ones((2, 64), np.float16), "s"),
+    ]
+    graph = helper.make_graph(nodes, "g", [inputs], [output], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "m.onnx")
+    assert compile_tool.compile_listed(tmp_path / "m.onnx")["built"]
 
 
 OTHERS = {

@@ -139,14 +139,14 @@ def test_what_nothing_named_means(
     monkeypatch.delenv(PROFILE_VARIABLE)
     _installed(monkeypatch, openvino_is=openvino_is, saturates=True)
     # Where OpenVINO was named, it is asked which of those that it computes rightly is the fastest.
-    assert default_choice(backend, convolutions=convolutions) == ("auto" if backend == "openvino" else expected)
+    assert default_choice(backend, has_forms=convolutions) == ("auto" if backend == "openvino" else expected)
     _installed(monkeypatch, openvino_is=openvino_is)
-    assert default_choice(backend, convolutions=convolutions) == expected
+    assert default_choice(backend, has_forms=convolutions) == expected
     monkeypatch.setenv(PROFILE_VARIABLE, "float")
-    assert default_choice(backend, convolutions=convolutions) == "float"
+    assert default_choice(backend, has_forms=convolutions) == "float"
     monkeypatch.setenv(PROFILE_VARIABLE, "quick")
     with pytest.raises(UsageError, match="P4Q_EDGE_CPU_PROFILE=quick: expected one of exact, fast, float, auto"):
-        default_choice(backend, convolutions=convolutions)
+        default_choice(backend, has_forms=convolutions)
 
 
 def test_a_remainder_without_openvino_is_refused(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,8 @@ def test_each_key_that_the_published_method_does_not_read_is_told_of() -> None:
         if isinstance(value := getattr(usual, key), bool) and key != "text":
             changes[key] = not value
     read = {"weight_bits": 4, "activation_bits": 6, "adapter_bits": 4, "keep_float": ["a"], "text": True}
-    assert {*changes, *read, "mean_weight_bits"} == set(usual.__struct_fields__)  # which attention_bits excludes
+    refused = {"mean_weight_bits", "weight_block"}  # by attention_bits, and by the method itself
+    assert {*changes, *read, *refused} == set(usual.__struct_fields__)
     told = list(without_effect(recipe_of({"method": "as-released", "quantization": {**read, **changes}})))
     why = "has no effect: method = 'as-released' quantizes the image tower in its own way"
     assert sorted(told) == sorted(f"quantization.{key} {why}" for key in changes)

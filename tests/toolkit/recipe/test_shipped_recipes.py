@@ -14,6 +14,7 @@ WIDTHS = {
     "int8": ("W8A8", "executed", False),
     "w6a6": ("W6A6", "carried", False),
     "w4a8": ("W4A8", "carried", False),
+    "w4a16": ("W4A16", "executed", False),
     "w4a4": ("W4A4", "carried", False),
     "paper-8-8-8": ("W8A8", "executed", True),
     "paper-4-4-8": ("W4A4 (attention W8A8)", "carried", True),

@@ -213,7 +213,7 @@ class PlanInspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         kernels: layers that run on the GPU.
         pseudo_layers: those that do not.
         kinds: layers by type.
-        gemms: matrix products by the precision of their operands.
+        gemms: matrix products by the precision of their operands; `int4`: of weights, with FP16 activations.
         gemm_share: the same by multiply-accumulates; a dynamic batch counts as one.
         runtime_fusions: how many of the products are generated kernels instead of library ones.
         fused_attention: how many attentions are one kernel.

@@ -20,6 +20,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
+        weight_block: number of neighbouring weights of the image tower's linears that share a scale, at most: their
+            activations are not quantized; else None.
         mean_weight_bits: of a weight of the image tower's quantized linears on average, where some of these have more
             than `weight_bits`; else None.
         quantized_attentions: attentions whose two products are quantized as well.
@@ -38,6 +40,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     remainder: Literal["fp16", "fp32", "bf16"]
     quantized_linears: int
     attention_bits: int | None = None
+    weight_block: int | None = None
     mean_weight_bits: float | None = None
     quantized_attentions: int = 0
     quantized_convolutions: int = 0
@@ -49,6 +52,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         widths = (self.weight_bits, self.activation_bits, self.attention_bits)
         if not all(width is None or 1 <= width <= MAX_BITS for width in widths):
             raise ValueError(f"bits must be from 1 to {MAX_BITS}, got {widths}")
+        if self.weight_block is not None and self.weight_block < 1:
+            raise ValueError(f"weight_block must be positive, got {self.weight_block}")
         if self.mean_weight_bits is not None and not self.weight_bits <= self.mean_weight_bits <= MAX_BITS:
             raise ValueError(
                 f"mean_weight_bits must be from weight_bits to {MAX_BITS}, got {self.mean_weight_bits:g} with "
@@ -57,6 +62,11 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         counts = (self.quantized_linears, self.quantized_attentions, self.quantized_convolutions)
         if min(counts) < 0:
             raise ValueError(f"numbers of quantized layers must not be negative, got {counts}")
+
+    @property
+    def has_forms_on_cpus(self) -> bool:
+        """Whether only measuring tells how it is computed fastest on a CPU: with convolutions, or INT4 weights."""
+        return self.quantized_convolutions > 0 or self.weight_block is not None
 
     def with_float_convolutions(self) -> Precision:
         """Return the precision of an engine that quantizes the same but convolutions."""
@@ -72,6 +82,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.mean_weight_bits is not None:
             which = "weights of linears" if self.quantized_convolutions else "weights"
             widths = f"{widths} ({which} {self.mean_weight_bits:.2f} bits on average)"
+        if self.weight_block is not None:
+            widths = f"{widths} (weights in blocks of {self.weight_block})"
         return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
 
     @property

@@ -21,8 +21,8 @@ class RtxOptions:
     max_batch: int = 8
     """Largest batch that the engine accepts."""
     precision: PlanPrecision = "auto"
-    """`auto` builds INT8 and FP16, measures them and keeps the better one where a GPU is here that the engine is for;
-    elsewhere it builds INT8 and says so."""
+    """`auto` builds INT8 (or INT4, as the bundle is quantized) and FP16, measures them and keeps the better one where a
+    GPU is here that the engine is for; elsewhere it builds INT8 (or INT4) and says so."""
     prefer: Prefer = "speed"
     """What `auto` means by better: `speed`, or `size` of the engine."""
     min_cosine: float | None = None

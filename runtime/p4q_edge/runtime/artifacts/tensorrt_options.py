@@ -21,7 +21,8 @@ class TensorRTOptions:
     max_batch: int = 8
     """Largest batch that the engine accepts."""
     precision: PlanPrecision = "auto"
-    """`auto` builds INT8 and FP16, measures them on this device and keeps the better one."""
+    """`auto` builds INT8 (or INT4, as the bundle is quantized) and FP16, measures them on this device and keeps the
+    better one."""
     prefer: Prefer = "speed"
     """What `auto` means by better: `speed`, or `size` of the plan."""
     min_cosine: float | None = None
@@ -82,7 +83,7 @@ class TensorRTOptions:
         """The limit of `min_cosine`; that of 8 bits unless one was set."""
         return least_cosine(FULL_BITS) if self.min_cosine is None else self.min_cosine
 
-    def flavours(self, *, convolutions: bool) -> tuple[PlanFlavour, ...]:
+    def flavours(self, *, convolutions: bool, int4: bool = False) -> tuple[PlanFlavour, ...]:
         """Return the precisions that are built, in building order.
 
         `int8-linears` is the INT8 model with its convolutions in FP16: INT8 convolutions are slower than FP16 on some
@@ -90,7 +91,17 @@ class TensorRTOptions:
 
         Args:
             convolutions: whether the model has quantized ones.
+            int4: whether its weights are INT4 in blocks.
+
+        Raises:
+            UsageError: the precision that was asked for is not the model's.
         """
+        quantized: PlanFlavour = "int4" if int4 else "int8"
+        if self.precision not in ("auto", "fp16", quantized):
+            raise UsageError(
+                f"--precision {self.precision}: the bundle is quantized to {quantized.upper()}. Leave it out, or take "
+                f"{quantized} or fp16."
+            )
         if self.precision != "auto":
             return (self.precision,)
-        return ("int8", "int8-linears", "fp16") if convolutions else ("int8", "fp16")
+        return ("int8", "int8-linears", "fp16") if convolutions else (quantized, "fp16")

@@ -94,14 +94,14 @@ class BuildOptions:
         if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
             raise UsageError(f"the deadline must be positive and at most a day, got {self.deadline_s:g} s.")
 
-    def cpu_request(self, backend: CpuBackend | None, *, convolutions: bool) -> CpuRequest:
+    def cpu_request(self, backend: CpuBackend | None, *, has_forms: bool) -> CpuRequest:
         """Return what is asked of a CPU engine; `backend` is the library that was named, if one was.
 
         Raises:
             UsageError: a number is out of range, or the environment names no profile.
         """
         return CpuRequest(
-            choice=self.cpu_profile or default_choice(backend, convolutions=convolutions),
+            choice=self.cpu_profile or default_choice(backend, has_forms=has_forms),
             backend=backend,
             remainder=self.remainder,
             threads=self.threads,
@@ -188,7 +188,7 @@ def _warn_of_small_share(bundle: Bundle, precision: Precision) -> None:
 
 def _build_cpu(bundle: Bundle, engine: Path, *, backend: CpuBackend | None, force: bool, options: BuildOptions) -> Card:
     refuse_unsound(bundle, "fp32", engine=engine)
-    asked = options.cpu_request(backend, convolutions=bundle.manifest.precision.quantized_convolutions > 0)
+    asked = options.cpu_request(backend, has_forms=bundle.manifest.precision.has_forms_on_cpus)
     made = make_cpu_engine(bundle, engine, asked, deadline_s=options.deadline_s)
     card = _compared(made.card, made.outputs, made.golden, engine=engine)
     _require_writable(engine, force=force)
@@ -215,8 +215,9 @@ def _build_tensorrt(
 ) -> Card:
     refuse_unsound(bundle, "fp16", engine=engine)
     require_tensorrt(engine)
-    from p4q_edge.runtime.builders.tensorrt.builder import build_plan
+    from p4q_edge.runtime.builders.tensorrt.builder import build_plan, refuse_old_parser
 
+    refuse_old_parser(bundle)
     plan = build_plan(
         bundle.model("fp16"),
         engine=engine,
@@ -304,7 +305,8 @@ def _say_what_is_known(engine: Path, choice: PlanChoice | None, gpu: str) -> Non
 
 def _of_flavour(precision: Precision, kept: str) -> Precision:
     """Return the precision of a kept plan; see `TensorRTOptions.flavours`."""
-    return {"int8": precision, "int8-linears": precision.with_float_convolutions()}.get(kept, FP16)
+    own = {"int8": precision, "int4": precision, "int8-linears": precision.with_float_convolutions()}
+    return own.get(kept, FP16)
 
 
 def _gated(options: TensorRTOptions, bundle: Bundle) -> TensorRTOptions:
@@ -366,20 +368,23 @@ def describe_build(
     chosen = backend_of(engine, backend)
     kind: GraphKind = "fp32" if chosen in CPU_BACKENDS else "fp16"
     refuse_unsound(opened, kind, engine=engine)
-    convolutions = opened.manifest.precision.quantized_convolutions > 0
+    precision = opened.manifest.precision
+    convolutions, int4 = precision.quantized_convolutions > 0, precision.weight_block is not None
     if chosen == "tensorrt-rtx":
         from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx
 
         rtx = options.rtx or RtxOptions()
-        return describe_rtx(len(opened.model("fp16")), engine=engine, options=rtx, convolutions=convolutions)
+        size = len(opened.model("fp16"))
+        return describe_rtx(size, engine=engine, options=rtx, convolutions=convolutions, int4=int4)
     if kind == "fp16":
         require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
 
+        tensorrt_builder.refuse_old_parser(opened)
         size = len(opened.model("fp16"))
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
-        return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions)
-    request = options.cpu_request(cpu_backend(backend), convolutions=convolutions)
+        return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions, int4=int4)
+    request = options.cpu_request(cpu_backend(backend), has_forms=precision.has_forms_on_cpus)
     candidates = cpu_candidates(opened.model("fp32"), request)
     return CpuDryRun(
         engine=str(engine),

@@ -23,15 +23,15 @@ PROFILE_VARIABLE = "P4Q_EDGE_CPU_PROFILE"
 """Environment variable with the profile of builds that name none, as where many machines are to build the same."""
 
 
-def default_choice(backend: CpuBackend | None, *, convolutions: bool) -> CpuChoice:
+def default_choice(backend: CpuBackend | None, *, has_forms: bool) -> CpuChoice:
     """Return the profile where none is named: that of the environment, or else whether there is anything to choose.
 
-    `auto` where OpenVINO is installed or the model has quantized convolutions, and no library was named, and where
-    OpenVINO was named on a processor on which it cannot run `exact`; elsewhere `exact`.
+    `auto` where OpenVINO is installed or the model has several forms, and no library was named, and where OpenVINO was
+    named on a processor on which it cannot run `exact`; elsewhere `exact`.
 
     Args:
         backend: the library that was named.
-        convolutions: whether the model has quantized convolutions.
+        has_forms: whether the model has quantized convolutions or INT4 weights, see `Precision.has_forms_on_cpus`.
 
     Raises:
         UsageError: the environment names no profile.
@@ -44,7 +44,7 @@ def default_choice(backend: CpuBackend | None, *, convolutions: bool) -> CpuChoi
         return cast(CpuChoice, named)
     if backend == "openvino":
         return "auto" if machine.saturates() else "exact"
-    return "auto" if backend is None and (convolutions or installed()) else "exact"
+    return "auto" if backend is None and (has_forms or installed()) else "exact"
 
 
 class CpuCandidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

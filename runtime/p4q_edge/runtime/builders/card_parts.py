@@ -47,6 +47,8 @@ def card_of(bundle: Bundle, build: Build) -> Card:
 def precision_on(backend: BackendName, precision: Precision) -> Precision:
     """Return the precision of a bundle as a backend runs it."""
     if backend in ("onnxruntime", "openvino"):
+        if precision.weight_block is not None:  # the products compute in FP32
+            precision = msgspec.structs.replace(precision, activation_bits=32)
         return msgspec.structs.replace(precision.with_float_convolutions(), remainder="fp32")
     return msgspec.structs.replace(precision, remainder="fp16")
 

@@ -104,7 +104,7 @@ def require_able(engine: Path, *, backend: BackendName | None, options: BuildOpt
 
         import_library(RTX)
     else:
-        require_cpu_libraries(options.cpu_request(cpu_backend(backend), convolutions=False))
+        require_cpu_libraries(options.cpu_request(cpu_backend(backend), has_forms=False))
 
 
 def record_path(engine: Path) -> Path:

@@ -15,7 +15,8 @@ from p4q_edge.runtime.engines.onnxruntime import load_error, open_session, sessi
 from p4q_edge.runtime.errors import CorruptArtifactError
 
 INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "QLinearConv"})
-FLOAT_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv"})
+FLOAT_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "MatMulNBits"})
+"""The last one reads INT4 weights and multiplies in FP32."""
 
 
 def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:

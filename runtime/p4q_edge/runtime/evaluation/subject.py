@@ -101,7 +101,7 @@ def open_subject(request: ValidateRequest) -> Subject:
 
 def _grid(card: Card) -> Grid:
     """Return the grid that an engine computes on, as its card states it."""
-    if card.precision.activation_bits > FULL_BITS:
+    if card.precision.activation_bits > FULL_BITS and card.precision.weight_block is None:
         return "none"
     return "seven_bit" if card.cpu_profile == "fast" else "reference"
 

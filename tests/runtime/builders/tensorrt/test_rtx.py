@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from p4q_edge.runtime.artifacts.card import read_card
+from p4q_edge.runtime.builders.tensorrt.inspection import summarize_inspection
 from p4q_edge.runtime.builders.tensorrt.kernel_list import read_kernel_list
 from p4q_edge.runtime.cli.main import main
 
@@ -133,10 +134,25 @@ def test_the_kernel_list_is_read_as_the_inspector_writes_it() -> None:
         "Name": "__myl_Cast_myl0_0",
         "LayerType": "kgen",
         "Inputs": [{"Name": "image", "Dimensions": [-1, 3, 4, 4], "Datatype": "UInt8"}],
+        "Constants": [],
         "Outputs": [{"Name": "a", "Dimensions": [-1, 8], "Datatype": "Int8"}],
     }
     assert second["Inputs"] == [{"Name": "a", "Dimensions": [-1, 8], "Datatype": "Int8"}]
     assert read_kernel_list(
         "Layers:\nName: x, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: \n"
-    ) == [{"Name": "x", "LayerType": "wait", "Inputs": [], "Outputs": []}]
+    ) == [{"Name": "x", "LayerType": "wait", "Inputs": [], "Constants": [], "Outputs": []}]
     assert read_kernel_list("nothing of the kind") == []
+
+
+def test_products_that_read_int4_weights_are_told_as_such() -> None:
+    """A line of TensorRT for RTX 1.7.1, shortened."""
+    line = (
+        "Name: __myl_ReplCastMulCastFc_myl0_2, LayerType: runtime_fusion, Inputs: [ { Name: x, Dimensions: [-1,768], "
+        "Strides: [768,1], Datatype: Half, Format: (Linear) Row major linear format }], Constants: [ { Name: s, "
+        "Dimensions: [6,3072], Datatype: Half }, { Name: w, Dimensions: [768,3072], Datatype: Int4 }], Outputs: "
+        "[ { Name: y, Dimensions: [-1,3072], Datatype: Half }], TacticName: t, StreamId: 0"
+    )
+    (layer,) = read_kernel_list(line)
+    assert [tensor["Datatype"] for tensor in layer["Constants"]] == ["Half", "Int4"]
+    found = summarize_inspection({"Layers": [layer], "I/O Tensors": []})
+    assert (found["gemms"], found["gemm_share"]) == ({"int4": 1}, {"int4": 1.0})

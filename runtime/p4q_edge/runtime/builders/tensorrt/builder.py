@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from p4q_edge.runtime.artifacts import PlanMachine, TensorRTOptions, read_golden
+from p4q_edge.runtime.artifacts import Bundle, PlanMachine, TensorRTOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, TensorRTDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
+from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights
 from p4q_edge.runtime.builders.tensorrt.options import (
     TIMING_CACHES,
     check_hardware_compatibility,
@@ -24,7 +25,8 @@ from p4q_edge.runtime.builders.tensorrt.options import (
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
 from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.cuda import open_cuda
-from p4q_edge.runtime.engines.tensorrt import import_tensorrt, machine_facts
+from p4q_edge.runtime.engines.tensorrt import INT4_READ, import_tensorrt, machine_facts, version_tuple
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import remove_leftovers, require_writable, sha256_file, temporary_path
 
@@ -48,6 +50,26 @@ class PlanResult:
     size_bytes: int
     built_with: PlanMachine
     contest: Contest
+
+
+def refuse_old_parser(bundle: Bundle) -> None:
+    """Refuse INT4 weights where the parser of the installed TensorRT does not read them.
+
+    Raises:
+        EnvironmentNotAbleError: names what reads them, and what to export for this TensorRT.
+    """
+    if bundle.manifest.precision.weight_block is None:
+        return
+    # CUDA is asked only by those that go on; the version is known without.
+    import tensorrt
+
+    if version_tuple(tensorrt.__version__) < INT4_READ:
+        raise EnvironmentNotAbleError(
+            f"{bundle.path} has INT4 weights in blocks, in a graph of opset 21, and TensorRT {tensorrt.__version__} "
+            "reads older ones: that of JetPack 6 stops at opset 20. TensorRT "
+            f"{'.'.join(map(str, INT4_READ))} or later reads it, as JetPack 7.2 has it; for this one export with the "
+            "recipe int8, or w4a8, whose 4-bit weights INT8 kernels carry."
+        )
 
 
 def build_plan(
@@ -82,7 +104,7 @@ def build_plan(
         (folder / "golden.safetensors").write_bytes(golden)
         built = {
             flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
-            for flavour in options.flavours(convolutions=bool(samples.on_cpu))
+            for flavour in options.flavours(convolutions=bool(samples.on_cpu), int4=has_int4_weights(model))
         }
         doubt = advice.wrong_transformers(next(iter(built.values()))["built_with"]["tensorrt"])
         plans = Contestants(folder=folder, built=built, samples=samples, doubt=doubt)
@@ -111,7 +133,7 @@ def _build(
 
 
 def describe_plan(
-    model_bytes: int, *, engine: Path, options: TensorRTOptions, convolutions: bool = False
+    model_bytes: int, *, engine: Path, options: TensorRTOptions, convolutions: bool = False, int4: bool = False
 ) -> TensorRTDryRun:
     """Return what `build_plan` would do on this device, without building.
 
@@ -120,6 +142,7 @@ def describe_plan(
         engine: the plan that would be made.
         options: how it would be built.
         convolutions: whether the model has quantized ones.
+        int4: whether its weights are INT4 in blocks.
 
     Raises:
         EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
@@ -134,7 +157,7 @@ def describe_plan(
     return TensorRTDryRun(
         engine=str(engine),
         exists=engine.exists(),
-        plans=options.flavours(convolutions=convolutions),
+        plans=options.flavours(convolutions=convolutions, int4=int4),
         keeps=f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
         accuracy_gate=f"golden cosine of at least {options.accuracy_gate}",
         batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),

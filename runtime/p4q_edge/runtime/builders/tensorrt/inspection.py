@@ -82,11 +82,11 @@ def summarize_inspection(information: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `dialect` (`10` or `11`), `detailed` (false where the engine names its layers only), `kernels` (number of layers
         that run on the GPU), `pseudo_layers`, `kinds` (number by layer type), `gemms` (number by the precision of the
-        operands), `gemm_share` (the same by multiply-accumulates; a dynamic batch counts as one), `runtime_fusions`
-        (how many of the products are generated kernels instead of library ones: in INT8 a sign of a bad graph),
-        `fused_attention`, `attentions` and `convolutions` (by precision), `convolution_share` (these by
-        multiply-accumulates, where the inspector gives their weights), `reformats`, and `io` (type of each input and
-        output).
+        operands; `int4`: of weights, with FP16 activations), `gemm_share` (the same by multiply-accumulates; a dynamic
+        batch counts as one), `runtime_fusions` (how many of the products are generated kernels instead of library ones:
+        in INT8 a sign of a bad graph, in INT4 how they are), `fused_attention`, `attentions` and `convolutions` (by
+        precision), `convolution_share` (these by multiply-accumulates, where the inspector gives their weights),
+        `reformats`, and `io` (type of each input and output).
     """
     layers = list(information.get("Layers", []))
     detailed = all(isinstance(layer, dict) for layer in layers)
@@ -148,10 +148,12 @@ def _is_convolution(layer: Mapping[str, Any]) -> bool:
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
-    """Return the type of the first operand, in which the multiplication runs.
+    """Return the type of the first operand, in which the multiplication runs; `int4` where it reads such weights.
 
     A generated kernel may widen an operand itself, so there the widest input counts.
     """
+    if any(datatype(tensor) == "int4" for tensor in layer.get("Constants") or ()):
+        return "int4"
     types = [datatype(tensor) for tensor in layer.get("Inputs") or [{}]]
     if _type(layer) == _FUSION_TYPE:
         return max(types, key=lambda name: _WIDTHS.index(name) if name in _WIDTHS else 0)

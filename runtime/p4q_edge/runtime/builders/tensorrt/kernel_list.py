@@ -11,7 +11,9 @@ from typing import Any
 MARK = "LayerType: "
 """What only messages with the list have."""
 _LINE = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[", re.MULTILINE
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[",
+    re.MULTILINE,
 )
 _OUTPUTS = re.compile(r"\], Outputs: \[(.*?)\], TacticName: ")
 _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dimensions>[\d,-]*)\].*?Datatype: (?P<type>\w+)")
@@ -33,6 +35,7 @@ def read_kernel_list(text: str) -> list[dict[str, Any]]:
                     "Name": found["name"],
                     "LayerType": found["kind"],
                     "Inputs": _tensors(found["inputs"]),
+                    "Constants": _tensors(found["constants"]),
                     "Outputs": _tensors(outputs[1] if outputs else ""),
                 }
             )

@@ -19,6 +19,7 @@ import msgspec
 from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, RtxMachine, RtxOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
+from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
 from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
@@ -58,7 +59,7 @@ def build_rtx(
     force: bool = False,
     progress: ShowProgress | None = None,
 ) -> RtxResult:
-    """Compile ahead of time: INT8 and FP16, measured on a GPU that is here, or INT8 alone, which is then not run.
+    """Compile ahead of time: INT8 or INT4 beside FP16, measured on a GPU that is here, or alone and then not run.
 
     What is not run is proved by the golden samples where it is first loaded.
 
@@ -79,7 +80,7 @@ def build_rtx(
     """
     require_writable(engine, force=force)
     samples = read_golden(golden, source="the golden samples of the bundle")
-    plan = _planned(options, convolutions=bool(samples.on_cpu))
+    plan = _planned(options, convolutions=bool(samples.on_cpu), int4=has_int4_weights(model))
     engine.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(engine.parent)
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f".p4q-build.{os.getpid()}-", suffix=".tmp") as name:
@@ -94,37 +95,39 @@ def build_rtx(
         if plan.gpu:
             contestants = Contestants(folder=folder, built=built, samples=samples, action="measure-ahead")
             contest = hold_contest(contestants, options.as_tensorrt(), run_worker)
-        kept = "int8" if contest is None else contest.choice.kept
+        kept = plan.flavours[0] if contest is None else contest.choice.kept
         require_writable(engine, force=force)
         path = temporary_path(engine)
         (folder / f"{kept}.plan").replace(path)
     return RtxResult(
         plan=path,
         built_with=msgspec.convert({**built[kept]["built_with"], "gpu": plan.gpu}, RtxMachine),
-        inspection=_unmeasured(built["int8"], plan.missing) if contest is None else contest.inspection,
+        inspection=_unmeasured(built[kept], kept, plan.missing) if contest is None else contest.inspection,
         contest=contest,
     )
 
 
-def _planned(options: RtxOptions, *, convolutions: bool) -> _Plan:
+def _planned(options: RtxOptions, *, convolutions: bool, int4: bool) -> _Plan:
     """Return what is built here.
 
     Raises:
+        UsageError: the precision that was asked for is not the model's.
         EnvironmentNotAbleError: FP16 was asked for, and there is no GPU that could prove it.
     """
-    if options.precision == "int8":
-        return _Plan(gpu="", missing="", flavours=("int8",))
+    flavours = options.as_tensorrt().flavours(convolutions=convolutions, int4=int4)
+    if options.precision in ("int8", "int4"):
+        return _Plan(gpu="", missing="", flavours=flavours)
     request = {"action": "find-gpu", "options": asdict(options.as_tensorrt()), "capabilities": options.capabilities}
     found = run_worker(request, task="looking for a GPU")
     if found["gpu"]:
-        flavours = options.as_tensorrt().flavours(convolutions=convolutions)
         return _Plan(gpu=found["gpu"], missing="", flavours=flavours)
     if options.precision == "fp16":
         raise EnvironmentNotAbleError(
             f"an FP16 engine is proved by what it computes on its GPU when it is built, and {found['missing']}. Build "
-            "it there, or leave out --precision fp16 for an INT8 engine, which is proved where it is loaded."
+            f"it there, or leave out --precision fp16 for an {'INT4' if int4 else 'INT8'} engine, which is proved "
+            "where it is loaded."
         )
-    return _Plan(gpu="", missing=found["missing"], flavours=("int8",))
+    return _Plan(gpu="", missing=found["missing"], flavours=flavours[:1])
 
 
 def _build(
@@ -136,24 +139,26 @@ def _build(
     return run_worker(request, task=f"{flavour.upper()} engine for RTX", progress=progress)
 
 
-def _unmeasured(built: Mapping[str, Any], missing: str) -> PlanInspection:
-    """Return what the card records of an INT8 engine that was only compiled."""
+def _unmeasured(built: Mapping[str, Any], flavour: PlanFlavour, missing: str) -> PlanInspection:
+    """Return what the card records of a quantized engine that was only compiled."""
     why = f"not measured, and FP16 not built: {missing}" if missing else "the only one that was asked for; not measured"
     return msgspec.structs.replace(
         msgspec.convert(built["inspection"], PlanInspection),
-        choice=PlanChoice(kept="int8", reason=why),
-        build_seconds={"int8": built["seconds"]},
+        choice=PlanChoice(kept=flavour, reason=why),
+        build_seconds={flavour: built["seconds"]},
     )
 
 
-def describe_rtx(model_bytes: int, *, engine: Path, options: RtxOptions, convolutions: bool = False) -> RtxDryRun:
+def describe_rtx(
+    model_bytes: int, *, engine: Path, options: RtxOptions, convolutions: bool = False, int4: bool = False
+) -> RtxDryRun:
     """Return what `build_rtx` would do, without building.
 
     Raises:
         EnvironmentNotAbleError: the library is not installed, or no GPU is here that FP16 needs.
     """
     version = import_library(RTX).__version__
-    plan = _planned(options, convolutions=convolutions)
+    plan = _planned(options, convolutions=convolutions, int4=int4)
     best = f"the better by {options.prefer}, measured on {plan.gpu}"
     alone = f"{plan.flavours[0]}{f': {plan.missing}' if plan.missing else ''}"
     return RtxDryRun(

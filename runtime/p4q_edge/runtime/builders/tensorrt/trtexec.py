@@ -25,13 +25,14 @@ def trtexec_command(
 
     Args:
         options: of the build.
-        flavour: of the plan. Only for `int8` there is a command: the others skip Q/DQ pairs of the parsed network.
+        flavour: of the plan. Only for `int8` and `int4` there is a command: the others skip Q/DQ pairs of the parsed
+            network.
         shape: of the graph's input, (N, 3, H, W), N -1 where it is dynamic.
         strong: whether every precision came from the graph.
         workspace: limit of the builder's scratch memory in bytes, or None.
         timing_cache: name of the file with kernel times, without which another run may choose other kernels.
     """
-    if flavour != "int8":
+    if flavour not in ("int8", "int4"):
         return ""
     arguments = [f"--onnx={MODEL}", *(["--stronglyTyped"] if strong else ["--int8", "--fp16"])]
     if shape[0] == -1:

@@ -8,6 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines.onnxruntime.engine import (
+        FLOAT_ACTIVATIONS,
         OPTIMIZED,
         OnnxRuntimeEngine,
         fingerprint,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "FLOAT_ACTIVATIONS",
     "OPTIMIZED",
     "OnnxRuntimeEngine",
     "corrected_bias",
@@ -48,6 +50,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "engine": (
+                "FLOAT_ACTIVATIONS",
                 "OPTIMIZED",
                 "OnnxRuntimeEngine",
                 "fingerprint",

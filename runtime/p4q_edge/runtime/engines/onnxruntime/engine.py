@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 OPTIMIZED = ".optimized"
 """What the name of an engine's optimized copy adds to that of the engine."""
+FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""Session entry by which products with INT4 weights keep their inputs in FP32: else ONNX Runtime puts these on an 8-bit
+grid of its own."""
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
 
@@ -182,6 +185,7 @@ def session_options(profile: CpuProfile, *, threads: int | None = None, optimize
     # other sessions of this process, and on a machine that others use as well every run waits for the slowest thread.
     # One pool for all sessions would not do: of ONNX Runtime's own, Python cannot tell the threads not to wait busily.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*FLOAT_ACTIVATIONS)
     if optimized:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     machine.check_threads(threads)

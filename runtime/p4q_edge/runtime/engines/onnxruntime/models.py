@@ -49,11 +49,16 @@ def seven_bit_weights(model: bytes) -> bytes:
 
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
-        ArtifactError: the model has no int8 weights, or one with a shifted input has no bias.
+        ArtifactError: the model has INT4 weights or no int8 ones, or one with a shifted input has no bias.
     """
     onnx = _import_onnx("--cpu-profile fast")
     graph = onnx.ModelProto.FromString(model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    if any(tensor.data_type == onnx.TensorProto.INT4 for tensor in graph.graph.initializer):
+        raise ArtifactError(
+            "the model has INT4 weights, whose products are in FP32, so that it has no fast profile. Build it as exact "
+            "or float, or leave --cpu-profile out for the faster one here."
+        )
     narrow = _narrow_weights(onnx, graph, tensors)
     if not narrow:
         raise ArtifactError("the model has no int8 weights, so that it has no fast profile. Build it as exact.")
@@ -168,7 +173,9 @@ def float_weights(model: bytes) -> bytes:
             renamed[node.output[0]] = node.input[0]
         elif (weight := _weight(onnx, node, tensors)) is not None:
             scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
-            value = _restored(weight, scale, axis=_axis(node)).astype(np.float32)
+            size = _number(node, "block_size", 0)
+            steps = np.repeat(scale, size, axis=_axis(node)) if size else scale
+            value = (weight * steps if size else _restored(weight, scale, axis=_axis(node))).astype(np.float32)
             graph.graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
         else:
             kept.append(node)
@@ -210,13 +217,18 @@ def _import_onnx(purpose: str) -> Any:
 
 
 def _weight(onnx: Any, node: Any, tensors: dict[str, Any]) -> np.ndarray | None:
-    """Return the int8 weight that a node dequantizes, or None if it does something else."""
+    """Return the int8 or INT4 weight that a node dequantizes, as int8, or None if it does something else."""
     if node.op_type != "DequantizeLinear" or node.input[0] not in tensors or node.input[1] not in tensors:
         return None
     tensor = tensors[node.input[0]]
-    return onnx.numpy_helper.to_array(tensor) if tensor.data_type == onnx.TensorProto.INT8 else None
+    integers = tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
+    return np.asarray(onnx.numpy_helper.to_array(tensor)).astype(np.int8) if integers else None
 
 
 def _axis(node: Any) -> int:
     """Return the axis of a DequantizeLinear; 1 where it names none, as ONNX defines."""
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 1)
+    return _number(node, "axis", 1)
+
+
+def _number(node: Any, name: str, default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

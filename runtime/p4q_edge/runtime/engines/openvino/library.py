@@ -84,6 +84,8 @@ def compile_options(remainder: Remainder, *, threads: int | None) -> dict[str, A
         "INFERENCE_NUM_THREADS": machine.usable_cores() if threads is None else threads,
         # Threads that are bound to cores would meet those of other processes there: each process takes the same ones.
         "ENABLE_CPU_PINNING": False,
+        # What INT4 weights are multiplied with stays as it is; by default it may get an 8-bit grid.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
 
 

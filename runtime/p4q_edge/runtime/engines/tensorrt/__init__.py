@@ -9,6 +9,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines.tensorrt.engine import TensorRTEngine
     from p4q_edge.runtime.engines.tensorrt.library import (
+        INT4_READ,
         RTX,
         STRONG_TYPING_COMPLETE,
         TENSORRT,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "INT4_READ",
     "RTX",
     "STRONG_TYPING_COMPLETE",
     "TENSORRT",
@@ -49,6 +51,7 @@ if not TYPE_CHECKING:
         {
             "engine": ("TensorRTEngine",),
             "library": (
+                "INT4_READ",
                 "RTX",
                 "STRONG_TYPING_COMPLETE",
                 "TENSORRT",

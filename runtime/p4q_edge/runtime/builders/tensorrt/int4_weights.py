@@ -1,0 +1,200 @@
+"""INT4 weights of an ONNX model: whether there are any, and the same model with their values in FP16.
+
+NumPy has no such type, and TensorRT's bindings hand out no such weights, so both are read from the model's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from p4q_edge.runtime.errors import ArtifactError
+from p4q_edge.runtime.storage import WIRE_BYTES, WIRE_VARINT, WireError, wire_fields
+
+# Of onnx.proto: fields of a ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto, and two of its types.
+_GRAPH = 7
+_NODE, _TENSOR = 1, 5
+_INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_DIMS, _TYPE, _NAME, _RAW = 1, 2, 8, 9
+_INT4, _FLOAT16 = 22, 10
+
+
+def has_int4_weights(model: bytes) -> bool:
+    """Return whether a model holds INT4 constants; of what is no model the parser tells."""
+    try:
+        return any(_Tensor.read(model, *place).kind == _INT4 for place in _places(model, _TENSOR))
+    except WireError:
+        return False
+
+
+def with_fp16_weights(model: bytes) -> bytes:
+    """Return a model in which each INT4 weight with scales of blocks along its rows is a constant of FP16.
+
+    Args:
+        model: ONNX, complete; the scales are FP16.
+
+    Raises:
+        ArtifactError: such a weight is not as the exporter writes it.
+    """
+    tensors = {tensor.name: tensor for tensor in (_Tensor.read(model, *place) for place in _places(model, _TENSOR))}
+    restored: list[bytes] = []
+    dropped: set[tuple[int, int]] = set()
+    for place in _places(model, _NODE):
+        node = _Node.read(model, *place)
+        weight = tensors.get(node.inputs[0]) if node.inputs else None
+        if node.operator == "DequantizeLinear" and weight is not None and weight.kind == _INT4:
+            restored.append(_constant(node.outputs[0], _values(node, weight, tensors)))
+            dropped |= {place, weight.place}
+    return b"".join(_rewritten(model, dropped, restored))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensor:
+    name: str
+    kind: int
+    dims: tuple[int, ...]
+    raw: bytes
+    place: tuple[int, int]
+
+    @classmethod
+    def read(cls, data: bytes, start: int, stop: int) -> _Tensor:
+        name, kind, raw, dims = "", 0, (0, 0), []
+        for number, wire, at, end in wire_fields(data, start, stop):
+            if number == _DIMS and wire == WIRE_VARINT:
+                dims.append(at)
+            elif number == _DIMS:
+                dims += _packed(data, at, end)
+            elif number == _TYPE:
+                kind = at
+            elif number == _NAME:
+                name = data[at:end].decode()
+            elif number == _RAW:
+                raw = at, end
+        # Other types may keep their values elsewhere; they are not read.
+        kept = data[slice(*raw)] if kind in (_INT4, _FLOAT16) else b""
+        return cls(name=name, kind=kind, dims=tuple(dims), raw=kept, place=(start, stop))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Node:
+    operator: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, data: bytes, start: int, stop: int) -> _Node:
+        texts: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _OPERATOR: [""]}
+        numbers = {}
+        for number, _, at, end in wire_fields(data, start, stop):
+            if number in texts:
+                texts[number].append(data[at:end].decode())
+            elif number == _ATTRIBUTE:
+                name, value = "", 0
+                for inner, _, a, b in wire_fields(data, at, end):
+                    name = data[a:b].decode() if inner == _ATTRIBUTE_NAME else name
+                    value = a if inner == _ATTRIBUTE_INT else value
+                numbers[name] = value
+        inputs, outputs = tuple(texts[_INPUT]), tuple(texts[_OUTPUT])
+        return cls(operator=texts[_OPERATOR][-1], inputs=inputs, outputs=outputs, numbers=numbers)
+
+
+def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
+    """Return the FP16 values `(in, out)` of a weight: computed in float32, and rounded once."""
+    scale = tensors.get(node.inputs[1])
+    size = node.numbers.get("block_size", 0)
+    fits = (
+        len(node.inputs) == 2
+        and node.numbers.get("axis", 1) == 0
+        and scale is not None
+        and scale.kind == _FLOAT16
+        and len(weight.dims) == 2
+        and scale.dims == (weight.dims[0] // max(size, 1), weight.dims[1])
+        and weight.dims[0] == size * scale.dims[0]
+    )
+    if scale is None or not fits:
+        raise ArtifactError(
+            f"the weight {weight.name} is not in blocks as the exporter writes it. Export the bundle again."
+        )
+    integers = unpacked(weight.raw, weight.dims[0] * weight.dims[1]).reshape(weight.dims)
+    steps = np.frombuffer(scale.raw, "<f2").reshape(scale.dims).astype(np.float32)
+    return (integers.astype(np.float32) * np.repeat(steps, size, axis=0)).astype(np.float16)
+
+
+def unpacked(raw: bytes, count: int) -> np.ndarray:
+    """Return `count` signed integers of 4 bits, int8: of each byte the lower half comes first.
+
+    >>> unpacked(bytes([0x9F, 0x07]), 3).tolist()
+    [-1, -7, 7]
+    """
+    data = np.frombuffer(raw, np.uint8)
+    halves = np.stack([data & 0x0F, data >> 4], axis=1).ravel()[:count].astype(np.int8)
+    signed: np.ndarray = (halves ^ 8) - 8
+    return signed
+
+
+def _places(model: bytes, field_number: int) -> Iterator[tuple[int, int]]:
+    """Yield where the nodes or tensors of a model's graph lie, of all parts of the graph."""
+    for number, wire, start, stop in wire_fields(model, 0, len(model)):
+        if number == _GRAPH and wire == WIRE_BYTES:
+            for inner, kind, at, end in wire_fields(model, start, stop):
+                if inner == field_number and kind == WIRE_BYTES:
+                    yield at, end
+
+
+def _rewritten(model: bytes, dropped: set[tuple[int, int]], tensors: list[bytes]) -> Iterator[bytes]:
+    """Yield a model without what lies at some places of its graph, followed by one with the tensors alone."""
+    at = 0
+    for number, wire, start, stop in wire_fields(model, 0, len(model)):
+        end = stop
+        if number == _GRAPH and wire == WIRE_BYTES:
+            yield from _message(_GRAPH, b"".join(_kept(model, start, stop, dropped)))
+        else:
+            yield model[at:end]
+        at = end
+    # Messages of one model that follow one another merge, and repeated fields append.
+    yield from _message(_GRAPH, b"".join(b"".join(_message(_TENSOR, tensor)) for tensor in tensors))
+
+
+def _kept(model: bytes, start: int, stop: int, dropped: set[tuple[int, int]]) -> Iterator[bytes]:
+    at = start
+    for _, _, first, end in wire_fields(model, start, stop):
+        if (first, end) not in dropped:
+            yield model[at:end]
+        at = end
+
+
+def _constant(name: str, values: np.ndarray) -> bytes:
+    """Return a TensorProto of FP16."""
+    parts = [_varint(_DIMS << 3) + _varint(size) for size in values.shape]
+    parts.append(_varint(_TYPE << 3) + _varint(_FLOAT16))
+    parts += _message(_NAME, name.encode())
+    parts += _message(_RAW, values.astype("<f2").tobytes())
+    return b"".join(parts)
+
+
+def _message(number: int, payload: bytes) -> Iterator[bytes]:
+    yield _varint(number << 3 | WIRE_BYTES) + _varint(len(payload))
+    yield payload
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _packed(data: bytes, start: int, stop: int) -> Iterator[int]:
+    value = shift = 0
+    for byte in data[start:stop]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield value
+            value = shift = 0
