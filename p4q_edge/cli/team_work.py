@@ -1,7 +1,9 @@
 """A command under torchrun: the first process runs it, the others compute their share of what it divides."""
 
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +36,8 @@ ENDED = (
 )
 TOLD_WITHIN_S = 3.0
 """How long another process leaves it to the first to say what happened."""
+GRACE_S = 1.5
+"""How long another process goes on after torchrun's signal, to notice that the first is gone and to say so."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,8 +115,9 @@ def _follow(team: Team) -> int:
     Raises:
         SystemExit: something failed; the team must not be left in an orderly way, which others would have to join.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # ends at once: there is nothing to tidy up
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once: there is nothing to tidy up
+    farewell = _Farewell()
+    farewell.watch()
     root = logging.getLogger("p4q_edge")
     level = root.level
     root.setLevel(logging.CRITICAL)
@@ -122,16 +127,45 @@ def _follow(team: Team) -> int:
                 _take_part(team, msgspec.json.decode(asked, type=Work))
         return 0
     except ProcessLostError as error:
+        farewell.leave_to_caller()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, for as long as it takes to say one line
         if not _was_told(team):
             root.setLevel(level)
             logger.error("%s", error)
         raise SystemExit(error.exit_code) from error
     except Exception as error:  # whatever it is, the first process tells it
+        farewell.leave_to_caller()
         known = isinstance(error, P4QEdgeError)
         message = str(error) if known else f"{type(error).__name__}: {error} (in process {team.rank})"
         post(FAILED, msgspec.json.encode(_Failure(kind=type(error).__name__, message=message)).decode())
         raise SystemExit(error.exit_code if isinstance(error, P4QEdgeError) else 1) from error
+
+
+class _Farewell:
+    """torchrun's signal to another process, which may come before it can know that the first one is gone."""
+
+    def __init__(self) -> None:
+        self._left = threading.Event()
+
+    def watch(self) -> None:
+        """Let SIGTERM end this process after `GRACE_S`, also where native code computes."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        threading.Thread(target=self._end, args=(reading,), daemon=True, name="p4q-edge-farewell").start()
+
+    def leave_to_caller(self) -> None:
+        """Do not end the process: whoever calls this says what happened, and ends it."""
+        self._left.set()
+
+    def _end(self, reading: int) -> None:
+        os.read(reading, 1)
+        if self._left.wait(GRACE_S):
+            return
+        if posted(TOLD) is None:
+            os.write(2, b"interrupted\n")
+        os._exit(128 + signal.SIGTERM)
 
 
 def _take_part(team: Team, work: Work) -> None:

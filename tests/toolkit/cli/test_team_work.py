@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +260,35 @@ def test_an_error_of_another_library_names_its_process() -> None:
     assert error.exit_code == 1
 
 
+SIGNALLED = """
+import os, signal, sys, time
+from p4q_edge.cli import team_work
+
+told, leaves = map(int, sys.argv[1:])
+team_work.posted = lambda key: "yes" if told and key == team_work.TOLD else None
+farewell = team_work._Farewell()
+farewell.watch()
+os.kill(os.getpid(), signal.SIGTERM)
+if leaves:
+    farewell.leave_to_caller()
+    time.sleep(2 * team_work.GRACE_S)
+    print("gone", file=sys.stderr)
+else:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "leaves", "code", "said"), [(0, 0, 143, "interrupted\n"), (1, 0, 143, ""), (0, 1, 0, "gone\n")]
+)
+def test_a_signal_before_the_first_is_known_to_be_gone_does_not_end_in_silence(
+    told: int, leaves: int, code: int, said: str
+) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(told), str(leaves)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (code, said)
+
+
 class _Others(Team):
     """A team of two of which the first is gone, or asks for what is no work."""
 
@@ -275,6 +306,7 @@ def test_another_process_ends_with_what_happened(
     monkeypatch.setattr(team_work, "post", kept.post)
     monkeypatch.setattr(team_work, "posted", kept.posted)
     monkeypatch.setattr(team_work.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(team_work._Farewell, "watch", lambda _: None)
     with pytest.raises(SystemExit) as ended:
         team_work._follow(_Others(rank=1, size=2, local_rank=gone))
     assert ended.value.code == 1
