@@ -59,8 +59,8 @@ def _split(
         return None
     try:
         return make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
-    except P4QEdgeError:  # the first problem; looked for alone, since all images are read for the last of them
-        problems += split_problems(train, test, shots=section.shots, seed=seed)
+    except P4QEdgeError as error:  # the first problem; looked for alone, since all images are read for the last of them
+        problems += split_problems(train, test, shots=section.shots, seed=seed) or [str(error)]
         return None
 
 

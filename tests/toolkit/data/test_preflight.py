@@ -8,8 +8,11 @@ import msgspec
 import pytest
 from PIL import Image
 
+from p4q_edge.data import preflight
+from p4q_edge.data.few_shot import Split
 from p4q_edge.data.preflight import SHOWN_IMAGES, check_data
 from p4q_edge.recipe.schema import DataSection
+from p4q_edge.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -26,6 +29,19 @@ def test_sound_data_give_the_split_and_no_problem(folder: Path) -> None:
     assert not problems
     assert split is not None
     assert (len(split.train), len(split.test)) == (8, 32)
+
+
+def test_what_keeps_a_split_from_being_drawn_is_told_also_where_a_second_look_finds_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file that was being written when it was looked at first."""
+
+    def refused(*_: object, **__: object) -> Split:
+        raise InputError("it was locked")
+
+    monkeypatch.setattr(preflight, "make_split", refused)
+    split, problems = check_data(DataSection(train=str(folder), shots=4), seed=0)
+    assert (split, problems) == (None, ["it was locked"])
 
 
 def test_every_damaged_image_is_named(folder: Path) -> None:
