@@ -23,6 +23,7 @@ from p4q_edge.graph.analysis import linear_nodes
 from p4q_edge.runtime.engines.onnxruntime import session_options
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.evaluation.report import DebugReport
+from p4q_edge.runtime.machine import cpu
 from p4q_edge.runtime.storage import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -163,6 +164,9 @@ def save_plan_repro(folder: Path, graph: bytes) -> Callable[[str, LayerValues], 
 def command(flag: str) -> str:
     """Return the command of polygraphy that runs the linear and compares it with the reference."""
     words = ["polygraphy", "run", MODEL, flag, "--load-inputs", INPUTS, "--load-outputs", REFERENCE]
+    if flag == "--onnxrt" and cpu.saturates():
+        # Of its integer kernels polygraphy runs those that overflow here, which engines are told not to.
+        words += ["--graph-optimization-level", "ORT_DISABLE_ALL"]
     return shlex.join([*words, "--atol", "1e-3", "--rtol", "1e-3"])
 
 

@@ -26,6 +26,7 @@ from p4q_edge.evaluation.save_repro import (
 from p4q_edge.graph.analysis.linears import linear_nodes
 from p4q_edge.runtime.errors import ArtifactError, UsageError
 from p4q_edge.runtime.evaluation.report.document import DebugReport
+from p4q_edge.runtime.machine import cpu
 
 pytest.importorskip("polygraphy")
 
@@ -82,6 +83,13 @@ def test_the_command_of_the_readme_shows_a_difference_and_only_then(
     scale.CopyFrom(doubled)
     onnx.save(broken, tmp_path / MODEL)
     assert polygraphy(tmp_path, command("--onnxrt")).returncode != 0
+
+
+def test_the_command_runs_no_kernels_that_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for saturates in (False, True):
+        monkeypatch.setattr(cpu, "saturates", lambda saturates=saturates: saturates)
+        assert ("--graph-optimization-level ORT_DISABLE_ALL" in command("--onnxrt")) is saturates
+        assert "--graph-optimization-level" not in command("--trt")
 
 
 def test_both_outputs_are_kept(graph: onnx.ModelProto, divergence: Divergence, tmp_path: Path) -> None:
