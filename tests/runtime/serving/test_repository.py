@@ -31,7 +31,7 @@ from p4q_edge.runtime.artifacts.tensorrt_options import TensorRTOptions
 from p4q_edge.runtime.classification import ZeroShotClassifier
 from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.serving.python_models import DecodeModel, EngineModel, HeadModel
-from p4q_edge.runtime.serving.repository import write_repository
+from p4q_edge.runtime.serving.repository import ServedBy, write_repository
 from p4q_edge.runtime.serving.text_format import Word, to_text
 
 Run = Callable[..., tuple[int, str, str]]
@@ -220,6 +220,32 @@ def test_what_triton_cannot_serve_is_refused_with_the_way_out(
     with pytest.raises(UsageError, match=message):
         write_repository(tiny_engine, tmp_path / "models", name="clip")
     assert write_repository(tiny_engine, tmp_path / "models", name="clip", served_by="python") == ["clip"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "served_by", "told"),
+    [
+        ({}, "native", "x86 processors without VNNI"),
+        ({"weight_block": 128}, "native", "rounds what the INT4 weights of"),
+        ({"quantized_linears": 0}, "native", None),
+        ({}, "python", None),
+    ],
+)
+def test_values_that_tritons_own_library_changes_are_told(
+    tiny_engine: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, int],
+    served_by: ServedBy,
+    told: str | None,
+) -> None:
+    card = read_card(tiny_engine)
+    precision = msgspec.structs.replace(card.precision, **changes)
+    write_card(tiny_engine, msgspec.structs.replace(card, precision=precision), force=True)
+    write_repository(tiny_engine, tmp_path / "models", name="p4q", served_by=served_by)
+    said = [record.message for record in caplog.records if "add --served-by python" in record.message]
+    assert len(said) == (told is not None)
+    assert told is None or told in said[0]
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a b", ".hidden"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -43,6 +44,8 @@ from p4q_edge.runtime.serving.model_configs import (
 from p4q_edge.runtime.serving.python_models import CARD_FILE, HEAD_FILE
 from p4q_edge.runtime.serving.text_format import Value, to_text
 from p4q_edge.runtime.storage import complete_entries, switch_entries
+
+logger = logging.getLogger(__name__)
 
 _Contents: TypeAlias = bytes | Callable[[BinaryIO], object]
 ServedBy = Literal["native", "python"]
@@ -145,7 +148,25 @@ def _backend(card: Card, served_by: ServedBy, *, engine: Path) -> EngineBackend:
             f"{engine} takes no single images (smallest batch {card.build.options.min_batch}), which Triton's batcher "
             "needs. Build it with --min-batch 1, or add --served-by python."
         )
+    if card.backend == "onnxruntime" and card.cpu_profile == "exact":
+        _warn_of_missing_options(card, engine)
     return card.backend
+
+
+def _warn_of_missing_options(card: Card, engine: Path) -> None:
+    """Say what values change where ONNX Runtime is not told what this runtime tells it."""
+    if card.precision.weight_block is not None:
+        logger.warning(
+            "Triton's ONNX Runtime rounds what the INT4 weights of %s multiply to 8 bits; this runtime tells its own "
+            "not to. For the values that were proved add --served-by python",
+            engine,
+        )
+    elif card.precision.quantized_linears:
+        logger.warning(
+            "on x86 processors without VNNI Triton's ONNX Runtime overflows with the 8-bit weights of %s; this runtime "
+            "tells its own not to. For such a server build with --cpu-profile fast, or add --served-by python",
+            engine,
+        )
 
 
 def _shared(engine: Path, card: Card, *, name: str, backend: EngineBackend, max_batch: int) -> dict[str, bytes]:
