@@ -159,7 +159,7 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
     variants = {
         "methods": lambda: variants_of(recipe),
         "levers": lambda: lever_variants(recipe.learn),
-        "quantization": quantization_variants,
+        "quantization": lambda: quantization_variants(recipe.quantization),
     }[kind]()
     target = request.run_folder / (BASELINES if methods else f"{kind}.json")
     scored: ablate.Scored = "tested" if methods else "cross_validated"

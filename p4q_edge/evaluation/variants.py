@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p4q_edge.recipe import KEYS_OF, LearnSection, Recipe
+import msgspec
+
+from p4q_edge.recipe import IDLE_BESIDE_BLOCKS, KEYS_OF, LearnSection, QuantizationSection, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +147,25 @@ def _beside(section: LearnSection, change: Mapping[str, Any]) -> dict[str, Any]:
     return dict(change)
 
 
-def quantization_variants() -> tuple[Variant, ...]:
-    """Return the recipe as it is, and one changed lever of [quantization] in each further row."""
-    return (UNCHANGED, *(Variant(name=_words(change), quantization=change) for change in QUANTIZATION_LEVERS))
+def quantization_variants(section: QuantizationSection) -> tuple[Variant, ...]:
+    """Return the recipe as it is, and one changed lever of [quantization] in each further row.
+
+    Levers that the recipe's other choices refuse, or that change nothing beside them, are left out.
+    """
+    levers = [change for change in QUANTIZATION_LEVERS if _can_be_had(section, change)]
+    if left_out := [_words(change) for change in QUANTIZATION_LEVERS if change not in levers]:
+        logger.info("ablate: left out, as they cannot be had in this recipe or change nothing: %s", "; ".join(left_out))
+    return (UNCHANGED, *(Variant(name=_words(change), quantization=change) for change in levers))
+
+
+def _can_be_had(section: QuantizationSection, change: Mapping[str, Any]) -> bool:
+    if section.weight_block is not None and change.keys() & set(IDLE_BESIDE_BLOCKS):
+        return False
+    try:
+        msgspec.structs.replace(section, **change)
+    except ValueError:
+        return False
+    return True
 
 
 def _words(change: Mapping[str, Any]) -> str:

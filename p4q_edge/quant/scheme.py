@@ -106,11 +106,11 @@ class QuantScheme:
     max_cosine_loss: float | None = None
 
     def __post_init__(self) -> None:
-        check_bits(self.weight_bits)
+        check_bits(self.weight_bits, name="weight_bits")
         if self.quantizes_inputs:
-            check_bits(self.activation_bits)
+            check_bits(self.activation_bits, name="activation_bits")
         if self.attention_bits is not None:
-            check_bits(self.attention_bits)
+            check_bits(self.attention_bits, name="attention_bits")
         check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
         self._check_blocks()
         if not 50.0 < self.percentile <= 100.0:
@@ -196,14 +196,14 @@ class QuantScheme:
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
 
 
-def check_bits(bits: int) -> None:
-    """Check the number of bits of an integer grid.
+def check_bits(bits: int, *, name: str = "bits") -> None:
+    """Check the number of bits of an integer grid, which errors call `name`.
 
     Raises:
         ValueError: it is not between 2 and 8.
     """
     if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be between 2 and 8 (integers travel in int8), got {bits}")
+        raise ValueError(f"{name} must be between 2 and 8 (integers travel in int8), got {bits}")
 
 
 def check_mean_bits(weight_bits: int, attention_bits: int | None, mean_weight_bits: float | None) -> None:

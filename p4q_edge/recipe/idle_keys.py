@@ -22,6 +22,8 @@ KEYS_OF: Mapping[str, tuple[str, ...]] = {
 """Which keys of [learn] are of which part that is learned."""
 
 
+IDLE_BESIDE_BLOCKS = ("observer", "activation_gain", "headroom")
+"""What the grids of activations alone read, of which there are none beside `weight_block`."""
 _READ_AS_RELEASED = frozenset({"weight_bits", "activation_bits", "adapter_bits", "keep_float", "text"})
 """What the published code's method takes from [quantization]."""
 _NOT_LEARNED_AS_RELEASED = ("kl_temperature", "learn_ratio", "feature_loss", "class_rate")
@@ -56,7 +58,7 @@ def _idle_quantization(recipe: Recipe) -> dict[str, str]:
         idle["fold_strength"] = "quantization.fold_norm and fold_value are false"
     if section.weight_block is not None:
         reason = "quantization.weight_block is given, and no activation is quantized"
-        idle |= dict.fromkeys(("observer", "activation_gain", "headroom"), reason)
+        idle |= dict.fromkeys(IDLE_BESIDE_BLOCKS, reason)
         reason = "convolutions stay in high precision beside quantization.weight_block"
         idle |= dict.fromkeys(("convolutions", "depthwise", "stem"), reason)
     elif section.convolutions == "off":

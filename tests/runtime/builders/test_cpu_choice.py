@@ -95,7 +95,10 @@ def test_weights_that_overflow_in_openvino_are_refused_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(candidates_module, "import_openvino", lambda: None)
     _installed(monkeypatch, **OVERFLOWS)
-    with pytest.raises(EnvironmentNotAbleError, match=r"x86 without VNNI.* overflow\. Take `--cpu-profile fast`"):
+    with pytest.raises(
+        EnvironmentNotAbleError,
+        match=r"x86 without VNNI.* overflow\. Take `--cpu-profile fast` .*float` \(of a bundle with INT4",
+    ):
         require_cpu_libraries(CpuRequest(choice="exact", backend="openvino"))
     require_cpu_libraries(CpuRequest(choice="exact", backend="onnxruntime"))
     require_cpu_libraries(CpuRequest(choice="fast", backend="openvino"))

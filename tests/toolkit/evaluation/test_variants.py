@@ -8,6 +8,7 @@ import pytest
 
 from p4q_edge.evaluation.variants import (
     LEARN_LEVERS,
+    QUANTIZATION_LEVERS,
     UNCHANGED,
     lever_variants,
     method_variants,
@@ -33,7 +34,7 @@ SECTIONS = (
 def test_every_lever_is_a_key_that_does_something_in_any_recipe(section: LearnSection) -> None:
     data = DataSection(train="x")
     unchanged = set(without_effect(Recipe(model=ModelSection(name="demo"), data=data, learn=section)))
-    for variants in (lever_variants(section), method_variants(section), quantization_variants()):
+    for variants in (lever_variants(section), method_variants(section), quantization_variants(QuantizationSection())):
         for variant in variants:
             learn = msgspec.structs.replace(section, **variant.learn)
             msgspec.structs.replace(QuantizationSection(), **variant.quantization).scheme()
@@ -70,3 +71,19 @@ def test_a_lever_stands_against_what_the_recipe_says(section: LearnSection, leve
 def test_distillation_is_switched_in_its_own_row() -> None:
     assert "P4Q with distillation" in [v.name for v in method_variants(LearnSection())]
     assert "P4Q without distillation" in [v.name for v in method_variants(LearnSection(distillation=1.0))]
+
+
+def test_levers_that_weights_in_blocks_refuse_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert len(quantization_variants(QuantizationSection())) == len(QUANTIZATION_LEVERS) + 1
+    assert not caplog.messages
+    section = QuantizationSection(weight_bits=4, activation_bits=16, weight_block=128, scale_epochs=0)
+    found = quantization_variants(section)
+    for variant in found:
+        msgspec.structs.replace(section, **variant.quantization)
+    assert {"observer", "headroom", "affine_correction", "scale_epochs"}.isdisjoint(
+        key for variant in found for key in variant.quantization
+    )
+    assert {variant.name for variant in found} >= {"as the recipe", "weight_rounding = adaround"}
+    (message,) = caplog.messages
+    assert "left out, as they cannot be had in this recipe or change nothing: observer = minmax; " in message

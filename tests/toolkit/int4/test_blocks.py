@@ -138,7 +138,7 @@ def test_one_scale_a_row_is_descended_as_equal_scales_of_blocks() -> None:
         ({"activation_bits": 16}, "set weight_bits = 4 and weight_block = 128 too"),
         ({"weight_block": 128}, "got weight_bits = 8 and activation_bits = 8"),
         ({"weight_bits": 4, "activation_bits": 16, "weight_block": 48}, "must be one of 32, 64, 128, got 48"),
-        ({"activation_bits": 12}, "bits must be between 2 and 8"),
+        ({"activation_bits": 12}, "activation_bits must be between 2 and 8"),
         (
             {"weight_bits": 4, "activation_bits": 16, "weight_block": 64, "attention_bits": 8, "scale_epochs": 2},
             "attention_bits, scale_epochs cannot be had beside weight_block",

@@ -63,11 +63,14 @@ def test_the_faster_form_is_kept_and_the_card_says_which(engine: Path) -> None:
     assert card.precision.label == (KEPT_LABEL if kept == "exact" else "W32A32 executed")
 
 
-def test_the_exact_engine_reads_four_bits(bundle: Path, tmp_path: Path) -> None:
+def test_the_exact_engine_reads_four_bits(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = build_engine(bundle, tmp_path / "exact.onnx", options=BuildOptions(cpu_profile="exact"))
     assert card.precision.label == KEPT_LABEL
     assert card.build.inspection.kernels["MatMulNBits"] == LINEARS
     assert card.build.inspection.integer_products == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "exact.onnx")]) == 0
+    assert f"matrix products in INT8, {LINEARS} with INT4 weights; " in " ".join(capsys.readouterr().out.split())
     integers = [t for t in onnx.load(tmp_path / "exact.onnx").graph.initializer if t.data_type == onnx.TensorProto.INT4]
     assert len(integers) == LINEARS
 

@@ -273,8 +273,8 @@ def test_ranges_without_data_say_what_to_do() -> None:
         ({"percentile": 10.0}, "percentile must be in"),
         ({"headroom": 0.5}, "headroom must be in"),
         ({"fold_strength": 2.0}, "fold_strength must be in"),
-        ({"weight_bits": 1}, "bits must be between 2 and 8"),
-        ({"attention_bits": 9}, "bits must be between 2 and 8"),
+        ({"weight_bits": 1}, "weight_bits must be between 2 and 8"),
+        ({"attention_bits": 9}, "attention_bits must be between 2 and 8"),
     ],
 )
 def test_schemes_check_themselves(wrong: dict[str, float], message: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend, CpuChoice, CpuProfile, Remainder, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 from p4q_edge.runtime.engines.openvino import import_openvino, installed, remainders
-from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.machine import cpu as machine
 
@@ -107,8 +107,8 @@ def require_cpu_libraries(request: CpuRequest) -> None:
         import_openvino()
         if request.choice == "exact" and machine.saturates():
             raise EnvironmentNotAbleError(
-                f"{advice.OVERFLOW_IN_OPENVINO}. Take `--cpu-profile fast` (7-bit weights) or `--backend onnxruntime`, "
-                "which adds them in 32."
+                f"{advice.OVERFLOW_IN_OPENVINO}. Take `--cpu-profile fast` (7-bit weights), `--cpu-profile float` (of "
+                "a bundle with INT4 weights, which has no fast one) or `--backend onnxruntime`, which adds them in 32."
             )
     if request.remainder == "auto":
         return
@@ -131,6 +131,7 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
 
     Raises:
         EnvironmentNotAbleError: what was asked for needs a package that is not installed.
+        CorruptArtifactError: a weight of the model is not as the exporter writes it.
     """
     require_cpu_libraries(request)
     libraries = _libraries(request)
@@ -207,6 +208,8 @@ def _models(model: bytes, request: CpuRequest) -> tuple[dict[CpuProfile, bytes],
     for profile in profiles:
         try:
             models[profile] = _CHANGE[profile](model)
+        except CorruptArtifactError:
+            raise
         except ArtifactError:
             continue  # without integers there is nothing to narrow
         except EnvironmentNotAbleError:

@@ -224,7 +224,9 @@ def _kernels(inspection: Mapping[str, Any]) -> str:
     if shares:
         said.append("operations of matrix products: " + ", ".join(f"{s:.0%} {kind}" for kind, s in shares.items()))
     elif integer is not None and real is not None:
-        said.append(f"{integer} of {integer + real} matrix products in INT8")
+        of_int4 = counts.get("MatMulNBits", 0) if isinstance(counts, Mapping) else 0
+        beside = f", {of_int4} with INT4 weights" if of_int4 else ""
+        said.append(f"{integer} of {integer + real} matrix products in INT8{beside}")
     if isinstance(counts, Mapping):
         most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         said.append(_some([f"{name} {count}" for name, count in most], 6))

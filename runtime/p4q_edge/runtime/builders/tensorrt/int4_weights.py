@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from p4q_edge.runtime.errors import ArtifactError
+from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import WIRE_BYTES, WIRE_VARINT, WireError, wire_fields
 
 # Of onnx.proto: fields of a ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto, and two of its types.
@@ -26,7 +26,7 @@ def has_int4_weights(model: bytes) -> bool:
     """Return whether a model holds INT4 constants; of what is no model the parser tells."""
     try:
         return any(_Tensor.read(model, *place).kind == _INT4 for place in _places(model, _TENSOR))
-    except WireError:
+    except (WireError, UnicodeError):
         return False
 
 
@@ -37,8 +37,15 @@ def with_fp16_weights(model: bytes) -> bytes:
         model: ONNX, complete; the scales are FP16.
 
     Raises:
-        ArtifactError: such a weight is not as the exporter writes it.
+        CorruptArtifactError: it is no model, or such a weight is not as the exporter writes it.
     """
+    try:
+        return _with_values(model)
+    except (WireError, UnicodeError) as error:
+        raise CorruptArtifactError(f"the bundle's graph is no model: {error}. Export the bundle again.") from error
+
+
+def _with_values(model: bytes) -> bytes:
     tensors = {tensor.name: tensor for tensor in (_Tensor.read(model, *place) for place in _places(model, _TENSOR))}
     restored: list[bytes] = []
     dropped: set[tuple[int, int]] = set()
@@ -46,7 +53,8 @@ def with_fp16_weights(model: bytes) -> bytes:
         node = _Node.read(model, *place)
         weight = tensors.get(node.inputs[0]) if node.inputs else None
         if node.operator == "DequantizeLinear" and weight is not None and weight.kind == _INT4:
-            restored.append(_constant(node.outputs[0], _values(node, weight, tensors)))
+            values = _values(node, weight, tensors)
+            restored.append(_constant(node.outputs[0], values))
             dropped |= {place, weight.place}
     return b"".join(_rewritten(model, dropped, restored))
 
@@ -104,19 +112,21 @@ class _Node:
 
 def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
     """Return the FP16 values `(in, out)` of a weight: computed in float32, and rounded once."""
-    scale = tensors.get(node.inputs[1])
+    scale = tensors.get(node.inputs[1]) if len(node.inputs) == 2 else None
     size = node.numbers.get("block_size", 0)
     fits = (
-        len(node.inputs) == 2
+        len(node.outputs) == 1
         and node.numbers.get("axis", 1) == 0
         and scale is not None
         and scale.kind == _FLOAT16
         and len(weight.dims) == 2
         and scale.dims == (weight.dims[0] // max(size, 1), weight.dims[1])
         and weight.dims[0] == size * scale.dims[0]
+        and len(weight.raw) == (weight.dims[0] * weight.dims[1] + 1) // 2
+        and len(scale.raw) == 2 * scale.dims[0] * scale.dims[1]
     )
     if scale is None or not fits:
-        raise ArtifactError(
+        raise CorruptArtifactError(
             f"the weight {weight.name} is not in blocks as the exporter writes it. Export the bundle again."
         )
     integers = unpacked(weight.raw, weight.dims[0] * weight.dims[1]).reshape(weight.dims)

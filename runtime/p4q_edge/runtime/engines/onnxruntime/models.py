@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError
+from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, EnvironmentNotAbleError
 
 _OF_A_GRID = frozenset({"DequantizeLinear", "QuantizeLinear", "Clip", "Cast"})
 """What lies between a shift and the product."""
@@ -50,6 +52,7 @@ def seven_bit_weights(model: bytes) -> bytes:
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
         ArtifactError: the model has INT4 weights or no int8 ones, or one with a shifted input has no bias.
+        CorruptArtifactError: a weight is not as the exporter writes it.
     """
     onnx = _import_onnx("--cpu-profile fast")
     graph = onnx.ModelProto.FromString(model)
@@ -59,11 +62,24 @@ def seven_bit_weights(model: bytes) -> bytes:
             "the model has INT4 weights, whose products are in FP32, so that it has no fast profile. Build it as exact "
             "or float, or leave --cpu-profile out for the faster one here."
         )
-    narrow = _narrow_weights(onnx, graph, tensors)
+    with _weights_as_exported():
+        narrow = _narrow_weights(onnx, graph, tensors)
     if not narrow:
         raise ArtifactError("the model has no int8 weights, so that it has no fast profile. Build it as exact.")
-    _correct_biases(onnx, graph, tensors, narrow)
+    with _weights_as_exported():
+        _correct_biases(onnx, graph, tensors, narrow)
     return bytes(graph.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _weights_as_exported() -> Iterator[None]:
+    """Tell of constants whose shapes, sizes or axes contradict each other; a bundle may come from a stranger."""
+    try:
+        yield
+    except (ValueError, LookupError, MemoryError) as error:
+        raise CorruptArtifactError(
+            f"the bundle's graph has a weight that is not as the exporter writes it: {error}. Export the bundle again."
+        ) from error
 
 
 def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str, Narrowed]:
@@ -160,10 +176,24 @@ def float_weights(model: bytes) -> bytes:
 
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
+        CorruptArtifactError: a weight is not as the exporter writes it.
     """
     onnx = _import_onnx("--cpu-profile float or auto")
     graph = onnx.ModelProto.FromString(model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    with _weights_as_exported():
+        kept = _without_quantization(onnx, graph, tensors)
+    del graph.graph.node[:]
+    graph.graph.node.extend(kept)
+    used = {name for node in kept for name in node.input}
+    unused = [tensor for tensor in graph.graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        graph.graph.initializer.remove(tensor)
+    return bytes(graph.SerializeToString(deterministic=True))
+
+
+def _without_quantization(onnx: Any, graph: Any, tensors: dict[str, Any]) -> list[Any]:
+    """Add the values of quantized weights to a graph, and return the nodes that are left."""
     renamed: dict[str, str] = {}
     kept = []
     for node in graph.graph.node:
@@ -174,18 +204,26 @@ def float_weights(model: bytes) -> bytes:
         elif (weight := _weight(onnx, node, tensors)) is not None:
             scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
             size = _number(node, "block_size", 0)
-            steps = np.repeat(scale, size, axis=_axis(node)) if size else scale
-            value = (weight * steps if size else _restored(weight, scale, axis=_axis(node))).astype(np.float32)
-            graph.graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+            if size:
+                value = weight * np.repeat(_scale_of_blocks(weight, scale, size, axis=_axis(node)), size, axis=0)
+            else:
+                value = _restored(weight, scale, axis=_axis(node))
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), node.output[0]))
         else:
             kept.append(node)
-    del graph.graph.node[:]
-    graph.graph.node.extend(kept)
-    used = {name for node in kept for name in node.input}
-    unused = [tensor for tensor in graph.graph.initializer if tensor.name not in used]
-    for tensor in unused:
-        graph.graph.initializer.remove(tensor)
-    return bytes(graph.SerializeToString(deterministic=True))
+    return kept
+
+
+def _scale_of_blocks(weight: np.ndarray, scale: np.ndarray, size: int, *, axis: int) -> np.ndarray:
+    """Return a scale `(blocks, out)` of a weight `(in, out)`, which says how much memory its repetition takes.
+
+    Raises:
+        ValueError: it is not one of whole blocks along axis 0.
+    """
+    blocks = weight.shape[0] // size if weight.ndim == 2 and size > 0 else 0
+    if axis != 0 or blocks * size != weight.shape[0] or scale.shape != (blocks, *weight.shape[1:]):
+        raise ValueError(f"blocks of {size} along axis {axis}, scales {scale.shape} and a weight {weight.shape}")
+    return scale
 
 
 def differing_tensors(first: bytes, second: bytes) -> int:

@@ -69,9 +69,9 @@ RTX = Library(
 )
 
 STRONG_TYPING_COMPLETE = (10, 12)
+"""From here on strong typing covers every layer (NVIDIA's migration guide), so nothing is retried without it."""
 INT4_READ = (10, 13)
 """The first that we take graphs of opset 21 with INT4 weights to; 10.3 stops at opset 20."""
-"""From here on strong typing covers every layer (NVIDIA's migration guide), so nothing is retried without it."""
 _KEPT_MESSAGES = 20
 
 
