@@ -172,6 +172,12 @@ def mean_bits_of(scheme: QuantScheme, encoder: nn.Module) -> float | None:
     return mean if mean > scheme.weight_bits else None
 
 
+def block_of(scheme: QuantScheme, encoder: nn.Module) -> int | None:
+    """Return how many weights share a scale; None where no linear is quantized in blocks, and so no weight is INT4."""
+    in_blocks = any(linear.calibrated for linear in quant_linears(encoder).values())
+    return scheme.weight_block if in_blocks else None
+
+
 def precision_of(learned: Learned) -> Precision:
     """Return what is quantized, and whether these widths are executed or carried on 8-bit kernels."""
     section = learned.prepared.source.recipe.quantization
@@ -186,7 +192,7 @@ def precision_of(learned: Learned) -> Precision:
         remainder="fp16",
         quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
         attention_bits=scheme.attention_bits,
-        weight_block=scheme.weight_block,
+        weight_block=block_of(scheme, calibrated.encoder),
         mean_weight_bits=mean_bits_of(scheme, calibrated.encoder),
         quantized_attentions=len(quant_products(learned.classifier)),
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),

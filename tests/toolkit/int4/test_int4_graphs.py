@@ -26,6 +26,7 @@ from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights, un
 from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
+from p4q_edge.stages.export import block_of
 
 Exported = tuple[ExportedGraphs, FoldedClassifier]
 Model = onnx.ModelProto
@@ -241,3 +242,12 @@ def test_small_weights_are_lifted_into_the_normal_numbers_of_fp16(
     assert lint(graph) == []
     scale = next(t for t in graph.graph.initializer if t.name == restoring(graph).input[1])
     assert float(numpy_helper.to_array(scale).min()) >= 2.0**-14
+
+
+def test_a_bundle_is_told_to_have_blocks_only_where_a_weight_is_in_one(
+    fold_toy: Callable[[QuantScheme], FoldedClassifier],
+) -> None:
+    scheme = QuantScheme(weight_bits=4, activation_bits=16, weight_block=32)
+    assert block_of(scheme, fold_toy(scheme).encoder) == 32
+    in_float = replace(scheme, keep_float=("*",))
+    assert block_of(in_float, fold_toy(in_float).encoder) is None
