@@ -64,8 +64,12 @@ def test_fewer_kernels_than_model_optimizer(compiled: Compile) -> None:
     assert compiled("ViT-B-32").document["entries"] < MODEL_OPTIMIZER_ENTRIES
 
 
+only_on_demand = pytest.mark.skipif(
+    not os.environ.get("P4Q_COMPILE_ALL"),
+    reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50, MobileCLIP-S1, INT4",
+)
 every_int4 = pytest.mark.parametrize(
-    "architecture", ["demo-w4a16", pytest.param("ViT-B-32-w4a16", marks=pytest.mark.slow)]
+    "architecture", ["demo-w4a16", pytest.param("ViT-B-32-w4a16", marks=(pytest.mark.slow, only_on_demand))]
 )
 INT4_KERNELS = {"demo": 52, "ViT-B-32": 132}
 INT4_PLAN = {"demo": 4_600_000, "ViT-B-32": 61_000_000}
@@ -127,10 +131,6 @@ CONVOLUTIONAL = {"RN50": (54, 55), "MobileCLIP-S1": (84, 172)}
 Of the 91 convolutions of one group of MobileCLIP-S1, 6 are squeeze-and-excite, whose output is one pixel, and one is
 the stem.
 """
-
-only_on_demand = pytest.mark.skipif(
-    not os.environ.get("P4Q_COMPILE_ALL"), reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50, MobileCLIP-S1"
-)
 
 
 @only_on_demand

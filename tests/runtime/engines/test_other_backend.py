@@ -32,7 +32,7 @@ with_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip in
 
 
 @pytest.fixture
-def tiny_engine(tiny_bundle: Path, tmp_path: Path) -> Path:
+def portable_engine(tiny_bundle: Path, tmp_path: Path) -> Path:
     """An engine for ONNX Runtime that OpenVINO computes rightly too."""
     engine = tmp_path / "tiny.onnx"
     build_engine(tiny_bundle, engine, backend="onnxruntime", options=BuildOptions(cpu_profile=openvino_profile()))
@@ -64,11 +64,11 @@ def test_a_plan_runs_in_neither(repository: Path) -> None:
 
 
 @with_openvino
-def test_it_is_proved_there_without_a_recorded_drift(tiny_engine: Path) -> None:
-    result = selftest(tiny_engine, threads=1, backend="openvino")
+def test_it_is_proved_there_without_a_recorded_drift(portable_engine: Path) -> None:
+    result = selftest(portable_engine, threads=1, backend="openvino")
     assert (result.problem(), result.drift) == (None, None)
-    card = on_backend(read_card(tiny_engine), "openvino")
-    assert isinstance(load_engine(tiny_engine, card, threads=1), OpenVINOEngine)
+    card = on_backend(read_card(portable_engine), "openvino")
+    assert isinstance(load_engine(portable_engine, card, threads=1), OpenVINOEngine)
 
 
 @with_openvino
@@ -92,20 +92,20 @@ def test_weights_that_overflow_there_are_told_as_such(
 
 
 @with_openvino
-def test_commands_say_where_they_ran(tiny_engine: Path, photo: Path, run: Run, tmp_path: Path) -> None:
+def test_commands_say_where_they_ran(portable_engine: Path, photo: Path, run: Run, tmp_path: Path) -> None:
     options = ("--backend", "openvino", "--threads", "1", "--json")
-    code, out, _ = run("classify", tiny_engine, photo, *options)
-    with ZeroShotClassifier(tiny_engine, options=RuntimeOptions(threads=1)) as classifier:
+    code, out, _ = run("classify", portable_engine, photo, *options)
+    with ZeroShotClassifier(portable_engine, options=RuntimeOptions(threads=1)) as classifier:
         label = classifier.classify(photo).label
     assert (code, json.loads(out)["predictions"][0]["label"]) == (0, label)
-    code, out, _ = run("bench", tiny_engine, "--seconds", "0.1", *options)
+    code, out, _ = run("bench", portable_engine, "--seconds", "0.1", *options)
     document = json.loads(out)
     assert (code, document["backend"]) == (0, "openvino")
     # The version of the package, without the number of its build.
     assert {row["library"] for row in document["rows"]} == {f"OpenVINO {version('openvino')}"}
-    assert run("selftest", tiny_engine, *options)[0] == 0
-    assert run("validate", tiny_engine, *options)[0] == 0
-    built = read_report(tiny_engine.with_name(f"{tiny_engine.stem}.report.json")).built
+    assert run("selftest", portable_engine, *options)[0] == 0
+    assert run("validate", portable_engine, *options)[0] == 0
+    built = read_report(portable_engine.with_name(f"{portable_engine.stem}.report.json")).built
     assert (built.backend, built.kernels, built.int8_share) == ("openvino", {}, None)
 
 
@@ -135,8 +135,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @with_openvino
-def test_heads_are_taught_and_calibrated_there(tiny_engine: Path, labelled: Path, run: Run, asked: list[str]) -> None:
-    for command in (["teach", tiny_engine, labelled, "--name", "x"], ["head", "calibrate", tiny_engine, labelled]):
+def test_heads_are_taught_and_calibrated_there(
+    portable_engine: Path, labelled: Path, run: Run, asked: list[str]
+) -> None:
+    for command in (
+        ["teach", portable_engine, labelled, "--name", "x"],
+        ["head", "calibrate", portable_engine, labelled],
+    ):
         code, _, err = run(*command, "--backend", "openvino", "--force", "--json")
         assert (code, err.count("openvino")) == (0, 0), err
         assert asked
@@ -160,17 +165,17 @@ def test_a_head_is_not_calibrated_on_wrong_values(
 
 @with_openvino
 def test_images_are_embedded_and_looked_for_there(
-    tiny_engine: Path, photo: Path, run: Run, tmp_path: Path, asked: list[str]
+    portable_engine: Path, photo: Path, run: Run, tmp_path: Path, asked: list[str]
 ) -> None:
     found = tmp_path / "found.npz"
-    embed = ["embed", tiny_engine, photo, "-o", found, "--force"]
-    for command in (embed, ["search", found, "--like", photo, "--engine", tiny_engine]):
+    embed = ["embed", portable_engine, photo, "-o", found, "--force"]
+    for command in (embed, ["search", found, "--like", photo, "--engine", portable_engine]):
         assert run(*command)[0] == 0
         assert not asked
         code, _, err = run(*command, "--backend", "openvino")
         assert (code, bool(asked)) == (0, True), err
         asked.clear()
-    code, _, err = run("search", found, "circle", "--engine", tiny_engine, "--backend", "openvino")
+    code, _, err = run("search", found, "circle", "--engine", portable_engine, "--backend", "openvino")
     assert (code, "only --like IMAGE runs it. Leave --backend out." in err) == (2, True)
 
 

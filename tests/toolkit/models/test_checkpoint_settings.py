@@ -133,7 +133,7 @@ def test_keys_of_a_recipe_reach_the_model(saved: Callable[..., str]) -> None:
         ({"mean": [123.7, 116.3, 103.5]}, "divide mean and std of pixels from 0 to 255 by 255"),
         ({"mean": [-0.1, 0.5, 0.5]}, "mean must be between 0 and 1 for each channel"),
         ({"interpolation": "nearest"}, "model.interpolation: expected bicubic or bilinear, got 'nearest'"),
-        ({"mean": [0.5]}, "model.mean: Expected array of length 3"),
+        ({"mean": [0.5]}, "model.mean: expected a list of numbers, 3 of them, got 1"),
     ],
 )
 def test_wrong_keys_are_refused(values: dict[str, object], message: str) -> None:
