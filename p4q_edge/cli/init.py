@@ -9,7 +9,15 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.cli.documents import InitDocument
-from p4q_edge.data import find_copies, in_few_lines, read_images, unreadable_by_index, unreadable_images
+from p4q_edge.data import (
+    find_copies,
+    images_in_both,
+    in_few_lines,
+    read_images,
+    some_of,
+    unreadable_by_index,
+    unreadable_images,
+)
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import ImageSet
@@ -143,14 +151,9 @@ def advise_test(learned: ImageSet, tested: ImageSet, *, source: str) -> list[str
         tested.with_classes_of(learned, source=source)
     except InputError as error:
         advice.append(str(error))
-    known = dict(zip(learned.digests(), learned.names, strict=True))
-    pairs = [
-        f"{name} (as {known[digest]})"
-        for name, digest in zip(tested.names, tested.digests(), strict=True)
-        if digest in known
-    ]
+    pairs = [f"{name} (as {other})" for name, other in images_in_both(learned, tested)]
     if pairs:
-        advice.append(f"images of {source} that are also to learn from; keep each in one place: {_some(pairs)}")
+        advice.append(f"images of {source} that are also to learn from; keep each in one place: {some_of(pairs)}")
     return advice
 
 
@@ -169,13 +172,13 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     if len(counts) < 2:
         advice.append("one class is told from nothing: add a folder of another, such as 'something else'")
     if unusable:
-        advice.append(f"a class needs at least {MIN_IMAGES} images; add some or remove the folder: {_some(unusable)}")
+        advice.append(f"a class needs at least {MIN_IMAGES} images; add some or remove the folder: {some_of(unusable)}")
     if numbered:
         advice.append(
-            f"names with a number in front go into prompts as they are; give data.class_names: {_some(numbered)}"
+            f"names with a number in front go into prompts as they are; give data.class_names: {some_of(numbered)}"
         )
     if few:
-        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on work better: {_some(few)}")
+        advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on work better: {some_of(few)}")
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] >= UNEQUAL * counts[least]:
         advice.append(
@@ -185,7 +188,7 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     copies = find_copies(images)
     if copies:
         pairs = [f"{one} and {other}" for one, other in copies]
-        advice.append(f"the same image in two classes; keep it in the right one: {_some(pairs)}")
+        advice.append(f"the same image in two classes; keep it in the right one: {some_of(pairs)}")
     return advice
 
 
@@ -207,10 +210,6 @@ def recipe_text(path: Path, train: Path, test: Path | None, counts: dict[str, in
         classes=len(names),
         first=printable(", ".join(names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else ""),
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _toml(text: str) -> str:

@@ -17,6 +17,7 @@ from p4q_edge.data import Split
 from p4q_edge.models import Team, joined_team, memory_in_words, post, posted, present_team
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime import errors
+from p4q_edge.runtime.cli import GRACE_SECONDS, LAST_WORD, on_signals
 from p4q_edge.runtime.errors import P4QEdgeError, ProcessLostError
 from p4q_edge.runtime.progress import listening
 from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
@@ -36,8 +37,6 @@ ENDED = (
 )
 TOLD_WITHIN_S = 3.0
 """How long another process leaves it to the first to say what happened."""
-GRACE_S = 1.5
-"""How long another process goes on after torchrun's signal, to notice that the first is gone and to say so."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,30 +141,28 @@ def _follow(team: Team) -> int:
 
 
 class _Farewell:
-    """torchrun's signal to another process, which may come before it can know that the first one is gone."""
+    """torchrun's signal to another process, which may come before it can know that the first one is gone.
+
+    It goes on for `GRACE_SECONDS`, to notice that and to say so.
+    """
 
     def __init__(self) -> None:
         self._left = threading.Event()
 
     def watch(self) -> None:
-        """Let SIGTERM end this process after `GRACE_S`, also where native code computes."""
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        threading.Thread(target=self._end, args=(reading,), daemon=True, name="p4q-edge-farewell").start()
+        """Let SIGTERM end this process a moment later, also where native code computes."""
+        on_signals((signal.SIGTERM,), lambda *_: None, self._end)
 
     def leave_to_caller(self) -> None:
         """Do not end the process: whoever calls this says what happened, and ends it."""
         self._left.set()
 
-    def _end(self, reading: int) -> None:
-        os.read(reading, 1)
-        if self._left.wait(GRACE_S):
+    def _end(self, number: int) -> None:
+        if self._left.wait(GRACE_SECONDS):
             return
         if posted(TOLD) is None:
-            os.write(2, b"interrupted\n")
-        os._exit(128 + signal.SIGTERM)
+            os.write(2, LAST_WORD)
+        os._exit(128 + number)
 
 
 def _take_part(team: Team, work: Work) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.data.augmentation import Moves, augment
     from p4q_edge.data.captions import Captions, read_captions
     from p4q_edge.data.cross_validation import FOLDS, folds
-    from p4q_edge.data.few_shot import Split, draw_by_class
+    from p4q_edge.data.few_shot import Split, draw_by_class, images_in_both, some_of
     from p4q_edge.data.image_set import ImageStream, pixels
     from p4q_edge.data.preflight import (
         check_data,
@@ -32,6 +32,7 @@ __all__ = [
     "draw_by_class",
     "find_copies",
     "folds",
+    "images_in_both",
     "in_few_lines",
     "pixels",
     "read_captions",
@@ -40,6 +41,7 @@ __all__ = [
     "read_split",
     "read_unlabelled",
     "read_words",
+    "some_of",
     "unreadable_by_index",
     "unreadable_images",
 ]
@@ -51,7 +53,7 @@ if not TYPE_CHECKING:
             "augmentation": ("Moves", "augment"),
             "captions": ("Captions", "read_captions"),
             "cross_validation": ("FOLDS", "folds"),
-            "few_shot": ("Split", "draw_by_class"),
+            "few_shot": ("Split", "draw_by_class", "images_in_both", "some_of"),
             "image_set": ("ImageStream", "pixels"),
             "preflight": ("check_data", "find_copies", "in_few_lines", "unreadable_by_index", "unreadable_images"),
             "readers": (

@@ -1,6 +1,7 @@
 """Which images are learned from and which are tested on."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,8 +59,7 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
     """
     chosen, fewer = _drawn(images, shots=shots, seed=seed, keep_share=keep_share)
     if fewer:
-        named = ", ".join(fewer[:_SHOWN]) + (f" and {len(fewer) - _SHOWN} more" if len(fewer) > _SHOWN else "")
-        kept = ", with a share kept to test on" if keep_share else ""
+        kept, named = ", with a share kept to test on" if keep_share else "", some_of(fewer)
         logger.warning("data.shots = %d: %d classes have fewer; learned from%s: %s", shots, len(fewer), kept, named)
     return chosen
 
@@ -74,9 +74,8 @@ def _drawn(images: ImageSet, *, shots: int, seed: int, keep_share: int) -> tuple
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     small = [f"{name!r} has {count}" for name, count in zip(images.class_names, counts, strict=True) if count < 2]
     if small:
-        named = ", ".join(small[:_SHOWN]) + (f" and {len(small) - _SHOWN} more classes" if len(small) > _SHOWN else "")
         raise InputError(
-            f"at least 2 images of a class are needed: class {named}. Add photos of it, or remove the class"
+            f"at least 2 images of a class are needed: class {some_of(small)}. Add photos of it, or remove the class"
         )
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
@@ -211,16 +210,22 @@ def _without_copies(tested: ImageSet, learned: ImageSet) -> ImageSet:
     return tested.subset(keep)
 
 
-def _refuse_overlap(learned: ImageSet, tested: ImageSet) -> None:
+def images_in_both(learned: ImageSet, tested: ImageSet) -> list[tuple[str, str]]:
+    """Return the names of each image to test on that is to be learned from too: there, and as it is called here."""
     by_digest = dict(zip(learned.digests(), learned.names, strict=True))
-    both = [
-        f"{name} is also learned from (as {by_digest[digest]})"
-        for name, digest in zip(tested.names, tested.digests(), strict=True)
-        if digest in by_digest
-    ]
+    pairs = zip(tested.names, tested.digests(), strict=True)
+    return [(name, by_digest[digest]) for name, digest in pairs if digest in by_digest]
+
+
+def _refuse_overlap(learned: ImageSet, tested: ImageSet) -> None:
+    both = [f"{name} is also learned from (as {other})" for name, other in images_in_both(learned, tested)]
     if both:
-        more = f" and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
         raise InputError(
-            f"test image {', '.join(both[:_SHOWN])}{more}; remove {'it' if len(both) == 1 else 'them'} from data.test: "
+            f"test image {some_of(both)}; remove {'it' if len(both) == 1 else 'them'} from data.test: "
             "accuracy on learned images means nothing"
         )
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,12 +1,12 @@
 """What can be said about a recipe's data before anything is run: all problems at once, without torch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from p4q_edge.data.few_shot import Split, make_split, split_problems
 from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
-from p4q_edge.recipe import DataSection
+from p4q_edge.recipe import DataSection, template_problems
 from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.progress import tracked
@@ -32,7 +32,8 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
     test = _tried(problems, lambda: read_images(section.test, key="data.test", known=names)) if section.test else None
     problems += of_names
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
-    problems += template_problems(templates) if templates or not section.class_prompts else []
+    if templates is not None and (templates or not section.class_prompts):
+        problems += template_problems(templates)
     opened = train
     if train is not None and names:
         named = train
@@ -66,30 +67,14 @@ def _split(
 
 def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
     problems: list[str] = []
-    problems += template_problems(_tried(problems, lambda: read_words(section.templates, key="data.templates")))
+    templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
+    problems += [] if templates is None else template_problems(templates)
     split = _tried(problems, lambda: read_split(section, seed=seed))
     if split is not None:
         _tried(problems, lambda: read_class_prompts(section.class_prompts, split.train.class_names))
         for images in (split.calibration, split.held_out, split.test):
             problems += [] if images is None else unreadable_images(images)
     return split, problems
-
-
-def template_problems(templates: Sequence[str] | None) -> list[str]:
-    """Return what is wrong with each template that has no place for the name of a class, or that there is none.
-
-    Args:
-        templates: None where they could not be read.
-    """
-    if templates is None:
-        return []
-    if not templates:
-        return ["data.templates is empty; write e.g. ['a photo of a {}.']"]
-    return [
-        f"data.templates: {template!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
-        for template in templates
-        if "{}" not in template
-    ]
 
 
 def _tried(problems: list[str], step: Callable[[], T]) -> T | None:

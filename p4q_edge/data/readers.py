@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from p4q_edge.data.archive_readers import expand_braces, from_arrays, read_npz, read_shards, read_tar
 from p4q_edge.data.few_shot import Split, make_split, split_without_labels
 from p4q_edge.data.table_reader import DELIMITERS, is_dataset_folder, read_dataset_folder, read_parquet, read_table
-from p4q_edge.recipe import DEMO_DATA, DRAWN_IMAGES, DataSection
+from p4q_edge.recipe import DEMO_DATA, DRAWN_IMAGES, DataSection, entries_problem
 from p4q_edge.runtime.artifacts import SUFFIX, read_bundle
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import ImageSet, LeftOut, from_class_folders, from_paths, image_files, same_form
@@ -252,11 +251,8 @@ def _json_words(text: str, source: str) -> tuple[str, ...]:
 
 
 def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:
-    if not all(word.strip() for word in words):
-        raise InputError(f"{key}: an entry is empty; every entry needs a word")
-    repeated = min((word for word, count in Counter(words).items() if count > 1), default=None)
-    if repeated is not None:
-        raise InputError(f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ")
+    if problem := entries_problem(words, key=key):
+        raise InputError(problem)
     return words
 
 

@@ -12,13 +12,12 @@ import onnx_ir as ir
 
 from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
 from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
+from p4q_edge.graph.quantization import OPSET_OF_BLOCKS
 from p4q_edge.quant import affine, fuses_in_int8
 from p4q_edge.runtime.artifacts import OPERATORS
 from p4q_edge.runtime.errors import QualityGateError
 
 OPSETS = range(17, 21)
-OPSETS_OF_INT4 = range(21, 22)
-"""Of a graph with INT4 weights, which TensorRT reads from 10.13 on; 10.3 stops at opset 20."""
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _POOLS = frozenset({"AveragePool", "MaxPool"})
@@ -87,8 +86,8 @@ def check_lint(findings: Iterable[LintFinding]) -> None:
 
 def _opset(subject: LintedModel) -> Iterator[Violation]:
     in_blocks = any(value.dtype is ir.DataType.INT4 for value in subject.graph.initializers.values())
-    wanted = OPSETS_OF_INT4 if in_blocks else OPSETS
-    said = "21 beside INT4 weights" if in_blocks else "17 to 20 of the default domain"
+    wanted = (OPSET_OF_BLOCKS,) if in_blocks else OPSETS
+    said = f"{OPSET_OF_BLOCKS} beside INT4 weights" if in_blocks else "17 to 20 of the default domain"
     for domain, version in subject.model.opset_imports.items():
         if domain or version not in wanted:
             yield "", f"expected opset {said}, got {domain or 'ai.onnx'} {version}"

@@ -8,6 +8,20 @@ from numpy.typing import NDArray
 
 from p4q_edge.quant import affine
 
+OPSET_OF_BLOCKS = 21
+"""The first with INT4 and with scales of blocks. TensorRT reads it from 10.13 on at least; 10.3 stops at 20."""
+INT8_WEIGHT, INT4_WEIGHT = ".weight_int8", ".weight_int4"
+"""Ends of the names of constants with the integers of a layer's weight; what stands before is the layer's path."""
+
+
+def weight_path(name: str) -> str | None:
+    """Return the path of the layer whose integers a constant of this name holds; None if it holds none.
+
+    >>> weight_path("encoder.proj.weight_int4"), weight_path("encoder.proj.weight_scale")
+    ('encoder.proj', None)
+    """
+    return next((name.removesuffix(end) for end in (INT8_WEIGHT, INT4_WEIGHT) if name.endswith(end)), None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearQuantization:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.storage import atomic_write, wire_header, wire_varint
 
 CURVE_TABLE = "learning.csv"
 EVENTS_NAME = "events.out.tfevents.0.p4q-edge"
@@ -79,7 +79,7 @@ def as_events(points: Sequence[CurvePoint]) -> bytes:
     for point in points:
         for tag, value in _scalars(point):
             scalar = _field(1, tag.encode()) + b"\x15" + struct.pack("<f", value)
-            events.append(b"\x10" + _varint(point.epoch) + _field(5, _field(1, scalar)))
+            events.append(b"\x10" + wire_varint(point.epoch) + _field(5, _field(1, scalar)))
     return b"".join(_record(event) for event in events)
 
 
@@ -93,15 +93,7 @@ def _scalars(point: CurvePoint) -> Iterator[tuple[str, float]]:
 
 def _field(number: int, data: bytes) -> bytes:
     """Return a field of a message that holds bytes."""
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    return wire_header(number, len(data)) + data
 
 
 def _record(data: bytes) -> bytes:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         to_toml,
         without_folders,
     )
+    from p4q_edge.recipe.words import entries_problem, template_problems
 
 __all__ = [
     "DEMO_DATA",
@@ -46,10 +47,12 @@ __all__ = [
     "TeacherName",
     "anchor",
     "demo_recipe",
+    "entries_problem",
     "on_device",
     "read_recipe",
     "read_right_keys",
     "run_recipe_of",
+    "template_problems",
     "to_document",
     "to_toml",
     "without_effect",
@@ -86,5 +89,6 @@ if not TYPE_CHECKING:
                 "to_toml",
                 "without_folders",
             ),
+            "words": ("entries_problem", "template_problems"),
         },
     )

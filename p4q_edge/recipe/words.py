@@ -1,6 +1,7 @@
-"""Words of a recipe that say nothing, or the same twice, so that they are told of when it is read."""
+"""Words of a recipe that say nothing, or the same twice: where they stand in the recipe, and in files that it names."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from p4q_edge.recipe.schema import Recipe
 
@@ -18,18 +19,30 @@ def words_problem(recipe: Recipe) -> str:
             f"got {recipe.model.name!r}"
         )
     data = recipe.data
-    for key in ("class_names", "templates"):
-        words = getattr(data, key)
-        if isinstance(words, str):
-            continue
-        if not all(map(str.strip, words)):
-            return f"data.{key} must not hold an empty text; got {[word[:_SHOWN] for word in words[:8]]}"
-        word, count = next(iter(Counter(map(str.strip, words)).most_common(1)), ("", 0))
-        if count > 1:
-            return f"data.{key} must name each once, and names {word[:_SHOWN]!r} {count} times"
-    bare = next((one for one in data.templates if "{}" not in one), None) if isinstance(data.templates, tuple) else None
-    if bare is not None:
-        return f"data.templates must each have {{}} for the class name, as 'a photo of a {{}}.'; got {bare[:_SHOWN]!r}"
-    if not data.templates and not data.class_prompts:
-        return "data.templates must hold a prompt such as 'a photo of a {}.', as data.class_prompts is empty; got none"
-    return ""
+    for key, words in (("data.class_names", data.class_names), ("data.templates", data.templates)):
+        if not isinstance(words, str) and (problem := entries_problem(words, key=key)):
+            return problem
+    if isinstance(data.templates, str) or (not data.templates and data.class_prompts):
+        return ""
+    return next(iter(template_problems(data.templates)), "")
+
+
+def entries_problem(words: Sequence[str], *, key: str) -> str:
+    """Return what is wrong with class names or templates, of which each says something and none stands twice."""
+    stripped = [word.strip() for word in words]
+    if not all(stripped):
+        shown = [word[:_SHOWN] for word in words[:8]]
+        return f"{key}: an entry is empty; every entry needs a word, got {shown}"
+    repeated = min((word for word, count in Counter(stripped).items() if count > 1), default=None)
+    return "" if repeated is None else f"{key}: {repeated[:_SHOWN]!r} appears more than once; every entry must differ"
+
+
+def template_problems(templates: Sequence[str]) -> list[str]:
+    """Return what is wrong with each template that has no place for the name of a class, or that there is none."""
+    if not templates:
+        return ["data.templates is empty; write e.g. ['a photo of a {}.']"]
+    return [
+        f"data.templates: {template[:_SHOWN]!r} has no {{}} for the class name; write e.g. 'a photo of a {{}}.'"
+        for template in templates
+        if "{}" not in template
+    ]

@@ -2,9 +2,13 @@
 
 import open_clip
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from p4q_edge.calibration.calibrate import calibrate_encoder
+from p4q_edge.models.adapter import Adapter
+from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
+from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 
@@ -23,6 +27,18 @@ def make_clip(*, quick_gelu: bool = False, seed: int = 0, kind: type = open_clip
                 module.weight.data = torch.exp(torch.randn_like(module.weight) * 0.7)
                 module.bias.data = torch.randn_like(module.bias)
     return clip.eval().requires_grad_(False)
+
+
+def fold_toy_model(toy: LoadedModel, pixels: Tensor, scheme: QuantScheme, *, adapter: QuantScheme) -> FoldedClassifier:
+    """A toy calibrated at a scheme, with an adapter at another one, folded for five classes of random embeddings."""
+    encoder = calibrate_encoder(toy, pixels, scheme).encoder
+    generator = torch.Generator().manual_seed(0)
+    own = Adapter(32, adapter, ratio=0.2, learn_ratio=False, zero_init=False, generator=generator)
+    with torch.no_grad():
+        own.freeze(torch.randn(64, 32, generator=generator))
+    embedding = torch.randn(5, 32, generator=generator)
+    parts = {"logit_scale": 20.0, "logit_bias": None, "preprocess": toy.preprocess}
+    return FoldedClassifier(encoder, own, embedding, **parts)
 
 
 def loaded(clip: nn.Module) -> LoadedModel:

@@ -7,9 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from p4q_edge.graph.quantization import ConvQuantization
-
-_WEIGHT = ".weight_int8"
+from p4q_edge.graph.quantization import INT8_WEIGHT, ConvQuantization, weight_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +33,13 @@ def conv_layers(model: onnx.ModelProto) -> list[ConvNode]:
     found = []
     for node in model.graph.node:
         weight = producers.get(node.input[1]) if node.op_type == "Conv" else None
-        if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHT):
+        if weight is None or weight.op_type != "DequantizeLinear" or (path := weight_path(weight.input[0])) is None:
             continue
         source = producers.get(node.input[0])
         restored = source is not None and source.op_type == "DequantizeLinear"
         found.append(
             ConvNode(
-                path=weight.input[0].removesuffix(_WEIGHT),
+                path=path,
                 operator=node.name,
                 input_scale=source.input[1] if source is not None and restored else "",
                 weight_scale=weight.input[1],
@@ -65,7 +63,7 @@ def differing_convolutions(model: onnx.ModelProto, convs: Mapping[str, ConvQuant
         lifted = np.log2(scale / conv.weight_scale)
         return (
             bool(numpy_helper.to_array(tensors[node.input_scale]) == np.float32(conv.input_scale))
-            and np.array_equal(numpy_helper.to_array(tensors[node.path + _WEIGHT]), conv.weight)
+            and np.array_equal(numpy_helper.to_array(tensors[node.path + INT8_WEIGHT]), conv.weight)
             and np.array_equal(lifted, np.round(lifted).clip(min=0))
         )
 

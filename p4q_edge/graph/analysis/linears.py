@@ -7,9 +7,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from p4q_edge.graph.quantization import LinearQuantization
+from p4q_edge.graph.quantization import LinearQuantization, weight_path
 
-_WEIGHTS = (".weight_int8", ".weight_int4")
 _QUANTIZING = ("DequantizeLinear", "QuantizeLinear", "Clip")
 
 
@@ -42,7 +41,7 @@ def linear_nodes(model: onnx.ModelProto) -> list[LinearNode]:
     found = []
     for node in model.graph.node:
         weight = producers.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHTS):
+        if weight is None or weight.op_type != "DequantizeLinear" or (path := weight_path(weight.input[0])) is None:
             continue
         source, scales = node.input[0], []
         while source in producers and producers[source].op_type in _QUANTIZING:
@@ -51,7 +50,7 @@ def linear_nodes(model: onnx.ModelProto) -> list[LinearNode]:
             source = step.input[0]
         found.append(
             LinearNode(
-                path=weight.input[0].rpartition(".")[0],
+                path=path,
                 operator=node.name,
                 input=source,
                 output=node.output[0],

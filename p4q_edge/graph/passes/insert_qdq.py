@@ -9,11 +9,8 @@ import onnx_ir as ir
 from p4q_edge.graph.edit import add_constant, input_of, name_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.passes.linear_to_matmul import linear_products
-from p4q_edge.graph.quantization import LinearQuantization
+from p4q_edge.graph.quantization import INT4_WEIGHT, INT8_WEIGHT, OPSET_OF_BLOCKS, LinearQuantization
 from p4q_edge.quant import affine
-
-OPSET_OF_BLOCKS = 21
-"""The first with INT4 and with scales of blocks. TensorRT reads it from 10.13 on at least; 10.3 stops at 20."""
 
 
 class InsertQdq(GraphPass):
@@ -64,9 +61,9 @@ class InsertQdq(GraphPass):
 
     def broken_promises(self, model: ir.Model) -> Iterable[str]:
         for path, linear in self.linears.items():
-            kind = "int8" if linear.block is None else "int4"
-            if f"{path}.weight_{kind}" not in model.graph.initializers:
-                yield f"{path} has no {kind} weight"
+            end = INT8_WEIGHT if linear.block is None else INT4_WEIGHT
+            if f"{path}{end}" not in model.graph.initializers:
+                yield f"there is no {path}{end}"
 
 
 def quantize_operand(graph: ir.Graph, reader: ir.Node, index: int, name: str, grid: tuple[float, int]) -> ir.Value:
@@ -98,7 +95,7 @@ def quantize_operand(graph: ir.Graph, reader: ir.Node, index: int, name: str, gr
 
 
 def _quantized_weight(graph: ir.Graph, reader: ir.Node, path: str, linear: LinearQuantization) -> ir.Value:
-    integers = add_constant(graph, f"{path}.weight_int8", linear.weight.T)  # [K, N]
+    integers = add_constant(graph, f"{path}{INT8_WEIGHT}", linear.weight.T)  # [K, N]
     scale = add_constant(graph, f"{path}.weight_scale", linear.weight_scale.astype(np.float32))
     zero = add_constant(graph, f"{path}.weight_zero_point", np.zeros(linear.weight.shape[0], np.int8))
     restore = operation("DequantizeLinear", (integers, scale, zero), f"{path}.weight_dq", integers, axis=1)
@@ -108,7 +105,7 @@ def _quantized_weight(graph: ir.Graph, reader: ir.Node, path: str, linear: Linea
 
 
 def _weight_in_blocks(graph: ir.Graph, reader: ir.Node, path: str, linear: LinearQuantization) -> ir.Value:
-    integers = add_constant(graph, f"{path}.weight_int4", linear.weight.T.astype(ml_dtypes.int4))  # [K, N]
+    integers = add_constant(graph, f"{path}{INT4_WEIGHT}", linear.weight.T.astype(ml_dtypes.int4))  # [K, N]
     scale = add_constant(graph, f"{path}.weight_scale", linear.weight_scale.T.astype(np.float32))  # [blocks, N]
     name = f"{path}.weight_dq"
     restore = operation("DequantizeLinear", (integers, scale), name, integers, axis=0, block_size=linear.block)

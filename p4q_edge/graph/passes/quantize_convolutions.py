@@ -8,7 +8,7 @@ import onnx_ir as ir
 from p4q_edge.graph.edit import add_constant, input_of, module_path, name_of, nodes_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.passes.insert_qdq import quantize_operand
-from p4q_edge.graph.quantization import ConvQuantization, GridQuantization
+from p4q_edge.graph.quantization import INT8_WEIGHT, ConvQuantization, GridQuantization
 
 
 class QuantizeConvolutions(GraphPass):
@@ -104,7 +104,7 @@ def _missing(graph: ir.Graph, convs: Mapping[str, ConvQuantization]) -> Iterable
 
 def _without_integers(graph: ir.Graph, convs: Mapping[str, ConvQuantization]) -> Iterable[str]:
     for path in convs:
-        if f"{path}.weight_int8" not in graph.initializers:
+        if f"{path}{INT8_WEIGHT}" not in graph.initializers:
             yield f"{path} has no int8 weight"
 
 
@@ -138,7 +138,7 @@ def _set_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
 
 
 def _restored_weight(graph: ir.Graph, node: ir.Node, path: str, conv: ConvQuantization) -> ir.Value:
-    integers = add_constant(graph, f"{path}.weight_int8", conv.weight)
+    integers = add_constant(graph, f"{path}{INT8_WEIGHT}", conv.weight)
     scale = add_constant(graph, f"{path}.weight_scale", conv.weight_scale.astype(np.float32))
     zero = add_constant(graph, f"{path}.weight_zero_point", np.zeros(len(conv.weight), np.int8))
     restore = operation("DequantizeLinear", (integers, scale, zero), f"{path}.weight_dq", integers, axis=0)
@@ -146,7 +146,7 @@ def _restored_weight(graph: ir.Graph, node: ir.Node, path: str, conv: ConvQuanti
 
 
 def _computed_weight(graph: ir.Graph, node: ir.Node, path: str, conv: ConvQuantization) -> ir.Value:
-    integers = add_constant(graph, f"{path}.weight_int8", conv.weight)
+    integers = add_constant(graph, f"{path}{INT8_WEIGHT}", conv.weight)
     scale = add_constant(graph, f"{path}.weight_factor", conv.weight_scale.astype(np.float32).reshape(-1, 1, 1, 1))
     cast = operation("Cast", (integers,), f"{path}.weight_float", integers, to=ir.DataType.FLOAT)
     cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

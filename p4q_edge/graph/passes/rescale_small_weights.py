@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from p4q_edge.graph.edit import add_constant, constant, input_of, name_of, nodes_of, only_user, operation
 from p4q_edge.graph.passes.base import GraphPass
+from p4q_edge.graph.quantization import weight_path
 from p4q_edge.quant import affine
 
 
@@ -47,9 +48,9 @@ def _is_small_weight(node: ir.Node) -> bool:
 def _lift(graph: ir.Graph, node: ir.Node) -> None:
     scale = constant(input_of(node, 1))
     product = only_user(node.outputs[0])
-    if scale is None or product is None or product.op_type not in {"MatMul", "Conv"}:
+    path = weight_path(name_of(input_of(node, 0)))
+    if scale is None or path is None or product is None or product.op_type not in {"MatMul", "Conv"}:
         raise ValueError(f"{node.name} does not restore the weight of one MatMul or Conv")
-    path = name_of(input_of(node, 0)).removesuffix(".weight_int8").removesuffix(".weight_int4")
     # Of blocks [blocks, N] the smallest of a channel decides; `affine.within_span` keeps the others near.
     factor = lift(scale.min(axis=0) if scale.ndim == 2 else scale)
     node.replace_input_with(1, add_constant(graph, f"{path}.weight_scale_lifted", scale * factor))

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
 from p4q_edge.graph.proof.layers import EXPLAINED_SHARE, GRID, rounding_of
+from p4q_edge.graph.quantization import weight_path
 from p4q_edge.quant import Phase, QuantConv2d, quant_convs, running_as_cpu_graph, running_in
 
 IMAGES = 1
 """A convolution has as many results as positions; one image shows enough of them."""
-_WEIGHT = ".weight_int8"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,8 +128,8 @@ class GraphConvolutions:
         names = [node.input[1]]
         while names:
             name = names.pop()
-            if name.endswith(_WEIGHT):
-                return str(name.removesuffix(_WEIGHT))
+            if (path := weight_path(name)) is not None:
+                return path
             source = self._index.producers.get(name)
             names += [] if source is None else source.input
         return None

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from p4q_edge.graph.proof.bypass import grid_of
 from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
+from p4q_edge.graph.quantization import weight_path
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
 
 ROWS = 128
 """Number of inputs of a layer that are compared."""
 EXPLAINED_SHARE = 1e-3
 """Share of integers that may be off by one step: values next to a border, where a division is rounded otherwise."""
-_WEIGHTS = (".weight_int8", ".weight_int4")
 GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
 """Operators that put a tensor on its grid."""
 _EPSILON = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
@@ -64,9 +64,8 @@ class GraphLayers:
             weight = self._index.producers.get(product.input[1])
             while weight is not None and weight.op_type == "Cast":
                 weight = self._index.producers.get(weight.input[0])
-            if weight is None or weight.op_type != "DequantizeLinear" or not weight.input[0].endswith(_WEIGHTS):
+            if weight is None or weight.op_type != "DequantizeLinear" or (path := weight_path(weight.input[0])) is None:
                 continue
-            path = weight.input[0].rpartition(".")[0]
             yield path, Layer(grid=self._before(product), weight=weight, after=self._behind(product, path))
 
     def _before(self, product: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:

@@ -12,7 +12,10 @@ from p4q_edge.runtime.storage.protobuf import (
     WIRE_FIXED64,
     WIRE_VARINT,
     WireError,
+    packed_varints,
     wire_fields,
+    wire_header,
+    wire_varint,
 )
 
 from onnx_bytes import field, varint
@@ -38,6 +41,23 @@ def read(data: bytes) -> list[tuple[int, int | bytes]]:
 def test_what_was_written_is_read(fields: list[tuple[int, int | bytes]]) -> None:
     data = b"".join(field(number, value) for number, value in fields)
     assert read(data) == fields
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=20), numbers)
+def test_numbers_are_written_as_they_are_read(values: list[int], number: int) -> None:
+    packed = b"".join(map(wire_varint, values))
+    assert packed == b"".join(map(varint, values))
+    assert list(packed_varints(b"\x80" + packed + b"\x80", 1, 1 + len(packed))) == values
+    message = wire_header(number, len(packed)) + packed
+    assert list(wire_fields(message, 0, len(message))) == [
+        (number, WIRE_BYTES, len(message) - len(packed), len(message))
+    ]
+
+
+@pytest.mark.parametrize("data", [b"\x80", b"\x80\x00", b"\xff" * 10])
+def test_packed_numbers_are_read_strictly(data: bytes) -> None:
+    with pytest.raises(WireError, match="the number at byte 0"):
+        list(packed_varints(data, 0, len(data)))
 
 
 def test_fixed_numbers_are_read() -> None:

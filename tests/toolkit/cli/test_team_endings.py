@@ -89,7 +89,7 @@ farewell.watch()
 os.kill(os.getpid(), signal.SIGTERM)
 if leaves:
     farewell.leave_to_caller()
-    time.sleep(2 * team_work.GRACE_S)
+    time.sleep(2 * team_work.GRACE_SECONDS)
     print("gone", file=sys.stderr)
 else:
     time.sleep(60)

@@ -5,18 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from toy_models import fold_toy_model
 
-from p4q_edge.calibration.calibrate import calibrate_encoder
 from p4q_edge.graph.export import ExportedGraphs, export_classifier
-from p4q_edge.models.adapter import Adapter
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.scheme import QuantScheme
-
-CLASSES = 5
 
 
 @pytest.fixture
@@ -24,19 +20,7 @@ def fold_toy(toy_clip: LoadedModel, toy_pixels: Tensor) -> Callable[[QuantScheme
     """Makes a calibrated toy classifier of a scheme."""
 
     def fold(scheme: QuantScheme) -> FoldedClassifier:
-        encoder = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
-        generator = torch.Generator().manual_seed(0)
-        adapter = Adapter(32, scheme, ratio=0.2, learn_ratio=False, zero_init=False, generator=generator)
-        with torch.no_grad():
-            adapter.freeze(torch.randn(64, 32, generator=generator))
-        return FoldedClassifier(
-            encoder,
-            adapter,
-            torch.randn(CLASSES, 32, generator=generator),
-            logit_scale=20.0,
-            logit_bias=None,
-            preprocess=toy_clip.preprocess,
-        )
+        return fold_toy_model(toy_clip, toy_pixels, scheme, adapter=scheme)
 
     return fold
 

@@ -4,17 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from toy_models import fold_toy_model
 
-from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.graph import ExportedGraphs, export_classifier
-from p4q_edge.models import Adapter, FoldedClassifier, LoadedModel
+from p4q_edge.models import FoldedClassifier, LoadedModel
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import QuantizationSection
 
-CLASSES, WIDTH = 5, 32
 BLOCKS = QuantScheme(weight_bits=4, activation_bits=16, weight_block=32, weight_rounding="descent")
 
 
@@ -23,20 +21,7 @@ def fold_toy(toy_clip: LoadedModel, toy_pixels: Tensor) -> Callable[[QuantScheme
     """Makes a calibrated toy classifier of a scheme, with the adapter of 8 bits that every recipe has."""
 
     def fold(scheme: QuantScheme) -> FoldedClassifier:
-        encoder = calibrate_encoder(toy_clip, toy_pixels, scheme).encoder
-        generator = torch.Generator().manual_seed(0)
-        own = QuantizationSection().adapter_scheme()
-        adapter = Adapter(WIDTH, own, ratio=0.2, learn_ratio=False, zero_init=False, generator=generator)
-        with torch.no_grad():
-            adapter.freeze(torch.randn(64, WIDTH, generator=generator))
-        return FoldedClassifier(
-            encoder,
-            adapter,
-            torch.randn(CLASSES, WIDTH, generator=generator),
-            logit_scale=20.0,
-            logit_bias=None,
-            preprocess=toy_clip.preprocess,
-        )
+        return fold_toy_model(toy_clip, toy_pixels, scheme, adapter=QuantizationSection().adapter_scheme())
 
     return fold
 

@@ -14,7 +14,6 @@ from learning_runs import source_of
 
 from p4q_edge.learning.curves import (
     CurvePoint,
-    _varint,
     as_csv,
     as_events,
     crc32c,
@@ -81,11 +80,6 @@ def test_events_hold_a_scalar_of_each_kind_and_epoch() -> None:
     assert len(others) == 2 * 4
     assert [one for one in others if b"loss" in one][1].endswith(struct.pack("<f", 0.75))
     assert all(one[:1] == b"\x10" for one in others)
-
-
-@given(st.integers(0, 2**63 - 1))
-def test_numbers_of_messages_are_read_back(value: int) -> None:
-    assert sum((byte & 0x7F) << 7 * place for place, byte in enumerate(_varint(value))) == value
 
 
 def test_tensorboard_reads_the_events(tmp_path: Path) -> None:

@@ -75,11 +75,14 @@ def test_a_number_is_taken_and_stays_or_is_refused_by_its_key(section: str, name
     [
         ({"model": {"name": ""}}, "model.name must name a model: .* got ''"),
         ({"model": {"name": " \t"}}, "model.name must name a model"),
-        ({"class_names": ["cat", "dog", "cat "]}, "data.class_names must name each once, and names 'cat' 2 times"),
-        ({"class_names": ["cat", ""]}, r"data.class_names must not hold an empty text; got \['cat', ''\]"),
-        ({"templates": ["a {}.", "a {}."]}, "data.templates must name each once"),
-        ({"templates": ["a cat"]}, "data.templates must each have {} for the class name, .* got 'a cat'"),
-        ({"templates": []}, "data.templates must hold a prompt"),
+        (
+            {"class_names": ["cat", "dog", "cat "]},
+            "data.class_names: 'cat' appears more than once",
+        ),
+        ({"class_names": ["cat", ""]}, r"data.class_names: an entry is empty; .* got \['cat', ''\]"),
+        ({"templates": ["a {}.", "a {}."]}, "data.templates: 'a {}.' appears more than once"),
+        ({"templates": ["a cat"]}, "data.templates: 'a cat' has no {} for the class name; write e.g."),
+        ({"templates": []}, "data.templates is empty; write e.g."),
     ],
 )
 def test_words_that_say_nothing_are_refused(changed: dict[str, Any], told: str) -> None:

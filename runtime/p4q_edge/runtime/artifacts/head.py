@@ -188,7 +188,12 @@ class Head:
 
 
 def load_head(path: str | Path, *, trusted: Keys = None) -> Head:
-    """Return the head in a `.safetensors` file.
+    """Return the head in a `.safetensors` file; arguments and errors as of `load_head_bytes`."""
+    return load_head_bytes(Path(path), trusted=trusted)[1]
+
+
+def load_head_bytes(path: Path, *, trusted: Keys = None) -> tuple[bytes, Head]:
+    """Return what is in the `.safetensors` file of a head, and the head.
 
     Args:
         path: the head's file.
@@ -199,10 +204,9 @@ def load_head(path: str | Path, *, trusted: Keys = None) -> Head:
         ArtifactError: a signature is asked for, and there is none of these keys.
         CorruptArtifactError: it is not a head.
     """
-    path = Path(path)
     data = read_bounded(path, limit_bytes=MAX_HEAD_BYTES, kind="head")
     require_signed(path, "head", data, trusted=trusted)
-    return read_head(data, source=str(path))
+    return data, read_head(data, source=str(path))
 
 
 def read_head(data: bytes, *, source: str) -> Head:

@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, Head, read_head
-from p4q_edge.runtime.artifacts.signature import SIGNATURE_SUFFIX, Keys, read_signature, require_signed, signature_path
-from p4q_edge.runtime.storage import atomic_write, complete_switch, read_bounded, require_writable, switch_files
+from p4q_edge.runtime.artifacts.head import Head, load_head_bytes, read_head
+from p4q_edge.runtime.artifacts.signature import SIGNATURE_SUFFIX, read_signature, signature_path
+from p4q_edge.runtime.storage import atomic_write, complete_switch, require_writable, switch_files
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,15 @@ class HeadFile:
         return read_head(self.data, source=source)
 
 
-def read_head_file(path: Path, *, trusted: Keys = None) -> HeadFile:
+def read_head_file(path: Path) -> HeadFile:
     """Return the bytes of a head and of its signature, if there is one that signs them.
-
-    Args:
-        path: the head's file.
-        trusted: keys of which one must have signed it, see `Keys`.
 
     Raises:
         InputError: the file is missing or too large.
-        ArtifactError: a signature is asked for, and there is none of these keys.
+        ArtifactError: the environment names keys, and none of these signed it.
         CorruptArtifactError: it is not a head, or its signature is not one.
     """
-    data = read_bounded(path, limit_bytes=MAX_HEAD_BYTES, kind="head")
-    require_signed(path, "head", data, trusted=trusted)
-    read_head(data, source=str(path))
+    data, _ = load_head_bytes(path)
     signature = read_signature(path, "head", data)
     if signature is None and signature_path(path).is_file():
         logger.warning("%s signs another file than %s now is, and is left behind", signature_path(path), path)

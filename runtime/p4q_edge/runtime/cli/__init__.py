@@ -10,9 +10,20 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.cli.command import Command, Output
     from p4q_edge.runtime.cli.documents import BuildSummary, SummaryRow
     from p4q_edge.runtime.cli.inspect_documents import LintRow
+    from p4q_edge.runtime.cli.interruption import GRACE_SECONDS, LAST_WORD, on_signals
     from p4q_edge.runtime.cli.main import parse
 
-__all__ = ["BuildSummary", "Command", "LintRow", "Output", "SummaryRow", "parse"]
+__all__ = [
+    "GRACE_SECONDS",
+    "LAST_WORD",
+    "BuildSummary",
+    "Command",
+    "LintRow",
+    "Output",
+    "SummaryRow",
+    "on_signals",
+    "parse",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
@@ -27,6 +38,11 @@ if not TYPE_CHECKING:
                 "SummaryRow",
             ),
             "inspect_documents": ("LintRow",),
+            "interruption": (
+                "GRACE_SECONDS",
+                "LAST_WORD",
+                "on_signals",
+            ),
             "main": ("parse",),
         },
     )

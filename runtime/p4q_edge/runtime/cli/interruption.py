@@ -6,10 +6,37 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 GRACE_SECONDS = 1.5
 """After which the process ends where it is: native code does not listen to Python's exceptions."""
+LAST_WORD = b"interrupted\n"
+
+
+def on_signals(
+    numbers: Sequence[int], handler: Callable[[int, FrameType | None], object], arrived: Callable[[int], None]
+) -> None:
+    """Have signals handled, and let a thread know of each that arrives, also while native code computes.
+
+    Args:
+        numbers: of the signals. One that is ignored, as of a job in the background, stays so.
+        handler: runs in the main thread, as soon as that runs Python.
+        arrived: runs in a thread of its own, at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+    def listen() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in numbers:
+                arrived(number[0])
+
+    threading.Thread(target=listen, daemon=True, name="p4q-edge-signals").start()
 
 
 class Interruption:
@@ -32,14 +59,7 @@ class Interruption:
         """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and end the process if that does not end it."""
         if threading.current_thread() is not threading.main_thread() or os.name != "posix":
             return
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # One that is ignored, as of a job in the background, stays so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._raise)
-        threading.Thread(target=self._end, args=(reading,), daemon=True, name="p4q-edge-interruption").start()
+        on_signals((signal.SIGINT, signal.SIGTERM), self._raise, self._end)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         # The thread may have seen the signal before this handler ran, so that it does not decide who is first.
@@ -48,10 +68,8 @@ class Interruption:
             self._raised = True
             raise KeyboardInterrupt
 
-    def _end(self, reading: int) -> None:
-        while number := os.read(reading, 1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM):
-                self.signal = self.signal or number[0]
-                time.sleep(GRACE_SECONDS)
-                os.write(2, b"interrupted\n")
-                os._exit(self.exit_code)
+    def _end(self, number: int) -> None:
+        self.signal = self.signal or number
+        time.sleep(GRACE_SECONDS)
+        os.write(2, LAST_WORD)
+        os._exit(self.exit_code)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
         WIRE_FIXED64,
         WIRE_VARINT,
         WireError,
+        packed_varints,
         wire_fields,
+        wire_header,
+        wire_varint,
     )
     from p4q_edge.runtime.storage.scratch import scratch_folder
     from p4q_edge.runtime.storage.sealed import decode_sealed, encode_sealed
@@ -82,6 +85,7 @@ __all__ = [
     "load_tensors",
     "not_fetched",
     "one_line",
+    "packed_varints",
     "printable",
     "quoted",
     "read_bounded",
@@ -98,6 +102,8 @@ __all__ = [
     "switch_files",
     "temporary_path",
     "wire_fields",
+    "wire_header",
+    "wire_varint",
     "write_error",
     "write_kept",
     "write_record",
@@ -127,7 +133,10 @@ if not TYPE_CHECKING:
                 "WIRE_FIXED64",
                 "WIRE_VARINT",
                 "WireError",
+                "packed_varints",
                 "wire_fields",
+                "wire_header",
+                "wire_varint",
             ),
             "scratch": ("scratch_folder",),
             "sealed": (

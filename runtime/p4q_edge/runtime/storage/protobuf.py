@@ -1,4 +1,4 @@
-"""The wire format of Protocol Buffers, read strictly and in linear time, without the library.
+"""The wire format of Protocol Buffers, read strictly and in linear time, and written, without the library.
 
 A reader that is to refuse something must not see less than the reader that comes after it. Libraries take numbers in
 more bytes than they need and skip what they do not know; here both are errors, so that a message has one reading.
@@ -54,6 +54,36 @@ def wire_fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, 
             at += size
         else:
             raise WireError(f"field {number} has wire type {wire}")
+
+
+def packed_varints(data: bytes, start: int, stop: int) -> Iterator[int]:
+    """Yield the numbers of a packed repeated field that lies at `data[start:stop]`.
+
+    Raises:
+        WireError: a number is cut off, or has more bytes than it needs.
+    """
+    at = start
+    while at < stop:
+        value, at = _varint(data, at, stop)
+        yield value
+
+
+def wire_varint(value: int) -> bytes:
+    """Return a number that is not negative in its shortest form.
+
+    >>> wire_varint(1), wire_varint(300)
+    (b'\\x01', b'\\xac\\x02')
+    """
+    out = bytearray()
+    while value >= _MORE:
+        out.append(value & 0x7F | _MORE)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def wire_header(number: int, size: int) -> bytes:
+    """Return what stands before a field of `size` bytes: its number, wire type and size."""
+    return wire_varint(number << 3 | WIRE_BYTES) + wire_varint(size)
 
 
 def _varint(data: bytes, at: int, stop: int) -> tuple[int, int]:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import WIRE_BYTES, WIRE_VARINT, WireError, wire_fields
+from p4q_edge.runtime.storage import (
+    WIRE_BYTES,
+    WIRE_VARINT,
+    WireError,
+    packed_varints,
+    wire_fields,
+    wire_header,
+    wire_varint,
+)
 
 # Of onnx.proto: fields of a ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto, and two of its types.
 _GRAPH = 7
@@ -74,7 +82,7 @@ class _Tensor:
             if number == _DIMS and wire == WIRE_VARINT:
                 dims.append(at)
             elif number == _DIMS:
-                dims += _packed(data, at, end)
+                dims += packed_varints(data, at, end)
             elif number == _TYPE:
                 kind = at
             elif number == _NAME:
@@ -179,32 +187,13 @@ def _kept(model: bytes, start: int, stop: int, dropped: set[tuple[int, int]]) ->
 
 def _constant(name: str, values: np.ndarray) -> bytes:
     """Return a TensorProto of FP16."""
-    parts = [_varint(_DIMS << 3) + _varint(size) for size in values.shape]
-    parts.append(_varint(_TYPE << 3) + _varint(_FLOAT16))
+    parts = [wire_varint(_DIMS << 3) + wire_varint(size) for size in values.shape]
+    parts.append(wire_varint(_TYPE << 3) + wire_varint(_FLOAT16))
     parts += _message(_NAME, name.encode())
     parts += _message(_RAW, values.astype("<f2").tobytes())
     return b"".join(parts)
 
 
 def _message(number: int, payload: bytes) -> Iterator[bytes]:
-    yield _varint(number << 3 | WIRE_BYTES) + _varint(len(payload))
+    yield wire_header(number, len(payload))
     yield payload
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _packed(data: bytes, start: int, stop: int) -> Iterator[int]:
-    value = shift = 0
-    for byte in data[start:stop]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            yield value
-            value = shift = 0
