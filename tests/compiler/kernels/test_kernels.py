@@ -99,10 +99,10 @@ def test_the_model_of_an_fp16_plan_compiles(compiled: Compile, compile_tool: Mod
     assert not [line for line in document["list"] if "ReplCastMulCastFc" in line]  # how INT4 weights are read
 
 
-def test_a_block_that_is_not_whole_is_read_as_another_one(
+def test_blocks_that_are_not_whole_are_compiled_without_a_word(
     compiled: Compile, compile_tool: ModuleType, tmp_path: Path
 ) -> None:
-    """Which is why none is exported: 100 inputs in blocks of 64 have 2 scales, and so would blocks of 50."""
+    """Which is why lint refuses them: 100 inputs in blocks of 64 have 2 scales, and so would blocks of 50."""
     inputs = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 100])
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 64])
     nodes = [
