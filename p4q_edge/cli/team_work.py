@@ -151,6 +151,7 @@ class _Farewell:
 
     def watch(self) -> None:
         """Let SIGTERM end this process a moment later, also where native code computes."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that was ignored is not, as nobody else ends this process
         on_signals((signal.SIGTERM,), lambda *_: None, self._end)
 
     def leave_to_caller(self) -> None:

@@ -211,7 +211,7 @@ def _without_copies(tested: ImageSet, learned: ImageSet) -> ImageSet:
 
 
 def images_in_both(learned: ImageSet, tested: ImageSet) -> list[tuple[str, str]]:
-    """Return the names of each image to test on that is to be learned from too: there, and as it is called here."""
+    """Return each image that is in both sets: its name among those to test on, and among those to learn from."""
     by_digest = dict(zip(learned.digests(), learned.names, strict=True))
     pairs = zip(tested.names, tested.digests(), strict=True)
     return [(name, by_digest[digest]) for name, digest in pairs if digest in by_digest]

@@ -198,7 +198,7 @@ def read_words(words: Sequence[str] | str, *, key: str) -> tuple[str, ...]:
         found = _json_words(text, words)
     if not found:
         raise InputError(f"{key}: {words} names nothing; write one name a line")
-    return _checked_words(found, key)
+    return _checked_words(found, f"{key}: {words}")
 
 
 def read_class_prompts(path: str, class_names: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
@@ -242,12 +242,9 @@ def _read_text(path: Path, *, key: str) -> str:
 
 def _json_words(text: str, source: str) -> tuple[str, ...]:
     try:
-        words = decode_json(text.encode(), tuple[str, ...], source=source)
+        return decode_json(text.encode(), tuple[str, ...], source=source)
     except CorruptArtifactError as error:
         raise InputError(f'{source} must hold a list of strings such as ["cat", "dog"]: {error}') from error
-    if not all(word.strip() for word in words):
-        raise InputError(f"{source} holds an empty string; give every entry a name")
-    return words
 
 
 def _checked_words(words: tuple[str, ...], key: str) -> tuple[str, ...]:

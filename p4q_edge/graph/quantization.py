@@ -1,5 +1,6 @@
 """What a quantized linear layer, convolution and attention bring to the graph."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ INT8_WEIGHT, INT4_WEIGHT = ".weight_int8", ".weight_int4"
 """Ends of the names of constants with the integers of a layer's weight; what stands before is the layer's path."""
 
 
-def weight_path(name: str) -> str | None:
-    """Return the path of the layer whose integers a constant of this name holds; None if it holds none.
+def weight_path(name: str, ends: Sequence[str] = (INT8_WEIGHT, INT4_WEIGHT)) -> str | None:
+    """Return the path of the layer whose integers a constant of this name holds; None if it holds none of these ends.
 
     >>> weight_path("encoder.proj.weight_int4"), weight_path("encoder.proj.weight_scale")
     ('encoder.proj', None)
     """
-    return next((name.removesuffix(end) for end in (INT8_WEIGHT, INT4_WEIGHT) if name.endswith(end)), None)
+    return next((name.removesuffix(end) for end in ends if name.endswith(end)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

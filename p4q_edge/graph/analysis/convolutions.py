@@ -9,6 +9,8 @@ from onnx import numpy_helper
 
 from p4q_edge.graph.quantization import INT8_WEIGHT, ConvQuantization, weight_path
 
+_ENDS = (INT8_WEIGHT,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvNode:
@@ -33,7 +35,11 @@ def conv_layers(model: onnx.ModelProto) -> list[ConvNode]:
     found = []
     for node in model.graph.node:
         weight = producers.get(node.input[1]) if node.op_type == "Conv" else None
-        if weight is None or weight.op_type != "DequantizeLinear" or (path := weight_path(weight.input[0])) is None:
+        if (
+            weight is None
+            or weight.op_type != "DequantizeLinear"
+            or (path := weight_path(weight.input[0], _ENDS)) is None
+        ):
             continue
         source = producers.get(node.input[0])
         restored = source is not None and source.op_type == "DequantizeLinear"

@@ -48,8 +48,9 @@ def _is_small_weight(node: ir.Node) -> bool:
 def _lift(graph: ir.Graph, node: ir.Node) -> None:
     scale = constant(input_of(node, 1))
     product = only_user(node.outputs[0])
-    path = weight_path(name_of(input_of(node, 0)))
-    if scale is None or path is None or product is None or product.op_type not in {"MatMul", "Conv"}:
+    integers = name_of(input_of(node, 0))
+    path = weight_path(integers) or integers
+    if scale is None or product is None or product.op_type not in {"MatMul", "Conv"}:
         raise ValueError(f"{node.name} does not restore the weight of one MatMul or Conv")
     # Of blocks [blocks, N] the smallest of a channel decides; `affine.within_span` keeps the others near.
     factor = lift(scale.min(axis=0) if scale.ndim == 2 else scale)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
 from p4q_edge.graph.proof.layers import EXPLAINED_SHARE, GRID, rounding_of
-from p4q_edge.graph.quantization import weight_path
+from p4q_edge.graph.quantization import INT8_WEIGHT, weight_path
 from p4q_edge.quant import Phase, QuantConv2d, quant_convs, running_as_cpu_graph, running_in
 
 IMAGES = 1
@@ -128,7 +128,7 @@ class GraphConvolutions:
         names = [node.input[1]]
         while names:
             name = names.pop()
-            if (path := weight_path(name)) is not None:
+            if (path := weight_path(name, (INT8_WEIGHT,))) is not None:
                 return path
             source = self._index.producers.get(name)
             names += [] if source is None else source.input

@@ -63,6 +63,21 @@ def test_a_signal_ends_the_command_with_its_code_and_one_line(
     assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
 
 
+IGNORED = """
+import os, signal, time
+from p4q_edge.runtime.cli.interruption import Interruption
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+Interruption().watch()
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(3)  # twice the grace
+"""
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As of a job that a shell started in the background."""
+    assert _ended(program=IGNORED) == (0, "")
+
+
 def test_a_signal_that_the_thread_saw_first_is_raised_once() -> None:
     interruption = Interruption()
     interruption.signal = signal.SIGTERM

@@ -84,6 +84,7 @@ from p4q_edge.cli import team_work
 
 told, leaves = map(int, sys.argv[1:])
 team_work.posted = lambda key: "yes" if told and key == team_work.TOLD else None
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 farewell = team_work._Farewell()
 farewell.watch()
 os.kill(os.getpid(), signal.SIGTERM)

@@ -198,7 +198,7 @@ def test_lists_of_words_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     raises(
         InputError,
-        r"must hold a list of strings|holds an empty string",
+        r"must hold a list of strings|an entry is empty; every entry needs a word, got '' as number 2",
         lambda: read_words(str(tmp_path / "a.json"), key="k"),
     )
     raises(InputError, "is not of the form", lambda: read_class_prompts(str(tmp_path / "a.json"), ("cat",)))

@@ -32,8 +32,14 @@ def test_words_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_an_empty_word(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds an empty string; give every entry a name"):
+    told = r"k: .*n\.json: an entry is empty; every entry needs a word, got ' ' as number 2"
+    with pytest.raises(InputError, match=told):
         read_words(write_file(tmp_path / "n.json", b'["cat", " "]'), key="k")
+
+
+def test_words_that_differ_by_spaces_are_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"k: .*n\.json: 'cat' appears more than once"):
+        read_words(write_file(tmp_path / "n.json", b'["cat", "cat "]'), key="k")
 
 
 def test_an_empty_word_of_the_recipe() -> None:
@@ -43,7 +49,8 @@ def test_an_empty_word_of_the_recipe() -> None:
 
 def test_no_template_at_all(photos: Path, tmp_path: Path) -> None:
     none = DataSection(train=str(photos), templates=())
-    assert "data.templates is empty; write e.g. ['a photo of a {}.']" in check_data(none, seed=0)[1]
+    told = "data.templates is empty; write e.g. ['a photo of a {}.'], or name prompts with data.class_prompts"
+    assert told in check_data(none, seed=0)[1]
     path = tmp_path / "prompts.json"
     path.write_text('{"circle": ["a circle"]}')
     own = DataSection(train=str(photos), templates=(), class_prompts=str(path))

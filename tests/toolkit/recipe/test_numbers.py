@@ -79,10 +79,11 @@ def test_a_number_is_taken_and_stays_or_is_refused_by_its_key(section: str, name
             {"class_names": ["cat", "dog", "cat "]},
             "data.class_names: 'cat' appears more than once",
         ),
-        ({"class_names": ["cat", ""]}, r"data.class_names: an entry is empty; .* got \['cat', ''\]"),
+        ({"class_names": ["cat", ""]}, "data.class_names: an entry is empty; .* got '' as number 2"),
         ({"templates": ["a {}.", "a {}."]}, "data.templates: 'a {}.' appears more than once"),
         ({"templates": ["a cat"]}, "data.templates: 'a cat' has no {} for the class name; write e.g."),
-        ({"templates": []}, "data.templates is empty; write e.g."),
+        ({"templates": []}, "data.templates is empty; write e.g. .* or name prompts with data.class_prompts"),
+        ({"templates": ""}, "data.templates is empty"),
     ],
 )
 def test_words_that_say_nothing_are_refused(changed: dict[str, Any], told: str) -> None:

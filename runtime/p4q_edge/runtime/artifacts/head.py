@@ -188,12 +188,7 @@ class Head:
 
 
 def load_head(path: str | Path, *, trusted: Keys = None) -> Head:
-    """Return the head in a `.safetensors` file; arguments and errors as of `load_head_bytes`."""
-    return load_head_bytes(Path(path), trusted=trusted)[1]
-
-
-def load_head_bytes(path: Path, *, trusted: Keys = None) -> tuple[bytes, Head]:
-    """Return what is in the `.safetensors` file of a head, and the head.
+    """Return the head in a `.safetensors` file.
 
     Args:
         path: the head's file.
@@ -204,6 +199,11 @@ def load_head_bytes(path: Path, *, trusted: Keys = None) -> tuple[bytes, Head]:
         ArtifactError: a signature is asked for, and there is none of these keys.
         CorruptArtifactError: it is not a head.
     """
+    return load_head_bytes(Path(path), trusted=trusted)[1]
+
+
+def load_head_bytes(path: Path, *, trusted: Keys = None) -> tuple[bytes, Head]:
+    """Return what is in the file of a head, and the head; arguments and errors as of `load_head`."""
     data = read_bounded(path, limit_bytes=MAX_HEAD_BYTES, kind="head")
     require_signed(path, "head", data, trusted=trusted)
     return data, read_head(data, source=str(path))

@@ -19,10 +19,12 @@ def on_signals(
 ) -> None:
     """Have signals handled, and let a thread know of each that arrives, also while native code computes.
 
+    It is called in the main thread, as all that sets handlers.
+
     Args:
         numbers: of the signals. One that is ignored, as of a job in the background, stays so.
         handler: runs in the main thread, as soon as that runs Python.
-        arrived: runs in a thread of its own, at once.
+        arrived: runs at once in a thread of all these signals, for one after the other.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
