@@ -67,7 +67,11 @@ def read_images(source: str, *, key: str = "--data", known: Sequence[str] = ()) 
             f"{key}: {source} does not exist; name a folder of class folders, a .csv, .tsv, .parquet, .npz or .tar"
         )
     if path.is_dir():
-        return read_dataset_folder(path) if is_dataset_folder(path) else from_class_folders(path, known=known)
+        if is_dataset_folder(path):
+            return read_dataset_folder(path)
+        # The classes of an engine, for `--data`, are what they are.
+        advice = "name them in data.class_names" if key.startswith("data.") else ""
+        return from_class_folders(path, known=known, advice=advice)
     readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar, ".parquet": read_parquet}
     readers |= dict.fromkeys(DELIMITERS, read_table)
     suffix = path.suffix.lower()

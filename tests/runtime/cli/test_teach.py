@@ -70,6 +70,21 @@ def test_a_class_is_added_from_class_folders_too(tiny_engine: Path, photos: Path
     assert document["calibration"] is None
 
 
+def test_classes_called_as_parts_of_a_data_set_are(tiny_engine: Path, tmp_path: Path, run: Run) -> None:
+    """Folders alone in `train` and `test` may be a data set; a name that is given, or a photograph, tells that not."""
+    for name, color in (("train", "red"), ("test", "green")):
+        save(tmp_path / "photos" / name / "monday", color)
+    code, _, err = run("teach", tiny_engine, tmp_path / "photos", "--name", "shelf")
+    assert code == 2
+    assert err.strip().endswith("If these are classes, put their images into them and not deeper")
+    code, out, _ = run("teach", tiny_engine, tmp_path / "photos", "--name", "both", "--add", "train", "--add", "test")
+    assert (code, "added test, train;" in out) == (0, True)
+    for name in ("train", "test"):
+        save(tmp_path / "photos" / name, {"train": "red", "test": "green"}[name], 1, seed=1)
+    assert run("teach", tiny_engine, tmp_path / "photos", "--name", "shelf")[0] == 0
+    assert find_head(tiny_engine, "shelf").class_names == ("test", "train")
+
+
 def test_photographs_that_the_engine_was_learned_from_are_told_of(
     tiny_engine: Path, photos: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_classes_may_be_called_train_and_test_where_they_are_named(tmp_path: Pat
     section = DataSection(train=str(tmp_path / "vehicles"), shots=2)
     _, problems = check_data(section, seed=0)
     assert "vehicles holds no classes but train and test, parts of a data set" in problems[0]
+    assert "or name them in data.class_names" in problems[0]
     split, problems = check_data(msgspec.structs.replace(section, class_names=("test", "train")), seed=0)
     assert not problems
     assert split is not None

@@ -134,12 +134,13 @@ def from_paths(paths: Iterable[Path], labels: Sequence[int], class_names: Sequen
     )
 
 
-def from_class_folders(root: Path, *, known: Iterable[str] = ()) -> ImageSet:
+def from_class_folders(root: Path, *, known: Iterable[str] = (), advice: str = "") -> ImageSet:
     """Return the images in `root/CLASS/IMAGE`; the folders name the classes.
 
     Args:
         root: holds the folders.
         known: names of classes, whatever they sound like.
+        advice: how the caller is told such names.
 
     Raises:
         InputError: no class folders, or an empty one.
@@ -148,7 +149,7 @@ def from_class_folders(root: Path, *, known: Iterable[str] = ()) -> ImageSet:
     labels: list[int] = []
 
     def walked() -> Iterator[Path]:  # fills the two lists while its paths become texts, a class at a time
-        for folder, files in labelled_files(root, known=known):
+        for folder, files in labelled_files(root, known=known, advice=advice):
             labels.extend([len(class_names)] * len(files))
             class_names.append(same_form(folder.name))
             yield from files

@@ -71,13 +71,16 @@ def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     return sorted(found)
 
 
-def class_folders(root: Path, left_out: LeftOut | None = None, *, known: Iterable[str] = ()) -> list[Path]:
+def class_folders(
+    root: Path, left_out: LeftOut | None = None, *, known: Iterable[str] = (), advice: str = ""
+) -> list[Path]:
     """Return the class folders of `root/CLASS/IMAGE` in label order, digits by their value; linked ones are taken.
 
     Args:
         root: holds the folders.
         left_out: counts what is left out.
         known: names of classes, which are classes even where they sound like parts of a data set, such as `train`.
+        advice: how the caller is told such names, as `name them in KEY`; empty where it cannot be.
 
     Raises:
         InputError: there is none, one has a name that is no text, or the folders are parts of a data set, such as
@@ -95,7 +98,7 @@ def class_folders(root: Path, left_out: LeftOut | None = None, *, known: Iterabl
     if not found:
         raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
     if not {same_form(name) for name in found} <= {same_form(name) for name in known}:
-        _refuse_parts(root, found)
+        _refuse_parts(root, found, advice)
     for name in found:
         if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
             raise InputError(_no_text(root / name))
@@ -114,14 +117,14 @@ def _no_text(folder: Path) -> str:
     )
 
 
-def _refuse_parts(root: Path, folders: Mapping[str, Path]) -> None:
+def _refuse_parts(root: Path, folders: Mapping[str, Path], advice: str) -> None:
     """Raise `InputError` where all folders are parts of a data set: each would be taken for a class of its name."""
     if all(name.casefold() in _PARTS and _has_folders_alone(path) for name, path in folders.items()):
         names = sorted(folders, key=lambda name: not name.casefold().startswith("train"))
         raise InputError(
             f"{root} holds no classes but {' and '.join(names)}, parts of a data set with class folders of their own. "
-            f"Name one of them: {root / names[0]}. If these are classes, put their images into them and not deeper, or "
-            "name them in data.class_names"
+            f"Name one of them: {root / names[0]}. If these are classes, put their images into them and not deeper"
+            + (f", or {advice}" if advice else "")
         )
 
 
@@ -134,18 +137,19 @@ def _has_folders_alone(folder: Path) -> bool:
     return any(_is_folder(entry) for entry in here) and not any(_is_taken(entry, LeftOut()) for entry in here)
 
 
-def labelled_files(root: Path, *, known: Iterable[str] = ()) -> Iterator[tuple[Path, list[Path]]]:
+def labelled_files(root: Path, *, known: Iterable[str] = (), advice: str = "") -> Iterator[tuple[Path, list[Path]]]:
     """Yield each class folder in label order with its image files, and say at the end what was left out.
 
     Args:
         root: holds the folders.
         known: names of classes, whatever they sound like.
+        advice: how the caller is told such names.
 
     Raises:
         InputError: no class folder, or one without images.
     """
     left_out = LeftOut()
-    for folder in class_folders(root, left_out, known=known):
+    for folder in class_folders(root, left_out, known=known, advice=advice):
         files = image_files(folder, left_out)
         if not files:
             here = LeftOut()

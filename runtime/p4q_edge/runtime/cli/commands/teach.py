@@ -100,14 +100,15 @@ def _run(request: TeachRequest, output: Output) -> int:
     if request.photographs is None:
         return undo(UndoRequest(engine=request.engine, name=request.name), output)
     require_name(request.name)
-    # Read before the engine is loaded: a wrong folder shows at once.
-    photographs = _by_class(request.photographs, request.add)
+    # Read before the engine is loaded: a wrong folder or base shows at once.
+    base = base_head(request.engine, request.base or BUILT_IN)
+    photographs = _by_class(request.photographs, request.add, base.class_names)
     if request.unknown is not None and request.unknown.is_dir():
         digests = {sha256_file(Path(path)) for paths in photographs.values() for path in paths}
         require_of_no_class(request.unknown, digests, option="--unknown")
     seen = _seen_before(request.engine, photographs)
     if request.add:
-        _refuse_others(photographs, request, base_head(request.engine, request.base or BUILT_IN).class_names)
+        _refuse_others(photographs, request, base.class_names)
     options = RuntimeOptions(threads=request.threads, backend=request.backend)
     with ZeroShotClassifier(request.engine, device=request.device, options=options) as classifier:
         taught = classifier.lesson(
@@ -138,8 +139,13 @@ def _seen_before(engine: Path, photographs: dict[str, list[str]]) -> int:
     return sum(sha256_file(Path(path)) in learned for paths in photographs.values() for path in paths)
 
 
-def _by_class(folder: Path, add: tuple[str, ...]) -> dict[str, list[str]]:
+def _by_class(folder: Path, add: tuple[str, ...], base: tuple[str, ...]) -> dict[str, list[str]]:
     """Return the photographs by class: of class folders, or of the one class that is added.
+
+    Args:
+        folder: holds them.
+        add: classes to add; these and those of the base head are classes whatever they sound like, as `train`.
+        base: classes of the base head.
 
     Raises:
         UsageError: no such folder.
@@ -152,7 +158,7 @@ def _by_class(folder: Path, add: tuple[str, ...]) -> dict[str, list[str]]:
     has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
     if len(add) == 1 and not has_folders:
         return {add[0]: [str(path) for path in image_files(folder)]}
-    found = {path.name: [str(file) for file in files] for path, files in labelled_files(folder)}
+    found = {path.name: [str(file) for file in files] for path, files in labelled_files(folder, known=(*add, *base))}
     missing = [name for name in add if name not in found]
     if missing:
         raise InputError(
