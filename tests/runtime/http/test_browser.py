@@ -128,6 +128,57 @@ def test_pictures_are_chosen_and_a_damaged_one_is_told(
     browser.wait("document.querySelectorAll('#bars li').length === 3")
     browser.wait("document.querySelectorAll('#gallery span')[1].textContent === 'cannot be read'")
     assert browser.run("document.querySelectorAll('#gallery span')[0].textContent").endswith("%")
+    # What is said of the one is not shown beside the other.
+    browser.run("document.querySelectorAll('#gallery button')[1].click()")
+    browser.wait("document.querySelector('#best').textContent === 'No answer'")
+    assert browser.run("document.querySelectorAll('#bars li').length") == 0
+    assert browser.run("document.querySelector('#latency').textContent") == "\N{EN DASH}"
+    browser.wait("document.querySelector('#unshown').textContent === 'This browser cannot show bad.png.'")
+    assert browser.run("document.querySelector('#picture').hidden")
+    named = "document.querySelectorAll('#gallery button')[1].getAttribute('aria-label')"
+    assert browser.run(named) == "bad.png: cannot be read"
+    browser.run("document.querySelectorAll('#gallery button')[0].click()")
+    browser.wait("document.querySelectorAll('#bars li').length === 3 && !document.querySelector('#picture').hidden")
+    assert browser.run("document.querySelector('#unshown').hidden && document.querySelector('#problem').hidden")
+
+
+def test_what_was_learned_is_saved_after_a_visit_too(
+    browser: Chromium, child: Callable[..., Any], tiny_engine: Path, tmp_path: Path, photos: list[bytes]
+) -> None:
+    """And photographs of something else are not left out in silence where classes are added."""
+    files = [str(tmp_path / f"{number}.png") for number in range(12)]
+    assert all(Path(file).is_file() for file in files), "the fixture wrote them"
+    browser.open(child().url)
+    browser.wait("!document.querySelector('#head').disabled")
+
+    def choose(number: int, chosen: list[str]) -> None:
+        root = browser.send("DOM.getDocument")["root"]["nodeId"]
+        place = f"#classes li:nth-child({number})"
+        field = browser.send("DOM.querySelector", nodeId=root, selector=f"{place} .class-files")["nodeId"]
+        browser.send("DOM.setFileInputFiles", files=chosen, nodeId=field)
+        browser.wait(f"document.querySelectorAll('{place} .thumbs img').length === {len(chosen)}")
+
+    name = "(() => { const e = document.querySelector('.class-name'); e.value = 'sea'; })()"
+    browser.run(name)
+    choose(1, files[:3])
+    choose(3, files[3:6])
+    browser.run("document.querySelector('#keep').click()")
+    browser.run("document.querySelector('#learn').click()")
+    browser.wait("document.querySelector('#lesson-result').textContent.startsWith('Photos of something else decide')")
+    browser.run("document.querySelector('.strangers .remove').click()")
+    assert browser.run("document.querySelectorAll('.strangers .thumbs img').length") == 0
+    browser.run("document.querySelector('#learn').click()")
+    browser.wait("document.querySelector('#lesson-result').textContent.startsWith('Learned “mine” with 4 classes')")
+
+    browser.send("Page.reload")
+    browser.wait("document.readyState === 'complete' && document.querySelector('#head')?.disabled === false")
+    assert browser.run("document.querySelector('#save').hidden"), "the built-in one is a part of the engine"
+    browser.run("document.querySelector('#head').value = 'mine'")
+    browser.run("document.querySelector('#head').dispatchEvent(new Event('change'))")
+    browser.run("document.querySelector('#save').click()")
+    browser.wait("document.querySelector('#lesson-result').textContent.startsWith('Saved as mine.safetensors')")
+    browser.wait("document.querySelector('#save').hidden")
+    assert (tiny_engine.with_name("tiny.onnx.heads") / "mine.safetensors").is_file()
 
 
 def test_the_page_asks_for_the_token(browser: Chromium, child: Callable[..., Any]) -> None:

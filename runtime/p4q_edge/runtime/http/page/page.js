@@ -2,17 +2,19 @@
 
 const byId = (id) => document.getElementById(id);
 const video = byId("video"), picture = byId("picture"), stage = byId("stage"), empty = byId("empty");
+const unshown = byId("unshown");
 const headSelect = byId("head"), bars = byId("bars"), best = byId("best"), gallery = byId("gallery");
 const SENT_SIDE = 480;       // shortest side of what is sent; more than any of the models' inputs
 const QUALITY = 0.92;
 const TAKE_EVERY_MS = 250;
 const SPEAK_EVERY_MS = 2000;
 const RETRY_MS = 1500;
+const NOTHING = "Nothing to look at yet";
 
 const state = {
   token: sessionStorage.getItem("p4q-edge-token") || "",
   heads: [], chosen: "", base: "", stream: null, facing: "environment", running: false, run: 0,
-  shown: null, spokenAt: -Infinity, spoken: "", fps: null, latency: null, device: null, lastAnswer: 0, unsaved: "",
+  shown: null, spokenAt: -Infinity, spoken: "", fps: null, latency: null, device: null, lastAnswer: 0,
 };
 
 // ---------------------------------------------------------------- asking the server
@@ -81,11 +83,17 @@ async function loadHeads(wanted) {
   if (!state.heads.some((head) => head.name === state.base)) state.base = state.chosen;
   byId("keep-base").textContent = state.base;
   byId("teach").hidden = content.read_only;
+  offerToSave();
+}
+
+function offerToSave() {
+  byId("save").hidden = state.heads.find((head) => head.name === state.chosen)?.saved ?? true;
 }
 
 headSelect.addEventListener("change", () => {
   state.chosen = state.base = headSelect.value;
   byId("keep-base").textContent = state.base;
+  offerToSave();
   if (state.shown) show(state.shown);
 });
 
@@ -125,6 +133,17 @@ function render(answer) {
   });
   speak(answer);
   numbers(answer);
+}
+
+function clearAnswer(text) {
+  // What stood here was about another picture.
+  best.classList.add("muted");
+  best.textContent = text;
+  byId("known").hidden = byId("legend").hidden = true;
+  bars.replaceChildren();
+  state.spoken = byId("spoken").textContent = "";
+  state.spokenAt = -Infinity;
+  for (const id of ["fps", "latency", "device"]) byId(id).textContent = "–";
 }
 
 function newBar() {
@@ -204,7 +223,7 @@ async function startCamera() {
   video.srcObject = state.stream;
   await video.play();
   state.shown = null;
-  picture.hidden = empty.hidden = true;
+  picture.hidden = empty.hidden = unshown.hidden = true;
   video.hidden = false;
   byId("camera").textContent = "Stop camera";
   const cameras = (await navigator.mediaDevices.enumerateDevices()).filter((device) => device.kind === "videoinput");
@@ -226,7 +245,7 @@ function stopCamera() {
   empty.hidden = !picture.hidden;
   byId("camera").textContent = "Start camera";
   byId("flip").hidden = true;
-  byId("fps").textContent = "–";
+  clearAnswer(NOTHING);
 }
 
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
@@ -241,7 +260,10 @@ async function look(run) {
       const answer = await classify(await shot(video, video.videoWidth, video.videoHeight));
       if (run === state.run) { render(answer); problem(""); }
     } catch (error) {
-      if (run === state.run && error.status !== 503) problem(error.message);
+      if (run === state.run && error.status !== 503) {
+        clearAnswer("No answer");
+        problem(error.message);
+      }
       await pause(RETRY_MS);
       // A class set may have gone with a restart of the server.
       if (run === state.run) await loadHeads().catch(() => {});
@@ -288,14 +310,22 @@ async function addPictures(files) {
   gallery.prepend(...items.map((item) => item.entry));
   gallery.hidden = false;
   await show(items[0]);
-  for (const item of items.slice(1)) await answerOf(item).catch(() => { item.caption.textContent = "cannot be read"; });
+  for (const item of items.slice(1)) await answerOf(item).catch(() => {});
 }
 
 async function answerOf(item) {
-  const answer = await classify(item.file);
-  item.caption.textContent = answer.known ? `${answer.label} ${percent(answer.score)}` : "unknown";
-  item.button.setAttribute("aria-label", `${item.name}: ${item.caption.textContent}`);
-  return answer;
+  const say = (text) => {
+    item.caption.textContent = text;
+    item.button.setAttribute("aria-label", `${item.name}: ${text}`);
+  };
+  try {
+    const answer = await classify(item.file);
+    say(answer.known ? `${answer.label} ${percent(answer.score)}` : "unknown");
+    return answer;
+  } catch (error) {
+    say(error.status === 422 ? "cannot be read" : "no answer");
+    throw error;
+  }
 }
 
 async function show(item) {
@@ -305,15 +335,22 @@ async function show(item) {
   picture.src = item.url;
   picture.alt = item.name;
   picture.hidden = false;
-  video.hidden = empty.hidden = true;
+  video.hidden = empty.hidden = unshown.hidden = true;
+  clearAnswer("Looking …");
   try {
     const answer = await answerOf(item);
     if (state.shown === item) { render(answer); problem(""); }
   } catch (error) {
-    item.caption.textContent = "cannot be read";
-    if (state.shown === item) problem(error.message);
+    if (state.shown === item) { clearAnswer("No answer"); problem(error.message); }
   }
 }
+
+// The server reads more kinds of pictures than a browser shows.
+picture.addEventListener("error", () => {
+  unshown.textContent = `This browser cannot show ${picture.alt}.`;
+  unshown.hidden = false;
+  picture.hidden = true;
+});
 
 byId("choose").addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", (event) => {
@@ -348,7 +385,7 @@ function addClass({ name = "", strangers = false, focus = false } = {}) {
     const words = item.name() || "this class";
     entry.querySelector(".hold").setAttribute("aria-label", `Hold to take photos of ${words}`);
     entry.querySelector(".from-files").setAttribute("aria-label", `Choose photos of ${words}`);
-    entry.querySelector(".remove .visually-hidden").textContent = `Remove ${words}`;
+    entry.querySelector(".remove .visually-hidden").textContent = strangers ? "Remove these photos" : `Remove ${words}`;
   };
   if (strangers) {
     entry.classList.add("strangers");
@@ -360,6 +397,7 @@ function addClass({ name = "", strangers = false, focus = false } = {}) {
   input.addEventListener("input", rename);
   rename();
   entry.querySelector(".remove").addEventListener("click", () => {
+    if (strangers) return removePhotos(item);
     lessons.splice(lessons.indexOf(item), 1);
     entry.remove();
     byId("add-class").focus();
@@ -396,6 +434,15 @@ function addPhoto(item, blob) {
   image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
   item.entry.querySelector(".thumbs").prepend(image);
   item.entry.querySelector(".count").textContent = `${item.photos.length} ${item.photos.length === 1 ? "photo" : "photos"}`;
+  item.entry.querySelector(".remove").hidden = false;
+}
+
+function removePhotos(item) {
+  item.photos.length = 0;
+  item.entry.querySelector(".thumbs").replaceChildren();
+  item.entry.querySelector(".count").textContent = "";
+  item.entry.querySelector(".remove").hidden = true;
+  item.entry.querySelector(".hold").focus();
 }
 
 function holding(item, button) {
@@ -435,7 +482,11 @@ function lessonResult(text, bad = false) {
   result.hidden = !text;
 }
 
-function lessonProblem(taught, add) {
+function lessonProblem(taught, add, strangers) {
+  if (add && strangers.photos.length) {
+    return "Photos of something else decide the threshold, and classes that are added keep that of their class set. "
+      + "Remove these photos, or learn without its classes.";
+  }
   const named = taught.map((item) => item.name().toLowerCase());
   if (taught.some((item) => !item.name())) return "Give each class with photos a name.";
   if (new Set(named).size < named.length) return "Two classes have the same name. Put their photos together.";
@@ -450,12 +501,13 @@ async function learn(event) {
   event.preventDefault();
   const add = byId("keep").checked, name = byId("name").value.trim(), base = state.base;
   const taught = lessons.filter((item) => item.photos.length && !item.strangers);
-  const wrong = lessonProblem(taught, add);
+  const strangers = lessons.find((item) => item.strangers);
+  const wrong = lessonProblem(taught, add, strangers);
   if (wrong) return lessonResult(wrong, true);
-  const form = new FormData(), strangers = lessons.find((item) => item.strangers);
+  const form = new FormData();
   for (const item of taught) item.photos.forEach((photo, index) => form.append(item.name(), photo, `${index + 1}.jpg`));
   const query = new URLSearchParams({ base, add: String(add) });
-  if (!add && strangers.photos.length) {
+  if (strangers.photos.length) {
     query.set("unknown", "none of these classes");
     strangers.photos.forEach((photo, index) => form.append("none of these classes", photo, `${index + 1}.jpg`));
   }
@@ -469,8 +521,6 @@ async function learn(event) {
       : ` ${percent(content.held_out_accuracy)} of ${content.held_out} photos that were held out are right.`;
     lessonResult(`Learned “${content.head.name}” with ${content.head.class_names.length} classes in ${seconds} s.${share} `
       + "It answers now; save it to keep it.");
-    state.unsaved = content.head.name;
-    byId("save").hidden = false;
     await loadHeads(content.head.name);
     if (state.shown) await show(state.shown);
   } catch (error) {
@@ -484,10 +534,9 @@ byId("lesson").addEventListener("submit", learn);
 byId("add-class").addEventListener("click", () => addClass({ focus: true }));
 byId("save").addEventListener("click", async () => {
   try {
-    const { content } = await ask(`/heads/${encodeURIComponent(state.unsaved)}/save`, { method: "POST" });
+    const { content } = await ask(`/heads/${encodeURIComponent(state.chosen)}/save`, { method: "POST" });
     lessonResult(`Saved as ${content.file}. It is there after a restart`
       + (content.earlier_versions ? `, and ${content.earlier_versions} earlier of its name can be taken back.` : "."));
-    byId("save").hidden = true;
     await loadHeads();
   } catch (error) {
     lessonResult(error.message, true);
