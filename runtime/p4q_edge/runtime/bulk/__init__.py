@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         use_plain,
         write_embeddings,
     )
+    from p4q_edge.runtime.bulk.fetching import FetchedImage, image_at
     from p4q_edge.runtime.bulk.sorting import Sorter, SortMode
     from p4q_edge.runtime.bulk.tables import Row, require_table, write_table
 
@@ -26,12 +27,14 @@ __all__ = [
     "PLAIN",
     "Annotator",
     "Embeddings",
+    "FetchedImage",
     "Found",
     "Row",
     "SortMode",
     "Sorter",
     "adapter_digest",
     "adapter_of",
+    "image_at",
     "read_embeddings",
     "require_embeddings_file",
     "require_film",
@@ -57,6 +60,7 @@ if not TYPE_CHECKING:
                 "use_plain",
                 "write_embeddings",
             ),
+            "fetching": ("FetchedImage", "image_at"),
             "sorting": ("SortMode", "Sorter"),
             "tables": ("Row", "require_table", "write_table"),
         },

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from p4q_edge.runtime.choices import LEAST_FPS, CpuBackend, Fast
+from p4q_edge.runtime.cli.answers import answer_document, answer_line, with_address
 from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import (
     Command,
@@ -25,14 +26,13 @@ from p4q_edge.runtime.cli.command import (
     write_line,
 )
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import not_fetched, printable
+from p4q_edge.runtime.storage import not_fetched
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from p4q_edge.runtime.bulk import SortMode
+    from p4q_edge.runtime.bulk import FetchedImage, SortMode
     from p4q_edge.runtime.classification import Failure, Prediction, ZeroShotClassifier
-    from p4q_edge.runtime.cli.documents import PathAnswer
 
     Answer = tuple[Prediction | Failure, np.ndarray | None]
 
@@ -67,6 +67,7 @@ class ClassifyRequest:
     sort_mode: SortMode = "copy"
     annotate: Path | None = None
     max_fps: float | None = None
+    allow_url: bool = False
 
     @property
     def into_files(self) -> bool:
@@ -82,6 +83,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=name_or_path,
         help="image files, folders or globs; - reads one image from stdin; or one "
         "film, stream (rtsp://) or camera (cam:0), with OpenCV",
+    )
+    parser.add_argument(
+        "--allow-url", action="store_true", help="also fetch images at addresses (http://, https://) that are named"
     )
     parser.add_argument("--top-k", type=int, default=5, help="classes in each answer (default: %(default)s)")
     parser.add_argument(
@@ -107,6 +111,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="load only what this public key signed; may be repeated (default: keys of P4Q_EDGE_TRUSTED_KEYS, if set)",
     )
+    _add_places(parser)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where answers go, and how films are looked at."""
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the answers to a table: .csv, .jsonl or .parquet"
     )
@@ -151,6 +160,7 @@ def _request(args: argparse.Namespace) -> ClassifyRequest:
         sort_mode="link" if args.link else "copy",
         annotate=args.annotate,
         max_fps=args.max_fps,
+        allow_url=args.allow_url,
     )
 
 
@@ -183,7 +193,7 @@ def _run(request: ClassifyRequest, output: Output) -> int:
     source = _film(request)
     if source is not None:
         return _run_film(request, output, source)
-    given = [_opened(image) for image in request.images]
+    given = [_opened(image, request) for image in request.images]
     # Before the engine is loaded: an empty folder, a wrong pattern, or a table that is in the way shows at once.
     images = list(expand(given))
     _require_writable(request, output)
@@ -193,7 +203,8 @@ def _run(request: ClassifyRequest, output: Output) -> int:
         nonlocal failed
         if _has_bar(request, images):
             answers = tracked(answers, "classify", total=len(images))
-        for answer, embedding in answers:
+        for image, (found, embedding) in zip(images, answers, strict=True):
+            answer = with_address(image, found)
             if isinstance(answer, Failure):
                 if len(images) == 1:
                     raise answer.error
@@ -242,6 +253,8 @@ def _film(request: ClassifyRequest) -> int | str | None:
                 "--annotate and --max-fps are for a film or a camera, and these are images. Leave them out."
             )
         return None
+    if not video.is_live(found[0]) and (said := not_fetched(str(found[0]))):
+        raise UsageError(said)  # images are fetched at most
     if len(request.images) > 1:
         raise UsageError("one film, stream or camera at a time; classify the others separately.")
     if request.sort_into or request.embeddings:
@@ -305,7 +318,7 @@ def _onto_screen(request: ClassifyRequest, output: Output, answers: Iterable[Ans
     if together:
         from p4q_edge.runtime.cli.documents import ClassifyDocument
 
-        predictions = tuple(map(_document, found))
+        predictions = tuple(map(answer_document, found))
         output.write(document=ClassifyDocument(engine=str(request.engine), predictions=predictions), text="")
 
 
@@ -349,10 +362,13 @@ def _into_files(
     output.write(document=document, text=text)
 
 
-def _opened(image: str) -> str | bytes:
-    if address := not_fetched(image):
-        raise UsageError(address)
-    return sys.stdin.buffer.read() if image == "-" else image
+def _opened(image: str, request: ClassifyRequest) -> str | bytes | FetchedImage:
+    from p4q_edge.runtime.bulk import FetchedImage, image_at
+
+    found = image_at(image, allow_url=request.allow_url)
+    if isinstance(found, FetchedImage) and request.sort_into is not None:
+        raise UsageError(f"{image} is no file to put into a folder. Fetch it first, or leave out --sort-into.")
+    return sys.stdin.buffer.read() if image == "-" else found
 
 
 def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure) -> None:
@@ -360,33 +376,10 @@ def _show(request: ClassifyRequest, output: Output, answer: Prediction | Failure
     from p4q_edge.runtime.classification import Failure
 
     if request.stream:
-        write_line(as_json(_document(answer)))
+        write_line(as_json(answer_document(answer)))
     elif not output.json and not isinstance(answer, Failure):
-        write_line(_line(answer))
+        write_line(answer_line(answer))
     sys.stdout.flush()
-
-
-def _document(answer: Prediction | Failure) -> PathAnswer:
-    from p4q_edge.runtime.classification import Failure
-    from p4q_edge.runtime.cli.documents import ClassScore, ImageError, PathAnswer
-
-    if isinstance(answer, Failure):
-        error = ImageError(type=type(answer.error).__name__, message=str(answer.error))
-        return PathAnswer(source=answer.source, error=error)
-    return PathAnswer(
-        source=answer.source,
-        label=answer.label,
-        score=answer.score,
-        known=answer.known,
-        accepted=answer.accepted,
-        topk=tuple(ClassScore(label=label, score=score) for label, score in answer.topk),
-    )
-
-
-def _line(prediction: Prediction) -> str:
-    classes = "  ".join(f"{printable(label)} {score:.3f}" for label, score in prediction.topk)
-    unknown = "" if prediction.known else "unknown? "
-    return f"{printable(prediction.source or '-')}: {unknown}{classes}"
 
 
 COMMAND = Command(add_arguments=_add_arguments, request=_request, run=_run)

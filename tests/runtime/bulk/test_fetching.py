@@ -1,0 +1,148 @@
+"""Images at addresses: fetched where the user says so, within bounds, and from nowhere else."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from p4q_edge.runtime import ZeroShotClassifier
+from p4q_edge.runtime.bulk import FetchedImage, fetching
+from p4q_edge.runtime.errors import InputError, UsageError
+
+Run = Callable[..., tuple[int, str, str]]
+MOST = 1 << 20
+
+
+def png() -> bytes:
+    """A picture."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (20, 30, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+class Web(BaseHTTPRequestHandler):
+    """Some addresses: pictures, and what else comes."""
+
+    asked: ClassVar[list[str]] = []
+    until: ClassVar[threading.Event]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        leads = {"/moved": "/a%20b.png", "/file": "file:///etc/hostname", "/ftp": "ftp://a/b", "/loop": "/loop"}
+        if self.path in leads:
+            self.send_response(302)
+            self.send_header("Location", leads[self.path])
+            self.end_headers()
+        elif self.path == "/gone.png":
+            self.send_error(404)
+        else:
+            self._bytes()
+
+    def _bytes(self) -> None:
+        data = {"/page.png": b"<html>", "/large.png": b"0" * MOST}.get(self.path, png())
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data) + (self.path == "/cut.png")))
+        self.end_headers()
+        if self.path != "/slow.png":
+            self.wfile.write(data)
+        while self.path == "/slow.png" and not self.until.wait(0.02):
+            with suppress(OSError):
+                self.wfile.write(b"0")
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """The address of a server on this machine."""
+    Web.asked, Web.until = [], threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    Web.until.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_image_is_named_as_its_file_is(run: Run, tiny_engine: Path, web: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    with ZeroShotClassifier(tiny_engine) as classifier:
+        expected = classifier.classify(tmp_path / "a.png")
+    words = [tiny_engine, f"{web}/a b.png", tmp_path / "a.png", f"{web}/gone.png", f"{web}/page.png", "--allow-url"]
+    code, out, err = run("classify", *words, "--json")
+    assert code == 1
+    answers = json.loads(out)["predictions"]
+    assert [answer["source"] for answer in answers] == list(map(str, words[1:5]))
+    assert answers[0] | {"source": ""} == answers[1] | {"source": ""}
+    assert answers[0]["label"] == expected.label  # type: ignore[union-attr]
+    assert answers[2]["error"]["message"] == f"{web}/gone.png: 404 Not Found. Check the address"
+    assert answers[3]["error"]["message"].startswith(f"{web}/page.png: image of 6 bytes is not one of JPEG")
+    assert err.count(web) == 2
+    code, out, _ = run("classify", tiny_engine, f"{web}/moved", "--allow-url")
+    assert (code, out.startswith(f"{web}/moved: ")) == (0, True)
+    assert run("classify", tiny_engine, f"{web}/gone.png", "--allow-url")[0] == 2
+
+
+def test_nothing_is_asked_unless_it_is_allowed(run: Run, tiny_engine: Path, web: str, tmp_path: Path) -> None:
+    code, _, err = run("classify", tiny_engine, f"{web}/a.png")
+    assert code == 2
+    assert err.endswith(f"curl -O {web}/a.png, or let images be fetched: --allow-url\n")
+    for words, said in (
+        ([f"{web}/a.png", "--sort-into", str(tmp_path / "sorted")], "is no file to put into a folder"),
+        ([f"{web}/film.mp4"], "is an address, and nothing is fetched from networks"),
+        (["s3://bucket/a.png"], "expected an address http://MACHINE/... or https://MACHINE/..., got s3://bucket/a.png"),
+    ):
+        code, _, err = run("classify", tiny_engine, *words, "--allow-url")
+        assert (code, said in err) == (2, True), err
+    assert Web.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/file", "'file:///etc/hostname' is not allowed"),
+        ("/ftp", "leads to ftp://a, where nothing is fetched from"),
+        ("/loop", "infinite loop"),
+        ("/large.png", "has 1048576 bytes or more. Use a smaller copy of it"),
+        ("/cut.png", r"ended after \d+ of \d+ bytes. Try again"),
+        ("/slow.png", "took more than 0 s"),
+    ],
+)
+def test_what_does_not_come_is_told(web: str, path: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "/slow.png":
+        monkeypatch.setattr(fetching, "WHOLE_SECONDS", 0.2)
+    with pytest.raises(InputError, match=said):
+        FetchedImage(web + path).read(MOST)
+
+
+def test_a_machine_that_is_not_there(web: str) -> None:
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/a\.png cannot be fetched: .*refused"):
+        FetchedImage("http://127.0.0.1:1/a.png").read(MOST)
+
+
+@pytest.mark.parametrize(
+    "address", ["https:///a.png", "http://a:b/c.png", "http://[::1/a.png", "https://me:secret@a/b.png"]
+)
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(UsageError, match="address") as raised:
+        FetchedImage(address)
+    assert "secret" not in str(raised.value)
+
+
+def test_an_encrypted_address_leads_to_no_open_one() -> None:
+    asked = fetching.request.Request("https://a/b.png")
+    with pytest.raises(fetching.HTTPError, match="leads to http://a"):
+        fetching._Redirects().redirect_request(asked, io.BytesIO(), 302, "Found", {}, "http://a/b.png")
