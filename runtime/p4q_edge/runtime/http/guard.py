@@ -23,10 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from p4q_edge.runtime.http.documents import Problem, Refusal
 from p4q_edge.runtime.http.metrics import Gauge, Metrics
-from p4q_edge.runtime.http.settings import LOOPBACK_NAMES, ServeOptions
+from p4q_edge.runtime.http.settings import LOOPBACK_NAMES, OPEN_PATHS, ServeOptions
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/healthz", "/v2/health/live", "/v2/health/ready"})
-"""What needs no token: the page asks for it, and who watches over the server need not know it."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SECURITY_HEADERS = {
     "content-security-policy": (

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from p4q_edge.runtime.http import documents
+from p4q_edge.runtime.http.settings import MAX_TOP_K, OPEN_PATHS
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
@@ -42,16 +43,18 @@ _PHOTOGRAPHS: Json = {
 _CHOICE: Json = {"required": True, "content": {"application/json": {"schema": {"$ref": _REF.format(name="Choice")}}}}
 
 
-def _query(name: str, about: str, kind: str) -> Json:
-    return {"name": name, "in": "query", "description": about, "schema": {"type": kind}}
+def _query(name: str, about: str, kind: str, **bounds: Any) -> Json:
+    return {"name": name, "in": "query", "description": about, "schema": {"type": kind, **bounds}}
 
 
 _HEAD = _query("head", "name of the head that answers; the active one if it is left out", "string")
-_TOP_K = _query("top_k", "classes in each answer", "integer")
-_THRESHOLD = _query("threshold", "least score of a known answer; the fitted one if it is left out", "number")
-_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_TOP_K = _query("top_k", "classes in each answer", "integer", minimum=1, maximum=MAX_TOP_K, default=5)
+_THRESHOLD = _query(
+    "threshold", "least score of a known answer; the fitted one if it is left out", "number", minimum=0, maximum=1
+)
+_NAME = {"name": "name", "in": "path", "required": True, "description": "of a head", "schema": {"type": "string"}}
 _BASE = _query("base", "head to start from", "string")
-_ADD = _query("add", "keep the classes of the base and add new ones", "boolean")
+_ADD = _query("add", "keep the classes of the base and add new ones", "boolean", default=False)
 _UNKNOWN = _query("unknown", "name of the field whose photographs show none of the classes", "string")
 
 
@@ -60,14 +63,26 @@ def _answer(about: str, name: str) -> Json:
 
 
 def _operation(
-    about: str, answer: str, *, status: int = 200, body: Json | None = None, query: tuple[Json, ...] = ()
+    about: str,
+    answer: str,
+    *,
+    status: int = 200,
+    body: Json | None = None,
+    query: tuple[Json, ...] = (),
+    changes: bool = False,
 ) -> Json:
-    failures = {"400": "wrong request", "413": "too large", "422": "no image can be used", "503": "busy, ask again"}
     responses = {str(status): _answer("done", answer)}
     if body is not None:
-        responses |= {code: _answer(words, "Refusal") for code, words in failures.items()}
-    if answer in ("ClassifyAnswer", "EmbedAnswer"):
-        responses["422"] = _answer("no image can be used", answer)
+        responses["413"] = _answer("too large", "Refusal")
+        responses["503"] = _answer("busy, ask again", "Refusal")
+    if body is not None or query:
+        responses["400"] = _answer("wrong request, or no such head", "Refusal")
+    if body in (_IMAGES, _PHOTOGRAPHS):
+        of_each = answer if body is _IMAGES else "Refusal"
+        responses["422"] = _answer("no image can be used", of_each)
+    if changes:
+        responses["403"] = _answer("this server is read-only, or a page of another origin asks", "Refusal")
+    responses["default"] = _answer("refused: no token, another name of this server, not in time", "Refusal")
     operation: Json = {"summary": about, "responses": responses}
     if query:
         operation["parameters"] = list(query)
@@ -76,11 +91,9 @@ def _operation(
     return operation
 
 
-def _text(about: str, kind: str) -> Json:
-    return {
-        "summary": about,
-        "responses": {"200": {"description": "done", "content": {kind: {"schema": {"type": "string"}}}}},
-    }
+def _other(about: str, kind: str, schema: str) -> Json:
+    done = {"description": "done", "content": {kind: {"schema": {"type": schema}}}}
+    return {"summary": about, "responses": {"200": done, "default": _answer("refused", "Refusal")}}
 
 
 def paths() -> Mapping[str, Mapping[str, Json]]:
@@ -94,7 +107,9 @@ def paths() -> Mapping[str, Mapping[str, Json]]:
         "/embed": {"post": _operation("Embed images", "EmbedAnswer", body=_IMAGES, query=(_HEAD,))},
         "/heads": {"get": _operation("List class sets", "HeadsAnswer")},
         "/heads/active": {
-            "put": _operation("Choose the head that answers where none is named", "HeadsAnswer", body=_CHOICE)
+            "put": _operation(
+                "Choose the head that answers where none is named", "HeadsAnswer", body=_CHOICE, changes=True
+            )
         },
         "/heads/{name}/teach": {
             "post": _operation(
@@ -103,12 +118,15 @@ def paths() -> Mapping[str, Mapping[str, Json]]:
                 status=201,
                 body=_PHOTOGRAPHS,
                 query=(_NAME, _BASE, _ADD, _UNKNOWN),
+                changes=True,
             )
         },
-        "/heads/{name}/save": {"post": _operation("Store a class set with the engine", "SavedAnswer", query=(_NAME,))},
+        "/heads/{name}/save": {
+            "post": _operation("Store a class set with the engine", "SavedAnswer", query=(_NAME,), changes=True)
+        },
         "/healthz": {"get": _operation("Say that the server answers", "Health")},
-        "/metrics": {"get": _text("Counters for Prometheus", "text/plain")},
-        "/openapi.json": {"get": _text("This document", "application/json")},
+        "/metrics": {"get": _other("Counters for Prometheus", "text/plain", "string")},
+        "/openapi.json": {"get": _other("This document", "application/json", "object")},
     }
 
 
@@ -128,4 +146,7 @@ def openapi_document(*, version: str, with_token: bool) -> Json:
     if with_token:
         found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"token": []}]
+        for path in OPEN_PATHS & set(found["paths"]):
+            for operation in found["paths"][path].values():
+                operation["security"] = []
     return found

@@ -10,9 +10,9 @@ from starlette.requests import Request
 
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.http.service import Question, Service
+from p4q_edge.runtime.http.settings import MAX_TOP_K
 
 MULTIPART = "multipart/form-data"
-_MAX_TOP_K = 1000
 _MAX_PHOTOGRAPHS = 2000
 
 
@@ -99,8 +99,8 @@ def question_of(request: Request, known: Sequence[str]) -> Question:
     service.classifier.head(head)
     threshold = request.query_params.get("threshold")
     top_k = _number(request.query_params.get("top_k", "5"), "top_k")
-    if not 1 <= top_k <= _MAX_TOP_K or top_k != int(top_k):
-        raise UsageError(f"top_k must be a whole number between 1 and {_MAX_TOP_K}, got {top_k:g}.")
+    if not 1 <= top_k <= MAX_TOP_K or top_k != int(top_k):
+        raise UsageError(f"top_k must be a whole number between 1 and {MAX_TOP_K}, got {top_k:g}.")
     least = None if threshold is None else _number(threshold, "threshold")
     if least is not None and not 0 <= least <= 1:
         raise UsageError(f"threshold must be between 0 and 1, got {least:g}. Leave it out for the fitted one.")
