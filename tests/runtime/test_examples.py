@@ -18,6 +18,7 @@ from PIL import Image
 from p4q_edge.runtime import Prediction, ZeroShotClassifier
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+RAY = "bulk/test_ray_score.py"
 SERVE = "import sys; from p4q_edge.runtime.cli.main import main; sys.exit(main())"
 Example = Callable[..., None]
 
@@ -123,6 +124,19 @@ def test_a_server(server: str, tiny_engine: Path, photos: Path, capsys: pytest.C
         example("ask_server")(server, str(photos / "broken.jpg"))
 
 
+def test_tritons_client(server: str, tiny_engine: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against `p4q-edge serve`; tests/triton runs it against Triton itself."""
+    exceptions = pytest.importorskip("tritonclient.utils", reason="needs tritonclient[http]")
+    pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+    images = [photos / "cup" / "0.png", photos / "plate" / "2.png"]
+    address, model = server.removeprefix("http://"), tiny_engine.stem
+    example("ask_triton")(address, model, *map(str, images))
+    assert capsys.readouterr().out.splitlines() == [said(tiny_engine, image) for image in images]
+    (photos / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(exceptions.InferenceServerException, match="image 0: image of 8 bytes is not one of JPEG"):
+        example("ask_triton")(address, model, str(photos / "broken.jpg"))
+
+
 def test_teaching(tiny_engine: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example("teach_shelf")(str(tiny_engine), str(photos), str(photos / "plate" / "1.png"))
     first, second = capsys.readouterr().out.splitlines()
@@ -130,8 +144,9 @@ def test_teaching(tiny_engine: Path, photos: Path, capsys: pytest.CaptureFixture
     assert second.startswith(f"{photos / 'plate' / '1.png'}  plate  ")
 
 
-SCRIPTS = sorted(set(EXAMPLES.glob("*/*.py")) - {EXAMPLES / "06_ros2_node" / "classify_node.py"})
-"""Those that take words of a command line; a node of ROS 2 takes parameters."""
+OTHERS = ("06_ros2_node/classify_node.py", "07_ray/ray_score.py", "09_in_an_application/classify_app.py")
+SCRIPTS = sorted(set(EXAMPLES.glob("*/*.py")) - {EXAMPLES / other for other in OTHERS})
+"""Others than those take words of a command line as they come."""
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -139,9 +154,11 @@ SCRIPTS = sorted(set(EXAMPLES.glob("*/*.py")) - {EXAMPLES / "06_ros2_node" / "cl
 def test_wrong_words_are_answered_in_a_line(
     script: Path, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if script.stem == "ask_triton":
+        pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
     monkeypatch.chdir(tmp_path)
-    engine = "http://127.0.0.1:9" if script.stem == "ask_server" else "no.onnx"
-    monkeypatch.setattr(sys, "argv", [script.name, *([engine, *images] if images else [])])
+    first = {"ask_server": ["http://127.0.0.1:9"], "ask_triton": ["127.0.0.1:9", "tiny"]}.get(script.stem, ["no.onnx"])
+    monkeypatch.setattr(sys, "argv", [script.name, *([*first, *images] if images else [])])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")
     expected = "error: " if images else f"python {script.name} "
@@ -151,11 +168,13 @@ def test_wrong_words_are_answered_in_a_line(
 def test_every_example_is_described_and_run() -> None:
     folders = sorted(path.name for path in EXAMPLES.iterdir() if path.name[:2].isdigit())
     listed = (EXAMPLES / "README.md").read_text()
-    run = Path(__file__).read_text() + Path(__file__).with_name("test_other_examples.py").read_text()
+    tests = (Path(__file__).parent / name for name in ("test_examples.py", "test_other_examples.py", RAY))
+    run = "".join(path.read_text() for path in tests)
     for folder in folders:
         (script,) = (path for path in (EXAMPLES / folder).iterdir() if path.suffix in (".py", ".ipynb"))
         assert f" {script.name}" in (EXAMPLES / folder / "README.md").read_text()
         assert f"[{folder}]({folder})" in listed
         assert f'example("{script.stem}")' in run or f'"{folder}/{script.name}"' in run
-        # A notebook's lines are those of JSON, and a node has ROS to set up.
-        assert folder in ("05_notebook", "06_ros2_node") or len(script.read_text().splitlines()) <= 40
+        # A notebook's lines are those of JSON, a node has ROS to set up, and Ray's goes on where it was interrupted.
+        assert folder in ("05_notebook", "06_ros2_node", "07_ray") or len(script.read_text().splitlines()) <= 40
+    assert not list(EXAMPLES.glob("*.py")), "each has a folder of its own"

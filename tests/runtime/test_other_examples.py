@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -65,6 +66,24 @@ def test_the_notebook_is_kept_without_what_it_showed() -> None:
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert len(cells) >= 5
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+
+
+def test_an_application_of_fastapi(tiny_engine: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="FastAPI is not installed")
+    testing = pytest.importorskip("starlette.testclient")
+    monkeypatch.setenv("ENGINE", str(tiny_engine))
+    script = EXAMPLES / "09_in_an_application/classify_app.py"
+    monkeypatch.syspath_prepend(str(script.parent))
+    application = importlib.import_module(script.stem).app
+    with testing.TestClient(application) as client, ZeroShotClassifier(tiny_engine) as classifier:
+        best = classifier.classify(images / "0.png", top_k=3)
+        assert isinstance(best, Prediction)
+        found = client.post("/classify", files={"image": (images / "0.png").read_bytes()}).json()
+        assert (found["label"], found["known"]) == (best.label, best.known)
+        assert found["score"] == pytest.approx(best.score)
+        assert [label for label, _ in found["topk"]] == [label for label, _ in best.topk]
+        refused = client.post("/classify", files={"image": b"no image"})
+        assert (refused.status_code, "is not one of JPEG" in refused.json()["detail"]) == (422, True)
 
 
 class RosNode:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from triton_server import REPOSITORY
 
 from p4q_edge.runtime.classification import Prediction, ZeroShotClassifier
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 CLIENTS = 8
+ENVIRONMENT = Path(os.environ.get("P4Q_TRITON", REPOSITORY / ".venv-triton"))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,19 @@ def test_eight_clients_at_once_get_their_own_answers(
             assert "image 1 of 1" in answer["error"]
         else:
             assert_same(answer, 0, expected["tiny"][index])
+
+
+def test_the_example_names_the_images(
+    server: Any, packages: Path, expected: dict[str, list[Prediction]], photos: list[Path]
+) -> None:
+    script = REPOSITORY / "examples/08_triton/ask_triton.py"
+    command = [str(ENVIRONMENT / "bin/python"), str(script), f"127.0.0.1:{server.http}", "tiny", *map(str, photos)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    lines = [
+        f"{path}  {best.label if best.known else 'unknown'}  {best.score:.1%}"
+        for path, best in zip(photos, expected["tiny"], strict=True)
+    ]
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
 
 
 @pytest.mark.usefixtures("answers")

@@ -1,4 +1,4 @@
-"""`examples/ray_score.py` on a Ray of this machine: what one process of `p4q-edge classify` answers."""
+"""`examples/07_ray/ray_score.py` on a Ray of this machine: what one process of `p4q-edge classify` answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def score(repository: Path) -> object:
     pytest.importorskip("ray", reason="Ray is not installed")
 
     def run(*words: object) -> tuple[int, str, str]:
-        command = [sys.executable, "-c", DRIVER, str(repository / "examples" / "ray_score.py"), *map(str, words)]
+        command = [sys.executable, "-c", DRIVER, str(repository / "examples/07_ray/ray_score.py"), *map(str, words)]
         environment = {**os.environ, "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
         return done.returncode, done.stdout, done.stderr
@@ -138,7 +138,7 @@ def test_wrong_words_are_told_of_before_ray_starts(
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     pyarrow = pytest.importorskip("pyarrow")
     pq.write_table(pyarrow.table({"path": ["a.png"]}), "some.parquet")
-    example = runpy.run_path(str(repository / "examples" / "ray_score.py"))
+    example = runpy.run_path(str(repository / "examples/07_ray/ray_score.py"))
     try:
         code = example["main"](words)
     except SystemExit as ended:  # of the parser

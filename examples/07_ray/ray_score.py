@@ -1,7 +1,7 @@
 """Name any number of images on any number of machines with Ray Data: a table of answers for each part of the images.
 
-``python examples/ray_score.py model.onnx 'shards/{000000..000099}.tar' answers/ --actors 8``
-``python examples/ray_score.py model.onnx manifest.parquet answers/ --actors 8``
+``python ray_score.py model.onnx 'shards/{000000..000099}.tar' answers/ --actors 8``
+``python ray_score.py model.onnx manifest.parquet answers/ --actors 8``
 
 The images are webdataset shards, a part each, or the files that the column ``path`` of a Parquet manifest names,
 `--part` of them a part. Each actor loads the engine once and names part after part; ``answers/part-000000.parquet`` and
