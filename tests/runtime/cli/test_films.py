@@ -168,7 +168,10 @@ def test_what_was_written_stays_where_a_camera_stops(
         (("FILM", "--annotate", "a.txt"), "expected a film ending in .mp4"),
         (("FILM", "--annotate", "FILM", "--force"), "is the film that is looked at. Name another file"),
         (("FILM", "--annotate", "PHOTO/a.mp4"), "photo.png is not a folder. Name a file in a folder"),
-        (("cam:99999999999999999999",), "OpenCV cannot open camera 99999999999999999999. Check the camera number"),
+        (("cam:99999999999999999999",), "OpenCV cannot open camera 99999999999999999999; "),
+        (("cam:",), "expected a camera by its number, as cam:0, got cam:"),
+        (("cam:front",), "expected a camera by its number, as cam:0, got cam:front"),
+        (("PHOTO", "cam:-1"), "expected a camera by its number, as cam:0, got cam:-1"),
         (("none.mp4",), "none.mp4 does not exist. Check the path of the video."),
     ],
 )

@@ -143,11 +143,22 @@ def test_a_live_source_that_stalls_is_an_error(camera: Callable[..., Capture], m
     wait_until(lambda: capture.released)
 
 
-def test_sources_that_cannot_be_opened(camera: Callable[..., Capture], film: Path, tmp_path: Path) -> None:
+def test_sources_that_cannot_be_opened(
+    camera: Callable[..., Capture], film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "DEVICES", tmp_path)
     capture = camera(1, opened=False)
-    with pytest.raises(InputError, match="OpenCV cannot open camera 3. Check the camera number"):
+    with pytest.raises(InputError, match=r"OpenCV cannot open camera 3; there is no .*/video\*\. Connect one or name"):
         list(video.frames(3))
     assert capture.released
+    for number in (10, 2):
+        (tmp_path / f"video{number}").touch()
+    with pytest.raises(InputError, match=r"this machine has \S+/video2, \S+/video10\. Connect one or name another"):
+        list(video.frames(3))
+    with pytest.raises(InputError, match=r"Check the address, and that the camera or server answers there"):
+        list(video.frames("rtsp://camera/1"))
+    with pytest.raises(InputError, match=r"Check that it is whole, and of a format that OpenCV reads"):
+        list(video.frames(film))
     with pytest.raises(InputError, match=r"absent\.mp4 does not exist"):
         list(video.frames(tmp_path / "absent.mp4"))
 

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"})
+DEVICES = Path("/dev")
+"""Where Linux has its cameras, and other systems none."""
 LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://")
 
 MOST_CAMERAS = 1 << 16
+_MOST_DIGITS = 20
 LEAST_SHARE = 0.9
 """Of the frames that a film names, which some containers only estimate."""
 
@@ -44,9 +47,15 @@ def is_live(source: object) -> bool:
 
 
 def named_source(name: str) -> int | str | None:
-    """Return what a word of a command line names: a camera (`cam:0`), a stream or a film; None of anything else."""
-    kind, _, number = name.partition(":")
-    if kind == "cam" and number.isdecimal():
+    """Return what a word of a command line names: a camera (`cam:0`), a stream or a film; None of anything else.
+
+    Raises:
+        UsageError: it begins as a camera does, and goes on with no number.
+    """
+    kind, colon, number = name.partition(":")
+    if kind == "cam" and colon and not os.path.lexists(name):
+        if not (number.isascii() and number.isdecimal() and len(number) <= _MOST_DIGITS):
+            raise UsageError(f"expected a camera by its number, as cam:0, got {name[:40]}")
         return int(number)
     return name if is_video(name) and not Path(name).is_dir() else None
 
@@ -108,8 +117,22 @@ def _opened(source: int | str | os.PathLike[str]) -> Any:
         if capture.isOpened():
             return capture
         capture.release()
-    name = f"camera {source}" if isinstance(source, int) else repr(os.fspath(source))
-    raise InputError(f"OpenCV cannot open {name}. Check the camera number, the address or the format of the video.")
+    raise InputError(_not_opened(source))
+
+
+def _not_opened(source: int | str | os.PathLike[str]) -> str:
+    """Return what to say of a source that OpenCV does not open."""
+    if isinstance(source, int):
+        cameras = sorted(DEVICES.glob("video*"), key=lambda path: (len(path.name), path.name))
+        here = f"this machine has {', '.join(map(str, cameras))}" if cameras else f"there is no {DEVICES / 'video'}*"
+        return (
+            f"OpenCV cannot open camera {source}; {here}. Connect one or name another, end what else uses it, and look "
+            "whether this user may: ls -l /dev/video*"
+        )
+    name = os.fspath(source)
+    if is_live(source):
+        return f"OpenCV cannot open {name!r}. Check the address, and that the camera or server answers there."
+    return f"OpenCV cannot open {name!r}. Check that it is whole, and of a format that OpenCV reads: save it as .mp4."
 
 
 def paced(items: Iterable[Any], *, max_fps: float | None) -> Iterator[Any]:
