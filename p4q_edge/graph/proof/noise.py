@@ -76,18 +76,20 @@ class Noise:
         losses = {name: np.concatenate([rows, other.losses[name]]) for name, rows in self.losses.items()}
         return Noise(losses=losses, shifts=np.concatenate([self.shifts, other.shifts]))
 
-    def floor(self, typical: "Noise") -> NoiseFloor:
-        """Return what a bundle records: the worst case of these runs, the median of the `typical` ones."""
+    def floor(self, typical: "Noise") -> NoiseFloor | None:
+        """Return what a bundle records: the worst case of these runs, the median of the `typical` ones.
+
+        None where a run is not finite.
+        """
         medians = [
             bootstrap_quantile(row, 0.5, generator=np.random.default_rng(0)).high
             for row in typical.losses["embedding"]
             if np.isfinite(row).all()
         ]
-        return NoiseFloor(
-            worst_loss=self.worst("embedding"),
-            median_loss=max(medians, default=0.0),
-            margin=float(np.nan_to_num(self.shifts, nan=np.inf).max(initial=0.0)),
-        )
+        worst, margin = self.worst("embedding"), float(np.nan_to_num(self.shifts, nan=np.inf).max(initial=0.0))
+        if not np.isfinite([worst, margin]).all():
+            return None
+        return NoiseFloor(worst_loss=worst, median_loss=max(medians, default=0.0), margin=margin)
 
 
 def run_module(model: nn.Module, images: NDArray[np.uint8], arithmetic: Arithmetic = ()) -> GraphOutputs:

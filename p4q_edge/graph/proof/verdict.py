@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -215,7 +214,7 @@ def prove_graphs(
         known: problems of graphs that are not candidates, by kind.
     """
     agreement: dict[GraphRun, Agreement] = {}
-    floors: dict[NoiseKind, NoiseFloor] = {}
+    floors: dict[NoiseKind, NoiseFloor | None] = {}
     problems = dict(known)
     floats = run_float(subject.model, subject.images, folded=folded_linears(subject.model, candidates))
     records = record_layers(subject.model, subject.images[:LAYER_IMAGES])
@@ -245,7 +244,7 @@ def prove_graphs(
             problem = problem or noise_problem(runs.reference, found, noise)
         if problem is not None:
             problems.setdefault(candidate.kind, problem)
-    finite = {kind: floor for kind, floor in floors.items() if np.isfinite(msgspec.structs.astuple(floor)).all()}
+    finite = {kind: floor for kind, floor in floors.items() if floor is not None}
     parity = GraphParity(agreement=agreement, noise=finite, noise_images=len(subject.images))
     return Proof(parity=parity, problems=problems)
 

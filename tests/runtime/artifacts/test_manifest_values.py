@@ -41,6 +41,7 @@ def changed(tiny_bundle: Path, tmp_path: Path) -> Callable[[Change], Path]:
         ({"narrowest_bits": 0}, "narrowest_bits must be positive, got .* and 0"),
         ({"embedding_dim": -1}, "embedding_dim, image_size and narrowest_bits must be positive, got -1"),
         ({"image_size": [0, 8]}, r"must be positive, got \d+, \(0, 8\)"),
+        ({"narrowest_bits": 1}, "narrowest_bits: expected at least the 8 bits of the precision, got 1"),
     ],
 )
 def test_sizes_that_no_model_has_are_refused(
@@ -57,6 +58,8 @@ def test_sizes_that_no_model_has_are_refused(
         ({"activation_bits": 99}, r"bits must be from 1 to 32, got \(8, 99, None\)"),
         ({"weight_bits": 0}, r"bits must be from 1 to 32, got \(0, 8, None\)"),
         ({"attention_bits": -3}, r"bits must be from 1 to 32, got \(8, 8, -3\)"),
+        ({"int8_mac_share": 1e300}, r"shares of multiply-accumulates must be from 0 to 1, got \(1e\+300, None\)"),
+        ({"linear_mac_share": -0.5}, r"shares of multiply-accumulates must be from 0 to 1, got \(.*, -0\.5\)"),
         ({"quantized_linears": -1}, "numbers of quantized layers must not be negative"),
         ({"mean_weight_bits": -3.0}, "mean_weight_bits must be from weight_bits to 32, got -3 with weight_bits = 8"),
         ({"mean_weight_bits": 4.5}, "mean_weight_bits must be from weight_bits to 32, got 4.5 with weight_bits = 8"),
@@ -68,6 +71,27 @@ def test_bits_that_no_engine_has_are_refused(
 ) -> None:
     path = changed(lambda manifest: manifest["precision"].update(values))
     with pytest.raises(CorruptArtifactError, match=message):
+        read_bundle(path)
+
+
+_FLOOR = {"worst_loss": 0.1, "median_loss": 0.1, "margin": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("parity", "message"),
+    [
+        ({"noise": {"fp32": _FLOOR | {"worst_loss": 1e300}}}, r"worst_loss: expected .* from 0 to 2, got 1e\+300"),
+        ({"noise": {"bf16": _FLOOR | {"median_loss": -0.1}}}, r"median_loss: expected .* from 0 to 2, got -0\.1"),
+        ({"noise": {"fp16": _FLOOR | {"margin": 4.1}}}, r"margin: expected .* from 0 to 4, got 4\.1"),
+        ({"median_loss": {"fp16": 3.0}}, "median_loss of fp16: expected .* from 0 to 2, got 3"),
+        ({"noise_images": -1}, "expected numbers of images, got -1 and 40"),
+    ],
+)
+def test_noise_that_no_model_has_is_refused(
+    changed: Callable[[Change], Path], parity: dict[str, Any], message: str
+) -> None:
+    path = changed(lambda manifest: manifest["parity"].update(parity))
+    with pytest.raises(CorruptArtifactError, match=f"{message}.*Get the file again, or build it again"):
         read_bundle(path)
 
 

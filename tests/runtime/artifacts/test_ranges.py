@@ -68,6 +68,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "std": lambda card: card["preprocess"].update(std=[1e-300] * 3),
     "mean": lambda card: card["preprocess"].update(mean=[1e300] * 3),
     "embedding_dim": lambda card: card.update(embedding_dim=0),
+    "noise": lambda card: card.update(noise={"worst_loss": 1e300, "median_loss": 0.0, "margin": 0.0}),
 }
 
 
@@ -76,7 +77,7 @@ def test_cards_with_numbers_out_of_range_are_refused(
     tiny_engine: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     _edit(tiny_engine, change)
-    with pytest.raises(CorruptArtifactError, match="must|within"):
+    with pytest.raises(CorruptArtifactError, match="must|within|from 0 to 2"):
         read_card(tiny_engine)
 
 

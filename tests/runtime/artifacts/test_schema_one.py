@@ -164,17 +164,17 @@ def test_parity_of_schema_1_is_kept_by_graph() -> None:
 def test_flat_parity_names_every_measure() -> None:
     parity = GraphParity(
         agreement={"fp32": Agreement(cosine_logits=0.9, cosine_embedding=0.8)},
-        noise={"fp16": NoiseFloor(worst_loss=1.0, median_loss=2.0, margin=3.0)},
-        median_loss={"fp32": 4.0},
+        noise={"fp16": NoiseFloor(worst_loss=1.0, median_loss=0.5, margin=3.0)},
+        median_loss={"fp32": 0.25},
         loss_images=5,
     )
     assert parity.flat() == {
         "fp32.cosine_logits": 0.9,
         "fp32.cosine_embedding": 0.8,
         "fp16.noise_worst_loss": 1.0,
-        "fp16.noise_median_loss": 2.0,
+        "fp16.noise_median_loss": 0.5,
         "fp16.noise_margin": 3.0,
-        "fp32.median_loss": 4.0,
+        "fp32.median_loss": 0.25,
         "loss_images": 5.0,
     }
     assert parity.least_cosine == 0.8

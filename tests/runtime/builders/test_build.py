@@ -115,8 +115,9 @@ def test_onnxruntime_that_is_missing_is_said_so(
 def test_an_engine_that_misses_its_reference_is_not_written(
     tiny_bundle: Path, rebundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    turned = np.roll(read_bundle(tiny_bundle).golden().embedding, 1, axis=1)
-    wrong = rebundle({bundles.GOLDEN: changed_golden(tiny_bundle, embedding=turned)})
+    turned, head = np.roll(read_bundle(tiny_bundle).golden().embedding, 1, axis=1), read_bundle(tiny_bundle).head()
+    logits = head.logit_scale * turned @ head.text_embedding.T
+    wrong = rebundle({bundles.GOLDEN: changed_golden(tiny_bundle, embedding=turned, logits=logits)})
     with pytest.raises(QualityGateError, match=r"out\.onnx computes wrong values here: embeddings reach a cosine"):
         build_engine(wrong, tmp_path / "out" / "out.onnx")
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from p4q_edge.runtime import RuntimeOptions, ZeroShotClassifier
 from p4q_edge.runtime.artifacts import read_bundle
-from p4q_edge.runtime.artifacts.bundle import PREPROCESS
+from p4q_edge.runtime.artifacts.bundle import GOLDEN, HEAD, PREPROCESS
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.builders.build import build_engine
 from p4q_edge.runtime.builders.consistency import check_outputs
@@ -49,9 +50,31 @@ def test_preprocessing_of_another_size_is_refused(
         build_engine(rebundle(_preprocess(tiny_bundle, size=(16, 16))), tmp_path / "out.onnx")
 
 
+@pytest.mark.parametrize("change", ["reversed", "scale", "bias"])
+@pytest.mark.parametrize("samples_fit", [False, True])
+def test_a_head_that_is_not_the_one_of_the_graph_is_refused(
+    rebundle: Callable[..., Path], tiny_bundle: Path, tmp_path: Path, change: str, samples_fit: bool
+) -> None:
+    source = read_bundle(tiny_bundle)
+    head, golden, engine = source.head(), source.golden(), tmp_path / "out.onnx"
+    other = {
+        "reversed": replace(head, text_embedding=head.text_embedding[::-1].copy()),
+        "scale": replace(head, logit_scale=2 * head.logit_scale),
+        "bias": replace(head, logit_bias=head.logit_bias + head.logit_scale),
+    }[change]
+    members = {HEAD: other.to_bytes()}
+    if samples_fit:
+        logits = other.logit_scale * golden.embedding @ other.text_embedding.T + other.logit_bias
+        members[GOLDEN] = replace(golden, logits=logits.astype(np.float32)).to_bytes()
+    whose = "graph" if samples_fit else "golden samples"
+    with pytest.raises(CorruptArtifactError, match=f"the logits of its {whose} are not those of its head: they differ"):
+        build_engine(rebundle(members), engine)
+    assert not engine.exists()
+
+
 def test_a_graph_of_another_model_is_refused(tiny_bundle: Path) -> None:
     bundle = read_bundle(tiny_bundle)
-    outputs = {"logits": np.zeros((1, 3)), "embedding": np.zeros((1, 16))}
+    outputs = {"logits": bundle.golden().logits, "embedding": bundle.golden().embedding}
     check_outputs(bundle, outputs, input_shape=(-1, 3, 8, 8))
     with pytest.raises(CorruptArtifactError, match=r"takes images of \(9, 9\) pixels"):
         check_outputs(bundle, outputs, input_shape=(-1, 3, 9, 9))

@@ -42,6 +42,20 @@ def test_the_other_graph_is_built_as_ever(rebundle: Callable[..., Path], tmp_pat
     assert read_bundle(bundle).manifest.problem("fp32") is None
 
 
+def test_a_huge_noise_of_its_own_does_not_let_a_bundle_pass_whatever_it_computes(
+    rebundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = read_bundle(rebundle())
+    golden, head = source.golden(), source.head()
+    other = np.roll(golden.embedding, 1, axis=1)
+    members = {GOLDEN: replace(golden, embedding=other, logits=head.logit_scale * other @ head.text_embedding.T)}
+    loud = GraphParity(noise={"fp32": NoiseFloor(worst_loss=2.0, median_loss=2.0, margin=4.0)})
+    with pytest.raises(QualityGateError, match=r"embeddings reach a cosine of .* to the reference; expected 0\.5"):
+        build_engine(
+            rebundle({name: value.to_bytes() for name, value in members.items()}, parity=loud), tmp_path / "out.onnx"
+        )
+
+
 @pytest.mark.parametrize(("profile", "kind"), [("exact", "fp32"), ("fast", "seven_bit"), ("float", "float")])
 def test_the_card_takes_the_noise_of_its_profile_and_selftest_its_limits(
     rebundle: Callable[..., Path], tmp_path: Path, profile: str, kind: str
@@ -63,10 +77,12 @@ def test_the_card_takes_the_noise_of_its_profile_and_selftest_its_limits(
 
 
 def test_a_quiet_model_has_a_narrow_limit(rebundle: Callable[..., Path], tmp_path: Path) -> None:
-    golden = read_bundle(rebundle()).golden()
+    source = read_bundle(rebundle())
+    golden, head = source.golden(), source.head()
     off = golden.embedding + np.float32(0.01) * np.roll(golden.embedding, 1, axis=1)
     off /= np.linalg.norm(off, axis=1, keepdims=True)
-    members = {GOLDEN: replace(golden, embedding=off).to_bytes()}
+    logits = head.logit_scale * off @ head.text_embedding.T
+    members = {GOLDEN: replace(golden, embedding=off, logits=logits).to_bytes()}
     assert build_engine(rebundle(members), tmp_path / "old.onnx").noise is None
     quiet = GraphParity(noise={"fp32": NoiseFloor(worst_loss=1e-9, median_loss=0.0, margin=0.0)})
     with pytest.raises(QualityGateError, match=r"embeddings reach a cosine of 0\.9999. to the reference; expected 1"):

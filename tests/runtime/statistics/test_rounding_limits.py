@@ -40,6 +40,15 @@ def test_a_floor_decides_whatever_the_bit_width() -> None:
     assert calm.least_cosine > least_cosine(8)  # and one in which far less than the constant is a fault
 
 
+def test_whatever_a_model_claims_of_its_roundings_something_else_fails() -> None:
+    limits = rounding_limits_of(8, NoiseFloor(worst_loss=2.0, median_loss=2.0, margin=4.0))
+    assert limits.least_cosine == least_cosine(2) == 0.5
+    assert limits.top1_margin == top1_margin(2)
+    assert "at most 0.5" in limits.rule
+    with pytest.raises(ValueError, match="worst_loss: expected a difference of cosines from 0 to 2, got nan"):
+        NoiseFloor(worst_loss=float("nan"), median_loss=0.0, margin=0.0)
+
+
 def test_top1_may_walk_with_the_images_that_changed() -> None:
     limits = rounding_limits_of(8, FLOOR)
     assert limits.largest_shift(changed=0, n=40) == 2.5  # one image

@@ -11,7 +11,7 @@ import msgspec
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.recipe_document import RecipeDocument
 from p4q_edge.runtime.choices import CpuProfile, GraphKind, Remainder
-from p4q_edge.runtime.statistics import NoiseFloor, with_remainder
+from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, require_loss, with_remainder
 
 GraphRun: TypeAlias = Literal["fp32", "fp32_unoptimized", "fp16", "placed"]
 """A graph as it was run to compare it; `placed` is `fp16` before its remainder turned into FP16."""
@@ -73,6 +73,12 @@ class GraphParity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     median_loss: dict[GraphKind, float] = {}
     noise_images: int = 0
     loss_images: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, loss in self.median_loss.items():
+            require_loss(f"median_loss of {kind}", loss)
+        if min(self.noise_images, self.loss_images) < 0:
+            raise ValueError(f"expected numbers of images, got {self.noise_images} and {self.loss_images}")
 
     @property
     def least_cosine(self) -> float:
@@ -222,6 +228,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 "embedding_dim, image_size and narrowest_bits must be positive, got "
                 f"{self.embedding_dim}, {self.image_size} and {self.narrowest_bits}"
+            )
+        # What rounding may do grows with each bit less: a bundle cannot have it both ways.
+        stated = min(self.precision.activation_bits, self.precision.attention_bits or FULL_BITS, FULL_BITS)
+        if self.rounding_bits < stated:
+            raise ValueError(
+                f"narrowest_bits: expected at least the {stated} bits of the precision, got {self.narrowest_bits}"
             )
 
     def problem(self, kind: GraphKind) -> str | None:

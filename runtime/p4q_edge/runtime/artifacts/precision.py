@@ -59,6 +59,9 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"mean_weight_bits must be from weight_bits to {MAX_BITS}, got {self.mean_weight_bits:g} with "
                 f"weight_bits = {self.weight_bits}"
             )
+        shares = (self.int8_mac_share, self.linear_mac_share)
+        if not all(share is None or 0 <= share <= 1 for share in shares):
+            raise ValueError(f"shares of multiply-accumulates must be from 0 to 1, got {shares}")
         counts = (self.quantized_linears, self.quantized_attentions, self.quantized_convolutions)
         if min(counts) < 0:
             raise ValueError(f"numbers of quantized layers must not be negative, got {counts}")

@@ -30,7 +30,7 @@ from p4q_edge.runtime.artifacts import (
 )
 from p4q_edge.runtime.builders.candidates import PROFILE_VARIABLE, CpuRequest, cpu_candidates, default_choice
 from p4q_edge.runtime.builders.card_parts import card_of, precision_on
-from p4q_edge.runtime.builders.consistency import check_consistent
+from p4q_edge.runtime.builders.consistency import check_consistent, check_folded_head
 from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
 from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
@@ -238,7 +238,7 @@ def _build_tensorrt(
         engine_size_bytes=plan.size_bytes,
         noise=bundle.manifest.parity.noise.get("fp16"),
     )
-    card = _with_contest(card, plan.contest, engine=engine)
+    card = _with_contest(card, plan.contest, bundle, engine=engine)
     try:
         _require_writable(engine, force=force)
         write_deployment(engine, card, {"": plan.plan})
@@ -247,8 +247,9 @@ def _build_tensorrt(
     return card
 
 
-def _with_contest(card: Card, contest: Contest, *, engine: Path) -> Card:
+def _with_contest(card: Card, contest: Contest, bundle: Bundle, *, engine: Path) -> Card:
     """Return the card of the plan that a contest on this GPU kept: its precision, its samples and what it gave."""
+    check_folded_head(bundle, contest.outputs)
     card = msgspec.structs.replace(
         card,
         precision=_of_flavour(card.precision, contest.choice.kept),
@@ -275,7 +276,7 @@ def _build_rtx(
         noise=bundle.manifest.parity.noise.get("fp16"),
     )
     if built.contest is not None:
-        card = _with_contest(card, built.contest, engine=engine)
+        card = _with_contest(card, built.contest, bundle, engine=engine)
     try:
         _require_writable(engine, force=force)
         write_deployment(engine, card, {"": built.plan})

@@ -19,7 +19,7 @@ import msgspec
 LARGEST_LOSS = 1e-3
 """1 - cosine at 8 bits above which something else was computed; roundings alone stay below 5e-4."""
 WEAKEST_COSINE = 0.5
-"""Even at two bits a model that computes the same thing stays above it."""
+"""Even at two bits a model that computes the same thing stays above it, whatever it claims of its own roundings."""
 TOP1_MARGIN = 0.01
 """At 8 bits: top-1 may differ where the reference's two best classes are closer than this difference of cosines."""
 LARGEST_SHIFT = 0.2
@@ -38,6 +38,10 @@ WALK = 4.0
 """Standard deviations of a random walk that the number of right answers may go."""
 
 FULL_BITS = 8
+WIDEST_MARGIN = TOP1_MARGIN * 2.0 ** (FULL_BITS - 2)
+"""Even at two bits a lead of the best class beyond it is kept."""
+_ULPS = 1e-6
+"""Of 1 - cosine and of leads, which float32 rows compute."""
 
 
 def step_ratio(bits: int) -> float:
@@ -66,6 +70,20 @@ def largest_shift(bits: int, *, changed: int, n: int) -> float:
     return max(min(LARGEST_SHIFT * step_ratio(bits), max(LARGEST_SHIFT, walk)), 100.0 / n)
 
 
+LOSS_OF_OPPOSITES = 2.0
+"""1 - cosine of two opposite embeddings: none is larger."""
+
+
+def require_loss(name: str, value: float, *, most: float = LOSS_OF_OPPOSITES) -> None:
+    """Refuse a loss of cosine, or a move of a lead, that cannot be.
+
+    Raises:
+        ValueError: it is negative, larger than `most`, or not a number.
+    """
+    if not -_ULPS <= value <= most + _ULPS:
+        raise ValueError(f"{name}: expected a difference of cosines from 0 to {most:g}, got {value:g}")
+
+
 class NoiseFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the fake-quantized module differs by from itself, run with sums in other orders and precisions.
 
@@ -73,11 +91,19 @@ class NoiseFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         worst_loss: largest 1 - cosine of an embedding.
         median_loss: upper end of the interval of the median of 1 - cosine.
         margin: how far the lead of the best class over another one moved at most, as a difference of cosines.
+
+    Raises:
+        ValueError: no two embeddings differ by so much, or so little.
     """
 
     worst_loss: float
     median_loss: float
     margin: float
+
+    def __post_init__(self) -> None:
+        largest = {"worst_loss": LOSS_OF_OPPOSITES, "median_loss": LOSS_OF_OPPOSITES, "margin": 2 * LOSS_OF_OPPOSITES}
+        for name, most in largest.items():
+            require_loss(name, getattr(self, name), most=most)
 
     def or_(self, other: NoiseFloor) -> NoiseFloor:
         """Return the larger of each figure: what one of two reasons explains.
@@ -123,18 +149,21 @@ class RoundingLimits:
 
 
 def rounding_limits_of(bits: int, floor: NoiseFloor | None = None) -> RoundingLimits:
-    """Return the limits of a model: from its own noise where that was measured, else from its bit width."""
+    """Return the limits of a model: from its own noise where that was measured, else from its bit width.
+
+    A floor is what a bundle or a card claims of itself: whatever it says, an engine that computes something else fails.
+    """
     if floor is not None:
         loss = max(NOISE_FACTOR**2 * floor.worst_loss, SMALLEST_LOSS)
         return RoundingLimits(
             bits=bits,
             measured=True,
-            least_cosine=max(1.0 - loss, -1.0),
-            top1_margin=NOISE_FACTOR * floor.margin,
+            least_cosine=max(1.0 - loss, WEAKEST_COSINE),
+            top1_margin=min(NOISE_FACTOR * floor.margin, WIDEST_MARGIN),
             median_loss=EXCESS * floor.median_loss,
             rule=(
                 f"limits from the noise of this model's own roundings, measured at export: the cosine may lose "
-                f"{NOISE_FACTOR**2:g} x {floor.worst_loss:.2g}, and top-1 may move by what chance explains"
+                f"{NOISE_FACTOR**2:g} x {floor.worst_loss:.2g}, at most {1 - WEAKEST_COSINE:g}, and top-1 may move by what chance explains"
             ),
         )
     return RoundingLimits(
