@@ -17,7 +17,7 @@ from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import sha256_bytes, sha256_file
 
-# Pixels of a test set of a few thousand images; a larger one is decoded again for every stage.
+# Pixels of a test set of a few thousand images; those of a larger one beyond that are decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
 MAX_NAMED = 10
 """Of many images that cannot be read."""
@@ -45,32 +45,35 @@ class LabelledImages:
 
 
 class Pixels:
-    """Preprocessed images, decoded when they are first asked for and kept if they fit into memory."""
+    """Preprocessed images, decoded when they are first asked for, and kept while there is room in memory."""
 
     def __init__(self, read: Callable[[int], np.ndarray], count: int, shape: tuple[int, int, int]) -> None:
         """Take a function from an index to uint8 (3, H, W)."""
         self._read = read
         self._shape = (count, *shape)
-        fits = count * int(np.prod(shape)) <= MAX_CACHED_BYTES
-        self._kept = np.empty(self._shape, np.uint8) if fits else None
-        self._known = np.zeros(count, bool)
+        self._room = MAX_CACHED_BYTES // max(1, int(np.prod(shape)))
+        self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self._shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         wanted = range(*rows.indices(len(self)))
-        if self._kept is None:
-            return np.stack([self._read(index) for index in wanted])
-        for index in wanted:
-            if not self._known[index]:
-                self._kept[index] = self._read(index)
-                self._known[index] = True
-        return self._kept[rows]
+        return (
+            np.stack([self._image(index) for index in wanted]) if wanted else np.empty((0, *self._shape[1:]), np.uint8)
+        )
+
+    def _image(self, index: int) -> np.ndarray:
+        kept = self._kept.get(index)
+        if kept is None:
+            kept = self._read(index)
+            if len(self._kept) < self._room:
+                self._kept[index] = kept
+        return kept
 
 
 def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> None:
-    """Decode images before the work that would end at the first damaged one; `Pixels` that fit into memory keep them.
+    """Decode images before the work that would end at the first damaged one; `Pixels` keep those that fit into memory.
 
     Args:
         pixels: what is decoded.

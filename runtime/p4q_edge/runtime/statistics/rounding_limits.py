@@ -163,7 +163,8 @@ def rounding_limits_of(bits: int, floor: NoiseFloor | None = None) -> RoundingLi
             median_loss=EXCESS * floor.median_loss,
             rule=(
                 f"limits from the noise of this model's own roundings, measured at export: the cosine may lose "
-                f"{NOISE_FACTOR**2:g} x {floor.worst_loss:.2g}, at most {1 - WEAKEST_COSINE:g}, and top-1 may move by what chance explains"
+                f"{NOISE_FACTOR**2:g} x {floor.worst_loss:.2g}, at most {1 - WEAKEST_COSINE:g}, "
+                f"and top-1 may move by what chance explains"
             ),
         )
     return RoundingLimits(
