@@ -14,10 +14,21 @@ from p4q_edge.recipe.schema import Recipe, Section
 from p4q_edge.recipe.words import words_problem
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import not_fetched, read_bounded
+from p4q_edge.runtime.storage import not_fetched, one_line, read_bounded
 
 MAX_RECIPE_BYTES = 1 << 20
+MAX_DOTS = 100
+"""Of a line, outside of texts: the parser takes time as the square of a dotted key's parts, minutes for a megabyte."""
 MAX_NUMBER = (1 << 31) - 1
+_TEXTS = re.compile(
+    r'"""(?:[^"\\]++|\\.|"{1,2}+(?!"))*+(?:"{3,5}|\\?\Z)'
+    r"|'''(?:[^']++|'{1,2}+(?!'))*+(?:'{3,5}|\Z)"
+    r'|"(?:\\.|[^"\\\n])*+"?'
+    r"|'[^'\n]*+'?"
+    r"|#[^\n]*+",
+    re.DOTALL,
+)
+"""Texts and comments, closed or not."""
 _SHOWN = 60
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _CAME = {kind.__name__: words for kind, words in _KINDS.items()} | {"array": "a list", "object": "a section of keys"}
@@ -52,9 +63,17 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
     try:
-        return tomllib.loads(read_bounded(path, limit_bytes=MAX_RECIPE_BYTES, kind="recipe").decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+        text = read_bounded(path, limit_bytes=MAX_RECIPE_BYTES, kind="recipe").decode("utf-8")
+        _refuse_long_keys(text, path)
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also of Python's own, for whole numbers of thousands of digits
+        raise UsageError(f"{path} is not TOML: {one_line(error)}") from error
+
+
+def _refuse_long_keys(text: str, path: Path) -> None:
+    for number, line in enumerate(_TEXTS.sub("", text).split("\n"), start=1):
+        if (dots := line.count(".")) > MAX_DOTS:
+            raise UsageError(f"{path}: expected keys of a section and a name, got {dots} dots in line {number}")
 
 
 def parse_recipe(document: dict[str, Any], *, source: str) -> Recipe:
@@ -191,15 +210,19 @@ def _toml_value(value: object) -> str:
 
 
 def _unbounded(document: dict[str, Any], *, prefix: str) -> Iterator[str]:
-    """Numbers that no key takes: not finite, or beyond 32 bits, which loops and arrays have no room for."""
+    """Numbers that no key takes: not finite, or beyond 32 bits, which loops and arrays have no room for.
+
+    A seed has 63.
+    """
+    most = MAX_NUMBER if prefix else (1 << 63) - 1
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _unbounded(value, prefix=f"{prefix}{key[:_SHOWN]}.")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 yield f"{prefix}{key[:_SHOWN]} must be a number that is finite, got {number}"
-            elif isinstance(number, int) and abs(number) > MAX_NUMBER and prefix:
-                yield f"{prefix}{key[:_SHOWN]} must be between -{MAX_NUMBER} and {MAX_NUMBER}, got a larger one"
+            elif isinstance(number, int) and abs(number) > most:
+                yield f"{prefix}{key[:_SHOWN]} must be between {-most if prefix else 0} and {most}, got a larger one"
 
 
 def _in_words(message: str, document: dict[str, Any]) -> str:

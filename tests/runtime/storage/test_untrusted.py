@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import msgspec
 import numpy as np
@@ -41,6 +42,21 @@ json_values = st.recursive(
 def test_the_depth_is_that_of_the_parsed_value(value: object) -> None:
     assert json_depth(json.dumps(value).encode()) == measured_depth(value)
     assert json_depth(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) == measured_depth(value)
+
+
+HEADER = 8 << 20
+
+
+@pytest.mark.parametrize("unit", [b'\\"', b'"', b"[", b'"["{'], ids=["escaped", "quotes", "open", "in strings"])
+def test_the_depth_of_8_megabytes_takes_less_than_half_a_second(unit: bytes) -> None:
+    data = b'{"a":"' + unit * (HEADER // len(unit))
+
+    def seconds() -> float:
+        start = time.process_time()
+        json_depth(data)
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(1 + (seconds() > 0.4))) < 0.5  # once more where something else disturbed it
 
 
 def test_json_round_trip_has_sorted_keys() -> None:

@@ -133,6 +133,35 @@ def test_recipes_that_are_no_toml_or_missing(tmp_path: Path) -> None:
         read_recipe(tmp_path / "bad.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" + ".a" * 200_000 + " = 1\n", "expected keys of a section and a name, got 200000 dots in line 1"),
+        ('seed = 1\n"a"' + " . 'a'" * 200 + " = 1\n", "got 200 dots in line 2"),
+        ('x = {a = """b"""", ' + "c." * 200 + "c = 1}\n", "got 200 dots in line 1"),
+        ("seed = " + "9" * 5000, "is not TOML: Exceeds the limit"),
+        ("seed = 0x" + "f" * 5000, f"seed must be between 0 and {(1 << 63) - 1}, got a larger one"),
+        ("a = " + "[" * 100_000, "is not TOML: "),
+    ],
+    ids=["dots", "quoted", "behind a text", "digits", "hexadecimal", "lists"],
+)
+def test_what_takes_a_parser_minutes_or_its_own_errors_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p4q.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_recipe(tmp_path / "p4q.toml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_dots_of_texts_and_comments_are_none_of_keys(tmp_path: Path) -> None:
+    dots = "a." * 300
+    (tmp_path / "p4q.toml").write_text(
+        f'# {dots}\n[model]\nname = "ViT-B-32"\npretrained = "openai"\n[data]\ntrain = "x"\n'
+        f'class_names = [\'b {dots}\', "c \\" {dots}", """d {dots}"""]\n'
+    )
+    assert len(read_recipe(tmp_path / "p4q.toml").data.class_names) == 3
+
+
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "p4q.toml").write_text(
         '[model]\nname = "ViT-B-32"\npretrained = "w.pt"\n[data]\ntrain = "photos"\nclass_names = "names.txt"\n'
