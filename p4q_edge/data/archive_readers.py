@@ -18,7 +18,7 @@ from PIL import Image
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import SUFFIXES, ImageSet, load_image
 from p4q_edge.runtime.progress import tracked
-from p4q_edge.runtime.storage import NPZ_ERRORS, beyond_unicode, one_line
+from p4q_edge.runtime.storage import NPZ_ERRORS, beyond_unicode, one_line, open_regular
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100
@@ -43,7 +43,7 @@ def read_npz(path: Path) -> ImageSet:
     """
     try:
         # Opened here, as NumPy leaves a file that it refuses open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
             _check_unpacked(path)
             images, labels, class_names = (_array(archive[name]) for name in ("images", "labels", "class_names"))
     except NPZ_ERRORS as error:
@@ -157,7 +157,7 @@ class _TarImages:
 
     def read(self, index: int) -> bytes:
         offset, size = self.places[index].tolist()
-        with self.paths[self.shard[index]].open("rb") as stream:
+        with open_regular(self.paths[self.shard[index]]) as stream:
             stream.seek(offset)
             data: bytes = stream.read(size)
         return data
@@ -221,7 +221,7 @@ def read_shards(paths: Sequence[Path], *, source: str) -> ImageSet:
 def _scan(path: Path) -> _Shard:
     members = _Members()
     try:
-        with tarfile.open(path, "r:", tarinfo=_BoundedInfo) as archive:
+        with open_regular(path) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_BoundedInfo) as archive:
             for member in archive:
                 if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
                     _take(members, member, archive, path)

@@ -16,7 +16,7 @@ from PIL import Image
 from p4q_edge.data.archive_readers import checked_labels
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, InputError
 from p4q_edge.runtime.images import ImageSet, from_paths, in_label_order, load_image, same_form
-from p4q_edge.runtime.storage import decode_json, one_line, printable, read_bounded
+from p4q_edge.runtime.storage import decode_json, one_line, open_regular, printable, read_bounded
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNS = ("path", "label")
@@ -64,6 +64,7 @@ def read_parquet(path: Path) -> ImageSet:
     from pyarrow import parquet
 
     try:
+        open_regular(path).close()  # the library would wait for the writer of a pipe
         schema = parquet.read_schema(path)
         missing = next((name for name in COLUMNS if name not in schema.names), None)
         if missing is not None:

@@ -16,7 +16,7 @@ from open_clip.hf_configs import arch_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 from p4q_edge.runtime.errors import ArtifactError, InputError
-from p4q_edge.runtime.storage import decode_json, printable, read_bounded
+from p4q_edge.runtime.storage import decode_json, printable, read_bounded, what_is_at
 
 CONFIG = "open_clip_config.json"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
@@ -76,6 +76,8 @@ def checked_config(name: str) -> dict[str, Any]:
     document = _read(folder / CONFIG, limit_bytes=MAX_CONFIG_BYTES)
     check_config(document, source=str(folder / CONFIG), folder=folder)
     weights = [path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES]
+    if odd := [path for path in weights if not path.is_file()]:
+        raise InputError(f"{odd[0]} {what_is_at(odd[0])}; expected a file of weights. Copy the model's folder again.")
     if not weights:
         # Without them open_clip would fetch those of the towers by name.
         raise InputError(

@@ -14,7 +14,7 @@ from p4q_edge.recipe.schema import Recipe, Section
 from p4q_edge.recipe.words import words_problem
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.storage import not_fetched, one_line, read_bounded
+from p4q_edge.runtime.storage import not_fetched, one_line, read_bounded, what_is_at
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_DOTS = 100
@@ -61,7 +61,7 @@ def read_right_keys(path: str | Path) -> Recipe | None:
 
 def _read_document(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UsageError(f"recipe {path} does not exist; `p4q-edge build --print-config` shows one to start from")
+        raise UsageError(f"recipe {path} {what_is_at(path)}; `p4q-edge build --print-config` shows one to start from")
     try:
         text = read_bounded(path, limit_bytes=MAX_RECIPE_BYTES, kind="recipe").decode("utf-8")
         _refuse_long_keys(text, path)

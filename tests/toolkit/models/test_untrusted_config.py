@@ -1,6 +1,7 @@
 """Models of strangers: what their configuration asks for beyond an architecture is refused, and never run."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,6 +184,13 @@ ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_odd_configurations_end_in_one_documented_error(folder: Path, change: Callable[[Any], object]) -> None:
     _write(folder, change(_document()))
     with pytest.raises(InputError):
+        load_model(f"local-dir:{folder}")
+
+
+def test_a_pipe_in_place_of_weights_is_refused(folder: Path) -> None:
+    _write(folder, _document())
+    os.mkfifo(folder / "open_clip_model.bin")
+    with pytest.raises(InputError, match=r"open_clip_model\.bin is a pipe or a device, not a file; expected a file of"):
         load_model(f"local-dir:{folder}")
 
 

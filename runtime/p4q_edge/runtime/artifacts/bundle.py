@@ -37,6 +37,7 @@ from p4q_edge.runtime.storage import (
     require_writable,
     sha256_bytes,
     sha256_file,
+    what_is_at,
 )
 
 if TYPE_CHECKING:
@@ -159,9 +160,8 @@ def read_bundle(path: str | Path, *, trusted: Keys = None) -> Bundle:
     """
     path = Path(path)
     if not path.is_file():
-        found = "is a directory" if path.is_dir() else "does not exist"
         photos = f" To start from photographs: p4q-edge init {quoted(path)}" if path.is_dir() else ""
-        raise InputError(f"{path} {found}. Name a bundle ({SUFFIX}) that `p4q-edge build` exported.{photos}")
+        raise InputError(f"{path} {what_is_at(path)}. Name a bundle ({SUFFIX}) that `p4q-edge build` exported.{photos}")
     with _opened(path) as archive:
         members = archive.infolist()
         _check_members(members, path)

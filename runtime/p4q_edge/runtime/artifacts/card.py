@@ -32,6 +32,7 @@ from p4q_edge.runtime.storage import (
     sha256_bytes,
     sha256_file,
     switch_files,
+    what_is_at,
 )
 
 MAX_FOLDED_HEAD_BYTES = 4 << 20
@@ -194,8 +195,8 @@ def _no_engine(engine: Path) -> InputError:
     if engine.is_dir():
         return InputError(f"{engine} is a directory; expected an engine: a file ending in .onnx, .plan or .rtx.")
     return InputError(
-        f"{engine} does not exist. Build it from a bundle: p4q-edge build model.p4q --engine {quoted(engine)}, or from "
-        f"a recipe: p4q-edge build --recipe p4q.toml --engine {quoted(engine)}"
+        f"{engine} {what_is_at(engine)}. Build it from a bundle: p4q-edge build model.p4q --engine {quoted(engine)}, or "
+        f"from a recipe: p4q-edge build --recipe p4q.toml --engine {quoted(engine)}"
     )
 
 

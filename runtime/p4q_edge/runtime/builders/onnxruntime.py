@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -13,10 +16,12 @@ from p4q_edge.runtime.artifacts import CpuInspection, check_model
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines.onnxruntime import load_error, open_session, session_errors, session_options
 from p4q_edge.runtime.errors import CorruptArtifactError
+from p4q_edge.runtime.storage import write_error
 
 INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "QLinearConv"})
 FLOAT_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "MatMulNBits"})
 """The last one reads INT4 weights and multiplies in FP32."""
+_LEAST_ROOM = 1 << 16
 
 
 def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
@@ -34,8 +39,19 @@ def optimized_model(model: bytes, profile: CpuProfile, *, name: str) -> bytes:
         try:
             open_session(model, options)
         except session_errors() as error:
+            _require_room(path, len(model))
             raise load_error(error, name=name) from error
         return path.read_bytes()
+
+
+def _require_room(path: Path, size_bytes: int) -> None:
+    """Raise where a file that a library failed to write has no room: the library does not say so.
+
+    Raises:
+        P4QEdgeError: the disk is full.
+    """
+    if shutil.disk_usage(path.parent).free < size_bytes:
+        raise write_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> CpuInspection:
@@ -52,7 +68,10 @@ def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> Cpu
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = open_session(model, options)
         session.run(None, {"image": image})
-        text = Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace")
+        profile_file = Path(session.end_profiling())
+        text = profile_file.read_text(encoding="utf-8", errors="replace")
+        if not text.rstrip().endswith("]"):
+            _require_room(profile_file, _LEAST_ROOM)
     try:
         counts = Counter(
             event["args"]["op_name"]

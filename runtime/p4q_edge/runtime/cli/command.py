@@ -122,6 +122,10 @@ def _path(value: object) -> str:
     raise TypeError(f"a {type(value).__name__} cannot be part of a document")
 
 
+FULL = "/dev/full"
+"""What stands for a stdout that the caller closed."""
+
+
 def write_line(text: str) -> None:
     """Write a line to stdout; control characters, and those that its encoding lacks, become escapes."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -144,7 +148,8 @@ def flush_stdout(text: str = "") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
-        raise P4QEdgeError(f"cannot write to stdout: {error.strerror}. Direct it elsewhere.") from error
+        why = "it is closed" if sys.stdout.name == FULL else error.strerror
+        raise P4QEdgeError(f"cannot write to stdout: {why}. Direct it elsewhere.") from error
 
 
 def toolkit_function(name: str, *, missing: str, group: str = FUNCTION_GROUP) -> Callable[..., Any]:

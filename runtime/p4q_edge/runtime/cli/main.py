@@ -27,6 +27,7 @@ from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
 from p4q_edge.runtime.cli.arguments import Parser
 from p4q_edge.runtime.cli.command import (
     ENTRY_POINT_GROUP,
+    FULL,
     Command,
     CommandGroup,
     Output,
@@ -81,7 +82,7 @@ def _open_streams() -> None:
     if sys.stderr is None:
         sys.stderr = nowhere.open("w")
     if sys.stdout is None:
-        full = Path("/dev/full")
+        full = Path(FULL)
         sys.stdout = (full if full.exists() else nowhere).open("w")
 
 

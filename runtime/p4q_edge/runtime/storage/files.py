@@ -57,6 +57,13 @@ def not_fetched(path: str | os.PathLike[str]) -> str:
     return f"{address} is an address, and nothing is fetched from networks. {how}"
 
 
+def what_is_at(path: Path) -> str:
+    """Return what to say of a path that is no regular file: `does not exist`, `is a directory` or what else it is."""
+    if path.is_dir():
+        return "is a directory"
+    return "is a pipe or a device, not a file" if path.exists() else "does not exist"
+
+
 def require_writable(path: Path, *, force: bool) -> None:
     """Raise where no file can be made at `path`: asked before the work that would be lost with it.
 

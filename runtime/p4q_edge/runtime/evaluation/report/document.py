@@ -16,7 +16,7 @@ from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate, wilson_interval
-from p4q_edge.runtime.storage import MAX_JSON_BYTES, MAX_JSON_DEPTH, decode_json, json_depth, read_bounded
+from p4q_edge.runtime.storage import MAX_JSON_BYTES, MAX_JSON_DEPTH, decode_json, json_depth, open_regular, read_bounded
 
 SCHEMA_VERSION = 2
 KIND = "p4q-edge report"
@@ -285,8 +285,11 @@ def read_report(path: Path) -> Report:
 
 def is_report(path: Path) -> bool:
     """Return whether a file is a report in one of our formats, which a new validation of the engine may replace."""
-    with path.open("rb") as stream:
-        head = stream.read(4096)
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(4096)
+    except OSError:
+        return False
     if path.suffix == ".json":
         try:
             data = read_bounded(path, limit_bytes=MAX_REPORT_BYTES, kind="report")
