@@ -194,9 +194,10 @@ def read_card(engine: str | Path, *, trusted: Keys = None) -> Card:
 def _no_engine(engine: Path) -> InputError:
     if engine.is_dir():
         return InputError(f"{engine} is a directory; expected an engine: a file ending in .onnx, .plan or .rtx.")
+    from_bundle, from_recipe = (f"p4q-edge build {source} --engine" for source in ("model.p4q", "--recipe p4q.toml"))
     return InputError(
-        f"{engine} {what_is_at(engine)}. Build it from a bundle: p4q-edge build model.p4q --engine {quoted(engine)}, or "
-        f"from a recipe: p4q-edge build --recipe p4q.toml --engine {quoted(engine)}"
+        f"{engine} {what_is_at(engine)}. Build it from a bundle: {from_bundle} {quoted(engine)}, or from a recipe: "
+        f"{from_recipe} {quoted(engine)}"
     )
 
 
