@@ -1,7 +1,24 @@
-"""`python -m p4q_edge` is `p4q-edge`; so `torchrun -m p4q_edge` starts it in several processes."""
+"""`p4q-edge`, also as `python -m p4q_edge`, so that `torchrun -m p4q_edge` starts it in several processes."""
 
+import os
+import signal
 import sys
 
-from p4q_edge.runtime.cli.main import main
 
-sys.exit(main())
+def run() -> int:
+    """Run the command with the arguments of this process and return its exit code."""
+    # Until the command watches for signals itself: by then it has imported half of the standard library.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+    from p4q_edge.runtime.cli.main import main
+
+    return main()
+
+
+def _end(number: int, frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -63,6 +63,43 @@ def test_a_signal_ends_the_command_with_its_code_and_one_line(
     assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
 
 
+IMPORTING = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+from p4q_edge.runtime.cli.interruption import Interruption
+Interruption().watch()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    import slow
+    while True:
+        pass
+except KeyboardInterrupt:
+    print(slow.DONE, file=sys.stderr)
+"""
+
+
+def test_an_import_is_not_broken_off(tmp_path: Path) -> None:
+    """Native modules that are half imported crash later."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.6)\nDONE = 'whole'\n")
+    assert _ended(tmp_path, program=IMPORTING) == (0, "whole\n")
+
+
+EARLY = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "p4q_edge.runtime":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from p4q_edge.__main__ import run
+sys.exit(run())
+"""
+
+
+def test_a_signal_before_anything_is_imported_is_one_line() -> None:
+    assert _ended("--help", program=EARLY) == (130, "interrupted\n")
+
+
 IGNORED = """
 import os, signal, time
 from p4q_edge.runtime.cli.interruption import Interruption

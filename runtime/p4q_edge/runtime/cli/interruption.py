@@ -12,6 +12,8 @@ from types import FrameType
 GRACE_SECONDS = 1.5
 """After which the process ends where it is: native code does not listen to Python's exceptions."""
 LAST_WORD = b"interrupted\n"
+_AGAIN_SECONDS = 0.02
+_IMPORTING = "<frozen importlib"
 
 
 def on_signals(
@@ -66,12 +68,28 @@ class Interruption:
     def _raise(self, number: int, frame: FrameType | None) -> None:
         # The thread may have seen the signal before this handler ran, so that it does not decide who is first.
         self.signal = self.signal or number
-        if not self._raised:
+        # Libraries in native code do not survive that an import of theirs is broken off: they crash when they are used.
+        if not self._raised and not _is_import(frame):
             self._raised = True
             raise KeyboardInterrupt
 
     def _end(self, number: int) -> None:
         self.signal = self.signal or number
-        time.sleep(GRACE_SECONDS)
+        end = time.monotonic() + GRACE_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            if self._raised:
+                time.sleep(left)
+                break
+            time.sleep(_AGAIN_SECONDS)
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
         os.write(2, LAST_WORD)
         os._exit(self.exit_code)
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    """Return whether a frame, or one that called it, imports a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_IMPORTING):
+            return True
+        frame = frame.f_back
+    return False
