@@ -205,7 +205,7 @@ def page(outcome: Outcome) -> bytes:
     chain, images = outcome.report.chain, outcome.images
     thumbnails = {}
     if chain is not None and images is not None:
-        thumbnails = make_thumbnails(images.pixels, shown_images(chain))
+        thumbnails = make_thumbnails(images.pixels, shown_images(chain, outcome.report.unknown))
     return render_html(outcome.report, thumbnails=thumbnails).encode()
 
 

@@ -55,6 +55,7 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
         changes=_in_words(report.chain, _changed(report.chain)),
         trials=trial_tables(report),
         mistakes=_in_words(report.chain, _mistaken(report.chain)),
+        unknown=_in_words(report.chain, report.unknown),
         max_thumbnails=MAX_THUMBNAILS,
     )
 
@@ -116,9 +117,13 @@ def _pictures(report: Report, figures: Any) -> dict[str, str]:
     return drawn
 
 
-def shown_images(chain: ChainReport) -> tuple[int, ...]:
-    """Return the indices of the images that the page shows: mistakes and changed answers, 24 of each at most."""
-    return tuple(dict.fromkeys((*_mistaken(chain)[:MAX_THUMBNAILS], *_changed(chain)[:MAX_THUMBNAILS])))
+def shown_images(chain: ChainReport, unknown: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the indices of the images that the page shows: mistakes, those called unknown, and changed answers.
+
+    Of each 24 at most.
+    """
+    kinds = (_mistaken(chain), unknown, _changed(chain))
+    return tuple(dict.fromkeys(index for kind in kinds for index in kind[:MAX_THUMBNAILS]))
 
 
 def _changed(chain: ChainReport | None) -> tuple[int, ...]:

@@ -50,6 +50,13 @@ def test_accuracy_comes_first_with_the_zero_shot_row(with_zero_shot: Path, valid
     report = read_report(engine.with_name("out.report.json"))
     assert report.zero_shot is not None
     assert (report.zero_shot.value, report.zero_shot.n) == (0.75, 40)
+    # The same images by class.
+    assert sum(row.zero_shot.n for row in report.class_gains) == 40
+    assert sum(row.zero_shot.value * row.zero_shot.n for row in report.class_gains) == pytest.approx(30)
+    assert report.chain is not None
+    shares = {row.name: row.learned for row in report.class_gains}
+    stage = report.chain.stage("engine")
+    assert shares == dict(zip(report.chain.class_names, stage.class_accuracy, strict=True))
 
 
 def test_mistakes_are_named_and_hops_shown_with_v(with_zero_shot: Path, validated: Path, run: Run) -> None:

@@ -94,6 +94,7 @@ def test_the_threshold_of_the_card_rejects(engine: Path, validated: Path, others
     report = read_report(engine.with_name("tiny.report.json"))
     assert report.ood is not None
     assert report.ood.threshold == 1.0
+    assert report.unknown == tuple(range(40)), "the labelled ones are named too"
     assert {stage.rejected.value for stage in report.ood.stages} == {1.0}
 
 

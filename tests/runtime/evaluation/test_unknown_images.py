@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from p4q_edge.runtime.artifacts import Calibration
-from p4q_edge.runtime.evaluation.trials.unknown_images import unknown_report
+from p4q_edge.runtime.evaluation.trials.unknown_images import called_unknown, unknown_report
 
 NAMES = ("cup", "plate")
 
@@ -46,6 +46,8 @@ def test_a_class_may_have_its_own_threshold() -> None:
     assert report.stages[0].rejected.value == 0.5  # as plate alone
     assert report.stages[0].auroc.value == 0.5
     assert report.class_thresholds
+    own = Calibration(threshold=0.5, class_thresholds={"plate": 0.99})
+    assert called_unknown(logits(3, -3, -9, 0.1), class_names=NAMES, calibration=own) == (1,)
 
 
 def test_temperature_and_independent_classes_count() -> None:

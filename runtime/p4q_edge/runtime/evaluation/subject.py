@@ -20,7 +20,7 @@ from p4q_edge.runtime.evaluation.report.document import Built
 from p4q_edge.runtime.evaluation.request import ValidateRequest
 from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, OUTPUT_NAMES, STAGE_ORDER, Outputs, Stage
-from p4q_edge.runtime.statistics import FULL_BITS, Estimate, NoiseFloor, metrics, with_remainder
+from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, with_remainder
 from p4q_edge.runtime.storage import quoted, sha256_file
 
 BUNDLE_SUFFIX = ".p4q"
@@ -206,18 +206,16 @@ def in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
     return {name: stages[name] for name in STAGE_ORDER if name in stages}
 
 
-def zero_shot_of(subject: Subject, images: LabelledImages) -> Estimate | None:
-    """Return top-1 of hand-written prompts in full precision, on the images for which the bundle has it, or None."""
+def zero_shot_answers(subject: Subject, images: LabelledImages) -> dict[int, int]:
+    """Return what hand-written prompts answer in full precision, by the index of each image that the bundle knows."""
     found = None if subject.bundle is None else subject.bundle.reference()
     if found is None or subject.bundle is None:
-        return None
+        return {}
     answers = subject.bundle.manifest.data_index.zero_shot
     if len(answers) != len(found):
-        return None
+        return {}
     rows, _ = found.match(images.pixels, range(len(images.labels)))
-    if not rows:
-        return None
-    return metrics.proportion(np.array([answers[row] == images.labels[index] for index, row in rows.items()]))
+    return {index: answers[row] for index, row in rows.items()}
 
 
 def built_of(subject: Subject) -> Built:

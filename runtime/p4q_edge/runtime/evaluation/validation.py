@@ -31,11 +31,29 @@ from p4q_edge.runtime.evaluation.report.document import (
 from p4q_edge.runtime.evaluation.report.markdown import render_markdown
 from p4q_edge.runtime.evaluation.report.speed import read_bench, with_accuracy
 from p4q_edge.runtime.evaluation.request import ValidateRequest
-from p4q_edge.runtime.evaluation.subject import Subject, built_of, golden_chain, in_order, open_subject, zero_shot_of
-from p4q_edge.runtime.evaluation.trials import CaptionedImages, Tested, Trials, check_sources, check_trials, run_trials
+from p4q_edge.runtime.evaluation.subject import (
+    Subject,
+    built_of,
+    golden_chain,
+    in_order,
+    open_subject,
+    zero_shot_answers,
+)
+from p4q_edge.runtime.evaluation.trials import (
+    CaptionedImages,
+    ClassGain,
+    Tested,
+    Trials,
+    called_unknown,
+    check_sources,
+    check_trials,
+    class_gains,
+    run_trials,
+)
 from p4q_edge.runtime.images import LabelledImages, draw_subset, read_class_folders, subset
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
+from p4q_edge.runtime.statistics import Estimate, metrics
 from p4q_edge.runtime.storage import atomic_write, is_read_only, require_writable, sha256_bytes, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -115,6 +133,8 @@ class _Found:
     golden: ChainReport
     chain: ChainReport | None
     trials: Trials
+    zero_shot: Mapping[int, int]
+    unknown: tuple[int, ...]
 
 
 def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _Found:
@@ -159,7 +179,20 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
         of_no_class=of_no_class,
     )
     trials = run_trials(request, tested)
-    return _Found(reference=reference, images=images, speed=speed, golden=golden, chain=chain, trials=trials)
+    return _Found(
+        reference=reference,
+        images=images,
+        speed=speed,
+        golden=golden,
+        chain=chain,
+        trials=trials,
+        zero_shot={} if images is None else zero_shot_answers(subject, images),
+        unknown=() if chain is None else _called_unknown(subject, logits[chain.stages[-1].name]),
+    )
+
+
+def _called_unknown(subject: Subject, logits: np.ndarray) -> tuple[int, ...]:
+    return called_unknown(logits, class_names=subject.card.class_names, calibration=subject.card.calibration)
 
 
 def _class_rows(subject: Subject) -> np.ndarray | None:
@@ -181,7 +214,9 @@ def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report
         files=files,
         chain=chain,
         golden=found.golden,
-        zero_shot=None if images is None else zero_shot_of(subject, images),
+        zero_shot=_zero_shot(found),
+        class_gains=() if chain is None or not found.zero_shot else _class_gains(chain, found.zero_shot),
+        unknown=found.unknown,
         baselines=reference.baselines,
         learning=reference.learning,
         speed=with_accuracy(found.speed, chain),
@@ -194,6 +229,16 @@ def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report
         not_checked=_not_checked(subject, reference, images),
         provenance=_provenance(request, subject, found),
     )
+
+
+def _zero_shot(found: _Found) -> Estimate | None:
+    if not found.zero_shot or found.images is None:
+        return None
+    return metrics.proportion(np.array([answer == found.images.labels[i] for i, answer in found.zero_shot.items()]))
+
+
+def _class_gains(chain: ChainReport, zero_shot: Mapping[int, int]) -> tuple[ClassGain, ...]:
+    return class_gains(zero_shot, chain.predictions[chain.stages[-1].name], chain.labels, chain.class_names)
 
 
 def with_recorded(

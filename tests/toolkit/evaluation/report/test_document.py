@@ -143,6 +143,23 @@ def test_the_page_shows_mistakes_and_changed_answers_and_few_of_each(report: Any
     assert counts[labels[first], answers[first]] == counts.max()
 
 
+def test_the_page_shows_images_that_are_called_unknown(report: Any) -> None:
+    chain = report.chain
+    right = np.flatnonzero(np.array(chain.predictions["engine"]) == np.array(chain.labels))[:30]
+    unknown = tuple(int(index) for index in right)
+    page = html.render_html(msgspec.structs.replace(report, unknown=unknown))
+    assert "Called unknown by engine" in page
+    assert "30 of 400 labelled images stay below the threshold of their best class; the first 24 are shown" in page
+    assert page.count("<br>nearest: ") == html.MAX_THUMBNAILS
+    assert set(unknown[: html.MAX_THUMBNAILS]) <= set(html.shown_images(chain, unknown))
+    assert "Called unknown" not in html.render_html(report)
+
+
+def test_tables_that_scroll_are_reached_with_the_keyboard(report: Any) -> None:
+    page = html.render_html(report)
+    assert page.count('<div class="scroll" tabindex="0" role="group" aria-label="') == page.count('class="scroll"') > 4
+
+
 def test_thumbnails_keep_their_index() -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 200, 100), dtype=np.uint8)
     assert list(html.make_thumbnails(images, (7, 5, 59))) == [7, 5, 59]

@@ -14,7 +14,7 @@ from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.evaluation.gates import GateResult
 from p4q_edge.runtime.evaluation.request import ValidateRequest
-from p4q_edge.runtime.evaluation.trials import CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
+from p4q_edge.runtime.evaluation.trials import ClassGain, CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate, wilson_interval
 from p4q_edge.runtime.storage import MAX_JSON_BYTES, MAX_JSON_DEPTH, decode_json, json_depth, open_regular, read_bounded
 
@@ -154,6 +154,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         golden: the stages on the golden samples of the bundle.
         zero_shot: top-1 of the full-precision model with hand-written prompts, on those of these images for which the
             bundle has it; None without any.
+        class_gains: the same by class, beside the engine; what learning cost most first.
+        unknown: indices of the labelled images whose best class stays below the engine's threshold.
         prompts: the first hand-written prompt of each class, as the bundle keeps them.
         learning: the learning curve of the run folder, where one was logged.
         modality: how far images and class embeddings lie apart; None without labelled images or class embeddings.
@@ -173,6 +175,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     chain: ChainReport | None
     golden: ChainReport | None = None
     zero_shot: Estimate | None = None
+    class_gains: tuple[ClassGain, ...] = ()
+    unknown: tuple[int, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     learning: tuple[LearningPoint, ...] = ()
     speed: tuple[SpeedRow, ...] = ()

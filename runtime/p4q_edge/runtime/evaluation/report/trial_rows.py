@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import Report
-from p4q_edge.runtime.evaluation.trials import CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
+from p4q_edge.runtime.evaluation.trials import ClassGain, CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate
 
 
@@ -23,6 +23,8 @@ class Cell(NamedTuple):
         return f"{self.value} {self.interval}".rstrip()
 
 
+MOST_CLASSES = 30
+"""Classes in a table; the document has all."""
 MOST = 10
 """Largest number of nearest ones that recall is told for."""
 
@@ -44,7 +46,12 @@ class TrialTable:
 
 def trial_tables(report: Report, *, details: bool = True) -> tuple[TrialTable, ...]:
     """Return a table for each part that was asked for, and with details for what is always told."""
-    return (*([_modality(report.modality)] if details and report.modality is not None else []), *_tables(report))
+    always = []
+    if details and report.class_gains:
+        always.append(_class_gains(report.class_gains))
+    if details and report.modality is not None:
+        always.append(_modality(report.modality))
+    return (*always, *_tables(report))
 
 
 def _tables(report: Report) -> Iterator[TrialTable]:
@@ -58,6 +65,29 @@ def _tables(report: Report) -> Iterator[TrialTable]:
 
 def _share(estimate: Estimate) -> Cell:
     return Cell(words.percent(estimate.value), words.interval(estimate))
+
+
+def _class_gains(rows: tuple[ClassGain, ...]) -> TrialTable:
+    half = MOST_CLASSES // 2
+    shown = rows if len(rows) <= MOST_CLASSES else (*rows[:half], *rows[-half:])
+    count = sum(row.learned.n for row in rows)
+    left_out = "" if shown is rows else f" Of {len(rows)} classes the first and the last {half} stand here."
+    return TrialTable(
+        title=f"Learned against zero-shot by class, n = {count}",
+        header=("class", "zero-shot, float", "engine", "difference, points", "n"),
+        rows=tuple(
+            (
+                Cell(row.name),
+                _share(row.zero_shot),
+                _share(row.learned),
+                Cell(f"{100 * (row.learned.value - row.zero_shot.value):+.1f}"),
+                Cell(str(row.learned.n)),
+            )
+            for row in shown
+        ),
+        note="Zero-shot: hand-written prompts in full precision, on the images for which the bundle has their answers. "
+        f"What learning cost most stands first.{left_out}",
+    )
 
 
 def _modality(found: ModalityReport) -> TrialTable:

@@ -9,12 +9,14 @@ from p4q_edge.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_sources, check_trials, run_trials
     from p4q_edge.runtime.evaluation.trials.corruptions import CorruptionRow
+    from p4q_edge.runtime.evaluation.trials.hand_written import ClassGain, class_gains
     from p4q_edge.runtime.evaluation.trials.modality import ModalityReport, ModalityRow
     from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, RetrievalReport, RetrievalRow
-    from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, UnknownStage
+    from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, UnknownStage, called_unknown
 
 __all__ = [
     "CaptionedImages",
+    "ClassGain",
     "CorruptionRow",
     "ModalityReport",
     "ModalityRow",
@@ -24,8 +26,10 @@ __all__ = [
     "Trials",
     "UnknownReport",
     "UnknownStage",
+    "called_unknown",
     "check_sources",
     "check_trials",
+    "class_gains",
     "run_trials",
 ]
 
@@ -35,8 +39,9 @@ if not TYPE_CHECKING:
         {
             "all_trials": ("Tested", "Trials", "check_sources", "check_trials", "run_trials"),
             "corruptions": ("CorruptionRow",),
+            "hand_written": ("ClassGain", "class_gains"),
             "modality": ("ModalityReport", "ModalityRow"),
             "retrieval": ("CaptionedImages", "RetrievalReport", "RetrievalRow"),
-            "unknown_images": ("UnknownReport", "UnknownStage"),
+            "unknown_images": ("UnknownReport", "UnknownStage", "called_unknown"),
         },
     )

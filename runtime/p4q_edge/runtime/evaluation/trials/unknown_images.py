@@ -79,7 +79,7 @@ def unknown_report(
         calibration: the engine's; its thresholds are applied to every stage.
         source: where the others came from.
     """
-    limits = np.array([calibration.class_thresholds.get(name, calibration.threshold) for name in class_names])
+    limits = _limits(class_names, calibration)
     stages = []
     for name, logits in unknown.items():
         best, accepted = _best(logits, calibration, limits)
@@ -103,6 +103,16 @@ def unknown_report(
         class_thresholds=bool(calibration.class_thresholds),
         stages=tuple(stages),
     )
+
+
+def called_unknown(logits: Logits, *, class_names: tuple[str, ...], calibration: Calibration) -> tuple[int, ...]:
+    """Return the indices of the images, of logits (n, classes), whose best class stays below its threshold."""
+    _, accepted = _best(logits, calibration, _limits(class_names, calibration))
+    return tuple(int(index) for index in np.flatnonzero(~accepted))
+
+
+def _limits(class_names: tuple[str, ...], calibration: Calibration) -> npt.NDArray[np.float64]:
+    return np.array([calibration.class_thresholds.get(name, calibration.threshold) for name in class_names])
 
 
 def _best(
