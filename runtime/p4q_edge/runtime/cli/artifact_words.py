@@ -175,7 +175,8 @@ def _precision(value: Mapping[str, Any]) -> str:
 
 
 def _classes(names: Sequence[str]) -> str:
-    return f"{len(names)}: {_some(names, 8)}"
+    shown = ", ".join(map(str, names[:8]))
+    return f"{len(names)}: {shown}{', ...' if len(names) > 8 else ''}"
 
 
 def _some(items: Sequence[str], count: int) -> str:
