@@ -177,3 +177,25 @@ def test_the_site_is_built_strictly_and_needs_nothing_from_elsewhere(repository:
     assert {Path(name).with_suffix(".html").as_posix() for name in pages(repository)} <= shown
     text = (tmp_path / "site/reference-runtime.html").read_text()
     assert all(f'id="p4q_edge.runtime.{name}"' in text for name in ("ZeroShotClassifier", "build_engine", "InputError"))
+
+
+def contrast_with_white(colour: str) -> float:
+    """As WCAG defines it, of a colour `#rrggbb`."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 1.05 / (0.05 + 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+
+
+def test_links_and_the_head_of_a_page_can_be_read(repository: Path) -> None:
+    style = (repository / "docs/assets/site.css").read_text(encoding="utf-8")
+    for name in ("--md-primary-fg-color", "--md-typeset-a-color"):
+        (colour,) = re.findall(rf"{name}: (#[0-9a-f]{{6}});", style)
+        assert contrast_with_white(colour) >= 4.5, name
+    assert contrast_with_white("#009485") < 4.5, "the theme's own"
+    assert "text-decoration: underline" in style, "a link is known without its colour"
+
+
+def test_the_site_follows_a_system_that_becomes_dark(repository: Path) -> None:
+    """The first entry is that of a reader who chose nothing."""
+    text = (repository / "docs/mkdocs.yml").read_text(encoding="utf-8")
+    assert re.findall(r'- media: "(.*)"', text)[0] == "(prefers-color-scheme)"
