@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import fuzz_data as data
+import fuzz_profiles as profiles
 import fuzz_runs as runs
 import fuzz_tables as tables
 import mutator
@@ -229,6 +230,11 @@ TARGETS: dict[str, Target] = {
     ),
     "onnx": Target(
         seeds=_onnx_seeds, mutators=_both(mutator.edit_protobuf, mutator.edit_protobuf), use=_use_onnx, weight=0.5
+    ),
+    "profiles": Target(
+        seeds=profiles.profile_seeds,
+        mutators=_both(mutator.edit_protobuf, mutator.edit_protobuf, mutator.edit_protobuf),
+        use=profiles.use_profiles,
     ),
     "image": Target(seeds=data.images, mutators=_both(mutator.edit_png), use=data.use_image),
     "npz": Target(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, EnvironmentNotAbleError
+from p4q_edge.runtime.storage import one_line
 
 _OF_A_GRID = frozenset({"DequantizeLinear", "QuantizeLinear", "Clip", "Cast"})
 """What lies between a shift and the product."""
@@ -55,7 +56,7 @@ def seven_bit_weights(model: bytes) -> bytes:
         CorruptArtifactError: a weight is not as the exporter writes it.
     """
     onnx = _import_onnx("--cpu-profile fast")
-    graph = onnx.ModelProto.FromString(model)
+    graph = _parsed(onnx, model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     if any(tensor.data_type == onnx.TensorProto.INT4 for tensor in graph.graph.initializer):
         raise ArtifactError(
@@ -76,9 +77,22 @@ def _weights_as_exported() -> Iterator[None]:
     """Tell of constants whose shapes, sizes or axes contradict each other; a bundle may come from a stranger."""
     try:
         yield
-    except (ValueError, LookupError, MemoryError) as error:
+    except (ValueError, LookupError, TypeError, MemoryError) as error:
+        said = one_line(error)
         raise CorruptArtifactError(
-            f"the bundle's graph has a weight that is not as the exporter writes it: {error}. Export the bundle again."
+            f"the bundle's graph has a weight that is not as the exporter writes it: {said}. Export the bundle again."
+        ) from error
+
+
+def _parsed(onnx: Any, model: bytes) -> Any:
+    """Return a model as the package `onnx` reads it, which is stricter than our own reader."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.ModelProto.FromString(model)
+    except DecodeError as error:
+        raise CorruptArtifactError(
+            f"the bundle's graph is no model that onnx reads: {one_line(error)}. Export the bundle again."
         ) from error
 
 
@@ -108,7 +122,13 @@ def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str,
 
 
 def _restored(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> np.ndarray:
-    """Return the float64 values of an int8 weight; a scale has one value, or one for each index of `axis`."""
+    """Return the float64 values of an int8 weight; a scale has one value, or one for each index of `axis`.
+
+    Raises:
+        ValueError: it has another number of values, which would repeat the weight as often.
+    """
+    if scale.ndim and scale.shape != (weight.shape[axis],):
+        raise ValueError(f"scales {scale.shape} of a weight {weight.shape} along axis {axis}")
     shape = [1] * weight.ndim
     shape[axis] = -1
     values: np.ndarray = weight.astype(np.float64) * (scale.reshape(shape) if scale.ndim else scale)
@@ -154,7 +174,9 @@ def _bias_behind(product: Any, graph: Any, tensors: dict[str, Any]) -> tuple[Any
 
 def _shift(node: Any, producers: dict[str, Any], tensors: dict[str, Any]) -> str | None:
     """Return the name of the constant that is added to what is then put on its grid, or None."""
-    while node is not None and node.op_type in _OF_A_GRID:
+    for _ in range(len(producers)):  # a graph of a stranger may lead back to where it came from
+        if node is None or node.op_type not in _OF_A_GRID:
+            break
         node = producers.get(node.input[0])
     if node is None or node.op_type != "Add" or ".input_shift" not in node.input[1]:
         return None
@@ -179,7 +201,7 @@ def float_weights(model: bytes) -> bytes:
         CorruptArtifactError: a weight is not as the exporter writes it.
     """
     onnx = _import_onnx("--cpu-profile float or auto")
-    graph = onnx.ModelProto.FromString(model)
+    graph = _parsed(onnx, model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     with _weights_as_exported():
         kept = _without_quantization(onnx, graph, tensors)
@@ -233,7 +255,7 @@ def differing_tensors(first: bytes, second: bytes) -> int:
         EnvironmentNotAbleError: the package `onnx` is not installed.
     """
     onnx = _import_onnx("comparing this profile with its bundle")
-    graphs = [onnx.ModelProto.FromString(model).graph for model in (first, second)]
+    graphs = [_parsed(onnx, model).graph for model in (first, second)]
     tensors = [{tensor.name: tensor for tensor in graph.initializer} for graph in graphs]
     names = tensors[0].keys() | tensors[1].keys()
     if list(graphs[0].node) != list(graphs[1].node):

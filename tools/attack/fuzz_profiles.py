@@ -1,0 +1,79 @@
+"""Graphs whose weights are rewritten for other profiles and backends: of 8 bits, of 7, in float, in blocks of INT4."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+_IN, _OUT, _BLOCK = 8, 6, 4
+
+
+@cache
+def profile_seeds() -> tuple[bytes, ...]:
+    """A product with a shifted input and a weight of 8 bits, and one with INT4 weights in blocks."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ("n", _IN))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", _OUT))
+
+    def model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], opset: int) -> bytes:
+        graph = helper.make_graph(nodes, "graph", [image], [logits], constants)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        return bytes(made.SerializeToString())
+
+    weight = generator.integers(-127, 128, (_IN, _OUT)).astype(np.int8)
+    constants = {
+        "linear.input_shift": np.full(_IN, 0.1, np.float32),
+        "x.scale": np.float32(0.01),
+        "x.zero": np.int8(0),
+        "linear.weight": weight,
+        "linear.scale": np.full(_OUT, 0.01, np.float32),
+        "linear.zero": np.zeros(_OUT, np.int8),
+        "linear.bias": np.ones(_OUT, np.float32),
+    }
+    nodes = [
+        helper.make_node("Add", ["image", "linear.input_shift"], ["shifted"]),
+        helper.make_node("QuantizeLinear", ["shifted", "x.scale", "x.zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "x.scale", "x.zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["linear.weight", "linear.scale", "linear.zero"], ["w"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["product", "linear.bias"], ["logits"]),
+    ]
+    eight = model(nodes, [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()], 20)
+    four = helper.make_tensor("w4", TensorProto.INT4, (_IN, _OUT), generator.integers(-7, 8, _IN * _OUT).tolist())
+    blocks = [
+        model(
+            [
+                helper.make_node("DequantizeLinear", ["w4", "scale"], ["w"], axis=0, block_size=_BLOCK),
+                helper.make_node("MatMul", ["image", "w"], ["logits"]),
+            ],
+            [four, numpy_helper.from_array(np.full((_IN // _BLOCK, _OUT), 0.1, kind), "scale")],
+            21,
+        )
+        for kind in (np.float16, np.float32)
+    ]
+    return eight, *blocks
+
+
+def use_profiles(data: bytes, folder: Path) -> None:
+    """Rewrite the graph as every backend and profile does, each whatever the others say of it."""
+    from p4q_edge.runtime.artifacts import check_exported
+    from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights, with_fp16_weights
+    from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
+    from p4q_edge.runtime.errors import P4QEdgeError
+
+    check_exported(data, name="graph")
+    errors = []
+    if has_int4_weights(data):
+        check_exported(with_fp16_weights(data), name="graph")
+    for rewrite in (seven_bit_weights, float_weights):
+        try:
+            rewrite(data)
+        except P4QEdgeError as error:
+            errors.append(error)
+    if len(errors) == 2:
+        raise errors[0]
