@@ -1,4 +1,4 @@
-# `make demo` shows the whole path on real images; `make test` runs the tests; `make check` adds ruff and mypy.
+# `make demo` shows the whole path on real images; `make test` runs the quick tests; `make check` runs all, ruff and mypy.
 # All share .venv, which is made anew when a requirement or a pinned version changes.
 
 SHELL := /bin/bash
@@ -18,15 +18,16 @@ RELEASE_ARGS ?=
 # A file of tests stays on one worker, which makes its fixtures once; threads of torch would fight for the same cores.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: help demo test check lint coverage docs release format venv clean
+.PHONY: help demo test slow check lint coverage docs release format venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    learn, export, build, validate and classify with the built-in demo recipe'
-	@echo 'make test    run the tests'
-	@echo 'make check   ruff, mypy and the tests'
+	@echo 'make test    run the quick tests'
+	@echo 'make slow    run the tests that take more than ten seconds each'
+	@echo 'make check   ruff, mypy and all tests'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make coverage  the tests with line and branch coverage'
+	@echo 'make coverage  the quick tests with line and branch coverage'
 	@echo 'make docs    the documentation site in build/site'
 	@echo 'make release  build wheels and source archives twice, compare, and try them; RELEASE_ARGS="--cut VERSION" first'
 	@echo 'make format  let ruff format and mend the code'
@@ -50,8 +51,11 @@ demo: venv
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
+slow: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS)
+
 check: venv
-	OMP_NUM_THREADS=1 VENV=$(VENV) tools/check.sh $(PARALLEL) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 VENV=$(VENV) tools/check.sh $(PARALLEL) -m '' $(PYTEST_ARGS)
 
 lint: venv
 	VENV=$(VENV) tools/check.sh --lint

@@ -5,22 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from p4q_edge.demo import MODEL_DIR
-from p4q_edge.learning import CachedFeatures, FeatureStore, LearningRun, learn_in_place, make_student
-from p4q_edge.learning.feature_store import SHARD_IMAGES
-from p4q_edge.models import PromptLearner, TextTower, initial_context, load_model
 from p4q_edge.models.team import Team, joined_team, post, posted
-from p4q_edge.quant import QuantScheme
-from p4q_edge.recipe import LearnSection, QuantizationSection
-from p4q_edge.runtime.images import ImageSet, PreprocessSpec
-from p4q_edge.stages.features import Tower, TrainViews, store_features
+
+# What only one part needs is imported there: open_clip alone takes longer than all the other parts run.
 
 
 def collectives(team: Team) -> dict[str, object]:
@@ -58,6 +51,12 @@ def gradients(team: Team) -> dict[str, object]:
 
 def learning(team: Team) -> dict[str, object]:
     """Learn prompts and adapter of the demo's model on features of 100 classes that are drawn."""
+    from p4q_edge.demo import MODEL_DIR
+    from p4q_edge.learning import CachedFeatures, LearningRun, learn_in_place, make_student
+    from p4q_edge.models import PromptLearner, TextTower, initial_context, load_model
+    from p4q_edge.quant import QuantScheme
+    from p4q_edge.recipe import LearnSection, QuantizationSection
+
     generator = torch.Generator().manual_seed(0)
     model = load_model(f"local-dir:{MODEL_DIR}")
     tower = TextTower(model.clip, QuantScheme())
@@ -89,6 +88,13 @@ def learning(team: Team) -> dict[str, object]:
 
 def features(team: Team, folder: Path, images: int) -> dict[str, object]:
     """Features of as many drawn images in two views: the class of the first shard is in no other one."""
+    import numpy as np
+    from PIL import Image
+
+    from p4q_edge.learning.feature_store import SHARD_IMAGES, FeatureStore
+    from p4q_edge.runtime.images import ImageSet, PreprocessSpec
+    from p4q_edge.stages.features import Tower, TrainViews, store_features
+
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
 
@@ -114,15 +120,25 @@ def features(team: Team, folder: Path, images: int) -> dict[str, object]:
     }
 
 
-PARTS = {"collectives": collectives, "gradients": gradients, "learning": learning}
+def features_of(team: Team, folder: str, *images: str) -> list[dict[str, object]]:
+    """Features of each of some numbers of images, in folders of these names."""
+    return [features(team, Path(folder) / count, int(count)) for count in images]
+
+
+PARTS: dict[str, Callable[..., object]] = {
+    "collectives": collectives,
+    "gradients": gradients,
+    "learning": learning,
+    "features": features_of,
+}
 
 
 def main() -> None:
-    """Join, do the part that is named, print."""
+    """Join, do the parts that are named (`one,other`, with the words behind them), print a line each."""
+    parts, *words = sys.argv[1:]
     with joined_team() as team:
-        part, *rest = sys.argv[1:]
-        found = features(team, Path(rest[0]), int(rest[1])) if part == "features" else PARTS[part](team)
-        sys.stdout.write(f"{json.dumps(found)}\n")
+        for part in parts.split(","):
+            sys.stdout.write(f"{json.dumps(PARTS[part](team, *words))}\n")
 
 
 if __name__ == "__main__":

@@ -69,13 +69,14 @@ only_on_demand = pytest.mark.skipif(
     reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50, MobileCLIP-S1, INT4",
 )
 every_int4 = pytest.mark.parametrize(
-    "architecture", ["demo-w4a16", pytest.param("ViT-B-32-w4a16", marks=(pytest.mark.slow, only_on_demand))]
+    "architecture", ["demo-w4a16", pytest.param("ViT-B-32-w4a16", marks=only_on_demand)]
 )
 INT4_KERNELS = {"demo": 52, "ViT-B-32": 132}
 INT4_PLAN = {"demo": 4_600_000, "ViT-B-32": 61_000_000}
 """Bytes; with INT8 weights that of ViT-B/32 has 103 million, in FP16 183."""
 
 
+@pytest.mark.slow
 @every_int4
 def test_int4_weights_are_read_by_the_products(compiled: Compile, repository: Path, architecture: str) -> None:
     document, name = compiled(architecture).document, architecture.removesuffix("-w4a16")
@@ -170,6 +171,7 @@ def _compare_with_recorded(found: str, repository: Path, architecture: str) -> N
     )
 
 
+@pytest.mark.slow
 def test_quantized_attention_stays_fused(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
     plain = compiled("demo").document
     model = compile_tool.export("demo", tmp_path, "--quantize-attention")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import openvino_profile
 
@@ -197,6 +197,7 @@ def test_names_tell_candidates_apart() -> None:
     assert len({candidate.name for candidate in every}) == len(every)
 
 
+@settings(max_examples=25)  # of up to four bootstraps each
 @given(st.lists(st.floats(1.0, 100.0), min_size=1, max_size=5), st.integers(0, 9))
 def test_what_is_kept_is_never_slower_than_a_tie(speeds: list[float], seed: int) -> None:
     noise = np.random.default_rng(seed).uniform(0.98, 1.02, 40)

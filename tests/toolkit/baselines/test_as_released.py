@@ -190,6 +190,7 @@ def test_it_is_never_built(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_comparison_runs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_what_another_process_finds_is_told_by_the_first(tmp_path: Path) -> None
     assert (second.out, second.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_what_is_not_divided_runs_once() -> None:
     first, second = start_pair(["-m", "p4q_edge", "models", "--none"])
     assert (first.code, second.code) == (2, 0)

@@ -43,15 +43,22 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [1, 2][ALONE.dealt] == [1, 2]
 
 
-def _found(part: str, size: int = 2, *words: str) -> list[Any]:
+def _found(parts: str, size: int = 2, *words: str) -> list[list[Any]]:
+    """What each process found, part by part."""
     script = Path(__file__).parents[2] / "support" / "team_parts.py"
-    ended = start_team([str(script), part, *words], size)
+    ended = start_team([str(script), parts, *words], size)
     assert [one.code for one in ended] == [0] * size, "".join(one.err for one in ended)
-    return [json.loads(one.out.splitlines()[-1]) for one in ended]
+    return [[json.loads(line) for line in one.out.splitlines()[-len(parts.split(",")) :]] for one in ended]
 
 
-def test_two_processes_exchange_values() -> None:
-    first, second = _found("collectives")
+@pytest.fixture(scope="module")
+def pair() -> list[list[Any]]:
+    """What two processes exchanged: values, and gradients."""
+    return _found("collectives,gradients")
+
+
+def test_two_processes_exchange_values(pair: list[list[Any]]) -> None:
+    (first, _), (second, _) = pair
     assert first == second
     assert first["firsts"] == [[[1.0] * 3] * 2, 10.0]
     assert first["taken"] == [[[5.0, 5.0]] * 2, [[1.0] * 3] * 4]
@@ -61,27 +68,28 @@ def test_two_processes_exchange_values() -> None:
     assert first["notes"] == ["here", "here", None]
 
 
-def test_gradients_of_two_processes_are_those_of_one_bit_by_bit() -> None:
+def test_gradients_of_two_processes_are_those_of_one_bit_by_bit(pair: list[list[Any]]) -> None:
     expected = gradients(ALONE)
-    for found in _found("gradients"):
+    for _, found in pair:
         assert found == expected
 
 
-@pytest.mark.parametrize(("images", "shards"), [(2, 1), (300, 2)])
-def test_processes_without_a_shard_leave_the_features_of_one_process(images: int, shards: int, tmp_path: Path) -> None:
-    expected = features(ALONE, tmp_path / "one", images)
-    assert expected["shape"] == [2, images, 5]
-    assert len(str(expected["digests"])) == 2 * 32 * shards
-    assert _found("features", 3, str(tmp_path / "three"), str(images)) == [{**expected, "missing": 0}] * 3
+def test_processes_without_a_shard_leave_the_features_of_one_process(tmp_path: Path) -> None:
+    expected = [features(ALONE, tmp_path / "one" / str(images), images) for images in (2, 300)]
+    assert [one["shape"] for one in expected] == [[2, 2, 5], [2, 300, 5]]
+    assert [len(str(one["digests"])) for one in expected] == [2 * 32 * 1, 2 * 32 * 2]
+    (found,), *others = _found("features", 3, str(tmp_path / "three"), "2", "300")
+    assert found == [{**one, "missing": 0} for one in expected]
+    assert others == [[found]] * 2
 
 
 @pytest.mark.slow
 def test_any_number_of_processes_learns_the_same_bits() -> None:
-    (alone,) = _found("learning", 1)
+    ((alone,),) = _found("learning", 1)
     assert alone["chunks"] > 2
     assert alone["moved"] > 0.01
     for size in (2, 3):
-        for found in _found("learning", size):
+        for (found,) in _found("learning", size):
             assert found == {**alone, "divided": size}
 
 

@@ -51,6 +51,7 @@ def rows_of(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["method"], row["width"]): row for row in json.loads(result.read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_a_run_is_written_and_goes_on_where_it_stopped(
     bench: dict[str, ModuleType], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +128,7 @@ def test_options_that_cannot_be(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_tools_quantize_the_linears_that_we_quantize(bench: dict[str, ModuleType], data: Path) -> None:
     scene = bench["accuracy_rows"].Scene(bench["accuracy_rows"].Choice(data="cifar100", folder=data, shots=4), 0)
     section = scene.recipe("W8A8").quantization

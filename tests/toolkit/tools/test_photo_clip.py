@@ -148,6 +148,7 @@ def test_views_come_from_the_generator_alone(tool: ModuleType) -> None:
     assert (first <= white + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_the_colours(tool: ModuleType, data: Path, settings: object) -> None:
     run = make_run(tool, data, settings)
     first = run.step()["by_name"]
