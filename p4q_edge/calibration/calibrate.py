@@ -187,11 +187,8 @@ def warn_of_unknown_paths(encoder: nn.Module, scheme: QuantScheme) -> None:
 
 def quantize_convolutions(encoder: nn.Module, sample: Tensor, scheme: QuantScheme) -> tuple[list[str], list[GridPoint]]:
     """Swap the convolutions that the scheme quantizes, with the grids between them, and return both."""
-    if (
-        scheme.convolutions == "off"
-        or not scheme.quantizes_inputs
-        or not (scheme.stem or any(may_be_quantized(m) for m in encoder.modules()))
-    ):
+    possible = scheme.stem or any(may_be_quantized(m) for m in encoder.modules())
+    if not (scheme.quantizes_convolutions and possible):
         return [], []
     flow = trace_flow(encoder, sample)
     convolutions = choose_convolutions(encoder, flow, scheme)

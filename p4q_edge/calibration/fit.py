@@ -101,7 +101,7 @@ class _LinearFit:
 
     def __call__(self, linear: QuantLinear, seen: Seen) -> None:
         rows = Rows.of(seen, self.weights)
-        if self.scheme.observer == "search" and self.scheme.quantizes_inputs:
+        if self.scheme.searches_inputs:
             low, high = linear.channel_range.require()
             all_read = self.weights.rows_read == self.weights.positions.numel()
             choice = choose_input(

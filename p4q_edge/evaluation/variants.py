@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from p4q_edge.recipe import IDLE_BESIDE_BLOCKS, KEYS_OF, LearnSection, QuantizationSection, Recipe
+from p4q_edge.recipe import KEYS_OF, LearnSection, QuantizationSection, Recipe, idle_by_grid
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def quantization_variants(section: QuantizationSection) -> tuple[Variant, ...]:
 
 
 def _can_be_had(section: QuantizationSection, change: Mapping[str, Any]) -> bool:
-    if section.weight_block is not None and change.keys() & set(IDLE_BESIDE_BLOCKS):
+    if change.keys() & idle_by_grid(section).keys():
         return False
     try:
         msgspec.structs.replace(section, **change)

@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,17 +25,25 @@ from p4q_edge.graph.passes.linear_to_matmul import LinearToMatMul
 from p4q_edge.graph.passes.name_nodes import NameNodes
 from p4q_edge.graph.passes.quantize_attention import QuantizeAttention
 from p4q_edge.graph.passes.quantize_convolutions import ConvolutionsFromIntegers, QuantizeConvolutions
+from p4q_edge.graph.passes.relu_as_max import ReluAsMax
 from p4q_edge.graph.passes.rescale_small_weights import RescaleSmallWeights
 from p4q_edge.graph.passes.select_token_early import SelectTokenEarly
 from p4q_edge.graph.passes.sequence_first import SequenceFirst
 from p4q_edge.graph.passes.to_fp16 import ToFp16
 from p4q_edge.graph.passes.unbind_to_split import UnbindToSplit
 from p4q_edge.graph.proof.verdict import KINDS, Proof, SourceModule, candidate_graphs, prove_graphs
-from p4q_edge.graph.quantization import AttentionQuantization, ConvQuantization, GridQuantization, LinearQuantization
+from p4q_edge.graph.quantization import (
+    E4M3,
+    AttentionQuantization,
+    ConvQuantization,
+    GridQuantization,
+    LinearQuantization,
+)
 from p4q_edge.graph.trace import trace_float_graph
 from p4q_edge.quant import (
     GRIDS,
     Phase,
+    QuantLinear,
     quant_convs,
     quant_linears,
     quant_products,
@@ -80,12 +90,21 @@ def linear_quantizations(model: nn.Module) -> dict[str, LinearQuantization]:
         if not linear.calibrated:
             continue
         found[path] = LinearQuantization(
-            weight=linear.integer_weight().cpu().numpy(),
+            weight=_stored_weight(linear),
             weight_scale=linear.weight_scale.detach().cpu().numpy().copy(),
             weight_bits=linear.scheme.weight_bits,
             input_scale=float(linear.input_scale),
             input_bits=linear.scheme.activation_bits,
         )
+    return found
+
+
+def _stored_weight(linear: QuantLinear) -> NDArray[Any]:
+    """Return what the graph stores: int8 or float8_e4m3fn (out, in)."""
+    if not linear.scheme.in_fp8:
+        return linear.integer_weight().cpu().numpy()
+    # PyTorch hands no such numbers to NumPy, but their bytes.
+    found: NDArray[Any] = linear.float8_weight().cpu().view(torch.uint8).numpy().view(E4M3)
     return found
 
 
@@ -206,7 +225,8 @@ def build_graphs(traced: ir.Model, quantized: Quantizations) -> Graphs:
         half, placed = _for_tensorrt(model.clone(), quantized)
     except GraphPassError as error:
         failure = str(error)
-    single = run_passes(model, [ConvolutionsFromIntegers(quantized.convs), products, StoreWeightsAsFp16(), NameNodes()])
+    last = [ReluAsMax(), StoreWeightsAsFp16(), NameNodes()]
+    single = run_passes(model, [ConvolutionsFromIntegers(quantized.convs), products, *last])
     return Graphs(fp16=half, fp32=_to_proto(single), placed=placed, failure=failure)
 
 

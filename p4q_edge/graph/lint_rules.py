@@ -3,7 +3,7 @@
 Most of these mistakes parse: they cost a fusion or digits in silence, which is why they are errors here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,13 @@ import onnx_ir as ir
 
 from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
 from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
-from p4q_edge.graph.quantization import OPSET_OF_BLOCKS
+from p4q_edge.graph.quantization import E4M3, OPSET_OF_BLOCKS
 from p4q_edge.quant import affine, fuses_in_int8
 from p4q_edge.runtime.artifacts import OPERATORS
 from p4q_edge.runtime.errors import QualityGateError
 
 OPSETS = range(17, 21)
+OPSETS_OF_FP8 = range(19, 21)
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _POOLS = frozenset({"AveragePool", "MaxPool"})
@@ -85,9 +86,13 @@ def check_lint(findings: Iterable[LintFinding]) -> None:
 
 
 def _opset(subject: LintedModel) -> Iterator[Violation]:
-    in_blocks = any(value.dtype is ir.DataType.INT4 for value in subject.graph.initializers.values())
-    wanted = (OPSET_OF_BLOCKS,) if in_blocks else OPSETS
-    said = f"{OPSET_OF_BLOCKS} beside INT4 weights" if in_blocks else "17 to 20 of the default domain"
+    kinds = {value.dtype for value in subject.graph.initializers.values()}
+    wanted: Container[int]
+    wanted, said = OPSETS, "17 to 20 of the default domain"
+    if ir.DataType.INT4 in kinds:
+        wanted, said = (OPSET_OF_BLOCKS,), f"{OPSET_OF_BLOCKS} beside INT4 weights"
+    elif ir.DataType.FLOAT8E4M3FN in kinds:
+        wanted, said = OPSETS_OF_FP8, "19 or 20 beside FP8 numbers"
     for domain, version in subject.model.opset_imports.items():
         if domain or version not in wanted:
             yield "", f"expected opset {said}, got {domain or 'ai.onnx'} {version}"
@@ -111,8 +116,8 @@ def _zero_point(subject: LintedModel) -> Iterator[Violation]:
             continue
         if value is None or zero is None:
             yield str(node.name), "expected a constant int8 zero point, got none"
-        elif zero.dtype != np.int8 or zero.any():
-            yield str(node.name), f"expected an int8 zero point of 0, got {zero.dtype} up to {zero.max()}"
+        elif zero.dtype not in (np.int8, E4M3) or zero.astype(np.float32).any():
+            yield str(node.name), f"expected an int8 or FP8 zero point of 0, got {zero.dtype} up to {zero.max()}"
         elif len(list(value.uses())) > 1:
             yield str(node.name), f"expected a zero point of its own, {value.name} is shared"
 
@@ -151,8 +156,10 @@ def _weight(subject: LintedModel) -> Iterator[Violation]:
         if input_of(node, 0).dtype is ir.DataType.INT4:
             yield from _blocks(node)
             continue
-        if weight.dtype != np.int8:
-            yield str(node.name), f"expected an int8 or int4 weight, got {weight.dtype}"
+        if weight.dtype not in (np.int8, E4M3):
+            yield str(node.name), f"expected an int8, int4 or FP8 weight, got {weight.dtype}"
+        elif weight.dtype == E4M3 and not np.isfinite(weight.astype(np.float32)).all():
+            yield str(node.name), "expected FP8 weights that are numbers, got NaN"
         scale, axis = constant(input_of(node, 1)), node.attributes.get_int("axis", 1) % max(weight.ndim, 1)
         for user, _ in node.outputs[0].uses():
             expected = _output_channel(user, weight.ndim)
@@ -216,6 +223,26 @@ def _is_convolution(node: ir.Node) -> bool:
         before = input_of(node, 0).producer()
         return before is not None and _is_convolution(before)
     return node.op_type == "Conv"
+
+
+def _one_format(subject: LintedModel) -> Iterator[Violation]:
+    """Yield products of which one operand alone is FP8: there is no kernel for these."""
+    for node in subject.graph:
+        if node.op_type not in _PRODUCTS:
+            continue
+        kinds = {_restored_from(input_of(node, index)) for index in (0, 1)}
+        if ir.DataType.FLOAT8E4M3FN in kinds and len(kinds) > 1:
+            others = sorted("none" if kind is None else kind.name for kind in kinds)
+            yield str(node.name), f"expected FP8 on both sides of a product or on none, got {' and '.join(others)}"
+
+
+def _restored_from(value: ir.Value) -> ir.DataType | None:
+    """Return the type of the numbers that a value was restored from; None where it was not."""
+    node = value.producer()
+    while node is not None and node.op_type in {"Cast", "Transpose"}:
+        node = input_of(node, 0).producer()
+    restored = node is not None and node.op_type == "DequantizeLinear"
+    return input_of(node, 0).dtype if restored and node is not None else None
 
 
 def _batch_norm(subject: LintedModel) -> Iterator[Violation]:
@@ -323,6 +350,7 @@ RULES: dict[str, Callable[[LintedModel], Iterator[Violation]]] = {
     "weight-axis": _weight,
     "pairs": _pairs,
     "placement": _placement,
+    "one-format": _one_format,
     "attention": _attention,
     "layer-norm": _layer_norm,
     "batch-norm": _batch_norm,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,12 +12,14 @@ from p4q_edge.quant import affine
 
 OPSET_OF_BLOCKS = 21
 """The first with INT4 and with scales of blocks. TensorRT reads it from 10.13 on at least; 10.3 stops at 20."""
-INT8_WEIGHT, INT4_WEIGHT = ".weight_int8", ".weight_int4"
-"""Ends of the names of constants with the integers of a layer's weight; what stands before is the layer's path."""
+INT8_WEIGHT, INT4_WEIGHT, FP8_WEIGHT = ".weight_int8", ".weight_int4", ".weight_fp8"
+"""Ends of the names of constants with the numbers of a layer's weight; what stands before is the layer's path."""
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+"""What NumPy has of ONNX's FLOAT8E4M3FN, of opset 19 and later."""
 
 
-def weight_path(name: str, ends: Sequence[str] = (INT8_WEIGHT, INT4_WEIGHT)) -> str | None:
-    """Return the path of the layer whose integers a constant of this name holds; None if it holds none of these ends.
+def weight_path(name: str, ends: Sequence[str] = (INT8_WEIGHT, INT4_WEIGHT, FP8_WEIGHT)) -> str | None:
+    """Return the path of the layer whose weight a constant of this name holds; None if it has none of these ends.
 
     >>> weight_path("encoder.proj.weight_int4"), weight_path("encoder.proj.weight_scale")
     ('encoder.proj', None)
@@ -26,10 +29,10 @@ def weight_path(name: str, ends: Sequence[str] = (INT8_WEIGHT, INT4_WEIGHT)) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearQuantization:
-    """The integers and scales of one linear layer; symmetric, zero point 0.
+    """The integers, or E4M3 numbers, and scales of one linear layer; symmetric, zero point 0.
 
     Attributes:
-        weight: int8 (out, in).
+        weight: int8 (out, in); or float8_e4m3fn, where inputs are E4M3 numbers too.
         weight_scale: float32 (out,), or (out, blocks) of whole blocks of neighbouring inputs; positive.
         weight_bits: 2 to 8; the integers lie in `affine.weight_range`.
         input_scale: positive, for the whole input tensor; 1 where it is not quantized.
@@ -40,14 +43,15 @@ class LinearQuantization:
         ValueError: an array of another type or shape, or values outside these ranges.
     """
 
-    weight: NDArray[np.int8]
+    weight: NDArray[Any]
     weight_scale: NDArray[np.float32]
     weight_bits: int
     input_scale: float
     input_bits: int
 
     def __post_init__(self) -> None:
-        _check(self.weight.dtype == np.int8 and self.weight.ndim == 2, "weight is int8 (out, in)", self.weight)
+        known = self.weight.dtype in (np.int8, E4M3) and self.weight.ndim == 2
+        _check(known, "weight is int8 or float8_e4m3fn (out, in)", self.weight)
         scale = self.weight_scale
         rows, inputs = self.weight.shape
         if scale.ndim == 1:
@@ -57,11 +61,20 @@ class LinearQuantization:
             whole = scale.ndim == 2 and len(scale) == rows and scale.shape[1] > 1 and inputs % scale.shape[1] == 0
             _check(whole, "weight_scale is (out, blocks), of at least two whole blocks", scale)
         _check(bool(np.all(np.isfinite(scale) & (scale > 0))), "weight_scale is positive and finite", scale)
-        low, high = affine.weight_range(self.weight_bits)
-        inside = low <= int(self.weight.min()) and int(self.weight.max()) <= high
-        _check(inside, f"weight lies in [{low}, {high}]", self.weight)
+        if self.in_fp8:
+            _check(scale.ndim == 1, "weight_scale of E4M3 numbers is (out,)", scale)
+            _check(bool(np.isfinite(self.weight.astype(np.float32)).all()), "weight is finite", self.weight)
+        else:
+            low, high = affine.weight_range(self.weight_bits)
+            inside = low <= int(self.weight.min()) and int(self.weight.max()) <= high
+            _check(inside, f"weight lies in [{low}, {high}]", self.weight)
         if not (np.isfinite(self.input_scale) and self.input_scale > 0):
             raise ValueError(f"expected: input_scale is positive and finite; got {self.input_scale}")
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether weight and inputs are E4M3 numbers."""
+        return bool(self.weight.dtype == E4M3)
 
     @property
     def block(self) -> int | None:

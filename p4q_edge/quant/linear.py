@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge.quant import affine
+from p4q_edge.quant import affine, float8
 from p4q_edge.quant.fake import fake_quantize
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, activation_scale, weight_scale
 from p4q_edge.quant.scheme import QuantScheme
@@ -104,6 +104,11 @@ class QuantLinear(nn.Module):
         """Whether the layer is quantized in `Phase.QUANTIZED`."""
         return bool(self.input_scale > 0) and not self.in_float
 
+    @property
+    def sums_integers(self) -> bool:
+        """Whether its product is one of integers with integers."""
+        return self.scheme.quantizes_inputs and not self.scheme.in_fp8
+
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in_features) -> (..., out_features)`."""
         if self.phase is Phase.QUANTIZED and not self.in_float:
@@ -156,12 +161,13 @@ class QuantLinear(nn.Module):
             return x
         quant_min, quant_max = affine.activation_range(self.scheme.activation_bits)
         if self.dynamic:
-            scale = affine.scale_for(affine.amax_of(x.detach(), affine.PerTensor()), quant_max)
+            amax = affine.amax_of(x.detach(), affine.PerTensor())
+            scale = float8.scale_for(amax) if self.scheme.in_fp8 else affine.scale_for(amax, quant_max)
         elif self.calibrated:
             scale = self.input_scale
         else:
             raise RuntimeError("this linear has no input scale yet; calibrate the model before Phase.QUANTIZED")
-        return fake_quantize(x, scale, quant_min, quant_max)
+        return float8.fake_quantize(x, scale) if self.scheme.in_fp8 else fake_quantize(x, scale, quant_min, quant_max)
 
     def quantized_weight(self) -> Tensor:
         """Return the weight on its integer grid, as real values, `(out_features, in_features)`."""
@@ -172,14 +178,21 @@ class QuantLinear(nn.Module):
         steps = affine.column_scale(scale, self.weight.shape[1])
         if self.integers is not None and not self.dynamic:
             restored = affine.dequantize(self.integers.to(scale.dtype), steps)
+        elif self.scheme.in_fp8:
+            restored = float8.fake_quantize(self.weight, steps)
         else:
             restored = fake_quantize(self.weight, steps, quant_min, quant_max)
         if not (self.weight.requires_grad or scale.requires_grad):
             self._restored = restored
         return restored
 
+    def float8_weight(self) -> Tensor:
+        """float8_e4m3fn `(out_features, in_features)`: what the exported graph stores where the scheme is of FP8."""
+        steps = affine.column_scale(self.weight_scale, self.weight.shape[1])
+        return float8.quantize(self.weight.detach(), steps).to(torch.float8_e4m3fn)
+
     def integer_weight(self) -> Tensor:
-        """int8 `(out_features, in_features)`: what the exported graph stores."""
+        """int8 `(out_features, in_features)`: what the exported graph stores where the scheme is of integers."""
         if self.integers is not None:
             return self.integers.clone()
         quant_min, quant_max = affine.weight_range(self.scheme.weight_bits)
@@ -231,6 +244,10 @@ class QuantLinear(nn.Module):
     def scale_weight(self, *, importance: Tensor | None = None) -> None:
         """Choose the scales from the present weight; see `p4q_edge.quant.observers.weight_scale`."""
         weight, block = self.weight.detach(), self.block
+        self.integers = self._restored = None
+        if self.scheme.in_fp8:
+            self.weight_scale = float8.scale_for(weight.abs().amax(-1))
+            return
         scale = weight_scale(
             weight if block is None else affine.in_blocks(weight, block),
             bits=self.scheme.weight_bits,
@@ -239,7 +256,6 @@ class QuantLinear(nn.Module):
             importance=importance if block is None or importance is None else affine.in_blocks(importance, block),
         )
         self.weight_scale = scale if block is None else affine.within_span(scale)
-        self.integers = self._restored = None
 
     def scale_input(self) -> None:
         """Choose the input scale from the histogram that calibration filled; 1 where inputs are not quantized."""
@@ -268,8 +284,10 @@ class QuantLinear(nn.Module):
         return self
 
     def _follow_weight(self) -> Tensor:
-        _, quant_max = affine.weight_range(self.scheme.weight_bits)
-        return affine.scale_for(affine.amax_of(self.weight.detach(), affine.PerAxis(0)), quant_max)
+        amax = affine.amax_of(self.weight.detach(), affine.PerAxis(0))
+        if self.scheme.in_fp8:
+            return float8.scale_for(amax)
+        return affine.scale_for(amax, affine.weight_range(self.scheme.weight_bits)[1])
 
 
 def quant_linears(model: nn.Module) -> dict[str, QuantLinear]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from p4q_edge.runtime.artifacts import width_label
+from p4q_edge.runtime.artifacts import FP8_LABEL, width_label
+from p4q_edge.runtime.choices import NumberFormat
 
 ObserverName = Literal["minmax", "percentile", "mse", "search"]
 ConvolutionChoice = Literal["auto", "off"]
@@ -31,6 +32,9 @@ class QuantScheme:
         weight_block: number of neighbouring inputs of a row of a linear that share a scale: 128, 64 or 32, with 4 bits,
             in FP16. A linear whose inputs are no whole number of such blocks, or only one, takes half, down to 16.
             Convolutions then stay in high precision. None: one scale for each row.
+        number_format: `int`, or `fp8`: weights and inputs of linears as floating-point numbers E4M3 of 8 bits, which
+            GPUs of compute capability 8.9 and later multiply. Ranges are then maxima, since steps grow with the value
+            and nothing has to be cut off, and convolutions stay in high precision.
         attention_bits: 2 to 8, of weights and activations of the linears of attentions and of the tensors that
             attentions multiply; None: as all others.
         mean_weight_bits: of the image tower's linears, those whose weights cost most for their size get more than
@@ -82,6 +86,7 @@ class QuantScheme:
     weight_bits: int = 8
     activation_bits: int = 8
     weight_block: int | None = None
+    number_format: NumberFormat = "int"
     attention_bits: int | None = None
     mean_weight_bits: float | None = None
     quantize_attention: bool = False
@@ -113,6 +118,7 @@ class QuantScheme:
             check_bits(self.attention_bits, name="attention_bits")
         check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
         self._check_blocks()
+        self._check_fp8()
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
         if not 1.0 <= self.headroom <= 4.0:
@@ -154,14 +160,57 @@ class QuantScheme:
                 "have a scale a block; leave it out"
             )
 
+    def _check_fp8(self) -> None:
+        if not self.in_fp8:
+            return
+        if (self.weight_bits, self.activation_bits, self.weight_block) != (8, 8, None):
+            raise ValueError(
+                "number_format = 'fp8' is of weights and activations of 8 bits without blocks, got weight_bits = "
+                f"{self.weight_bits}, activation_bits = {self.activation_bits} and weight_block = {self.weight_block}"
+            )
+        if self.quantize_attention:
+            raise ValueError(
+                "quantize_attention cannot be had beside number_format = 'fp8': NVIDIA's compiler takes attentions "
+                "with FP8 products apart, into more kernels than it makes without; leave it out"
+            )
+        asked = {
+            "attention_bits": self.attention_bits is not None,
+            "mean_weight_bits": self.mean_weight_bits is not None,
+            "weight_rounding": self.weight_rounding != "nearest",
+            "affine_correction": self.affine_correction,
+            "scale_epochs": self.scale_epochs > 0,
+            "reconstruction_epochs": self.reconstruction_epochs > 0,
+        }
+        if given := [name for name, is_asked in asked.items() if is_asked]:
+            raise ValueError(
+                f"{', '.join(given)} cannot be had beside number_format = 'fp8': it is of integer grids; leave it out"
+            )
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether linears are quantized to E4M3 numbers, not to integers."""
+        return self.number_format == "fp8"
+
     @property
     def quantizes_inputs(self) -> bool:
         """Whether activations are quantized, not only weights."""
         return self.activation_bits != FLOAT_BITS
 
     @property
+    def quantizes_convolutions(self) -> bool:
+        """Whether convolutions that have INT8 kernels are quantized."""
+        return self.convolutions != "off" and self.quantizes_inputs and not self.in_fp8
+
+    @property
+    def searches_inputs(self) -> bool:
+        """Whether clip ranges of linears' inputs are chosen by the error of the outputs."""
+        return self.observer == "search" and self.quantizes_inputs and not self.in_fp8
+
+    @property
     def fits_outputs(self) -> bool:
         """Whether anything is chosen by the error of the linears' outputs."""
+        if self.in_fp8:
+            return self.bias_correction
         searches = "search" in (self.observer, self.weight_observer)
         return searches or self.weight_rounding != "nearest" or self.affine_correction
 
@@ -181,6 +230,8 @@ class QuantScheme:
     @property
     def label(self) -> str:
         """Short name such as `W8A8`, or `W4A4 (attention W8A8)` where attentions have bits of their own."""
+        if self.in_fp8:
+            return FP8_LABEL
         if self.mean_weight_bits is not None:
             plain = width_label(self.weight_bits, self.activation_bits)
             return f"{plain} (mean_weight_bits = {self.mean_weight_bits:g})"

@@ -8,7 +8,7 @@ from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from p4q_edge.recipe.defaults import demo_recipe, run_recipe_of
-    from p4q_edge.recipe.idle_keys import IDLE_BESIDE_BLOCKS, KEYS_OF, without_effect
+    from p4q_edge.recipe.idle_keys import KEYS_OF, idle_by_grid, without_effect
     from p4q_edge.recipe.schema import (
         DEMO_DATA,
         DRAWN_IMAGES,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DEMO_DATA",
     "DRAWN_IMAGES",
-    "IDLE_BESIDE_BLOCKS",
     "KEYS_OF",
     "ComputeSection",
     "DataSection",
@@ -48,6 +47,7 @@ __all__ = [
     "anchor",
     "demo_recipe",
     "entries_problem",
+    "idle_by_grid",
     "on_device",
     "read_recipe",
     "read_right_keys",
@@ -67,7 +67,7 @@ if not TYPE_CHECKING:
                 "demo_recipe",
                 "run_recipe_of",
             ),
-            "idle_keys": ("IDLE_BESIDE_BLOCKS", "KEYS_OF", "without_effect"),
+            "idle_keys": ("KEYS_OF", "idle_by_grid", "without_effect"),
             "schema": (
                 "ComputeSection",
                 "DEMO_DATA",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from p4q_edge.recipe.schema import Recipe
+from p4q_edge.recipe.schema import QuantizationSection, Recipe
 
 KEYS_OF: Mapping[str, tuple[str, ...]] = {
     "prompts": (
@@ -22,8 +22,11 @@ KEYS_OF: Mapping[str, tuple[str, ...]] = {
 """Which keys of [learn] are of which part that is learned."""
 
 
-IDLE_BESIDE_BLOCKS = ("observer", "activation_gain", "headroom")
+_OF_ACTIVATIONS = ("observer", "activation_gain", "headroom")
 """What the grids of activations alone read, of which there are none beside `weight_block`."""
+_OF_INTEGER_RANGES = ("observer", "percentile", "weight_observer", "activation_gain")
+"""What chooses ranges of integer grids: those of FP8 are maxima."""
+_OF_CONVOLUTIONS = ("convolutions", "depthwise", "stem")
 _READ_AS_RELEASED = frozenset({"weight_bits", "activation_bits", "adapter_bits", "keep_float", "text"})
 """What the published code's method takes from [quantization]."""
 _NOT_LEARNED_AS_RELEASED = ("kl_temperature", "learn_ratio", "feature_loss", "class_rate")
@@ -56,19 +59,29 @@ def _idle_quantization(recipe: Recipe) -> dict[str, str]:
         idle["percentile"] = "neither quantization.observer nor weight_observer is 'percentile'"
     if not (section.fold_norm or section.fold_value):
         idle["fold_strength"] = "quantization.fold_norm and fold_value are false"
-    if section.weight_block is not None:
-        reason = "quantization.weight_block is given, and no activation is quantized"
-        idle |= dict.fromkeys(IDLE_BESIDE_BLOCKS, reason)
-        reason = "convolutions stay in high precision beside quantization.weight_block"
-        idle |= dict.fromkeys(("convolutions", "depthwise", "stem"), reason)
-    elif section.convolutions == "off":
-        idle |= dict.fromkeys(("depthwise", "stem"), "quantization.convolutions is 'off'")
+    idle |= idle_by_grid(section)
+    if section.convolutions == "off":
+        idle = dict.fromkeys(("depthwise", "stem"), "quantization.convolutions is 'off'") | idle
     if recipe.method == "as-released":
         others = [key for key in section.__struct_fields__ if key not in _READ_AS_RELEASED]
         idle |= dict.fromkeys(others, "method = 'as-released' quantizes the image tower in its own way")
     if recipe.method == "p4q" and not recipe.learn.adapter:
         idle["adapter_bits"] = "learn.adapter is false"
     return idle
+
+
+def idle_by_grid(section: QuantizationSection) -> dict[str, str]:
+    """Return why keys of [quantization] change nothing beside the kind of grid that it asks for, by name."""
+    if section.weight_block is not None:
+        reason = "quantization.weight_block is given, and no activation is quantized"
+        idle = dict.fromkeys(_OF_ACTIVATIONS, reason)
+        reason = "convolutions stay in high precision beside quantization.weight_block"
+        return idle | dict.fromkeys(_OF_CONVOLUTIONS, reason)
+    if section.number_format == "fp8":
+        idle = dict.fromkeys(_OF_INTEGER_RANGES, "quantization.number_format is 'fp8', whose ranges are maxima")
+        reason = "convolutions stay in high precision beside quantization.number_format = 'fp8'"
+        return idle | dict.fromkeys(_OF_CONVOLUTIONS, reason)
+    return {}
 
 
 def _idle_learn(recipe: Recipe) -> dict[str, str]:

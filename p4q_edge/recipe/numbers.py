@@ -3,6 +3,7 @@
 What computes with them checks them again; it is loaded minutes later, or never.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -36,3 +37,8 @@ def normalization_problem(mean: Sequence[float] | None, std: Sequence[float] | N
     if std is not None and min(std) <= 0:
         return f"std must be positive, got {list(std)}"
     return ""
+
+
+def is_device_name(name: str) -> bool:
+    """Return whether a text is how a device is named: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None

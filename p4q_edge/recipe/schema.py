@@ -4,13 +4,13 @@ Each section is a frozen record; its defaults are written here once. A key that 
 names the nearest one.
 """
 
-import re
 from typing import Literal
 
 import msgspec
 
 from p4q_edge.quant import ConvolutionChoice, ObserverName, QuantScheme, RoundingName
 from p4q_edge.recipe import numbers
+from p4q_edge.runtime.choices import NumberFormat
 
 Method = Literal["p4q", "as-released"]
 
@@ -115,6 +115,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
     weight_bits: numbers.Bits = QuantScheme.weight_bits
     activation_bits: numbers.ActivationBits = QuantScheme.activation_bits
     weight_block: int | None = QuantScheme.weight_block
+    number_format: NumberFormat = QuantScheme.number_format
     attention_bits: numbers.Bits | None = QuantScheme.attention_bits
     mean_weight_bits: float | None = QuantScheme.mean_weight_bits
     quantize_attention: bool = QuantScheme.quantize_attention
@@ -144,6 +145,8 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self.scheme()  # refuses what cannot be had together
+        if self.number_format == "fp8" and self.adapter_bits != 8:
+            raise ValueError(f"adapter_bits = {self.adapter_bits} is of integers; leave it out beside 'fp8'")
         if self.max_top1_drop is not None and not 0.0 <= self.max_top1_drop < 100.0:
             raise ValueError(f"max_top1_drop must be in [0, 100) points, got {self.max_top1_drop}")
 
@@ -156,6 +159,7 @@ class QuantizationSection(Section, frozen=True, kw_only=True):
         return QuantScheme(
             weight_bits=self.adapter_bits,
             activation_bits=self.adapter_bits,
+            number_format=self.number_format,
             observer="minmax",
             weight_observer="minmax",
             headroom=1.0,
@@ -321,7 +325,7 @@ class ComputeSection(Section, frozen=True, kw_only=True):
     precision: FloatPrecision = "float32"
 
     def __post_init__(self) -> None:
-        if not is_device_name(self.device):
+        if not numbers.is_device_name(self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.workers != "auto" and not 0 <= self.workers <= MAX_WORKERS:
             raise ValueError(f"workers must be 'auto' or from 0 to {MAX_WORKERS}, got {self.workers}")
@@ -329,11 +333,6 @@ class ComputeSection(Section, frozen=True, kw_only=True):
             raise ValueError(f"batch_size must be 'auto' or from 1 to {MAX_BATCH_SIZE}, got {self.batch_size}")
         if not 0.0 <= self.memory_gib <= numbers.MAX_MEMORY_GIB:
             raise ValueError(f"memory_gib must be between 0 and {numbers.MAX_MEMORY_GIB}, got {self.memory_gib}")
-
-
-def is_device_name(name: str) -> bool:
-    """Return whether a text is how a device is named: `auto`, `cpu`, `cuda` or `cuda:N`."""
-    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
 class Recipe(Section, frozen=True, kw_only=True):
@@ -379,10 +378,11 @@ class Recipe(Section, frozen=True, kw_only=True):
         """Return what sections ask of each other that cannot be, in words; empty if nothing is."""
         learn = self.learn
         ours = self.data.unlabelled or learn.teacher == "learned" or learn.prompt_steps
-        if self.method == "as-released" and (ours or self.quantization.weight_block):
+        ours = ours or self.quantization.weight_block or self.quantization.number_format != "int"
+        if self.method == "as-released" and ours:
             return (
                 "method = 'as-released' repeats the published code, which knows no data.unlabelled, learn.prompt_steps "
-                "or learn.teacher = 'learned', and no quantization.weight_block; leave them out"
+                "or learn.teacher = 'learned', and no quantization.weight_block or number_format; leave them out"
             )
         if self.data.unlabelled and learn.taught_by == "none":
             return (

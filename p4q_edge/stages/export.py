@@ -184,15 +184,17 @@ def precision_of(learned: Learned) -> Precision:
     scheme = section.scheme()
     calibrated = learned.prepared.calibrated
     adapter_in_8_bits = learned.classifier.adapter is None or section.adapter_bits == 8
+    quantized = sum(linear.calibrated for linear in quant_linears(learned.classifier).values())
     executed = scheme.execution == "executed" and adapter_in_8_bits
     return Precision(
         weight_bits=scheme.weight_bits,
         activation_bits=scheme.activation_bits,
         execution="executed" if executed else "carried",
         remainder="fp16",
-        quantized_linears=sum(linear.calibrated for linear in quant_linears(learned.classifier).values()),
+        quantized_linears=quantized,
         attention_bits=scheme.attention_bits,
         weight_block=block_of(scheme, calibrated.encoder),
+        number_format=scheme.number_format if quantized else "int",
         mean_weight_bits=mean_bits_of(scheme, calibrated.encoder),
         quantized_attentions=len(quant_products(learned.classifier)),
         quantized_convolutions=sum(conv.calibrated for conv in quant_convs(learned.classifier).values()),

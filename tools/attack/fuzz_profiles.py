@@ -1,4 +1,4 @@
-"""Graphs whose weights are rewritten for other profiles and backends: of 8 bits, of 7, in float, in blocks of INT4."""
+"""Graphs whose weights are rewritten for other profiles and backends: 8 and 7 bits, in float, INT4 blocks, FP8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _IN, _OUT, _BLOCK = 8, 6, 4
 
 @cache
 def profile_seeds() -> tuple[bytes, ...]:
-    """A product with a shifted input and a weight of 8 bits, and one with INT4 weights in blocks."""
+    """A product with a shifted input and a weight of 8 bits, one with INT4 weights in blocks, and one in FP8."""
+    import ml_dtypes
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -56,19 +57,29 @@ def profile_seeds() -> tuple[bytes, ...]:
         )
         for kind in (np.float16, np.float32)
     ]
-    return eight, *blocks
+    e4m3 = np.dtype(ml_dtypes.float8_e4m3fn)
+    of_fp8 = {"w8": weight.astype(e4m3), "scale": np.full(_OUT, 0.1, np.float16), "zero": np.zeros(_OUT, e4m3)}
+    eight_bit_floats = model(
+        [
+            helper.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["w"], axis=1),
+            helper.make_node("MatMul", ["image", "w"], ["logits"]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in of_fp8.items()],
+        20,
+    )
+    return eight, *blocks, eight_bit_floats
 
 
 def use_profiles(data: bytes, folder: Path) -> None:
     """Rewrite the graph as every backend and profile does, each whatever the others say of it."""
     from p4q_edge.runtime.artifacts import check_exported
-    from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights, with_fp16_weights
+    from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of, with_fp16_weights
     from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
     from p4q_edge.runtime.errors import P4QEdgeError
 
     check_exported(data, name="graph")
     errors = []
-    if has_int4_weights(data):
+    if flavour_of(data) != "int8":
         check_exported(with_fp16_weights(data), name="graph")
     for rewrite in (seven_bit_weights, float_weights):
         try:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from p4q_edge.graph.quantization import LinearQuantization, weight_path
+from p4q_edge.graph.quantization import E4M3, LinearQuantization, weight_path
 
 _QUANTIZING = ("DequantizeLinear", "QuantizeLinear", "Clip")
 
@@ -22,7 +22,7 @@ class LinearNode:
         input: name of the tensor before it is quantized.
         output: name of the product, before the bias is added.
         input_scales: names of the scales between `input` and the product.
-        weight: name of the integers of its weight.
+        weight: name of the integers, or E4M3 numbers, of its weight.
         weight_scale: name of the scale of its weight.
     """
 
@@ -78,7 +78,8 @@ def differing_linears(model: onnx.ModelProto, linears: Mapping[str, LinearQuanti
         return (
             len(scales) == (2 if linear.block is None else 0)
             and all(scale == np.float32(linear.input_scale) for scale in scales)
-            and np.array_equal(weight.astype(np.int8), linear.weight.T)
+            and (weight.dtype == E4M3) == linear.in_fp8
+            and np.array_equal(weight.astype(np.float32), linear.weight.T.astype(np.float32))
             and np.array_equal(numpy_helper.to_array(tensors[node.weight_scale]), linear.weight_scale.T)
         )
 

@@ -1,5 +1,6 @@
 """What gives and what reads each value of a graph, and what its quantization computes."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -31,3 +32,15 @@ def quantize_linear(
     Written from the operator's definition and not by `quant.affine`, which a proof must not take for granted.
     """
     return np.asarray(np.clip(np.rint(x / scale) + zero, -128, 127))
+
+
+def quantize_linear_to_e4m3(x: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the numbers that ONNX's QuantizeLinear to FLOAT8E4M3FN gives: nearest, ties to even, saturating."""
+    saturated = np.clip(x / scale, -448, 448)
+    return np.asarray(saturated.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+def e4m3_step(q: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the distance between the E4M3 numbers next to `q`: of 3 bits of mantissa, and of 2**-9 below 2**-6."""
+    _, exponent = np.frexp(np.maximum(np.abs(q), 2.0**-9))  # of m * 2**exponent, m in [0.5, 1); 0 has none
+    return np.asarray(np.ldexp(np.float32(1), np.maximum(exponent - 4, -9)))

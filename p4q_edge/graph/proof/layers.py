@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from p4q_edge.graph.proof.bypass import grid_of
-from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
-from p4q_edge.graph.quantization import weight_path
+from p4q_edge.graph.proof.graph_index import GraphIndex, e4m3_step, quantize_linear, quantize_linear_to_e4m3
+from p4q_edge.graph.quantization import E4M3, weight_path
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
 
 ROWS = 128
@@ -105,7 +105,6 @@ class GraphLayers:
 
     def on_grid(self, layer: Layer, x: FloatArray) -> FloatArray:
         """Return the input as the product gets it, float32 of the same shape."""
-        integers = False
         for node in layer.grid:
             if node.op_type == "Clip":
                 low, high = (float(self.constant(name)) for name in node.input[1:3])
@@ -115,14 +114,20 @@ class GraphLayers:
             elif node.op_type == "Add":
                 x = x + self.constant(node.input[1]).astype(np.float32)
             elif node.op_type != "Cast":
+                kind = self.constant(node.input[2]).dtype
                 scale, zero = (self.constant(name).astype(np.float32) for name in node.input[1:3])
-                integers = node.op_type == "QuantizeLinear"
-                x = quantize_linear(x, scale, zero) if integers else (x - zero) * scale
+                if node.op_type != "QuantizeLinear":
+                    x = (x - zero) * scale
+                elif kind == E4M3:
+                    x = quantize_linear_to_e4m3(x, scale)
+                else:
+                    x = quantize_linear(x, scale, zero)
         return x
 
     def weight(self, layer: Layer) -> NDArray[np.float64]:
         """Return the weight that a DequantizeLinear restores, `(in, out)`."""
-        integers, scale = (self.constant(name).astype(np.float64) for name in layer.weight.input[:2])
+        # By way of float32, which holds them all: not every version of NumPy turns numbers of 4 and 8 bits into these.
+        integers, scale = (self.constant(n).astype(np.float32).astype(np.float64) for n in layer.weight.input[:2])
         sizes = [attribute.i for attribute in layer.weight.attribute if attribute.name == "block_size"]
         if sizes:
             scale = np.repeat(scale, sizes[0], axis=0)
@@ -198,7 +203,10 @@ def _problem(layers: GraphLayers, layer: Layer, record: LayerRecord) -> str | No
     linear = record.linear
     with torch.inference_mode():
         expected = linear.quantized_input(record.x).numpy()
-    steps = np.abs(layers.on_grid(layer, record.x.numpy()) - expected) / float(linear.input_scale)
+    scale = float(linear.input_scale)
+    steps = np.abs(layers.on_grid(layer, record.x.numpy()) - expected) / scale
+    if linear.scheme.in_fp8:
+        steps = steps / e4m3_step(expected / scale)
     off = float((steps > 1e-3).mean())
     if not (steps.max(initial=0.0) <= 1.5 and off <= EXPLAINED_SHARE):
         return f"its input is on another grid ({100 * off:.3g} % of the values, up to {steps.max():.3g} steps)"

@@ -179,9 +179,7 @@ def bfloat16_noise(
     with running():
         layers: tuple[QuantLinear | QuantConv2d, ...] = (*quant_linears(model).values(), *quant_convs(model).values())
         integers = [
-            layer
-            for layer in layers
-            if layer.phase is Phase.QUANTIZED and layer.calibrated and layer.scheme.quantizes_inputs
+            layer for layer in layers if layer.phase is Phase.QUANTIZED and layer.calibrated and layer.sums_integers
         ]
         orders: tuple[Arithmetic, ...] = ((), (PermutedSums(0),), (PermutedSums(1),))
         runs = [run_module(model, images, (*order, Bfloat16Remainder(integers))) for order in orders]
@@ -191,8 +189,8 @@ def bfloat16_noise(
 @contextmanager
 def weights_of_seven_bits(model: nn.Module) -> Iterator[None]:
     """Run a module with the weights of the CPU profile `fast`, and the biases that it has beside them."""
-    # No CPU narrows weights in blocks: their products are no sums of integers.
-    layers = [linear for linear in quant_linears(model).values() if linear.calibrated and linear.block is None]
+    # No CPU narrows weights in blocks or in FP8: their products are no sums of integers.
+    layers = [linear for linear in quant_linears(model).values() if linear.calibrated and linear.sums_integers]
     before = [(layer, layer.integers, layer.weight_scale, layer.bias) for layer in layers]
     try:
         for layer, _, scale, bias in before:

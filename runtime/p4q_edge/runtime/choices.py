@@ -28,13 +28,19 @@ Fast = Literal["reducing_gap", "draft"]
 """`reducing_gap`: shrink by an integer factor before the filter is applied. `draft`: also let the JPEG decoder
 skip detail that is not needed. Both act on large pictures only."""
 
-PlanPrecision = Literal["auto", "int8", "int4", "fp16"]
-"""What a TensorRT build is asked for; `auto` builds all, measures them and keeps the better one. `int8` and `int4` are
-what the bundle is quantized to."""
+NumberFormat = Literal["int", "fp8"]
+"""What quantized values are: integers, or floating-point numbers E4M3 of 8 bits."""
 
-PlanFlavour = Literal["int8", "int8-linears", "int4", "fp16"]
+PlanPrecision = Literal["auto", "int8", "int4", "fp8", "fp16"]
+"""What a TensorRT build is asked for; `auto` builds all, measures them and keeps the better one. `int8`, `int4` and
+`fp8` are what the bundle is quantized to."""
+
+PlanFlavour = Literal["int8", "int8-linears", "int4", "fp8", "fp16"]
 """What a plan is: `int8-linears` is the INT8 model with its convolutions in FP16, `int4` one of INT4 weights in blocks,
-which products with FP16 activations read."""
+which products with FP16 activations read, `fp8` one whose linears multiply 8-bit floating-point numbers E4M3."""
+
+QuantizedFlavour = Literal["int8", "int4", "fp8"]
+"""What the linears of a bundle are quantized to, as plans are called."""
 
 Typing = Literal["auto", "strong", "weak"]
 """Who chooses the types of a TensorRT network: the model (`strong`) or TensorRT."""

@@ -232,7 +232,9 @@ def test_a_dry_run_builds_nothing(
     assert document["model_bytes"] == len(read_bundle(tiny_bundle).model("fp32"))
     said = msgspec.defstruct("Said", [("model_bytes", int)])
     monkeypatch.setattr(
-        tensorrt_builder, "describe_plan", lambda size, *, engine, options, convolutions, int4: said(model_bytes=size)
+        tensorrt_builder,
+        "describe_plan",
+        lambda size, *, engine, options, convolutions, quantized: said(model_bytes=size),
     )
     code, out, _ = run("build", tiny_bundle, "--engine", tmp_path / "out.plan", "--dry-run")
     assert code == 0

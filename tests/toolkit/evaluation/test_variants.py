@@ -87,3 +87,13 @@ def test_levers_that_weights_in_blocks_refuse_are_left_out_and_told(caplog: pyte
     assert {variant.name for variant in found} >= {"as the recipe", "weight_rounding = adaround"}
     (message,) = caplog.messages
     assert "left out, as they cannot be had in this recipe or change nothing: observer = minmax; " in message
+
+
+def test_levers_of_integer_grids_are_left_out_in_fp8() -> None:
+    section = QuantizationSection(number_format="fp8")
+    found = quantization_variants(section)
+    for variant in found:
+        msgspec.structs.replace(section, **variant.quantization)
+    changed = {key for variant in found for key in variant.quantization}
+    assert changed >= {"headroom", "bias_correction"}
+    assert changed.isdisjoint({"observer", "activation_gain", "weight_rounding", "affine_correction", "scale_epochs"})

@@ -111,8 +111,8 @@ def test_the_parser_of_jetpack_6_is_refused_with_the_reason(
 
 
 def test_a_precision_is_that_of_the_bundle() -> None:
-    assert TensorRTOptions().flavours(convolutions=False, int4=True) == ("int4", "fp16")
-    assert TensorRTOptions(precision="int4").flavours(convolutions=False, int4=True) == ("int4",)
+    assert TensorRTOptions().flavours(convolutions=False, quantized="int4") == ("int4", "fp16")
+    assert TensorRTOptions(precision="int4").flavours(convolutions=False, quantized="int4") == ("int4",)
     for precision, int4, is_of in (("int8", True, "INT4"), ("int4", False, "INT8")):
         with pytest.raises(UsageError, match=f"--precision {precision}: the bundle is quantized to {is_of}"):
-            TensorRTOptions(precision=precision).flavours(convolutions=False, int4=int4)  # type: ignore[arg-type]
+            TensorRTOptions(precision=precision).flavours(convolutions=False, quantized="int4" if int4 else "int8")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from onnx import TensorProto
 from p4q_edge.graph import ExportedGraphs
 from p4q_edge.models import FoldedClassifier
 from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
-from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights, with_fp16_weights
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of, with_fp16_weights
 from p4q_edge.runtime.engines.onnxruntime import float_weights
 from p4q_edge.runtime.errors import CorruptArtifactError
 
@@ -88,7 +88,7 @@ def test_weights_that_contradict_themselves_are_told_in_words(
     whole = onnx.load_from_string(graphs.fp16 + graphs.weights)
     change(whole)
     for_gpus = whole.SerializeToString()
-    assert has_int4_weights(for_gpus)
+    assert flavour_of(for_gpus) == "int4"
     with pytest.raises(CorruptArtifactError, match="as the exporter writes it"):
         with_fp16_weights(for_gpus)
     for_cpus = onnx.load_from_string(graphs.fp32 + graphs.weights)
@@ -101,6 +101,6 @@ def test_weights_that_contradict_themselves_are_told_in_words(
 def test_a_name_that_is_no_text_is_told_in_words(int4_graphs: Exported) -> None:
     graphs, _ = int4_graphs
     broken = (graphs.fp16 + graphs.weights).replace(b".weight_int4", b".\xffeight_int4")
-    assert not has_int4_weights(broken)
+    assert flavour_of(broken) != "int4"
     with pytest.raises(CorruptArtifactError, match=r"is no model: .*Export the bundle again"):
         with_fp16_weights(broken)

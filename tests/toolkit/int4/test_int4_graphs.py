@@ -22,7 +22,7 @@ from p4q_edge.graph.proof.layers import record_layers, wrong_layers
 from p4q_edge.models import FoldedClassifier, LoadedModel
 from p4q_edge.quant import QuantScheme, quant_linears
 from p4q_edge.runtime.builders.onnxruntime import inspect_kernels, optimized_model
-from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights, unpacked, with_fp16_weights
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of, unpacked, with_fp16_weights
 from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
@@ -169,7 +169,7 @@ def test_the_float_profile_has_the_values_of_the_weights(int4_graphs: Exported, 
     graphs, _ = int4_graphs
     plain = without_adapter(graphs).SerializeToString()
     found = float_weights(graphs.fp32 + graphs.weights)
-    assert not has_int4_weights(found)
+    assert flavour_of(found) != "int4"
     kinds = {node.op_type for node in onnx.load_from_string(found).graph.node}
     assert "DequantizeLinear" not in kinds
     expected, given = (run_in_onnxruntime(model, images, optimized=False) for model in (plain, found))
@@ -185,9 +185,9 @@ def test_there_is_no_fast_profile(int4_graphs: Exported) -> None:
 def test_the_model_of_an_fp16_plan_holds_the_same_values(int4_graphs: Exported) -> None:
     graphs, model = int4_graphs
     whole = graphs.fp16 + graphs.weights
-    assert has_int4_weights(whole)
+    assert flavour_of(whole) == "int4"
     written = with_fp16_weights(whole)
-    assert not has_int4_weights(written)
+    assert flavour_of(written) != "int4"
     restored = onnx.load_from_string(written)
     onnx.checker.check_model(restored, full_check=True)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in restored.graph.initializer}

@@ -56,6 +56,14 @@ def test_keys_that_do_nothing_are_told_of(change: dict[str, Any], message: str) 
             ],
         ),
         (
+            {"quantization": {"number_format": "fp8", "observer": "mse", "stem": True, "headroom": 1.3}},
+            [
+                "quantization.observer has no effect: quantization.number_format is 'fp8', whose ranges are maxima",
+                "quantization.stem has no effect: convolutions stay in high precision beside "
+                "quantization.number_format = 'fp8'",
+            ],
+        ),
+        (
             {"quantization": {"adapter_bits": 4}, "learn": {"adapter": False}},
             ["quantization.adapter_bits has no effect: learn.adapter is false"],
         ),
@@ -118,7 +126,8 @@ def test_each_key_that_the_published_method_does_not_read_is_told_of() -> None:
         if isinstance(value := getattr(usual, key), bool) and key != "text":
             changes[key] = not value
     read = {"weight_bits": 4, "activation_bits": 6, "adapter_bits": 4, "keep_float": ["a"], "text": True}
-    refused = {"mean_weight_bits", "weight_block"}  # by attention_bits, and by the method itself
+    # By attention_bits, and by the method itself.
+    refused = {"mean_weight_bits", "weight_block", "number_format"}
     assert {*changes, *read, *refused} == set(usual.__struct_fields__)
     told = list(without_effect(recipe_of({"method": "as-released", "quantization": {**read, **changes}})))
     why = "has no effect: method = 'as-released' quantizes the image tower in its own way"

@@ -15,6 +15,7 @@ WIDTHS = {
     "w6a6": ("W6A6", "carried", False),
     "w4a8": ("W4A8", "carried", False),
     "w4a16": ("W4A16", "executed", False),
+    "fp8": ("FP8 (E4M3)", "executed", False),
     "w4a4": ("W4A4", "carried", False),
     "paper-8-8-8": ("W8A8", "executed", True),
     "paper-4-4-8": ("W4A4 (attention W8A8)", "carried", True),

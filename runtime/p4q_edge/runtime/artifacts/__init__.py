@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts.onnx_graph import OPERATORS, check_exported, check_model
     from p4q_edge.runtime.artifacts.other_backend import on_backend
     from p4q_edge.runtime.artifacts.precision import (
+        FP8_LABEL,
         LEAST_MAC_SHARE,
         Precision,
         quantized_parts,
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILT_IN",
+    "FP8_LABEL",
     "GOLDEN",
     "GRAPH_FP32",
     "LEAST_MAC_SHARE",
@@ -323,6 +325,7 @@ if not TYPE_CHECKING:
             ),
             "other_backend": ("on_backend",),
             "precision": (
+                "FP8_LABEL",
                 "LEAST_MAC_SHARE",
                 "Precision",
                 "quantized_parts",

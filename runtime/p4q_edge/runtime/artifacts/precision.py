@@ -6,6 +6,11 @@ from typing import Literal
 
 import msgspec
 
+from p4q_edge.runtime.choices import NumberFormat, QuantizedFlavour
+
+FP8_LABEL = "FP8 (E4M3)"
+"""What stands for the widths where values are 8-bit floating-point numbers."""
+
 LEAST_MAC_SHARE = 0.5
 """A model with less of its multiply-accumulates quantized is not called by its bit widths alone."""
 
@@ -22,6 +27,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
         weight_block: number of neighbouring weights of the image tower's linears that share a scale, at most: their
             activations are not quantized; else None.
+        number_format: `fp8` where linears multiply 8-bit floating-point numbers E4M3, else `int`. Only GPUs execute
+            `fp8`; on CPUs products in FP32 carry its values.
         mean_weight_bits: of a weight of the image tower's quantized linears on average, where some of these have more
             than `weight_bits`; else None.
         quantized_attentions: attentions whose two products are quantized as well.
@@ -41,6 +48,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quantized_linears: int
     attention_bits: int | None = None
     weight_block: int | None = None
+    number_format: NumberFormat = "int"
     mean_weight_bits: float | None = None
     quantized_attentions: int = 0
     quantized_convolutions: int = 0
@@ -68,8 +76,15 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def has_forms_on_cpus(self) -> bool:
-        """Whether only measuring tells how it is computed fastest on a CPU: with convolutions, or INT4 weights."""
-        return self.quantized_convolutions > 0 or self.weight_block is not None
+        """Whether only measuring tells how it is computed fastest on a CPU: with convolutions, INT4 weights or FP8."""
+        return self.quantized_convolutions > 0 or self.plan_flavour != "int8"
+
+    @property
+    def plan_flavour(self) -> QuantizedFlavour:
+        """What plans of it are called beside `fp16`."""
+        if self.number_format == "fp8":
+            return "fp8"
+        return "int8" if self.weight_block is None else "int4"
 
     def with_float_convolutions(self) -> Precision:
         """Return the precision of an engine that quantizes the same but convolutions."""
@@ -82,6 +97,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def label(self) -> str:
         """Bit widths with the word that says whether the hardware computes in them, and in how little of the work."""
         widths = width_label(self.weight_bits, self.activation_bits, self.attention_bits)
+        if self.number_format == "fp8":
+            widths = FP8_LABEL
         if self.mean_weight_bits is not None:
             which = "weights of linears" if self.quantized_convolutions else "weights"
             widths = f"{widths} ({which} {self.mean_weight_bits:.2f} bits on average)"

@@ -46,6 +46,7 @@ class QuantizationChoices(msgspec.Struct, frozen=True, kw_only=True):
     weight_bits: int | UnsetType = UNSET
     activation_bits: int | UnsetType = UNSET
     weight_block: int | UnsetType | None = UNSET
+    number_format: str | UnsetType = UNSET
     attention_bits: int | UnsetType | None = UNSET
     mean_weight_bits: float | UnsetType | None = UNSET
     quantize_attention: bool | UnsetType = UNSET

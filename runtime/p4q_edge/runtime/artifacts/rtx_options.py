@@ -21,8 +21,8 @@ class RtxOptions:
     max_batch: int = 8
     """Largest batch that the engine accepts."""
     precision: PlanPrecision = "auto"
-    """`auto` builds INT8 (or INT4, as the bundle is quantized) and FP16, measures them and keeps the better one where a
-    GPU is here that the engine is for; elsewhere it builds INT8 (or INT4) and says so."""
+    """`auto` builds INT8 (or INT4 or FP8, as the bundle is quantized) and FP16, measures them and keeps the better one
+    where a GPU is here that the engine is for; elsewhere it builds the former and says so."""
     prefer: Prefer = "speed"
     """What `auto` means by better: `speed`, or `size` of the engine."""
     min_cosine: float | None = None
@@ -30,7 +30,8 @@ class RtxOptions:
     optimization_level: int = 3
     """0 builds fastest, 5 searches longest."""
     capabilities: tuple[str, ...] = ()
-    """Compute capabilities of the GPUs that it is for, as `8.6`; none: 8.0, 8.6, 8.9, 12.0 and later."""
+    """Compute capabilities of the GPUs that it is for, as `8.6`; none: 8.0, 8.6, 8.9, 12.0 and later, of FP8 those from
+    8.9 on."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.

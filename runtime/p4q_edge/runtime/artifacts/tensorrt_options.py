@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from p4q_edge.runtime.choices import Compatibility, CudaBackend, PlanFlavour, PlanPrecision, Prefer, Typing
+from p4q_edge.runtime.choices import (
+    Compatibility,
+    CudaBackend,
+    PlanFlavour,
+    PlanPrecision,
+    Prefer,
+    QuantizedFlavour,
+    Typing,
+)
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.statistics import FULL_BITS, least_cosine
 
@@ -21,8 +29,8 @@ class TensorRTOptions:
     max_batch: int = 8
     """Largest batch that the engine accepts."""
     precision: PlanPrecision = "auto"
-    """`auto` builds INT8 (or INT4, as the bundle is quantized) and FP16, measures them on this device and keeps the
-    better one."""
+    """`auto` builds INT8 (or INT4 or FP8, as the bundle is quantized) and FP16, measures them on this device and keeps
+    the better one."""
     prefer: Prefer = "speed"
     """What `auto` means by better: `speed`, or `size` of the plan."""
     min_cosine: float | None = None
@@ -83,7 +91,7 @@ class TensorRTOptions:
         """The limit of `min_cosine`; that of 8 bits unless one was set."""
         return least_cosine(FULL_BITS) if self.min_cosine is None else self.min_cosine
 
-    def flavours(self, *, convolutions: bool, int4: bool = False) -> tuple[PlanFlavour, ...]:
+    def flavours(self, *, convolutions: bool, quantized: QuantizedFlavour = "int8") -> tuple[PlanFlavour, ...]:
         """Return the precisions that are built, in building order.
 
         `int8-linears` is the INT8 model with its convolutions in FP16: INT8 convolutions are slower than FP16 on some
@@ -91,12 +99,11 @@ class TensorRTOptions:
 
         Args:
             convolutions: whether the model has quantized ones.
-            int4: whether its weights are INT4 in blocks.
+            quantized: what its linears are quantized to.
 
         Raises:
             UsageError: the precision that was asked for is not the model's.
         """
-        quantized: PlanFlavour = "int4" if int4 else "int8"
         if self.precision not in ("auto", "fp16", quantized):
             raise UsageError(
                 f"--precision {self.precision}: the bundle is quantized to {quantized.upper()}. Leave it out, or take "

@@ -306,7 +306,7 @@ def _say_what_is_known(engine: Path, choice: PlanChoice | None, gpu: str) -> Non
 
 def _of_flavour(precision: Precision, kept: str) -> Precision:
     """Return the precision of a kept plan; see `TensorRTOptions.flavours`."""
-    own = {"int8": precision, "int4": precision, "int8-linears": precision.with_float_convolutions()}
+    own = {precision.plan_flavour: precision, "int8-linears": precision.with_float_convolutions()}
     return own.get(kept, FP16)
 
 
@@ -370,13 +370,13 @@ def describe_build(
     kind: GraphKind = "fp32" if chosen in CPU_BACKENDS else "fp16"
     refuse_unsound(opened, kind, engine=engine)
     precision = opened.manifest.precision
-    convolutions, int4 = precision.quantized_convolutions > 0, precision.weight_block is not None
+    convolutions, quantized = precision.quantized_convolutions > 0, precision.plan_flavour
     if chosen == "tensorrt-rtx":
         from p4q_edge.runtime.builders.tensorrt.rtx import describe_rtx
 
         rtx = options.rtx or RtxOptions()
         size = len(opened.model("fp16"))
-        return describe_rtx(size, engine=engine, options=rtx, convolutions=convolutions, int4=int4)
+        return describe_rtx(size, engine=engine, options=rtx, convolutions=convolutions, quantized=quantized)
     if kind == "fp16":
         require_tensorrt(engine)
         from p4q_edge.runtime.builders.tensorrt import builder as tensorrt_builder
@@ -384,7 +384,8 @@ def describe_build(
         tensorrt_builder.refuse_old_parser(opened)
         size = len(opened.model("fp16"))
         gated = _gated(options.tensorrt or TensorRTOptions(), opened)
-        return tensorrt_builder.describe_plan(size, engine=engine, options=gated, convolutions=convolutions, int4=int4)
+        describe = tensorrt_builder.describe_plan
+        return describe(size, engine=engine, options=gated, convolutions=convolutions, quantized=quantized)
     request = options.cpu_request(cpu_backend(backend), has_forms=precision.has_forms_on_cpus)
     candidates = cpu_candidates(opened.model("fp32"), request)
     return CpuDryRun(

@@ -9,6 +9,7 @@ from typing import cast, get_args
 
 import msgspec
 
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of
 from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend, CpuChoice, CpuProfile, Remainder, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 from p4q_edge.runtime.engines.openvino import import_openvino, installed, remainders
@@ -19,6 +20,8 @@ from p4q_edge.runtime.machine import cpu as machine
 _CHANGE: Mapping[CpuProfile, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
 
 
+_LEFT_OUT_IN_OPENVINO = "OpenVINO leaves the rounding of inputs to FP8 out, so that it computes something else"
+"""Seen in 2026.4: its outputs are those of the profile `float`."""
 PROFILE_VARIABLE = "P4Q_EDGE_CPU_PROFILE"
 """Environment variable with the profile of builds that name none, as where many machines are to build the same."""
 
@@ -134,6 +137,11 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
         CorruptArtifactError: a weight of the model is not as the exporter writes it.
     """
     require_cpu_libraries(request)
+    in_fp8 = flavour_of(model) == "fp8"
+    if in_fp8 and request.backend == "openvino" and request.choice == "exact":
+        raise EnvironmentNotAbleError(
+            f"{_LEFT_OUT_IN_OPENVINO}. Take `--cpu-profile float`, which says so, or `--backend onnxruntime`."
+        )
     libraries = _libraries(request)
     left_out: list[str] = []
     if request.choice == "auto" and "openvino" not in libraries and request.backend is None:
@@ -142,7 +150,7 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     left_out += missing
     tried: list[CpuCandidate] = []
     if "openvino" in libraries:
-        profiles, reasons = _openvino_profiles(models, request)
+        profiles, reasons = _openvino_profiles(models, request, in_fp8=in_fp8)
         left_out += reasons
         tried += [
             CpuCandidate(profile=profile, backend="openvino", remainder=remainder)
@@ -185,9 +193,11 @@ def _libraries(request: CpuRequest) -> tuple[CpuBackend, ...]:
 
 
 def _openvino_profiles(
-    models: Mapping[CpuProfile, bytes], request: CpuRequest
+    models: Mapping[CpuProfile, bytes], request: CpuRequest, *, in_fp8: bool
 ) -> tuple[tuple[CpuProfile, ...], tuple[str, ...]]:
     """Return the profiles that are tried in OpenVINO, and why not the reference's own."""
+    if in_fp8:
+        return tuple(name for name in models if name == "float"), (f"openvino-exact: {_LEFT_OUT_IN_OPENVINO}",)
     if not machine.saturates():
         return tuple(name for name in models if name == "exact" or request.backend == "openvino"), ()
     reasons = (f"openvino-exact: {advice.OVERFLOW_IN_OPENVINO}",) if "exact" in models else ()

@@ -49,6 +49,8 @@ def precision_on(backend: BackendName, precision: Precision) -> Precision:
     if backend in ("onnxruntime", "openvino"):
         if precision.weight_block is not None:  # the products compute in FP32
             precision = msgspec.structs.replace(precision, activation_bits=32)
+        if precision.number_format == "fp8":  # and no CPU multiplies such numbers
+            precision = msgspec.structs.replace(precision, execution="carried")
         return msgspec.structs.replace(precision.with_float_convolutions(), remainder="fp32")
     return msgspec.structs.replace(precision, remainder="fp16")
 

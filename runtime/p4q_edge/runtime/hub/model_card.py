@@ -81,6 +81,8 @@ def _widths(bundle: Bundle) -> list[str]:
     precision = bundle.manifest.precision
     if precision.mean_weight_bits is not None:
         return ["mixed-precision"]
+    if precision.number_format == "fp8" and precision.quantized_linears:
+        return ["fp8"]
     return [f"w{precision.weight_bits}a{precision.activation_bits}"] if precision.quantized_linears else []
 
 

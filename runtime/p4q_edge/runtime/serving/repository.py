@@ -161,7 +161,7 @@ def _warn_of_missing_options(card: Card, engine: Path) -> None:
             "not to. For the values that were proved add --served-by python",
             engine,
         )
-    elif card.precision.quantized_linears:
+    elif card.precision.quantized_linears and card.precision.number_format == "int":
         logger.warning(
             "on x86 processors without VNNI Triton's ONNX Runtime overflows with the 8-bit weights of %s; this runtime "
             "tells its own not to. For such a server build with --cpu-profile fast, or add --served-by python",

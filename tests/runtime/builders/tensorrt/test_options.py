@@ -40,7 +40,7 @@ def facts(**changes: Any) -> DeviceFacts:
         ({"optimization_level": 6}, "optimization level of 0 to 5, got 6"),
         ({"workspace_mib": 0}, "workspace of at least 1 MiB, got 0"),
         ({"min_cosine": 1.5}, "minimal cosine of -1 to 1, got 1.5"),
-        ({"precision": "fp8"}, "precision of auto, int8, int4, fp16, got 'fp8'"),
+        ({"precision": "int2"}, "precision of auto, int8, int4, fp8, fp16, got 'int2'"),
         ({"prefer": "beauty"}, "preference of speed, size, got 'beauty'"),
         ({"typing": "strongly"}, "typing of auto, strong, weak, got 'strongly'"),
         ({"hardware_compatibility": "all"}, "hardware compatibility of none, ampere_plus, same_compute_capability"),

@@ -15,17 +15,24 @@ import msgspec
 from p4q_edge.runtime.artifacts import Bundle, PlanMachine, TensorRTOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, TensorRTDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
-from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of
 from p4q_edge.runtime.builders.tensorrt.options import (
     TIMING_CACHES,
+    check_fp8,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,
 )
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
-from p4q_edge.runtime.choices import PlanFlavour
+from p4q_edge.runtime.choices import PlanFlavour, QuantizedFlavour
 from p4q_edge.runtime.engines.cuda import open_cuda
-from p4q_edge.runtime.engines.tensorrt import INT4_READ, import_tensorrt, machine_facts, version_tuple
+from p4q_edge.runtime.engines.tensorrt import (
+    INT4_READ,
+    STRONG_TYPING_COMPLETE,
+    import_tensorrt,
+    machine_facts,
+    version_tuple,
+)
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.machine import advice
 from p4q_edge.runtime.storage import remove_leftovers, require_writable, sha256_file, temporary_path
@@ -53,17 +60,26 @@ class PlanResult:
 
 
 def refuse_old_parser(bundle: Bundle) -> None:
-    """Refuse INT4 weights where the parser of the installed TensorRT does not read them.
+    """Refuse INT4 weights and FP8 where the installed TensorRT does not read them.
 
     Raises:
         EnvironmentNotAbleError: names what reads them, and what to export for this TensorRT.
     """
-    if bundle.manifest.precision.weight_block is None:
+    flavour = bundle.manifest.precision.plan_flavour
+    if flavour == "int8":
         return
     # CUDA is asked only by those that go on; the version is known without.
     import tensorrt
 
-    if version_tuple(tensorrt.__version__) < INT4_READ:
+    version = version_tuple(tensorrt.__version__)
+    if flavour == "fp8" and version < STRONG_TYPING_COMPLETE:
+        raise EnvironmentNotAbleError(
+            f"{bundle.path} is quantized to FP8 (E4M3), which needs strong typing, and TensorRT {tensorrt.__version__} "
+            f"types not every layer strongly: {'.'.join(map(str, STRONG_TYPING_COMPLETE))} or later does, on GPUs of "
+            "compute capability 8.9 and later. JetPack 6 has 10.3, and its Orin 8.7: for these export with the recipe "
+            "int8."
+        )
+    if flavour == "int4" and version < INT4_READ:
         raise EnvironmentNotAbleError(
             f"{bundle.path} has INT4 weights in blocks, in a graph of opset 21, and TensorRT {tensorrt.__version__} "
             "reads older ones: that of JetPack 6 stops at opset 20. TensorRT "
@@ -104,7 +120,7 @@ def build_plan(
         (folder / "golden.safetensors").write_bytes(golden)
         built = {
             flavour: _build(folder, flavour, engine=engine, options=options, progress=progress)
-            for flavour in options.flavours(convolutions=bool(samples.on_cpu), int4=has_int4_weights(model))
+            for flavour in options.flavours(convolutions=bool(samples.on_cpu), quantized=flavour_of(model))
         }
         doubt = advice.wrong_transformers(next(iter(built.values()))["built_with"]["tensorrt"])
         plans = Contestants(folder=folder, built=built, samples=samples, doubt=doubt)
@@ -133,7 +149,12 @@ def _build(
 
 
 def describe_plan(
-    model_bytes: int, *, engine: Path, options: TensorRTOptions, convolutions: bool = False, int4: bool = False
+    model_bytes: int,
+    *,
+    engine: Path,
+    options: TensorRTOptions,
+    convolutions: bool = False,
+    quantized: QuantizedFlavour = "int8",
 ) -> TensorRTDryRun:
     """Return what `build_plan` would do on this device, without building.
 
@@ -142,7 +163,7 @@ def describe_plan(
         engine: the plan that would be made.
         options: how it would be built.
         convolutions: whether the model has quantized ones.
-        int4: whether its weights are INT4 in blocks.
+        quantized: what its linears are quantized to.
 
     Raises:
         EnvironmentNotAbleError: no GPU, no CUDA backend or no TensorRT.
@@ -151,13 +172,16 @@ def describe_plan(
     cuda = open_cuda(options.cuda_backend, device=options.device)
     trt = import_tensorrt(cuda.facts)
     check_hardware_compatibility(options, cuda.facts)
+    plans = options.flavours(convolutions=convolutions, quantized=quantized)
+    if "fp8" in plans:
+        check_fp8(options, cuda.facts)
     with cuda.current():
         free, total = cuda.memory()
     cache = timing_cache_path(engine, tensorrt_version=trt.__version__, facts=cuda.facts)
     return TensorRTDryRun(
         engine=str(engine),
         exists=engine.exists(),
-        plans=options.flavours(convolutions=convolutions, int4=int4),
+        plans=plans,
         keeps=f"the better by {options.prefer}" if options.precision == "auto" else options.precision,
         accuracy_gate=f"golden cosine of at least {options.accuracy_gate}",
         batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),

@@ -10,7 +10,7 @@ from typing import Any
 
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.artifacts import TensorRTOptions
-from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights, with_fp16_weights
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of, with_fp16_weights
 from p4q_edge.runtime.builders.tensorrt.network import make_config, parse_network, remove_quantization
 from p4q_edge.runtime.builders.tensorrt.progress import PhaseTree, make_monitor
 from p4q_edge.runtime.engines.tensorrt import TENSORRT, problems
@@ -30,7 +30,7 @@ class Job:
 
     options: TensorRTOptions
     flavour: str
-    """`int8`, `int8-linears`, `int4` or `fp16`."""
+    """`int8`, `int8-linears`, `int4`, `fp8` or `fp16`."""
     model: Path
     """The complete ONNX model."""
     plan: Path
@@ -99,13 +99,14 @@ def prepare_compilation(
         UsageError: the options do not fit the model or the library.
     """
     model = job.model.read_bytes()
-    if has_int4_weights(model):
+    quantized = flavour_of(model)
+    if quantized != "int8":
         if not strong:
-            raise errors.UsageError("INT4 weights need strong typing. Leave --typing weak out.")
+            raise errors.UsageError(f"{quantized.upper()} weights need strong typing. Leave --typing weak out.")
         model = with_fp16_weights(model) if job.flavour == "fp16" else model
     network, parser = parse_network(trt, builder, log, model, strong=strong)
     kept: tuple[Any, ...] = (parser,)
-    if job.flavour not in ("int8", "int4"):
+    if job.flavour != quantized:
         kept += tuple(remove_quantization(trt, network, only_convolutions=job.flavour == "int8-linears"))
     allowed = ("FP16",) if job.flavour == "fp16" else ("INT8", "FP16")
     config = make_config(trt, builder, network, job.options, workspace=workspace, weak_flags=() if strong else allowed)

@@ -6,12 +6,41 @@ from pathlib import Path
 
 from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.engines.cuda import DeviceFacts
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 
 TIMING_CACHES = "timing-*.cache"
 """What names of timing caches have in common."""
 JETSON_WORKSPACE_SHARE = 4
 """A build on a GPU that shares the CPU's memory may take a quarter of it: more gets the builder killed."""
+
+
+FP8_SINCE = (8, 9)
+"""Compute capability of the first GPUs that multiply FP8 numbers: Ada, and after it Hopper and Blackwell."""
+
+
+def multiplies_fp8(compute_capability: str) -> bool:
+    """Return whether GPUs of a compute capability, as `8.9`, multiply FP8 numbers."""
+    return tuple(int(part) for part in compute_capability.split(".")) >= FP8_SINCE
+
+
+def check_fp8(options: TensorRTOptions, facts: DeviceFacts) -> None:
+    """Refuse FP8 on a GPU that does not multiply such numbers, and in a plan for several kinds of GPUs.
+
+    Raises:
+        EnvironmentNotAbleError: the GPU is too old; names what can be built for it.
+        UsageError: a plan for older GPUs too was asked for.
+    """
+    if not multiplies_fp8(facts.compute_capability):
+        raise EnvironmentNotAbleError(
+            f"the bundle is quantized to FP8 (E4M3), which GPUs multiply from compute capability 8.9 on (Ada, Hopper, "
+            f"Blackwell), and {facts.name} has {facts.compute_capability}. Export with the recipe int8 for it, or add "
+            "--precision fp16."
+        )
+    if options.hardware_compatibility == "ampere_plus":
+        raise UsageError(
+            "hardware compatibility ampere_plus is for GPUs from compute capability 8.0 on, and FP8 needs 8.9. Leave "
+            "it out, or take same_compute_capability."
+        )
 
 
 def workspace_bytes(options: TensorRTOptions, facts: DeviceFacts) -> int | None:

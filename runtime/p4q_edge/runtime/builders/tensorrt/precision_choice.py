@@ -1,4 +1,4 @@
-"""INT8, INT8 but for convolutions, INT4, or FP16: each is built and measured on the golden images; the best is kept.
+"""INT8, INT8 but for convolutions, INT4, FP8, or FP16: each is built and measured on golden images; the best is kept.
 
 INT8 is often little faster than FP16 on the device at hand and sometimes slower, so nothing is assumed.
 """
@@ -23,7 +23,12 @@ from p4q_edge.runtime.storage import save_tensors
 from p4q_edge.runtime.verification import row_cosine, run_golden
 
 ROUNDS = Rounds(warmup=10, minimum=50, maximum=500, seconds=3.0)
-NAMES: dict[PlanFlavour, str] = {"int8": "INT8", "int8-linears": "INT8 in linears only", "int4": "INT4 weights"}
+NAMES: dict[PlanFlavour, str] = {
+    "int8": "INT8",
+    "int8-linears": "INT8 in linears only",
+    "int4": "INT4 weights",
+    "fp8": "FP8",
+}
 _SEED = 0  # of the bootstrap; fixed so that a build says the same twice
 
 
@@ -104,8 +109,8 @@ def compare_to_reference(outputs: Mapping[str, np.ndarray], golden: Golden) -> d
 def gate_problem(row: Mapping[str, Any], golden: Golden, *, min_cosine: float) -> str | None:
     """Return why a plan is not accurate enough, or None.
 
-    INT8 and INT4 must reproduce the fake-quantized reference. FP16 does not quantize activations, so it differs from
-    that reference for the better; it must be as near to the full-precision model as the reference is.
+    INT8, INT4 and FP8 must reproduce the fake-quantized reference. FP16 does not quantize activations, so it differs
+    from that reference for the better; it must be as near to the full-precision model as the reference is.
     """
     if row["precision"] in NAMES:
         if row["cosine_min"] >= min_cosine:

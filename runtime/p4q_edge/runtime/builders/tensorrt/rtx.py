@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import msgspec
 from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, RtxMachine, RtxOptions, read_golden
 from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
-from p4q_edge.runtime.builders.tensorrt.int4_weights import has_int4_weights
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of
+from p4q_edge.runtime.builders.tensorrt.options import multiplies_fp8
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
-from p4q_edge.runtime.choices import PlanFlavour
+from p4q_edge.runtime.choices import PlanFlavour, QuantizedFlavour
 from p4q_edge.runtime.engines.tensorrt import RTX, import_library
-from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.storage import remove_leftovers, require_writable, temporary_path
 
 
@@ -43,11 +44,12 @@ class RtxResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is built: the GPU that it is measured on, or why it is not, and the flavours."""
+    """What is built: the GPU that it is measured on, or why it is not, the flavours, and the GPUs that it is for."""
 
     gpu: str
     missing: str
     flavours: tuple[PlanFlavour, ...]
+    capabilities: tuple[str, ...]
 
 
 def build_rtx(
@@ -59,7 +61,7 @@ def build_rtx(
     force: bool = False,
     progress: ShowProgress | None = None,
 ) -> RtxResult:
-    """Compile ahead of time: INT8 or INT4 beside FP16, measured on a GPU that is here, or alone and then not run.
+    """Compile ahead of time: INT8, INT4 or FP8 beside FP16, measured on a GPU that is here, or alone and then not run.
 
     What is not run is proved by the golden samples where it is first loaded.
 
@@ -80,7 +82,8 @@ def build_rtx(
     """
     require_writable(engine, force=force)
     samples = read_golden(golden, source="the golden samples of the bundle")
-    plan = _planned(options, convolutions=bool(samples.on_cpu), int4=has_int4_weights(model))
+    plan = _planned(options, convolutions=bool(samples.on_cpu), quantized=flavour_of(model))
+    options = replace(options, capabilities=plan.capabilities)
     engine.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(engine.parent)
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix=f".p4q-build.{os.getpid()}-", suffix=".tmp") as name:
@@ -107,27 +110,48 @@ def build_rtx(
     )
 
 
-def _planned(options: RtxOptions, *, convolutions: bool, int4: bool) -> _Plan:
+FP8_CAPABILITIES = ("8.9", "12.0", "12.1")
+"""Those from 8.9 on that the compiler knows: an engine of FP8 cannot be for all from 8.0 on."""
+
+
+def _capabilities(options: RtxOptions, flavours: tuple[PlanFlavour, ...]) -> tuple[str, ...]:
+    """Return the compute capabilities that are compiled for.
+
+    Raises:
+        UsageError: GPUs of one do not multiply FP8.
+    """
+    if "fp8" not in flavours:
+        return options.capabilities
+    if old := [name for name in options.capabilities if not multiplies_fp8(name)]:
+        raise UsageError(
+            f"--capability {', '.join(old)}: the bundle is quantized to FP8 (E4M3), which GPUs multiply from 8.9 on "
+            "(Ada, Blackwell). Leave it out for these, or export with the recipe int8 for older ones."
+        )
+    return options.capabilities or FP8_CAPABILITIES
+
+
+def _planned(options: RtxOptions, *, convolutions: bool, quantized: QuantizedFlavour) -> _Plan:
     """Return what is built here.
 
     Raises:
-        UsageError: the precision that was asked for is not the model's.
+        UsageError: the precision that was asked for is not the model's, or GPUs do not multiply it.
         EnvironmentNotAbleError: FP16 was asked for, and there is no GPU that could prove it.
     """
-    flavours = options.as_tensorrt().flavours(convolutions=convolutions, int4=int4)
-    if options.precision in ("int8", "int4"):
-        return _Plan(gpu="", missing="", flavours=flavours)
-    request = {"action": "find-gpu", "options": asdict(options.as_tensorrt()), "capabilities": options.capabilities}
+    flavours = options.as_tensorrt().flavours(convolutions=convolutions, quantized=quantized)
+    capabilities = _capabilities(options, flavours)
+    if options.precision == quantized:
+        return _Plan(gpu="", missing="", flavours=flavours, capabilities=capabilities)
+    request = {"action": "find-gpu", "options": asdict(options.as_tensorrt()), "capabilities": capabilities}
     found = run_worker(request, task="looking for a GPU")
     if found["gpu"]:
-        return _Plan(gpu=found["gpu"], missing="", flavours=flavours)
+        return _Plan(gpu=found["gpu"], missing="", flavours=flavours, capabilities=capabilities)
     if options.precision == "fp16":
         raise EnvironmentNotAbleError(
             f"an FP16 engine is proved by what it computes on its GPU when it is built, and {found['missing']}. Build "
-            f"it there, or leave out --precision fp16 for an {'INT4' if int4 else 'INT8'} engine, which is proved "
-            "where it is loaded."
+            f"it there, or leave out --precision fp16 for an {quantized.upper()} engine, which is proved where it "
+            "is loaded."
         )
-    return _Plan(gpu="", missing=found["missing"], flavours=flavours[:1])
+    return _Plan(gpu="", missing=found["missing"], flavours=flavours[:1], capabilities=capabilities)
 
 
 def _build(
@@ -150,7 +174,12 @@ def _unmeasured(built: Mapping[str, Any], flavour: PlanFlavour, missing: str) ->
 
 
 def describe_rtx(
-    model_bytes: int, *, engine: Path, options: RtxOptions, convolutions: bool = False, int4: bool = False
+    model_bytes: int,
+    *,
+    engine: Path,
+    options: RtxOptions,
+    convolutions: bool = False,
+    quantized: QuantizedFlavour = "int8",
 ) -> RtxDryRun:
     """Return what `build_rtx` would do, without building.
 
@@ -158,7 +187,7 @@ def describe_rtx(
         EnvironmentNotAbleError: the library is not installed, or no GPU is here that FP16 needs.
     """
     version = import_library(RTX).__version__
-    plan = _planned(options, convolutions=convolutions, int4=int4)
+    plan = _planned(options, convolutions=convolutions, quantized=quantized)
     best = f"the better by {options.prefer}, measured on {plan.gpu}"
     alone = f"{plan.flavours[0]}{f': {plan.missing}' if plan.missing else ''}"
     return RtxDryRun(
@@ -167,7 +196,7 @@ def describe_rtx(
         plans=plan.flavours,
         keeps=best if len(plan.flavours) > 1 else alone,
         batches=BatchProfile(min=options.min_batch, opt=options.opt_batch, max=options.max_batch),
-        compute_capabilities=tuple(options.capabilities) or ("8.0+",),
+        compute_capabilities=plan.capabilities or ("8.0+",),
         optimization_level=options.optimization_level,
         model_bytes=model_bytes,
         tensorrt_rtx=version,

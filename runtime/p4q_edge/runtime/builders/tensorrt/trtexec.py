@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import get_args
 
 from p4q_edge.runtime.artifacts import TensorRTOptions
+from p4q_edge.runtime.choices import QuantizedFlavour
 
 MODEL = "model.onnx"
 PLAN = "trtexec.plan"
@@ -25,14 +27,14 @@ def trtexec_command(
 
     Args:
         options: of the build.
-        flavour: of the plan. Only for `int8` and `int4` there is a command: the others skip Q/DQ pairs of the parsed
-            network.
+        flavour: of the plan. Only for `int8`, `int4` and `fp8` there is a command: the others skip Q/DQ pairs of the
+            parsed network.
         shape: of the graph's input, (N, 3, H, W), N -1 where it is dynamic.
         strong: whether every precision came from the graph.
         workspace: limit of the builder's scratch memory in bytes, or None.
         timing_cache: name of the file with kernel times, without which another run may choose other kernels.
     """
-    if flavour not in ("int8", "int4"):
+    if flavour not in get_args(QuantizedFlavour):
         return ""
     arguments = [f"--onnx={MODEL}", *(["--stronglyTyped"] if strong else ["--int8", "--fp16"])]
     if shape[0] == -1:

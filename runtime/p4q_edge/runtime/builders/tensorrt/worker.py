@@ -25,6 +25,7 @@ from p4q_edge.runtime.builders.tensorrt.compilation import BuildCancelledError, 
 from p4q_edge.runtime.builders.tensorrt.inspection import inspect_engine
 from p4q_edge.runtime.builders.tensorrt.network import use_timing_cache
 from p4q_edge.runtime.builders.tensorrt.options import (
+    check_fp8,
     check_hardware_compatibility,
     timing_cache_path,
     workspace_bytes,
@@ -146,6 +147,8 @@ def build(trt: Any, cuda: Cuda, job: Job) -> dict[str, Any]:
     """
     options = job.options
     check_hardware_compatibility(options, cuda.facts)
+    if job.flavour == "fp8":
+        check_fp8(options, cuda.facts)
     started = time.monotonic()
     typing, built = _build_typed(trt, cuda, job)
     serialized = memoryview(built.plan)

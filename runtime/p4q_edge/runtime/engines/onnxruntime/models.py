@@ -52,17 +52,19 @@ def seven_bit_weights(model: bytes) -> bytes:
 
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
-        ArtifactError: the model has INT4 weights or no int8 ones, or one with a shifted input has no bias.
+        ArtifactError: the model has INT4 or FP8 weights or no int8 ones, or one with a shifted input has no bias.
         CorruptArtifactError: a weight is not as the exporter writes it.
     """
     onnx = _import_onnx("--cpu-profile fast")
     graph = _parsed(onnx, model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    if any(tensor.data_type == onnx.TensorProto.INT4 for tensor in graph.graph.initializer):
-        raise ArtifactError(
-            "the model has INT4 weights, whose products are in FP32, so that it has no fast profile. Build it as exact "
-            "or float, or leave --cpu-profile out for the faster one here."
-        )
+    kinds = {tensor.data_type for tensor in graph.graph.initializer}
+    for kind, name in ((onnx.TensorProto.INT4, "INT4 weights"), (onnx.TensorProto.FLOAT8E4M3FN, "FP8 weights")):
+        if kind in kinds:
+            raise ArtifactError(
+                f"the model has {name}, whose products are in FP32, so that it has no fast profile. Build it as exact "
+                "or float, or leave --cpu-profile out for the faster one here."
+            )
     with _weights_as_exported():
         narrow = _narrow_weights(onnx, graph, tensors)
     if not narrow:
@@ -86,7 +88,7 @@ def _weights_as_exported() -> Iterator[None]:
 
 def _parsed(onnx: Any, model: bytes) -> Any:
     """Return a model as the package `onnx` reads it, which is stricter than our own reader."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return onnx.ModelProto.FromString(model)
@@ -122,7 +124,7 @@ def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str,
 
 
 def _restored(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> np.ndarray:
-    """Return the float64 values of an int8 weight; a scale has one value, or one for each index of `axis`.
+    """Return the float64 values of an int8 or FP8 weight; a scale has one value, or one for each index of `axis`.
 
     Raises:
         ValueError: it has another number of values, which would repeat the weight as often.
@@ -277,12 +279,16 @@ def _import_onnx(purpose: str) -> Any:
 
 
 def _weight(onnx: Any, node: Any, tensors: dict[str, Any]) -> np.ndarray | None:
-    """Return the int8 or INT4 weight that a node dequantizes, as int8, or None if it does something else."""
+    """Return the weight that a node dequantizes, or None if it does something else.
+
+    int8 and INT4 come as int8, FP8 as float32: NumPy has neither of the small types.
+    """
     if node.op_type != "DequantizeLinear" or node.input[0] not in tensors or node.input[1] not in tensors:
         return None
     tensor = tensors[node.input[0]]
-    integers = tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
-    return np.asarray(onnx.numpy_helper.to_array(tensor)).astype(np.int8) if integers else None
+    types = {onnx.TensorProto.INT8: np.int8, onnx.TensorProto.INT4: np.int8, onnx.TensorProto.FLOAT8E4M3FN: np.float32}
+    kind = types.get(tensor.data_type)
+    return None if kind is None else np.asarray(onnx.numpy_helper.to_array(tensor)).astype(kind)
 
 
 def _axis(node: Any) -> int:

@@ -1,6 +1,6 @@
-"""INT4 weights of an ONNX model: whether there are any, and the same model with their values in FP16.
+"""INT4 and FP8 weights of an ONNX model: whether there are any, and the same model with their values in FP16.
 
-NumPy has no such type, and TensorRT's bindings hand out no such weights, so both are read from the model's bytes.
+NumPy has no such types, and TensorRT's bindings hand out no such weights, so both are read from the model's bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from p4q_edge.runtime.choices import QuantizedFlavour
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import (
     WIRE_BYTES,
@@ -21,25 +22,29 @@ from p4q_edge.runtime.storage import (
     wire_varint,
 )
 
-# Of onnx.proto: fields of a ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto, and two of its types.
+# Of onnx.proto: fields of a ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto, and three of its types.
 _GRAPH = 7
 _NODE, _TENSOR = 1, 5
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _DIMS, _TYPE, _NAME, _RAW = 1, 2, 8, 9
-_INT4, _FLOAT16 = 22, 10
+_INT4, _E4M3, _FLOAT16 = 22, 17, 10
 
 
-def has_int4_weights(model: bytes) -> bool:
-    """Return whether a model holds INT4 constants; of what is no model the parser tells."""
+def flavour_of(model: bytes) -> QuantizedFlavour:
+    """Return what the linears of a model are quantized to, by its constants; of what is no model the parser tells."""
     try:
-        return any(_Tensor.read(model, *place).kind == _INT4 for place in _places(model, _TENSOR))
+        tensors = [_Tensor.read(model, *place) for place in _places(model, _TENSOR)]
     except (WireError, UnicodeError):
-        return False
+        return "int8"
+    if any(tensor.kind == _INT4 for tensor in tensors):
+        return "int4"
+    return "fp8" if any(tensor.kind == _E4M3 and len(tensor.dims) == 2 for tensor in tensors) else "int8"
 
 
 def with_fp16_weights(model: bytes) -> bytes:
-    """Return a model in which each INT4 weight with scales of blocks along its rows is a constant of FP16.
+    """Return a model in which each INT4 weight with scales of blocks along its rows, and each FP8 weight with scales of
+    its output channels, is a constant of FP16.
 
     Args:
         model: ONNX, complete; the scales are FP16.
@@ -60,10 +65,12 @@ def _with_values(model: bytes) -> bytes:
     for place in _places(model, _NODE):
         node = _Node.read(model, *place)
         weight = tensors.get(node.inputs[0]) if node.inputs else None
-        if node.operator == "DequantizeLinear" and weight is not None and weight.kind == _INT4:
+        if node.operator == "DequantizeLinear" and weight is not None and weight.kind in (_INT4, _E4M3):
             values = _values(node, weight, tensors)
             restored.append(_constant(node.outputs[0], values))
-            dropped |= {place, weight.place}
+            # Zero points are 0 and of their nodes alone, as lint has it.
+            zeros = (tensors[name].place for name in node.inputs[2:] if name in tensors)
+            dropped |= {place, weight.place, *zeros}
     return b"".join(_rewritten(model, dropped, restored))
 
 
@@ -90,7 +97,7 @@ class _Tensor:
             elif number == _RAW:
                 raw = at, end
         # Other types may keep their values elsewhere; they are not read.
-        kept = data[slice(*raw)] if kind in (_INT4, _FLOAT16) else b""
+        kept = data[slice(*raw)] if kind in (_INT4, _E4M3, _FLOAT16) else b""
         return cls(name=name, kind=kind, dims=tuple(dims), raw=kept, place=(start, stop))
 
 
@@ -120,6 +127,8 @@ class _Node:
 
 def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
     """Return the FP16 values `(in, out)` of a weight: computed in float32, and rounded once."""
+    if weight.kind == _E4M3:
+        return _values_of_e4m3(node, weight, tensors)
     scale = tensors.get(node.inputs[1]) if len(node.inputs) == 2 else None
     size = node.numbers.get("block_size", 0)
     fits = (
@@ -140,6 +149,42 @@ def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.
     integers = unpacked(weight.raw, weight.dims[0] * weight.dims[1]).reshape(weight.dims)
     steps = np.frombuffer(scale.raw, "<f2").reshape(scale.dims).astype(np.float32)
     return (integers.astype(np.float32) * np.repeat(steps, size, axis=0)).astype(np.float16)
+
+
+def _values_of_e4m3(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
+    scale = tensors.get(node.inputs[1]) if len(node.inputs) == 3 else None
+    fits = (
+        len(node.outputs) == 1
+        and node.numbers.get("axis", 1) == 1
+        and scale is not None
+        and scale.kind == _FLOAT16
+        and len(weight.dims) == 2
+        and scale.dims == weight.dims[1:]
+        and len(weight.raw) == weight.dims[0] * weight.dims[1]
+        and len(scale.raw) == 2 * scale.dims[0]
+    )
+    if scale is None or not fits:
+        raise CorruptArtifactError(
+            f"the FP8 weight {weight.name} is not as the exporter writes it: with a scale for each output. Export the "
+            "bundle again."
+        )
+    numbers = e4m3_values(weight.raw).reshape(weight.dims)
+    return (numbers * np.frombuffer(scale.raw, "<f2").astype(np.float32)).astype(np.float16)
+
+
+def e4m3_values(raw: bytes) -> np.ndarray:
+    """Return the float32 values of E4M3 numbers, a byte each: sign, 4 bits of exponent (bias 7), 3 of mantissa.
+
+    >>> e4m3_values(bytes([0x00, 0x01, 0x38, 0xFE])).tolist()
+    [0.0, 0.001953125, 1.0, -448.0]
+    """
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), np.ldexp(1 + mantissa / 8, exponent - 7))
+    size[code & 127 == 127] = np.nan  # the only code that is no number
+    table = np.where(code < 128, size, -size).astype(np.float32)
+    values: np.ndarray = table[np.frombuffer(raw, np.uint8)]
+    return values
 
 
 def unpacked(raw: bytes, count: int) -> np.ndarray:
