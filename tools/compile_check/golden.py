@@ -3,7 +3,8 @@
 usage: python tools/compile_check/golden.py [ARCHITECTURE ...]
 
 Rewrites tests/golden/kernels/<architecture>.txt; without names, for those that are there. A name that ends in -w4a16
-is of the architecture before it with INT4 weights in blocks of 128.
+is of the architecture before it with INT4 weights in blocks of 128, one that ends in -fp8 with linears in FP8, compiled
+for compute capability 8.9.
 """
 
 import json
@@ -19,7 +20,8 @@ import onnx
 
 HERE = Path(__file__).resolve().parent
 INT4 = "-w4a16"
-"""Ends the names of those with INT4 weights."""
+FP8 = "-fp8"
+"""End the names of those with INT4 weights, and of those in FP8."""
 GOLDEN = HERE.parents[1] / "tests" / "golden" / "kernels"
 
 
@@ -27,6 +29,8 @@ def export(architecture: str, folder: Path, *options: str) -> Path:
     """Export random weights of an architecture and return the FP16 graph's path."""
     if architecture.endswith(INT4):
         architecture, options = architecture.removesuffix(INT4), (*options, "--weight-block", "128")
+    if architecture.endswith(FP8):
+        architecture, options = architecture.removesuffix(FP8), (*options, "--fp8")
     command = [sys.executable, str(HERE / "random_classifier.py"), architecture, str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -34,9 +38,15 @@ def export(architecture: str, folder: Path, *options: str) -> Path:
     return folder / "fp16.onnx"
 
 
-def compile_listed(model: Path) -> dict[str, Any]:
+def options_for(architecture: str) -> tuple[str, ...]:
+    """Return the options of the compile check by the name of what is compiled."""
+    return ("--capability", "SM89") if architecture.endswith(FP8) else ()
+
+
+def compile_listed(model: Path, *options: str) -> dict[str, Any]:
     """Return the compile check's document with its kernel list; exit code 3 raises FileNotFoundError."""
-    done = subprocess.run([sys.executable, str(HERE), str(model), "--list"], capture_output=True, text=True)
+    command = [sys.executable, str(HERE), str(model), "--list", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 3:
         raise FileNotFoundError(done.stderr.strip())
     document: dict[str, Any] = json.loads(done.stdout)
@@ -62,7 +72,7 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             model = export(name, Path(folder))
-            text = describe(model, compile_listed(model))
+            text = describe(model, compile_listed(model, *options_for(name)))
         GOLDEN.mkdir(parents=True, exist_ok=True)
         (GOLDEN / f"{name}.txt").write_text(text)
         print(f"{name}: {text.splitlines()[0]}")

@@ -1,7 +1,7 @@
 """Export an open_clip architecture with random weights: kernels depend on shapes, not on what was learned.
 
 usage: python tools/compile_check/random_classifier.py ARCHITECTURE FOLDER [--classes N] [--quantize-attention]
-                                                    [--weight-block N]
+                                                    [--weight-block N | --fp8]
 
 ARCHITECTURE is a model name of open_clip, or `demo` for the shape of the shipped model. Writes fp16.onnx and
 fp32.onnx into FOLDER.
@@ -98,14 +98,16 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--quantize-attention", action="store_true")
     parser.add_argument("--weight-block", type=int, help="INT4 weights in blocks of N, FP16 activations")
+    parser.add_argument("--fp8", action="store_true", help="weights and inputs of linears as E4M3 numbers")
     arguments = parser.parse_args()
-    widths = {"weight_bits": 4, "activation_bits": 16} if arguments.weight_block else {}
+    widths: dict[str, Any] = {"weight_bits": 4, "activation_bits": 16} if arguments.weight_block else {}
     # Minima and maxima: random weights have no outliers, and histograms cost time.
     scheme = QuantScheme(
         observer="minmax",
         weight_observer="minmax",
         quantize_attention=arguments.quantize_attention,
         weight_block=arguments.weight_block,
+        number_format="fp8" if arguments.fp8 else "int",
         **widths,
     )
     model, images = random_classifier(arguments.architecture, classes=arguments.classes, scheme=scheme)

@@ -30,7 +30,7 @@ def compiled(compile_tool: ModuleType, tmp_path_factory: pytest.TempPathFactory)
         if architecture not in done:
             model = compile_tool.export(architecture, tmp_path_factory.mktemp(architecture))
             try:
-                document = compile_tool.compile_listed(model)
+                document = compile_tool.compile_listed(model, *compile_tool.options_for(architecture))
             except FileNotFoundError as unavailable:
                 pytest.skip(f"NVIDIA's compiler: {unavailable}")
             text = compile_tool.describe(model, document)

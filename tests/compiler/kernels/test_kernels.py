@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,15 +11,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from compiled_kernels import BLOCKS, HEAD_LINEARS, KERNELS, compare_with_recorded, only_on_demand
 from onnx import TensorProto, helper, numpy_helper
 
-from p4q_edge.runtime.builders.tensorrt.int4_weights import with_fp16_weights
+from p4q_edge.runtime.builders.tensorrt.narrow_weights import with_fp16_weights
 
-HEAD_LINEARS = 3  # projection, and both linears of the adapter
-BLOCKS = {"demo": 4, "ViT-B-32": 12}
-# Ends of the list: image, patches, first norm; projection, adapter, norm, classes. Nine a block, and eight in the
-# last one, whose attention reads the joint product as it comes.
-KERNELS = {"demo": 46, "ViT-B-32": 118}
 MODEL_OPTIMIZER_ENTRIES = 126  # NVIDIA Model Optimizer's default INT8 graph of ViT-B/32, without an adapter
 
 every_vit = pytest.mark.parametrize("architecture", ["demo", pytest.param("ViT-B-32", marks=pytest.mark.slow)])
@@ -64,10 +58,6 @@ def test_fewer_kernels_than_model_optimizer(compiled: Compile) -> None:
     assert compiled("ViT-B-32").document["entries"] < MODEL_OPTIMIZER_ENTRIES
 
 
-only_on_demand = pytest.mark.skipif(
-    not os.environ.get("P4Q_COMPILE_ALL"),
-    reason="P4Q_COMPILE_ALL=1 compiles ViT-B/16, SigLIP, RN50, MobileCLIP-S1, INT4",
-)
 every_int4 = pytest.mark.parametrize(
     "architecture", ["demo-w4a16", pytest.param("ViT-B-32-w4a16", marks=only_on_demand)]
 )
@@ -88,7 +78,7 @@ def test_int4_weights_are_read_by_the_products(compiled: Compile, repository: Pa
     assert document["fused_attentions"] == BLOCKS[name]
     assert document["kernels"] <= INT4_KERNELS[name]
     assert document["plan_bytes"] < INT4_PLAN[name]
-    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+    compare_with_recorded(compiled(architecture).text, repository, architecture)
 
 
 def test_the_model_of_an_fp16_plan_compiles(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
@@ -142,7 +132,7 @@ def test_other_architectures(compiled: Compile, repository: Path, architecture: 
     assert document["uint8_kernels"] == 1
     assert document["products"] == OTHERS[architecture]
     assert document["runtime_fusions"] == 0
-    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+    compare_with_recorded(compiled(architecture).text, repository, architecture)
 
 
 @only_on_demand
@@ -154,21 +144,12 @@ def test_convolutions_are_int8_products(compiled: Compile, repository: Path, arc
     assert (len(quantized), len(convolutions)) == CONVOLUTIONAL[architecture]
     # What this compiler says of every INT8 convolution.
     assert all("Converting conv" in warning and "scales to fp32" in warning for warning in document["warnings"])
-    _compare_with_recorded(compiled(architecture).text, repository, architecture)
+    compare_with_recorded(compiled(architecture).text, repository, architecture)
 
 
 @every_vit
 def test_kernels_are_the_recorded_ones(compiled: Compile, repository: Path, architecture: str) -> None:
-    _compare_with_recorded(compiled(architecture).text, repository, architecture)
-
-
-def _compare_with_recorded(found: str, repository: Path, architecture: str) -> None:
-    recorded = (repository / "tests" / "golden" / "kernels" / f"{architecture}.txt").read_text()
-    difference = "\n".join(difflib.unified_diff(recorded.splitlines(), found.splitlines(), "recorded", "found", n=1))
-    assert found == recorded, (
-        f"fusion of {architecture} changed; if it is meant to, run "
-        f"`python tools/compile_check/golden.py {architecture}`\n{difference}"
-    )
+    compare_with_recorded(compiled(architecture).text, repository, architecture)
 
 
 @pytest.mark.slow
