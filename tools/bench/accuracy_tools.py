@@ -228,7 +228,7 @@ def model_optimizer_encoder(
     """NVIDIA Model Optimizer in PyTorch, simulated; the recipe's widths put into one of its own configurations.
 
     Args:
-        config: ``INT8_DEFAULT_CFG`` (largest values) or ``INT8_SMOOTHQUANT_CFG``.
+        config: ``INT8_DEFAULT_CFG`` (largest values), ``INT8_SMOOTHQUANT_CFG`` or ``FP8_DEFAULT_CFG``.
         algorithm: another way to calibrate than the configuration's own.
     """
     tool = optional("modelopt.torch.quantization", package="nvidia-modelopt")
@@ -237,7 +237,7 @@ def model_optimizer_encoder(
     settings = copy.deepcopy(getattr(tool, config))
     for entry in settings["quant_cfg"]:
         bits = section.weight_bits if "weight" in entry["quantizer_name"] else section.activation_bits
-        if "num_bits" in (entry.get("cfg") or {}):
+        if isinstance((entry.get("cfg") or {}).get("num_bits"), int):  # of FP8 it is the bits of exponent and mantissa
             entry["cfg"]["num_bits"] = bits
     if algorithm:
         settings["algorithm"] = algorithm

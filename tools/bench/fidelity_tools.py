@@ -38,6 +38,8 @@ W4A8 = {"weight_bits": 4, "weight_rounding": "descent"}
 """Changes that make it the grid of the recipe `w4a8`."""
 W4A16 = {"weight_bits": 4, "activation_bits": 16, "weight_block": 128, "weight_rounding": "descent"}
 """Changes that make it the grid of the recipe `w4a16`."""
+FP8 = {"number_format": "fp8"}
+"""Changes that make it the grid of the recipe `fp8`."""
 MEANS = (4.25, 4.5, 5.0)
 """Bits of a weight on average that the same grid is measured with too."""
 
@@ -84,6 +86,21 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
             "P4Q at W4A16, not folded": partial(ours, changes=W4A16 | {"fold_norm": False, "fold_value": False}),
             "P4Q at W4A8, carried": partial(ours, changes=W4A8),
             "P4Q at W8A8": partial(ours, changes={}),
+        }
+    if width == "FP8":
+        unfolded = {"fold_norm": False, "fold_value": False}
+        return {
+            "FP32": float_tower,
+            "P4Q Edge": partial(ours, changes=FP8),
+            "P4Q in FP8, no headroom": partial(ours, changes=FP8 | {"headroom": 1.0}),
+            "P4Q in FP8, headroom of 2": partial(ours, changes=FP8 | {"headroom": 2.0}),
+            "P4Q in FP8, not folded": partial(ours, changes=FP8 | unfolded),
+            "P4Q in FP8, biases not corrected": partial(ours, changes=FP8 | {"bias_correction": False}),
+            "P4Q in FP8, ranges and nothing else": partial(
+                ours, changes=FP8 | unfolded | {"bias_correction": False, "headroom": 1.0}
+            ),
+            "P4Q at W8A8": partial(ours, changes={}),
+            "Model Optimizer (FP8)": partial(torch_tool, options={"config": "FP8_DEFAULT_CFG"}),
         }
     smooth = {"config": "INT8_SMOOTHQUANT_CFG"}
     return {
