@@ -189,6 +189,21 @@ def test_metadata_that_an_index_refuses_is_found(
     assert release_checks.check_metadata(archive, version) != []
 
 
+def test_the_second_build_has_other_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Place, permissions of new files, time zone, language and the order of sets."""
+    seen: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(env)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(release.subprocess, "run", run)
+    release.build(tmp_path, tmp_path, seconds=7, habits=release.OTHER_HABITS)
+    assert [env["SOURCE_DATE_EPOCH"] for env in seen] == ["7", "7"]
+    assert {env["TZ"] for env in seen} == {"Pacific/Kiritimati"}
+    assert release.OTHER_HABITS.keys() == {"TZ", "LC_ALL", "PYTHONHASHSEED"}
+
+
 def test_two_builds_that_differ_are_found(tmp_path: Path) -> None:
     for folder, data in (("one", b"a"), ("two", b"b")):
         (tmp_path / folder).mkdir()
