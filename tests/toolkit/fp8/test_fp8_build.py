@@ -10,7 +10,7 @@ import pytest
 from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.toml import to_toml
 from p4q_edge.runtime import BuildOptions, build_engine
-from p4q_edge.runtime.artifacts import RtxOptions, TensorRTOptions
+from p4q_edge.runtime.artifacts import Precision, RtxOptions, TensorRTOptions
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders import candidates as candidates_module
@@ -152,6 +152,22 @@ def test_an_engine_for_rtx_is_for_gpus_that_multiply_fp8() -> None:
     assert capabilities_of(RtxOptions(capabilities=("8.6",)), ("fp16",)) == ("8.6",)
     with pytest.raises(UsageError, match=r"--capability 8\.6: the bundle is quantized to FP8"):
         capabilities_of(RtxOptions(capabilities=("8.9", "8.6")), ("fp8",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "integer kernels compute with these widths"),
+        ({"execution": "carried"}, "values lie on this grid, 8-bit kernels compute with them"),
+        ({"number_format": "fp8"}, "kernels multiply these floating-point numbers of 8 bits"),
+        ({"number_format": "fp8", "execution": "carried"}, "values lie on this grid, FP32 kernels compute with them"),
+        ({"weight_block": 128}, "kernels read weights of this width, and multiply in floating point"),
+        ({"quantized_linears": 0}, "nothing is quantized"),
+    ],
+)
+def test_reports_say_what_computes(changes: dict[str, object], told: str) -> None:
+    w8a8 = Precision(weight_bits=8, activation_bits=8, execution="executed", remainder="fp16", quantized_linears=3)
+    assert msgspec.structs.replace(w8a8, **changes).computed == told
 
 
 def test_a_precision_is_that_of_the_bundle() -> None:

@@ -107,6 +107,22 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{widths} {self.execution}{small_share(self.int8_mac_share)}"
 
     @property
+    def computed(self) -> str:
+        """What computes with the quantized values, in words."""
+        if not self.quantized_linears + self.quantized_convolutions:
+            return "nothing is quantized"
+        if self.number_format == "fp8":
+            executed = "kernels multiply these floating-point numbers of 8 bits"
+            return (
+                executed if self.execution == "executed" else "values lie on this grid, FP32 kernels compute with them"
+            )
+        if self.weight_block is not None:
+            return "kernels read weights of this width, and multiply in floating point"
+        if self.execution == "executed":
+            return "integer kernels compute with these widths"
+        return "values lie on this grid, 8-bit kernels compute with them"
+
+    @property
     def parts(self) -> str:
         """What is quantized, in words."""
         return quantized_parts(
