@@ -52,6 +52,9 @@ def test_a_class_set_is_taught_used_extended_and_undone(
     assert code == 0
     assert "added blue; the logits of the other classes are unchanged" in out
     assert f"undo it: p4q-edge head undo {tiny_engine} shelf" in out
+    _, out, _ = run("head", "list", tiny_engine)
+    kept = f"(1 earlier, the last back by: p4q-edge head undo {tiny_engine} shelf)"
+    assert out.splitlines()[1] == f"shelf  3 classes: green, red, blue  {kept}"
     assert find_head(tiny_engine, "shelf").class_names == ("green", "red", "blue")
 
     code, out, _ = run("head", "undo", tiny_engine, "shelf")

@@ -6,9 +6,12 @@ import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.storage import printable
+
+if TYPE_CHECKING:
+    from p4q_edge.runtime.cli.documents import NamedClasses
 
 WIDTH = 100
 _LABEL = 16
@@ -175,8 +178,19 @@ def _precision(value: Mapping[str, Any]) -> str:
 
 
 def _classes(names: Sequence[str]) -> str:
-    shown = ", ".join(map(str, names[:8]))
-    return f"{len(names)}: {shown}{', ...' if len(names) > 8 else ''}"
+    return f"{len(names)}: {first_classes(names)}"
+
+
+def first_classes(names: Sequence[str]) -> str:
+    """Return the first names of many, with dots behind where there are more."""
+    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+
+
+def head_line(engine: Path, head: NamedClasses) -> str:
+    """Return a class set of an engine in a line, and how its last version is taken back where it has one."""
+    kept, back = head.earlier_versions, f"p4q-edge head undo {shlex.quote(str(engine))} {head.name}"
+    earlier = f"  ({kept} earlier, the last back by: {back})" if kept else ""
+    return f"{head.name}  {len(head.class_names)} classes: {first_classes(head.class_names)}{earlier}"
 
 
 def _some(items: Sequence[str], count: int) -> str:

@@ -206,7 +206,7 @@ def in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
     return {name: stages[name] for name in STAGE_ORDER if name in stages}
 
 
-def zero_shot_answers(subject: Subject, images: LabelledImages) -> dict[int, int]:
+def recorded_zero_shot(subject: Subject, images: LabelledImages) -> dict[int, int]:
     """Return what hand-written prompts answer in full precision, by the index of each image that the bundle knows."""
     found = None if subject.bundle is None else subject.bundle.reference()
     if found is None or subject.bundle is None:

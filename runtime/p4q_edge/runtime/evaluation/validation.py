@@ -37,7 +37,7 @@ from p4q_edge.runtime.evaluation.subject import (
     golden_chain,
     in_order,
     open_subject,
-    zero_shot_answers,
+    recorded_zero_shot,
 )
 from p4q_edge.runtime.evaluation.trials import (
     CaptionedImages,
@@ -133,7 +133,6 @@ class _Found:
     golden: ChainReport
     chain: ChainReport | None
     trials: Trials
-    zero_shot: Mapping[int, int]
     unknown: tuple[int, ...]
 
 
@@ -179,15 +178,9 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
         of_no_class=of_no_class,
     )
     trials = run_trials(request, tested)
+    unknown = () if chain is None else _called_unknown(subject, logits[chain.stages[-1].name])
     return _Found(
-        reference=reference,
-        images=images,
-        speed=speed,
-        golden=golden,
-        chain=chain,
-        trials=trials,
-        zero_shot={} if images is None else zero_shot_answers(subject, images),
-        unknown=() if chain is None else _called_unknown(subject, logits[chain.stages[-1].name]),
+        reference=reference, images=images, speed=speed, golden=golden, chain=chain, trials=trials, unknown=unknown
     )
 
 
@@ -204,6 +197,7 @@ def _class_rows(subject: Subject) -> np.ndarray | None:
 
 def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report:
     reference, images, chain = found.reference, found.images, found.chain
+    zero_shot = {} if images is None else recorded_zero_shot(subject, images)
     files = (*subject.files, *reference.files)
     held = all(part.passed for part in (chain, found.golden, *files) if part is not None)
     return Report(
@@ -214,8 +208,8 @@ def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report
         files=files,
         chain=chain,
         golden=found.golden,
-        zero_shot=_zero_shot(found),
-        class_gains=() if chain is None or not found.zero_shot else _class_gains(chain, found.zero_shot),
+        zero_shot=_zero_shot(zero_shot, images),
+        class_gains=() if chain is None or not zero_shot else _class_gains(chain, zero_shot),
         unknown=found.unknown,
         baselines=reference.baselines,
         learning=reference.learning,
@@ -231,10 +225,10 @@ def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report
     )
 
 
-def _zero_shot(found: _Found) -> Estimate | None:
-    if not found.zero_shot or found.images is None:
+def _zero_shot(answers: Mapping[int, int], images: LabelledImages | None) -> Estimate | None:
+    if not answers or images is None:
         return None
-    return metrics.proportion(np.array([answer == found.images.labels[i] for i, answer in found.zero_shot.items()]))
+    return metrics.proportion(np.array([answer == images.labels[index] for index, answer in answers.items()]))
 
 
 def _class_gains(chain: ChainReport, zero_shot: Mapping[int, int]) -> tuple[ClassGain, ...]:

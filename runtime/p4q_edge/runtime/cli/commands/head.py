@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.choices import CpuBackend
+from p4q_edge.runtime.cli.artifact_words import first_classes, head_line
 from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, add_backend, write_line
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.storage import printable
@@ -264,7 +265,7 @@ def undo(request: UndoRequest, output: Output) -> int:
     names = undo_head(request.engine, request.name).class_names
     left = len(earlier_versions(request.engine, request.name))
     document = HeadUndoDocument(engine=str(request.engine), name=request.name, class_names=names, earlier_versions=left)
-    shown = printable(", ".join(names[:8]))
+    shown = printable(first_classes(names))
     text = f"{request.name} is what it was before: {len(names)} classes: {shown} ({left} earlier versions left)"
     output.write(document=document, text=text)
     return 0
@@ -313,9 +314,11 @@ def _list(request: ListRequest, output: Output) -> int:
         )
         for name in names
     ]
-    shown = [(head, printable(", ".join(head.class_names[:8]))) for head in heads]
-    lines = [f"{head.name}  {len(head.class_names)} classes: {first}" for head, first in shown]
-    output.write(document=HeadListDocument(engine=str(request.engine), heads=tuple(heads)), text="\n".join(lines))
+    lines = [head_line(request.engine, head) for head in heads]
+    output.write(
+        document=HeadListDocument(engine=str(request.engine), heads=tuple(heads)),
+        text=printable("\n".join(lines), keep="\n"),
+    )
     return 0
 
 
