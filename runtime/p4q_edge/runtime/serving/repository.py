@@ -43,7 +43,7 @@ from p4q_edge.runtime.serving.model_configs import (
 )
 from p4q_edge.runtime.serving.python_models import CARD_FILE, HEAD_FILE
 from p4q_edge.runtime.serving.text_format import Value, to_text
-from p4q_edge.runtime.storage import complete_entries, switch_entries
+from p4q_edge.runtime.storage import complete_entries, printable, switch_entries
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ def write_repository(
         raise UsageError(
             f"{name!r} cannot be the name of a model; expected letters, digits, dots, dashes, underscores."
         )
+    if repository.exists() and not repository.is_dir():
+        raise UsageError(f"{repository} is a file; expected a folder for models, or a name that is free. Name another.")
     complete_entries(repository, name)
     card = read_card(engine)
     verify_engine(engine, card)
@@ -189,8 +191,8 @@ def _shared(engine: Path, card: Card, *, name: str, backend: EngineBackend, max_
 
 
 def _lines(names: Sequence[str]) -> bytes:
-    # A label is a line, whatever its name has in it.
-    return "".join(f"{' '.join(name.split())}\n" for name in names).encode()
+    # A label is a line, whatever its name has in it, and steers no terminal that shows it.
+    return "".join(f"{printable(' '.join(name.split()))}\n" for name in names).encode()
 
 
 def _of_head(engine: Path, card: Card, names: Names, head: EngineHead, *, max_batch: int) -> dict[str, bytes]:
