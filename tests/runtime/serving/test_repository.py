@@ -267,21 +267,6 @@ def test_the_command(tiny_engine: Path, tmp_path: Path, run: Run) -> None:
         assert str(tmp_path) not in text.read_text()
 
 
-def test_labels_are_a_line_each_and_steer_no_terminal(tiny_engine: Path, tmp_path: Path) -> None:
-    names = ("\x1b[2Jcup", "two\nlines", "\u202epuc")
-    write_card(tiny_engine, msgspec.structs.replace(read_card(tiny_engine), class_names=names), force=True)
-    write_repository(tiny_engine, tmp_path / "models", name="a")
-    text = (tmp_path / "models" / "a_engine" / "labels.txt").read_text()
-    assert text == "\\x1b[2Jcup\ntwo lines\n\\u202epuc\n"
-
-
-def test_a_file_in_place_of_the_repository_is_told(tiny_engine: Path, tmp_path: Path) -> None:
-    (tmp_path / "models").write_text("mine")
-    with pytest.raises(UsageError, match="models is a file; expected a folder for models"):
-        write_repository(tiny_engine, tmp_path / "models", name="a")
-    assert (tmp_path / "models").read_text() == "mine"
-
-
 def test_a_configuration_for_deepstream_lies_beside_and_says_that_it_was_not_run(
     tiny_engine: Path, tmp_path: Path
 ) -> None:
