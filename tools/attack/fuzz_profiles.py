@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,26 +13,28 @@ _IN, _OUT, _BLOCK = 8, 6, 4
 
 @cache
 def profile_seeds() -> tuple[bytes, ...]:
-    """A product with a shifted input and a weight of 8 bits, one with INT4 weights in blocks, and one in FP8."""
-    import ml_dtypes
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    """A product with a shifted input and a weight of 8 bits, and products with INT4 weights in blocks."""
+    return _of_eight_bits(), _of_blocks(np.float16), _of_blocks(np.float32)
 
-    generator = np.random.default_rng(0)
+
+def _model(nodes: list[Any], constants: list[Any], *, opset: int) -> bytes:
+    from onnx import TensorProto, helper
+
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ("n", _IN))
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", _OUT))
+    graph = helper.make_graph(nodes, "graph", [image], [logits], constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return bytes(made.SerializeToString())
 
-    def model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], opset: int) -> bytes:
-        graph = helper.make_graph(nodes, "graph", [image], [logits], constants)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-        return bytes(made.SerializeToString())
 
-    weight = generator.integers(-127, 128, (_IN, _OUT)).astype(np.int8)
+def _of_eight_bits() -> bytes:
+    from onnx import helper, numpy_helper
+
     constants = {
         "linear.input_shift": np.full(_IN, 0.1, np.float32),
         "x.scale": np.float32(0.01),
         "x.zero": np.int8(0),
-        "linear.weight": weight,
+        "linear.weight": np.random.default_rng(0).integers(-127, 128, (_IN, _OUT)).astype(np.int8),
         "linear.scale": np.full(_OUT, 0.01, np.float32),
         "linear.zero": np.zeros(_OUT, np.int8),
         "linear.bias": np.ones(_OUT, np.float32),
@@ -44,30 +47,21 @@ def profile_seeds() -> tuple[bytes, ...]:
         helper.make_node("MatMul", ["x", "w"], ["product"]),
         helper.make_node("Add", ["product", "linear.bias"], ["logits"]),
     ]
-    eight = model(nodes, [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()], 20)
-    four = helper.make_tensor("w4", TensorProto.INT4, (_IN, _OUT), generator.integers(-7, 8, _IN * _OUT).tolist())
-    blocks = [
-        model(
-            [
-                helper.make_node("DequantizeLinear", ["w4", "scale"], ["w"], axis=0, block_size=_BLOCK),
-                helper.make_node("MatMul", ["image", "w"], ["logits"]),
-            ],
-            [four, numpy_helper.from_array(np.full((_IN // _BLOCK, _OUT), 0.1, kind), "scale")],
-            21,
-        )
-        for kind in (np.float16, np.float32)
+    kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    return _model(nodes, kept, opset=20)
+
+
+def _of_blocks(kind: type[np.floating[Any]]) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    integers = np.random.default_rng(1).integers(-7, 8, _IN * _OUT).tolist()
+    weight = helper.make_tensor("w4", TensorProto.INT4, (_IN, _OUT), integers)
+    scale = numpy_helper.from_array(np.full((_IN // _BLOCK, _OUT), 0.1, kind), "scale")
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w4", "scale"], ["w"], axis=0, block_size=_BLOCK),
+        helper.make_node("MatMul", ["image", "w"], ["logits"]),
     ]
-    e4m3 = np.dtype(ml_dtypes.float8_e4m3fn)
-    of_fp8 = {"w8": weight.astype(e4m3), "scale": np.full(_OUT, 0.1, np.float16), "zero": np.zeros(_OUT, e4m3)}
-    eight_bit_floats = model(
-        [
-            helper.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["w"], axis=1),
-            helper.make_node("MatMul", ["image", "w"], ["logits"]),
-        ],
-        [numpy_helper.from_array(value, name) for name, value in of_fp8.items()],
-        20,
-    )
-    return eight, *blocks, eight_bit_floats
+    return _model(nodes, [weight, scale], opset=21)
 
 
 def use_profiles(data: bytes, folder: Path) -> None:

@@ -250,11 +250,8 @@ def _build_tensorrt(
 def _with_contest(card: Card, contest: Contest, bundle: Bundle, *, engine: Path) -> Card:
     """Return the card of the plan that a contest on this GPU kept: its precision, its samples and what it gave."""
     check_folded_head(bundle, contest.outputs)
-    card = msgspec.structs.replace(
-        card,
-        precision=_of_flavour(card.precision, contest.choice.kept),
-        golden=base64.b64encode(contest.golden.to_bytes()).decode("ascii"),
-    )
+    golden = base64.b64encode(contest.golden.to_bytes()).decode("ascii")
+    card = msgspec.structs.replace(card, precision=_of_flavour(card.precision, contest.choice.kept), golden=golden)
     return _compared(card, contest.outputs, contest.golden, engine=engine)
 
 
