@@ -240,6 +240,12 @@ def model_weights() -> bytes:
     return save(open_clip.CLIP(32, VISION, TEXT).state_dict())
 
 
+def model_seeds() -> list[bytes]:
+    import p4q_edge.models.load  # noqa: F401  # here, so that the first input is not charged for torch
+
+    return [json.dumps(config_document()).encode()]
+
+
 def use_model(data: bytes, folder: Path) -> None:
     """Load a whole model by its configuration."""
     from p4q_edge.models import load_model

@@ -278,7 +278,7 @@ TARGETS: dict[str, Target] = {
         seeds=data.config_seeds, mutators=_both(mutator.edit_json, mutator.edit_json), use=data.use_config
     ),
     "model": Target(
-        seeds=lambda: [json.dumps(data.config_document()).encode()],
+        seeds=data.model_seeds,
         mutators=(mutator.edit_json,),
         use=data.use_model,
         weight=0.03,
