@@ -88,20 +88,7 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
             "P4Q at W8A8": partial(ours, changes={}),
         }
     if width == "FP8":
-        unfolded = {"fold_norm": False, "fold_value": False}
-        return {
-            "FP32": float_tower,
-            "P4Q Edge": partial(ours, changes=FP8),
-            "P4Q in FP8, no headroom": partial(ours, changes=FP8 | {"headroom": 1.0}),
-            "P4Q in FP8, headroom of 2": partial(ours, changes=FP8 | {"headroom": 2.0}),
-            "P4Q in FP8, not folded": partial(ours, changes=FP8 | unfolded),
-            "P4Q in FP8, biases not corrected": partial(ours, changes=FP8 | {"bias_correction": False}),
-            "P4Q in FP8, ranges and nothing else": partial(
-                ours, changes=FP8 | unfolded | {"bias_correction": False, "headroom": 1.0}
-            ),
-            "P4Q at W8A8": partial(ours, changes={}),
-            "Model Optimizer (FP8)": partial(torch_tool, options={"config": "FP8_DEFAULT_CFG"}),
-        }
+        return fp8_quantizers()
     smooth = {"config": "INT8_SMOOTHQUANT_CFG"}
     return {
         "FP32": float_tower,
@@ -115,6 +102,24 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
         "Model Optimizer (max)": partial(torch_tool, options={"config": "INT8_DEFAULT_CFG"}),
         "Model Optimizer (SmoothQuant)": partial(torch_tool, options=smooth),
         "Model Optimizer (AWQ)": partial(torch_tool, options={"config": "INT8_DEFAULT_CFG", "algorithm": "awq_lite"}),
+    }
+
+
+def fp8_quantizers() -> dict[str, Quantizer]:
+    """The rows of FP8, with what may be left out of it, and of NVIDIA's own."""
+    unfolded = {"fold_norm": False, "fold_value": False}
+    return {
+        "FP32": float_tower,
+        "P4Q Edge": partial(ours, changes=FP8),
+        "P4Q in FP8, no headroom": partial(ours, changes=FP8 | {"headroom": 1.0}),
+        "P4Q in FP8, headroom of 2": partial(ours, changes=FP8 | {"headroom": 2.0}),
+        "P4Q in FP8, not folded": partial(ours, changes=FP8 | unfolded),
+        "P4Q in FP8, biases not corrected": partial(ours, changes=FP8 | {"bias_correction": False}),
+        "P4Q in FP8, ranges and nothing else": partial(
+            ours, changes=FP8 | unfolded | {"bias_correction": False, "headroom": 1.0}
+        ),
+        "P4Q at W8A8": partial(ours, changes={}),
+        "Model Optimizer (FP8)": partial(torch_tool, options={"config": "FP8_DEFAULT_CFG"}),
     }
 
 
