@@ -163,13 +163,7 @@ def run_child(name: str, seed: int, count: int, out: Path, engine: str) -> None:
 
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    if engine == "atheris":
-        import atheris
-
-        with atheris.instrument_imports(include=["p4q_edge"]):
-            import p4q_edge.runtime.artifacts
-            import p4q_edge.runtime.evaluation.report  # noqa: F401
-    fuzzed = Slice(name, seed, out)
+    fuzzed = _instrumented(name, seed, out) if engine == "atheris" else Slice(name, seed, out)
     _raise_on_alarm()
     _limit_memory()
     fuzzed.save()
@@ -179,6 +173,17 @@ def run_child(name: str, seed: int, count: int, out: Path, engine: str) -> None:
         fuzzed.try_one(fuzzed.draw())
     fuzzed.save(finished=True)
     fuzzed.close()
+
+
+def _instrumented(name: str, seed: int, out: Path) -> Slice:
+    """Return a slice whose readers tell libFuzzer what they pass: modules are instrumented as they are imported."""
+    import atheris
+
+    with atheris.instrument_imports(include=["p4q_edge"]):
+        fuzzed = Slice(name, seed, out)
+        with contextlib.suppress(Exception):
+            fuzzed._target.use(fuzzed._pool[0], fuzzed._folder)  # many modules are imported at their first use
+    return fuzzed
 
 
 def _run_atheris(fuzzed: Slice, seed: int, count: int) -> None:
@@ -199,7 +204,7 @@ def _run_atheris(fuzzed: Slice, seed: int, count: int) -> None:
     corpus.mkdir()
     for number, data in enumerate(fuzzed._pool):
         (corpus / str(number)).write_bytes(data)
-    options = [f"-seed={seed + 1}", "-max_len=65536", "-rss_limit_mb=0", "-timeout=0", "-verbosity=0"]
+    options = [f"-seed={seed + 1}", "-max_len=65536", "-rss_limit_mb=0", f"-timeout={WAIT_S:.0f}", "-verbosity=0"]
     atheris.Setup([sys.argv[0], str(corpus), *options], one, custom_mutator=mutated)
     atheris.Fuzz()
 
