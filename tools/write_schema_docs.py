@@ -72,7 +72,7 @@ def words_of(record: type) -> tuple[str, dict[str, str]]:
     of_fields: dict[str, str] = {}
     for base in reversed(record.__mro__):
         if is_record(base) and base.__doc__:
-            of_fields |= _attributes(inspect.cleandoc(base.__doc__).partition("Attributes:\n")[2])
+            of_fields |= _attributes(inspect.cleandoc(base.__doc__).partition("Attributes:\n")[2].partition("\n\n")[0])
     return inspect.cleandoc(record.__doc__ or "").partition("Attributes:\n")[0].strip(), of_fields
 
 

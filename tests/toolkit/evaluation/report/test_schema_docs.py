@@ -15,3 +15,4 @@ def test_the_page_is_what_the_tool_writes() -> None:
     assert tool.TARGET.read_text(encoding="utf-8") == tool.page(), "run: python tools/write_schema_docs.py"
     for field in ("top1_difference", "only_first", "foreign_cores", "joules_per_image", "keep_float", "git_commit"):
         assert f"| `{field}` |" in tool.page()
+    assert "Raises:" not in tool.page()
