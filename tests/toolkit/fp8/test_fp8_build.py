@@ -10,7 +10,7 @@ import pytest
 from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.toml import to_toml
 from p4q_edge.runtime import BuildOptions, build_engine
-from p4q_edge.runtime.artifacts import Precision, RtxOptions, TensorRTOptions
+from p4q_edge.runtime.artifacts import Precision, RtxOptions, TensorRTOptions, on_backend
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders import candidates as candidates_module
@@ -93,6 +93,20 @@ def test_openvino_is_not_said_to_round_to_fp8(bundle: Path, monkeypatch: pytest.
     assert any(reason.startswith("openvino-exact: OpenVINO leaves the rounding") for reason in found.not_measured)
     with pytest.raises(EnvironmentNotAbleError, match="so that it computes something else. Take `--cpu-profile float`"):
         cpu_candidates(model, CpuRequest(choice="exact", backend="openvino"))
+    plain = cpu_candidates(model, CpuRequest(choice="float", backend="openvino"))
+    assert ([one.name for one in plain.tried], plain.not_measured) == (["openvino-float-f32"], ())
+    monkeypatch.setattr(machine, "saturates", lambda: True)
+    with pytest.raises(EnvironmentNotAbleError, match="INT4 weights or in FP8, which has no fast one"):
+        cpu_candidates(model, CpuRequest(choice="exact", backend="openvino"))
+
+
+def test_an_engine_of_fp8_does_not_run_in_openvino(bundle: Path, tmp_path: Path) -> None:
+    """It would pass its golden samples with values that are not those of its card."""
+    carried = build_engine(bundle, tmp_path / "exact.onnx", options=BuildOptions(cpu_profile="exact"))
+    with pytest.raises(UsageError, match="leaves the rounding .* Leave --backend out, or build for it: p4q-edge build"):
+        on_backend(carried, "openvino")
+    in_float = build_engine(bundle, tmp_path / "float.onnx", options=BuildOptions(cpu_profile="float"))
+    assert on_backend(in_float, "openvino").backend == "openvino"
 
 
 @pytest.mark.parametrize("dry", [False, True])

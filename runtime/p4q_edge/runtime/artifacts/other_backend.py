@@ -16,6 +16,7 @@ from p4q_edge.runtime.artifacts.builds import (
 from p4q_edge.runtime.artifacts.card import Card
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.machine import advice
 
 _NOT_READ = CpuInspection(kernels={}, integer_products=0, float_products=0)
 """The kernels on the card are those of the library that it was built for."""
@@ -32,7 +33,7 @@ def on_backend(card: Card, backend: CpuBackend | None) -> Card:
         backend: the library; None leaves the card as it is.
 
     Raises:
-        UsageError: the engine is no `.onnx` file for CPUs.
+        UsageError: the engine is no `.onnx` file for CPUs, or of numbers that the library computes something else of.
     """
     build = card.build
     if backend is None or backend == card.backend:
@@ -41,6 +42,11 @@ def on_backend(card: Card, backend: CpuBackend | None) -> Card:
         raise UsageError(
             f"--backend {backend} runs engines for CPUs, and this one was built for {card.backend}. Leave it out, or "
             f"build: p4q-edge build model.p4q --engine out.onnx --backend {backend}"
+        )
+    if backend == "openvino" and card.precision.number_format == "fp8":
+        raise UsageError(
+            f"{advice.FP8_IN_OPENVINO}. Leave --backend out, or build for it: p4q-edge build model.p4q --engine "
+            "out.onnx --backend openvino --cpu-profile float"
         )
     profile = build.options.kept_profile
     other: OnnxRuntimeBuild | OpenVINOBuild

@@ -20,8 +20,6 @@ from p4q_edge.runtime.machine import cpu as machine
 _CHANGE: Mapping[CpuProfile, Callable[[bytes], bytes]] = {"fast": seven_bit_weights, "float": float_weights}
 
 
-_LEFT_OUT_IN_OPENVINO = "OpenVINO leaves the rounding of inputs to FP8 out, so that it computes something else"
-"""Seen in 2026.4: its outputs are those of the profile `float`."""
 PROFILE_VARIABLE = "P4Q_EDGE_CPU_PROFILE"
 """Environment variable with the profile of builds that name none, as where many machines are to build the same."""
 
@@ -111,7 +109,8 @@ def require_cpu_libraries(request: CpuRequest) -> None:
         if request.choice == "exact" and machine.saturates():
             raise EnvironmentNotAbleError(
                 f"{advice.OVERFLOW_IN_OPENVINO}. Take `--cpu-profile fast` (7-bit weights), `--cpu-profile float` (of "
-                "a bundle with INT4 weights, which has no fast one) or `--backend onnxruntime`, which adds them in 32."
+                "a bundle with INT4 weights or in FP8, which has no fast one) or `--backend onnxruntime`, which adds "
+                "them in 32."
             )
     if request.remainder == "auto":
         return
@@ -140,7 +139,7 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     in_fp8 = flavour_of(model) == "fp8"
     if in_fp8 and request.backend == "openvino" and request.choice == "exact":
         raise EnvironmentNotAbleError(
-            f"{_LEFT_OUT_IN_OPENVINO}. Take `--cpu-profile float`, which says so, or `--backend onnxruntime`."
+            f"{advice.FP8_IN_OPENVINO}. Take `--cpu-profile float`, which says so, or `--backend onnxruntime`."
         )
     libraries = _libraries(request)
     left_out: list[str] = []
@@ -197,7 +196,8 @@ def _openvino_profiles(
 ) -> tuple[tuple[CpuProfile, ...], tuple[str, ...]]:
     """Return the profiles that are tried in OpenVINO, and why not the reference's own."""
     if in_fp8:
-        return tuple(name for name in models if name == "float"), (f"openvino-exact: {_LEFT_OUT_IN_OPENVINO}",)
+        reasons = (f"openvino-exact: {advice.FP8_IN_OPENVINO}",) if "exact" in models else ()
+        return tuple(name for name in models if name == "float"), reasons
     if not machine.saturates():
         return tuple(name for name in models if name == "exact" or request.backend == "openvino"), ()
     reasons = (f"openvino-exact: {advice.OVERFLOW_IN_OPENVINO}",) if "exact" in models else ()
