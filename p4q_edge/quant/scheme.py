@@ -111,6 +111,7 @@ class QuantScheme:
     max_cosine_loss: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_fp8()
         check_bits(self.weight_bits, name="weight_bits")
         if self.quantizes_inputs:
             check_bits(self.activation_bits, name="activation_bits")
@@ -118,7 +119,6 @@ class QuantScheme:
             check_bits(self.attention_bits, name="attention_bits")
         check_mean_bits(self.weight_bits, self.attention_bits, self.mean_weight_bits)
         self._check_blocks()
-        self._check_fp8()
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"percentile must be in (50, 100], got {self.percentile}")
         if not 1.0 <= self.headroom <= 4.0:

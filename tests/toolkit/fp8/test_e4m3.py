@@ -164,6 +164,8 @@ def test_scales_follow_weight_and_batch_while_a_layer_is_learned() -> None:
         ({"attention_bits": 8, "weight_rounding": "descent"}, "attention_bits, weight_rounding cannot be had beside"),
         ({"quantize_attention": True}, "NVIDIA's compiler takes attentions with FP8 products apart"),
         ({"scale_epochs": 2}, "scale_epochs cannot be had beside number_format = 'fp8'"),
+        ({"activation_bits": 16}, "of 8 bits without blocks, got weight_bits = 8, activation_bits = 16"),
+        ({"mean_weight_bits": 7.5}, "mean_weight_bits cannot be had beside number_format = 'fp8'"),
         ({"adapter_bits": 4}, "adapter_bits = 4 is of integers; leave it out beside 'fp8'"),
     ],
 )
