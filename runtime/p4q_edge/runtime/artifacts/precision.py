@@ -20,8 +20,8 @@ MAX_BITS = 32
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is quantized, to how many bits, and whether the hardware computes in these bits.
 
-    `executed`: the integer kernels run with this many bits. `carried`: values lie on the grid of this many
-    bits, and 8-bit kernels compute with them.
+    `executed`: kernels run with this many bits. `carried`: values lie on the grid of this many bits, and 8-bit kernels
+    compute with them; those of FP8 kernels of FP32.
 
     Attributes:
         attention_bits: of weights and activations in attentions, where they differ from the others; else None.
@@ -112,10 +112,9 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not self.quantized_linears + self.quantized_convolutions:
             return "nothing is quantized"
         if self.number_format == "fp8":
-            executed = "kernels multiply these floating-point numbers of 8 bits"
-            return (
-                executed if self.execution == "executed" else "values lie on this grid, FP32 kernels compute with them"
-            )
+            if self.execution == "executed":
+                return "kernels multiply these floating-point numbers of 8 bits"
+            return "values lie on this grid, FP32 kernels compute with them"
         if self.weight_block is not None:
             return "kernels read weights of this width, and multiply in floating point"
         if self.execution == "executed":
