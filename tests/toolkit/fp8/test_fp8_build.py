@@ -16,11 +16,12 @@ from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders import candidates as candidates_module
 from p4q_edge.runtime.builders import describe_build
 from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
-from p4q_edge.runtime.builders.tensorrt.options import check_fp8, multiplies_fp8
+from p4q_edge.runtime.builders.tensorrt.options import check_fp8
 from p4q_edge.runtime.builders.tensorrt.rtx import FP8_CAPABILITIES
 from p4q_edge.runtime.builders.tensorrt.rtx import _capabilities as capabilities_of
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.engines.cuda import DeviceFacts
+from p4q_edge.runtime.engines.tensorrt import multiplies_fp8
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 

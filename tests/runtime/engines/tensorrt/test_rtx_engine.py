@@ -144,6 +144,20 @@ def test_an_engine_of_elsewhere_is_refused_before_the_library_sees_it(
     assert "Runtime" not in rtx.calls
 
 
+def test_an_engine_of_fp8_is_built_again_as_what_this_gpu_multiplies(rtx: RtxDouble, engine: Path) -> None:
+    """With the capability alone the build would refuse the bundle."""
+    assert rtx.cuda.facts.compute_capability == "8.6"
+    told = (
+        r"This GPU multiplies no FP8 numbers: export with the recipe int8, or build their values in FP16 here\. Run: "
+        r"p4q-edge build MODEL\.p4q --engine .*out\.rtx --capability 8\.6 --precision fp16 --force"
+    )
+    with pytest.raises(IncompatibleEngineError, match=told):
+        TensorRTEngine.open(engine, card_of(compute_capability="8.9,12.0,12.1", precision="fp8"))
+    rtx.cuda.facts = replace(rtx.cuda.facts, compute_capability="8.9")
+    with pytest.raises(IncompatibleEngineError, match=r"Run: .*out\.rtx --capability 8\.9 --force"):
+        TensorRTEngine.open(engine, card_of(compute_capability="12.0", precision="fp8"))
+
+
 @pytest.mark.parametrize("built", ["8.6", "8.6,8.9", "8.0+", "7.5+"])
 def test_an_engine_for_this_gpu_or_for_all_from_an_older_one_on_is_taken(
     rtx: RtxDouble, engine: Path, built: str

@@ -6,21 +6,13 @@ from pathlib import Path
 
 from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.engines.cuda import DeviceFacts
+from p4q_edge.runtime.engines.tensorrt import multiplies_fp8
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 
 TIMING_CACHES = "timing-*.cache"
 """What names of timing caches have in common."""
 JETSON_WORKSPACE_SHARE = 4
 """A build on a GPU that shares the CPU's memory may take a quarter of it: more gets the builder killed."""
-
-
-FP8_SINCE = (8, 9)
-"""Compute capability of the first GPUs that multiply FP8 numbers: Ada, and after it Hopper and Blackwell."""
-
-
-def multiplies_fp8(compute_capability: str) -> bool:
-    """Return whether GPUs of a compute capability, as `8.9`, multiply FP8 numbers."""
-    return tuple(int(part) for part in compute_capability.split(".")) >= FP8_SINCE
 
 
 def check_fp8(options: TensorRTOptions, facts: DeviceFacts) -> None:

@@ -20,10 +20,9 @@ from p4q_edge.runtime.artifacts import PlanChoice, PlanInspection, RtxMachine, R
 from p4q_edge.runtime.builders.dry_run import BatchProfile, RtxDryRun
 from p4q_edge.runtime.builders.tensorrt.contest import Contest, Contestants, hold_contest
 from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of
-from p4q_edge.runtime.builders.tensorrt.options import multiplies_fp8
 from p4q_edge.runtime.builders.tensorrt.worker_process import ShowProgress, plan_request, run_worker
 from p4q_edge.runtime.choices import PlanFlavour, QuantizedFlavour
-from p4q_edge.runtime.engines.tensorrt import RTX, import_library
+from p4q_edge.runtime.engines.tensorrt import RTX, import_library, multiplies_fp8
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.storage import remove_leftovers, require_writable, temporary_path
 
@@ -125,7 +124,8 @@ def _capabilities(options: RtxOptions, flavours: tuple[PlanFlavour, ...]) -> tup
     if old := [name for name in options.capabilities if not multiplies_fp8(name)]:
         raise UsageError(
             f"--capability {', '.join(old)}: the bundle is quantized to FP8 (E4M3), which GPUs multiply from 8.9 on "
-            "(Ada, Blackwell). Leave it out for these, or export with the recipe int8 for older ones."
+            "(Ada, Blackwell). Leave it out for these; for older ones export with the recipe int8, or add "
+            "--precision fp16 where such a GPU is."
         )
     return options.capabilities or FP8_CAPABILITIES
 

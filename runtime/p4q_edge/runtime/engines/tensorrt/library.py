@@ -72,6 +72,8 @@ STRONG_TYPING_COMPLETE = (10, 12)
 """From here on strong typing covers every layer (NVIDIA's migration guide), so nothing is retried without it."""
 INT4_READ = (10, 13)
 """The first that we take graphs of opset 21 with INT4 weights to; 10.3 stops at opset 20."""
+FP8_SINCE = (8, 9)
+"""Compute capability of the first GPUs that multiply FP8 numbers: Ada, and after it Hopper and Blackwell."""
 _KEPT_MESSAGES = 20
 
 
@@ -213,9 +215,14 @@ def known_capabilities(trt: Any) -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
 
 
-def rebuild_command(engine: Path | str, *, capability: str = "") -> str:
-    """Return the command that builds an engine again; for GPUs of one compute capability, as `8.6`, or as before."""
-    return f"p4q-edge build MODEL.p4q --engine {quoted(engine)}{capability and f' --capability {capability}'} --force"
+def rebuild_command(engine: Path | str, *, capability: str = "", precision: str = "") -> str:
+    """Return the command that builds an engine again; for GPUs of one compute capability, as `8.6`, or as before.
+
+    Args:
+        precision: of the new engine; empty leaves it to the build.
+    """
+    options = f"{capability and f' --capability {capability}'}{precision and f' --precision {precision}'}"
+    return f"p4q-edge build MODEL.p4q --engine {quoted(engine)}{options} --force"
 
 
 def check_compatible(
@@ -234,11 +241,16 @@ def check_compatible(
     differing = [key for key, fits in checks.items() if not fits]
     if differing:
         other_gpu = library.compiles_when_loaded and "compute_capability" in differing
-        again = rebuild_command(engine, capability=here["compute_capability"] if other_gpu else "")
+        capability = here["compute_capability"] if other_gpu else ""
+        way_out = f"Run: {rebuild_command(engine, capability=capability)}"
+        if built_with.get("precision") == "fp8" and not multiplies_fp8(here["compute_capability"]):
+            way_out = (
+                "This GPU multiplies no FP8 numbers: export with the recipe int8, or build their values in FP16 here. "
+                f"Run: {rebuild_command(engine, capability=capability, precision='fp16')}"
+            )
         raise IncompatibleEngineError(
             f"{engine} was built by {_side(built_with, library)}; this device has {_side(here, library)} "
-            f"(differing: {', '.join(differing)}). {library.moves} "
-            f"Run: {again}"
+            f"(differing: {', '.join(differing)}). {library.moves} {way_out}"
         )
 
 
@@ -261,6 +273,11 @@ def _gpu_fits(built_with: Mapping[str, str], here: str) -> bool:
     if built_with.get("hardware_compatibility") == "ampere_plus":
         return version_tuple(here) >= (8, 0)
     return covers_gpu(built_with.get("compute_capability", ""), here)
+
+
+def multiplies_fp8(compute_capability: str) -> bool:
+    """Return whether GPUs of a compute capability, as `8.9`, multiply FP8 numbers."""
+    return version_tuple(compute_capability) >= FP8_SINCE
 
 
 def covers_gpu(built: str, here: str) -> bool:
