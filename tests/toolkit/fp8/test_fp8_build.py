@@ -10,15 +10,17 @@ import pytest
 from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.toml import to_toml
 from p4q_edge.runtime import BuildOptions, build_engine
-from p4q_edge.runtime.artifacts import Precision, RtxOptions, TensorRTOptions, on_backend
+from p4q_edge.runtime.artifacts import Precision, RtxMachine, RtxOptions, TensorRTOptions, on_backend
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders import candidates as candidates_module
 from p4q_edge.runtime.builders import describe_build
+from p4q_edge.runtime.builders.build import _say_what_is_known as say_what_is_known
 from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
 from p4q_edge.runtime.builders.tensorrt.options import check_fp8
 from p4q_edge.runtime.builders.tensorrt.rtx import FP8_CAPABILITIES
 from p4q_edge.runtime.builders.tensorrt.rtx import _capabilities as capabilities_of
+from p4q_edge.runtime.choices import PlanFlavour
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.engines.cuda import DeviceFacts
 from p4q_edge.runtime.engines.tensorrt import multiplies_fp8
@@ -167,6 +169,23 @@ def test_an_engine_for_rtx_is_for_gpus_that_multiply_fp8() -> None:
     assert capabilities_of(RtxOptions(capabilities=("8.6",)), ("fp16",)) == ("8.6",)
     with pytest.raises(UsageError, match=r"--capability 8\.6: the bundle is quantized to FP8"):
         capabilities_of(RtxOptions(capabilities=("8.9", "8.6")), ("fp8",))
+
+
+@pytest.mark.parametrize(("kept", "told"), [("int8", True), ("int8-linears", True), ("fp8", False), ("fp16", False)])
+def test_what_is_promised_of_int8_is_said_of_int8_alone(
+    kept: PlanFlavour, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = RtxMachine(
+        tensorrt_rtx="1.7.1",
+        platform="linux-x86_64",
+        compute_capability="8.9",
+        precision=kept,
+        batches="1,1,8",
+        optimization_level="3",
+    )
+    say_what_is_known(tmp_path / "out.rtx", None, machine)
+    assert "out.rtx is experimental: its authors ran no engine of this kind on an RTX GPU" in caplog.text
+    assert ("INT8" in caplog.text) is told
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from p4q_edge.runtime.artifacts import (
     PlanChoice,
     Precision,
     RtxBuild,
+    RtxMachine,
     RtxOptions,
     TensorRTBuild,
     TensorRTOptions,
@@ -279,25 +280,24 @@ def _build_rtx(
         write_deployment(engine, card, {"": built.plan})
     finally:
         built.plan.unlink(missing_ok=True)
-    _say_what_is_known(engine, built.inspection.choice, built.built_with.gpu)
+    _say_what_is_known(engine, built.inspection.choice, built.built_with)
     return card
 
 
-def _say_what_is_known(engine: Path, choice: PlanChoice | None, gpu: str) -> None:
+def _say_what_is_known(engine: Path, choice: PlanChoice | None, built_with: RtxMachine) -> None:
     """Log that an engine of TensorRT for RTX is experimental, and how it came to its precision."""
     reason = "" if choice is None else choice.reason
-    if gpu:
-        known = f"On {gpu} it passed its golden samples; kept {choice and choice.kept}: {reason}"
+    if built_with.gpu:
+        known = f"On {built_with.gpu} it passed its golden samples; kept {choice and choice.kept}: {reason}"
     else:
         known = (
             f"It was not run here ({reason}); the first load on an RTX GPU proves it on its golden samples, or refuses "
             "it. Built on a machine with that GPU it is timed against FP16"
         )
+    in_int8 = built_with.precision in ("int8", "int8-linears")
+    promised = ", and NVIDIA promises INT8 of weights only there" if in_int8 else ""
     logger.warning(
-        "%s is experimental: its authors ran no engine of this kind on an RTX GPU, and NVIDIA promises INT8 of weights "
-        "only there. %s",
-        engine,
-        known,
+        "%s is experimental: its authors ran no engine of this kind on an RTX GPU%s. %s", engine, promised, known
     )
 
 
