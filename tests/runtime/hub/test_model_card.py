@@ -39,6 +39,30 @@ def of_model(bundle: Bundle, **values: str) -> Bundle:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "tag", "told"),
+    [
+        ({}, "w8a8", ""),
+        ({"number_format": "fp8"}, "fp8", "need compute capability 8.9 or later, which Jetson Orin has not"),
+        (
+            {"weight_bits": 4, "activation_bits": 16, "weight_block": 128},
+            "w4a16",
+            "need TensorRT 10.13 or later, which JetPack 6 has not",
+        ),
+    ],
+)
+def test_a_card_says_which_machines_have_engines(
+    tiny_bundle: Path, changes: dict[str, object], tag: str, told: str
+) -> None:
+    bundle = read_bundle(tiny_bundle)
+    precision = msgspec.structs.replace(bundle.manifest.precision, **changes)
+    manifest = msgspec.structs.replace(bundle.manifest, precision=precision)
+    text = card_text(Bundle(path=bundle.path, manifest=manifest, deciding_bytes=bundle.deciding_bytes), ADDRESS)
+    assert f'"{tag}"' in text
+    assert told in text
+    assert ("Engines for GPUs need" in text) is bool(told)
+
+
 def test_the_metadata_is_what_the_hub_reads(tiny_bundle: Path, parsed: Callable[[str], Any]) -> None:
     bundle = read_bundle(tiny_bundle)
     data = parsed(card_text(bundle, ADDRESS))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from p4q_edge.runtime.artifacts import Bundle
+from p4q_edge.runtime.choices import QuantizedFlavour
 from p4q_edge.runtime.evaluation.report import Report, formatting
 from p4q_edge.runtime.hub.address import HubAddress
 from p4q_edge.runtime.hub.figures import ZERO_SHOT, Figures, figures_of
@@ -32,6 +33,14 @@ _STAGES = {
     "engine": "the engine",
 }
 _MAX_CLASSES = 200
+# Of a bundle in INT8 everything that is supported builds engines.
+_NEEDS: Mapping[QuantizedFlavour, tuple[str, ...]] = {
+    "int4": ("Engines for GPUs need TensorRT 10.13 or later, which JetPack 6 has not, or TensorRT for RTX.",),
+    "fp8": (
+        "Engines for GPUs need compute capability 8.9 or later, which Jetson Orin has not, and TensorRT 10.12 or later "
+        "or TensorRT for RTX. No CPU multiplies FP8: engines for these compute its values in FP32.",
+    ),
+}
 
 
 def card_text(bundle: Bundle, address: HubAddress, *, report: Report | None = None) -> str:
@@ -189,6 +198,7 @@ def _limits(bundle: Bundle) -> str:
         "or another country, may be named worse than these figures say.",
         "Bit widths that are *carried* are values of fewer bits on 8-bit kernels: the accuracy of those bits, the "
         "speed of 8.",
+        *_NEEDS.get(bundle.manifest.precision.plan_flavour, ()),
         *(f"No engine is built from its graph for {kind}: {_plain(why)}" for kind, why in _unsound(bundle)),
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
