@@ -1,8 +1,10 @@
 """The HTML report in a headless Chromium: quiet, without requests, fitting a desktop and a phone, light and dark."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from p4q_edge.evaluation.report.html import render_html
@@ -33,6 +35,18 @@ def test_minimal_page_is_quiet_too(browser: Any, minimal_report: Any, tmp_path: 
     browser.open(path, width=390)
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize(("changes", "told"), [({}, 1), ({"number_format": "fp8"}, 0), ({"weight_block": 128}, 0)])
+def test_products_in_int8_are_counted_where_there_are_to_be_any(
+    minimal_report: Any, changes: dict[str, object], told: int
+) -> None:
+    precision = msgspec.structs.replace(minimal_report.built.precision, **changes)
+    found = render_html(
+        msgspec.structs.replace(minimal_report, built=replace(minimal_report.built, precision=precision))
+    )
+    assert found.count("<th>matrix products in INT8</th>") == told
+    assert precision.computed in found
 
 
 def test_dark_pictures_are_drawn_in_light_ink(browser: Any, page: Path) -> None:
