@@ -63,7 +63,7 @@ def seven_bit_weights(model: bytes) -> bytes:
         if kind in kinds:
             raise ArtifactError(
                 f"the model has {name}, whose products are in FP32, so that it has no fast profile. Build it as exact "
-                "or float, or leave --cpu-profile out for the faster one here."
+                "or float, or leave --cpu-profile and P4Q_EDGE_CPU_PROFILE out for the faster one here."
             )
     with _weights_as_exported():
         narrow = _narrow_weights(onnx, graph, tensors)
