@@ -52,6 +52,14 @@ def test_sizes_that_no_model_has_are_refused(
         read_bundle(path)
 
 
+def test_an_adapter_may_have_fewer_bits_than_the_tower(changed: Callable[[Change], Path]) -> None:
+    four = {"narrowest_bits": 4, "recipe": {"quantization": {"adapter_bits": 4}}}
+    assert read_bundle(changed(lambda manifest: manifest.update(four))).manifest.rounding_bits == 4
+    path = changed(lambda manifest: manifest.update(four, narrowest_bits=3))
+    with pytest.raises(CorruptArtifactError, match="expected at least the 4 bits of the precision, got 3"):
+        read_bundle(path)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
+from msgspec import UNSET
 
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.recipe_document import RecipeDocument
@@ -230,11 +231,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"{self.embedding_dim}, {self.image_size} and {self.narrowest_bits}"
             )
         # What rounding may do grows with each bit less: a bundle cannot have it both ways.
-        stated = min(self.precision.activation_bits, self.precision.attention_bits or FULL_BITS, FULL_BITS)
+        stated = min(self.precision.activation_bits, self.precision.attention_bits or FULL_BITS, self._adapter_bits)
         if self.rounding_bits < stated:
             raise ValueError(
                 f"narrowest_bits: expected at least the {stated} bits of the precision, got {self.narrowest_bits}"
             )
+
+    @property
+    def _adapter_bits(self) -> int:
+        """Of the adapter's inputs, whose grid the recipe alone names; 8 at most, as without one."""
+        quantization = self.recipe.quantization
+        bits = UNSET if quantization is UNSET else quantization.adapter_bits
+        return FULL_BITS if bits is UNSET else min(bits, FULL_BITS)
 
     def problem(self, kind: GraphKind) -> str | None:
         """Return why a graph does not compute what the module computes; None where it does."""
