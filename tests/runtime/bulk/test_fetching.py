@@ -30,6 +30,17 @@ def png() -> bytes:
     return file.getvalue()
 
 
+RAW = {
+    "/endless": (b"HTTP/1.1 302 Found\r\nLocation: /a.png\r\n\r\n", bytes(1 << 16)),
+    "/headers": (b"HTTP/1.1 200 OK\r\nX: ", b"0"),
+    "/continues": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "/digits": (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n" + png(), b""),
+    "/says.png": (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n", b""),
+    "/words": (b"HTTP/1.1 404 " + b"no " * 9000 + b"\r\n\r\n", b""),
+}
+"""What no honest server sends, by path: once, and again and again."""
+
+
 class Web(BaseHTTPRequestHandler):
     """Some addresses: pictures, and what else comes."""
 
@@ -39,7 +50,9 @@ class Web(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         leads = {"/moved": "/a%20b.png", "/file": "file:///etc/hostname", "/ftp": "ftp://a/b", "/loop": "/loop"}
-        if self.path in leads:
+        if self.path in RAW:
+            self._raw(*RAW[self.path])
+        elif self.path in leads:
             self.send_response(302)
             self.send_header("Location", leads[self.path])
             self.end_headers()
@@ -47,6 +60,13 @@ class Web(BaseHTTPRequestHandler):
             self.send_error(404)
         else:
             self._bytes()
+
+    def _raw(self, once: bytes, again: bytes) -> None:
+        """Send some bytes, and then others until nobody takes them."""
+        with suppress(OSError):
+            self.wfile.write(once)
+            while again and not self.until.wait(0.01):
+                self.wfile.write(again)
 
     def _bytes(self) -> None:
         data = {"/page.png": b"<html>", "/large.png": b"0" * MOST}.get(self.path, png())
@@ -119,13 +139,33 @@ def test_nothing_is_asked_unless_it_is_allowed(run: Run, tiny_engine: Path, web:
         ("/large.png", "has 1048576 bytes or more. Use a smaller copy of it"),
         ("/cut.png", r"ended after \d+ of \d+ bytes. Try again"),
         ("/slow.png", "took more than 0 s"),
+        ("/headers", "took more than 0 s"),
+        ("/continues", "took more than 0 s"),
+        ("/says.png", "has 1048576 bytes or more. Use a smaller copy of it"),
+        ("/words", "404 no no .{280,300}Check the address"),
     ],
 )
 def test_what_does_not_come_is_told(web: str, path: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path == "/slow.png":
+    if said.startswith("took"):
         monkeypatch.setattr(fetching, "WHOLE_SECONDS", 0.2)
     with pytest.raises(InputError, match=said):
         FetchedImage(web + path).read(MOST)
+
+
+def test_what_comes_with_a_redirect_is_not_read(web: str) -> None:
+    """It may be endless, and would fill the memory."""
+    assert FetchedImage(f"{web}/endless").read(MOST) == png()
+    assert Web.asked == ["/endless", "/a.png"]
+
+
+def test_a_length_of_thousands_of_digits_is_none(web: str) -> None:
+    assert FetchedImage(f"{web}/digits").read(MOST) == png()
+
+
+def test_bytes_that_are_no_text_and_names_in_other_letters(web: str) -> None:
+    assert FetchedImage(f"{web}/\udcff-ü.png").read(MOST) == png()
+    assert Web.asked == ["/%FF-%C3%BC.png"]
+    assert FetchedImage("http://bücher.example:80/ü.png")._asked == "http://xn--bcher-kva.example:80/%C3%BC.png"
 
 
 def test_a_machine_that_is_not_there(web: str) -> None:
@@ -134,7 +174,8 @@ def test_a_machine_that_is_not_there(web: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["https:///a.png", "http://a:b/c.png", "http://[::1/a.png", "https://me:secret@a/b.png"]
+    "address",
+    ["https:///a.png", "http://a:b/c.png", "http://[::1/a.png", "https://me:secret@a/b.png", "http://\udcff/a.png"],
 )
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(UsageError, match="address") as raised:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
-from http.client import HTTPException
-from typing import IO, Any
+from functools import partial
+from http.client import HTTPException, HTTPResponse
+from typing import IO, TYPE_CHECKING, Any
 from urllib import request
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.storage import not_fetched, one_line
 
+if TYPE_CHECKING:
+    import socket
+
+    from _typeshed import WriteableBuffer
+
 WAIT_SECONDS = 30.0
 """For a machine to answer, and to go on where it stopped."""
 WHOLE_SECONDS = 120.0
-"""For all of a file: one that comes byte by byte ends too."""
+"""For all that a machine says: a file, or what comes before it, that comes byte by byte ends too."""
 _SCHEMES = ("http", "https")
 _BLOCK_BYTES = 1 << 16
-_KEPT = "/%:=&?~+!$,;'@()*[]"
+_KEPT = "/%:=&?~+!$,;'@()*[]#"
 """Characters of an address that stay as they are; others, as umlauts, are written as HTTP wants them."""
 
 
@@ -35,13 +42,16 @@ class FetchedImage:
         try:
             parts = urlsplit(address)
             host, _ = parts.hostname, parts.port
+            # A machine's name has a form of its own in letters of ASCII; bytes of an argument that are no text stay.
+            machine = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+            asked = quote(urlunsplit(parts._replace(netloc=machine)), safe=_KEPT, errors="surrogateescape")
         except ValueError as error:
             raise UsageError(f"{address} is no address: {error}. Check it") from error
         if parts.scheme.lower() not in _SCHEMES or not host:
             raise UsageError(f"expected an address http://MACHINE/... or https://MACHINE/..., got {address}")
         if "@" in parts.netloc:
             raise UsageError(f"an address with a user name is not asked, of {host}. Fetch the image first: curl -u -O")
-        self.address = address
+        self.address, self._asked = address, asked
 
     def read(self, size: int) -> bytes:
         """Return the bytes of the file.
@@ -52,32 +62,35 @@ class FetchedImage:
         Raises:
             InputError: nothing or too much came, or not all of it, or not in time.
         """
-        until = time.monotonic() + WHOLE_SECONDS
-        asked = request.Request(quote(self.address, safe=_KEPT + "#"), headers={"User-Agent": "p4q-edge"})
+        asked = request.Request(self._asked, headers={"User-Agent": "p4q-edge"})
         try:
-            with _OPENER.open(asked, timeout=WAIT_SECONDS) as answer:
-                said = answer.headers.get("Content-Length", "")
-                data = b"".join(self._blocks(answer, size=size, until=until))
+            with _opener(until=time.monotonic() + WHOLE_SECONDS).open(asked, timeout=WAIT_SECONDS) as answer:
+                said: int | None = answer.length
+                data = b"".join(self._blocks(answer, size=size, said=said or 0))
         except HTTPError as error:
             error.close()
-            raise InputError(f"{self.address}: {error.code} {error.reason}. Check the address") from error
+            raise InputError(f"{self.address}: {error.code} {one_line(error.reason)}. Check the address") from error
+        except _TooLateError as error:
+            raise InputError(
+                f"{self.address} took more than {WHOLE_SECONDS:.0f} s. Fetch it first, and name it"
+            ) from error
         except (OSError, HTTPException, ValueError) as error:
             why = one_line(error.reason) if isinstance(error, URLError) else one_line(error)
             raise InputError(f"{self.address} cannot be fetched: {why or type(error).__name__}") from error
-        if not data or (said.isdecimal() and len(data) < int(said)):
+        if not data or len(data) < (said or 0):
             raise InputError(f"{self.address} ended after {len(data)} of {said or 'more'} bytes. Try again")
         return data
 
-    def _blocks(self, answer: Any, *, size: int, until: float) -> Iterator[bytes]:
+    def _blocks(self, answer: Any, *, size: int, said: int) -> Iterator[bytes]:
         count = 0
         # As it comes: `read` would wait for a whole block of a machine that sends a byte at a time.
-        while block := answer.read1(_BLOCK_BYTES):
+        while said < size and (block := answer.read1(_BLOCK_BYTES)):
             count += len(block)
             if count >= size:
-                raise InputError(f"{self.address} has {size} bytes or more. Use a smaller copy of it")
-            if time.monotonic() > until:
-                raise InputError(f"{self.address} took more than {WHOLE_SECONDS:.0f} s. Fetch it first, and name it")
+                break
             yield block
+        if max(count, said) >= size:
+            raise InputError(f"{self.address} has {size} bytes or more. Use a smaller copy of it")
 
 
 def image_at(word: str, *, allow_url: bool) -> str | FetchedImage:
@@ -109,6 +122,7 @@ class _Redirects(request.HTTPRedirectHandler):
         Raises:
             HTTPError: it would go elsewhere.
         """
+        fp.close()  # else all that comes with it would be read, however much that is
         target = urlsplit(newurl)
         if target.scheme not in _SCHEMES or "@" in target.netloc or (req.type, target.scheme) == ("https", "http"):
             reason = f"it leads to {target.scheme}://{target.hostname}, where nothing is fetched from"
@@ -116,13 +130,82 @@ class _Redirects(request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> request.OpenerDirector:
-    """Return what opens addresses of the web alone; urllib's own also reads files of this machine."""
+class _TooLateError(Exception):
+    """The time for all of a file is over."""
+
+
+class _Arriving(io.RawIOBase):
+    """What a machine sends, up to a moment."""
+
+    def __init__(self, stream: io.RawIOBase, connection: socket.socket, *, until: float) -> None:
+        self._stream, self._connection, self._until = stream, connection, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        """Wait for some bytes and put them into `buffer`.
+
+        Raises:
+            _TooLateError: it is later than that moment.
+        """
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise _TooLateError
+        self._connection.settimeout(min(WAIT_SECONDS, left))
+        try:
+            return self._stream.readinto(buffer)
+        except TimeoutError as error:
+            if left < WAIT_SECONDS:
+                raise _TooLateError from error
+            raise
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    """An answer whose headers and bytes come before a moment."""
+
+    def __init__(self, sock: socket.socket, *words: Any, until: float, **options: Any) -> None:
+        super().__init__(sock, *words, **options)
+        self.fp = io.BufferedReader(_Arriving(self.fp.detach(), sock, until=until))  # type: ignore[attr-defined]
+
+
+class _Within(request.AbstractHTTPHandler):
+    """Has connections answer before a moment."""
+
+    def __init__(self, *, until: float) -> None:
+        super().__init__()
+        self._until = until
+
+    def do_open(self, http_class: Any, req: request.Request, **options: Any) -> HTTPResponse:
+        """Return the answer of the machine that is asked."""
+
+        def connection(*words: Any, **more: Any) -> Any:
+            made = http_class(*words, **more)
+            made.response_class = partial(_Answer, until=self._until)
+            return made
+
+        return super().do_open(connection, req, **options)
+
+
+class _Http(_Within, request.HTTPHandler):
+    """Of `http://`."""
+
+
+class _Https(_Within, request.HTTPSHandler):
+    """Of `https://`."""
+
+
+def _opener(*, until: float) -> request.OpenerDirector:
+    """Return what opens addresses of the web alone, up to a moment; urllib's own also reads files of this machine."""
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
+        _Http(until=until),
+        _Https(until=until),
         request.HTTPDefaultErrorHandler(),
         request.HTTPErrorProcessor(),
         request.UnknownHandler(),
@@ -130,6 +213,3 @@ def _opener() -> request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
-
-
-_OPENER = _opener()
