@@ -1,7 +1,6 @@
 """A command under torchrun: the first process runs it, the others compute their share of what it divides."""
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ from p4q_edge.data import Split
 from p4q_edge.models import Team, joined_team, memory_in_words, post, posted, present_team
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime import errors
-from p4q_edge.runtime.cli import GRACE_SECONDS, LAST_WORD, on_signals
+from p4q_edge.runtime.cli import GRACE_SECONDS, end_process, on_signals
 from p4q_edge.runtime.errors import P4QEdgeError, ProcessLostError
 from p4q_edge.runtime.progress import listening
 from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
@@ -161,9 +160,7 @@ class _Farewell:
     def _end(self, number: int) -> None:
         if self._left.wait(GRACE_SECONDS):
             return
-        if posted(TOLD) is None:
-            os.write(2, LAST_WORD)
-        os._exit(128 + number)
+        end_process(128 + number, silent=posted(TOLD) is not None)
 
 
 def _take_part(team: Team, work: Work) -> None:

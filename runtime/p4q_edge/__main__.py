@@ -8,7 +8,7 @@ import sys
 def run() -> int:
     """Run the command with the arguments of this process and return its exit code."""
     # Until the command watches for signals itself: by then it has imported half of the standard library.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if os.name == "posix" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     from p4q_edge.runtime.cli.main import main
 
@@ -16,8 +16,10 @@ def run() -> int:
 
 
 def _end(number: int, frame: object) -> None:
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
+    try:
+        os.write(2, b"interrupted\n")
+    finally:  # also where stderr is a pipe whose reader is gone
+        os._exit(128 + number)
 
 
 if __name__ == "__main__":

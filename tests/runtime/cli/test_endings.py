@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,9 +23,10 @@ import os, sys, time, types
 from p4q_edge.runtime.cli import command, main as _
 import p4q_edge.runtime.cli.main as cli
 def native():
-    import ctypes
-    print("started", file=sys.stderr, flush=True)
-    ctypes.CDLL(None).sleep(60)  # without the interpreter's lock, deaf to Python's handlers
+    import ctypes, threading
+    threading.Timer(0.2, lambda: print("started", file=sys.stderr, flush=True)).start()
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex), lock(mutex)  # without the interpreter's lock, deaf to signals
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "numpy":
@@ -61,6 +64,29 @@ def test_a_signal_ends_the_command_with_its_code_and_one_line(
         errors = process.stderr.read().decode()
     assert process.returncode == code
     assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
+
+
+@pytest.mark.parametrize("stderr", ["closed", "full"])
+def test_a_stderr_that_takes_no_line_holds_no_command(stderr: str) -> None:
+    """As `2>&1 | less` does that was left, or stands still."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", STUCK, "native"], stdout=subprocess.DEVNULL, stderr=writing)
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            assert pipe.readline() == b"started\n"
+            if stderr == "closed":
+                pipe.close()
+            os.set_blocking(writing, False)
+            with suppress(BlockingIOError, BrokenPipeError):
+                while True:
+                    os.write(writing, bytes(4096))
+            os.set_blocking(writing, True)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(writing)
 
 
 IMPORTING = """

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.cli.command import Command, Output
     from p4q_edge.runtime.cli.documents import BuildSummary, SummaryRow
     from p4q_edge.runtime.cli.inspect_documents import LintRow
-    from p4q_edge.runtime.cli.interruption import GRACE_SECONDS, LAST_WORD, on_signals
+    from p4q_edge.runtime.cli.interruption import GRACE_SECONDS, end_process, on_signals
     from p4q_edge.runtime.cli.main import parse
 
 __all__ = [
     "GRACE_SECONDS",
-    "LAST_WORD",
     "BuildSummary",
     "Command",
     "LintRow",
     "Output",
     "SummaryRow",
+    "end_process",
     "on_signals",
     "parse",
 ]
@@ -40,7 +40,7 @@ if not TYPE_CHECKING:
             "inspect_documents": ("LintRow",),
             "interruption": (
                 "GRACE_SECONDS",
-                "LAST_WORD",
+                "end_process",
                 "on_signals",
             ),
             "main": ("parse",),

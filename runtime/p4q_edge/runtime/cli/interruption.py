@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
 GRACE_SECONDS = 1.5
 """After which the process ends where it is: native code does not listen to Python's exceptions."""
-LAST_WORD = b"interrupted\n"
+_LAST_WORD = b"interrupted\n"
 _AGAIN_SECONDS = 0.02
 _IMPORTING = "<frozen importlib"
 
@@ -82,8 +84,16 @@ class Interruption:
                 break
             time.sleep(_AGAIN_SECONDS)
             signal.pthread_kill(threading.main_thread().ident or 0, number)
-        os.write(2, LAST_WORD)
-        os._exit(self.exit_code)
+        end_process(self.exit_code)
+
+
+def end_process(exit_code: int, *, silent: bool = False) -> NoReturn:
+    """End the process where it is, with a last line where stderr takes one: a full pipe would hold it for ever."""
+    try:
+        if not silent and select.select((), (2,), (), 0)[1]:
+            os.write(2, _LAST_WORD)
+    finally:  # whatever stderr is, as a pipe whose reader is gone
+        os._exit(exit_code)
 
 
 def _is_import(frame: FrameType | None) -> bool:
