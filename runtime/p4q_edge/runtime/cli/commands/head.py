@@ -314,11 +314,8 @@ def _list(request: ListRequest, output: Output) -> int:
         )
         for name in names
     ]
-    lines = [head_line(request.engine, head) for head in heads]
-    output.write(
-        document=HeadListDocument(engine=str(request.engine), heads=tuple(heads)),
-        text=printable("\n".join(lines), keep="\n"),
-    )
+    lines = [printable(head_line(request.engine, head)) for head in heads]
+    output.write(document=HeadListDocument(engine=str(request.engine), heads=tuple(heads)), text="\n".join(lines))
     return 0
 
 
