@@ -170,7 +170,7 @@ class _Answer(HTTPResponse):
 
     def __init__(self, sock: socket.socket, *words: Any, until: float, **options: Any) -> None:
         super().__init__(sock, *words, **options)
-        self.fp = io.BufferedReader(_Arriving(self.fp.detach(), sock, until=until))  # type: ignore[attr-defined]
+        self.fp = io.BufferedReader(_Arriving(self.fp.detach(), sock, until=until))
 
 
 class _Within(request.AbstractHTTPHandler):
