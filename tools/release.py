@@ -31,7 +31,7 @@ _NUMBER = r"(?:0|[1-9]\d*)"
 _RELEASED = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:(?:a|b|rc){_NUMBER})?")
 _UNRELEASED = "## [Unreleased]"
 OTHER_HABITS = {"TZ": "LINT-14", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
-"""Of the second build: half a day ahead (by its rule: no machine lacks that), in no language, with sets in another order."""
+"""Of the second build: half a day ahead by a rule that no machine lacks, in no language, with sets in another order."""
 
 
 class ReleaseError(Exception):
