@@ -199,6 +199,7 @@ def test_the_second_build_has_other_habits(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(release.subprocess, "run", run)
     release.build(tmp_path, tmp_path, seconds=7, habits=release.OTHER_HABITS)
+    monkeypatch.undo()
     assert [env["SOURCE_DATE_EPOCH"] for env in seen] == ["7", "7"]
     hour = [sys.executable, "-c", "import time; print(time.strftime('%H:%M %z', time.localtime(0)))"]
     assert {subprocess.check_output(hour, env=env, text=True) for env in seen} == {"14:00 +1400\n"}
