@@ -270,7 +270,8 @@ def test_measurements_stand_in_the_report(engine: Path, photos: Path, capsys: py
     bench.write_text(json.dumps({**document, "engine_sha256": "0" * 64}))
     assert main([*arguments, "--bench", str(bench)]) == 2
     assert "measures another engine" in capsys.readouterr().err
-    bench.write_text("{}")
-    assert main([*arguments, "--bench", str(bench)]) == 4
-    assert "is not a document of `p4q-edge bench`" in capsys.readouterr().err
+    for text in ("{}", '{"a": ' + "[" * 100_000):
+        bench.write_text(text)
+        assert main([*arguments, "--bench", str(bench)]) == 4
+        assert "is not a document of `p4q-edge bench`" in capsys.readouterr().err
     assert main([*arguments, "--bench", "missing.json"]) == 2

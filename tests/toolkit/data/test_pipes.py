@@ -10,6 +10,7 @@ from p4q_edge.data import read_captions, read_images, read_words
 from p4q_edge.recipe import read_recipe
 from p4q_edge.runtime.artifacts import read_bundle
 from p4q_edge.runtime.errors import P4QEdgeError
+from p4q_edge.runtime.evaluation.report.speed import read_bench
 
 READERS = {
     ".npz": read_images,
@@ -20,6 +21,7 @@ READERS = {
     ".txt": lambda path: read_words(path, key="data.class_names"),
     ".toml": read_recipe,
     ".p4q": read_bundle,
+    ".json": lambda path: read_bench(Path(path), engine_sha256=""),
 }
 
 

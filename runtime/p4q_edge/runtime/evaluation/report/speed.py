@@ -13,6 +13,7 @@ from p4q_edge.runtime.errors import CorruptArtifactError, InputError
 from p4q_edge.runtime.evaluation.comparison import ChainReport
 from p4q_edge.runtime.stage import ENGINE, FLOAT
 from p4q_edge.runtime.statistics import ENGINE_SCOPE
+from p4q_edge.runtime.storage import MAX_JSON_BYTES, one_line, read_bounded
 
 FULL_PRECISION = "FP32"
 """Ends the name of a candidate that computes in full precision; see `p4q-edge bench --against`."""
@@ -28,16 +29,19 @@ def read_bench(path: Path, *, engine_sha256: str) -> tuple[SpeedRow, ...]:
     """Return the rows of a document of `p4q-edge bench`.
 
     Raises:
-        InputError: the file is missing, or measures another engine.
+        InputError: the file is missing, too large or no regular one, or measures another engine.
         CorruptArtifactError: not such a document.
     """
     again = "Measure again: p4q-edge bench ENGINE -o FILE"
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=_Document)
-    except OSError as error:
-        raise InputError(f"cannot read the measurements {path}: {error.strerror}. {again}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptArtifactError(f"{path} is not a document of `p4q-edge bench`: {error}. {again}") from error
+        data = read_bounded(path, limit_bytes=MAX_JSON_BYTES, kind="measurements")
+        document = msgspec.json.decode(data, type=_Document)
+    except InputError as error:
+        raise InputError(f"{error} {again}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptArtifactError(
+            f"{path} is not a document of `p4q-edge bench`: {one_line(error)}. {again}"
+        ) from error
     if document.engine_sha256 != engine_sha256:
         raise InputError(f"{path} measures another engine ({document.engine_sha256[:12]}...). {again}")
     return document.rows
