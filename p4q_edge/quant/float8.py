@@ -21,23 +21,23 @@ _ROUNDED_TO_LARGEST = 464
 """Halfway to what the next number would be: up to here rounding gives the largest one, and nothing is cut off."""
 
 
-def scale_for(amax: Tensor) -> Tensor:
+def e4m3_scale(amax: Tensor) -> Tensor:
     """Return the scale whose numbers just cover [-amax, amax]; same shape as `amax`, float32, positive.
 
-    >>> scale_for(torch.tensor([448.0, 56.0])).tolist()
+    >>> e4m3_scale(torch.tensor([448.0, 56.0])).tolist()
     [1.0, 0.125]
     """
     return affine.scale_for(amax, LARGEST)
 
 
-def quantize(x: Tensor, scale: Tensor) -> Tensor:
+def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
     """Return the E4M3 numbers (kept in x's float dtype) nearest to `x / scale`, ties to even, saturating.
 
     Args:
         x: float, any shape.
         scale: positive, broadcastable to `x`.
 
-    >>> quantize(torch.tensor([0.3, 17.0, -19.0, 1000.0]), torch.tensor(1.0)).tolist()
+    >>> to_e4m3(torch.tensor([0.3, 17.0, -19.0, 1000.0]), torch.tensor(1.0)).tolist()
     [0.3125, 16.0, -20.0, 448.0]
     """
     return torch.clamp(x / scale, -LARGEST, LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
@@ -47,7 +47,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward((x / scale).abs() > _ROUNDED_TO_LARGEST)
-        return affine.dequantize(quantize(x, scale), scale)
+        return affine.dequantize(to_e4m3(x, scale), scale)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
@@ -55,8 +55,8 @@ class _FakeQuantize(torch.autograd.Function):
         return grad[0].masked_fill(outside, 0.0), None
 
 
-def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
-    """`dequantize(quantize(x))` with gradient 1 where a value is rounded, 0 where it is cut, and none for the scale.
+def fake_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """`dequantize(to_e4m3(x))` with gradient 1 where a value is rounded, 0 where it is cut, and none for the scale.
 
     A scale of 11 digits may put the largest value a little above the largest number, and it is to be learned too.
 
