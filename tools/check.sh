@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold before a commit, cheapest first. `make check` runs it in .venv; --lint runs no test.
+# Everything that must hold before a commit, cheapest first; --lint runs no test. `make check` runs it in .venv, with the slow tests.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
