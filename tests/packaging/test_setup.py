@@ -134,6 +134,7 @@ def test_a_fresh_clone_is_tried_for_each_python(repository: Path, tmp_path: Path
     kept = tmp_path / "kept"
     environment = {
         **os.environ,
+        "FRESH_TARGETS": "",  # of a run of the script that this test is a part of
         "FRESH_FROM": str(project),
         "FRESH_FOLDER": str(kept),
         "XDG_CACHE_HOME": str(tmp_path / "warm"),
