@@ -2,10 +2,11 @@
 
 `q = clamp(round_half_even(x / scale), quant_min, quant_max)` and `x' = q * scale`, zero point 0, as the ONNX
 operators QuantizeLinear and DequantizeLinear compute it. TensorRT multiplies by the reciprocal of the scale, so
-single integers may differ there by one step.
+single integers may differ there by one step. In FP8 `q = e4m3(clamp(x / scale, -448, 448))`: a number has 3 bits of
+mantissa whatever its size, down to 2**-6, and equal steps of 2**-9 below that.
 
 Source: ONNX operator specification, QuantizeLinear-19; range convention of P4Q Edge: weights [-127, 127],
-activations [-128, 127] at 8 bits.
+activations [-128, 127] at 8 bits. E4M3: Micikevicius et al., arXiv:2209.05433, table 1.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ SIGNIFICANT_BITS_FP16 = 11
 
 SMALLEST_SCALE = 2.0**-24
 """A channel that is always zero still needs a positive scale."""
+
+LARGEST_E4M3 = 448
+"""There is no infinity. It is 28,672 times the smallest normal one: nothing has to be cut off for others to be fine."""
+_ROUNDED_TO_LARGEST_E4M3 = 464
+"""Halfway to what the next number would be: up to here rounding gives the largest one."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,39 @@ def quantize_with_error(x: Tensor, scale: Tensor, quant_min: int, quant_max: int
     cut = (rounded < quant_min) | (rounded > quant_max)
     q = rounded.clamp_(quant_min, quant_max)
     return q, q - position, cut
+
+
+def e4m3_scale(amax: Tensor) -> Tensor:
+    """Return the scale whose E4M3 numbers just cover [-amax, amax]; same shape as `amax`, float32, positive.
+
+    >>> e4m3_scale(torch.tensor([448.0, 56.0])).tolist()
+    [1.0, 0.125]
+    """
+    return scale_for(amax, LARGEST_E4M3)
+
+
+def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """Return the E4M3 numbers (kept in x's float dtype) nearest to `x / scale`, ties to even, saturating.
+
+    Args:
+        x: float, any shape.
+        scale: positive, broadcastable to `x`.
+
+    >>> to_e4m3(torch.tensor([0.3, 17.0, -19.0, 1000.0]), torch.tensor(1.0)).tolist()
+    [0.3125, 16.0, -20.0, 448.0]
+    """
+    return torch.clamp(x / scale, -LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def cut_by_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """Return where `x / scale` lies beyond what is rounded to an E4M3 number, bool of the shape of `x`.
+
+    A scale of 11 digits may put the largest value a little above the largest number, which cuts nothing off.
+
+    >>> cut_by_e4m3(torch.tensor([449.0, -465.0]), torch.tensor(1.0)).tolist()
+    [False, True]
+    """
+    return (x / scale).abs() > _ROUNDED_TO_LARGEST_E4M3
 
 
 def floor_and_rest(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

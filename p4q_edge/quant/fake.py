@@ -37,6 +37,18 @@ class _FakeQuantize(torch.autograd.Function):
         return grad[0].masked_fill(outside, 0.0), of_scale, None, None
 
 
+class _FakeE4M3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(affine.cut_by_e4m3(x, scale))
+        return affine.dequantize(affine.to_e4m3(x, scale), scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        (cut,) = ctx.saved_tensors
+        return grad[0].masked_fill(cut, 0.0), None
+
+
 def round_ste(x: Tensor) -> Tensor:
     """Round half to even; the gradient passes unchanged.
 
@@ -71,4 +83,17 @@ def fake_quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> T
     if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
         return affine.dequantize(affine.quantize(x, scale, quant_min, quant_max), scale)
     quantized: Tensor = _FakeQuantize.apply(x, scale, quant_min, quant_max)
+    return quantized
+
+
+def fake_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """`dequantize(to_e4m3(x))` with gradient 1 where a value is rounded, 0 where it is cut, and none for the scale.
+
+    Args:
+        x: float, any shape.
+        scale: positive, broadcastable to `x`.
+
+    Source: Bengio et al., arXiv:1308.3432 (straight-through estimator).
+    """
+    quantized: Tensor = _FakeE4M3.apply(x, scale)
     return quantized

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p4q_edge.quant import affine, float8
-from p4q_edge.quant.fake import fake_quantize
+from p4q_edge.quant import affine
+from p4q_edge.quant.fake import fake_e4m3, fake_quantize
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, activation_scale, weight_scale
 from p4q_edge.quant.scheme import QuantScheme
 
@@ -162,12 +162,12 @@ class QuantLinear(nn.Module):
         quant_min, quant_max = affine.activation_range(self.scheme.activation_bits)
         if self.dynamic:
             amax = affine.amax_of(x.detach(), affine.PerTensor())
-            scale = float8.e4m3_scale(amax) if self.scheme.in_fp8 else affine.scale_for(amax, quant_max)
+            scale = affine.e4m3_scale(amax) if self.scheme.in_fp8 else affine.scale_for(amax, quant_max)
         elif self.calibrated:
             scale = self.input_scale
         else:
             raise RuntimeError("this linear has no input scale yet; calibrate the model before Phase.QUANTIZED")
-        return float8.fake_e4m3(x, scale) if self.scheme.in_fp8 else fake_quantize(x, scale, quant_min, quant_max)
+        return fake_e4m3(x, scale) if self.scheme.in_fp8 else fake_quantize(x, scale, quant_min, quant_max)
 
     def quantized_weight(self) -> Tensor:
         """Return the weight on its integer grid, as real values, `(out_features, in_features)`."""
@@ -179,7 +179,7 @@ class QuantLinear(nn.Module):
         if self.integers is not None and not self.dynamic:
             restored = affine.dequantize(self.integers.to(scale.dtype), steps)
         elif self.scheme.in_fp8:
-            restored = float8.fake_e4m3(self.weight, steps)
+            restored = fake_e4m3(self.weight, steps)
         else:
             restored = fake_quantize(self.weight, steps, quant_min, quant_max)
         if not (self.weight.requires_grad or scale.requires_grad):
@@ -189,7 +189,7 @@ class QuantLinear(nn.Module):
     def float8_weight(self) -> Tensor:
         """float8_e4m3fn `(out_features, in_features)`: what the exported graph stores where the scheme is of FP8."""
         steps = affine.column_scale(self.weight_scale, self.weight.shape[1])
-        return float8.to_e4m3(self.weight.detach(), steps).to(torch.float8_e4m3fn)
+        return affine.to_e4m3(self.weight.detach(), steps).to(torch.float8_e4m3fn)
 
     def integer_weight(self) -> Tensor:
         """int8 `(out_features, in_features)`: what the exported graph stores where the scheme is of integers."""
@@ -246,7 +246,7 @@ class QuantLinear(nn.Module):
         weight, block = self.weight.detach(), self.block
         self.integers = self._restored = None
         if self.scheme.in_fp8:
-            self.weight_scale = float8.e4m3_scale(weight.abs().amax(-1))
+            self.weight_scale = affine.e4m3_scale(weight.abs().amax(-1))
             return
         scale = weight_scale(
             weight if block is None else affine.in_blocks(weight, block),
@@ -286,7 +286,7 @@ class QuantLinear(nn.Module):
     def _follow_weight(self) -> Tensor:
         amax = affine.amax_of(self.weight.detach(), affine.PerAxis(0))
         if self.scheme.in_fp8:
-            return float8.e4m3_scale(amax)
+            return affine.e4m3_scale(amax)
         return affine.scale_for(amax, affine.weight_range(self.scheme.weight_bits)[1])
 
 

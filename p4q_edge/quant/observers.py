@@ -7,7 +7,7 @@ too), the second fills a histogram of absolute values within that known bound. M
 import torch
 from torch import Tensor, nn
 
-from p4q_edge.quant import affine, float8
+from p4q_edge.quant import affine
 from p4q_edge.quant.scheme import ObserverName, QuantScheme
 
 HISTOGRAM_BINS = 4096
@@ -109,7 +109,7 @@ def activation_scale(histogram: MagnitudeHistogram, scheme: QuantScheme, *, bits
     In FP8 the range is the largest value that was observed. It lies on the device of what was observed.
     """
     if scheme.in_fp8:
-        return float8.e4m3_scale(torch.tensor(histogram.amax) * scheme.headroom).to(histogram.device)
+        return affine.e4m3_scale(torch.tensor(histogram.amax) * scheme.headroom).to(histogram.device)
     _, quant_max = affine.activation_range(bits)
     clip = histogram.clip(scheme.observer, quant_max=quant_max, percentile=scheme.percentile)
     return affine.scale_for(clip * scheme.headroom, quant_max).to(histogram.device)

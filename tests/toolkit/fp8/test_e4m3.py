@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from p4q_edge.graph.proof.graph_index import e4m3_step, quantize_linear_to_e4m3
-from p4q_edge.quant import QuantLinear, QuantScheme, affine, float8
+from p4q_edge.quant import QuantLinear, QuantScheme, affine
+from p4q_edge.quant.fake import fake_e4m3
 from p4q_edge.quant.linear import Phase
 from p4q_edge.quant.observers import MagnitudeHistogram, activation_scale
 from p4q_edge.recipe import QuantizationSection
@@ -32,7 +33,7 @@ def all_numbers() -> np.ndarray:
 @given(x=st.lists(numbers, min_size=1, max_size=20), scale=scales)
 def test_rounding_is_that_of_onnx_and_of_ml_dtypes(x: list[float], scale: float) -> None:
     values, step = np.array(x, np.float32), np.array(scale, np.float32)
-    found = float8.to_e4m3(torch.from_numpy(values), torch.from_numpy(step)).numpy()
+    found = affine.to_e4m3(torch.from_numpy(values), torch.from_numpy(step)).numpy()
     plain = np.clip(values / step, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
     np.testing.assert_array_equal(found, plain)
     np.testing.assert_array_equal(found, by_onnx(values, step))
@@ -60,7 +61,7 @@ def by_onnx(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 @given(x=numbers, scale=scales)
 def test_the_nearest_number_is_taken_and_ties_go_to_the_even_one(x: float, scale: float) -> None:
     position = np.float32(x) / np.float32(scale)
-    found = float(float8.to_e4m3(torch.tensor(x), torch.tensor(scale)))
+    found = float(affine.to_e4m3(torch.tensor(x), torch.tensor(scale)))
     grid = all_numbers()
     distance = np.abs(grid.astype(np.float64) - np.clip(np.float64(position), -448, 448))
     nearest = grid[distance == distance.min()]
@@ -71,14 +72,14 @@ def test_the_nearest_number_is_taken_and_ties_go_to_the_even_one(x: float, scale
 
 @given(x=st.floats(-448, 448, width=32))
 def test_the_error_is_half_a_step_and_a_sixteenth_at_most(x: float) -> None:
-    found = float(float8.to_e4m3(torch.tensor(x), torch.tensor(1.0)))
+    found = float(affine.to_e4m3(torch.tensor(x), torch.tensor(1.0)))
     assert abs(found - x) <= float(e4m3_step(np.array(x, np.float32))) / 2
     assert abs(found - x) <= max(abs(x) / 16, SMALLEST / 2)
 
 
 @pytest.mark.parametrize("x", [448.0, 449.0, 464.0, 465.0, 1e30, float("inf")])
 def test_what_is_larger_than_the_largest_number_saturates(x: float) -> None:
-    assert float8.to_e4m3(torch.tensor([x, -x]), torch.tensor(1.0)).tolist() == [448.0, -448.0]
+    assert affine.to_e4m3(torch.tensor([x, -x]), torch.tensor(1.0)).tolist() == [448.0, -448.0]
 
 
 def test_steps_are_the_distances_of_the_numbers() -> None:
@@ -97,14 +98,14 @@ def test_the_device_reads_every_number_without_a_library_for_them() -> None:
 
 @given(amax=st.floats(2.0**-12, 1e4, width=32))
 def test_the_largest_value_lies_on_the_largest_number(amax: float) -> None:
-    scale = float8.e4m3_scale(torch.tensor(amax))
-    assert float(float8.to_e4m3(torch.tensor(amax), scale)) == 448.0
+    scale = affine.e4m3_scale(torch.tensor(amax))
+    assert float(affine.to_e4m3(torch.tensor(amax), scale)) == 448.0
     assert torch.equal(scale, affine.representable_scale(torch.tensor(amax) / 448))
 
 
 def test_gradients_pass_inside_the_range_and_end_outside() -> None:
     x = torch.tensor([-500.0, -448.0, 0.3, 464.0, 465.0], requires_grad=True)
-    float8.fake_e4m3(x, torch.tensor(1.0)).sum().backward()
+    fake_e4m3(x, torch.tensor(1.0)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
 
@@ -115,17 +116,15 @@ def test_ranges_are_maxima_whatever_the_observer_is() -> None:
     histogram.observe(torch.cat([torch.full((10_000,), 0.5), torch.tensor([100.0])]))
     for observer in ("minmax", "percentile", "mse", "search"):
         scheme = QuantScheme(number_format="fp8", observer=observer, headroom=1.0)  # type: ignore[arg-type]
-        assert torch.equal(activation_scale(histogram, scheme, bits=8), float8.e4m3_scale(torch.tensor(100.0)))
-    assert float(float8.fake_e4m3(torch.tensor(0.5), float8.e4m3_scale(torch.tensor(100.0)))) == pytest.approx(
-        0.5, rel=1 / 16
-    )
+        assert torch.equal(activation_scale(histogram, scheme, bits=8), affine.e4m3_scale(torch.tensor(100.0)))
+    assert float(fake_e4m3(torch.tensor(0.5), affine.e4m3_scale(torch.tensor(100.0)))) == pytest.approx(0.5, rel=1 / 16)
 
 
 def linear(scheme: QuantScheme = FP8) -> QuantLinear:
     generator = torch.Generator().manual_seed(0)
     found = QuantLinear(torch.randn(5, 12, generator=generator), torch.zeros(5), scheme)
     found.scale_weight()
-    found.input_scale = float8.e4m3_scale(torch.tensor(3.0))
+    found.input_scale = affine.e4m3_scale(torch.tensor(3.0))
     return found.requires_grad_(False)
 
 
@@ -138,7 +137,7 @@ def test_weight_and_input_lie_on_their_grids() -> None:
     assert torch.equal(found.quantized_weight(), restored)
     assert torch.equal(found.float8_weight().float().abs().amax(1), torch.full((5,), 448.0))
     x = torch.randn(7, 12)
-    expected = torch.nn.functional.linear(float8.fake_e4m3(x, found.input_scale), restored, found.bias)
+    expected = torch.nn.functional.linear(fake_e4m3(x, found.input_scale), restored, found.bias)
     assert torch.equal(found(x), expected)
     assert not found.sums_integers
 
@@ -152,7 +151,7 @@ def test_scales_follow_weight_and_batch_while_a_layer_is_learned() -> None:
     found(x).sum().backward()
     assert found.weight.grad is not None
     assert bool((found.weight.grad != 0).all())
-    scaled = found.quantized_input(x) / float8.e4m3_scale(x.abs().amax())
+    scaled = found.quantized_input(x) / affine.e4m3_scale(x.abs().amax())
     assert np.isin(scaled.numpy(), all_numbers()).all()
 
 

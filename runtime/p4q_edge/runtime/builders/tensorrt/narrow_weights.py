@@ -5,6 +5,7 @@ NumPy has no such types, and TensorRT's bindings hand out no such weights, so bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -129,47 +130,58 @@ def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.
     """Return the FP16 values `(in, out)` of a weight: computed in float32, and rounded once."""
     if weight.kind == _E4M3:
         return _values_of_e4m3(node, weight, tensors)
-    scale = tensors.get(node.inputs[1]) if len(node.inputs) == 2 else None
     size = node.numbers.get("block_size", 0)
-    fits = (
-        len(node.outputs) == 1
-        and node.numbers.get("axis", 1) == 0
-        and scale is not None
-        and scale.kind == _FLOAT16
-        and len(weight.dims) == 2
-        and scale.dims == (weight.dims[0] // max(size, 1), weight.dims[1])
-        and weight.dims[0] == size * scale.dims[0]
-        and len(weight.raw) == (weight.dims[0] * weight.dims[1] + 1) // 2
-        and len(scale.raw) == 2 * scale.dims[0] * scale.dims[1]
-    )
-    if scale is None or not fits:
+    rows, columns = weight.dims if len(weight.dims) == 2 else (0, 0)
+    blocks = rows // max(size, 1)
+    form = _Form(operands=2, axis=0, scales=(blocks, columns), weight_bytes=(rows * columns + 1) // 2)
+    steps = _steps(node, weight, tensors, form)
+    if steps is None or rows != size * blocks:
         raise CorruptArtifactError(
             f"the weight {weight.name} is not in blocks as the exporter writes it. Export the bundle again."
         )
-    integers = unpacked(weight.raw, weight.dims[0] * weight.dims[1]).reshape(weight.dims)
-    steps = np.frombuffer(scale.raw, "<f2").reshape(scale.dims).astype(np.float32)
+    integers = unpacked(weight.raw, rows * columns).reshape(weight.dims)
     return (integers.astype(np.float32) * np.repeat(steps, size, axis=0)).astype(np.float16)
 
 
 def _values_of_e4m3(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
-    scale = tensors.get(node.inputs[1]) if len(node.inputs) == 3 else None
-    fits = (
-        len(node.outputs) == 1
-        and node.numbers.get("axis", 1) == 1
-        and scale is not None
-        and scale.kind == _FLOAT16
-        and len(weight.dims) == 2
-        and scale.dims == weight.dims[1:]
-        and len(weight.raw) == weight.dims[0] * weight.dims[1]
-        and len(scale.raw) == 2 * scale.dims[0]
-    )
-    if scale is None or not fits:
+    rows, columns = weight.dims if len(weight.dims) == 2 else (0, 0)
+    form = _Form(operands=3, axis=1, scales=(columns,), weight_bytes=rows * columns)
+    steps = _steps(node, weight, tensors, form)
+    if steps is None:
         raise CorruptArtifactError(
             f"the FP8 weight {weight.name} is not as the exporter writes it: with a scale for each output. Export the "
             "bundle again."
         )
-    numbers = e4m3_values(weight.raw).reshape(weight.dims)
-    return (numbers * np.frombuffer(scale.raw, "<f2").astype(np.float32)).astype(np.float16)
+    return (e4m3_values(weight.raw).reshape(weight.dims) * steps).astype(np.float16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How the exporter writes a DequantizeLinear and what it reads."""
+
+    operands: int
+    axis: int
+    scales: tuple[int, ...]
+    weight_bytes: int
+
+
+def _steps(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor], form: _Form) -> np.ndarray | None:
+    """Return the scales of a weight (in, out) in float32; None where it has another form."""
+    scale = tensors.get(node.inputs[1]) if len(node.inputs) == form.operands else None
+    fits = (
+        len(node.outputs) == 1
+        and node.numbers.get("axis", 1) == form.axis
+        and scale is not None
+        and scale.kind == _FLOAT16
+        and len(weight.dims) == 2
+        and scale.dims == form.scales
+        and len(weight.raw) == form.weight_bytes
+        and len(scale.raw) == 2 * math.prod(scale.dims)
+    )
+    if scale is None or not fits:
+        return None
+    steps: np.ndarray = np.frombuffer(scale.raw, "<f2").reshape(scale.dims).astype(np.float32)
+    return steps
 
 
 def e4m3_values(raw: bytes) -> np.ndarray:
