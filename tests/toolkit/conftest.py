@@ -1,17 +1,24 @@
 """A toy CLIP and toy images: seconds on a CPU."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from toy_models import loaded, make_clip
 
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.runtime.images.image_set import ImageSet
+
+if TYPE_CHECKING:
+    from toy_exports import Exported
 
 TOY_CLASSES = ("red", "green", "blue", "very bright grey")
 
@@ -36,6 +43,19 @@ def clip_with_text() -> Callable[..., LoadedModel]:
 def toy_pixels() -> Tensor:
     """Random uint8 images ``(24, 3, 16, 16)``."""
     return torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def images(toy_pixels: Tensor) -> NDArray[np.uint8]:
+    """The same as an array."""
+    array: NDArray[np.uint8] = toy_pixels.numpy()
+    return array
+
+
+@pytest.fixture(scope="session")
+def kept_exports() -> dict[str, Exported]:
+    """What was exported; see `toy_exports.export_once`."""
+    return {}
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """FP8 from the recipe to engines: what is built, what the card says, what is refused and why."""
 
-import sys
-import types
 from pathlib import Path
 
 import msgspec
 import pytest
+from toy_exports import refusal_of_jetpack_6
 
 from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.toml import to_toml
@@ -14,7 +13,6 @@ from p4q_edge.runtime.artifacts import Precision, RtxMachine, RtxOptions, Tensor
 from p4q_edge.runtime.artifacts.bundle import read_bundle
 from p4q_edge.runtime.artifacts.card import read_card
 from p4q_edge.runtime.builders import candidates as candidates_module
-from p4q_edge.runtime.builders import describe_build
 from p4q_edge.runtime.builders.build import _say_what_is_known as say_what_is_known
 from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
 from p4q_edge.runtime.builders.tensorrt.options import check_fp8
@@ -117,19 +115,12 @@ def test_an_engine_of_fp8_does_not_run_in_openvino(bundle: Path, tmp_path: Path)
 def test_jetpack_6_is_refused_with_the_reason(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool
 ) -> None:
-    installed = types.ModuleType("tensorrt")
-    installed.__version__ = "10.3.0"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt", installed)
-    act = describe_build if dry else build_engine
-    with pytest.raises(EnvironmentNotAbleError) as caught:
-        act(bundle, tmp_path / "out.plan", options=BuildOptions())
-    told = str(caught.value)
+    told = refusal_of_jetpack_6(bundle, tmp_path / "out.plan", monkeypatch, dry=dry)
     assert "is quantized to FP8 (E4M3), which needs strong typing, and TensorRT 10.3.0 types not every layer" in told
     assert (
         "10.12 or later does, on GPUs of compute capability 8.9 and later. JetPack 6 has 10.3, and its Orin 8.7" in told
     )
     assert "export with the recipe int8" in told
-    assert not (tmp_path / "out.plan").exists()
 
 
 def gpu(capability: str) -> DeviceFacts:

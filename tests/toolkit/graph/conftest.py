@@ -7,9 +7,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from torch import Tensor
+from toy_exports import Exported, export_once
 from toy_models import fold_toy_model
 
-from p4q_edge.graph.export import ExportedGraphs, export_classifier
+from p4q_edge.graph.export import ExportedGraphs
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
 from p4q_edge.quant.scheme import QuantScheme
@@ -26,29 +27,13 @@ def fold_toy(toy_clip: LoadedModel, toy_pixels: Tensor) -> Callable[[QuantScheme
 
 
 @pytest.fixture
-def images(toy_pixels: Tensor) -> NDArray[np.uint8]:
-    """uint8 (24, 3, 16, 16)."""
-    array: NDArray[np.uint8] = toy_pixels.numpy()
-    return array
-
-
-@pytest.fixture(scope="session")
-def exported_once() -> list[tuple[ExportedGraphs, FoldedClassifier]]:
-    """Keeps the one export that the tests read."""
-    return []
-
-
-@pytest.fixture
 def toy_graphs(
-    exported_once: list[tuple[ExportedGraphs, FoldedClassifier]],
+    kept_exports: dict[str, Exported],
     fold_toy: Callable[[QuantScheme], FoldedClassifier],
     images: NDArray[np.uint8],
-) -> tuple[ExportedGraphs, FoldedClassifier]:
+) -> Exported:
     """The toy at 8 bits, exported; not to be changed."""
-    if not exported_once:
-        model = fold_toy(QuantScheme())
-        exported_once.append((export_classifier(model, images), model))
-    return exported_once[0]
+    return export_once(kept_exports, "int8", lambda: fold_toy(QuantScheme()), images)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from torch import Tensor
+from toy_exports import Exported, export_once
 from toy_models import fold_toy_model
 
-from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.models import FoldedClassifier, LoadedModel
 from p4q_edge.quant import QuantScheme
 from p4q_edge.recipe import QuantizationSection
@@ -27,26 +27,10 @@ def fold_toy(toy_clip: LoadedModel, toy_pixels: Tensor) -> Callable[[QuantScheme
 
 
 @pytest.fixture
-def images(toy_pixels: Tensor) -> NDArray[np.uint8]:
-    """uint8 (24, 3, 16, 16)."""
-    array: NDArray[np.uint8] = toy_pixels.numpy()
-    return array
-
-
-@pytest.fixture(scope="session")
-def exported_once() -> list[tuple[ExportedGraphs, FoldedClassifier]]:
-    """Keeps the one export that the tests read."""
-    return []
-
-
-@pytest.fixture
 def int4_graphs(
-    exported_once: list[tuple[ExportedGraphs, FoldedClassifier]],
+    kept_exports: dict[str, Exported],
     fold_toy: Callable[[QuantScheme], FoldedClassifier],
     images: NDArray[np.uint8],
-) -> tuple[ExportedGraphs, FoldedClassifier]:
+) -> Exported:
     """The toy, exported; not to be changed."""
-    if not exported_once:
-        model = fold_toy(BLOCKS)
-        exported_once.append((export_classifier(model, images), model))
-    return exported_once[0]
+    return export_once(kept_exports, "int4", lambda: fold_toy(BLOCKS), images)

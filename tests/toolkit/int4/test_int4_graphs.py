@@ -11,27 +11,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from toy_exports import LINEAR, Exported, Model, check_float_profile, half, set_tensor, single, stored
 
 from p4q_edge.calibration import calibrate_encoder
 from p4q_edge.graph import ExportedGraphs, export_classifier
 from p4q_edge.graph.analysis import differing_linears
 from p4q_edge.graph.export import linear_quantizations
 from p4q_edge.graph.lint_rules import lint
-from p4q_edge.graph.parity import run_in_onnxruntime
 from p4q_edge.graph.proof.layers import record_layers, wrong_layers
 from p4q_edge.models import FoldedClassifier, LoadedModel
 from p4q_edge.quant import QuantScheme, quant_linears
 from p4q_edge.runtime.builders.onnxruntime import inspect_kernels, optimized_model
 from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of, unpacked, with_fp16_weights
-from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
+from p4q_edge.runtime.engines.onnxruntime import seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 from p4q_edge.stages.export import block_of
-
-Exported = tuple[ExportedGraphs, FoldedClassifier]
-Model = onnx.ModelProto
-LINEAR = "encoder.trunk.transformer.resblocks.0.mlp.c_fc"
-FINE = 1e-6  # two orders of a sum in float32
 
 
 def in_blocks(model: FoldedClassifier) -> dict[str, int]:
@@ -51,13 +46,12 @@ def test_the_graphs_hold_the_integers_and_scales_of_the_module(int4_graphs: Expo
     graphs, model = int4_graphs
     linears = quant_linears(model)
     assert len(in_blocks(model)) == len(linears) - 2  # those of the adapter have 8 bits
-    for part in (graphs.fp16, graphs.fp32):
-        graph = onnx.load_from_string(part + graphs.weights)
+    for graph in (half(graphs), single(graphs)):
         onnx.checker.check_model(graph, full_check=True)
         assert [(o.domain, o.version) for o in graph.opset_import] == [("", 21)]
-        stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+        tensors = stored(graph)
         for path, block in in_blocks(model).items():
-            tensor = stored[f"{path}.weight_int4"]
+            tensor = tensors[f"{path}.weight_int4"]
             assert tensor.data_type == TensorProto.INT4
             assert len(tensor.raw_data) == linears[path].weight.numel() // 2
             integers = numpy_helper.to_array(tensor).astype(np.int8)
@@ -65,9 +59,8 @@ def test_the_graphs_hold_the_integers_and_scales_of_the_module(int4_graphs: Expo
             (node,) = [node for node in graph.graph.node if tensor.name in node.input]
             assert {a.name: a.i for a in node.attribute} == {"axis": 0, "block_size": block}
             assert len(node.input) == 2
-        assert not [name for name in stored if name.endswith(".input_scale") and "adapter" not in name]
-    single = onnx.load_from_string(graphs.fp32 + graphs.weights)
-    assert differing_linears(single, linear_quantizations(model)) == ()
+        assert not [name for name in tensors if name.endswith(".input_scale") and "adapter" not in name]
+    assert differing_linears(single(graphs), linear_quantizations(model)) == ()
 
 
 def test_the_integers_are_stored_once(int4_graphs: Exported) -> None:
@@ -77,7 +70,7 @@ def test_the_integers_are_stored_once(int4_graphs: Exported) -> None:
 
 
 def changed(graphs: ExportedGraphs, change: Callable[[Model], None]) -> Model:
-    model = onnx.load_from_string(graphs.fp16 + graphs.weights)
+    model = half(graphs)
     change(model)
     return model
 
@@ -88,10 +81,6 @@ def restoring(model: Model) -> onnx.NodeProto:
 
 def set_attribute(model: Model, name: str, value: int) -> None:
     next(a for a in restoring(model).attribute if a.name == name).i = value
-
-
-def set_tensor(model: Model, name: str, array: np.ndarray) -> None:
-    next(t for t in model.graph.initializer if t.name == name).CopyFrom(numpy_helper.from_array(array, name))
 
 
 def older_opset(model: Model) -> None:
@@ -130,16 +119,16 @@ def test_lint_sees_what_a_compiler_would_read_otherwise(
 def test_a_wrong_integer_and_a_wrong_scale_are_found(int4_graphs: Exported, images: NDArray[np.uint8]) -> None:
     graphs, model = int4_graphs
     records = record_layers(model, images[:4])
-    graph = onnx.load_from_string(graphs.fp32 + graphs.weights)
+    graph = single(graphs)
     assert wrong_layers(records, graph) == {}
     name = f"{LINEAR}.weight_int4"
-    integers = numpy_helper.to_array(next(t for t in graph.graph.initializer if t.name == name)).astype(np.int8)
+    integers = numpy_helper.to_array(stored(graph)[name]).astype(np.int8)
     integers[0, 0] = -integers[0, 0] + (integers[0, 0] == 0)
     set_tensor(graph, name, integers.astype(ml_dtypes.int4))
     assert set(wrong_layers(records, graph)) == {LINEAR}
     assert differing_linears(graph, linear_quantizations(model)) == (LINEAR,)
-    graph = onnx.load_from_string(graphs.fp32 + graphs.weights)
-    scale = numpy_helper.to_array(next(t for t in graph.graph.initializer if t.name == f"{LINEAR}.weight_scale")).copy()
+    graph = single(graphs)
+    scale = numpy_helper.to_array(stored(graph)[f"{LINEAR}.weight_scale"]).copy()
     scale[1] *= 1.01
     set_tensor(graph, f"{LINEAR}.weight_scale", scale)
     assert set(wrong_layers(records, graph)) == {LINEAR}
@@ -158,22 +147,9 @@ def test_onnx_runtime_reads_the_integers_itself_and_keeps_activations_in_float(
     assert levels == {1}
 
 
-def without_adapter(graphs: ExportedGraphs) -> Model:
-    """The graph without the grids of the adapter's inputs, so that float32 sums alone tell two runs apart."""
-    from p4q_edge.graph.proof.bypass import without_activation_grids
-
-    return without_activation_grids(onnx.load_from_string(graphs.fp32 + graphs.weights))
-
-
 def test_the_float_profile_has_the_values_of_the_weights(int4_graphs: Exported, images: NDArray[np.uint8]) -> None:
     graphs, _ = int4_graphs
-    plain = without_adapter(graphs).SerializeToString()
-    found = float_weights(graphs.fp32 + graphs.weights)
-    assert flavour_of(found) != "int4"
-    kinds = {node.op_type for node in onnx.load_from_string(found).graph.node}
-    assert "DequantizeLinear" not in kinds
-    expected, given = (run_in_onnxruntime(model, images, optimized=False) for model in (plain, found))
-    np.testing.assert_allclose(given["features"], expected["features"], atol=FINE * np.abs(expected["features"]).max())
+    assert flavour_of(check_float_profile(graphs, images)) != "int4"
 
 
 def test_there_is_no_fast_profile(int4_graphs: Exported) -> None:
@@ -190,14 +166,14 @@ def test_the_model_of_an_fp16_plan_holds_the_same_values(int4_graphs: Exported) 
     assert flavour_of(written) != "int4"
     restored = onnx.load_from_string(written)
     onnx.checker.check_model(restored, full_check=True)
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in restored.graph.initializer}
+    tensors = stored(restored)
     original = onnx.load_from_string(whole)
     for path, block in in_blocks(model).items():
         (node,) = [node for node in original.graph.node if f"{path}.weight_int4" in node.input]
         values = {t.name: numpy_helper.to_array(t) for t in original.graph.initializer if t.name in node.input}
         integers, scale = (values[name].astype(np.float32) for name in node.input)
         expected = (integers * np.repeat(scale, block, axis=0)).astype(np.float16)
-        np.testing.assert_array_equal(stored[node.output[0]], expected)
+        np.testing.assert_array_equal(numpy_helper.to_array(tensors[node.output[0]]), expected)
     assert len(restored.graph.node) == len(original.graph.node) - len(in_blocks(model))
 
 
@@ -238,7 +214,7 @@ def test_small_weights_are_lifted_into_the_normal_numbers_of_fp16(
     linear.scale_weight()
     graphs = export_classifier(tiny, images)
     assert graphs.unsound == {}
-    graph = onnx.load_from_string(graphs.fp16 + graphs.weights)
+    graph = half(graphs)
     assert lint(graph) == []
     scale = next(t for t in graph.graph.initializer if t.name == restoring(graph).input[1])
     assert float(numpy_helper.to_array(scale).min()) >= 2.0**-14

@@ -140,7 +140,8 @@ def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.
             f"the weight {weight.name} is not in blocks as the exporter writes it. Export the bundle again."
         )
     integers = unpacked(weight.raw, rows * columns).reshape(weight.dims)
-    return (integers.astype(np.float32) * np.repeat(steps, size, axis=0)).astype(np.float16)
+    values: np.ndarray = integers.astype(np.float32) * np.repeat(steps, size, axis=0)
+    return values.astype(np.float16)
 
 
 def _values_of_e4m3(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
@@ -152,7 +153,8 @@ def _values_of_e4m3(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]
             f"the FP8 weight {weight.name} is not as the exporter writes it: with a scale for each output. Export the "
             "bundle again."
         )
-    return (e4m3_values(weight.raw).reshape(weight.dims) * steps).astype(np.float16)
+    values: np.ndarray = e4m3_values(weight.raw).reshape(weight.dims) * steps
+    return values.astype(np.float16)
 
 
 @dataclass(frozen=True, kw_only=True)
