@@ -347,6 +347,7 @@ async function show(item) {
 
 // The server reads more kinds of pictures than a browser shows.
 picture.addEventListener("error", () => {
+  if (picture.hidden) return;  // something else is looked at by now
   unshown.textContent = `This browser cannot show ${picture.alt}.`;
   unshown.hidden = false;
   picture.hidden = true;
