@@ -87,9 +87,14 @@ print(json.dumps({
     ("order", "editable"),
     [
         ((RUNTIME, TOOLKIT), ()),
-        ((TOOLKIT, RUNTIME), ()),
-        ((TOOLKIT, RUNTIME), (RUNTIME,)),
-        ((RUNTIME, TOOLKIT), (TOOLKIT,)),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (
+                ((TOOLKIT, RUNTIME), ()),
+                ((TOOLKIT, RUNTIME), (RUNTIME,)),
+                ((RUNTIME, TOOLKIT), (TOOLKIT,)),
+            )
+        ),
         ((RUNTIME, TOOLKIT), (RUNTIME, TOOLKIT)),
     ],
 )

@@ -81,6 +81,7 @@ def test_int4_weights_are_read_by_the_products(compiled: Compile, repository: Pa
     compare_with_recorded(compiled(architecture).text, repository, architecture)
 
 
+@pytest.mark.slow
 def test_the_model_of_an_fp16_plan_compiles(compiled: Compile, compile_tool: ModuleType, tmp_path: Path) -> None:
     model = tmp_path / "fp16_weights.onnx"
     model.write_bytes(with_fp16_weights(compiled("demo-w4a16").model.read_bytes()))

@@ -62,6 +62,7 @@ def texts(archive: Path) -> dict[str, str]:
         }
 
 
+@pytest.mark.slow
 def test_the_archive_has_every_step_and_a_summary(texts: dict[str, str]) -> None:
     assert set(texts) == {
         "report.md",

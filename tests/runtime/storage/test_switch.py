@@ -119,7 +119,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("before", [FIRST, {}], ids=["again", "first"])
+@pytest.mark.parametrize("before", [FIRST, pytest.param({}, marks=pytest.mark.slow)], ids=["again", "first"])
 def test_entries_of_a_folder_are_replaced_together_wherever_the_writer_is_killed(
     tmp_path: Path, before: dict[str, bytes]
 ) -> None:

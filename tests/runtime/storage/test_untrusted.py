@@ -155,6 +155,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_eight_megabytes_of_any_hostile_header_are_refused_in_linear_time() -> None:
     """A quadratic scan of one of these takes days; the limit is far above what 78 linear ones need."""
     result = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, text=True, timeout=300)

@@ -98,7 +98,12 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("told", "leaves", "code", "said"), [(0, 0, 143, "interrupted\n"), (1, 0, 143, ""), (0, 1, 0, "gone\n")]
+    ("told", "leaves", "code", "said"),
+    [
+        (0, 0, 143, "interrupted\n"),
+        pytest.param(1, 0, 143, "", marks=pytest.mark.slow),
+        pytest.param(0, 1, 0, "gone\n", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_before_the_first_is_known_to_be_gone_does_not_end_in_silence(
     told: int, leaves: int, code: int, said: str

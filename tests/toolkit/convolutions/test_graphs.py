@@ -72,7 +72,9 @@ def without_batch_norms_or_findings(model: onnx.ModelProto) -> bool:
     return not lint(model) and not any(node.op_type == "BatchNormalization" for node in model.graph.node)
 
 
-@pytest.mark.parametrize("name", ["resnet", "fastvit", "padded"])
+@pytest.mark.parametrize(
+    "name", ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastvit", "padded"))]
+)
 def test_graphs_of_a_tower(export: Export, name: str) -> None:
     """The gates of the export hold, both graphs are clean, and the CPU's has no quantized convolution."""
     graphs, model = export(name)
@@ -86,6 +88,7 @@ def test_graphs_of_a_tower(export: Export, name: str) -> None:
     assert graphs.parity.flat()["placed.cosine_embedding"] > 0.999
 
 
+@pytest.mark.slow
 def test_rotary_positions_are_operators_that_a_bundle_may_have(export: Export) -> None:
     graphs, model = export("rotary")
     assert graphs.unsound == {}
@@ -149,6 +152,7 @@ def test_pools_between_convolutions_read_restored_tensors(export: Export) -> Non
     assert {producers[node.input[0]] for node in pools} == {"DequantizeLinear"}
 
 
+@pytest.mark.slow
 def test_small_scales_are_lifted_with_their_bias(tower: Tower, as_model: Wrap, photos: Tensor) -> None:
     visual = tower("timm_resnet")
     conv, norm = visual.layer1[0].conv1, visual.layer1[0].bn1

@@ -67,7 +67,10 @@ def lying_npz(folder: Path) -> Path:
 
 def bomb_npz(folder: Path) -> Path:
     path = write_npz(folder / "a.npz", labels_npy=LABELS, class_names_npy=NAMES)
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("images.npy", "w") as stream:
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("images.npy", "w") as stream,
+    ):
         stream.write(npy("|u1", "(600, 1024, 1024, 3)"))
         for _ in range(600):
             stream.write(bytes(3 << 20))

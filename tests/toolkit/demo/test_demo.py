@@ -161,6 +161,7 @@ def test_views_come_from_the_generator_alone(tool: ModuleType) -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_and_leaves_the_global_seed_alone(tool: ModuleType) -> None:
     glyphs, labels = tool.render_glyphs(["DejaVuSans"])
     glyphs, labels = glyphs[:2], labels[:2]  # two classes are told from the other 34 within seconds

@@ -43,6 +43,7 @@ def test_folds_are_disjoint_complete_and_even() -> None:
     assert all(torch.bincount(labels[part]).tolist() == [2, 2, 2] for part in parts)
 
 
+@pytest.mark.slow
 def test_methods_on_the_demo_in_small() -> None:
     recipe = small_recipe()
     results = ablate(recipe, (0, 1), method_variants(recipe.learn), "tested")
@@ -55,14 +56,9 @@ def test_methods_on_the_demo_in_small() -> None:
     assert min(zero_shot) > 0.4
 
 
-def test_cross_validation_scores_the_labelled_images_only() -> None:
-    variants = [Variant(name="as it is"), Variant(name="two bits", quantization={"activation_bits": 2})]
-    results = ablate(small_recipe(), (0,), variants, "cross_validated")
-    assert [n for _, n in results.values()] == [40, 40]
-    assert results["two bits"][0][0] < results["as it is"][0][0]
-
-
-def test_scored_images_take_no_part_in_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_validation_scores_labelled_images_that_took_no_part_in_calibration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calibrated: list[torch.Tensor] = []
     original = ablation.calibrate_encoder
     monkeypatch.setattr(
@@ -72,12 +68,14 @@ def test_scored_images_take_no_part_in_calibration(monkeypatch: pytest.MonkeyPat
     )
     recipe = small_recipe()
     variants = [
-        Variant(name="a"),
-        Variant(name="b", learn={"adapter": False}),
-        Variant(name="c", quantization={"headroom": 1.0}),
+        Variant(name="as it is"),
+        Variant(name="no adapter", learn={"adapter": False}),
+        Variant(name="two bits", quantization={"activation_bits": 2}),
     ]
     data = open_seed(recipe, variants, tested=False)
-    ablate(recipe, (0,), variants, "cross_validated")
+    results = ablate(recipe, (0,), variants, "cross_validated")
+    assert [n for _, n in results.values()] == [40, 40, 40]
+    assert results["two bits"][0][0] < results["as it is"][0][0]
     assert len(calibrated) == 2 * FOLDS  # once for each distinct quantization and fold
     for part, images in zip(parts_of(data, "cross_validated") * 2, calibrated, strict=True):
         seen = {image.numpy().tobytes() for image in images}
@@ -99,6 +97,7 @@ def test_fewer_views_are_the_first_of_more() -> None:
     assert torch.equal(data.views[True][0], data.views[False][0])
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_table_and_takes_it_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,7 +119,10 @@ def test_the_class_token_alone_passes_the_last_linears(fp32_model: onnx.ModelPro
     assert products[f"{last}.attn.in_proj/MatMul"] == 3
 
 
-@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (6, 6)])
+@pytest.mark.parametrize(
+    ("weight_bits", "activation_bits"),
+    [(4, 4), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((4, 8), (6, 6)))],
+)
 def test_narrow_widths_are_carried_on_int8(
     fold_toy: Fold, images: NDArray[np.uint8], weight_bits: int, activation_bits: int
 ) -> None:

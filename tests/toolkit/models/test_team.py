@@ -74,6 +74,7 @@ def test_gradients_of_two_processes_are_those_of_one_bit_by_bit(pair: list[list[
         assert found == expected
 
 
+@pytest.mark.slow
 def test_processes_without_a_shard_leave_the_features_of_one_process(tmp_path: Path) -> None:
     expected = [features(ALONE, tmp_path / "one" / str(images), images) for images in (2, 300)]
     assert [one["shape"] for one in expected] == [[2, 2, 5], [2, 300, 5]]

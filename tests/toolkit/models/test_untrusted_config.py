@@ -67,7 +67,11 @@ def _plant(folder: Path, ran: Path, **text: Any) -> None:
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("text", [{"tokenizer_kwargs": {"trust_remote_code": True}}, {}], ids=["told", "asked"])
+@pytest.mark.parametrize(
+    "text",
+    [pytest.param({"tokenizer_kwargs": {"trust_remote_code": True}}, marks=pytest.mark.slow), {}],
+    ids=["told", "asked"],
+)
 def test_code_of_a_folder_is_never_run(folder: Path, tmp_path: Path, text: dict[str, Any]) -> None:
     _plant(folder, tmp_path / "ran", **text)
     program = "import sys; from p4q_edge.models import load_model; load_model(sys.argv[1])"

@@ -33,6 +33,11 @@ LEVERS = {
 }
 
 
+QUICK = ("affine", "together")
+"""The levers that the quick tests try: a fit of closed form, and one by gradients."""
+LEVERS_BY_TIME = [lever if lever in QUICK else pytest.param(lever, marks=pytest.mark.slow) for lever in LEVERS]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_steps() -> Iterator[None]:
     """Rates for the few steps that a toy is given."""
@@ -168,7 +173,7 @@ def _distance(model: LoadedModel, encoder: nn.Module, batch: Tensor) -> float:
     return float(1 - (F.normalize(encode_batches(encoder, [batch]), dim=-1) * exact).sum(-1).mean())
 
 
-@pytest.mark.parametrize("lever", LEVERS)
+@pytest.mark.parametrize("lever", LEVERS_BY_TIME)
 def test_each_lever_brings_the_encoder_nearer_to_the_float_model(
     toy_clip: LoadedModel, toy_pixels: Tensor, lever: str
 ) -> None:
@@ -218,7 +223,7 @@ def test_scales_that_are_no_better_are_not_taken(toy_clip: LoadedModel, toy_pixe
     assert _distance(toy_clip, learned, batch) <= _distance(toy_clip, plain, batch)
 
 
-@pytest.mark.parametrize("lever", LEVERS)
+@pytest.mark.parametrize("lever", LEVERS_BY_TIME)
 def test_what_was_fitted_is_stored_restored_and_exported_to_the_integer(
     toy_clip: LoadedModel, toy_pixels: Tensor, tmp_path: Path, lever: str
 ) -> None:
@@ -239,7 +244,7 @@ def test_what_was_fitted_is_stored_restored_and_exported_to_the_integer(
             assert torch.equal(affine.representable_scale(scale), scale), name
 
 
-@pytest.mark.parametrize("lever", [*LEVERS, "biases"])
+@pytest.mark.parametrize("lever", [*LEVERS_BY_TIME, "biases"])
 def test_the_float_phase_stays_the_float_model(toy_clip: LoadedModel, toy_pixels: Tensor, lever: str) -> None:
     batch = to_batch(toy_pixels, toy_clip.preprocess)
     options = LEVERS.get(lever, {"bias_correction": True})

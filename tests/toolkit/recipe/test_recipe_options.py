@@ -114,6 +114,7 @@ def test_quantized_attention_from_the_option_to_the_card(tmp_path: Path, capsys:
     assert card.build.inspection.integer_products == 17 + 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("commands")
 def test_widths_of_weights_from_the_recipe_to_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The demo, not learned: the graph passes lint and parity, and its card names the mean."""

@@ -48,6 +48,7 @@ def test_gains_near_zero_are_drawn_and_others_stay(families: ModuleType) -> None
     assert all(0.5 <= gain <= 1.0 for gain in (*model.visual[1].weight.tolist(), *model.visual.gamma.tolist()))
 
 
+@pytest.mark.slow
 def test_a_row_says_what_the_graphs_compute_and_how_fast(families: ModuleType, tmp_path: Path) -> None:
     graph = tmp_path / "graph.onnx"
     row = families.measure("vit", {"embed_dim": 32, "vision_cfg": REDUCED["vit"]}, graph=graph)
@@ -72,6 +73,7 @@ def small_hybrid_of_timm(**kwargs: Any) -> Any:
     return hybrid._create_vision_transformer_hybrid("small_hybrid_of_timm", backbone=stem, **(kwargs | small))
 
 
+@pytest.mark.slow
 def test_a_hybrid_that_asks_for_the_size_of_its_image_is_exported(families: ModuleType, tmp_path: Path) -> None:
     register_model(small_hybrid_of_timm)
     vision = {"timm_model_name": "small_hybrid_of_timm", "timm_pool": "token", "timm_proj": None, "image_size": 64}

@@ -160,6 +160,7 @@ def test_a_short_training_learns_the_colours(tool: ModuleType, data: Path, setti
     assert measured["top1"] > 60
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_same_next_step(tool: ModuleType, data: Path, settings: object, tmp_path: Path) -> None:
     run = make_run(tool, data, settings)
     run.step()

@@ -108,6 +108,7 @@ def test_the_bundle_alone_is_a_reference_too(engine: Path, capsys: pytest.Captur
     assert any("no run folder" in line for line in document["not_checked"])
 
 
+@pytest.mark.slow
 def test_the_recorded_reference_is_what_pytorch_computes(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["validate", str(engine), "--data", "demo:digits", "--json", "-q"]
     documents = []
@@ -247,6 +248,7 @@ def test_bench_compares_with_full_precision_and_pytorch(engine: Path, capsys: py
     assert document["predictions"] is None
 
 
+@pytest.mark.slow
 def test_documents_of_the_toolkit_have_the_stated_keys(
     report: Path, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,7 @@ def test_wrong_bounds_of_a_narrow_grid_are_named(
 
 
 def test_scales_of_attentions_are_compared_and_missing_ones_seen(
-    fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8]
+    fold_toy: Callable[[QuantScheme], FoldedClassifier], toy_graphs: Exported, images: NDArray[np.uint8]
 ) -> None:
     model = fold_toy(QuantScheme(quantize_attention=True))
     attention = "encoder.trunk.transformer.resblocks.0.attn"
@@ -86,15 +86,14 @@ def test_scales_of_attentions_are_compared_and_missing_ones_seen(
         assert differing_attentions(model, graph) == ()
         multiply(graph, f"{attention}.key_scale", 2.0)
         assert differing_attentions(model, graph) == (f"{attention}.key",)
-    plain = both(export_classifier(fold_toy(QuantScheme()), images))["fp32"]
+    plain = both(toy_graphs[0])["fp32"]
     assert differing_attentions(model, plain) == tuple(
         f"{attention}.{name}" for name in ("query", "key", "value", "softmax")
     )
 
 
-@pytest.mark.parametrize("kind", ["fp32", "fp16"])
 def test_layers_with_equal_gains_and_shifts_are_told_apart_from_wrong_ones(
-    fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8], kind: str
+    fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8]
 ) -> None:
     # Of random weights, blocks of one kind get the same ones; the exporter stores them once.
     model = fold_toy(QuantScheme(activation_gain=False))
@@ -108,12 +107,12 @@ def test_layers_with_equal_gains_and_shifts_are_told_apart_from_wrong_ones(
         linear.set_shift(torch.linspace(-0.02, 0.02, width).half().float())
         linear.scale_weight()
     records = record_layers(model, images[:4])
-    graph = both(export_classifier(model, images))[kind]
-    assert wrong_layers(records, graph) == {}
-    gains = [tensor.name for tensor in graph.graph.initializer if "input_gain" in tensor.name]
-    assert len(gains) == 1
-    multiply(graph, gains[0].removesuffix(".fp16"), 1.5)
-    assert set(wrong_layers(records, graph)) == set(same)
+    for graph in both(export_classifier(model, images)).values():
+        assert wrong_layers(records, graph) == {}
+        gains = [tensor.name for tensor in graph.graph.initializer if "input_gain" in tensor.name]
+        assert len(gains) == 1
+        multiply(graph, gains[0].removesuffix(".fp16"), 1.5)
+        assert set(wrong_layers(records, graph)) == set(same)
 
 
 def test_scales_that_were_lifted_are_those_of_the_module(
@@ -132,7 +131,7 @@ def test_scales_that_were_lifted_are_those_of_the_module(
     assert list(wrong_layers(records, graph)) == [PATH]
 
 
-@pytest.mark.parametrize("exponent", [-6, -10, -14, -18])
+@pytest.mark.parametrize("exponent", [-14, *(pytest.param(other, marks=pytest.mark.slow) for other in (-6, -10, -18))])
 def test_weights_and_biases_of_a_few_learning_steps_raise_no_alarm(
     fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8], exponent: int
 ) -> None:

@@ -61,7 +61,9 @@ def test_an_arithmetic_changes_roundings_and_no_more(
     assert low < relative(found["features"], plain["features"]) < high
 
 
-@pytest.mark.parametrize("scheme", [QuantScheme(), QuantScheme(weight_bits=4, activation_bits=4)])
+@pytest.mark.parametrize(
+    "scheme", [QuantScheme(), pytest.param(QuantScheme(weight_bits=4, activation_bits=4), marks=pytest.mark.slow)]
+)
 def test_without_activation_grids_a_graph_is_the_module_in_float(
     fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8], scheme: QuantScheme
 ) -> None:
@@ -136,6 +138,7 @@ def test_seven_bit_weights_are_those_of_the_profile(toy_graphs: Exported) -> Non
         assert max(int(linear.integer_weight().abs().max()) for linear in quant_linears(model).values()) == 63
 
 
+@pytest.mark.slow
 def test_seven_bits_of_a_shifted_input_keep_what_the_shift_gives(
     fold_toy: Callable[[QuantScheme], FoldedClassifier], images: NDArray[np.uint8]
 ) -> None:
