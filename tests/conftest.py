@@ -15,6 +15,8 @@ from test_session import forget_logging, has_gpu
 # Set before any library is imported: nothing is fetched while tests run.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_COLOR"] = "1"
+# Threads of torch that wait for processes outlive their tests, and what they print then no test catches.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Which library is faster is decided by the machine, and no test may depend on it but those of that choice.
 os.environ["P4Q_EDGE_CPU_PROFILE"] = "exact"
 

@@ -1,10 +1,11 @@
 """A command under torchrun: the first process runs it, the others compute their share of what it divides."""
 
 import logging
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from p4q_edge.cli.team_card import command_card, require_same
 from p4q_edge.data import Split
-from p4q_edge.models import Team, joined_team, memory_in_words, post, posted, present_team
+from p4q_edge.models import Team, claim, joined_team, memory_in_words, post, posted, present_team
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.cli import GRACE_SECONDS, end_process, on_signals
@@ -22,20 +24,24 @@ from p4q_edge.runtime.progress import listening
 from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
 
 if TYPE_CHECKING:
-    from p4q_edge.stages import Learned, Prepared
+    from p4q_edge.stages import Learned, Prepared, Source
 
 logger = logging.getLogger(__name__)
 
 Stages = Literal["calibrate", "learn"]
 
-FAILED, TOLD = "p4q-edge/failed", "p4q-edge/told"
-"""Notes: why one of the others failed, and that somebody has told the user."""
+FAILED, TOLD, TELLER = "p4q-edge/failed", "p4q-edge/told", "p4q-edge/teller"
+"""Notes: why one of the others failed, that the first tells the user, and which of the others does where it is gone."""
 ENDED = (
     "torchrun ended this process: another one ended, which its table below then names, or it was itself asked to. What "
     "was computed is kept: run the same command again to go on"
 )
+_NAMED = re.compile(r"\bprocess \d")
+"""Of a message that tells of which process it is."""
 TOLD_WITHIN_S = 3.0
 """How long another process leaves it to the first to say what happened."""
+FIRST_SPEAKS_S = 10.0
+"""The same of one that torchrun ends: it kills after 30 s."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,14 +60,29 @@ class _Failure(msgspec.Struct, frozen=True, kw_only=True):
 def calibrated(recipe: Recipe, folder: Path) -> "Prepared":
     """Stages `load` and `calibrate` of a recipe, by all processes that there are."""
     with _divided("calibrate", recipe, folder) as team:
-        return prepare(open_source(recipe, team=team), RunFiles(folder=folder))
+        return prepare(_opened(recipe, team), RunFiles(folder=folder))
 
 
 def learned(recipe: Recipe, folder: Path, *, split: Split | None = None) -> "Learned":
     """Run all stages up to `fold` of a recipe in all processes that there are; `split` is what its data gave."""
     files = RunFiles(folder=folder)
     with _divided("learn", recipe, folder) as team:
-        return learn_stage(prepare(open_source(recipe, split, team), files), files)
+        return learn_stage(prepare(_opened(recipe, team, split), files), files)
+
+
+def _opened(recipe: Recipe, team: Team, split: Split | None = None) -> "Source":
+    """Open a recipe in all processes, which must find the same; `split` is what its data gave."""
+    if team.size == 1:
+        return open_source(recipe, split)
+    opened: Source | P4QEdgeError
+    try:
+        opened = open_source(recipe, split, team)
+    except P4QEdgeError as error:
+        opened = error
+    require_same(team, opened)
+    if isinstance(opened, P4QEdgeError):
+        raise opened
+    return opened
 
 
 _DIVIDING: ContextVar[bool] = ContextVar("dividing", default=False)
@@ -79,12 +100,16 @@ def _divided(stages: Stages, recipe: Recipe, folder: Path) -> Iterator[Team]:
     _DIVIDING.set(False)  # not after an error: they would wait for the rest of the work
 
 
-def run_in_team(run: Callable[[], int]) -> int:
+def run_in_team(arguments: Sequence[str], run: Callable[[], int]) -> int:
     """Run a command among the processes that torchrun started, and return this one's exit code.
 
     Whatever happens is told once, by the first process; by another one only where the first is gone.
+
+    Args:
+        arguments: of the command, the same in all processes.
+        run: runs it.
     """
-    with joined_team() as team:
+    with joined_team(command_card(arguments)) as team:
         return _lead(team, run) if team.first else _follow(team)
 
 
@@ -127,14 +152,14 @@ def _follow(team: Team) -> int:
     except ProcessLostError as error:
         farewell.leave_to_caller()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, for as long as it takes to say one line
-        if not _was_told(team):
+        if not _was_told(team) and claim(TELLER):
             root.setLevel(level)
             logger.error("%s", error)
         raise SystemExit(error.exit_code) from error
     except Exception as error:  # whatever it is, the first process tells it
         farewell.leave_to_caller()
-        known = isinstance(error, P4QEdgeError)
-        message = str(error) if known else f"{type(error).__name__}: {error} (in process {team.rank})"
+        what = str(error) if isinstance(error, P4QEdgeError) else f"{type(error).__name__}: {error}"
+        message = what if _NAMED.search(what) else f"{what} (in process {team.rank})"
         post(FAILED, msgspec.json.encode(_Failure(kind=type(error).__name__, message=message)).decode())
         raise SystemExit(error.exit_code if isinstance(error, P4QEdgeError) else 1) from error
 
@@ -160,25 +185,30 @@ class _Farewell:
     def _end(self, number: int) -> None:
         if self._left.wait(GRACE_SECONDS):
             return
-        end_process(128 + number, silent=posted(TOLD) is not None)
+        # What the first process computes may keep it from saying so for longer.
+        end_process(128 + number, silent=_told_within(FIRST_SPEAKS_S) or not claim(TELLER))
 
 
 def _take_part(team: Team, work: Work) -> None:
     files = RunFiles(folder=Path(work.folder))
     with memory_in_words():
-        prepared = prepare(open_source(work.recipe, team=team), files)
+        prepared = prepare(_opened(work.recipe, team), files)
         if work.stages == "learn":
             learn_stage(prepared, files)
 
 
 def _was_told(team: Team) -> bool:
     """Return whether the first process says what happened; of two it is the one that is gone."""
-    end = time.monotonic() + TOLD_WITHIN_S
-    while team.size > 2 and time.monotonic() < end:
-        if posted(TOLD) is not None:
-            return True
+    return _told_within(TOLD_WITHIN_S if team.size > 2 else 0.0)
+
+
+def _told_within(seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while posted(TOLD) is None:
+        if time.monotonic() >= end:
+            return False
         time.sleep(0.05)
-    return posted(TOLD) is not None
+    return True
 
 
 def _error_of(text: str) -> P4QEdgeError:

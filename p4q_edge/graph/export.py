@@ -54,6 +54,7 @@ from p4q_edge.quant import (
 from p4q_edge.runtime.artifacts import GraphParity
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.statistics import FULL_BITS
 
 logger = logging.getLogger(__name__)
@@ -259,6 +260,7 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
     """
     quantized = Quantizations.of(model)
     stored = _stored_graphs(model, images.shape[2:], quantized)
+    give_back_memory()
     problems = stored.problems
     graphs = {kind: part + stored.weights for kind, part in stored.parts.items() if kind not in problems}
     subject = SourceModule(

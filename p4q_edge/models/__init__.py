@@ -43,7 +43,8 @@ if TYPE_CHECKING:
         initial_context,
         template_embeddings,
     )
-    from p4q_edge.models.team import ALONE, Team, joined_team, post, posted, present_team
+    from p4q_edge.models.team import ALONE, Team, claim, joined_team, post, posted, present_team
+    from p4q_edge.models.team_meeting import difference_in_words
     from p4q_edge.models.text_side import TextSide
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
 
@@ -70,10 +71,12 @@ __all__ = [
     "TextSide",
     "TextTower",
     "choose_device",
+    "claim",
     "class_prompts_of",
     "cut_texts",
     "decoding_workers",
     "device_of",
+    "difference_in_words",
     "encode_batches",
     "encode_texts",
     "encoder_of",
@@ -160,7 +163,8 @@ if not TYPE_CHECKING:
                 "initial_context",
                 "template_embeddings",
             ),
-            "team": ("ALONE", "Team", "joined_team", "post", "posted", "present_team"),
+            "team": ("ALONE", "Team", "claim", "joined_team", "post", "posted", "present_team"),
+            "team_meeting": ("difference_in_words",),
             "text_side": ("TextSide",),
             "text_tower": (
                 "TextTower",

@@ -5,38 +5,23 @@ writes; whatever all of them call, they call in the same order.
 """
 
 import os
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
-from threading import Thread
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
+from p4q_edge.models.team_meeting import LONGEST_WAIT, Meeting, meet, whole_number
 from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
 from p4q_edge.runtime.errors import ProcessLostError, UsageError
-from p4q_edge.runtime.storage import printable
 
 T = TypeVar("T")
 
-LONGEST_WAIT = timedelta(days=7)
-"""The first process may calibrate for hours while the others wait; one that dies is noticed at once all the same."""
-JOIN_VARIABLE = "P4Q_EDGE_JOIN_TIMEOUT"
-"""Seconds in which all processes have to come; torch reads no variable for it."""
-JOIN_S, MOST_JOIN_S = 600, 86_400
-_COUNTED = re.compile(r"(\d{1,9})/\d{1,9} clients joined")
-_JOINED_COUNT, _LOOK_S, _GRACE_S = "p4q-edge/joined", 0.1, 2.0
-_IN_USE = "EADDRINUSE"
 MAX_PROCESSES = 1 << 16
-MAX_DIGITS = 9
 LOST = (
     "another process of this run ended ({reason}). What was computed is kept: run the same command again to go on. "
     "The table of torchrun below names the process that ended first"
@@ -146,6 +131,18 @@ class Team:
             _collective(dist.broadcast, data, src=0)
         return data.numpy().tobytes()
 
+    def gather(self, message: bytes) -> list[bytes]:
+        """Return the messages of all processes, by their rank, in each of them."""
+        if self.size == 1:
+            return [message]
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        _collective(dist.all_gather, lengths, torch.tensor([len(message)]))
+        longest = max(int(length) for length in lengths)
+        own = torch.frombuffer(bytearray(message.ljust(longest + 1, b"\0")), dtype=torch.uint8)
+        found = [torch.zeros_like(own) for _ in range(self.size)]
+        _collective(dist.all_gather, found, own)
+        return [data.numpy().tobytes()[: int(length)] for data, length in zip(found, lengths, strict=True)]
+
 
 ALONE = Team()
 _JOINED: ContextVar[Team] = ContextVar("team", default=ALONE)
@@ -157,21 +154,27 @@ def present_team() -> Team:
 
 
 @contextmanager
-def joined_team() -> Iterator[Team]:
+def joined_team(own_card: Mapping[str, str] | None = None) -> Iterator[Team]:
     """Join the processes that torchrun started, for the length of a `with` block.
 
     Their variables are taken out of the environment, so that no process that is started from here joins too.
 
+    Args:
+        own_card: what all processes must have in common, in words by what it is.
+
     Raises:
-        UsageError: the variables are not such as torchrun sets, or another program has their address.
+        UsageError: the variables are not such as torchrun sets, another program has their address, or the cards of
+            the processes differ, which the first one tells.
         ProcessLostError: not all processes came in time.
+        SystemExit: the cards differ, in another process.
     """
     own = {name: os.environ[name] for name in TORCHRUN_VARIABLES}
     team = _team_of(own)
     cuda = torch.cuda.is_available()
     if cuda and team.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(team.local_rank)
-    store = _meet(team, own)
+    address = f"{own['MASTER_ADDR']}:{own['MASTER_PORT']}"
+    store = meet(Meeting(rank=team.rank, size=team.size, address=address, card=own_card or {}))
     kept = {"timeout": LONGEST_WAIT, "store": store, "rank": team.rank, "world_size": team.size}
     _collective(dist.init_process_group, "cpu:gloo,cuda:nccl" if cuda else "gloo", **kept)
     for name in own:
@@ -182,71 +185,6 @@ def joined_team() -> Iterator[Team]:
         dist.destroy_process_group()  # not after an error: it might wait for a process that is gone
     finally:
         _JOINED.reset(token)
-
-
-def _meet(team: Team, variables: Mapping[str, str]) -> Any:
-    """Return where all processes meet, when all have come.
-
-    Raises:
-        UsageError: the variable of the time to wait is no number of seconds, or another program has the address.
-        ProcessLostError: not all came in time; the message tells how many did.
-    """
-    text = os.environ.get(JOIN_VARIABLE, str(JOIN_S))
-    seconds = _number_of(text)
-    if not 1 <= seconds <= MOST_JOIN_S:
-        raise UsageError(
-            f"expected {JOIN_VARIABLE} between 1 and {MOST_JOIN_S} seconds, got {text[:40]!r}. Unset it for {JOIN_S}"
-        )
-    end = time.monotonic() + seconds
-    address = printable(f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}")
-    try:
-        store = _store(team, seconds)
-        number = store.add(_JOINED_COUNT, 1)
-        while number < team.size and time.monotonic() < end:
-            time.sleep(_LOOK_S)
-            number = store.add(_JOINED_COUNT, 0)
-        if number >= team.size:
-            store.set_timeout(LONGEST_WAIT)
-            return store
-        came = str(number)
-    except RuntimeError as error:  # of torch, whose classes for it are not those of every version
-        if _IN_USE in str(error):
-            raise UsageError(
-                f"the first process cannot listen at {address}: another program does. Set MASTER_PORT to a free port "
-                "in all processes (torchrun --master-port PORT)"
-            ) from error
-        counted = _COUNTED.search(str(error))
-        came = counted[1] if counted else ""
-    what = f"{came} of {team.size} processes came to {address}"
-    if not came:
-        what = f"process {team.rank} of {team.size} finds nobody at {address}, where the first process should be,"
-    raise ProcessLostError(
-        f"{what} within {seconds} s. Start all of them, and see that each reaches that address; for slow machines set "
-        f"{JOIN_VARIABLE} to more seconds"
-    )
-
-
-def _store(team: Team, seconds: int) -> Any:
-    """Return the store of the first process.
-
-    Raises:
-        RuntimeError: there is none in time; also where another program takes the connection and says nothing, for which
-            torch waits without end.
-    """
-    met: Future[Any] = Future()
-
-    def meet() -> None:
-        try:
-            found, _, _ = next(rendezvous("env://", team.rank, team.size, timeout=timedelta(seconds=seconds)))
-            met.set_result(found)
-        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
-            met.set_exception(error)
-
-    Thread(target=meet, daemon=True).start()
-    try:
-        return met.result(seconds + _GRACE_S)
-    except TimeoutError as error:
-        raise RuntimeError("no store answers") from error
 
 
 def _team_of(variables: Mapping[str, str]) -> Team:
@@ -266,17 +204,13 @@ def _team_of(variables: Mapping[str, str]) -> Team:
 
 def _number_in(variables: Mapping[str, str], name: str, known: range) -> int:
     text = variables[name]
-    number = _number_of(text)
+    number = whole_number(text)
     if number not in known:
         raise UsageError(
             f"expected {name} between {known.start} and {known.stop - 1}, as torchrun sets it, got {text[:40]!r}. "
             f"Start the processes with torchrun, or alone: unset {' '.join(TORCHRUN_VARIABLES)}"
         )
     return number
-
-
-def _number_of(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else -1
 
 
 def post(key: str, text: str) -> None:
@@ -290,6 +224,14 @@ def posted(key: str) -> str | None:
         return _notes().get(key).decode() if _notes().check([key]) else None
     except (RuntimeError, ValueError):
         return None
+
+
+def claim(key: str) -> bool:
+    """Return whether this process is the first that asks for what only one does; so is one with nobody to ask."""
+    try:
+        return int(_notes().add(key, 1)) == 1
+    except (RuntimeError, ValueError):
+        return True
 
 
 def _notes() -> Any:

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from p4q_edge.quant.attention_pool import AttentionPool
     from p4q_edge.quant.attention_products import MAX_TOKENS, AttentionProducts, fuses_in_int8, softmax_scale
     from p4q_edge.quant.channel_folds import correct_biases, fold_channels
-    from p4q_edge.quant.conv import QuantConv2d, quant_convs, running_as_cpu_graph, tensor_grids
+    from p4q_edge.quant.conv import (
+        QuantConv2d,
+        forget_restored_weights,
+        quant_convs,
+        running_as_cpu_graph,
+        tensor_grids,
+    )
     from p4q_edge.quant.conv_swap import GRIDS, fit_convolutions, fix_conv_scales, swap_convolutions
     from p4q_edge.quant.dataflow import Flow, kind_of, module_of, readers, source, trace_flow
     from p4q_edge.quant.learned_scales import learn_scales
@@ -67,6 +73,7 @@ __all__ = [
     "fix_conv_scales",
     "fold_channels",
     "forget_magnitudes",
+    "forget_restored_weights",
     "fuses_in_int8",
     "kind_of",
     "learn_scales",
@@ -119,6 +126,7 @@ if not TYPE_CHECKING:
             ),
             "conv": (
                 "QuantConv2d",
+                "forget_restored_weights",
                 "quant_convs",
                 "running_as_cpu_graph",
                 "tensor_grids",

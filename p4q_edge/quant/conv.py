@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from p4q_edge.quant import affine
 from p4q_edge.quant.fake import fake_quantize
-from p4q_edge.quant.linear import Phase, running_in
+from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, activation_scale, weight_scale
 from p4q_edge.quant.scheme import QuantScheme
 
@@ -159,6 +159,10 @@ class QuantConv2d(nn.Module):
             self._restored = affine.dequantize(integers, self._broadcast(self.weight_scale))
         return self._restored
 
+    def forget_restored(self) -> None:
+        """Give up the copy of the weight on its grid, which is made again when it is asked for."""
+        self._restored = None
+
     def integer_weight(self) -> Tensor:
         """int8 of the weight's shape: what the exported graph stores."""
         if self.integers is not None:
@@ -241,6 +245,13 @@ class TensorGrid(Observed):
         elif self.phase is Phase.CALIBRATING:
             self.observe_magnitudes(x)
         return x
+
+
+def forget_restored_weights(model: nn.Module) -> None:
+    """Give up the copies of all weights on their grids, as large as the weights, while a model is not run."""
+    layers: tuple[QuantLinear | QuantConv2d, ...] = (*quant_linears(model).values(), *quant_convs(model).values())
+    for layer in layers:
+        layer.forget_restored()
 
 
 def quant_convs(model: nn.Module) -> dict[str, QuantConv2d]:

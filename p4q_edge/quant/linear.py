@@ -186,6 +186,10 @@ class QuantLinear(nn.Module):
             self._restored = restored
         return restored
 
+    def forget_restored(self) -> None:
+        """Give up the copy of the weight on its grid, which is made again when it is asked for."""
+        self._restored = None
+
     def float8_weight(self) -> Tensor:
         """float8_e4m3fn `(out_features, in_features)`: what the exported graph stores where the scheme is of FP8."""
         steps = affine.column_scale(self.weight_scale, self.weight.shape[1])

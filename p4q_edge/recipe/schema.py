@@ -231,7 +231,7 @@ class LearnSection(Section, frozen=True, kw_only=True):
     weight_decay: numbers.Weight = 1e-2
     views: int = 1
     flip: bool = False
-    text_memory_mib: int = 2048
+    text_memory_mib: int = 1536
 
     def __post_init__(self) -> None:
         if not 0.0 < self.residual_ratio < 1.0:

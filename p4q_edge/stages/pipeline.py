@@ -28,9 +28,11 @@ from p4q_edge.learning import (
     write_tensors,
 )
 from p4q_edge.models import ALONE, Batches, FoldedClassifier, Team
+from p4q_edge.quant import forget_restored_weights
 from p4q_edge.recipe import to_toml
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
+from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.storage import StageCode, atomic_write
 from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
 from p4q_edge.stages.features import FEATURES, Tower, TrainViews, cached_features, store_features, unlabelled_features
@@ -100,6 +102,9 @@ def prepare(source: Source, files: RunFiles) -> Prepared:
     )
     calibrated = source.team.after_first(lambda: calibrated_in(files, source, key=key))
     features = cache_features(source, calibrated.encoder, files, key=encoder_digest(calibrated), team=source.team)
+    # Learning begins here, which needs the most memory, and runs no image tower.
+    forget_restored_weights(calibrated.encoder)
+    give_back_memory()
     return Prepared(source=source, calibrated=calibrated, features=features, key=key)
 
 
@@ -122,6 +127,7 @@ def calibrated_in(files: RunFiles, source: Source, *, key: str) -> CalibratedEnc
         )
     calibrated = calibrate_stage(source, files)
     save_encoder(calibrated, files.encoder, key=key)
+    give_back_memory()
     return calibrated
 
 
@@ -212,6 +218,7 @@ def learn_stage(
     """Stages `learn` and `fold`. Without `files` nothing is stored."""
     recipe, team = prepared.source.recipe, prepared.source.team
     student, tower = new_student(prepared.source)
+    give_back_memory()  # of the text tower that read the templates
     key = prepared.source.key(LEARN, recipe=recipe.learn, inputs=[prepared.key, learning_inputs(prepared.source)])
     stored = read_tensors(files.learned, key=key) if files else None
     if stored is not None:
@@ -234,5 +241,6 @@ def learn_stage(
             files.curve.unlink(missing_ok=True)  # of what was learned before
             facts = {CALIBRATED_KEY: prepared.key, "curve": encode_curve(curve)}
             write_tensors(files.learned, {**student.state_dict(), "text_embedding": text}, key=key, metadata=facts)
+    give_back_memory()
     classifier = fold(prepared.source.model, prepared.calibrated, student, text)
     return Learned(prepared=prepared, student=student, classifier=classifier, key=key, curve=curve)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from p4q_edge.models.team import Team, joined_team, post, posted
+from p4q_edge.models.team import Team, claim, joined_team, post, posted
 
 # What only one part needs is imported there: open_clip alone takes longer than all the other parts run.
 
@@ -32,6 +32,8 @@ def collectives(team: Team) -> dict[str, object]:
         "taken": [module.weight.tolist(), module.sliced.tolist()],
         "told": team.tell(b"first" if team.first else b"second").decode(),
         "nothing": team.tell().decode(),
+        "gathered": [len(text) for text in team.gather(b"x" * 5 * team.rank)],
+        "claimed": [claim("one") for _ in range(2)],
         "after": team.after_first(lambda: calls.append(1.0) or len(calls)),
         "notes": [posted("from 0"), posted("from 1"), posted("from 2")],
     }

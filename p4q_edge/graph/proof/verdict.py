@@ -32,6 +32,7 @@ from p4q_edge.graph.quantization import ConvQuantization, LinearQuantization
 from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in, set_phase
 from p4q_edge.runtime.artifacts import Agreement, GraphParity, GraphRun, NoiseKind, agreement_of
 from p4q_edge.runtime.choices import GraphKind
+from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS, NoiseFloor
 
@@ -244,6 +245,7 @@ def prove_graphs(
             problem = problem or noise_problem(runs.reference, found, noise)
         if problem is not None:
             problems.setdefault(candidate.kind, problem)
+        give_back_memory()
     finite = {kind: floor for kind, floor in floors.items() if floor is not None}
     parity = GraphParity(agreement=agreement, noise=finite, noise_images=len(subject.images))
     return Proof(parity=parity, problems=problems)

@@ -15,6 +15,7 @@ from team_parts import features, gradients
 from team_processes import start_team
 
 from p4q_edge.models import team as teams
+from p4q_edge.models import team_meeting
 from p4q_edge.models.compute import Compute
 from p4q_edge.models.team import ALONE, Team, joined_team, present_team
 from p4q_edge.recipe import ComputeSection
@@ -59,7 +60,10 @@ def pair() -> list[list[Any]]:
 
 def test_two_processes_exchange_values(pair: list[list[Any]]) -> None:
     (first, _), (second, _) = pair
+    claims = [found.pop("claimed") for found in (first, second)]
+    assert sum(map(sum, claims)) == 1
     assert first == second
+    assert first["gathered"] == [0, 5]
     assert first["firsts"] == [[[1.0] * 3] * 2, 10.0]
     assert first["taken"] == [[[5.0, 5.0]] * 2, [[1.0] * 3] * 4]
     assert first["told"] == "first"
@@ -117,7 +121,7 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 def _with_variables(monkeypatch: pytest.MonkeyPatch, port: int, **changes: str) -> None:
     good = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for variable, value in {**good, teams.JOIN_VARIABLE: "1", **changes}.items():
+    for variable, value in {**good, team_meeting.JOIN_VARIABLE: "1", **changes}.items():
         monkeypatch.setenv(variable, value)
 
 
@@ -166,7 +170,7 @@ def test_an_address_that_another_program_has_is_named(monkeypatch: pytest.Monkey
 
 
 def test_a_program_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teams, "_GRACE_S", 0.1)
+    monkeypatch.setattr(team_meeting, "_GRACE_S", 0.1)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -180,7 +184,7 @@ def test_a_program_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("text", ["0", "-1", "1e3", "86401", ""])
 def test_the_time_to_wait_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _with_variables(monkeypatch, _free_port(), **{teams.JOIN_VARIABLE: text})
+    _with_variables(monkeypatch, _free_port(), **{team_meeting.JOIN_VARIABLE: text})
     with pytest.raises(UsageError, match="expected P4Q_EDGE_JOIN_TIMEOUT between 1 and 86400 seconds, got"):
         joined_team().__enter__()
 

@@ -187,12 +187,15 @@ def _refuse_half_a_team() -> None:
 
 
 def _among_others(arguments: list[str]) -> int:
+    # Read when torch is imported: where a process is gone, its own lines are a page of addresses in its libraries, in
+    # each process, beside the one that says what happened.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     run_in_team = toolkit_function(
         "run_in_team",
         missing="several processes of torchrun need the toolkit (Python 3.11 or newer, torch), which is not installed "
         f"here. Start one process without torchrun, or run, in a checkout of P4Q Edge: {INSTALL_TOOLKIT}",
     )
-    code: int = run_in_team(lambda: _dispatch(arguments))
+    code: int = run_in_team(arguments, lambda: _dispatch(arguments))
     return code
 
 

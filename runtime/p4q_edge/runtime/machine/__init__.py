@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.machine.host import Host, jetpack_of, read_host
     from p4q_edge.runtime.machine.library_probe import PROBES, Probe, run_probe
     from p4q_edge.runtime.machine.licences import PackageLicence, package_licences
+    from p4q_edge.runtime.machine.memory import give_back_memory
     from p4q_edge.runtime.machine.unreported import import_openvino_unreported
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "cpu",
     "end_with_parent",
     "examine",
+    "give_back_memory",
     "import_openvino_unreported",
     "jetpack_of",
     "open_driver",
@@ -75,6 +77,7 @@ if not TYPE_CHECKING:
                 "jetpack_of",
                 "read_host",
             ),
+            "memory": ("give_back_memory",),
             "unreported": ("import_openvino_unreported",),
             "licences": (
                 "PackageLicence",
