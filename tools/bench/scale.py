@@ -2,6 +2,7 @@
 
     python tools/bench/scale.py --work build/scale                                # the demo CLIP
     python tools/bench/scale.py --work build/scale --model ViT-B-32 --images 1000,4000 --skip learn,validate
+    python tools/bench/scale.py --photos DIR --overlap-images 512 --rounds 7 --skip features,pauses,learn,validate
     python tools/bench/scale.py --work build/scale --model ViT-B-32 --device cuda --workers 8 --side 224 --skip overlap
 
 The images are made: JPEG files of noise about a colour for each class, in a temporary folder under ``--work``. Each
@@ -11,7 +12,7 @@ it and the processes that decode, the largest sum of their proportional shares (
 | part | what is measured |
 | --- | --- |
 | features | calibration and features of 1,000, 4,000 and 16,000 images of 100 classes |
-| overlap | decoding alone, encoding alone, and both as a run does them; interleaved, medians |
+| overlap | decoding alone, encoding alone, and both as a run does them; interleaved, median of the rounds' ratios |
 | pauses | the same with a decoder and an encoder that pause instead of computing: what the stream itself overlaps |
 | learn | all of ``learn`` and ``export`` with 1,000 classes of 16 images |
 | validate | ``validate`` of that run on 50,000 other images: PyTorch in float and quantized, graph, engine |
@@ -60,6 +61,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--images", default="1000,4000,16000", help="of the features (%(default)s)")
     parser.add_argument("--overlap-images", type=int, default=2048, help="default: %(default)s")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        help="class folders of photographs that the overlap is measured on, in place of made images",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of the overlap (%(default)s)")
     parser.add_argument("--learned", default="1000,16", help="classes and images of each (%(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="of learning (%(default)s); memory needs a few only")
     parser.add_argument("--calibration", type=int, default=1000, help="images that ranges are from (%(default)s)")
@@ -198,7 +205,9 @@ def _overlap(task: dict[str, Any]) -> dict[str, Any]:
     from p4q_edge.stages import open_source
 
     source = open_source(read_recipe(task["recipe"]))
-    stream = source.stream(source.split.train)
+    images = source.split.train
+    images = images.subset(np.linspace(0, len(images) - 1, min(len(images), task["images"])).round().astype(int))
+    stream = source.stream(images)
     return _overlapped(source.model.clip.visual, source.model.preprocess, stream, repeats=task["repeats"])
 
 
@@ -240,15 +249,26 @@ def _overlapped(encoder: Any, spec: Any, stream: Any, *, repeats: int) -> dict[s
         "encode": lambda: image_features(encoder, held, spec),
         "both": lambda: image_features(encoder, stream, spec),
     }
+    runs["decode"]()  # the first loads what all use
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    processor: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin, spent = time.perf_counter(), sum(os.times()[:4])
             run()
             seconds[name].append(time.perf_counter() - begin)
+            processor[name].append(sum(os.times()[:4]) - spent)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    share = max(medians["decode"], medians["encode"]) / medians["both"]
-    return {"n": len(stream), "seconds": medians, "every": seconds, "share_of_the_slower_alone": share}
+    shares = np.maximum(seconds["decode"], seconds["encode"]) / np.array(seconds["both"])
+    return {
+        "n": len(stream),
+        "seconds": medians,
+        "every": seconds,
+        "every_processor": processor,
+        "load": os.getloadavg()[0],
+        "share_of_the_slower_alone": float(np.median(shares)),
+        "shares": shares.round(3).tolist(),
+    }
 
 
 def _learn(task: dict[str, Any]) -> dict[str, Any]:
@@ -325,11 +345,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if name in skipped:
             continue
         for count in each:
-            with _recipe(args, classes=min(CLASSES, count // 8), count=count) as recipe:
-                task = {"part": name, "recipe": str(recipe), "work": str(args.work), "repeats": 3}
+            photos = args.photos if name == "overlap" else None
+            with _recipe(args, classes=min(CLASSES, count // 8), count=count, photos=photos) as recipe:
+                task = {"part": name, "recipe": str(recipe), "work": str(args.work), "images": count}
+                task["repeats"] = args.rounds
                 rows.setdefault(name, []).append(measured(task))
     if "pauses" not in skipped:
-        rows["pauses"] = [measured({"part": "pauses", "images": args.overlap_images, "repeats": 3})]
+        rows["pauses"] = [measured({"part": "pauses", "images": args.overlap_images, "repeats": args.rounds})]
     if "learn" not in skipped:
         rows |= _learned(args, validated="validate" not in skipped)
     return rows
@@ -355,11 +377,15 @@ def _learned(args: argparse.Namespace, *, validated: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _recipe(args: argparse.Namespace, *, classes: int, count: int, tested: bool = False) -> Any:
+def _recipe(
+    args: argparse.Namespace, *, classes: int, count: int, tested: bool = False, photos: Path | None = None
+) -> Any:
     """A recipe over so many new images, with one more of each class to test on; all are gone afterwards."""
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        train = make_images(Path(folder) / "train", classes=classes, each=count // classes, side=args.side, seed=0)
+        train = photos or make_images(
+            Path(folder) / "train", classes=classes, each=count // classes, side=args.side, seed=0
+        )
         test = make_images(Path(folder) / "test", classes=classes, each=1, side=args.side, seed=2) if tested else None
         recipe = Path(folder) / "p4q.toml"
         recipe.write_text(recipe_text(args, train, test=test, views=1 if tested else 2), encoding="utf-8")
