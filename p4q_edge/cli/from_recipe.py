@@ -11,6 +11,7 @@ from p4q_edge.recipe import Recipe, read_right_keys, to_document, to_toml
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.builders import BuildRequest, RecipeRequest
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.storage import require_writable
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
 
     learned = run_stages(recipe, folder, split=split, log_dir=request.recipe.log_dir)
     export_unless_current(learned, bundle, folder, force=request.force)
+    del learned
+    give_back_memory()  # the engine is made beside nothing else
     return bundle
 
 
