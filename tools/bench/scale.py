@@ -330,6 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     document = {
         "model": args.model,
         "side": args.side,
+        "photos": args.photos is not None,
         "device": device_in_words(args.device),
         "workers": args.workers,
         "note": args.note,

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from p4q_edge.runtime.statistics import paired_ratio
+
 PAUSE_S = 0.004
 """Of decoding an image, and of encoding one."""
 
@@ -75,13 +77,14 @@ def _overlapped(encoder: Any, spec: Any, stream: Any, *, repeats: int) -> dict[s
             seconds[name].append(time.perf_counter() - begin)
             processor[name].append(sum(os.times()[:4]) - spent)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    shares = np.maximum(seconds["decode"], seconds["encode"]) / np.array(seconds["both"])
+    slower, both = np.maximum(seconds["decode"], seconds["encode"]), np.array(seconds["both"])
+    share = paired_ratio(slower, both, generator=np.random.default_rng(0))
     return {
         "n": len(stream),
         "seconds": medians,
         "every": seconds,
         "every_processor": processor,
         "load": os.getloadavg()[0],
-        "share_of_the_slower_alone": float(np.median(shares)),
-        "shares": shares.round(3).tolist(),
+        "share_of_the_slower_alone": share.value,
+        "interval": [share.low, share.high],
     }

@@ -16,7 +16,7 @@ def markdown(document: dict[str, Any]) -> str:
     lines = [
         f"# {document['model']}: memory and time by the number of images",
         "",
-        f"JPEG files of {document['side']} pixels, `compute.workers = {document['workers']}`; {document['created']}, "
+        f"{_images_in_words(document)}, `compute.workers = {document['workers']}`; {document['created']}, "
         f"commit {document['commit'][:12]}, {'; '.join(document['machine'].get('cpu', '').split('; ')[:2])}. "
         + _device_in_words(document)
         + document["note"],
@@ -37,6 +37,10 @@ def markdown(document: dict[str, Any]) -> str:
                 f"{1000 * timed / row['n']:.2f} | {_processor_ms(row)} |"
             )
     return "\n".join([*lines, "", "| bar | measured | kept |", "| --- | --- | --- |", *bars(rows)]) + "\n"
+
+
+def _images_in_words(document: dict[str, Any]) -> str:
+    return "Photographs" if document.get("photos") else f"JPEG files of {document['side']} pixels"
 
 
 def _device_in_words(document: dict[str, Any]) -> str:
@@ -76,7 +80,8 @@ def bars(rows: dict[str, Any]) -> list[str]:
     for part, words in overlaps.items():
         for row in rows.get(part, []):
             share = row["share_of_the_slower_alone"]
-            found.append((f"{words}, 0.9 of the slower alone", f"{share:.2f}", share >= OVERLAPPED))
+            interval = " [{:.2f}, {:.2f}]".format(*row["interval"]) if "interval" in row else ""
+            found.append((f"{words}, 0.9 of the slower alone", f"{share:.2f}{interval}", share >= OVERLAPPED))
     for part in ("learn", "validate"):
         if part in rows:
             row = rows[part]
