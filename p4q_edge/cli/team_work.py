@@ -1,8 +1,10 @@
 """A command under torchrun: the first process runs it, the others compute their share of what it divides."""
 
+import atexit
 import logging
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -109,8 +111,23 @@ def run_in_team(arguments: Sequence[str], run: Callable[[], int]) -> int:
         arguments: of the command, the same in all processes.
         run: runs it.
     """
-    with joined_team(command_card(arguments)) as team:
-        return _lead(team, run) if team.first else _follow(team)
+    try:
+        with joined_team(command_card(arguments)) as team:
+            return _lead(team, run) if team.first else _follow(team)
+    except ProcessLostError:
+        atexit.register(_end_at_once)
+        raise
+
+
+def _end_at_once() -> None:
+    """End this process, all of whose words are written, without the interpreter's end.
+
+    A thread of torch that still waits for the others would abort that, with a page of addresses.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    end_process(ProcessLostError.exit_code, silent=True)
 
 
 def _lead(team: Team, run: Callable[[], int]) -> int:

@@ -138,3 +138,41 @@ def test_another_process_ends_with_what_happened(
     assert [record.message for record in caplog.records] == told
     failures = [json.loads(text)["kind"] for text in kept.notes.values()]
     assert failures == ([] if gone else ["DecodeError"])
+
+
+LOST = """
+import atexit
+from p4q_edge.cli import team_work
+
+def nobody(card):
+    raise team_work.ProcessLostError("nobody came")
+
+atexit.register(lambda: print("the interpreter's end"))
+team_work.joined_team = nobody
+try:
+    team_work.run_in_team(["learn"], lambda: 0)
+except team_work.ProcessLostError as error:
+    print(error)
+"""
+
+
+def test_a_lost_team_ends_without_the_interpreters_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(card: Mapping[str, str]) -> Any:
+        raise ProcessLostError("nobody came")
+
+    registered: list[Any] = []
+    ended: list[Any] = []
+    monkeypatch.setattr(team_work, "joined_team", nobody)
+    monkeypatch.setattr(team_work.atexit, "register", registered.append)
+    monkeypatch.setattr(team_work, "end_process", lambda code, *, silent: ended.append((code, silent)))
+    with pytest.raises(ProcessLostError, match="nobody came"):
+        team_work.run_in_team(["learn"], lambda: 0)
+    (at_exit,) = registered
+    at_exit()
+    assert ended == [(1, True)]
+
+
+@pytest.mark.slow
+def test_a_thread_that_waits_for_the_others_does_not_abort_the_end() -> None:
+    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "nobody came\n")

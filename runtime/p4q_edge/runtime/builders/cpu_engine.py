@@ -36,6 +36,7 @@ from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, import_onnxruntime
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
 from p4q_edge.runtime.engines.openvino import COMPILED
 from p4q_edge.runtime.engines.openvino import fingerprint as of_openvino
+from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.statistics import RoundingLimits, rounding_limits_of
 from p4q_edge.runtime.storage import sha256_bytes
 
@@ -75,6 +76,7 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
     candidates = cpu_candidates(bundle.model("fp32"), request)
     if request.remainder == "auto" and "bf16" not in bundle.manifest.parity.noise:
         candidates = without_bf16(candidates, "the bundle does not record what it may differ by; export it again")
+    give_back_memory()  # of the graphs that candidates were made of, before they are loaded beside it
     setting = ProofSetting(
         threads=request.threads,
         batch=request.batch,

@@ -189,7 +189,7 @@ def _refuse_half_a_team() -> None:
 def _among_others(arguments: list[str]) -> int:
     # Read when torch is imported: where a process is gone, its own lines are a page of addresses in its libraries, in
     # each process, beside the one that says what happened.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     run_in_team = toolkit_function(
         "run_in_team",
         missing="several processes of torchrun need the toolkit (Python 3.11 or newer, torch), which is not installed "
