@@ -102,18 +102,24 @@ def listed(text: str, known: Sequence[str], *, option: str) -> list[str]:
 
 
 def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
-    """Rows whose name is, or else begins with, one of the words between commas; all without words.
+    """The rows of the names that `chosen_names` takes."""
+    names = set(chosen_names([row.name for row in rows], text))
+    return [row for row in rows if row.name in names]
+
+
+def chosen_names(names: Sequence[str], text: str) -> list[str]:
+    """Names that are, or else begin with, one of the words between commas; all without words.
 
     Raises:
-        UsageError: a word begins no row's name.
+        UsageError: a word begins no name.
     """
     words = [word for word in re.split(r",(?! )", text) if word]  # names have commas before spaces
     for word in words:
-        if not any(row.name.startswith(word) for row in rows):
-            raise UsageError(f"--rows: no row begins with {word!r}; there are {'; '.join(row.name for row in rows)}")
-    whole = {row.name for row in rows} & set(words)
+        if not any(name.startswith(word) for name in names):
+            raise UsageError(f"--rows: no row begins with {word!r}; there are {'; '.join(names)}")
+    whole = set(names) & set(words)
     beginnings = tuple(word for word in words if word not in whole)
-    return [row for row in rows if not words or row.name in whole or row.name.startswith(beginnings)]
+    return [name for name in names if not words or name in whole or name.startswith(beginnings)]
 
 
 def code_digest(more: Sequence[str] = (), *, code: Sequence[str] = CODE) -> str:

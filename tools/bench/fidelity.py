@@ -1,7 +1,7 @@
 """How near each quantizer's embeddings come to full precision, on models of real and of random weights.
 
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER
-    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"
+    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"  # "P4Q" begins names
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --width W4A8  # ours; or W4A16, FP8
 
 All get the same 48 images to calibrate on and are asked about others. Only the linears of the image tower are
@@ -27,6 +27,7 @@ import argparse
 import contextlib
 import json
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -36,13 +37,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy import REPOSITORY, RESULTS, Finished, code_digest
+from accuracy import REPOSITORY, RESULTS, Finished, chosen_names, code_digest, listed
 from accuracy_tools import UnavailableError, tool_versions
 from fidelity_models import CALIBRATION, MODELS, Subject, open_subject
 from fidelity_tools import Features, Quantizer, quantizers, reference_features
 from real_models import Place
 
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
+from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write
 
@@ -62,30 +63,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with imagenet_samples/ and cifar100/")
     parser.add_argument("--models-folder", type=Path, required=True, help="folder of the real models")
     parser.add_argument("--cache", type=Path, help="folder of the downloaded wheels")
-    parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
+    parser.add_argument("--models", default=",".join(MODELS), help="whole names (%(default)s)")
     parser.add_argument(
         "--width", choices=("W8A8", "W4A8", "W4A16", "FP8"), default="W8A8", help="default: %(default)s"
     )
-    parser.add_argument("--rows", default="", help="only rows whose name begins with one of these; default: all")
+    parser.add_argument("--rows", default="", help="only rows of these names, or that begin so; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("build/fidelity"), help="finished rows (%(default)s)")
     parser.add_argument("--finished", action="store_true", help="write what is finished under --work; measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args(argv)
-
-
-def chosen(known: Sequence[str], text: str, *, option: str) -> list[str]:
-    """Names that begin with one of the words between commas; all without words.
-
-    Raises:
-        UsageError: a word begins no name.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if not any(name.startswith(word) for name in known):
-            raise UsageError(f"{option}: nothing begins with {word!r}; there are {'; '.join(known)}")
-    return [name for name in known if not words or name.startswith(tuple(words))]
 
 
 def measures(features: Features, reference: Features) -> dict[str, Any]:
@@ -152,7 +140,7 @@ def run_model(name: str, args: argparse.Namespace) -> dict[str, Any]:
     part = "" if args.width == "W8A8" else f"-{args.width.lower()}"
     ours = Finished(args.work / f"{name}-ours{part}.json", key | code, ignore=("code",) if args.finished else ())
     known = quantizers(args.width)
-    rows = chosen(tuple(known), args.rows, option="--rows")
+    rows = chosen_names(tuple(known), args.rows)
     files = {row: ours if row.startswith(OURS) else others for row in rows}
     missing = [row for row in rows if row not in files[row].figures and not args.finished]
     reference = reference_features(subject.tower) if missing else np.zeros((0, 0), np.float32)
@@ -174,7 +162,7 @@ def markdown(document: dict[str, Any]) -> str:
     """The tables of a document."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
     lines = [f"# {document['width']} embeddings against full precision, {document['created'][:10]}", ""]
-    lines += [f"`{' '.join(document['command'])}`", "", f"{versions}; commit {document['commit']}.", ""]
+    lines += [f"`{shlex.join(document['command'])}`", "", f"{versions}; commit {document['commit']}.", ""]
     for model in document["models"]:
         lines += [
             f"## {model['model']}: {model['what']}",
@@ -224,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     torch.set_num_threads(args.threads)
     try:
-        models = [run_model(name, args) for name in chosen(tuple(MODELS), args.models, option="--models")]
+        models = [run_model(name, args) for name in listed(args.models, tuple(MODELS), option="--models")]
     except P4QEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

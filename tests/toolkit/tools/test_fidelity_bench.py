@@ -47,7 +47,7 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
 ) -> None:
     tool = bench["fidelity"]
     words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--models", "demo"]
-    words += ["--rows", "FP32,P4Q Edge,ONNX Runtime (min", "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
+    words += ["--rows", "FP32,P4Q Edge,P4Q Edge, min-max,ONNX Runtime (min", "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
     assert tool.main(words) == 0
     (result,) = tmp_path.glob("fidelity-w8a8-*.json")
     document = json.loads(result.read_text())
@@ -60,6 +60,7 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     assert 0.99 < rows["P4Q Edge"]["cosine_min"] < 1
     assert rows["P4Q Edge"]["int8_mac_share"] == pytest.approx(rows["ONNX Runtime (min-max)"]["int8_mac_share"])
     assert "| ONNX Runtime (min-max) | 0.99" in result.with_suffix(".md").read_text()
+    assert "--rows 'FP32,P4Q Edge,P4Q Edge, min-max,ONNX" in result.with_suffix(".md").read_text()  # for a shell
     assert str(tmp_path) not in result.read_text()
     monkeypatch.setattr(tool, "ask", lambda *_: pytest.fail("measured again"))
     assert tool.main(words) == 0
@@ -105,6 +106,29 @@ def test_a_tool_that_is_not_installed_has_its_reason(
 def test_a_row_that_is_none_is_refused(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--models", "resnet"]
     assert bench["fidelity"].main(words) == 2
+
+
+def test_models_are_whole_names_and_rows_may_be_beginnings(
+    bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    row = {"cosine_mean": 1.0, "cosine_p1": 1.0, "cosine_min": 1.0, "same_neighbour": 1.0}
+    row |= {"int8_mac_share": 0.0, "execution": "executed"}
+
+    def run_model(name: str, _: object) -> dict[str, object]:
+        asked.append(name)
+        counts = {"calibration_images": 1, "images": 1, "histogram_images": 1}
+        return {"model": name, "what": "", "rows": [{"method": "FP32", **row}], **counts}
+
+    monkeypatch.setattr(bench["fidelity"], "run_model", run_model)
+    words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--output", str(tmp_path), "--models"]
+    assert bench["fidelity"].main([*words, "vit"]) == 0
+    assert asked == ["vit"]  # not vit-b-32
+    assert bench["fidelity"].main([*words, "vi"]) == 2
+    assert "--models knows vit, efficientnet" in capsys.readouterr().err
+    known = bench["fidelity_tools"].quantizers("W4A16")
+    assert bench["fidelity"].chosen_names(tuple(known), "P4Q Edge") == ["P4Q Edge"]
+    assert len(bench["fidelity"].chosen_names(tuple(known), "P4Q at W4A16")) == len(known) - 4
 
 
 def test_a_narrow_width_has_our_rows_alone(bench: dict[str, ModuleType]) -> None:
