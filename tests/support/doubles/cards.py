@@ -14,7 +14,8 @@ from p4q_edge.runtime.storage.files import sha256_bytes
 
 def card_of(double: Any, **changes: Any) -> Any:
     built_with = {**machine_facts(double.trt, double.cuda.facts), **changes}
-    return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"))
+    build = SimpleNamespace(options=SimpleNamespace(precision="auto"), inspection=SimpleNamespace(rows={}))
+    return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"), build=build)
 
 
 def of_another_cpu(card: Card) -> Card:

@@ -23,9 +23,12 @@ from doubles.rtx import VERSION, RtxDouble
 from doubles.tensorrt import compute
 
 
-def card_of(**changes: str) -> Any:
+def card_of(*, measured: tuple[str, ...] = (), asked: str = "auto", **changes: str) -> Any:
     built_with = {"tensorrt_rtx": VERSION, "compute_capability": "8.0+", "platform": platform_name(), **changes}
-    return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"))
+    build = SimpleNamespace(
+        options=SimpleNamespace(precision=asked), inspection=SimpleNamespace(rows=dict.fromkeys(measured))
+    )
+    return SimpleNamespace(built_with=built_with, engine_sha256=sha256_bytes(b"plan"), build=build)
 
 
 @pytest.fixture
@@ -156,6 +159,19 @@ def test_an_engine_of_fp8_is_built_again_as_what_this_gpu_multiplies(rtx: RtxDou
     rtx.cuda.facts = replace(rtx.cuda.facts, compute_capability="8.9")
     with pytest.raises(IncompatibleEngineError, match=r"Run: .*out\.rtx --capability 8\.9 --force"):
         TensorRTEngine.open(engine, card_of(compute_capability="12.0", precision="fp8"))
+
+
+def test_an_engine_that_was_kept_in_fp16_is_built_again_in_it(rtx: RtxDouble, engine: Path) -> None:
+    """Of the bundle's FP8 nothing is left in the precision of the plan."""
+    of = {"compute_capability": "8.9", "precision": "fp16"}
+    again = r"Run: p4q-edge build MODEL\.p4q --engine .*out\.rtx --capability 8\.6 --precision fp16 --force"
+    with pytest.raises(IncompatibleEngineError, match=rf"multiplies no FP8 numbers: .* {again}"):
+        TensorRTEngine.open(engine, card_of(measured=("fp8", "fp16"), **of))
+    with pytest.raises(IncompatibleEngineError, match=again) as told:
+        TensorRTEngine.open(engine, card_of(asked="fp16", **of))
+    assert "FP8" not in str(told.value)
+    with pytest.raises(IncompatibleEngineError, match=r"Run: .*out\.rtx --capability 8\.6 --force"):
+        TensorRTEngine.open(engine, card_of(measured=("int8", "fp16"), **of))
 
 
 @pytest.mark.parametrize("built", ["8.6", "8.6,8.9", "8.0+", "7.5+"])

@@ -146,7 +146,8 @@ class TensorRTEngine:
         cuda = open_cuda(backend, device=device_index(device, engine=str(path)))
         library = library_of(card)
         trt = import_for(library, cuda.facts)
-        check_compatible(card.built_with, machine_facts(trt, cuda.facts, library), engine=path, library=library)
+        here = machine_facts(trt, cuda.facts, library)
+        check_compatible(card.built_with, here, engine=path, library=library, **_told_again(card))
         plan = path.read_bytes()
         # These very bytes are hashed and loaded, so that nothing can change the file between the two.
         if sha256_bytes(plan) != card.engine_sha256:
@@ -273,6 +274,14 @@ def device_index(device: str, *, engine: str) -> int:
 def library_of(card: Card) -> Library:
     """Return the library that built the engine of a card, and that runs it."""
     return RTX if RTX.key in card.built_with else TENSORRT
+
+
+def _told_again(card: Card) -> dict[str, Any]:
+    """Return what `check_compatible` needs to know of an engine's bundle and build, to name the command for another."""
+    build: Any = card.build  # of a plan, as its `built_with` said
+    # A plan that was kept in FP16 has no other trace of what it was measured against.
+    flavours = {card.built_with.get("precision"), *build.inspection.rows}
+    return {"of_fp8": "fp8" in flavours, "asked": "fp16" if build.options.precision == "fp16" else ""}
 
 
 def import_for(library: Library, facts: DeviceFacts) -> Any:

@@ -226,9 +226,19 @@ def rebuild_command(engine: Path | str, *, capability: str = "", precision: str 
 
 
 def check_compatible(
-    built_with: Mapping[str, str], here: Mapping[str, str], *, engine: Path, library: Library = TENSORRT
+    built_with: Mapping[str, str],
+    here: Mapping[str, str],
+    *,
+    engine: Path,
+    library: Library = TENSORRT,
+    of_fp8: bool = False,
+    asked: str = "",
 ) -> None:
     """Compare the card of an engine with this machine, before the library sees the engine.
+
+    Args:
+        of_fp8: the bundle that it was built from is quantized to FP8, whatever the engine computes in.
+        asked: the precision that its build was told, to be told again; empty where it was left to the build.
 
     Raises:
         IncompatibleEngineError: names what differs, both sides and the command that rebuilds.
@@ -242,8 +252,8 @@ def check_compatible(
     if differing:
         other_gpu = library.compiles_when_loaded and "compute_capability" in differing
         capability = here["compute_capability"] if other_gpu else ""
-        way_out = f"Run: {rebuild_command(engine, capability=capability)}"
-        if built_with.get("precision") == "fp8" and not multiplies_fp8(here["compute_capability"]):
+        way_out = f"Run: {rebuild_command(engine, capability=capability, precision=asked)}"
+        if of_fp8 and not multiplies_fp8(here["compute_capability"]):
             way_out = (
                 "This GPU multiplies no FP8 numbers: export with the recipe int8, or build their values in FP16 here. "
                 f"Run: {rebuild_command(engine, capability=capability, precision='fp16')}"
