@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from p4q_edge.quant.attention_products import AttentionProducts
 
 _MATMULS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 _SUMS = _MATMULS | frozenset(
@@ -114,21 +117,30 @@ class HalfPrecision(_Rounded):
 class Bfloat16Remainder(_Rounded):
     """Round every operand of a sum of products, and every result, to bfloat16, but nothing within layers of integers.
 
-    Sums of integers are exact, and what comes of them is rounded once.
+    Sums of integers are exact, and what comes of them is rounded once. So are those of quantized attention products,
+    whose operands stay on their grids: OpenVINO multiplies their integers.
 
     Args:
         layers: those that compute with integers.
+        products: of attentions, likewise.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        super().__init__(_to_bfloat16_and_back)
+    def __init__(self, layers: Iterable[nn.Module], products: Iterable[AttentionProducts] = ()) -> None:
+        super().__init__(self._to_bfloat16)
         self.layers = tuple(layers)
+        self.products = tuple(one for one in products if not one.float_prefix)
         self._hooks = ExitStack()
+        self._on_grid: tuple[Tensor, ...] = ()
 
     def __enter__(self) -> Self:
         for layer in self.layers:
             for hook in (layer.register_forward_pre_hook(self._enter), layer.register_forward_hook(self._leave)):
                 self._hooks.callback(hook.remove)
+        for products in self.products:
+            products.on_grid = partial(self._operands, products.on_grid)  # type: ignore[method-assign]
+            products.softmax_on_grid = partial(self._softmax, products.softmax_on_grid)  # type: ignore[method-assign]
+            for name in ("on_grid", "softmax_on_grid"):
+                self._hooks.callback(delattr, products, name)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -137,7 +149,7 @@ class Bfloat16Remainder(_Rounded):
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._hooks.close()
-        self._paused = 0
+        self._paused, self._on_grid = 0, ()
 
     def _enter(self, layer: nn.Module, inputs: Any) -> None:
         self._paused += 1
@@ -145,6 +157,25 @@ class Bfloat16Remainder(_Rounded):
     def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> Any:
         self._paused -= 1
         return _each(self.rounding, output)
+
+    def _operands(self, on_grid: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        self._paused += 1
+        self._on_grid = on_grid(*tensors)  # those of the attention before are used up
+        self._paused -= 1
+        return self._on_grid
+
+    def _softmax(self, on_grid: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+        self._paused += 1
+        weights = on_grid(weights)
+        self._on_grid += (weights,)
+        self._paused -= 1
+        return weights
+
+    def _to_bfloat16(self, x: Tensor) -> Tensor:
+        """Round a tensor, unless it is a view of what lies on a grid."""
+        if any(x.untyped_storage().data_ptr() == one.untyped_storage().data_ptr() for one in self._on_grid):
+            return x
+        return x.bfloat16().float() if x.dtype is torch.float32 else x
 
 
 def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -168,7 +199,3 @@ def _narrower(x: Tensor) -> Tensor:
 
 def _to_half_and_back(x: Tensor) -> Tensor:
     return x.half().float() if x.dtype is torch.float32 else x
-
-
-def _to_bfloat16_and_back(x: Tensor) -> Tensor:
-    return x.bfloat16().float() if x.dtype is torch.float32 else x

@@ -19,7 +19,7 @@ from p4q_edge.graph.proof.arithmetic import (
     PermutedSums,
     ScaledInput,
 )
-from p4q_edge.quant import Phase, QuantConv2d, QuantLinear, quant_convs, quant_linears, running_in
+from p4q_edge.quant import Phase, QuantConv2d, QuantLinear, attentions, quant_convs, quant_linears, running_in
 from p4q_edge.runtime.engines.onnxruntime import corrected_bias, narrowed
 from p4q_edge.runtime.stage import OUTPUT_NAMES
 from p4q_edge.runtime.statistics import NoiseFloor, bootstrap_quantile, cosine_rows
@@ -181,8 +181,13 @@ def bfloat16_noise(
         integers = [
             layer for layer in layers if layer.phase is Phase.QUANTIZED and layer.calibrated and layer.sums_integers
         ]
+        products = [
+            attention.products
+            for attention in attentions(model).values()
+            if attention.phase is Phase.QUANTIZED and attention.products is not None
+        ]
         orders: tuple[Arithmetic, ...] = ((), (PermutedSums(0),), (PermutedSums(1),))
-        runs = [run_module(model, images, (*order, Bfloat16Remainder(integers))) for order in orders]
+        runs = [run_module(model, images, (*order, Bfloat16Remainder(integers, products))) for order in orders]
     return difference(reference, *runs, logit_scale=logit_scale)
 
 

@@ -26,6 +26,7 @@ from p4q_edge.quant.attention import attentions, quant_products
 from p4q_edge.quant.attention_products import softmax_scale
 from p4q_edge.quant.linear import Phase, quant_linears
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.engines.openvino.library import compile_model, compile_options
 from p4q_edge.runtime.errors import QualityGateError
 from p4q_edge.runtime.statistics.rounding_limits import least_cosine
 
@@ -157,6 +158,22 @@ def test_attention_products_are_quantized_on_request(fold_toy: Fold, images: NDA
         assert float(stored[f"{first}.softmax_scale{suffix}"]) == softmax_scale(8)
     assert list(products) == [first]
     assert graphs.parity.flat()["fp32_unoptimized.cosine_features"] > 0.999
+    assert openvino_products(graphs.fp32 + graphs.weights, first) == [{"i8"}, {"i8"}]
+
+
+def openvino_products(model: bytes, attention: str) -> list[set[str]]:
+    """Return the types of the operands of an attention's two products in OpenVINO's compiled graph.
+
+    The noise of bfloat16 takes them as exact (`Bfloat16Remainder`).
+    """
+    pytest.importorskip("openvino")
+    compiled = compile_model(model, compile_options("f32", threads=1), batch=1, name="toy")
+    return [
+        {value.get_element_type().get_type_name() for value in node.inputs()}
+        for node in compiled.get_runtime_model().get_ordered_ops()
+        if node.get_friendly_name().startswith(f"{attention}/")
+        and str(node.get_rt_info()["layerType"].astype(str)) == "MatMul"
+    ]
 
 
 def test_a_wrong_scale_of_an_attention_is_refused(
@@ -186,6 +203,7 @@ def test_narrow_attention_products_are_clipped(fold_toy: Fold, images: NDArray[n
     first, last = (f"encoder.trunk.transformer.resblocks.{block}.attn" for block in (0, 1))
     linears = {f"{attention}.{linear}": 1 for attention in (first, last) for linear in ("in_proj", "out_proj")}
     assert clips == {first: 4, **linears}  # the MLP keeps eight bits
+    assert openvino_products(graphs.fp32 + graphs.weights, first) == [{"i8"}, {"i8"}]
     assert graphs.parity.flat()["fp32_unoptimized.cosine_features"] > least_cosine(6)
 
 

@@ -30,6 +30,7 @@ from p4q_edge.graph.proof.noise import (
 )
 from p4q_edge.graph.proof.verdict import float_problem, noise_problem, run_float
 from p4q_edge.models.folded_classifier import FoldedClassifier
+from p4q_edge.quant.attention import Attention
 from p4q_edge.quant.linear import Phase, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.engines.onnxruntime import seven_bit_weights
@@ -189,6 +190,29 @@ def test_layers_of_integers_are_exact_in_bfloat16() -> None:
     assert not torch.equal(rounded, exact.bfloat16().float())
     assert float((rounded - exact).abs().max()) < 0.05
     assert torch.equal(layer(x), exact)
+
+
+def test_products_of_attentions_are_exact_in_bfloat16() -> None:
+    """OpenVINO multiplies their integers (`test_openvino_multiplies_integers_in_attentions`)."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 5, 8, generator=generator) for _ in range(3))
+    attention = Attention.from_multihead(torch.nn.MultiheadAttention(16, 2, batch_first=True), QuantScheme())
+    attention.quantize_products(QuantScheme(quantize_attention=True))
+    products, attention.phase = attention.products, Phase.QUANTIZED
+    assert products is not None
+    for operand in products.operands:
+        operand.scale = torch.tensor(0.0123)
+    grid = products.on_grid(*(x.bfloat16().float() for x in (q, k, v)))
+    scores = (grid[0] @ grid[1].transpose(-2, -1)).bfloat16().float()
+    weights = products.softmax_on_grid(scores.softmax(-1).bfloat16().float())
+    expected = (weights @ grid[2]).bfloat16().float().transpose(1, 2).flatten(2)
+    with Bfloat16Remainder([], [products]) as arithmetic:
+        found = attention.mix(*attention.operands(*map(arithmetic.rounding, (q, k, v))))
+    assert torch.equal(found, expected)
+    with Bfloat16Remainder([]) as arithmetic:
+        rounded = attention.mix(*attention.operands(*map(arithmetic.rounding, (q, k, v))))
+    assert not torch.equal(rounded, expected)
+    assert torch.equal(products.on_grid(q, k, v)[0], products._on_grid(q, products.query.scale))  # nothing is left
 
 
 def test_operands_may_be_named() -> None:
