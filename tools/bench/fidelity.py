@@ -1,7 +1,7 @@
 """How near each quantizer's embeddings come to full precision, on models of real and of random weights.
 
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER
-    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"  # "P4Q" begins names
+    python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --rows "P4Q,FP32"
     python tools/bench/fidelity.py --data DIR --models-folder FOLDER --models vit --width W4A8  # ours; or W4A16, FP8
 
 All get the same 48 images to calibrate on and are asked about others. Only the linears of the image tower are

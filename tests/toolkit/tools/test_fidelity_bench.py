@@ -47,7 +47,14 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
 ) -> None:
     tool = bench["fidelity"]
     words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--models", "demo"]
-    words += ["--rows", "FP32,P4Q Edge,P4Q Edge, min-max,ONNX Runtime (min", "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
+    words += [
+        "--rows",
+        "FP32,P4Q Edge,P4Q Edge, min-max,ONNX Runtime (min",
+        "--work",
+        str(tmp_path / "work"),
+        "--output",
+        str(tmp_path),
+    ]
     assert tool.main(words) == 0
     (result,) = tmp_path.glob("fidelity-w8a8-*.json")
     document = json.loads(result.read_text())
