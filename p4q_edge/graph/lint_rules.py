@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
-from p4q_edge.graph.passes.to_fp16 import image_region, norm_region
+from p4q_edge.graph.passes.to_fp16 import image_region, norm_region, small_scale_region
 from p4q_edge.graph.quantization import E4M3, OPSET_OF_BLOCKS
 from p4q_edge.quant import affine, fuses_in_int8
 from p4q_edge.runtime.artifacts import OPERATORS
@@ -308,7 +308,7 @@ def _layer_norm(subject: LintedModel) -> Iterator[Violation]:
 def _remainder(subject: LintedModel) -> Iterator[Violation]:
     if not _is_fp16(subject.graph):
         return
-    exempt = image_region(subject.graph) | norm_region(subject.graph)
+    exempt = image_region(subject.graph) | norm_region(subject.graph) | small_scale_region(subject.graph)
     for node in subject.graph:
         wide = any(value.dtype is ir.DataType.FLOAT for value in node.outputs)
         if node.op_type in _WIDE and wide and node not in exempt:

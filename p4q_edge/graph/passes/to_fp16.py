@@ -17,9 +17,9 @@ class ToFp16(GraphPass):
     """Compute in FP16, except where float32 costs no kernel and FP16 would lose digits.
 
     Float32 stay: the normalization of the uint8 image (it fuses with the Cast), the L2 norm (its sum of
-    squares can leave the FP16 range), the graph outputs, and the quantization of a layer with a scale
-    below 2**-14, the smallest normal FP16 number. TensorRT wants a scale of the type of its tensor, so such
-    a layer gets float32 scales between two Casts.
+    squares can leave the FP16 range), the graph outputs, and a product whose input has a scale below 2**-14,
+    the smallest normal FP16 number. TensorRT wants a scale of the type of its tensor, and NVIDIA's compiler both
+    scales of a product of one type, so such a product stands between two Casts, which cost no kernel.
     """
 
     def obstacles(self, model: ir.Model) -> Iterable[str]:
@@ -69,7 +69,7 @@ def norm_region(graph: ir.Graph) -> set[ir.Node]:
 
 
 def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
-    """Return the Clip, Q and DQ nodes whose scale FP16 could not hold as a normal number."""
+    """Return the Clip, Q and DQ nodes whose scale is no normal number of FP16, with the products behind them."""
     region: set[ir.Node] = set()
     for node in nodes_of(graph, "QuantizeLinear", "DequantizeLinear"):
         scale = constant(node.inputs[1])
@@ -78,7 +78,17 @@ def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
             before = input_of(node, 0).producer()
             if node.op_type == "QuantizeLinear" and before is not None and before.op_type == "Clip":
                 region.add(before)
+    for product in [reader for node in region for reader in _products(node)]:
+        others = {input_of(product, index).producer() for index in (0, 1)}
+        region |= {product, *(node for node in others if node is not None and node.op_type == "DequantizeLinear")}
     return region
+
+
+def _products(node: ir.Node) -> list[ir.Node]:
+    """Return the products that multiply an input that a node restores."""
+    restores = node.op_type == "DequantizeLinear" and constant(input_of(node, 0)) is None
+    readers = node.outputs[0].consumers() if restores else ()
+    return [reader for reader in readers if reader.op_type in {"MatMul", "Conv"}]
 
 
 def _forward(graph: ir.Graph, start: set[ir.Node], allowed: frozenset[str]) -> set[ir.Node]:

@@ -87,8 +87,11 @@ class GraphLayers:
         """Return the inverse of a lifted scale and the addition of a bias, where they follow."""
         nodes: list[onnx.NodeProto] = []
         value = product.output[0]
-        while len(readers := self._index.readers.get(value, [])) == 1 and readers[0].op_type in ("Mul", "Add"):
+        while len(readers := self._index.readers.get(value, [])) == 1 and readers[0].op_type in ("Mul", "Add", "Cast"):
             (node,) = readers
+            if node.op_type == "Cast":  # behind a product in float32
+                value = node.output[0]
+                continue
             constants = [name for name in node.input if name in self._index.tensors]
             lifting = node.op_type == "Mul" and any(name.startswith(f"{path}.weight_lift") for name in constants)
             if not constants or not (lifting or node.op_type == "Add"):

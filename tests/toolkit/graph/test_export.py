@@ -219,7 +219,7 @@ def test_small_weight_scales_keep_fp16_and_their_numbers(fold_toy: Fold, images:
     assert not lint(proto)
 
 
-def test_a_small_input_scale_is_quantized_in_float32(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
+def test_a_product_whose_input_has_a_small_scale_is_in_float32(fold_toy: Fold, images: NDArray[np.uint8]) -> None:
     model = fold_toy(QuantScheme())
     mlp = "encoder.trunk.transformer.resblocks.0.mlp"
     up, down = quant_linears(model)[f"{mlp}.c_fc"], quant_linears(model)[f"{mlp}.c_proj"]
@@ -229,7 +229,10 @@ def test_a_small_input_scale_is_quantized_in_float32(fold_toy: Fold, images: NDA
     assert not lint(proto)
     stored = {t.name: t.data_type for t in proto.graph.initializer}
     assert stored[f"{mlp}.c_proj.input_scale"] == onnx.TensorProto.FLOAT
+    assert stored[f"{mlp}.c_proj.weight_scale"] == onnx.TensorProto.FLOAT  # NVIDIA's compiler takes one type only
     assert stored[f"{mlp}.c_fc.input_scale.fp16"] == onnx.TensorProto.FLOAT16
+    assert stored[f"{mlp}.c_fc.weight_scale.fp16"] == onnx.TensorProto.FLOAT16
+    assert not graphs.unsound
     assert up.calibrated
 
 
