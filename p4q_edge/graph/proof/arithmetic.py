@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from p4q_edge.quant.attention_products import AttentionProducts
+from p4q_edge.quant import AttentionProducts
 
 _MATMULS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 _SUMS = _MATMULS | frozenset(
