@@ -10,8 +10,10 @@ from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, read_right_keys, to_document, to_toml
 from p4q_edge.runtime.artifacts import RecipeDocument
 from p4q_edge.runtime.builders import BuildRequest, RecipeRequest
+from p4q_edge.runtime.cli import LOADING
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.machine import give_back_memory
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import require_writable
 
 if TYPE_CHECKING:
@@ -25,10 +27,11 @@ def run_stages(recipe: Recipe, folder: Path, *, split: Split | None = None, log_
         split: what the recipe's data gave already.
         log_dir: where the learning curve is written; None writes none.
     """
-    # Imported here: they need torch, and everything cheap is checked before.
-    from p4q_edge.cli import team_work
-    from p4q_edge.models import memory_in_words
-    from p4q_edge.stages import RunFiles, log_learning
+    with task(LOADING, total=1):
+        # Imported here: they need torch, and everything cheap is checked before.
+        from p4q_edge.cli import team_work
+        from p4q_edge.models import memory_in_words
+        from p4q_edge.stages import RunFiles, log_learning
 
     if log_dir is not None:
         require_writable(log_dir / CURVE_TABLE, force=True)
@@ -53,9 +56,9 @@ def bundle_from_recipe(request: BuildRequest) -> Path:
     if bundle == request.engine:
         raise UsageError(f"--engine {request.engine} names a bundle; end it in .onnx (CPU) or .plan (TensorRT)")
     split = check_build(recipe, request.engine, force=request.force, log_dir=request.recipe.log_dir)
-    from p4q_edge.stages import export_unless_current
-
     learned = run_stages(recipe, folder, split=split, log_dir=request.recipe.log_dir)
+    from p4q_edge.stages import export_unless_current  # needs torch, which is loaded by now
+
     export_unless_current(learned, bundle, folder, force=request.force)
     del learned
     give_back_memory()  # the engine is made beside nothing else

@@ -32,12 +32,14 @@ class Split:
         train: labelled; without images where nothing is learned.
         calibration: what ranges are measured on in place of `train`, where nothing is learned; else None.
         held_out: further ones, of which neither labels nor ranges are known; maybe none.
+        unlabelled: `data.unlabelled`, where it was opened with the others; else None.
     """
 
     train: ImageSet
     test: ImageSet
     calibration: ImageSet | None = None
     held_out: ImageSet | None = None
+    unlabelled: ImageSet | None = None
 
     @property
     def measured(self) -> ImageSet:

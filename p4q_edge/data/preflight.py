@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from p4q_edge.data.few_shot import Split, make_split, split_problems
@@ -46,7 +47,8 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
         used = [opened, test]
     else:
         drawn = split
-        used = [split.train, split.test, _tried(problems, lambda: read_unlabelled(section, drawn))]
+        split = replace(drawn, unlabelled=_tried(problems, lambda: read_unlabelled(section, drawn)))
+        used = [split.train, split.test, split.unlabelled]
     for images in used:
         problems += unreadable_images(images) if images is not None else []
     return split, problems

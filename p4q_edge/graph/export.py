@@ -55,6 +55,7 @@ from p4q_edge.runtime.artifacts import GraphParity
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.errors import QualityGateError
 from p4q_edge.runtime.machine import give_back_memory
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.statistics import FULL_BITS
 
 logger = logging.getLogger(__name__)
@@ -259,7 +260,8 @@ def export_classifier(model: nn.Module, images: NDArray[np.uint8]) -> ExportedGr
         GraphPassError: a pass that the graph for CPUs needs cannot handle the model.
     """
     quantized = Quantizations.of(model)
-    stored = _stored_graphs(model, images.shape[2:], quantized)
+    with task("trace the graph", total=1):
+        stored = _stored_graphs(model, images.shape[2:], quantized)
     give_back_memory()
     problems = stored.problems
     graphs = {kind: part + stored.weights for kind, part in stored.parts.items() if kind not in problems}

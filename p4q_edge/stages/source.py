@@ -19,6 +19,7 @@ from p4q_edge.models import (
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import StageCode, stage_key
 from p4q_edge.stages.features import TrainViews
 
@@ -95,17 +96,20 @@ def open_source(recipe: Recipe, split: Split | None = None, team: Team = ALONE) 
     if problem := recipe.contradiction():
         raise UsageError(problem)
     compute = Compute.of(recipe.compute, team)  # a device that is not here is told of before anything is read
-    model = open_model(recipe).on(compute)
-    model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
-    split = split or read_split(recipe.data, seed=recipe.seed)
+    with task("load", total=2) as advance:
+        model = open_model(recipe).on(compute)
+        model = replace(model, preprocess=msgspec.structs.replace(model.preprocess, orient=recipe.data.orient))
+        advance(1)
+        split = split or read_split(recipe.data, seed=recipe.seed)
+        train_digests = tuple(split.train.digests())
     source = Source(
         recipe=recipe,
         model=model,
         split=split,
         templates=read_words(recipe.data.templates, key="data.templates"),
         class_prompts=read_class_prompts(recipe.data.class_prompts, split.train.class_names),
-        train_digests=tuple(split.train.digests()),
-        unlabelled=read_unlabelled(recipe.data, split),
+        train_digests=train_digests,
+        unlabelled=read_unlabelled(recipe.data, split) if split.unlabelled is None else split.unlabelled,
         team=team,
     )
     _ = source.prompts  # what is wrong with a template is said here, not after the minutes of calibration

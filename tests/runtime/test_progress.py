@@ -5,27 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p4q_edge.runtime import progress
 from p4q_edge.runtime.progress import listening, task, tracked
-
-
-class Heard:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.updates: list[tuple[str, float]] = []
-        self.details: list[str] = []
-        self.finished: list[str] = []
-
-    def update(self, name: str, fraction: float, detail: str = "") -> None:
-        self.updates.append((name, fraction))
-        self.details.append(detail)
-
-    def finish(self, name: str) -> None:
-        self.finished.append(name)
 
 
 def test_nobody_need_listen() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from heard import Heard
 
 from p4q_edge.runtime import BuildOptions, build_engine
 from p4q_edge.runtime.artifacts import bundle as bundles
@@ -21,6 +22,7 @@ from p4q_edge.runtime.builders.request import BuildRequest, RecipeRequest
 from p4q_edge.runtime.cli.inspect_documents import LintRow
 from p4q_edge.runtime.errors import CorruptArtifactError, EnvironmentNotAbleError, QualityGateError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
+from p4q_edge.runtime.progress import listening
 from p4q_edge.runtime.verification.self_test import selftest
 
 
@@ -32,7 +34,10 @@ def changed_golden(bundle: Path, **values: np.ndarray) -> bytes:
 
 def test_the_engine_is_a_complete_model_and_the_card_describes_it(tiny_bundle: Path, tmp_path: Path) -> None:
     engine = tmp_path / "new" / "out.onnx"
-    card = build_engine(tiny_bundle, engine)
+    heard = Heard()
+    with listening(heard):
+        card = build_engine(tiny_bundle, engine)
+    assert heard.finished == ["build"]
     bundle = read_bundle(tiny_bundle)
     assert engine.read_bytes() == bundle.model("fp32")
     assert card == read_card(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from p4q_edge.runtime.cli import main as cli
 from p4q_edge.runtime.cli import progress_bar
 from p4q_edge.runtime.cli.progress_bar import CLEAR, ProgressBar
-from p4q_edge.runtime.progress import listening, tracked
+from p4q_edge.runtime.progress import listening, task, tracked
 
 
 class Terminal(io.StringIO):
@@ -107,6 +108,58 @@ def test_the_log_of_a_command_goes_aside(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines == ["said", "said", "learn: 4 s", ""]
 
 
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_work_that_says_nothing_is_shown_by_its_time(stream: io.StringIO) -> None:
+    clock = Clock()
+    bar = ProgressBar(stream, clock=clock)
+    with listening(bar), task("load the toolkit", total=1):
+        bar.pulse()
+        clock.now += 3.0
+        bar.pulse()
+        clock.now += 10.0
+        bar.pulse()
+    written = stream.getvalue().replace(CLEAR, "\n").splitlines()
+    assert [line for line in written if line] == [
+        "load the toolkit ... 3 s",
+        "load the toolkit ... 13 s",
+        "load the toolkit: 13 s",
+    ]
+    bar.pulse()
+    assert stream.getvalue().endswith("load the toolkit: 13 s\n")
+
+
+def test_the_pulse_goes_on_while_the_program_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_bar, "SHOWN_AFTER_S", 0.0)
+    monkeypatch.setattr(progress_bar, "BAR_EVERY_S", 0.0)
+    monkeypatch.setattr(progress_bar, "PULSE_S", 0.01)
+    stream = Terminal()
+    shown = threading.Event()
+
+    class Seen(ProgressBar):
+        def pulse(self) -> None:
+            super().pulse()
+            if stream.getvalue().count("export ...") > 2:
+                shown.set()
+
+    with Seen(stream).shown(), task("export", total=1):
+        assert shown.wait(10)
+    assert "p4q-edge-progress" not in {thread.name for thread in threading.enumerate()}
+    assert stream.getvalue().split("\n")[-1] == ""
+
+
+def test_a_stream_that_is_gone_ends_the_pulse_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_bar, "PULSE_S", 0.01)
+    stream = Terminal()
+    bar = ProgressBar(stream, clock=(clock := Clock()))
+    with bar.shown(), task("export", total=1):
+        pulse = next(thread for thread in threading.enumerate() if thread.name == "p4q-edge-progress")
+        monkeypatch.setattr(stream, "write", lambda text: (_ for _ in ()).throw(BrokenPipeError()))
+        clock.now += 5.0
+        pulse.join(10)
+        assert not pulse.is_alive()
+        monkeypatch.undo()
+
+
 def test_an_error_ends_the_bar(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
@@ -124,6 +177,8 @@ def test_quiet_shows_none(
     assert "validate, golden samples: " in loud
     _, _, quiet = run("validate", tiny_engine, "-q")
     assert quiet == ""
+    _, _, of_document = run("validate", tiny_engine, "--json")
+    assert "validate, golden samples: " not in of_document
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (135, "2 min 15 s")])

@@ -1,14 +1,19 @@
 """What a build from a recipe warns of, it warns of once: its summary opens the recipe and the images again."""
 
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from p4q_edge.cli import build_summary
 from p4q_edge.cli.common import choose_recipe, told_already
+from p4q_edge.cli.preflight import check_build
+from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
 from p4q_edge.runtime.builders import BuildOptions, BuildRequest, RecipeRequest
+from p4q_edge.stages.source import open_source
 
 RECIPE = """
 [model]
@@ -46,6 +51,25 @@ def test_the_summary_of_a_build_warns_of_nothing_again(
 
     assert summary.n == 0
     assert caplog.text.count(IDLE) == caplog.text.count(FEWER) == 1
+
+
+def test_images_without_labels_are_spoken_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="p4q_edge")
+    photos = tmp_path / "photos"
+    for number in range(8):
+        folder = tmp_path / ("more" if number < 3 else f"photos/{'cat' if number % 2 else 'dog'}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (9 * number, 0, 9)).save(folder / f"{number}.png")
+    (tmp_path / "more" / "phone.heic").touch()
+    shutil.copy(photos / "cat" / "3.png", tmp_path / "more")
+    data = DataSection(train=str(photos), unlabelled=str(tmp_path / "more"), shots=2)
+    recipe = Recipe(model=ModelSection(name="demo"), data=data, learn=LearnSection(teacher="learned"))
+
+    source = open_source(recipe, check_build(recipe, tmp_path / "out.onnx", force=False))
+
+    assert source.unlabelled is not None
+    assert len(source.unlabelled) == 3
+    assert caplog.text.count("left out as copies") == caplog.text.count(".heic") == 1
 
 
 def test_warnings_are_told_again_behind_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,11 @@ from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
 from p4q_edge.runtime.engines.openvino import COMPILED
 from p4q_edge.runtime.engines.openvino import fingerprint as of_openvino
 from p4q_edge.runtime.machine import give_back_memory
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.statistics import RoundingLimits, rounding_limits_of
 from p4q_edge.runtime.storage import sha256_bytes
+
+logger = logging.getLogger(__name__)
 
 FAST_BITS = 7
 """Weight bits of the profile `fast`: the step of its weights is up to twice that of 8 bits."""
@@ -84,7 +88,11 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         limits={profile: _limits(bundle, profile, request.remainder) for profile in candidates.models},
         name=str(engine),
     )
-    proved = prove_apart(candidates, golden, setting, deadline_s=deadline_s)
+    names = [candidate.name for candidate in candidates.tried]
+    if len(names) > 1:
+        logger.info("build: trying %s on this machine", ", ".join(names))
+    with task("build", total=1):
+        proved = prove_apart(candidates, golden, setting, deadline_s=deadline_s)
     check_outputs(bundle, proved.outputs, input_shape=proved.input_shape)
     built, profile, parity = proved.built, proved.built.profile, bundle.manifest.parity
     card = card_of(bundle, _build(proved, request))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.cli.command import Command, Output
+    from p4q_edge.runtime.cli.command import LOADING, Command, Output
     from p4q_edge.runtime.cli.documents import BuildSummary, SummaryRow
     from p4q_edge.runtime.cli.inspect_documents import LintRow
     from p4q_edge.runtime.cli.interruption import GRACE_SECONDS, end_process, on_signals
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRACE_SECONDS",
+    "LOADING",
     "BuildSummary",
     "Command",
     "LintRow",
@@ -30,6 +31,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "command": (
+                "LOADING",
                 "Command",
                 "Output",
             ),

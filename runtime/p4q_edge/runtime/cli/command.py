@@ -18,15 +18,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from p4q_edge.runtime.choices import CPU_BACKENDS
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import printable
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     import msgspec
 
 ENTRY_POINT_GROUP = "p4q_edge.commands"
 """The group of entry points that the toolkit adds its subcommands to."""
 FUNCTION_GROUP = "p4q_edge.toolkit"
 """The group of the functions that the toolkit lends to the runtime's subcommands."""
+LOADING = "load the toolkit"
+"""What takes so long at the start: the libraries that the toolkit needs, above all torch."""
 SCHEMA_VERSION = 1
 """Schema number of every document that `--json` writes to stdout."""
 
@@ -169,10 +174,16 @@ def toolkit_function(name: str, *, missing: str, group: str = FUNCTION_GROUP) ->
     found = list(entry_points(group=group, name=name))
     if not found:
         raise EnvironmentNotAbleError(missing)
-    function = found[0].load()
+    function = loaded(found[0])
     if not callable(function):
         raise TypeError(f"the entry point {name} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
+
+
+def loaded(entry_point: EntryPoint) -> Any:
+    """Return what an entry point of the toolkit names, and show that it takes a while."""
+    with task(LOADING, total=1):
+        return entry_point.load()
 
 
 def has_toolkit() -> bool:

@@ -33,6 +33,7 @@ from p4q_edge.runtime.cli.command import (
     Output,
     as_json,
     flush_stdout,
+    loaded,
     toolkit_function,
     write_line,
 )
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bar = ProgressBar(sys.stderr)
     _configure_logging(quiet=flags.quiet, verbose=flags.verbose, bar=bar)
     try:
-        with nullcontext() if flags.quiet else bar.shown():
+        with nullcontext() if flags.quiet or flags.json else bar.shown():
             code = _among_others(arguments) if _started_by_torchrun() else _dispatch(arguments)
         flush_stdout()
         return code
@@ -269,7 +270,7 @@ def _load_entry_point(name: str) -> object:
             f"Run, in a checkout of P4Q Edge: {INSTALL_TOOLKIT}"
         )
     try:
-        return found[0].load()
+        return loaded(found[0])
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "p4q_edge":
             raise

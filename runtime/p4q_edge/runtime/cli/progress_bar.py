@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -16,6 +17,8 @@ SHOWN_AFTER_S = 1.0
 BAR_EVERY_S = 0.1
 LINE_EVERY_S = 10.0
 """Where stderr is no terminal a bar would fill a log; a line now and then does not."""
+PULSE_S = 0.5
+"""How often a task that says nothing is looked at: its time goes on, so that nobody takes the program for dead."""
 CLEAR = "\r\033[K"
 
 
@@ -38,62 +41,87 @@ class ProgressBar:
         self._clock = clock
         self._task: _Shown | None = None
         self._open = False
+        # The pulse is another thread; a log line may come while the bar is drawn, in the same one.
+        self._lock = threading.RLock()
 
     def update(self, name: str, fraction: float, detail: str = "") -> None:
         """Show how far a task is, unless that was done a moment ago or the task has just begun."""
-        now = self._clock()
-        if self._task is None or self._task.name != name:
-            self._task = _Shown(name, started=now)
-        task = self._task
-        task.fraction, task.detail = fraction, detail
-        wait = BAR_EVERY_S if self._terminal else LINE_EVERY_S
-        due = task.started + SHOWN_AFTER_S if task.written is None else task.written + wait
-        if now < due or (fraction >= 1 and task.written is None):
-            return
-        task.written = now
-        self._write(task, now)
+        with self._lock:
+            if self._task is None or self._task.name != name:
+                self._task = _Shown(name, started=self._clock())
+            self._task.fraction, self._task.detail = fraction, detail
+            if fraction < 1 or self._task.written is not None:
+                self._write_if_due(self._task)
+
+    def pulse(self) -> None:
+        """Show how long a task takes by now, where it has said nothing for a while."""
+        with self._lock:
+            if self._task is not None:
+                self._write_if_due(self._task)
 
     def finish(self, name: str) -> None:
         """End a task: its bar is replaced by a line with the time that it took."""
-        task, self._task = self._task, None
-        if task is None or task.written is None:
-            return
-        text = f"{name}: {_seconds(self._clock() - task.started)}"
-        if self._terminal:
-            self._stream.write(f"{CLEAR}{text}\n")
-        else:
-            self._stream.write(f"{text}\n")
-        self._open = False
-        self._stream.flush()
+        with self._lock:
+            task, self._task = self._task, None
+            if task is None or task.written is None:
+                return
+            text = f"{name}: {_seconds(self._clock() - task.started)}"
+            self._stream.write(f"{CLEAR}{text}\n" if self._terminal else f"{text}\n")
+            self._open = False
+            self._stream.flush()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Take the bar away while a line is written."""
-        if self._open:
-            self._stream.write(CLEAR)
-            self._stream.flush()
-            self._open = False
-        yield
-        if self._terminal and self._task is not None and self._task.written is not None:
-            self._write(self._task, self._clock())
+        with self._lock:
+            if self._open:
+                self._stream.write(CLEAR)
+                self._stream.flush()
+                self._open = False
+            yield
+            if self._terminal and self._task is not None and self._task.written is not None:
+                self._write(self._task, self._clock())
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show the progress of the work within; nothing is left of a bar when it ends in whatever way."""
+        ended = threading.Event()
+        pulse = threading.Thread(target=self._pulse_until, args=(ended,), daemon=True, name="p4q-edge-progress")
+        pulse.start()
         try:
             with listening(self):
                 yield
         finally:
+            ended.set()
+            pulse.join(PULSE_S)  # it may hang on a stream that nobody reads
             if self._open:
                 self._stream.write(CLEAR)
                 self._stream.flush()
             self._open, self._task = False, None
 
+    def _pulse_until(self, ended: threading.Event) -> None:
+        # A reader that is gone is told of by whatever the program itself writes next.
+        with suppress(OSError, ValueError):
+            while not ended.wait(PULSE_S):
+                self.pulse()
+
+    def _write_if_due(self, task: _Shown) -> None:
+        now = self._clock()
+        wait = BAR_EVERY_S if self._terminal else LINE_EVERY_S
+        due = task.started + SHOWN_AFTER_S if task.written is None else task.written + wait
+        if now >= due:
+            task.written = now
+            self._write(task, now)
+
     def _write(self, task: _Shown, now: float) -> None:
         passed = now - task.started
         left = f", about {_seconds(passed * (1 - task.fraction) / task.fraction)} left" if task.fraction > 0.02 else ""
         left = f", {task.detail}{left}" if task.detail else left
-        if self._terminal:
+        if task.fraction <= 0:  # no share is known, so that none is shown
+            text = f"{task.name} ... {_seconds(passed)}{left}"
+            self._stream.write(f"{CLEAR}{text}" if self._terminal else f"{text}\n")
+            self._open = self._terminal
+        elif self._terminal:
             full = int(task.fraction * BAR_WIDTH)
             bar = "#" * full + "." * (BAR_WIDTH - full)
             self._stream.write(f"{CLEAR}{task.name} [{bar}] {int(100 * task.fraction):3} % {_seconds(passed)}{left}")
