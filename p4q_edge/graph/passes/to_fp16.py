@@ -17,9 +17,9 @@ class ToFp16(GraphPass):
     """Compute in FP16, except where float32 costs no kernel and FP16 would lose digits.
 
     Float32 stay: the normalization of the uint8 image (it fuses with the Cast), the L2 norm (its sum of
-    squares can leave the FP16 range), the graph outputs, and a product whose input has a scale below 2**-14,
+    squares can leave the FP16 range), the graph outputs, and a MatMul whose input has a scale below 2**-14,
     the smallest normal FP16 number. TensorRT wants a scale of the type of its tensor, and NVIDIA's compiler both
-    scales of a product of one type, so such a product stands between two Casts, which cost no kernel.
+    scales of a MatMul of one type, so such a one stands between two Casts, which cost no kernel.
     """
 
     def obstacles(self, model: ir.Model) -> Iterable[str]:
@@ -85,10 +85,11 @@ def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _products(node: ir.Node) -> list[ir.Node]:
-    """Return the products that multiply an input that a node restores."""
+    """Return the matrix products that multiply an input that a node restores."""
     restores = node.op_type == "DequantizeLinear" and constant(input_of(node, 0)) is None
     readers = node.outputs[0].consumers() if restores else ()
-    return [reader for reader in readers if reader.op_type in {"MatMul", "Conv"}]
+    # Convolutions are compiled with scales of two types, and give float32 anyway.
+    return [reader for reader in readers if reader.op_type == "MatMul"]
 
 
 def _forward(graph: ir.Graph, start: set[ir.Node], allowed: frozenset[str]) -> set[ir.Node]:
