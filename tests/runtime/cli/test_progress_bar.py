@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +186,31 @@ def test_quiet_shows_none(
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (135, "2 min 15 s")])
 def test_times_are_read_at_a_glance(seconds: float, words: str) -> None:
     assert progress_bar._seconds(seconds) == words
+
+
+def _log_aside(bar: ProgressBar) -> None:
+    with bar.aside():
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
+def test_a_process_that_is_forked_while_the_bar_is_drawn_can_log() -> None:
+    bar = ProgressBar(io.StringIO())
+    drawing, drawn = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        with bar.aside():
+            drawing.set()
+            drawn.wait(60)
+
+    pulse = threading.Thread(target=draw)
+    pulse.start()
+    assert drawing.wait(10)
+    child = multiprocessing.get_context("fork").Process(target=_log_aside, args=(bar,))
+    child.start()
+    child.join(10)
+    ended = child.exitcode
+    child.kill()
+    drawn.set()
+    pulse.join()
+    assert ended == 0

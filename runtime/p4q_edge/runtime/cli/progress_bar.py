@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TextIO
+from weakref import WeakSet
 
 from p4q_edge.runtime.progress import listening
 
@@ -31,6 +33,19 @@ class _Shown:
     written: float | None = None
 
 
+_BARS: WeakSet[ProgressBar] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """Give a forked process locks of its own: the pulse that held one where it was forked does not run in it."""
+    for bar in _BARS:
+        bar._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 class ProgressBar:
     """Shows one task at a time; log lines between go through `aside`, so that none stands within a bar."""
 
@@ -43,6 +58,7 @@ class ProgressBar:
         self._open = False
         # The pulse is another thread; a log line may come while the bar is drawn, in the same one.
         self._lock = threading.RLock()
+        _BARS.add(self)
 
     def update(self, name: str, fraction: float, detail: str = "") -> None:
         """Show how far a task is, unless that was done a moment ago or the task has just begun."""
