@@ -69,7 +69,7 @@ def norm_region(graph: ir.Graph) -> set[ir.Node]:
 
 
 def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
-    """Return the Clip, Q and DQ nodes whose scale is no normal number of FP16, with the products behind them."""
+    """Return Clip, Q and DQ nodes whose scale is no normal number of FP16, with the products of weights behind them."""
     region: set[ir.Node] = set()
     for node in nodes_of(graph, "QuantizeLinear", "DequantizeLinear"):
         scale = constant(node.inputs[1])
@@ -79,17 +79,27 @@ def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
             if node.op_type == "QuantizeLinear" and before is not None and before.op_type == "Clip":
                 region.add(before)
     for product in [reader for node in region for reader in _products(node)]:
-        others = {input_of(product, index).producer() for index in (0, 1)}
-        region |= {product, *(node for node in others if node is not None and node.op_type == "DequantizeLinear")}
+        weight = _restored_weight(product)
+        assert weight is not None  # or it were no such product
+        region |= {product, weight}
     return region
 
 
 def _products(node: ir.Node) -> list[ir.Node]:
-    """Return the matrix products that multiply an input that a node restores."""
-    restores = node.op_type == "DequantizeLinear" and constant(input_of(node, 0)) is None
-    readers = node.outputs[0].consumers() if restores else ()
-    # Convolutions are compiled with scales of two types, and give float32 anyway.
-    return [reader for reader in readers if reader.op_type == "MatMul"]
+    """Return the products of a weight with an input that a node restores.
+
+    Those of attentions have two such inputs, each with a QuantizeLinear that stays FP16; convolutions are compiled with
+    scales of two types, and give float32 anyway.
+    """
+    readers = node.outputs[0].consumers() if node.op_type == "DequantizeLinear" else ()
+    return [reader for reader in readers if reader.op_type == "MatMul" and _restored_weight(reader) not in (None, node)]
+
+
+def _restored_weight(product: ir.Node) -> ir.Node | None:
+    """Return the DequantizeLinear of a product's weight, or None of a product of two activations."""
+    node = input_of(product, 1).producer()
+    restores = node is not None and node.op_type == "DequantizeLinear" and constant(input_of(node, 0)) is not None
+    return node if restores else None
 
 
 def _forward(graph: ir.Graph, start: set[ir.Node], allowed: frozenset[str]) -> set[ir.Node]:

@@ -23,6 +23,7 @@ ROWS = 128
 """Number of inputs of a layer that are compared."""
 EXPLAINED_SHARE = 1e-3
 """Share of integers that may be off by one step: values next to a border, where a division is rounded otherwise."""
+FLOAT_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 GRID = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast")
 """Operators that put a tensor on its grid."""
 _EPSILON = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
@@ -90,6 +91,8 @@ class GraphLayers:
         while len(readers := self._index.readers.get(value, [])) == 1 and readers[0].op_type in ("Mul", "Add", "Cast"):
             (node,) = readers
             if node.op_type == "Cast":  # behind a product in float32
+                if next(attribute.i for attribute in node.attribute if attribute.name == "to") not in FLOAT_TYPES:
+                    break
                 value = node.output[0]
                 continue
             constants = [name for name in node.input if name in self._index.tensors]

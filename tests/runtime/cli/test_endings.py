@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -64,6 +65,17 @@ def test_a_signal_ends_the_command_with_its_code_and_one_line(
         errors = process.stderr.read().decode()
     assert process.returncode == code
     assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
+
+
+def test_the_last_word_takes_the_place_of_a_bar_on_a_terminal() -> None:
+    terminal, end = pty.openpty()
+    program = (
+        "import os; from p4q_edge.runtime.cli.interruption import end_process; os.write(2, b'bar'); end_process(130)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], stderr=end, timeout=60, check=False).returncode == 130
+    assert os.read(terminal, 100) == b"bar\r\033[Kinterrupted\r\n"
+    os.close(terminal)
+    os.close(end)
 
 
 @pytest.mark.parametrize("stderr", ["closed", "full"])

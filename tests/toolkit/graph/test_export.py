@@ -236,6 +236,29 @@ def test_a_product_whose_input_has_a_small_scale_is_in_float32(fold_toy: Fold, i
     assert up.calibrated
 
 
+def test_an_attention_whose_value_has_a_small_scale_stays_between_its_casts(
+    fold_toy: Fold, images: NDArray[np.uint8]
+) -> None:
+    model = fold_toy(QuantScheme(quantize_attention=True))
+    attention = attentions(model)["encoder.trunk.transformer.resblocks.0.attn"]
+    linear = quant_linears(model)["encoder.trunk.transformer.resblocks.0.attn.in_proj"]
+    assert attention.products is not None
+    value = torch.where(torch.arange(linear.out_features) < linear.out_features * 2 // 3, 1.0, 2.0**-14)
+    linear.set_weight(linear.weight * value[:, None])
+    linear.scale_weight()
+    linear.bias.data *= value
+    attention.products.value.scale *= 2.0**-14
+    graphs = export_classifier(model, images)
+    proto = onnx.load_from_string(graphs.fp16 + graphs.weights)
+    types = {t.name: t.data_type for t in proto.graph.initializer}
+    readers = {name: node for node in proto.graph.node for name in node.input}
+    pairs = [(node, readers[node.output[0]]) for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    assert all(types[first.input[1]] == types[second.input[1]] for first, second in pairs)
+    assert {types[first.input[1]] for first, _ in pairs} == {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}
+    assert not graphs.unsound
+    assert not lint(proto, quantized_attention=True)
+
+
 def test_linears_that_no_image_reached_stay_float(fold_toy: Fold) -> None:
     model = fold_toy(QuantScheme())
     path = "encoder.trunk.transformer.resblocks.0.mlp.c_fc"

@@ -14,6 +14,8 @@ from typing import NoReturn
 GRACE_SECONDS = 1.5
 """After which the process ends where it is: native code does not listen to Python's exceptions."""
 _LAST_WORD = b"interrupted\n"
+_CLEAR_LINE = b"\r\033[K"
+"""Of a terminal, on which a bar may stand."""
 _AGAIN_SECONDS = 0.02
 _IMPORTING = "<frozen importlib"
 
@@ -91,7 +93,7 @@ def end_process(exit_code: int, *, silent: bool = False) -> NoReturn:
     """End the process where it is, with a last line where stderr takes one: a full pipe would hold it for ever."""
     try:
         if not silent and select.select((), (2,), (), 0)[1]:
-            os.write(2, _LAST_WORD)
+            os.write(2, _CLEAR_LINE + _LAST_WORD if os.isatty(2) else _LAST_WORD)
     finally:  # whatever stderr is, as a pipe whose reader is gone
         os._exit(exit_code)
 

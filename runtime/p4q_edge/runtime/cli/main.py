@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bar = ProgressBar(sys.stderr)
     _configure_logging(quiet=flags.quiet, verbose=flags.verbose, bar=bar)
     try:
-        with nullcontext() if flags.quiet or flags.json else bar.shown():
-            code = _among_others(arguments) if _started_by_torchrun() else _dispatch(arguments)
+        several = _started_by_torchrun()
+        with nullcontext() if flags.quiet or flags.json or (several and os.environ["RANK"] != "0") else bar.shown():
+            code = _among_others(arguments) if several else _dispatch(arguments)
         flush_stdout()
         return code
     except BrokenPipeError:  # the reader of stdout (`| head`) is gone

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 from weakref import WeakSet
@@ -56,6 +56,7 @@ class ProgressBar:
         self._clock = clock
         self._task: _Shown | None = None
         self._open = False
+        self._unread = False
         # The pulse is another thread; a log line may come while the bar is drawn, in the same one.
         self._lock = threading.RLock()
         _BARS.add(self)
@@ -82,17 +83,15 @@ class ProgressBar:
             if task is None or task.written is None:
                 return
             text = f"{name}: {_seconds(self._clock() - task.started)}"
-            self._stream.write(f"{CLEAR}{text}\n" if self._terminal else f"{text}\n")
+            self._put(f"{CLEAR}{text}\n" if self._terminal else f"{text}\n")
             self._open = False
-            self._stream.flush()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Take the bar away while a line is written."""
         with self._lock:
             if self._open:
-                self._stream.write(CLEAR)
-                self._stream.flush()
+                self._put(CLEAR)
                 self._open = False
             yield
             if self._terminal and self._task is not None and self._task.written is not None:
@@ -111,15 +110,12 @@ class ProgressBar:
             ended.set()
             pulse.join(PULSE_S)  # it may hang on a stream that nobody reads
             if self._open:
-                self._stream.write(CLEAR)
-                self._stream.flush()
+                self._put(CLEAR)
             self._open, self._task = False, None
 
     def _pulse_until(self, ended: threading.Event) -> None:
-        # A reader that is gone is told of by whatever the program itself writes next.
-        with suppress(OSError, ValueError):
-            while not ended.wait(PULSE_S):
-                self.pulse()
+        while not ended.wait(PULSE_S):
+            self.pulse()
 
     def _write_if_due(self, task: _Shown) -> None:
         now = self._clock()
@@ -135,16 +131,24 @@ class ProgressBar:
         left = f", {task.detail}{left}" if task.detail else left
         if task.fraction <= 0:  # no share is known, so that none is shown
             text = f"{task.name} ... {_seconds(passed)}{left}"
-            self._stream.write(f"{CLEAR}{text}" if self._terminal else f"{text}\n")
+            self._put(f"{CLEAR}{text}" if self._terminal else f"{text}\n")
             self._open = self._terminal
         elif self._terminal:
             full = int(task.fraction * BAR_WIDTH)
             bar = "#" * full + "." * (BAR_WIDTH - full)
-            self._stream.write(f"{CLEAR}{task.name} [{bar}] {int(100 * task.fraction):3} % {_seconds(passed)}{left}")
+            self._put(f"{CLEAR}{task.name} [{bar}] {int(100 * task.fraction):3} % {_seconds(passed)}{left}")
             self._open = True
         else:
-            self._stream.write(f"{task.name}: {int(100 * task.fraction)} %, {_seconds(passed)}{left}\n")
-        self._stream.flush()
+            self._put(f"{task.name}: {int(100 * task.fraction)} %, {_seconds(passed)}{left}\n")
+
+    def _put(self, text: str) -> None:
+        """Write, unless nobody reads the stream any more: what it would decorate goes on."""
+        if not self._unread:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._unread = True
 
 
 def _seconds(value: float) -> str:

@@ -55,6 +55,22 @@ def test_a_bias_that_is_off_or_gone_is_named(toy_graphs: Exported, images: NDArr
     assert wrong_layers(records, graph) == {PATH: "it has no bias"}
 
 
+def test_a_product_that_becomes_an_integer_before_its_bias_is_named(
+    toy_graphs: Exported, images: NDArray[np.uint8]
+) -> None:
+    graphs, model = toy_graphs
+    records = record_layers(model, images[:4])
+    graph = both(graphs)["fp32"]
+    (at,) = (index for index, node in enumerate(graph.graph.node) if node.name == f"{PATH}/MatMul")
+    product = graph.graph.node[at]
+    there, back = f"{PATH}.whole", product.output[0]
+    product.output[0] = f"{PATH}.raw"
+    casts = ((product.output[0], there, onnx.TensorProto.INT32), (there, back, onnx.TensorProto.FLOAT))
+    for offset, (before, after, to) in enumerate(casts, 1):
+        graph.graph.node.insert(at + offset, onnx.helper.make_node("Cast", [before], [after], to=to))
+    assert wrong_layers(records, graph) == {PATH: "it has no bias"}
+
+
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 def test_an_input_that_is_not_quantized_is_named(toy_graphs: Exported, images: NDArray[np.uint8], kind: str) -> None:
     graphs, model = toy_graphs
