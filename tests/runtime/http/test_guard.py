@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from p4q_edge.runtime.http.settings import PAGE_FILES
+
 TOKEN = "a-token-of-thirty-two-characters"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -92,7 +94,16 @@ def test_with_the_token_everything_is(serve: Callable[..., Any], photos: list[by
     client = serve(host="0.0.0.0", token=TOKEN)
     # By whatever name: who knows the token is no page that borrowed this address.
     assert client.post("/classify", content=photos[0], headers={**BEARER, "Host": "board.lan"}).status_code == 200
-    for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/v2/health/live", "/v2/health/ready"):
+    for path in (
+        "/",
+        "/page.js",
+        "/teach.js",
+        "/page.css",
+        "/icon.svg",
+        "/healthz",
+        "/v2/health/live",
+        "/v2/health/ready",
+    ):
         assert client.get(path).status_code == 200, "the page asks for the token itself"
 
 

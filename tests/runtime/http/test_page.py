@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from typing import Any
 
 import pytest
+
+from p4q_edge.runtime.http.settings import PAGE_FILES
 
 
 class Elements(HTMLParser):
@@ -24,7 +27,13 @@ class Elements(HTMLParser):
 @pytest.fixture
 def texts(client: Any) -> dict[str, str]:
     """The files of the page by path."""
-    return {path: client.get(path).text for path in ("/", "/page.css", "/page.js", "/icon.svg")}
+    return {path: client.get(path).text for path in PAGE_FILES}
+
+
+@pytest.fixture
+def scripts(texts: dict[str, str]) -> dict[str, str]:
+    """Those that are scripts."""
+    return {path: text for path, text in texts.items() if path.endswith(".js")}
 
 
 @pytest.fixture
@@ -38,9 +47,27 @@ def test_each_file_has_its_kind(client: Any) -> None:
         "/": "text/html; charset=utf-8",
         "/page.css": "text/css; charset=utf-8",
         "/page.js": "text/javascript; charset=utf-8",
+        "/common.js": "text/javascript; charset=utf-8",
         "/icon.svg": "image/svg+xml",
     }
     assert {path: client.get(path).headers["content-type"] for path in kinds} == kinds
+
+
+def test_every_file_of_the_page_is_served_and_used(scripts: dict[str, str]) -> None:
+    folder = files("p4q_edge.runtime.http") / "page"
+    assert {entry.name for entry in folder.iterdir()} == set(PAGE_FILES.values())
+    imported = {name for text in scripts.values() for name in re.findall(r'from "\./([\w-]+\.js)"', text)}
+    assert {f"/{name}" for name in imported} | {"/page.js"} == set(scripts)
+
+
+def test_what_a_script_imports_is_there(scripts: dict[str, str]) -> None:
+    for path, text in scripts.items():
+        for names, source in re.findall(r'import \{ ([\w, ]+) \} from "\.(/[\w-]+\.js)"', text):
+            exported = re.findall(r"export (?:async )?(?:function|class) (\w+)", scripts[source])
+            for line in re.findall(r"export const (.+)", scripts[source]):
+                exported += re.findall(r"(\w+) = ", line)
+            missing = set(names.split(", ")) - set(exported)
+            assert missing == set(), f"{path} imports from {source}"
 
 
 def test_nothing_is_loaded_from_elsewhere(
@@ -61,14 +88,18 @@ def test_the_policy_of_the_server_permits_all_of_it(elements: list[tuple[str, di
             assert attributes["src"] == "/page.js"
 
 
-def test_what_the_script_looks_for_is_there(
-    texts: dict[str, str], elements: list[tuple[str, dict[str, str | None]]]
+def test_what_the_scripts_look_for_is_there(
+    scripts: dict[str, str], elements: list[tuple[str, dict[str, str | None]]]
 ) -> None:
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'byId\("([\w-]+)"\)', texts["/page.js"])) <= set(ids)
+    script = "\n".join(scripts.values())
+    looked_for = set(re.findall(r'byId\("([\w-]+)"\)', script))
+    assert len(looked_for) > 20
+    assert looked_for <= set(ids)
     classes = {name for _, attributes in elements for name in (attributes.get("class") or "").split()}
-    asked = set(re.findall(r'entry\.querySelector\("\.([\w-]+)', texts["/page.js"]))
+    asked = set(re.findall(r'entry\.querySelector\("\.([\w-]+)', script))
+    assert asked
     assert asked <= classes
 
 

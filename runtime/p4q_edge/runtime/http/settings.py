@@ -18,7 +18,13 @@ TOKEN_VARIABLE = "P4Q_EDGE_TOKEN"
 MIN_TOKEN_LENGTH = 16
 _MAX_TOKEN_BYTES = 4096
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/healthz", "/v2/health/live", "/v2/health/ready"})
+_SCRIPTS = ("page", "common", "ask", "heads", "answers", "camera", "pictures", "teach")
+PAGE_FILES: Mapping[str, str] = {
+    "/": "index.html",
+    **{f"/{name}": name for name in ("page.css", "icon.svg", *(f"{script}.js" for script in _SCRIPTS))},
+}
+"""The files of the page by the path at which each is served."""
+OPEN_PATHS = frozenset({*PAGE_FILES, "/healthz", "/v2/health/live", "/v2/health/ready"})
 """What needs no token: the page asks for it, and who watches over the server need not know it."""
 MAX_TOP_K = 1000
 """Most classes in an answer."""
