@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from p4q_edge.runtime.machine import cpu, provenance
 from p4q_edge.runtime.statistics import paired_ratio, summarize
 from p4q_edge.runtime.storage import atomic_write
 
-OURS = ("ort-int8", "openvino-f32", "openvino-bf16")
+OURS = ("ort-int8", "ort-int7", "openvino-float", "openvino-f32", "openvino-bf16")
 PEERS = ("ort-fp32", "ort-int4", "torch-eager", "torch-compile", "torchao-int8", "nncf-openvino", "modelopt-ort")
 OF_BASELINES = ("torchao-int8", "nncf-openvino", "modelopt-ort")
 BASELINE = "ort-fp32"
@@ -44,9 +45,11 @@ class Racers:
     Attributes:
         model: as a recipe names it, for the rows of PyTorch; None leaves them out.
         baselines_python: interpreter of the rows in `OF_BASELINES`; None: this one.
+        folder: where other tools' graphs are kept from one setting to the next.
     """
 
     bundle: Path
+    folder: Path
     kinds: tuple[str, ...]
     model: str | None
     baselines_python: str | None
@@ -95,6 +98,7 @@ def _start(racers: Racers, kind: str, *, batch: int, threads: int) -> subprocess
     request = {
         "bundle": str(racers.bundle.resolve()),
         "kind": kind,
+        "folder": str(racers.folder),
         "model": racers.model,
         "batch": batch,
         "threads": threads,
@@ -167,8 +171,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
+    folder = tempfile.TemporaryDirectory()
     racers = Racers(
         bundle=args.bundle,
+        folder=Path(folder.name),
         kinds=tuple(args.kinds.split(",")),
         model=args.model,
         baselines_python=args.baselines_python,
@@ -187,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings": [race(racers, batch=b, threads=t, rounds=args.rounds) for b, t in settings],
         "load_average_after": os.getloadavg(),
     }
+    folder.cleanup()
     if args.output:
         atomic_write(args.output, json.dumps(document, indent=1).encode() + b"\n", force=True)
     print(table(document))

@@ -56,27 +56,32 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
 
         run = OnnxRuntimeEngine(onnxruntime_model(kind, model), threads=threads).run
     elif kind.startswith("openvino"):
+        from p4q_edge.runtime.engines.onnxruntime import float_weights
         from p4q_edge.runtime.engines.openvino import OpenVINOEngine, model_source
 
-        engine = OpenVINOEngine(
-            model_source(model), remainder=kind.rpartition("-")[2], threads=threads, batch=request["batch"]
-        )
+        remainder = kind.rpartition("-")[2]
+        graph = float_weights(model) if remainder == "float" else model
+        remainder = remainder.replace("float", "f32")
+        engine = OpenVINOEngine(model_source(graph), remainder=remainder, threads=threads, batch=request["batch"])
         run = engine.run
     elif kind == "modelopt-ort":
-        return golden, model_optimizer_call(model, golden.image, threads=threads)
+        return golden, model_optimizer_call(model, golden.image, threads=threads, kept=Path(request["folder"]))
     elif kind == "nncf-openvino":
-        return golden, nncf_call(model, golden.image, threads=threads, batch=request["batch"])
+        sizes = {1, request["batch"]}
+        return golden, nncf_call(model, golden.image, threads=threads, sizes=sizes, kept=Path(request["folder"]))
     else:
         return golden, torch_call(kind, request["model"], bundle.preprocess(), threads=threads)
     return golden, lambda images: run(images, ("logits", "embedding"))
 
 
 def onnxruntime_model(kind: str, model: bytes) -> bytes:
-    """The bundle's graph, the same in float32, or that with weights of 4 bits in blocks (`MatMulNBits`)."""
-    from p4q_edge.runtime.engines.onnxruntime import float_weights
+    """The bundle's graph, or that with weights of 7 bits, of float32, or of 4 bits in blocks (`MatMulNBits`)."""
+    from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
 
     if kind == "ort-int8":
         return model
+    if kind == "ort-int7":
+        return seven_bit_weights(model)
     exact = float_weights(model)
     if kind == "ort-fp32":
         return exact
@@ -103,21 +108,28 @@ def cosines(call: Call, golden: Any) -> dict[str, Any]:
     return {"cosine_quantized": least(golden.embedding), "cosine_float": least(golden.float_embedding)}
 
 
-def nncf_call(model: bytes, images: np.ndarray, *, threads: int, batch: int) -> Call:
-    """NNCF's quantization of the float graph, run by OpenVINO: calibrated on the golden images, as a user would try."""
+def nncf_call(model: bytes, images: np.ndarray, *, threads: int, sizes: set[int], kept: Path) -> Call:
+    """NNCF's quantization of the float graph, run by OpenVINO: calibrated on the golden images, as a user would try.
+
+    The quantized graph stays in the folder `kept`, for the next setting.
+    """
     from p4q_edge.runtime.engines.onnxruntime import float_weights
     from p4q_edge.runtime.machine import import_openvino_unreported
 
     openvino: Any = import_openvino_unreported()
-    import nncf
-
     core = openvino.Core()
-    graph = core.read_model(float_weights(model))
-    dataset = nncf.Dataset([images[index : index + 1] for index in range(len(images))])
-    quantized = nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+    file = kept / "nncf.xml"
+    if not file.exists():
+        import nncf
+
+        graph = core.read_model(float_weights(model))
+        dataset = nncf.Dataset([images[index : index + 1] for index in range(len(images))])
+        found = nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+        openvino.save_model(found, file, compress_to_fp16=False)
+    quantized = core.read_model(file)
     options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     compiled = {}
-    for size in {1, batch}:
+    for size in sizes:
         fixed = quantized.clone()
         fixed.reshape({"image": [size, *images.shape[1:]]})
         compiled[size] = core.compile_model(fixed, "CPU", options).create_infer_request()
@@ -130,16 +142,18 @@ def nncf_call(model: bytes, images: np.ndarray, *, threads: int, batch: int) -> 
     return call
 
 
-def model_optimizer_call(model: bytes, images: np.ndarray, *, threads: int) -> Call:
-    """Model Optimizer's INT8 quantization of the float graph, calibrated on the golden images, in ONNX Runtime."""
-    import tempfile
+def model_optimizer_call(model: bytes, images: np.ndarray, *, threads: int, kept: Path) -> Call:
+    """Model Optimizer's INT8 quantization of the float graph, calibrated on the golden images, in ONNX Runtime.
 
-    from modelopt.onnx.quantization import quantize
-
+    The quantized graph stays in the folder `kept`, for the next setting.
+    """
     from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, float_weights
 
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    target = kept / "modelopt.onnx"
+    if not target.exists():
+        from modelopt.onnx.quantization import quantize
+
+        source = kept / "float.onnx"
         source.write_bytes(float_weights(model))
         quantize(
             str(source),
@@ -150,7 +164,7 @@ def model_optimizer_call(model: bytes, images: np.ndarray, *, threads: int) -> C
             high_precision_dtype="fp32",
             log_level="ERROR",
         )
-        run = OnnxRuntimeEngine(target.read_bytes(), threads=threads).run
+    run = OnnxRuntimeEngine(target.read_bytes(), threads=threads).run
     return lambda batch: run(batch, ("logits", "embedding"))
 
 
