@@ -57,6 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--widths", default=",".join(WIDTHS), help="default: %(default)s")
     parser.add_argument("--kinds", default=",".join(KINDS), help="default: %(default)s")
     parser.add_argument("--rows", default="", help="only these, divided by semicolons; default: all")
+    parser.add_argument("--shots", type=int, default=0, help="labelled images of each class; 0: 16, of Caltech-101 15")
     parser.add_argument("--limit", type=int, default=0, help="at most so many test images; 0: all")
     parser.add_argument("--steps", type=int, default=0, help="of all learning, for a quick look; 0: the rows' own")
     parser.add_argument("--device", default="cpu", help="of encoders and learning (%(default)s)")
@@ -72,7 +73,13 @@ def place_of(args: argparse.Namespace, name: str) -> Place:
     """Where a data set lies and runs."""
     device = "cpu" if name in args.on_cpu.split(",") else args.device
     places = {"data": args.data, "models": args.models_folder, "work": args.work}
-    return Place(**places, device=device, limit=args.limit, steps=args.steps)
+    return Place(**places, device=device, shots=args.shots, limit=args.limit, steps=args.steps)
+
+
+def work_of(args: argparse.Namespace) -> Path:
+    """Where features and figures are kept: of other numbers of labelled images apart, as they have the same names."""
+    work: Path = args.work / f"shots-{args.shots}" if args.shots else args.work
+    return work
 
 
 def begin() -> None:
@@ -100,6 +107,13 @@ def measure(kind: str, row: str, name: str, seed: int, place: Place, width: str)
     found = KINDS[kind](scene, BY_NAME[row], width, features)
     right = {part: "".join(map(str, values.int().tolist())) for part, values in found.items()}
     return {"right": right, "seconds": round(time.monotonic() - start, 2)}
+
+
+_REPEATED = (
+    *("sets", "seeds", "widths", "kinds", "rows", "shots"),
+    *("limit", "steps", "device", "on_cpu", "jobs", "minutes"),
+)
+"""Options that a record of a run repeats."""
 
 
 class Figures:
@@ -196,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print their tables."""
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.work = work_of(args)
     args.work.mkdir(parents=True, exist_ok=True)
     figures = Figures(args.work / "figures.jsonl")
     run(args, figures)
@@ -216,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(args: argparse.Namespace) -> list[str]:
     """The command that repeats this run; folders are named, not told."""
     words = ["python", "tools/bench/parts.py", "--data", "DIR", "--models-folder", "MODELS"]
-    for name in ("sets", "seeds", "widths", "kinds", "rows", "limit", "steps", "device", "on_cpu", "jobs", "minutes"):
+    for name in _REPEATED:
         if value := getattr(args, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words

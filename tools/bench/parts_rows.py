@@ -10,7 +10,7 @@ import msgspec
 import torch
 from accuracy_recipes import FLOAT
 from parts_scene import Features, Scene
-from rivals import Head, Labelled, linear_probe, tip_adapter
+from rivals import Head, Labelled, linear_probe, lp_plus_plus, tip_adapter
 from torch import Tensor
 
 from p4q_edge.data import folds
@@ -61,6 +61,10 @@ def _around_the_text(data: Labelled, _: int) -> Head:
     return linear_probe(data, around_text=True)
 
 
+def _lp_plus_plus(data: Labelled, _: int) -> Head:
+    return lp_plus_plus(data)
+
+
 DEFAULT = "P4Q"
 MOVED = "P4Q of full precision, moved"
 """The same head learned where nothing is quantized: what it loses at a width is the loss by quantization."""
@@ -77,6 +81,7 @@ ROWS: tuple[Row, ...] = (
     Row(name="Tip-Adapter-F", group="rivals", rival=_tip_adapter, judged=False),
     Row(name="linear probe", group="rivals", rival=_linear_probe, judged=False),
     Row(name="linear probe around the text", group="rivals", rival=_around_the_text, judged=False),
+    Row(name="LP++", group="rivals", rival=_lp_plus_plus, judged=False),
     Row(name="P4Q, learned teacher, unlabelled images", group="teachers", learn={"teacher": "learned"}),
     Row(name="P4Q, learned teacher", group="teachers", learn={"teacher": "learned"}),
     Row(name="P4Q, zero-shot teacher", group="teachers", learn={"teacher": "zero-shot"}),
@@ -227,7 +232,7 @@ def cells(widths: Sequence[str]) -> list[tuple[str, Row, str]]:
     turns: list[tuple[str, list[str]]] = [
         ("tested", [width for width in (FLOAT, "W8A8", "W4A4") if width in widths]),
         ("cross-validated", judged),
-        ("base-to-new", [width for width in (FLOAT, "W4A4") if width in widths]),
+        ("base-to-new", [width for width in (FLOAT, "W8A8", "W4A4") if width in widths]),
         ("tested", [width for width in widths if width not in (FLOAT, *judged)]),
         ("cross-validated", [width for width in widths if width not in (FLOAT, *judged)]),
     ]

@@ -39,12 +39,13 @@ DARKNESS = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where data and models lie, and where features are kept."""
+    """Where data and models lie, where features are kept, and what is not measured in full."""
 
     data: Path
     models: Path
     work: Path
     device: str = "cpu"
+    shots: int = 0
     limit: int = 0
     steps: int = 0
 
@@ -85,7 +86,8 @@ class Features:
 
 def scene_recipe(name: str, seed: int, place: Place, width: str) -> Recipe:
     """Our shipped recipe of a width on a data set."""
-    choice = Choice(data=name, folder=place.data, models=place.models, shots=SHOTS[name], limit=place.limit)
+    shots = place.shots or SHOTS[name]
+    choice = Choice(data=name, folder=place.data, models=place.models, shots=shots, limit=place.limit)
     recipe = msgspec.structs.replace(on_device(recipe_of(choice, WIDTHS[width]), place.device), seed=seed)
     if place.device != "cpu":
         compute = msgspec.structs.replace(recipe.compute, memory_gib=MEMORY_GIB)

@@ -3,12 +3,14 @@
 Each takes features ``(images, dim)`` and labels, chooses its strengths by cross-validation on these images alone, and
 returns a function from features to logits.
 
-Sources: linear probe, CLIP, arXiv:2103.00020, section 3; Tip-Adapter-F, arXiv:2207.09519, eq. (5) to (8).
+Sources: linear probe, CLIP, arXiv:2103.00020, section 3; Tip-Adapter-F, arXiv:2207.09519, eq. (5) to (8); LP++,
+arXiv:2404.02285, with the constants of its authors' release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,12 @@ CACHE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Of a cache's votes, in units of the logit scale."""
 CACHE_RATE = 1e-3
 CACHE_BATCH = 256
+LP_STEPS = 300
+LP_MOMENTUM = 0.9
+LP_TEXT_EVERY = 10
+"""Steps of prototypes for each of the multipliers."""
+LP_TEXT_START = 250.0
+"""Of a multiplier, times the mean cosine of labelled images to their own class's text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +134,41 @@ def tip_adapter(data: Labelled, *, steps: int) -> Head:
         schedule.step()
     learned = keys.detach()
     return lambda rows: logits(F.normalize(rows, dim=-1), learned, votes, best)
+
+
+def lp_plus_plus(data: Labelled) -> Head:
+    """LP++: a linear probe of weights `prototype + multiplier * text` for each class.
+
+    Both are descended on all images at once, at rates that the curvature of the loss bounds. How many of `LP_STEPS`
+    steps are taken is chosen by cross-validation, where the authors ask a validation set.
+    """
+    embedding, labels, text = data.embedding, data.labels, data.text
+    right = torch.zeros(LP_STEPS, dtype=torch.long)
+    for held_out, others in _splits(labels, data.seed):
+        for step, weight in enumerate(_lp_weights(embedding[others], labels[others], text)):
+            right[step] += (embedding[held_out] @ weight.T).argmax(-1).eq(labels[held_out]).sum().cpu()
+    best = int(right.argmax())
+    weight = next(itertools.islice(_lp_weights(embedding, labels, text), best, None))
+    return lambda rows: F.normalize(rows, dim=-1) @ weight.T
+
+
+def _lp_weights(embedding: Tensor, labels: Tensor, text: Tensor) -> Iterator[Tensor]:
+    """Yield the weights ``(classes, dim)`` after each step."""
+    of_class = F.one_hot(labels, len(text)).float()
+    prototypes = (of_class.T @ embedding) / of_class.sum(0).clamp(min=1)[:, None]
+    cosines = embedding @ text.T
+    multipliers = LP_TEXT_START * cosines.gather(1, labels[:, None]).mean().expand(len(text)).clone()
+    rate = 4 * len(labels) / torch.linalg.matrix_norm(embedding, ord=2).square()
+    text_rate = len(labels) / (4 * cosines.square().sum(0).max())
+    speed = torch.zeros_like(prototypes)
+    for step in range(LP_STEPS):
+        logits = embedding @ prototypes.T + multipliers * cosines
+        wrong = (logits.softmax(-1) - of_class) / len(labels)
+        speed = LP_MOMENTUM * speed + wrong.T @ embedding
+        prototypes = prototypes - rate * speed
+        if (step + 1) % LP_TEXT_EVERY == 0:
+            multipliers = multipliers - text_rate * (wrong * cosines).sum(0)
+        yield prototypes + multipliers[:, None] * text
 
 
 def _splits(labels: Tensor, seed: int) -> Sequence[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +103,18 @@ def apart() -> dict[str, Tensor]:
     return sets
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "around the text", "tip_adapter"])
+def test_fewer_labelled_images_are_other_figures(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    words = ["--shots", "2", "--work", str(tmp_path), "--sets", ""]
+    args = bench["parts"].parse(words)
+    place = bench["parts"].place_of(args, "digits")
+    assert bench["parts_scene"].scene_recipe("digits", 0, place, "W8A8").data.shots == 2
+    assert "--shots" in bench["parts"].command(args)
+    few = tmp_path / "shots-2"
+    assert bench["parts"].work_of(args) == few
+    assert bench["parts"].work_of(bench["parts"].parse(words[2:])) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "around the text", "tip_adapter", "lp_plus_plus"])
 def test_other_heads_learn_what_the_text_does_not_tell(
     bench: dict[str, ModuleType], apart: dict[str, Tensor], name: str
 ) -> None:
@@ -112,12 +124,36 @@ def test_other_heads_learn_what_the_text_does_not_tell(
     )
     if name == "tip_adapter":
         head = rivals.tip_adapter(data, steps=30)
+    elif name == "lp_plus_plus":
+        head = rivals.lp_plus_plus(data)
     else:
         head = rivals.linear_probe(data, around_text=name == "around the text")
     share = float((head(apart["test"]).argmax(-1) == apart["test labels"]).float().mean())
     zero_shot = F.normalize(apart["test"], dim=-1) @ apart["text"].T
     assert share > 0.9 > float((zero_shot.argmax(-1) == apart["test labels"]).float().mean())
     assert torch.equal(head(apart["test"]).argmax(-1), head(7 * apart["test"]).argmax(-1))
+
+
+def test_the_blended_probe_descends_the_gradient_of_its_loss(
+    bench: dict[str, ModuleType], apart: dict[str, Tensor]
+) -> None:
+    embedding, labels, text = F.normalize(apart["train"], dim=-1), apart["train labels"], apart["text"]
+    weights = list(itertools.islice(bench["rivals"]._lp_weights(embedding, labels, text), 11))
+    prototypes = torch.stack([embedding[labels == label].mean(0) for label in range(3)]).requires_grad_(True)
+    multipliers = (250 * (embedding * text[labels]).sum(-1).mean()).expand(3).clone().requires_grad_(True)
+    rate = 4 * len(labels) / torch.linalg.eigvalsh(embedding.T @ embedding).max()
+    optimizer = torch.optim.SGD([prototypes], lr=float(rate), momentum=0.9)
+    for step, weight in enumerate(weights):
+        loss = F.cross_entropy(embedding @ (prototypes + multipliers[:, None] * text).T, labels)
+        optimizer.zero_grad()
+        (pull,) = torch.autograd.grad(loss, multipliers, retain_graph=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step == 9:
+            with torch.no_grad():
+                multipliers -= len(labels) / (4 * (embedding @ text.T).square().sum(0).max()) * pull
+        expected = (prototypes + multipliers[:, None] * text).detach()
+        torch.testing.assert_close(weight, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_probe_that_is_pulled_hard_stays_where_it_starts(
