@@ -28,7 +28,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import re
 import sys
 import time
 import warnings
@@ -42,9 +41,9 @@ from accuracy_recipes import FLOAT, REPOSITORY, WIDTHS, Choice, recipe_of
 from accuracy_rows import Answers, Row, Scene, all_rows
 from accuracy_table import markdown, stem, summarize
 from accuracy_tools import GRAPH_BATCH, UnavailableError, tool_versions
+from asked import chosen_names, listed, tells_errors, whole_numbers
 from real_photos import every_nth_class
 
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.statistics import metrics
 from p4q_edge.runtime.storage import atomic_write
@@ -88,38 +87,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def listed(text: str, known: Sequence[str], *, option: str) -> list[str]:
-    """Split a list between commas.
-
-    Raises:
-        UsageError: an entry is not known.
-    """
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in known:
-            raise UsageError(f"{option} knows {', '.join(known)}; got {word!r}")
-    return words
-
-
 def chosen_rows(rows: Sequence[Row], text: str) -> list[Row]:
     """The rows of the names that `chosen_names` takes."""
     names = set(chosen_names([row.name for row in rows], text))
     return [row for row in rows if row.name in names]
-
-
-def chosen_names(names: Sequence[str], text: str) -> list[str]:
-    """Names that are, or else begin with, one of the words between commas; all without words.
-
-    Raises:
-        UsageError: a word begins no name.
-    """
-    words = [word for word in re.split(r",(?! )", text) if word]  # names have commas before spaces
-    for word in words:
-        if not any(name.startswith(word) for name in names):
-            raise UsageError(f"--rows: no row begins with {word!r}; there are {'; '.join(names)}")
-    whole = set(names) & set(words)
-    beginnings = tuple(word for word in words if word not in whole)
-    return [name for name in names if not words or name in whole or name.startswith(beginnings)]
 
 
 def code_digest(more: Sequence[str] = (), *, code: Sequence[str] = CODE) -> str:
@@ -220,7 +191,7 @@ def figures_of(
 
 def run_set(choice: Choice, args: argparse.Namespace) -> dict[str, Any]:
     """Measure every row on one data set; returns the document."""
-    seeds = [int(word) for word in args.seeds.split(",")]
+    seeds = whole_numbers(args.seeds, option="--seeds")
     widths = listed(args.widths, tuple(WIDTHS), option="--widths")
     rows = chosen_rows(all_rows(recipe_of(choice, "int8").learn), args.rows)
     figures: dict[str, dict[str, Any]] = {}
@@ -300,28 +271,25 @@ def command(args: argparse.Namespace) -> list[str]:
     return words
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print their tables."""
     args = parse(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the tools give advice as warnings
     logger.setLevel(logging.INFO)
-    try:
-        for name in listed(args.sets, SETS, option="--sets"):
-            learned = {"epochs": args.epochs} if args.epochs else {}
-            step = args.every if name == "caltech101" else 1
-            folder = every_nth_class(args.data, step, into=args.work)
-            places = {"folder": folder, "models": args.models_folder}
-            sizes = {"shots": args.shots, "limit": args.limit}
-            choice = Choice(data=name, **places, **sizes, learn=learned, features=args.work / "features")
-            document = run_set(choice, args)
-            target = args.output / f"{stem(document)}.json"
-            atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)
-            atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
-            print(markdown(document))
-            logger.info("wrote %s", target)
-    except P4QEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for name in listed(args.sets, SETS, option="--sets"):
+        learned = {"epochs": args.epochs} if args.epochs else {}
+        step = args.every if name == "caltech101" else 1
+        folder = every_nth_class(args.data, step, into=args.work)
+        places = {"folder": folder, "models": args.models_folder}
+        sizes = {"shots": args.shots, "limit": args.limit}
+        choice = Choice(data=name, **places, **sizes, learn=learned, features=args.work / "features")
+        document = run_set(choice, args)
+        target = args.output / f"{stem(document)}.json"
+        atomic_write(target, json.dumps(document, indent=1).encode() + b"\n", force=True)
+        atomic_write(target.with_suffix(".md"), markdown(document).encode(), force=True)
+        print(markdown(document))
+        logger.info("wrote %s", target)
     return 0
 
 

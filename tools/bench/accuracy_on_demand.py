@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import REPOSITORY, RESULTS, listed
+from accuracy import REPOSITORY, RESULTS
 from accuracy_recipes import WIDTHS
+from asked import listed, tells_errors
 from fidelity_models import CALIBRATION, MODELS, Subject, open_subject
 from real_models import Place
 
@@ -37,7 +38,6 @@ from p4q_edge.calibration import (
 )
 from p4q_edge.models import Batches, to_batch
 from p4q_edge.quant import QuantScheme, count_macs
-from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write
 
@@ -127,6 +127,7 @@ def markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,14 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    try:
-        subject = open_subject(args.model, Place(data=args.data, output=args.models_folder), seed=args.seed)
-        shares = [float(word) for word in args.shares.split(",")]
-        widths = listed(args.widths, tuple(WIDTHS), option="--widths")
-        rows = [row for width in widths for row in curve(subject, width, shares)]
-    except P4QEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    widths = listed(args.widths, tuple(WIDTHS), option="--widths")
+    shares = [float(word) for word in args.shares.split(",")]
+    subject = open_subject(args.model, Place(data=args.data, output=args.models_folder), seed=args.seed)
+    rows = [row for width in widths for row in curve(subject, width, shares)]
     words = ["--data", "DIR", "--models-folder", "FOLDER", "--model", args.model, "--widths", args.widths]
     words += ["--shares", args.shares]
     document = {

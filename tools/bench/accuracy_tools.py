@@ -35,8 +35,10 @@ from p4q_edge.models import (
     PixelSource,
     encode_batches,
     to_batch,
+    to_deployment_form,
 )
 from p4q_edge.quant import quant_linears, quantize_modules, replace_module
+from p4q_edge.quant.placement import LEAST_CHANNELS
 from p4q_edge.recipe import QuantizationSection
 from p4q_edge.stages import Source, calibration_set, hand_written_embeddings
 
@@ -44,6 +46,12 @@ HISTOGRAM_IMAGES = 160
 """ONNX Runtime's histograms are made with every activation of every image in memory."""
 
 GRAPH_BATCH = 512
+
+OPTIMIZER_BATCH = 16
+"""Model Optimizer's search (AWQ) holds several copies of the largest activation of a batch."""
+
+SAMPLE_SIZE = 4
+"""Images that a tower is traced with."""
 
 NNCF_IMAGES = 300
 """NNCF's own default."""
@@ -59,6 +67,8 @@ class FloatClassifier:
         test: uint8 ``(N, 3, H, W)``; a stream where it comes from files, as test sets are large.
         seed: of the order in which NNCF sees the images.
         convolutions: quantize these too; else the linears of the image tower alone.
+        dense_only: of the convolutions only those that the product takes by default, of one group and of at least 16
+            channels: neither depthwise ones nor the one that reads the image.
         histogram_images: at most so many for ONNX Runtime's histograms, which hold every activation in memory.
     """
 
@@ -68,6 +78,7 @@ class FloatClassifier:
     test: PixelSource
     seed: int = 0
     convolutions: bool = False
+    dense_only: bool = False
     histogram_images: int = HISTOGRAM_IMAGES
 
     @classmethod
@@ -105,16 +116,28 @@ class UnavailableError(Exception):
     """A tool is not installed, or has no such width; the message is the reason that the table prints."""
 
 
-def linear_nodes(graph: onnx.GraphProto, *, convolutions: bool = False) -> list[str]:
+def linear_nodes(graph: onnx.GraphProto, *, convolutions: bool = False, dense_only: bool = False) -> list[str]:
     """Names of the linears of the image tower: products with a weight, the class matrix left out.
 
     Args:
         convolutions: name these too.
+        dense_only: of these, see `FloatClassifier`.
     """
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
     others = [node for node in graph.node if convolutions and node.op_type == "Conv"]
+    if dense_only:
+        others = [node for node in others if _groups(node) == 1 and weights[node.input[1]][1] >= LEAST_CHANNELS]
     return [node.name for node in (*products[:-1], *others)]
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def quantized_nodes(classifier: FloatClassifier, graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that a tool is asked to quantize."""
+    return linear_nodes(graph, convolutions=classifier.convolutions, dense_only=classifier.dense_only)
 
 
 def run_graph(model: onnx.ModelProto, images: PixelSource, output: str = "logits") -> NDArray[np.float32]:
@@ -167,7 +190,7 @@ def onnxruntime_graph(classifier: FloatClassifier, section: QuantizationSection,
             weight_type=types[section.weight_bits],
             activation_type=types[section.activation_bits],
             calibrate_method=getattr(ortq.CalibrationMethod, method),
-            nodes_to_quantize=linear_nodes(graph.graph, convolutions=classifier.convolutions),
+            nodes_to_quantize=quantized_nodes(classifier, graph.graph),
         )
         return onnx.load(target)
 
@@ -189,7 +212,7 @@ def nncf_graph(
     if (section.weight_bits, section.activation_bits) != (8, 8):
         raise UnavailableError("NNCF quantizes ONNX to 8 bits only")
     graph = classifier.graph()
-    linears = set(linear_nodes(graph.graph, convolutions=classifier.convolutions))
+    linears = set(quantized_nodes(classifier, graph.graph))
     others = [
         node.name
         for node in graph.graph.node
@@ -241,18 +264,41 @@ def model_optimizer_encoder(
             entry["cfg"]["num_bits"] = bits
     if algorithm:
         settings["algorithm"] = algorithm
-    if not classifier.convolutions:
-        settings["quant_cfg"] = [*settings["quant_cfg"], {"quantizer_name": "*conv*", "enable": False}]
+    encoder = float_encoder(classifier, section)
+    kept = left_out(encoder) if classifier.dense_only else [] if classifier.convolutions else ["*conv*"]
+    settings["quant_cfg"] = [*settings["quant_cfg"], *({"quantizer_name": name, "enable": False} for name in kept)]
     spec = classifier.model.preprocess
-    seen = [to_batch(chunk, spec) for chunk in torch.split(classifier.train, BATCH_SIZE)]
-    encoder = plain_linears(classifier.model, section)
+    seen = [to_batch(chunk, spec) for chunk in torch.split(classifier.train, OPTIMIZER_BATCH)]
     with torch.no_grad():
         return tool.quantize(encoder, settings, lambda model: [model(batch) for batch in seen])  # type: ignore[no-any-return]
 
 
-def plain_linears(model: LoadedModel, section: QuantizationSection) -> nn.Module:
-    """The float image tower with its attentions taken apart, so that a tool for ``nn.Linear`` finds every linear."""
+def left_out(encoder: nn.Module) -> list[str]:
+    """Patterns of Model Optimizer's quantizers of the convolutions that the product leaves in float by default."""
+    convolutions = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
+    return [
+        f"*{name}.*_quantizer"
+        for name, module in convolutions.items()
+        if module.groups > 1 or module.in_channels < LEAST_CHANNELS
+    ]
+
+
+def float_encoder(classifier: FloatClassifier, section: QuantizationSection) -> nn.Module:
+    """The float image tower as Model Optimizer gets it: without norms behind convolutions where it quantizes these."""
+    sample = to_batch(classifier.train[:SAMPLE_SIZE], classifier.model.preprocess) if classifier.convolutions else None
+    return plain_linears(classifier.model, section, sample=sample)
+
+
+def plain_linears(model: LoadedModel, section: QuantizationSection, *, sample: Tensor | None = None) -> nn.Module:
+    """The float image tower with its attentions taken apart, so that a tool for ``nn.Linear`` finds every linear.
+
+    Args:
+        sample: normalized images ``(N, 3, H, W)``, at least 2, that the tower is traced with to bring it into its
+            deployment form first: a tool for ``nn.Conv2d`` passes over timm's convolutions that pad as they run.
+    """
     encoder = ImageEncoder(model.clip.visual)  # type: ignore[arg-type]
+    if sample is not None:
+        to_deployment_form(encoder, sample)
     quantize_modules(encoder, section.scheme(), cross_attention=frozenset())
     for path, found in quant_linears(encoder).items():
         linear = nn.Linear(found.weight.shape[1], found.out_features, bias=found.bias is not None)

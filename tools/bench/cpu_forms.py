@@ -17,19 +17,47 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from asked import tells_errors, whole_numbers
 
 from p4q_edge.runtime.artifacts import read_bundle
-from p4q_edge.runtime.engines.onnxruntime import float_weights, open_session, session_options
+from p4q_edge.runtime.engines.onnxruntime import (
+    float_weights,
+    load_error,
+    open_session,
+    session_errors,
+    session_options,
+)
+from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.statistics import paired_ratio
+from p4q_edge.runtime.storage import quoted, read_bounded
 
 _WARM_UP = 3
 _SEED = 0
+_MOST_BYTES = 2**31
+"""More than one protobuf can have."""
 
 
 def graph_for_cpus(path: Path) -> bytes:
-    """Return the complete graph with FP32 remainder of a bundle, or the bytes of an ONNX file."""
-    return read_bundle(path).model("fp32") if path.suffix == ".p4q" else path.read_bytes()
+    """Return the complete graph with FP32 remainder of a bundle, or the bytes of an ONNX file.
+
+    Raises:
+        P4QEdgeError: there is no such file, or none that ONNX Runtime runs on images.
+    """
+    if path.suffix == ".p4q":
+        return read_bundle(path).model("fp32")
+    model = read_bounded(path, limit_bytes=_MOST_BYTES, kind="ONNX file")
+    try:
+        session = open_session(model, session_options("exact", threads=1))
+    except session_errors() as error:
+        raise load_error(error, name=quoted(path)) from error
+    if [node.name for node in session.get_inputs()] != ["image"]:
+        names = ", ".join(node.name for node in session.get_inputs())
+        raise InputError(
+            f"expected one input, image, in {quoted(path)}, got {names or 'none'}; name a bundle, or the graph with "
+            "FP32 remainder that tools/compile_check/random_classifier.py writes"
+        )
+    return model
 
 
 def runner(model: bytes, images: np.ndarray) -> Callable[[], float]:
@@ -59,6 +87,7 @@ def compare(model: bytes, *, batch: int, rounds: int) -> str:
     return f"| {batch} | {first:.2f} ms | {second:.2f} ms | {interval} | {ratio.n} |"
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", default="1,8", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=11, help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    batches = whole_numbers(arguments.batches, option="--batches", least=1)
+    if arguments.rounds < 1:
+        raise UsageError(f"--rounds takes a whole number from 1; got {arguments.rounds}")
     model = graph_for_cpus(arguments.model)
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     lines = [
@@ -74,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "| batch | quantized p50 | FP32 p50 | FP32 time over quantized, 95 % | n |",
         "|---|---|---|---|---|",
     ]
-    lines += [compare(model, batch=int(batch), rounds=arguments.rounds) for batch in arguments.batches.split(",")]
+    lines += [compare(model, batch=batch, rounds=arguments.rounds) for batch in batches]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

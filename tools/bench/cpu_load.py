@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import tells_errors
 from cpu_runtime import cold_start, write_photo
 
 from p4q_edge.runtime import BuildOptions, build_engine
@@ -68,6 +69,7 @@ def measure(bundle: Path, folder: Path, *, rounds: int) -> dict[str, dict[str, A
     }
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import tells_errors
 
 from p4q_edge.runtime.artifacts import read_bundle
 from p4q_edge.runtime.choices import Remainder
@@ -71,6 +72,7 @@ def table(name: str, times: Times) -> str:
     return "\n".join(lines)
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table for each library, and for each remainder of OpenVINO that this processor has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

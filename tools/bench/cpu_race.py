@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import listed, tells_errors
 
 from p4q_edge.runtime.artifacts import read_bundle
 from p4q_edge.runtime.machine import cpu, provenance
@@ -158,6 +159,7 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Race in every setting, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     racers = Racers(
         bundle=args.bundle,
         folder=Path(folder.name),
-        kinds=tuple(args.kinds.split(",")),
+        kinds=tuple(listed(args.kinds, (*PEERS, *OURS), option="--kinds")),
         model=args.model,
         baselines_python=args.baselines_python,
     )

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import tells_errors
 from PIL import Image
 
 from p4q_edge.runtime import BuildOptions, RuntimeOptions, ZeroShotClassifier, build_engine
@@ -64,7 +65,8 @@ print(json.dumps({"import_s": imported - begin, "load_s": loaded - imported, "fi
 """
 
 
-def main() -> None:
+@tells_errors
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -98,6 +100,7 @@ def main() -> None:
     if args.output:
         atomic_write(args.output, text.encode() + b"\n", force=True)
     print(text)
+    return 0
 
 
 def build(bundle: Path, folder: Path) -> dict[str, Path]:
@@ -282,4 +285,4 @@ def write_photo(path: Path, *, seed: int) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accuracy import REPOSITORY, RESULTS
+from asked import listed, tells_errors
 from fidelity import measures
 from fidelity_models import MODELS, Subject, open_subject
 from fidelity_tools import reference_features
@@ -66,13 +67,14 @@ def rows(subject: Subject) -> Iterator[tuple[str, ...]]:
         yield (MODELS[subject.name], name, *cosines, f"{found['same_neighbour']:.1%}", str(found["n"]))
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the table."""
     args = parse(argv)
     torch.set_num_threads(1)
     place = Place(data=args.data, output=args.models_folder, cache=None)
     lines = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join(["---"] * 2 + ["--:"] * 5) + " |"]
-    for name in args.models.split(","):
+    for name in listed(args.models, tuple(MODELS), option="--models"):
         for row in rows(open_subject(name, place, seed=args.seed)):
             lines.append("| " + " | ".join(row) + " |")
             sys.stderr.write(lines[-1] + "\n")

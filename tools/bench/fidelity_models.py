@@ -59,11 +59,15 @@ class Subject:
         return state.hexdigest()
 
 
-def open_subject(name: str, place: Place, *, seed: int) -> Subject:
-    """A model of the table; one of real weights is made where it is missing."""
+def open_subject(name: str, place: Place, *, seed: int, asked: int = ASKED) -> Subject:
+    """A model of the table; one of real weights is made where it is missing.
+
+    Args:
+        asked: how many images it is asked about, or all that there are where these are fewer.
+    """
     folder = _folder(name, place).resolve()
     model = load_model(f"local-dir:{folder}")
-    images, labels = _images(name, place, model.preprocess, seed)
+    images, labels = _images(name, place, model.preprocess, seed, CALIBRATION + asked)
     classes = torch.eye(2, model.clip.visual(torch.zeros(1, 3, *model.preprocess.size)).shape[1])
     tower = FloatClassifier(
         model=model,
@@ -100,15 +104,15 @@ def _folder(name: str, place: Place) -> Path:
     return folder
 
 
-def _images(name: str, place: Place, spec: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled images uint8 ``(N, 3, H, W)`` with their labels."""
+def _images(name: str, place: Place, spec: Any, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """The first of the shuffled images, uint8 ``(N, 3, H, W)``, with their labels."""
     generator = np.random.default_rng(seed)
     if name in ("photo", "demo"):
         found = read_images(str(place.photographs / "cifar100" / "test.npz") if name == "photo" else DEMO_DATA)
-        order = generator.permutation(len(found))[: CALIBRATION + ASKED]
+        order = generator.permutation(len(found))[:count]
         some = found.subset(order)
         return pixels(some, spec), torch.from_numpy(some.labels)
     samples = imagenet_samples(place.photographs)
-    order = generator.permutation(len(samples.files))[: CALIBRATION + ASKED]
+    order = generator.permutation(len(samples.files))[:count]
     chosen = [int(index) for index in order]
     return samples.subset(chosen).pixels(spec), samples.labels[chosen]

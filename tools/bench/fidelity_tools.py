@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from accuracy_tools import (
     FloatClassifier,
     encoder_features,
+    float_encoder,
     linear_nodes,
     model_optimizer_encoder,
     nncf_graph,
     onnxruntime_graph,
-    plain_linears,
     run_graph,
 )
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ W4A16 = {"weight_bits": 4, "activation_bits": 16, "weight_block": 128, "weight_r
 """Changes that make it the grid of the recipe `w4a16`."""
 FP8 = {"number_format": "fp8"}
 """Changes that make it the grid of the recipe `fp8`."""
+DENSE = "without depthwise and stem"
+"""As the product takes convolutions by default."""
 MEANS = (4.25, 4.5, 5.0)
 """Bits of a weight on average that the same grid is measured with too."""
 
@@ -62,8 +64,12 @@ class Quantized:
 Quantizer = Callable[[FloatClassifier], Quantized]
 
 
-def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
-    """All rows of the table of a width in order; the other tools have none below 8 bits that integer kernels run."""
+def quantizers(width: str = "W8A8", *, convolutions: bool = False) -> dict[str, Quantizer]:
+    """All rows of the table of a width in order; the other tools have none below 8 bits that integer kernels run.
+
+    Args:
+        convolutions: with the rows of W8A8 that tell apart which convolutions are quantized.
+    """
     if width == "W4A8":
         return {
             "FP32": float_tower,
@@ -90,7 +96,7 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
     if width == "FP8":
         return fp8_quantizers()
     smooth = {"config": "INT8_SMOOTHQUANT_CFG"}
-    return {
+    known = {
         "FP32": float_tower,
         "P4Q Edge": partial(ours, changes={}),
         "P4Q Edge, min-max": partial(ours, changes={"observer": "minmax", "weight_observer": "minmax"}),
@@ -102,6 +108,25 @@ def quantizers(width: str = "W8A8") -> dict[str, Quantizer]:
         "Model Optimizer (max)": partial(torch_tool, options={"config": "INT8_DEFAULT_CFG"}),
         "Model Optimizer (SmoothQuant)": partial(torch_tool, options=smooth),
         "Model Optimizer (AWQ)": partial(torch_tool, options={"config": "INT8_DEFAULT_CFG", "algorithm": "awq_lite"}),
+    }
+    return known | (convolution_quantizers() if convolutions else {})
+
+
+def convolution_quantizers() -> dict[str, Quantizer]:
+    """Rows of ours with what is left in float by default, and of the others without it."""
+    largest = {"config": "INT8_DEFAULT_CFG"}
+    return {
+        "P4Q with stem": partial(ours, changes={"stem": True}),
+        "P4Q with depthwise": partial(ours, changes={"depthwise": True}),
+        "P4Q with depthwise and stem": partial(ours, changes={"depthwise": True, "stem": True}),
+        f"ONNX Runtime (min-max), {DENSE}": partial(
+            graph_tool, make=partial(onnxruntime_graph, method="MinMax"), dense_only=True
+        ),
+        f"ONNX Runtime (percentile), {DENSE}": partial(
+            graph_tool, make=partial(onnxruntime_graph, method="Percentile"), dense_only=True
+        ),
+        f"NNCF, {DENSE}": partial(graph_tool, make=partial(nncf_graph, transformer=False), dense_only=True),
+        f"Model Optimizer (max), {DENSE}": partial(torch_tool, options=largest, dense_only=True),
     }
 
 
@@ -139,9 +164,13 @@ def ours(tower: FloatClassifier, *, changes: Mapping[str, Any]) -> Quantized:
 
 
 def graph_tool(
-    tower: FloatClassifier, *, make: Callable[[FloatClassifier, QuantizationSection], onnx.ModelProto]
+    tower: FloatClassifier,
+    *,
+    make: Callable[[FloatClassifier, QuantizationSection], onnx.ModelProto],
+    dense_only: bool = False,
 ) -> Quantized:
     """A tool that quantizes the traced graph."""
+    tower = replace(tower, dense_only=dense_only) if dense_only else tower  # a copy traces its graph again
     quantized = make(tower, W8A8)
     return Quantized(
         features=run_graph(quantized, tower.test, "features"),
@@ -150,8 +179,9 @@ def graph_tool(
     )
 
 
-def torch_tool(tower: FloatClassifier, *, options: Mapping[str, str]) -> Quantized:
+def torch_tool(tower: FloatClassifier, *, options: Mapping[str, str], dense_only: bool = False) -> Quantized:
     """Model Optimizer, which quantizes the module."""
+    tower = replace(tower, dense_only=dense_only)
     encoder = model_optimizer_encoder(tower, W8A8, **options)
     counts = _module_macs(tower)
     chosen = [name for name, module in encoder.named_modules() if _quantizes(module)]
@@ -205,7 +235,7 @@ def _rows_first(node: onnx.NodeProto) -> bool:
 
 def _module_macs(tower: FloatClassifier) -> dict[str, int]:
     sample = to_batch(tower.train[:1], tower.model.preprocess)
-    return macs_by_module(plain_linears(tower.model, W8A8), sample)
+    return macs_by_module(float_encoder(tower, W8A8), sample)
 
 
 def _quantizes(module: nn.Module) -> bool:

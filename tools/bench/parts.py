@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from accuracy_recipes import FLOAT
+from asked import listed, tells_errors, whole_numbers
 from parts_rows import BY_NAME, KINDS, cells
 from parts_scene import SHOTS, Place, encode, features_of, open_scene
 from parts_table import write
@@ -138,7 +139,8 @@ class Figures:
 def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what is missing, features first, until all is done or the time is over."""
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
-    sets, seeds = args.sets.split(","), [int(seed) for seed in args.seeds.split(",")]
+    sets, seeds = listed(args.sets, tuple(SHOTS), option="--sets"), whole_numbers(args.seeds, option="--seeds")
+    kinds = listed(args.kinds, tuple(KINDS), option="--kinds")
     scenes = [(name, seed, place_of(args, name)) for seed in seeds for name in reversed(sets)]
     os.environ["OMP_NUM_THREADS"] = "1"
     pool = pool_of(args.jobs)
@@ -156,7 +158,7 @@ def run(args: argparse.Namespace, figures: Figures) -> None:
         for kind, row, width in cells(args.widths.split(",")):
             for name, seed, place in scenes:
                 cell = f"{kind}|{row.name}|{width}|{name}|{seed}"
-                if kind in args.kinds.split(",") and (not wanted or row.name in wanted) and cell not in figures.found:
+                if kind in kinds and (not wanted or row.name in wanted) and cell not in figures.found:
                     jobs[pool.submit(measure, kind, row.name, name, seed, place, width)] = cell
         collect(jobs, figures, deadline)
     finally:
@@ -206,6 +208,7 @@ def collect(jobs: dict[Future[dict[str, Any]], str], figures: Figures, deadline:
         logger.warning("time is over: %d cells are not measured", sum(not job.done() for job in jobs))
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print their tables."""
     args = parse(argv)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from asked import listed, tells_errors
 from onnx import numpy_helper
 
 from p4q_edge.calibration import calibrate_encoder
@@ -30,7 +31,6 @@ from p4q_edge.graph.proof.layers import GraphLayers, Layer, LayerRecord, record_
 from p4q_edge.graph.trace import trace_float_graph
 from p4q_edge.models import Adapter, FoldedClassifier, load_model
 from p4q_edge.quant import Phase, QuantScheme, running_in
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 from p4q_edge.runtime.storage import atomic_write, encode_json
 
 WIDTHS = {"W8A8": (8, 8), "W6A6": (6, 6), "W4A8": (4, 8), "W4A4": (4, 4)}
@@ -150,6 +150,7 @@ def as_table(rows: list[Row]) -> str:
     return head + "".join(lines)
 
 
+@tells_errors
 def main() -> int:
     """Run the command line; exit code 1 where a fault was missed or misnamed, or a sound graph was called wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,16 +161,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it")
     args = parser.parse_args()
     rows: list[Row] = []
-    try:
-        if unknown := [width for width in args.width.split(",") if width not in WIDTHS]:
-            raise UsageError(f"--width: expected some of {', '.join(WIDTHS)}, got {', '.join(unknown)}")
-        for width in args.width.split(","):
-            for row in rows_of(f"local-dir:{args.model}", args.images, width, count=args.count):
-                rows.append(row)
-                print(row, flush=True)
-    except P4QEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for width in listed(args.width, tuple(WIDTHS), option="--width"):
+        for row in rows_of(f"local-dir:{args.model}", args.images, width, count=args.count):
+            rows.append(row)
+            print(row, flush=True)
     atomic_write(args.output, encode_json([asdict(row) for row in rows]), force=True)
     atomic_write(args.output.with_suffix(".md"), as_table(rows).encode(), force=True)
     return int(any(row.missed or row.misnamed or row.false_alarms for row in rows))

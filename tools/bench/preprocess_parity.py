@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from asked import tells_errors
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -39,7 +41,8 @@ SIZES = {
 }
 
 
-def main() -> None:
+@tells_errors
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engine", type=Path)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -74,6 +77,7 @@ def main() -> None:
     for size, row in rows.items():
         for name, values in row.items():
             print(f"{size:22} {name:13}", *(f"{key} {value:.6g}" for key, value in values.items()))
+    return 0
 
 
 def prepared(data: bytes, spec: PreprocessSpec, name: str) -> np.ndarray:
@@ -109,4 +113,4 @@ def pictures() -> dict[str, list[bytes]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from asked import listed, tells_errors
 from index_weights import EFFICIENTNET_LITE2, MINILM, VIT_FOCUS, read_member
 from real_clip import TEMPLATES, write_clip
 from real_efficientnet import PREPROCESS, imagenet_logits, write_efficientnet
@@ -34,7 +35,7 @@ from real_vit import write_open_clip, write_timm
 from torch import Tensor
 
 from p4q_edge.models import encoder_of, load_model, preprocess_spec, template_embeddings
-from p4q_edge.runtime.errors import P4QEdgeError, UsageError
+from p4q_edge.runtime.errors import UsageError
 from p4q_edge.stages import image_features
 
 REAL = ("vit", "vit-timm", "efficientnet", "clip")
@@ -115,6 +116,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> dict[str, object]:
     }
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the models, and print a line of JSON about each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,15 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="measure the accuracy in full precision")
     args = parser.parse_args(argv)
     place = Place(data=args.data, output=args.output, cache=args.cache)
-    try:
-        for name in args.models.split(","):
-            if name not in REAL:
-                raise UsageError(f"--models knows {', '.join(REAL)}; got {name!r}")
-            line: dict[str, object] = {"model": name, "folder": str(make(name, place))}
-            print(json.dumps(line | (check(name, place) if args.check else {})), flush=True)
-    except P4QEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for name in listed(args.models, tuple(REAL), option="--models"):
+        line: dict[str, object] = {"model": name, "folder": str(make(name, place))}
+        print(json.dumps(line | (check(name, place) if args.check else {})), flush=True)
     return 0
 
 

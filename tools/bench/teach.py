@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from accuracy_recipes import REPOSITORY, Choice
 from accuracy_rows import Scene, student_logits
+from asked import listed, tells_errors, whole_numbers
 from teach_table import markdown
 
 from p4q_edge.evaluation import learned_student
@@ -212,17 +213,19 @@ def cost(classes: int = 20, shots: int = 16, dim: int = 512, runs: int = 5) -> d
     }
 
 
+@tells_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print their table."""
     args = parse(argv)
-    args.shots = [int(word) for word in args.shots.split(",")]
+    args.shots = whole_numbers(args.shots, option="--shots", least=1)
+    sets, seeds = listed(args.sets, SETS, option="--sets"), whole_numbers(args.seeds, option="--seeds")
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logger.setLevel(logging.INFO)
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for data in args.sets.split(","):
-        for seed in map(int, args.seeds.split(",")):
+    for data in sets:
+        for seed in seeds:
             kept = figures_of(data, seed, args)
             known = {"data": data, "seed": seed, "classes": len(kept["names"]), "n": len(kept["test_labels"])}
             known["encoded_at"] = str(kept["commit"])

@@ -6,20 +6,23 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from bench_modules import bench_modules
+from timm.layers.conv2d_same import Conv2dSame
 
 from p4q_edge.quant.macs import macs_by_module
+from p4q_edge.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, ModuleType]]:
-    with bench_modules(("fidelity", "fidelity_models", "fidelity_tools")) as modules:
+    names = ("accuracy_tools", "fidelity", "fidelity_carried", "fidelity_models", "fidelity_tools")
+    with bench_modules(names) as modules:
         yield modules
 
 
@@ -80,7 +83,7 @@ def test_graph_and_module_count_the_same_linears(bench: dict[str, ModuleType], t
     tools = bench["fidelity_tools"]
     by_node = tools.node_macs(tower.graph())
     linears = sum(by_node[name] for name in tools.linear_nodes(tower.graph().graph))
-    plain = tools.plain_linears(tower.model, tools.W8A8)
+    plain = tools.float_encoder(tower, tools.W8A8)
     by_module = macs_by_module(plain, torch.zeros(1, 3, *tower.model.preprocess.size))
     modules = [name for name, module in plain.named_modules() if type(module) is torch.nn.Linear]
     assert linears == sum(by_module[name] for name in modules)
@@ -122,15 +125,15 @@ def test_models_are_whole_names_and_rows_may_be_beginnings(
     row = {"cosine_mean": 1.0, "cosine_p1": 1.0, "cosine_min": 1.0, "same_neighbour": 1.0}
     row |= {"int8_mac_share": 0.0, "execution": "executed"}
 
-    def run_model(name: str, _: object) -> dict[str, object]:
+    def run_model(name: str, *_: object) -> dict[str, object]:
         asked.append(name)
         counts = {"calibration_images": 1, "images": 1, "histogram_images": 1}
         return {"model": name, "what": "", "rows": [{"method": "FP32", **row}], **counts}
 
     monkeypatch.setattr(bench["fidelity"], "run_model", run_model)
     words = ["--data", str(tmp_path), "--models-folder", str(tmp_path), "--output", str(tmp_path), "--models"]
-    assert bench["fidelity"].main([*words, "vit"]) == 0
-    assert asked == ["vit"]  # not vit-b-32
+    assert bench["fidelity"].main([*words, "vit, vit"]) == 0
+    assert asked == ["vit"]  # not vit-b-32, and once
     assert bench["fidelity"].main([*words, "vi"]) == 2
     assert "--models knows vit, efficientnet" in capsys.readouterr().err
     known = bench["fidelity_tools"].quantizers("W4A16")
@@ -143,3 +146,87 @@ def test_a_narrow_width_has_our_rows_alone(bench: dict[str, ModuleType]) -> None
     mixed = [f"P4Q at {mean} bits a weight on average" for mean in ("4.25", "4.5", "5")]
     assert [*bench["fidelity_tools"].quantizers("W4A8")] == [*plain, *mixed]
     assert set(bench["fidelity_tools"].quantizers()) > {"P4Q Edge", "NNCF"}
+
+
+def test_rows_that_tell_convolutions_apart_are_of_such_models(bench: dict[str, ModuleType]) -> None:
+    plain, more = (bench["fidelity_tools"].quantizers(convolutions=convolutions) for convolutions in (False, True))
+    assert [*more][: len(plain)] == [*plain]
+    assert {"P4Q with depthwise and stem", "NNCF, without depthwise and stem"} <= set(more) - set(plain)
+
+
+def test_dense_convolutions_are_those_of_the_default(bench: dict[str, ModuleType]) -> None:
+    shapes = {"stem": (32, 3, 3, 3), "depthwise": (32, 1, 3, 3), "dense": (64, 32, 1, 1)}
+    tensors = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()]
+    tensors.append(onnx.numpy_helper.from_array(np.zeros((64, 2), np.float32), "classes"))
+    groups = {"stem": 1, "depthwise": 32, "dense": 1}
+    nodes = [onnx.helper.make_node("Conv", ["x", name], ["y"], name=name, group=groups[name]) for name in shapes]
+    nodes.append(onnx.helper.make_node("MatMul", ["y", "classes"], ["z"], name="classes"))
+    graph = onnx.helper.make_graph(nodes, "graph", [], [], tensors)
+    named = bench["accuracy_tools"].linear_nodes
+    assert named(graph) == []
+    assert named(graph, convolutions=True) == [*shapes]
+    assert named(graph, convolutions=True, dense_only=True) == ["dense"]
+    tower = torch.nn.ModuleDict({"stem": torch.nn.Conv2d(3, 32, 3), "dense": torch.nn.Conv2d(32, 64, 1)})
+    tower["depthwise"] = torch.nn.Conv2d(32, 32, 3, groups=32)
+    assert set(bench["accuracy_tools"].left_out(tower)) == {"*stem.*_quantizer", "*depthwise.*_quantizer"}
+
+
+def test_a_tool_for_modules_gets_the_deployment_form(bench: dict[str, ModuleType]) -> None:
+    layers = Conv2dSame(3, 16, 3, stride=2), torch.nn.BatchNorm2d(16), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    model = SimpleNamespace(clip=SimpleNamespace(visual=torch.nn.Sequential(*layers).eval()))
+    sample = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    section = bench["fidelity_tools"].W8A8
+    encoder = bench["accuracy_tools"].plain_linears(model, section, sample=sample)
+    kinds = [type(module) for module in encoder.modules()]
+    assert torch.nn.Conv2d in kinds
+    assert not {Conv2dSame, torch.nn.BatchNorm2d} & set(kinds)
+    torch.testing.assert_close(encoder(sample), model.clip.visual(sample), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    figures = {"cosine_mean": 0.5, "cosine_p1": 0.25, "cosine_min": 0.125, "same_neighbour": 1.0}
+    figures |= {"int8_mac_share": 0.5, "execution": "executed"}
+    model = {"model": "demo", "weights_sha256": "w", "images_sha256": "i"}
+    model["rows"] = [{"method": "NNCF", **figures}, {"method": "FP32", "missing": "not measured in this run"}]
+    path = tmp_path / "fidelity-w8a8-2026-01-01.json"
+    path.write_text(json.dumps({"width": "W8A8", "models": [model], "versions": {"nncf": "3"}, "commit": "c"}))
+    return path
+
+
+def test_rows_are_carried_over_for_the_same_model_and_say_so(bench: dict[str, ModuleType], older: Path) -> None:
+    carried = bench["fidelity_carried"].read_older(older, width="W8A8")
+    (row,) = carried.rows_of("demo", weights="w", images="i").items()
+    assert row[0] == "NNCF"
+    assert row[1]["carried_from"] == older.name
+    assert (row[1]["carried_versions"], row[1]["commit"]) == ({"nncf": "3"}, "c")
+    assert carried.rows_of("demo", weights="other", images="i") == {}
+    assert carried.rows_of("vit", weights="w", images="i") == {}
+    line = bench["fidelity"]._line({"method": "NNCF", **row[1]})
+    assert line.startswith("| NNCF * | 0.50000 |")
+    text = "\n".join(bench["fidelity"]._commits([{"method": "NNCF", **row[1]}]))
+    assert f"carried over from {older.name}" in text
+    chosen = bench["fidelity"]._figure
+    assert chosen({"missing": "not installed"}, row[1]) == row[1]
+    assert chosen({"cosine_mean": 1.0}, row[1]) == {"cosine_mean": 1.0}
+    assert chosen({"missing": "not installed"}, None) == {"missing": "not installed"}
+
+
+@pytest.mark.parametrize(
+    ("content", "width", "message"),
+    [
+        (None, "W8A8", "cannot read the older results"),
+        ("{", "W8A8", "expected the JSON that fidelity.py writes in "),
+        ("[]", "W8A8", "expected the JSON that fidelity.py writes in "),
+        ("same", "FP8", "expected older results of FP8 in "),
+    ],
+)
+def test_older_results_that_are_none(
+    bench: dict[str, ModuleType], older: Path, content: str | None, width: str, message: str
+) -> None:
+    if content is None:
+        older.unlink()
+    elif content != "same":
+        older.write_text(content)
+    with pytest.raises(InputError, match=message):
+        bench["fidelity_carried"].read_older(older, width=width)

@@ -47,4 +47,4 @@ def test_an_unknown_width_is_refused(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(bench, monkeypatch, tmp_path / "x.json", "--width", "W8A8,W9A9") == 2
-    assert "--width: expected some of W8A8, W6A6, W4A8, W4A4, got W9A9" in capsys.readouterr().err
+    assert "--width knows W8A8, W6A6, W4A8, W4A4; got 'W9A9'" in capsys.readouterr().err
