@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from p4q_edge.runtime.http.settings import PAGE_FILES
-
 TOKEN = "a-token-of-thirty-two-characters"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
