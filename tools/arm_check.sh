@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does the runtime compute on 64-bit Arm what it computes here? Builds a bundle's CPU engine under qemu-user, tests it on
 # its golden samples and classifies images. For correctness only: an emulator says nothing about speed, and nothing here
-# ran on an Arm processor. Tried on 2026-11-27 up to importing ONNX Runtime 1.32 and NumPy; no build was run to its end.
+# ran on an Arm processor. With the demo's bundle it takes 5 minutes, most of them to start (2026-11-28, 2 cores of an EPYC).
 #
 # Run: tools/arm_check.sh model.p4q [IMAGE...]
 # On Debian or Ubuntu, x86_64, without root. ARM_FOLDER (default: build/arm) keeps what is downloaded: Debian's
@@ -72,12 +72,17 @@ if [[ ! -d $packages/onnxruntime ]]; then
     fail "no aarch64 wheels for Python $version to download"
 fi
 
+# The runtime itself, as it is now: it reads its own version where it is installed.
+runtime=$folder/runtime
+rm -rf "$runtime"
+python3 -m pip install --quiet --no-deps --target "$runtime" "$root/runtime" || fail "the runtime cannot be built"
+
 # What the runtime starts as processes of its own must be emulated too: they are started by this script's name.
 python=$folder/python
 printf '#!/bin/sh\nexec %q -cpu %q -L %q %q "$@"\n' "$qemu" "${ARM_CPU:-max}" "$system" "$system/usr/bin/python3" >"$python"
 chmod +x "$python"
 start='import sys; sys.executable = sys.argv.pop(1); from p4q_edge.runtime.cli.main import main; sys.exit(main())'
-export PYTHONPATH=$packages:$root/runtime PYTHONDONTWRITEBYTECODE=1 P4Q_EDGE_CACHE=$folder/cache
+export PYTHONPATH=$packages:$runtime PYTHONDONTWRITEBYTECODE=1 P4Q_EDGE_CACHE=$folder/cache
 
 p4q() { "$python" -c "$start" "$python" "$@"; }
 
