@@ -125,7 +125,7 @@ def main() -> int:
         print(f"{'LIVES' if row['lives'] else 'found'}  {mutation.path}:{mutation.line}  {mutation.before}", flush=True)
         if args.output is not None:
             args.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"{sum(row['lives'] for row in rows)} of {len(rows)} changes live")
+    print(f"{sum(row['lives'] for row in rows)} of {len(rows)} live")
     return 0
 
 

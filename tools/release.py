@@ -93,7 +93,9 @@ def require_committed(root: Path, *, untracked: bool) -> None:
     files = "normal" if untracked else "no"
     changed = _git(root, "status", "--porcelain", f"--untracked-files={files}").splitlines()
     if changed:
-        raise ReleaseError(f"{len(changed)} files differ from the commit, as {changed[0].strip()}. Commit them first.")
+        raise ReleaseError(
+            f"files that differ from the commit: {len(changed)}, as {changed[0].strip()}. Commit them first."
+        )
 
 
 def require_free_tag(root: Path) -> None:

@@ -102,7 +102,9 @@ def parts_of(source: str, rows: int) -> list[Part]:
     shards = expand_braces(source)
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
-        raise InputError(f"{len(missing)} of {len(shards)} shards of {source} do not exist, the first is {missing[0]}")
+        raise InputError(
+            f"shards of {source} that do not exist: {len(missing)} of {len(shards)}, the first is {missing[0]}"
+        )
     return [Part(number=number, source=shard) for number, shard in enumerate(shards)]
 
 
@@ -172,7 +174,7 @@ def score(args: argparse.Namespace) -> list[dict[str, Any]]:
     args.output.mkdir(parents=True, exist_ok=True)
     _same_plan(args, every)
     todo = [part for part in every if not part.table(args.output).exists()]
-    print(f"{len(every)} parts, {len(every) - len(todo)} of them are there already", file=sys.stderr)
+    print(f"parts: {len(every)}, there already: {len(every) - len(todo)}", file=sys.stderr)
     if not todo:
         return []
     rows = ray.data.from_items([{"part": json.dumps(asdict(part))} for part in todo], override_num_blocks=len(todo))
@@ -242,11 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     lost = [row["error"] for row in done if row["error"]]
     images, failed = sum(row["images"] for row in done), sum(row["failed"] for row in done)
-    print(f"{args.output}  {images} images in {len(done) - len(lost)} parts, {failed} of them not usable")
+    print(f"{args.output}  images: {images}, not usable: {failed}, parts: {len(done) - len(lost)}")
     for error in lost:
         print(f"error: {error}", file=sys.stderr)
     if lost:
-        print(f"error: {len(lost)} parts are missing. Run the same command again to go on", file=sys.stderr)
+        print(f"error: parts that are missing: {len(lost)}. Run the same command again to go on", file=sys.stderr)
     return 1 if lost or failed else 0
 
 

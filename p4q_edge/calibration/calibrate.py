@@ -51,6 +51,7 @@ from p4q_edge.quant import (
     trace_flow,
 )
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +137,11 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     in_float = () if limit is None else limit_loss(encoder, reference, batches, limit)
     set_phase(encoder, Phase.QUANTIZED)
     logger.info(
-        "quantized %d linears and %d convolutions, %.1f %% of multiply-accumulates; kept %d linears in float",
-        len(quant_linears(encoder)),
-        len(quant_convs(encoder)),
+        "quantized %s and %s, %.1f %% of multiply-accumulates; kept %s in float",
+        number_of(len(quant_linears(encoder)), "linear"),
+        number_of(len(quant_convs(encoder)), "convolution"),
         100 * count_macs(encoder, sample).integer_share,
-        len(kept) + len(unreached) + len(in_float),
+        number_of(len(kept) + len(unreached) + len(in_float), "linear"),
     )
     return CalibratedEncoder(
         encoder=encoder,

@@ -17,6 +17,7 @@ from p4q_edge.calibration.keep_in_float import (
 )
 from p4q_edge.models import Batches
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,5 +59,7 @@ def limit_loss(encoder: nn.Module, reference: nn.Module, batches: Batches, limit
         )
     for path in kept:
         layers[path].keep_float()
-    logger.info("max_cosine_loss: %d of %d layers stay in float: %s", len(kept), len(layers), ", ".join(kept))
+    logger.info(
+        "max_cosine_loss: kept in float: %d of %s: %s", len(kept), number_of(len(layers), "layer"), ", ".join(kept)
+    )
     return kept

@@ -20,6 +20,7 @@ from p4q_edge.runtime.evaluation.report import columns
 from p4q_edge.runtime.images import ImageSet, draw_subset, preprocess
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import wilson_interval
+from p4q_edge.runtime.wording import number_of
 
 BUDGET_S = 20.0
 """The engine is run on as many images as it manages in this time."""
@@ -64,7 +65,7 @@ def build_summary(request: BuildRequest, bundle_path: Path) -> tuple[BuildSummar
         wanted = draw_subset(len(split.test), recipe.export.reference_images, seed=recipe.seed)
         measured = _run_engine(request, card, split.test.subset(wanted), seed=recipe.seed)
         rows, n = summary_rows(bundle, card, recorded, measured), len(measured.rows)
-        said = f"n = {n} images that were not learned from"
+        said = "n = " + number_of(n, "image that was not learned from", "images that were not learned from")
     else:
         measured = _run_engine(request, card, split.train, seed=recipe.seed, budget_s=LATENCY_S)
         rows, n = cross_validated_rows(bundle, card, validated, measured), validated.n

@@ -22,6 +22,7 @@ from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.storage import atomic_write, printable, require_writable
+from p4q_edge.runtime.wording import number_of
 
 FEW_IMAGES = 8
 """With fewer images a class most of them are either learned from or tested on, and both suffer."""
@@ -44,7 +45,7 @@ pretrained = "openai"        # a tag, which is fetched once, or the path of your
 train = {train_toml}
 {test_line}
 shots = 16                   # images of each class to learn from; classes with fewer give what they have; 0: all
-# class_names = ["...", ...]   # other words for the {classes} classes, in this order: {first}
+# class_names = ["...", ...]   # other words for {classes}, in this order: {first}
 # templates = ["a photo of a {{}}."]
 # orient = false             # leave photographs as stored, whatever their EXIF orientation says
 """
@@ -93,7 +94,7 @@ def _run(request: InitRequest, output: Output) -> int:
     lines += [f"cannot be used: {problem}" for problem in unusable]
     lines += [f"advice: {line}" for line in advice]
     lines += [
-        f"{request.output}  {len(usable)} usable images of {len(counts)} classes",
+        f"{request.output}  {number_of(len(usable), 'usable image')} of {number_of(len(counts), 'class')}",
         next_step(request.output, unusable, left, refused=bool(refused)),
     ]
     output.write(document=document, text="\n".join(lines))
@@ -207,7 +208,7 @@ def recipe_text(path: Path, train: Path, test: Path | None, counts: dict[str, in
         train=printable(shlex.quote(relative(train))),
         train_toml=_toml(relative(train)),
         test_line=test_line if test is None else f"test = {_toml(relative(test))}",
-        classes=len(names),
+        classes=number_of(len(names), "class"),
         first=printable(", ".join(names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else ""),
     )
 

@@ -25,6 +25,7 @@ from p4q_edge.runtime.cli.commands import add_log_dir, recipe_request
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Baseline, baseline, baseline_table
 from p4q_edge.runtime.storage import atomic_write, is_unchanged, write_record
+from p4q_edge.runtime.wording import number_of
 from p4q_edge.stages import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _calibrate(request: CalibrateRequest, output: Output) -> int:
     )
     text = (
         f"{request.run_folder}  {document.scheme} {document.execution}, {_parts(document)} quantized, "
-        f"{len(document.kept_float)} kept in float (n = {calibrated.images} images)"
+        f"{len(document.kept_float)} kept in float (n = {number_of(calibrated.images, 'image')})"
     )
     output.write(document=document, text=text)
     return 0
@@ -139,8 +140,8 @@ def _learn(request: LearnRequest, output: Output) -> int:
         run=str(request.run_folder), learned=tuple(parts), images=len(train), classes=len(train.class_names)
     )
     text = (
-        f"{request.run_folder}  learned {' and '.join(parts) or 'nothing (PTQ)'} from {len(train)} images "
-        f"of {len(train.class_names)} classes\n"
+        f"{request.run_folder}  learned {' and '.join(parts) or 'nothing (PTQ)'} from "
+        f"{number_of(len(train), 'image')} of {number_of(len(train.class_names), 'class')}\n"
         f"next: p4q-edge export {shlex.quote(str(request.run_folder))} -o model.p4q"
     )
     output.write(document=document, text=text)

@@ -13,6 +13,7 @@ from p4q_edge.runtime.cli import Command, Output, parse
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.report import Report, columns, read_report
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,11 @@ def _run(request: ReproduceRequest, output: Output) -> int:
         return 0
     # Not raised: the document was written, and an error would add a second one.
     logger.error(
-        "%d of %d figures of %s differ. Compare versions and machine in the report.",
+        "%d of %s of %s %s. Compare versions and machine in the report.",
         len(different),
-        len(figures),
+        number_of(len(figures), "figure"),
         request.report,
+        one_or_many(len(different), "differs", "differ"),
     )
     return QualityGateError.exit_code
 

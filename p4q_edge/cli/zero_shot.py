@@ -11,6 +11,7 @@ from p4q_edge.runtime.artifacts import CalibratedOn, Card
 from p4q_edge.runtime.builders import ZeroShotRequest
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 _OF_OTHER_CLASSES = ("class_prompts", "test", "unlabelled")
 """What a recipe says of its own classes and photographs."""
@@ -37,7 +38,7 @@ def zero_shot_recipe(request: ZeroShotRequest, base: Recipe | None) -> Recipe:
             "--class-names names other classes than the recipe: its %s %s not used. To keep them, leave out "
             "--class-names and set data.class_names in the recipe",
             " and ".join(left_out),
-            "is" if len(left_out) == 1 else "are",
+            one_or_many(len(left_out), "is", "are"),
         )
     calibration = request.calibration or data.train or data.calibration or DRAWN_IMAGES
     model = None if base is None else base.model
@@ -96,10 +97,10 @@ def _quantization(found: CalibratedOn, card: Card) -> tuple[str, ...]:
             f"ranges are those of {found.images} drawn images, no photographs, and fit worse than those of six "
             f"photographs would. {own}",
         )
-    ranges = f"ranges are those of {found.images} images of {printable(found.source)}"
+    ranges = f"ranges are those of {number_of(found.images, 'image')} of {printable(found.source)}"
     if not found.held_out or found.cosine_mean is None or found.cosine_min is None:
         return (f"{ranges}, too few to hold some out and see what quantization changes. {own}",)
     return (
-        f"{ranges}; of {found.held_out} others {card.precision.label} names {found.same_answer} as full "
+        f"{ranges}; of {number_of(found.held_out, 'other')} {card.precision.label} names {found.same_answer} as full "
         f"precision does, cosine of the embeddings {found.cosine_mean:.4f} on average, {found.cosine_min:.4f} at least",
     )

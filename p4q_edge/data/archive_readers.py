@@ -19,6 +19,7 @@ from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import SUFFIXES, ImageSet, load_image
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.storage import NPZ_ERRORS, beyond_unicode, one_line, open_regular
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100
@@ -55,7 +56,8 @@ def read_npz(path: Path) -> ImageSet:
         raise InputError(f"{path}: images must be uint8 (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
         raise InputError(
-            f"{path}: labels must be integers, one for each of {len(images)} images, got {labels.dtype} {labels.shape}"
+            f"{path}: labels must be integers, one for each of {number_of(len(images), 'image')}, got "
+            f"{labels.dtype} {labels.shape}"
         )
     if class_names.ndim != 1 or class_names.dtype.kind != "U":
         raise InputError(f"{path}: class_names must be a list of strings, got {class_names.dtype} {class_names.shape}")
@@ -234,7 +236,8 @@ def _scan(path: Path) -> _Shard:
     if alone or not keys:
         example = f", but {alone[0]} has only one" if alone else ""
         raise InputError(
-            f"{path}: every KEY.jpg needs a KEY.cls with its class index; found {len(keys)} images{example}"
+            f"{path}: every KEY.jpg needs a KEY.cls with its class index; found "
+            f"{number_of(len(keys), 'image')}{example}"
         )
     return _Shard(
         keys=tuple(keys),
@@ -268,7 +271,10 @@ def expand_braces(source: str, *, key: str) -> list[Path]:
         raise UsageError(f"{key}: {source} names a shard twice; name each once")
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise UsageError(f"{key}: {len(missing)} of {count} shards of {source} do not exist, the first is {missing[0]}")
+        raise UsageError(
+            f"{key}: {len(missing)} of {number_of(count, 'shard')} of {source} "
+            f"{one_or_many(len(missing), 'does', 'do')} not exist, the first is {missing[0]}"
+        )
     return paths
 
 
@@ -357,7 +363,8 @@ def checked_labels(
         low, high = int(ends[0]), int(ends[1])
     if len(labels) and not 0 <= low <= high < len(class_names):
         raise InputError(
-            f"{source}: labels must be between 0 and {len(class_names) - 1} ({len(class_names)} class names), "
+            f"{source}: labels must be between 0 and {len(class_names) - 1} "
+            f"({number_of(len(class_names), 'class name')}), "
             f"got {low} to {high}"
         )
     counts = Counter(class_names)

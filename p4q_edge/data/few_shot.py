@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import ImageSet, warn_of_classes
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,13 @@ def few_shot(images: ImageSet, *, shots: int, seed: int, keep_share: int = 0) ->
     chosen, fewer = _drawn(images, shots=shots, seed=seed, keep_share=keep_share)
     if fewer:
         kept, named = ", with a share kept to test on" if keep_share else "", some_of(fewer)
-        logger.warning("data.shots = %d: %d classes have fewer; learned from%s: %s", shots, len(fewer), kept, named)
+        logger.warning(
+            "data.shots = %d: %s fewer; learned from%s: %s",
+            shots,
+            number_of(len(fewer), "class has", "classes have"),
+            kept,
+            named,
+        )
     return chosen
 
 
@@ -189,7 +196,14 @@ def split_without_labels(
     seen = set(tested.digests())
     kept = [index for index, digest in enumerate(images.digests()) if digest not in seen]
     if len(kept) < len(images):
-        logger.info("%d images are also tested on: no range is measured on them", len(images) - len(kept))
+        logger.info(
+            "%s",
+            number_of(
+                len(images) - len(kept),
+                "image is also tested on: no range is measured on it",
+                "images are also tested on: no range is measured on them",
+            ),
+        )
     if not kept:
         raise InputError("data.calibration has no image that data.test does not have; name others")
     order = np.random.default_rng(seed).permutation(kept)
@@ -208,7 +222,14 @@ def _without_copies(tested: ImageSet, learned: ImageSet) -> ImageSet:
     keep = [i for i, digest in enumerate(tested.digests()) if digest not in seen]
     if len(keep) == len(tested):
         return tested
-    logger.info("%d images are copies of learned ones and are not tested on", len(tested) - len(keep))
+    logger.info(
+        "%s",
+        number_of(
+            len(tested) - len(keep),
+            "image is a copy of a learned one and is not tested on",
+            "images are copies of learned ones and are not tested on",
+        ),
+    )
     return tested.subset(keep)
 
 
@@ -223,7 +244,7 @@ def _refuse_overlap(learned: ImageSet, tested: ImageSet) -> None:
     both = [f"{name} is also learned from (as {other})" for name, other in images_in_both(learned, tested)]
     if both:
         raise InputError(
-            f"test image {some_of(both)}; remove {'it' if len(both) == 1 else 'them'} from data.test: "
+            f"test image {some_of(both)}; remove {one_or_many(len(both), 'it', 'them')} from data.test: "
             "accuracy on learned images means nothing"
         )
 

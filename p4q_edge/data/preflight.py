@@ -11,6 +11,7 @@ from p4q_edge.recipe import DataSection, template_problems
 from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.progress import tracked
+from p4q_edge.runtime.wording import number_of
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def in_few_lines(problems: Iterable[str]) -> list[str]:
     """Return the first few problems of images, and how many more there are."""
     found = list(problems)
     more = len(found) - SHOWN_IMAGES
-    return found[:SHOWN_IMAGES] + ([f"and {more} more images cannot be read"] if more > 0 else [])
+    return found[:SHOWN_IMAGES] + ([f"and {number_of(more, 'more image')} cannot be read"] if more > 0 else [])
 
 
 def find_copies(images: ImageSet) -> list[tuple[str, str]]:

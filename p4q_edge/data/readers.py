@@ -18,6 +18,7 @@ from p4q_edge.runtime.artifacts import SUFFIX, read_bundle
 from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import ImageSet, LeftOut, from_class_folders, from_paths, image_files, same_form
 from p4q_edge.runtime.storage import decode_json, not_fetched, read_bounded
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,9 @@ def read_unlabelled(section: DataSection, split: Split) -> ImageSet | None:
             "other photographs, or leave it out"
         )
     if len(new) < len(found):
-        logger.info("%s: %d images, %d of %s left out as copies", key, len(new), len(found) - len(new), source)
+        logger.info(
+            "%s: %s, %d of %s left out as copies", key, number_of(len(new), "image"), len(found) - len(new), source
+        )
     return found.subset(new)
 
 

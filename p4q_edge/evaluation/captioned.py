@@ -15,6 +15,7 @@ from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CaptionedImages
 from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess, require_decodable
 from p4q_edge.runtime.storage import printable, sha256_bytes
+from p4q_edge.runtime.wording import number_of, one_or_many
 from p4q_edge.stages import Source
 
 MAX_COMPARED = 1 << 30
@@ -75,11 +76,15 @@ def _warn_of_cut(cut: Sequence[str], texts: int, table: Path) -> None:
         return
     shown = ", ".join(repr(printable(text[:_LETTERS])) for text in cut[:_SHOWN])
     logger.warning(
-        "%d of %d captions of %s are longer than the text tower reads, and their end is cut: %s%s. Shorten them, or "
-        "read the figures as those of their beginnings",
+        "%d of %s of %s %s cut: %s%s. Shorten what is too long, or read the figures as those of beginnings",
         len(cut),
-        texts,
+        number_of(texts, "caption"),
         table.name,
+        one_or_many(
+            len(cut),
+            "is longer than the text tower reads, and its end is",
+            "are longer than the text tower reads, and their end is",
+        ),
         shown,
         ", ..." if len(cut) > _SHOWN else "",
     )

@@ -27,6 +27,7 @@ from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.evaluation.report import DebugReport, LayerFinding
 from p4q_edge.runtime.statistics import metrics
 from p4q_edge.runtime.storage import quoted
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def find_difference(
     if module is not None and not of_file and (wrong := _stored_otherwise(graph, module, tuple(nodes))):
         # Exact, where the values of layers only show large faults: PyTorch adds in another order.
         name, first = STORED, wrong[0]
-    logger.info("compared %d linears on %d images with %s", len(layers), len(batch), name)
+    logger.info("compared %s on %s with %s", number_of(len(layers), "linear"), number_of(len(batch), "image"), name)
     return DebugReport(
         reference=name,
         n=len(batch),

@@ -22,6 +22,7 @@ from p4q_edge.runtime.engines.cuda import open_cuda
 from p4q_edge.runtime.engines.tensorrt import import_tensorrt
 from p4q_edge.runtime.errors import ArtifactError, EnvironmentNotAbleError
 from p4q_edge.runtime.evaluation.report import DebugReport
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def compare_with_onnxruntime(
     if first is not None and on_difference is not None:
         on_difference(first.layer, layers["candidate"])
     operators = {node.path: node.operator for node in nodes}
-    logger.info("compared %d linears on %d images with %s", len(findings), len(images), REFERENCE)
+    logger.info(
+        "compared %s on %s with %s", number_of(len(findings), "linear"), number_of(len(images), "image"), REFERENCE
+    )
     return DebugReport(
         reference=REFERENCE,
         n=len(images),

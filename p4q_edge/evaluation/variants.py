@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from p4q_edge.recipe import KEYS_OF, LearnSection, QuantizationSection, Recipe, idle_by_grid
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,12 @@ def lever_variants(section: LearnSection) -> tuple[Variant, ...]:
     if len(levers) < len(LEARN_LEVERS):
         parts = " and ".join(part for part in KEYS_OF if not getattr(section, part))
         number = len(LEARN_LEVERS) - len(levers)
-        logger.info("ablate: %s not learned, so that %d levers change nothing and are left out", parts, number)
+        logger.info(
+            "ablate: %s not learned, so that %s nothing and %s left out",
+            parts,
+            number_of(number, "lever changes", "levers change"),
+            one_or_many(number, "is", "are"),
+        )
     return (UNCHANGED, *(Variant(name=_words(change), learn=_beside(section, change)) for change in levers))
 
 

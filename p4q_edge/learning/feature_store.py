@@ -15,6 +15,7 @@ from torch import Tensor
 
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import atomic_write, decode_json, encode_json, write_error
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ class FeatureStore:
         there = sum(any(recorded[first : first + _DIGEST_BYTES]) for first in range(0, len(recorded), _DIGEST_BYTES))
         if header is None or there < len(shards(self.images)):
             raise CorruptArtifactError(
-                f"{self.rows}: {there} of {len(shards(self.images))} shards are there. Does another process write the "
+                f"{self.rows}: {there} of {number_of(len(shards(self.images)), 'shard')} "
+                f"{one_or_many(there, 'is', 'are')} there. Does another process write the "
                 "same run folder? Run the command again"
             )
         return torch.from_numpy(np.memmap(self.rows, dtype="<f4", mode="c", shape=header.shape))

@@ -18,6 +18,7 @@ from torch import nn
 
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,11 @@ def settings_for_path(name: str, path: str, *, quick_gelu: bool | None, keys: Pr
             f"{'; '.join(open_questions)}. Write what these weights were trained with into the recipe's [model]"
         )
     quick = bool(taken.pop("quick_gelu"))
-    source = f"all {len(tags)} tags of {name}" if tags else f"the configuration of {name}, which has no tags"
+    source = (
+        f"{one_or_many(len(tags), 'the only tag', f'all {len(tags)} tags')} of {name}"
+        if tags
+        else f"the configuration of {name}, which has no tags"
+    )
     said = [field for field, value in given.items() if value is not None]
     if said:
         source = f"the recipe ({', '.join(said)}) and {source}"
@@ -150,7 +155,8 @@ def check_positions(model: nn.Module, state: Mapping[str, torch.Tensor], *, path
         had, has = state[key].shape[-2], built[key].shape[-2]
         if side == "text":
             raise InputError(
-                f"{Path(path).name} was trained with texts of {had} tokens, and this model reads {has}. Name the "
+                f"{Path(path).name} was trained with texts of {number_of(had, 'token')}, and this model reads "
+                f"{has}. Name the "
                 "architecture it belongs to (`p4q-edge models`), or a folder local-dir: whose open_clip_config.json "
                 f"has context_length = {had}"
             )
@@ -160,7 +166,8 @@ def check_positions(model: nn.Module, state: Mapping[str, torch.Tensor], *, path
         size = _size_of(model, had)
         advice = f"set model.image_size = {size}" if size else "set model.image_size to the size of its images"
         raise InputError(
-            f"{Path(path).name} has {had} image positions, and this model has {has} ({_pixels(model)}): it was trained "
+            f"{Path(path).name} has {number_of(had, 'image position')}, and this model has {has} "
+            f"({_pixels(model)}): it was trained "
             f"at another size; {advice}"
         )
 

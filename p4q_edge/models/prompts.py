@@ -16,6 +16,7 @@ from p4q_edge.models.text_tower import normalized_mean
 from p4q_edge.quant import memory_of
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.progress import tracked
+from p4q_edge.runtime.wording import number_of
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -344,7 +345,7 @@ def initial_context(
     ids = tokens[:, num_start : num_start + num_words]
     if num_tokens not in (0, ids.shape[1]):
         raise UsageError(
-            f"context_init {words!r} has {ids.shape[1]} tokens, num_context_tokens is {num_tokens}; "
+            f"context_init {words!r} has {number_of(ids.shape[1], 'token')}, num_context_tokens is {num_tokens}; "
             "make them equal, or leave context_init empty for a random start"
         )
     return tower.embed(ids)[0].detach()
@@ -387,7 +388,7 @@ def _with_room(tokens: Tensor, num_start: int, num_context: int, class_names: Se
     if bool(overflow.any()):
         name = class_names[int(overflow.int().argmax())]
         raise UsageError(
-            f"class name {name!r} with {num_context} context tokens needs more than {limit} tokens; "
+            f"class name {name!r} with {number_of(num_context, 'context token')} needs more than {limit} tokens; "
             "shorten the name or lower learn.num_context_tokens"
         )
     return moved[:, :limit]

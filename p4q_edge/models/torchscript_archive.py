@@ -18,6 +18,7 @@ from torch import Tensor
 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.storage import one_line
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 _DAMAGED = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
 MAX_PICKLE_BYTES = 256 << 20
@@ -116,7 +117,10 @@ class _Reader(pickle.Unpickler):
         dtype = _DTYPES[storage.name]
         raw = self._archive.read(f"{self._prefix}/data/{name}")
         if len(raw) != int(count) * dtype.itemsize:
-            raise ValueError(f"storage {name} has {len(raw)} bytes, {int(count) * dtype.itemsize} were announced")
+            raise ValueError(
+                f"storage {name} has {number_of(len(raw), 'byte')}, announced "
+                f"{one_or_many(count, 'was', 'were')} {int(count) * dtype.itemsize}"
+            )
         return torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(dtype)
 
 

@@ -19,6 +19,7 @@ from p4q_edge.quant.attention import Attention
 from p4q_edge.quant.linear import Phase, QuantLinear, memory_of, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange
 from p4q_edge.quant.scheme import QuantScheme
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def fold_channels(model: nn.Module, scheme: QuantScheme, sample: Tensor) -> list
             f"the channel folds changed the model's output by {error:.1e} of its maximum (allowed {FOLD_TOLERANCE}); "
             "set fold_norm = false and fold_value = false in the recipe's [quantization]"
         )
-    logger.info("folded %d producers, output changed by %.1e", len(folded), error)
+    logger.info("folded %s, output changed by %.1e", number_of(len(folded), "producer"), error)
     return folded
 
 

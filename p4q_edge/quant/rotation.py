@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from p4q_edge.quant.dataflow import trace_flow
 from p4q_edge.quant.residual_stream import Reading, Stream, find_streams
 from p4q_edge.quant.swap import replace_module
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,11 @@ def rotate_streams(model: nn.Module, sample: Tensor) -> int:
     change = float((model(sample) - before).abs().max() / before.abs().max())
     if not change < TOLERANCE:
         raise RuntimeError(
-            f"rotating {len(turned)} residual streams changed the model's output by {change:.1e} of its maximum "
+            f"rotating {number_of(len(turned), 'residual stream')} changed the model's output by {change:.1e} of "
+            "its maximum "
             f"(allowed {TOLERANCE:.0e}); set rotation = false in the recipe's [quantization]"
         )
-    logger.info("rotated %d residual streams, output changed by %.1e", len(turned), change)
+    logger.info("rotated %s, output changed by %.1e", number_of(len(turned), "residual stream"), change)
     return len(turned)
 
 

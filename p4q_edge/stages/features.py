@@ -25,6 +25,7 @@ from p4q_edge.models import (
 from p4q_edge.runtime.images import ImageSet, PreprocessSpec
 from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import StageCode
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,9 @@ def store_features(views: TrainViews, towers: Sequence[Tower], team: Team = ALON
     todo = [ranges[first] for first in sorted(ranges)]
     missing = sum(len(shard) for shard in todo)
     if missing < len(views.images):
-        logger.info("features: %d of %d images are stored already", len(views.images) - missing, len(views.images))
+        logger.info(
+            "features: %d of %s stored already", len(views.images) - missing, number_of(len(views.images), "image")
+        )
     found = _encoded(views, wanted, todo[team.dealt])
     first = next(found, None)
     team.after_first(lambda: _store(first))  # that of the first process begins the files

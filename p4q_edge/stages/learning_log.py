@@ -12,6 +12,7 @@ from p4q_edge.learning import CurvePoint, LearningRun, decode_curve, encode_curv
 from p4q_edge.quant import Phase
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import atomic_write, one_line
+from p4q_edge.runtime.wording import number_of
 from p4q_edge.stages.cross_validation import right_answers
 from p4q_edge.stages.pipeline import Learned, Prepared
 from p4q_edge.stages.run_files import RunFiles
@@ -33,7 +34,7 @@ def log_learning(learned: Learned, files: RunFiles, folder: Path) -> tuple[Path,
         points = [msgspec.structs.replace(point, held_out_top1=share) for point, share in each]
     atomic_write(files.curve, encode_curve(points).encode(), force=True)
     paths = write_curve(folder, points)
-    logger.info("learning curve of %d epochs: %s and %s", len(points), *paths)
+    logger.info("learning curve of %s: %s and %s", number_of(len(points), "epoch"), *paths)
     return paths
 
 

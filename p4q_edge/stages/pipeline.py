@@ -34,6 +34,7 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import ImageSet
 from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.storage import StageCode, atomic_write
+from p4q_edge.runtime.wording import number_of
 from p4q_edge.stages.encoder_file import encoder_digest, restore_encoder, save_encoder
 from p4q_edge.stages.features import FEATURES, Tower, TrainViews, cached_features, store_features, unlabelled_features
 from p4q_edge.stages.folding import fold, restore_student
@@ -135,7 +136,7 @@ def calibrate_stage(source: Source, files: RunFiles) -> CalibratedEncoder:
     """Quantize the image tower on the recipe's calibration images, within its limit on the loss of accuracy."""
     section = source.recipe.quantization
     images = source.stream(calibration_set(source)).held()
-    logger.info("calibrate: %d images, %s", len(images), section.scheme().label)
+    logger.info("calibrate: %s, %s", number_of(len(images), "image"), section.scheme().label)
     calibrated = calibrate_encoder(source.model, images, section.scheme())
     if section.max_top1_drop is None:
         return calibrated

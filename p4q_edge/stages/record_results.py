@@ -16,6 +16,7 @@ from p4q_edge.runtime.artifacts import CalibratedOn, GraphParity, RecordedResult
 from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.images import ImageSet, draw_subset
 from p4q_edge.runtime.statistics import bootstrap_quantile, cosine_rows
+from p4q_edge.runtime.wording import number_of
 from p4q_edge.stages.pipeline import Learned
 from p4q_edge.stages.source import Source
 
@@ -75,7 +76,7 @@ def loss_without_labels(learned: Learned) -> CalibratedOn:
 @torch.no_grad()
 def record_reference(classifier: FoldedClassifier, images: Tensor, labels: np.ndarray) -> RecordedResults:
     """Run the fake-quantized and the float classifier on uint8 `(n, 3, H, W)`, n at least 1."""
-    logger.info("export: results of PyTorch on %d validation images", len(images))
+    logger.info("export: results of PyTorch on %s", number_of(len(images), "validation image"))
     _, embedding, _ = run_folded(classifier, images, phase=Phase.QUANTIZED)
     _, float_embedding, _ = run_folded(classifier, images, phase=Phase.FLOAT)
     cpu_embedding = None

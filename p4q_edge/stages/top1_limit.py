@@ -20,6 +20,7 @@ from p4q_edge.learning import Student
 from p4q_edge.models import Batches, encode_batches
 from p4q_edge.quant import Phase, running_in
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def limit_top1(calibrated: CalibratedEncoder, reference: nn.Module, judge: Judge
             "cross-validated). Set it higher."
         )
     logger.info(
-        "%s, %.2f points less quantized, %.2f with %d of %d layers in float: %s",
-        *(said, before, drop(kept), len(kept), len(layers), ", ".join(kept)),
+        "%s, %.2f points less quantized, %.2f with %d of %s in float: %s",
+        *(said, before, drop(kept), len(kept), number_of(len(layers), "layer"), ", ".join(kept)),
     )
     for path in kept:
         layers[path].keep_float()

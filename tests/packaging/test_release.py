@@ -81,13 +81,15 @@ def test_a_second_section_of_a_version_is_refused(checkout: Path) -> None:
 def test_only_what_is_committed_is_built(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "scratch.txt").write_text("mine")
     assert release.main(["--output", str(tmp_path / "dist")], root=checkout) == 1
-    assert "error: 1 files differ from the commit, as ?? scratch.txt. Commit them first." in capsys.readouterr().err
+    assert (
+        "error: files that differ from the commit: 1, as ?? scratch.txt. Commit them first." in capsys.readouterr().err
+    )
 
 
 def test_a_cut_takes_no_other_change_along(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / release.SOURCE).write_text((checkout / release.SOURCE).read_text() + "\n")
     assert release.main(["--cut", "7.0.0"], root=checkout) == 1
-    assert "1 files differ from the commit" in capsys.readouterr().err
+    assert "files that differ from the commit: 1" in capsys.readouterr().err
     assert "7.0.0" not in (checkout / release.CHANGES).read_text()
 
 

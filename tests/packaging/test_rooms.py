@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 RUNTIME = (
-    *("errors", "lazy", "choices", "stage", "progress"),
+    *("errors", "lazy", "choices", "stage", "progress", "wording"),
     *("storage", "statistics", "machine", "images", "artifacts", "engines", "verification", "builders"),
     *("classification", "bulk", "serving", "http", "benchmark", "evaluation", "hub", "cli"),
 )
-"""Bottom to top; the first five are modules."""
+"""Bottom to top; the first six are modules."""
 TOOLKIT = (
     *("demo", "quant", "recipe", "data", "models", "calibration", "learning", "graph", "stages", "baselines"),
     *("evaluation", "api", "cli"),
 )
-LEAVES = RUNTIME[:5]
+LEAVES = RUNTIME[:6]
 """Modules on the ground floor, imported directly."""
 COMMAND_ROOM = ["p4q_edge", "runtime", "cli"]
 """Of `python -m p4q_edge`, the one module of the namespace itself."""

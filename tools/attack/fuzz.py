@@ -29,6 +29,8 @@ from typing import Any
 
 from mutator import edit_bytes
 
+from p4q_edge.runtime.wording import one_or_many
+
 SLICE = 4_000
 HANG_S = 5.0
 WAIT_S = 120.0  # on the clock, where native code does not listen, or something is waited for
@@ -317,7 +319,9 @@ def main() -> int:
         return 0
     found = fuzz(args.target or [*TARGETS], inputs=args.inputs, seed=args.seed, out=args.out, engine=args.engine)
     for name, one in found.items():
-        print(f"{name:<11}{one.inputs:>9} inputs  {one.accepted:>8} accepted  {sum(one.problems.values()):>6} problems")
+        found_here = sum(one.problems.values())
+        words = one_or_many(found_here, "problem")
+        print(f"{name:<11}{one.inputs:>9} inputs  {one.accepted:>8} accepted  {found_here:>6} {words}")
         for problem, count in one.problems.most_common():
             print(f"  {count} x {problem}")
     return int(any(one.problems for one in found.values()))

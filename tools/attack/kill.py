@@ -27,6 +27,8 @@ from typing import Any
 from kill_place import digest, prepare
 from kill_trials import TRIALS, Trial
 
+from p4q_edge.runtime.wording import number_of
+
 EARLIER = 4
 """Tries after a kill that came too late."""
 
@@ -220,7 +222,8 @@ def main() -> int:
         failed |= bool(set(row.outcomes) - {"ok"})
         total = sum(row.outcomes.values())
         print(
-            f"{name}: {total} killed, {row.at_boundaries} at {row.boundaries} boundaries, {row.late} too late; "
+            f"{name}: {total} killed, {row.at_boundaries} at {number_of(row.boundaries, 'boundary', 'boundaries')}, "
+            f"{row.late} too late; "
             f"{total - row.outcomes['ok']} failed",
             flush=True,
         )

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from p4q_edge.runtime.wording import number_of
+
 THREADS = 8
 WARM_UP = 0.05
 """Share of the work that is done before the first count: pools of memory fill up then."""
@@ -64,9 +66,9 @@ class Part:
         found = [f"{count} x {what}" for what, count in self.outcomes.items() if what not in EXPECTED]
         assert self.after is not None
         if self.after.files > self.before.files:
-            found.append(f"{self.after.files - self.before.files} more open files")
+            found.append(number_of(self.after.files - self.before.files, "more open file"))
         if self.after.threads > self.before.threads:
-            found.append(f"{self.after.threads - self.before.threads} more threads")
+            found.append(number_of(self.after.threads - self.before.threads, "more thread"))
         if self.after.resident_bytes - self.before.resident_bytes > MAX_GROWTH_BYTES:
             found.append(f"{(self.after.resident_bytes - self.before.resident_bytes) >> 20} MiB more memory")
         return found

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.statistics import wilson_interval
 from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from accuracy_rows import Row
@@ -125,7 +126,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, document["seeds"]))
     heading = HEADINGS[document["data"]]
     lines = [
-        f"# {heading}: {document['classes']} classes, {document['shots']} shots, n = {document['n']}, seeds {seeds}",
+        f"# {heading}: {document['classes']} classes, {number_of(document['shots'], 'shot')}, n = {document['n']}, "
+        f"seeds {seeds}",
         "",
         f"Model {document['model']['name']}. Means over seeds with their standard deviation, in percent. Agreement is "
         "with the same classifier with nothing quantized: full-precision zero-shot for PTQ, the same learned head on "
@@ -168,7 +170,8 @@ def readme_table(documents: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"| {label} | " + " | ".join("" if v is None else f"{v:.1f}" for v in values) + " |")
     lines += [
         "",
-        f"Mean of {len(first['seeds'])} seeds, {first['shots']} labelled images a class; {counts}. W8A8 of P4Q Edge is",
+        f"Mean of {number_of(len(first['seeds']), 'seed')}, {number_of(first['shots'], 'labelled image')} a class; "
+        f"{counts}. W8A8 of P4Q Edge is",
         "executed on 8-bit kernels, its narrower widths are carried on them. Deviations, intervals, top-5, agreement",
         f"and every part: {links}.",
     ]
@@ -186,7 +189,8 @@ def headline(document: Mapping[str, Any]) -> str:
     seeds = len(document["seeds"])
     lines += [
         "",
-        f"{HEADINGS[document['data']]}: {document['classes']} classes, at most {document['shots']} photographs of each "
+        f"{HEADINGS[document['data']]}: {document['classes']} classes, at most "
+        f"{number_of(document['shots'], 'photograph')} of each "
         f"to learn from, n = {document['n']:,} others, "
         f"{seeds} seed{'s' if seeds > 1 else ''}, {document['created'][:10]}; intervals and commit: "
         f"[results](tools/bench/results/{stem(document)}.md). "

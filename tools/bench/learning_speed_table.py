@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from p4q_edge.runtime.wording import number_of
+
 
 def markdown(document: dict[str, Any]) -> str:
     """Return the figures as tables."""
     lines = [
         f"{document['model']}, {document['classes']} classes, {document['batch']} images a step, "
-        f"{document['threads']} threads of {document['cpu']}, {document['clock']} time, "
+        f"{number_of(document['threads'], 'thread')} of {document['cpu']}, {document['clock']} time, "
         f"load {document['load_average_before'][0]:.1f} to {document['load_average_after'][0]:.1f}",
     ]
     for run in document["runs"]:

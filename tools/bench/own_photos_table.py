@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from p4q_edge.runtime.wording import number_of
+
 COMMANDS = ("build", "selftest", "validate", "classify")
 
 
@@ -13,7 +15,7 @@ def markdown(document: dict[str, Any]) -> str:
     """Return counts by model, how near the graphs came to their limits, and what was refused."""
     rows = document["rows"]
     lines = [
-        f"`{document['command']}`, {document['threads']} threads of {document['cpu']}",
+        f"`{document['command']}`, {number_of(document['threads'], 'thread')} of {document['cpu']}",
         "",
         "| model | sets | classes | shots | " + " | ".join(COMMANDS) + " | all | top-1 (n images) | seconds, median |",
         "|" + "---|" * (len(COMMANDS) + 7),

@@ -205,7 +205,7 @@ def collect(jobs: dict[Future[dict[str, Any]], str], figures: Figures, deadline:
             if done % 20 == 0:
                 logger.info("%d of %d, %s", done, len(jobs), jobs[job])
     except LateError:
-        logger.warning("time is over: %d cells are not measured", sum(not job.done() for job in jobs))
+        logger.warning("time is over: cells that are not measured: %d", sum(not job.done() for job in jobs))
 
 
 @tells_errors

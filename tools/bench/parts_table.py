@@ -19,6 +19,7 @@ from parts_scene import CORRUPTIONS
 
 from p4q_edge.runtime.statistics import Estimate, metrics
 from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.wording import number_of
 
 HEADINGS = {"digits": "digits", "cifar100": "CIFAR-100", "caltech101": "Caltech-101"}
 WIDTHS = ("FP32", "W8A8", "W4A8", "W4A4")
@@ -253,7 +254,8 @@ def counts(answers: Answers, name: str) -> str:
     every = [answers.figures[key] for key in answers.figures if key.startswith(f"names|FP32|{name}|")]
     tested, labelled = ([len(figure[part]) for figure in every] for part in ("tested", "labelled"))
     return (
-        f"{every[0]['classes']} classes, {len(every)} seeds, {min(labelled)} labelled images (n of cross-validation), "
+        f"{every[0]['classes']} classes, {number_of(len(every), 'seed')}, {min(labelled)} labelled images (n of "
+        "cross-validation), "
         f"n = {min(tested)} tested images for each seed."
     )
 

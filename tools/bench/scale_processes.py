@@ -28,6 +28,7 @@ from scale import RESULTS, make_images, random_model, recipe_text
 
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write
+from p4q_edge.runtime.wording import number_of
 
 CLASSES = 16
 
@@ -84,9 +85,12 @@ def child(task: dict[str, str]) -> None:
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure each way in turn; return a row of each."""
     random_model(args)
-    ways = {"1 process, 1 thread": (1, 1), f"{args.processes} processes, 1 thread each": (args.processes, 1)}
+    ways = {
+        "1 process, 1 thread": (1, 1),
+        f"{number_of(args.processes, 'process', 'processes')}, 1 thread each": (args.processes, 1),
+    }
     if args.threads:
-        ways[f"1 process, {args.processes} threads"] = (1, args.processes)
+        ways[f"1 process, {number_of(args.processes, 'thread')}"] = (1, args.processes)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     busiest: dict[str, list[float]] = {name: [] for name in ways}
     loads: dict[str, list[float]] = {name: [] for name in ways}

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from p4q_edge.runtime.wording import number_of
+
 METHODS = ("zero-shot", "nearest mean", "taught", "taught, names unknown", "P4Q")
 AIM = 2.0
 """Points that a taught head may stay below P4Q, from 4 shots on."""
@@ -56,7 +58,8 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], data: str) -> list[str]:
 def _cost(cost: Mapping[str, Any]) -> list[str]:
     middle = statistics.median(cost["cpu_seconds"])
     return [
-        f"Beyond encoding, {cost['classes']} classes x {cost['shots']} photographs of {cost['dim']} numbers: "
+        f"Beyond encoding, {cost['classes']} classes x {number_of(cost['shots'], 'photograph')} of {cost['dim']} "
+        "numbers: "
         f"{middle:.2f} s of CPU time (median of {cost['runs']}, one thread), "
         f"{statistics.median(cost['wall_seconds']):.2f} s on the clock, {cost['peak_mib']:.1f} MiB of memory at most.",
     ]

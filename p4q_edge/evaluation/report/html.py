@@ -17,6 +17,7 @@ from p4q_edge.runtime.evaluation.report import KIND, Report, trial_tables
 from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 MAX_THUMBNAILS = 24
 _THUMBNAIL_PIXELS = 96
@@ -46,7 +47,7 @@ def render_html(report: Report, *, thumbnails: Mapping[int, str] | None = None) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(words.FILTERS)
+    environment.filters.update(words.FILTERS, number_of=number_of, one_or_many=one_or_many)
     return environment.get_template("report.html.j2").render(
         report=report,
         kind=KIND,

@@ -20,6 +20,7 @@ from p4q_edge.graph.proof.graph_index import GraphIndex, quantize_linear
 from p4q_edge.graph.proof.layers import EXPLAINED_SHARE, GRID, rounding_of
 from p4q_edge.graph.quantization import INT8_WEIGHT, weight_path
 from p4q_edge.quant import Phase, QuantConv2d, quant_convs, running_as_cpu_graph, running_in
+from p4q_edge.runtime.wording import number_of
 
 IMAGES = 1
 """A convolution has as many results as positions; one image shows enough of them."""
@@ -145,7 +146,10 @@ class GraphConvolutions:
         off = float((steps > 1e-3).mean())
         if steps.max(initial=0.0) <= 1.5 and off <= EXPLAINED_SHARE:
             return None
-        return f"its input is on another grid ({100 * off:.3g} % of the values, up to {steps.max():.3g} steps)"
+        return (
+            f"its input is on another grid ({100 * off:.3g} % of the values, up to "
+            f"{number_of(f'{steps.max():.3g}', 'step')})"
+        )
 
     def _through(self, grid: list[onnx.NodeProto], x: NDArray[np.float32]) -> NDArray[np.float32]:
         for node in grid:

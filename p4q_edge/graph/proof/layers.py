@@ -18,6 +18,7 @@ from p4q_edge.graph.proof.bypass import grid_of
 from p4q_edge.graph.proof.graph_index import GraphIndex, e4m3_step, quantize_linear, quantize_linear_to_e4m3
 from p4q_edge.graph.quantization import E4M3, weight_path
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, quant_products, running_in, softmax_scale
+from p4q_edge.runtime.wording import number_of
 
 ROWS = 128
 """Number of inputs of a layer that are compared."""
@@ -215,7 +216,10 @@ def _problem(layers: GraphLayers, layer: Layer, record: LayerRecord) -> str | No
         steps = steps / e4m3_step(expected / scale)
     off = float((steps > 1e-3).mean())
     if not (steps.max(initial=0.0) <= 1.5 and off <= EXPLAINED_SHARE):
-        return f"its input is on another grid ({100 * off:.3g} % of the values, up to {steps.max():.3g} steps)"
+        return (
+            f"its input is on another grid ({100 * off:.3g} % of the values, up to "
+            f"{number_of(f'{steps.max():.3g}', 'step')})"
+        )
     if linear.bias is not None and bool(linear.bias.any()) and not any(n.op_type == "Add" for n in layer.after):
         return "it has no bias"
     value, reach = layers.product(layer, expected)

@@ -35,6 +35,7 @@ from p4q_edge.runtime.choices import GraphKind
 from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS, NoiseFloor
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,10 @@ def layer_problem(records: Mapping[str, LayerRecord], graph: onnx.ModelProto) ->
     if not wrong:
         return None
     path, problem = next(iter(wrong.items()))
-    return f"{len(wrong)} of its linears differ from the module's, first {path}: {problem}"
+    return (
+        f"{number_of(len(wrong), 'of its linears differs', 'of its linears differ')} from the module's, first "
+        f"{path}: {problem}"
+    )
 
 
 def conv_problem(records: Mapping[str, ConvRecord], candidate: CandidateGraph) -> str | None:
@@ -136,7 +140,10 @@ def conv_problem(records: Mapping[str, ConvRecord], candidate: CandidateGraph) -
     if not wrong:
         return None
     path, problem = next(iter(wrong.items()))
-    return f"{len(wrong)} of its convolutions differ from the module's, first {path}: {problem}"
+    return (
+        f"{number_of(len(wrong), 'of its convolutions differs', 'of its convolutions differ')} from the module's, "
+        f"first {path}: {problem}"
+    )
 
 
 def noise_problem(reference: GraphOutputs, found: GraphOutputs, noise: Noise) -> str | None:
@@ -283,9 +290,15 @@ def _exact_problem(
 ) -> str | None:
     graph = onnx.load_from_string(candidate.model)
     if candidate.name == "placed" and (differing := differing_convolutions(graph, subject.convs)):
-        return f"it holds other integers or scales in {len(differing)} convolutions, first {differing[0]}"
+        return f"it holds other integers or scales in {number_of(len(differing), 'convolution')}, first {differing[0]}"
     if candidate.name == "fp32" and (differing := differing_linears(graph, subject.linears)):
-        return f"it holds other integers or scales than the module in {len(differing)} linears, first {differing[0]}"
+        return (
+            f"it holds other integers or scales than the module in {number_of(len(differing), 'linear')}, first "
+            f"{differing[0]}"
+        )
     if operands := differing_attentions(subject.model, graph):
-        return f"it holds other scales than the module in {len(operands)} operands of attentions, first {operands[0]}"
+        return (
+            f"it holds other scales than the module in {number_of(len(operands), 'operand')} of attentions, first "
+            f"{operands[0]}"
+        )
     return layer_problem(records, graph) or float_problem(graph, floats, subject.images, half=candidate.half)

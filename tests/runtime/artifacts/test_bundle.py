@@ -57,7 +57,7 @@ def test_precision_in_words() -> None:
     assert mixed.parts == "51 linears and 4 convolutions (97.1 % of multiply-accumulates)"
     hardly = msgspec.structs.replace(plain, int8_mac_share=0.0006, quantized_linears=1)
     assert hardly.label == "W8A8 executed in 0.1 % of multiply-accumulates"
-    assert hardly.parts == "1 linears (0.1 % of multiply-accumulates)"
+    assert hardly.parts == "1 linear (0.1 % of multiply-accumulates)"
     paper = msgspec.structs.replace(whole, weight_bits=4, activation_bits=4, attention_bits=8, execution="carried")
     assert paper.label == "W4A4 (attention W8A8) carried"
     widths = msgspec.structs.replace(plain, weight_bits=4, execution="carried", mean_weight_bits=4.5)

@@ -48,7 +48,7 @@ def test_limits_may_come_from_the_noise_of_the_model(golden: Golden) -> None:
 
     lead = float(golden.logits[0, 0] - golden.logits[0, 1]) / SCALE
     assert compared(0.05, lead / NOISE_FACTOR + 0.01).problem() is None
-    assert "1 of 2 golden images get another class" in str(compared(0.05, lead / NOISE_FACTOR - 0.01).problem())
+    assert "1 of 2 golden images gets another class" in str(compared(0.05, lead / NOISE_FACTOR - 0.01).problem())
     assert "embeddings reach a cosine of" in str(compared(0.001, lead).problem())
 
 
@@ -92,7 +92,7 @@ def test_the_best_class_may_differ_only_where_the_reference_is_undecided(golden:
     tipped[0, [0, 2]] = tipped[0, [2, 0]]
     result = compare_golden({"embedding": golden.embedding, "logits": tipped}, golden, logit_scale=SCALE)
     assert result.top1_flips == 1
-    assert "1 of 2 golden images get another class" in str(result.problem())
+    assert "1 of 2 golden images gets another class" in str(result.problem())
 
 
 def test_a_single_class_never_flips(golden: Golden) -> None:

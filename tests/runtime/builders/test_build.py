@@ -232,7 +232,7 @@ def test_inspect_hands_the_lint_to_the_toolkit(
     )
     code, out, err = run("inspect", tiny_bundle, "--lint")
     assert (code, out) == (5, "g  opset  model: is old\n")
-    assert "breaks 1 rules" in err
+    assert "breaks 1 rule." in err
     assert seen == [tiny_bundle]
     monkeypatch.setattr(metadata, "entry_points", lambda **_: [])
     code, _, err = run("inspect", tiny_bundle, "--lint")

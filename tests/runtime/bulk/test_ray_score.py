@@ -82,8 +82,8 @@ def test_a_manifest_gives_the_table_of_one_machine_and_goes_on(
     parts[1].unlink()
     times = [parts[0].stat().st_mtime_ns, parts[2].stat().st_mtime_ns]
     code, out, err = score(*words)  # type: ignore[operator]
-    assert "3 parts, 2 of them are there already" in err
-    assert "16 images in 1 parts" in out
+    assert "parts: 3, there already: 2" in err
+    assert "images: 16, not usable: 0, parts: 1" in out
     assert [parts[0].stat().st_mtime_ns, parts[2].stat().st_mtime_ns] == times
     assert _answers(parts) == _answers([tmp_path / "one.parquet"])
     code, _, err = score(tiny_engine, tmp_path / "manifest.parquet", tmp_path / "answers", "--part", 8)  # type: ignore[operator]
@@ -102,9 +102,9 @@ def test_shards_that_fail_are_told_of_and_named_again(score: object, tiny_engine
     words = (tiny_engine, tmp_path / "shard-{0..1}.tar", tmp_path / "answers", "--retries", 1)
     code, out, err = score(*words)  # type: ignore[operator]
     assert code == 1
-    assert "12 images in 1 parts" in out
+    assert "images: 12, not usable: 0, parts: 1" in out
     assert f"error: {tmp_path / 'shard-1.tar'}: ReadError" in err
-    assert "1 parts are missing. Run the same command again to go on" in err
+    assert "parts that are missing: 1. Run the same command again to go on" in err
     (tmp_path / "shard-1.tar").write_bytes(whole)
     code, out, err = score(*words)  # type: ignore[operator]
     assert code == 0, err
@@ -120,7 +120,7 @@ def test_shards_that_fail_are_told_of_and_named_again(score: object, tiny_engine
     [
         (["no.onnx", "no.parquet", "answers"], "no.parquet does not exist; expected a Parquet file"),
         (["no.onnx", "s-{3..1}.tar", "answers"], "names no image; expected shards such as s-{000..009}.tar"),
-        (["no.onnx", "s-{0..1}.tar", "answers"], "2 of 2 shards of"),
+        (["no.onnx", "s-{0..1}.tar", "answers"], "that do not exist: 2 of 2"),
         (["no.onnx", "some.parquet", "answers"], "has no card no.onnx.json beside it; expected an engine"),
         (["no.onnx", "some.parquet", "answers", "--part", "0"], "--part must be at least 1, got 0"),
         (["no.onnx", "some.parquet", "answers", "--retries", "-1"], "--retries must be at least 0, got -1"),

@@ -182,5 +182,5 @@ def test_labels_must_fit_images_and_classes() -> None:
         chain.validate_chain({"engine": Stage()}, images, labels[:-1], names)
     with pytest.raises(InputError, match="at least one image"):
         chain.validate_chain({"engine": Stage()}, images[:0], [], names)
-    with pytest.raises(InputError, match="labels reach from 0 to 10, but there are 10 class names"):
+    with pytest.raises(InputError, match="labels reach from 0 to 10, and the engine names 10 classes"):
         chain.validate_chain({"engine": Stage()}, images, [CLASSES, *[0] * 29], names)

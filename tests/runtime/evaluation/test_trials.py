@@ -163,7 +163,7 @@ def test_labelled_images_are_none_of_no_class(
     shutil.copy(labelled, others / "copy.png")
     assert main(["validate", str(engine), "--data", str(validated), "--ood", str(others)]) == 2
     err = capsys.readouterr().err
-    assert f"--ood {others}: 1 of 8 images are labelled with a class too, the first is {others / 'copy.png'}." in err
+    assert f"--ood {others}: 1 of 8 images is labelled with a class too, the first is {others / 'copy.png'}." in err
     assert "golden samples:" not in err
 
 

@@ -97,9 +97,9 @@ def test_another_label_than_recorded_is_told(engine: Path, validated: Path, caps
     moved = next((validated / "circle").iterdir())
     moved.rename(validated / "square" / moved.name)
     assert main(["validate", str(engine), "--data", str(validated), "-q"]) == 0
-    assert "1 of 40 images have another label than in the bundle" in capsys.readouterr().err
+    assert "1 of 40 images has another label than in the bundle" in capsys.readouterr().err
     report = read_report(engine.with_name("tiny.report.json"))
-    assert report.not_checked == ("which label is right: 1 images have another one than in the bundle",)
+    assert report.not_checked == ("which label is right: 1 image has another one than in the bundle",)
 
 
 def test_images_that_the_bundle_does_not_know_are_told(

@@ -107,7 +107,7 @@ def test_limits_hold_here_too(serve: Callable[..., Any], photos: list[bytes]) ->
     body, headers = encoded(*photos[:3])
     answer = client.post("/v2/models/tiny/infer", content=body, headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["error"] == "a request may hold 1 to 2 images, got 3."
+    assert answer.json()["error"] == "a request holds an image or more, at most 2; got 3."
     large = client.post("/v2/models/tiny/infer", content=b"x" * 50_001)
     assert large.status_code == 413
     assert large.json()["error"].startswith("a request may have at most 50000 bytes.")

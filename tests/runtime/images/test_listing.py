@@ -61,8 +61,8 @@ def test_one_line_says_what_was_left_out_and_why(photos: Path, caplog: pytest.Lo
     assert [(record.levelname, record.message) for record in caplog.records] == [
         (
             "WARNING",
-            f"left out of {photos}: 1 .csv files, 1 .heic files (to read them: pip install 'p4q-edge-runtime[heif]'), "
-            "1 broken links, 1 hidden files, 1 images outside of the class folders, 1 linked folders (copy them in), "
+            f"left out of {photos}: 1 .csv file, 1 .heic file (to read them: pip install 'p4q-edge-runtime[heif]'), "
+            "1 broken link, 1 hidden file, 1 image outside of the class folders, 1 linked folder (copy it in), "
             "1 of the system (@eaDir), 1 of the system (Thumbs.db), 1 of the system (__MACOSX)",
         )
     ]
@@ -106,17 +106,17 @@ def test_a_class_of_unreadable_photographs_says_so(tmp_path: Path) -> None:
     write(tmp_path / "a" / "0.png")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.heic").touch()
-    with pytest.raises(InputError, match=r"class folder .*b has no images .*; left out: 1 \.heic files \(to read them"):
+    with pytest.raises(InputError, match=r"class folder .*b has no images .*; left out: 1 \.heic file \(to read them"):
         list(labelled_files(tmp_path))
 
 
 def test_left_out_counts_by_reason() -> None:
     left_out = LeftOut()
     assert str(left_out) == ""
-    left_out.add("x")
-    left_out.add("x")
-    left_out.add("a")
-    assert str(left_out) == "1 a, 2 x"
+    left_out.add("file")
+    left_out.add("file")
+    left_out.add("link there", "links there")
+    assert str(left_out) == "2 files, 1 link there"
 
 
 @pytest.mark.skipif("avif" not in features.modules or not features.check("avif"), reason="this Pillow reads no AVIF")

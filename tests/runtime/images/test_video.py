@@ -87,7 +87,7 @@ def test_a_film_that_is_cut_off_is_told_of(
 ) -> None:
     camera(5).said = 30.0
     assert len(numbers(video.frames(film))) == 4
-    assert "film.mp4 ends after 5 of the 30 frames that it names: it is cut off or damaged" in caplog.text
+    assert "film.mp4 ends after 5 of 30 frames that it names: it is cut off or damaged" in caplog.text
     camera(0)
     with pytest.raises(InputError, match=r"film.mp4 holds no frame that can be read. Check that it is whole"):
         list(video.frames(film))

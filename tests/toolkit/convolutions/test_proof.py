@@ -110,7 +110,7 @@ def test_a_wrong_bias_and_wrong_strides_are_named(built: Callable[[str], Built])
     candidate = CandidateGraph(name="fp32", kind="fp32", model=graph.SerializeToString(), as_cpu_graph=True)
     said = conv_problem(records[True], candidate)
     assert said is not None
-    assert said.startswith(f"1 of its convolutions differ from the module's, first {path}: ")
+    assert said.startswith(f"1 of its convolutions differs from the module's, first {path}: ")
 
 
 def _behind(graph: onnx.ModelProto, name: str) -> set[str]:

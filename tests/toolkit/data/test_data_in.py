@@ -155,11 +155,11 @@ def test_a_tar_is_read_lazily_and_by_the_rules_of_webdataset(tmp_path: Path) -> 
         ([("a.png", png_bytes(0)), ("a.png", png_bytes(1)), ("a.cls", b"0")], "d.tar: a appears more than once"),
         ([("a.png", png_bytes(0)), ("a.jpg", png_bytes(1)), ("a.cls", b"0")], "d.tar: a appears more than once"),
         ([("a.png", png_bytes(0)), ("a.cls", b"0"), ("a.cls", b"1")], "d.tar: a appears more than once"),
-        ([("a.png", png_bytes(0)), ("a.cls", b"0"), ("b.cls", b"0")], "found 1 images, but b has only one"),
+        ([("a.png", png_bytes(0)), ("a.cls", b"0"), ("b.cls", b"0")], "found 1 image, but b has only one"),
         ([("a.png", png_bytes(0)), ("a.cls", b"-1")], r"labels must be between 0 and -1|labels must be between"),
         (
             [("a.png", png_bytes(0)), ("a.cls", b"3"), ("classnames.txt", b"cat")],
-            r"between 0 and 0 \(1 class names\), got 3",
+            r"between 0 and 0 \(1 class name\), got 3",
         ),
         ([("a.png", png_bytes(0)), ("a.cls", b"cat")], "is not an uncompressed webdataset tar"),
         (

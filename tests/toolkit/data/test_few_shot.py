@@ -58,7 +58,7 @@ def test_with_a_test_set_all_there_is_is_learned_from(
     train = unequal(toy_images, 10, 30, 16, 20)
     test = toy_images(40).subset(np.flatnonzero(np.arange(160) % 40 >= 30))
     assert counts(make_split(train, test, shots=16, seed=0, test_limit=0)) == ([10, 16, 16, 16], [10, 10, 10, 10])
-    assert caplog.messages == ["data.shots = 16: 1 classes have fewer; learned from: red 10 of 10"]
+    assert caplog.messages == ["data.shots = 16: 1 class has fewer; learned from: red 10 of 10"]
 
 
 def test_it_is_said_which_classes_have_fewer(

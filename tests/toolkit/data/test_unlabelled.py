@@ -69,7 +69,7 @@ def test_copies_of_learned_and_tested_images_are_left_out(
     assert found is not None
     assert found.names == ("new.png",)
     assert len(split.train) + len(split.test) == 12
-    assert "data.unlabelled: 1 images, 12 of" in caplog.text
+    assert "data.unlabelled: 1 image, 12 of" in caplog.text
 
 
 def test_a_source_of_copies_alone_is_refused(section: DataSection, split: Split) -> None:

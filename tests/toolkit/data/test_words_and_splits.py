@@ -87,7 +87,7 @@ def test_copies_within_one_folder_are_not_tested_on(folder: Path) -> None:
 
 
 def test_class_names_must_fit_the_classes(folder: Path) -> None:
-    with pytest.raises(InputError, match="1 class names were given for 2 classes"):
+    with pytest.raises(InputError, match="1 class name was given for 2 classes"):
         read_split(DataSection(train=str(folder), class_names=("cat",), shots=2), seed=0)
     split = read_split(DataSection(train=str(folder), class_names=("a cat", "a dog"), shots=2), seed=0)
     assert split.test.class_names == ("a cat", "a dog")

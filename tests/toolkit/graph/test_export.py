@@ -183,7 +183,7 @@ def test_a_wrong_scale_of_an_attention_is_refused(
     right = attention_quantizations(model)
     wrong = {path: replace(grids, value=grids.value / 4) for path, grids in right.items()}
     monkeypatch.setattr("p4q_edge.graph.export.attention_quantizations", lambda _: wrong)
-    with pytest.raises(QualityGateError, match=r"1 operands of attentions, first .*resblocks\.0\.attn\.value"):
+    with pytest.raises(QualityGateError, match=r"1 operand of attentions, first .*resblocks\.0\.attn\.value"):
         export_classifier(model, images)
 
 

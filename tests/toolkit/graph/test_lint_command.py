@@ -42,7 +42,7 @@ def test_a_broken_rule_is_listed_with_graph_rule_and_node(
     assert main(["inspect", "--lint", str(tmp_path / "new.onnx")]) == 5
     shown = capsys.readouterr()
     assert "new.onnx  opset  model: expected opset 17 to 20" in shown.out
-    assert "breaks 1 rules" in shown.err
+    assert "breaks 1 rule." in shown.err
 
 
 @pytest.mark.parametrize(("told", "code"), [(1, 0), (0, 5)])

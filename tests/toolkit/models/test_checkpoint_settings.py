@@ -68,7 +68,7 @@ def test_where_all_tags_agree_their_record_is_taken() -> None:
     assert settings.preprocessing["mean"] == (0.0, 0.0, 0.0)
     assert settings.preprocessing["std"] == (1.0, 1.0, 1.0)
     assert settings.preprocessing["interpolation"] == "bilinear"
-    assert settings.taken_from == "all 1 tags of MobileCLIP2-S0"
+    assert settings.taken_from == "the only tag of MobileCLIP2-S0"
     assert settings_for_path("RN50", "w.pt", quick_gelu=None, keys=PreprocessKeys()).quick_gelu
     assert settings_for_path("ViT-L-14-336", "w.pt", quick_gelu=None, keys=PreprocessKeys()).quick_gelu
     assert settings_for_path("ViT-B-32-quickgelu", "w.pt", quick_gelu=None, keys=PreprocessKeys()).quick_gelu

@@ -11,6 +11,7 @@ import numpy as np
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.statistics import FULL_BITS, least_cosine
 from p4q_edge.runtime.storage import load_tensors, save_tensors
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 MAX_SAMPLES = 64
 MAX_DRIFT = {"onnxruntime": 1e-6, "openvino": 1e-6, "tensorrt": 1e-3, "tensorrt-rtx": 1e-3}
@@ -91,7 +92,10 @@ class GoldenResult(msgspec.Struct, frozen=True, kw_only=True):
                 f"embeddings reach a cosine of {self.cosine_min:.5f} to the reference; expected {self.min_cosine:.5g}"
             )
         if self.top1_flips:
-            return f"{self.top1_flips} of {self.samples} golden images get another class than in the reference"
+            return (
+                f"{self.top1_flips} of {number_of(self.samples, 'golden image')} "
+                f"{one_or_many(self.top1_flips, 'gets', 'get')} another class than in the reference"
+            )
         if self.drift is not None and not self.drift <= self.max_drift:
             return (
                 f"embeddings moved by {self.drift:.2e} since the engine was built on this machine; "

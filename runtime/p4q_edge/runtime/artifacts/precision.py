@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from p4q_edge.runtime.choices import NumberFormat, QuantizedFlavour
+from p4q_edge.runtime.wording import number_of
 
 FP8_LABEL = "FP8 (E4M3)"
 """What stands for the widths where values are 8-bit floating-point numbers."""
@@ -134,7 +135,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def description(self) -> str:
         """Label and parts; of a model in floating point the label alone."""
-        on_demand = f", {len(self.in_float)} layers in float on demand" if self.in_float else ""
+        on_demand = f", {number_of(len(self.in_float), 'layer')} in float on demand" if self.in_float else ""
         known = self.quantized_linears + self.quantized_convolutions
         return f"{self.label}, {self.parts}{on_demand}" if known else self.label
 
@@ -148,8 +149,8 @@ def width_label(weight_bits: int, activation_bits: int, attention_bits: int | No
 
 def quantized_parts(linears: int, attentions: int, *, convolutions: int = 0, mac_share: float | None = None) -> str:
     """Return `51 linears and the products of 11 attentions (97.1 % of multiply-accumulates)`, or what is known."""
-    layers = f"{linears} linears" + (f" and {convolutions} convolutions" if convolutions else "")
-    products = f" and the products of {attentions} attentions" if attentions else ""
+    layers = number_of(linears, "linear") + (f" and {number_of(convolutions, 'convolution')}" if convolutions else "")
+    products = f" and the products of {number_of(attentions, 'attention')}" if attentions else ""
     share = "" if mac_share is None else f" ({100 * mac_share:.1f} % of multiply-accumulates)"
     return f"{layers}{products}{share}"
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from p4q_edge.runtime.benchmark.power import SYSFS, PowerSensor, energy_joules
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -217,10 +218,10 @@ def judge_interference(
     seen = {"load": foreign, "clock": clocks or None, "temperature": temperatures or None, "throttling": events}
     invalid = _reasons_of_silence(samples, failure=failure, interval_s=interval_s)
     if events:
-        invalid.append(f"the chip or the cgroup was throttled {int(events)} times")
+        invalid.append(f"the chip or the cgroup was throttled {number_of(int(events), 'time')}")
     invalid += sorted({f"the GPU was throttled: {reason}" for s in samples for reason in s.throttled_now})
     if foreign is not None and foreign > MAX_FOREIGN_SHARE * cores:
-        invalid.append(f"other processes used {foreign:.2f} of {cores} cores")
+        invalid.append(f"other processes used {foreign:.2f} of {number_of(cores, 'core')}")
     if steal_share is not None and steal_share > MAX_STEAL_SHARE:
         invalid.append(f"the hypervisor took {100 * steal_share:.1f} % of the time")
     return WatchRecord(

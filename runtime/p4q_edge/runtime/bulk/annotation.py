@@ -16,6 +16,7 @@ from p4q_edge.runtime.classification import Prediction
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.images import video
 from p4q_edge.runtime.storage import printable, require_writable, scratch_folder, write_error
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +102,7 @@ class Annotator:
                 self._made.replace(self._path)
             except OSError as failed:
                 raise write_error(self._path, failed) from failed
-        logger.info("%s: %d frames with their answers", self._path, self._frames)
+        logger.info("%s: %s with answers", self._path, number_of(self._frames, "frame"))
 
 
 def annotated(image: Image.Image, prediction: Prediction) -> Image.Image:

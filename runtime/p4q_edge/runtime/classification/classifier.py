@@ -42,6 +42,7 @@ from p4q_edge.runtime.images import (
     video,
 )
 from p4q_edge.runtime.verification import ensure_golden
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.engines import Engine
@@ -381,9 +382,8 @@ class ZeroShotClassifier(Shown):
         """Return probabilities (n, classes) and embeddings (n, dim) of prepared images."""
         logits, embedding = self._answer(np.stack([pixels for _, pixels in batch]), head)
         if logits.shape[1] != len(ranking.class_names):
-            raise CorruptArtifactError(
-                f"{self._path} gives {logits.shape[1]} logits for {len(ranking.class_names)} classes. Build it again."
-            )
+            given, named = number_of(logits.shape[1], "logit"), number_of(len(ranking.class_names), "class")
+            raise CorruptArtifactError(f"{self._path} gives {given} for {named}. Build it again.")
         if not np.isfinite(logits).all():
             named = ", ".join(str(source) for source, _ in batch)
             raise QualityGateError(

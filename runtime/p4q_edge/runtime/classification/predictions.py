@@ -10,6 +10,7 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import Calibration, Card
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.wording import number_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class Shown:
     def __repr__(self: Described) -> str:
         return (
             f"<ZeroShotClassifier {self.card.model.name} on {self.card.backend}, head {self.active_head!r} of "
-            f"{len(self.heads)}, {len(self.class_names)} classes: {_shortened(self.class_names)}>"
+            f"{len(self.heads)}, {number_of(len(self.class_names), 'class')}: {_shortened(self.class_names)}>"
         )
 
     def _repr_html_(self: Described) -> str:
@@ -156,7 +157,7 @@ class Shown:
             "runs on": card.backend,
             "input": f"{height} x {width} pixels",
             "heads": ", ".join(name + (" (active)" if name == self.active_head else "") for name in self.heads),
-            f"{len(self.class_names)} classes": _shortened(self.class_names),
+            number_of(len(self.class_names), "class"): _shortened(self.class_names),
         }
         cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
         return f"<table><caption>ZeroShotClassifier</caption>{cells}</table>"

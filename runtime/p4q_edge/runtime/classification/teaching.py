@@ -17,6 +17,7 @@ from p4q_edge.runtime.classification.score_calibration import MIN_SAMPLES, Fit, 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import ImageLike, expand, same_form
 from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def listed_photographs(
         least = 2 if name in new else 1
         if len(images) < least:
             raise InputError(
-                f"class {name!r} has {_photographs(len(images))}; expected at least {least}"
+                f"class {name!r} has {number_of(len(images), 'photograph')}; expected at least {least}"
                 + (f", as {base_name} does not know it by name" if least > 1 else "")
                 + ". Take some more: 4 to 16, from several angles, work well."
             )
@@ -282,9 +283,9 @@ def _calibrated(learned: LearnedRows, problem: LearningProblem, head: Head, unkn
     labels = problem.labels[learned.held_out]
     if len(labels) < MIN_SAMPLES:
         logger.warning(
-            "%d photographs could be held out, fewer than %d: scores are not calibrated, and no answer is unknown. "
+            "%s could be held out, fewer than %d: scores are not calibrated, and no answer is unknown. "
             "Give more of each class",
-            len(labels),
+            number_of(len(labels), "photograph"),
             MIN_SAMPLES,
         )
         return None
@@ -330,8 +331,6 @@ def _refuse_clashes(photographs: Mapping[str, object]) -> None:
 def _unreadable(failures: Sequence[Failure]) -> str:
     reasons = [str(failure.error).removesuffix(".") for failure in failures[:_SHOWN_FAILURES]]
     more = f"; and {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
-    return f"{_photographs(len(failures))} cannot be read: {'; '.join(reasons)}{more}. Repair or remove them."
-
-
-def _photographs(count: int) -> str:
-    return "1 photograph" if count == 1 else f"{count} photographs"
+    return (
+        f"{number_of(len(failures), 'photograph')} cannot be read: {'; '.join(reasons)}{more}. Repair or remove them."
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.cli.documents import NamedClasses
@@ -91,8 +92,8 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("prompts", _some([f'"{prompt}"' for prompt in prompts], 4)),
         (
             "learned from",
-            f"{learned} images of {data.get('train', '?')}, at most {data.get('shots', '?')} of a class; "
-            f"{index.get('test_images', 0)} others to test on",
+            f"{number_of(learned, 'image')} of {data.get('train', '?')}, at most {data.get('shots', '?')} of a class; "
+            f"{number_of(index.get('test_images', 0), 'other')} to test on",
         )
         if "calibrated_on" not in index
         else ("zero-shot", _calibrated_on(index["calibrated_on"])),
@@ -103,8 +104,8 @@ def _bundle(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("agreement", _agreement(parity)),
         *(("not usable", f"{graph}: {why}") for graph, why in document["unsound"].items()),
-        ("golden samples", f"{document['golden_samples']} images with what PyTorch gave"),
-        ("recorded", f"what PyTorch gave for {len(zero_shot)} test images" if zero_shot else ""),
+        ("golden samples", f"{number_of(document['golden_samples'], 'image')} with what PyTorch gave"),
+        ("recorded", f"what PyTorch gave for {number_of(len(zero_shot), 'test image')}" if zero_shot else ""),
     ]
 
 
@@ -112,13 +113,15 @@ def _calibrated_on(found: Mapping[str, Any]) -> str:
     """Return what is known of a bundle that was made without labelled images."""
     held_out = found.get("held_out", 0)
     same = (
-        f"; {found.get('same_answer', 0)} of {held_out} others are named as in full precision, cosine "
+        f"; {found.get('same_answer', 0)} of {number_of(held_out, 'other is', 'others are')} named as in full "
+        "precision, cosine "
         f"{found['cosine_mean']:.4f} on average"
         if held_out
         else ""
     )
     return (
-        f"nothing was learned, and accuracy is not known; ranges from {found['images']} images of {found['source']} "
+        f"nothing was learned, and accuracy is not known; ranges from {number_of(found['images'], 'image')} of "
+        f"{found['source']} "
         f"without labels{same}"
     )
 
@@ -137,9 +140,9 @@ def _engine(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "self-test",
             f"least cosine {golden['cosine_min']:.5f} (limit {golden['min_cosine']:.5f}), same answer for "
-            f"{golden['top1_agreement']:.0%} of {golden['samples']} golden samples, when it was built"
+            f"{golden['top1_agreement']:.0%} of {number_of(golden['samples'], 'golden sample')}, when it was built"
             if golden
-            else f"{document['golden_samples']} golden samples",
+            else f"{number_of(document['golden_samples'], 'golden sample')}",
         ),
     ]
 
@@ -190,7 +193,7 @@ def head_line(engine: Path, head: NamedClasses) -> str:
     """Return a class set of an engine in a line, and how its last version is taken back where it has one."""
     kept, back = head.earlier_versions, f"p4q-edge head undo {shlex.quote(str(engine))} {head.name}"
     earlier = f"  ({kept} earlier, the last back by: {back})" if kept else ""
-    return f"{head.name}  {len(head.class_names)} classes: {first_classes(head.class_names)}{earlier}"
+    return f"{head.name}  {number_of(len(head.class_names), 'class')}: {first_classes(head.class_names)}{earlier}"
 
 
 def _some(items: Sequence[str], count: int) -> str:
@@ -216,7 +219,7 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     own = len(calibration["class_thresholds"])
     limit = f"unknown below {calibration['threshold']:.3f}" if calibration["threshold"] else "no answer is unknown"
     return f"{calibration['activation']}, temperature {calibration['temperature']:.3g}, {limit}" + (
-        f", {own} classes with thresholds of their own" if own else ""
+        f", {number_of(own, 'class', 'classes')} with own thresholds" if own else ""
     )
 
 
@@ -241,12 +244,12 @@ def _kernels(inspection: Mapping[str, Any]) -> str:
     elif integer is not None and real is not None:
         of_int4 = counts.get("MatMulNBits", 0) if isinstance(counts, Mapping) else 0
         beside = f", {of_int4} with INT4 weights" if of_int4 else ""
-        said.append(f"{integer} of {integer + real} matrix products in INT8{beside}")
+        said.append(f"{integer} of {number_of(integer + real, 'matrix product')} in INT8{beside}")
     if isinstance(counts, Mapping):
         most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         said.append(_some([f"{name} {count}" for name, count in most], 6))
     elif isinstance(counts, int):
-        said.append(f"{counts} kernels")
+        said.append(number_of(counts, "kernel"))
     return "; ".join(said)
 
 

@@ -20,6 +20,7 @@ from p4q_edge.runtime.choices import CPU_BACKENDS
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -65,7 +66,7 @@ class Output:
 def words_of_failures(failed: int, images: int, *, skipped: bool) -> str:
     """Return what is said of images that could not be used, and what to do unless they may be skipped."""
     advice = "" if skipped else ". Repair or remove them, or add --skip-errors"
-    return f"{failed} of {images} images could not be used{advice}"
+    return f"{failed} of {number_of(images, 'image')} could not be used{advice}"
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:

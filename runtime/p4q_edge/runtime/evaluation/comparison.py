@@ -25,6 +25,7 @@ from p4q_edge.runtime.images import mapped_ahead
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images, Outputs, Stage
 from p4q_edge.runtime.statistics import metrics
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -158,14 +159,15 @@ def run_stage(
     joined = {output: np.concatenate(parts) for output, parts in collected.items()}
     if joined["logits"].shape != (len(images), classes):
         raise InputError(
-            f"stage {name} gives logits of shape {joined['logits'].shape} for {len(images)} images; expected "
-            f"{classes} classes. Check that engine and class names belong together: p4q-edge inspect"
+            f"stage {name} gives logits of shape {joined['logits'].shape} for {number_of(len(images), 'image')}; "
+            "expected "
+            f"{number_of(classes, 'class')}. Check that engine and class names belong together: p4q-edge inspect"
         )
     for output, values in joined.items():
         if not np.isfinite(values).all():
             count = int((~np.isfinite(values).all(axis=1)).sum())
             raise InputError(
-                f"stage {name} gives {output} that are not finite for {count} of {len(images)} images; "
+                f"stage {name} gives {output} that are not finite for {count} of {number_of(len(images), 'image')}; "
                 "find the layer with: p4q-edge validate --debug"
             )
     return joined
@@ -179,7 +181,8 @@ def _checked_labels(
         raise InputError(f"expected one label for each of at least one image, got {len(images)} and {truth.size}.")
     if truth.min() < 0 or truth.max() >= len(class_names):
         raise InputError(
-            f"labels reach from {truth.min()} to {truth.max()}, but there are {len(class_names)} class names. "
+            f"labels reach from {truth.min()} to {truth.max()}, and the engine names "
+            f"{number_of(len(class_names), 'class')}. "
             "Name the class folders as the classes of the engine: p4q-edge inspect"
         )
     return truth

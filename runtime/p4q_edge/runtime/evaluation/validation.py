@@ -55,6 +55,7 @@ from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, Outputs, Stage
 from p4q_edge.runtime.statistics import Estimate, metrics
 from p4q_edge.runtime.storage import atomic_write, is_read_only, require_writable, sha256_bytes, sha256_file
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +202,9 @@ def _report(request: ValidateRequest, subject: Subject, found: _Found) -> Report
     files = (*subject.files, *reference.files)
     held = all(part.passed for part in (chain, found.golden, *files) if part is not None)
     return Report(
-        title=f"{request.engine.name}: {len(subject.card.class_names)} classes, {subject.card.model.name}",
+        title=f"{request.engine.name}: {number_of(len(subject.card.class_names), 'class')}, {subject.card.model.name}",
         passed=held and not _faulty(reference.debug),
-        data=images.source if images is not None else f"{found.golden.n} golden samples",
+        data=images.source if images is not None else f"{number_of(found.golden.n, 'golden sample')}",
         built=built_of(subject),
         files=files,
         chain=chain,
@@ -257,11 +258,18 @@ def with_recorded(
     recorded = found.label[[rows[index] for index in known]]
     notes = []
     if left := seen - known.size:
-        notes.append(f"{left} images without results of PyTorch in the bundle")
+        notes.append(f"{number_of(left, 'image')} without results of PyTorch in the bundle")
     if other := int(np.count_nonzero(recorded != images.labels[known])):
-        logger.warning("%d of %d images have another label than in the bundle", other, known.size)
-        notes.append(f"which label is right: {other} images have another one than in the bundle")
-    logger.info("%d images have results of PyTorch in the bundle", known.size)
+        logger.warning(
+            "%d of %s %s another label than in the bundle",
+            other,
+            number_of(known.size, "image"),
+            one_or_many(other, "has", "have"),
+        )
+        notes.append(
+            f"which label is right: {number_of(other, 'image has', 'images have')} another one than in the bundle"
+        )
+    logger.info("results of PyTorch are in the bundle for %s", number_of(known.size, "image"))
     stages = {**reference.stages, **recorded_stages(found, subject.bundle.head())}
     return replace(reference, stages=stages, not_checked=(*reference.not_checked, *notes)), subset(images, known)
 
@@ -272,7 +280,7 @@ def _without(reference: Reference, why: str) -> Reference:
 
 def _nothing_to_compare_with(subject: Subject) -> str:
     found = None if subject.bundle is None else subject.bundle.reference()
-    here = "" if found is None else f", some of the {len(found)} images that the bundle has results for"
+    here = "" if found is None else f", some of the {number_of(len(found), 'image')} that the bundle has results for"
     return (
         f"--max-top1-drop compares with the full-precision model on labelled images, and one of them is missing; "
         f"add --data{here}, or with the toolkit --reference with a recipe or a run folder"
@@ -289,7 +297,7 @@ def _not_checked(subject: Subject, reference: Reference, images: LabelledImages 
     if images is None:
         lines.append("accuracy: no labelled images; name some with --data")
     elif images.left_out:
-        lines.append(f"{images.left_out} images that the model was learned from")
+        lines.append(f"{number_of(images.left_out, 'image')} that the model was learned from")
     return tuple(lines)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from p4q_edge.runtime.errors import P4QEdgeError, QualityGateError
 from p4q_edge.runtime.http.metrics import Metrics
+from p4q_edge.runtime.wording import number_of
 
 OutputRows = tuple[np.ndarray, ...]
 BatchRun = Callable[[str, np.ndarray], OutputRows]
@@ -125,7 +126,9 @@ class Batcher:
         self._metrics.engine_seconds.observe(time.perf_counter() - started)
         self._metrics.batch_size.observe(len(batch))
         if any(len(output) != len(batch) for output in rows):
-            raise P4QEdgeError(f"the engine answered {[len(output) for output in rows]} rows for {len(batch)} images.")
+            raise P4QEdgeError(
+                f"the engine answered {[len(output) for output in rows]} rows for {number_of(len(batch), 'image')}."
+            )
         return rows
 
 

@@ -12,6 +12,7 @@ from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Report
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT
 from p4q_edge.runtime.statistics import Estimate, metrics
+from p4q_edge.runtime.wording import number_of
 
 ZERO_SHOT = "zero_shot"
 
@@ -83,7 +84,11 @@ def _of_recorded_results(bundle: Bundle) -> Figures | None:
         top1[name] = metrics.proportion(metrics.top_k_correct(logits, labels))
         if len(head.class_names) > 5:
             top5[name] = metrics.proportion(metrics.top_k_correct(logits, labels, 5))
-    return Figures(data=f"{len(labels)} images that were not learned from", top1=top1, top5=top5)
+    return Figures(
+        data=number_of(len(labels), "image that was not learned from", "images that were not learned from"),
+        top1=top1,
+        top5=top5,
+    )
 
 
 def _of_cross_validation(bundle: Bundle) -> Figures | None:
@@ -93,7 +98,7 @@ def _of_cross_validation(bundle: Bundle) -> Figures | None:
     counts = {ZERO_SHOT: found.zero_shot, FLOAT: found.learned_float, FAKE_QUANT: found.learned_quantized}
     places = np.arange(found.n)
     return Figures(
-        data=f"{found.n} images, cross-validated in {found.folds} parts",
+        data=f"{number_of(found.n, 'image')}, cross-validated in {found.folds} parts",
         top1={name: metrics.proportion(places < count) for name, count in counts.items()},
         top5={},
         cross_validated=True,

@@ -14,6 +14,7 @@ from p4q_edge.runtime.hub.figures import ZERO_SHOT, Figures, figures_of
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT
 from p4q_edge.runtime.statistics import Estimate
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of
 
 MARK = "<!-- written by p4q-edge push -->"
 TASK = "zero-shot-image-classification"
@@ -130,7 +131,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 def _what(bundle: Bundle) -> str:
     manifest, precision = bundle.manifest, bundle.manifest.precision
     return (
-        f"A zero-shot image classifier of {len(manifest.class_names)} classes: the image tower of "
+        f"A zero-shot image classifier of {number_of(len(manifest.class_names), 'class')}: the image tower of "
         f"{_plain(manifest.model.name)} ({_plain(manifest.model.pretrained or 'its own weights')}), "
         f"{precision.label}, {precision.parts}. It is a bundle of P4Q Edge: one file, from which an engine is built on "
         "the machine that runs it (TensorRT on a Jetson or a desktop GPU, ONNX Runtime or OpenVINO on a CPU), without "
@@ -185,7 +186,7 @@ def _made(bundle: Bundle) -> str:
         ("with", versions or "versions that were not recorded"),
         ("weights", f"{manifest.model.name}, SHA-256 {manifest.model.weights_sha256}"),
         ("licence of the weights", manifest.model.license or "not stated"),
-        ("learned from", f"{len(manifest.data_index.learned)} labelled images, seed {manifest.seed}"),
+        ("learned from", f"{number_of(len(manifest.data_index.learned), 'labelled image')}, seed {manifest.seed}"),
         ("image size", " x ".join(map(str, manifest.image_size))),
         ("bundle", f"SHA-256 {bundle.sha256()}"),
     ]

@@ -17,6 +17,7 @@ from p4q_edge.runtime.hub.model_card import MARK, card_text
 from p4q_edge.runtime.hub.network import NotTheHubError
 from p4q_edge.runtime.hub.repository_info import TIMEOUT_S, repository_info
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
@@ -181,9 +182,9 @@ def _is_ours(api: Any, meant: HubAddress, commit: str, sibling: Any) -> bool:
 def _say_what_is_public(bundle: Bundle) -> None:
     """Warn of what a bundle tells beside its weights."""
     index = bundle.manifest.data_index
-    parts = [f"{len(bundle.golden().image)} golden images", "the class names", "the recipe with its paths"]
+    parts = [number_of(len(bundle.golden().image), "golden image"), "the class names", "the recipe with its paths"]
     if index.learned:
-        parts.append(f"names and digests of {len(index.learned)} images learned from")
+        parts.append(f"names and digests of {number_of(len(index.learned), 'image')} learned from")
     logger.warning(
         "everybody can read this repository, and with the bundle %s. --private keeps a new repository to yourself",
         ", ".join(parts),

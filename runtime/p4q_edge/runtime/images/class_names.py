@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def pair_class_names(found: Sequence[str], given: Sequence[str], *, source: str,
     if len(given) != len(found):
         reason = f"; {unknown[0]!r} is not among the names" if unknown else ""
         raise InputError(
-            f"{key}: {len(given)} class names were given for {len(found)} classes of {source} "
+            f"{key}: {number_of(len(given), 'class name was', 'class names were')} given for "
+            f"{number_of(len(found), 'class')} of {source} "
             f"({', '.join(found[:3])}, ...){reason}; give one name for each class, in label order"
         )
     if not unknown:
@@ -119,22 +121,30 @@ def warn_of_classes(labels: Sequence[int], class_names: Sequence[str], *, source
         return
     if len(missing) == len(class_names) - 1:
         logger.warning(
-            "%s: all %d images are of the class %r. Accuracy on them tells how often that class is named, and not "
+            "%s: %s of the class %r. Accuracy on %s tells how often that class is named, and not "
             "whether classes are told apart: an engine that always says %r gets 100 %%. Add images of other classes",
             source,
-            len(labels),
+            one_or_many(len(labels), "its one image is", f"all {len(labels)} images are"),
             class_names[labels[0]],
+            one_or_many(len(labels), "it", "them"),
             class_names[labels[0]],
         )
         return
     shown = ", ".join(missing[:_SHOWN_PAIRS])
     more = f" and {len(missing) - _SHOWN_PAIRS} more" if len(missing) > _SHOWN_PAIRS else ""
-    logger.warning("%s has no images of %d of %d classes: %s%s", source, len(missing), len(class_names), shown, more)
+    logger.warning(
+        "%s has no images of %d of %s: %s%s",
+        source,
+        len(missing),
+        number_of(len(class_names), "class"),
+        shown,
+        more,
+    )
 
 
 def _unknown(names: Sequence[str], class_names: Sequence[str], *, source: str) -> str:
     known = ", ".join(class_names[:4]) + (", ..." if len(class_names) > 4 else "")
-    of_known = f"the {len(class_names)} known classes ({known})"
+    of_known = f"the {number_of(len(class_names), 'known class')} ({known})"
     if len(names) == 1:
         likely = _likely(names[0], class_names)
         hint = f"did you mean {likely!r}? " if likely else ""

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError, features
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.images.arrays import TensorLike, as_pixels, encoded_bytes, is_buffer, is_tensor
 from p4q_edge.runtime.storage import not_fetched, one_line
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +103,7 @@ def load_image(
         return _decode(path, name=str(path), draft=draft)
     if is_buffer(image) and not isinstance(image, Image.Image):
         data = encoded_bytes(image, limit=MAX_FILE_BYTES)
-        return _decode(io.BytesIO(data), name=f"image of {len(data)} bytes", draft=draft)
+        return _decode(io.BytesIO(data), name=f"image of {number_of(len(data), 'byte')}", draft=draft)
     if isinstance(image, Image.Image):
         return _decode_pil(image)
     return _from_array(image, color=color)

@@ -16,6 +16,7 @@ from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import sha256_bytes, sha256_file
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 # Pixels of a test set of a few thousand images; those of a larger one beyond that are decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
@@ -94,7 +95,8 @@ def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> No
         shown = "; ".join(problems[:MAX_NAMED])
         more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise InputError(
-            f"{source}: {len(problems)} of {len(wanted)} images cannot be read: {shown}{more}. Replace them, or take "
+            f"{source}: {len(problems)} of {number_of(len(wanted), 'image')} cannot be read: {shown}{more}. Replace "
+            "them, or take "
             "them out."
         )
 
@@ -164,15 +166,15 @@ def images_to_test(
     kept = [index for index, digest in enumerate(digests) if digest not in learned]
     if not kept:
         raise InputError(
-            f"all {len(digests)} images of {source} are images that the model was learned from; accuracy on them "
-            "means nothing. Name other images"
+            f"the model was learned from all of {source}, {number_of(len(digests), 'image')}; accuracy on them means "
+            "nothing. Name other images"
         )
     tested, labels = images.subset(kept), to_class[images.labels[kept]].astype(np.int64)
     return LabelledImages(
         pixels=Pixels(lambda index: preprocess(tested.open_image(index), spec), len(kept), (3, *spec.size)),
         labels=labels,
         digest=digest_of([digests[index] for index in kept], labels.tolist()),
-        source=f"{len(kept)} images of {source}",
+        source=f"{number_of(len(kept), 'image')} of {source}",
         left_out=len(digests) - len(kept),
         digests=tuple(digests[index] for index in kept),
     )
@@ -222,7 +224,8 @@ def require_of_no_class(folder: Path, known: Collection[str], *, option: str) ->
     both = [file for file in files if sha256_file(file) in known]
     if both:
         raise InputError(
-            f"{option} {folder}: {len(both)} of {len(files)} images are labelled with a class too, the first is "
+            f"{option} {folder}: {len(both)} of {number_of(len(files), 'image')} "
+            f"{one_or_many(len(both), 'is', 'are')} labelled with a class too, the first is "
             f"{both[0]}. Expected images that show none of the classes; remove these"
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images.class_names import in_label_order, same_form
 from p4q_edge.runtime.images.decode import READABLE_WITH, SUFFIXES
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,22 @@ class LeftOut:
 
     def __init__(self) -> None:
         """Start with nothing left out."""
-        self.reasons: Counter[str] = Counter()
+        self.reasons: Counter[tuple[str, str]] = Counter()
         self._meant = False
 
-    def add(self, reason: str, *, meant: bool = False) -> None:
-        """Count one more; `meant` if it may well be a photograph that the user wants to be taken."""
-        self.reasons[reason] += 1
+    def add(self, one: str, many: str = "", *, meant: bool = False) -> None:
+        """Count one more; `meant` if it may well be a photograph that the user wants to be taken.
+
+        Args:
+            one: the reason in words for one.
+            many: the same for any other number, as `number_of` takes it.
+            meant: whether to warn of it.
+        """
+        self.reasons[one, many] += 1
         self._meant = self._meant or meant
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+        return ", ".join(number_of(count, *words) for words, count in sorted(self.reasons.items()))
 
     def log(self, source: str) -> None:
         """Say in one line what was left out; a warning where it could have been meant to be taken."""
@@ -91,10 +98,10 @@ def class_folders(
     with os.scandir(root) as entries:
         for child in entries:
             if _is_folder(child):
-                if not _is_system(child.name, counted, "folders"):
+                if not _is_system(child.name, counted, "folder"):
                     found[child.name] = Path(child.path)
             elif _is_taken(child, counted):
-                counted.add("images outside of the class folders", meant=True)
+                counted.add("image outside of the class folders", "images outside of the class folders", meant=True)
     if not found:
         raise InputError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, one folder a class")
     if not {same_form(name) for name in found} <= {same_form(name) for name in known}:
@@ -170,26 +177,29 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_taken_folder(folder: os.DirEntry[str], counted: LeftOut) -> bool:
-    if _is_system(folder.name, counted, "folders"):
+    if _is_system(folder.name, counted, "folder"):
         return False
     if folder.is_symlink():
-        counted.add("linked folders (copy them in)", meant=True)
+        counted.add("linked folder (copy it in)", "linked folders (copy them in)", meant=True)
         return False
     return True
 
 
 def _is_taken(file: os.DirEntry[str], counted: LeftOut) -> bool:
     suffix = PurePath(file.name).suffix.lower()
-    if _is_system(file.name, counted, "files"):
+    if _is_system(file.name, counted, "file"):
         return False
     if suffix in SUFFIXES:
         if _is_file(file):
             return True
-        counted.add("broken links", meant=True)
+        counted.add("broken link", meant=True)
     elif suffix in READABLE_WITH:
-        counted.add(f"{suffix} files ({READABLE_WITH[suffix]})", meant=True)
+        how = READABLE_WITH[suffix]
+        counted.add(f"{suffix} file ({how})", f"{suffix} files ({how})", meant=True)
+    elif suffix:
+        counted.add(f"{suffix} file")
     else:
-        counted.add(f"{suffix} files" if suffix else "files without a suffix")
+        counted.add("file without a suffix", "files without a suffix")
     return False
 
 
@@ -205,7 +215,7 @@ def _is_system(name: str, counted: LeftOut, kind: str) -> bool:
     if name.startswith("."):
         counted.add(f"hidden {kind}")
     elif name in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES:
-        counted.add(f"of the system ({name})")
+        counted.add(of_system := f"of the system ({name})", of_system)
     else:
         return False
     return True

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from p4q_edge.runtime.choices import LEAST_FPS
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, InputError, UsageError
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,12 @@ def frames(source: int | str | os.PathLike[str], *, max_fps: float | None = None
     if not read:
         raise InputError(f"{source} holds no frame that can be read. Check that it is whole: play it.")
     if read < LEAST_SHARE * said:
-        logger.warning("%s ends after %d of the %d frames that it names: it is cut off or damaged", source, read, said)
+        logger.warning(
+            "%s ends after %d of %s that it names: it is cut off or damaged",
+            source,
+            read,
+            number_of(int(said), "frame"),
+        )
 
 
 def _opened(source: int | str | os.PathLike[str]) -> Any:

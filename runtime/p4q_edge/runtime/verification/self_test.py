@@ -15,6 +15,7 @@ from p4q_edge.runtime.errors import CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.machine import advice, cpu
 from p4q_edge.runtime.storage import atomic_write, cache_folder, read_bounded, sha256_bytes
 from p4q_edge.runtime.verification.golden_check import compare_golden, require, run_golden
+from p4q_edge.runtime.wording import number_of
 
 _MAX_PROOF_BYTES = 1 << 16
 
@@ -55,7 +56,8 @@ def check_golden(engine: Engine, card: Card, *, device: str = "auto") -> GoldenR
     golden = card.golden_samples()
     if golden.logits.shape[1] != len(card.class_names) or golden.embedding.shape[1] != card.embedding_dim:
         raise CorruptArtifactError(
-            f"the card names {len(card.class_names)} classes and embeddings of {card.embedding_dim} numbers; its "
+            f"the card names {number_of(len(card.class_names), 'class')} and embeddings of {card.embedding_dim} "
+            "numbers; its "
             f"golden samples have {golden.logits.shape[1]} and {golden.embedding.shape[1]}. Build the engine again."
         )
     built_here = fingerprint(card, device=device).items() <= card.built_with.items()

@@ -175,7 +175,7 @@ def test_limits_are_folded_until_one_fails(report: Any) -> None:
     chain = replace(report.chain, gates=(replace(report.chain.gates[0], passed=True),))
     golden = replace(report.golden, gates=())
     page = html.render_html(msgspec.structs.replace(report, chain=chain, golden=golden, debug=None))
-    assert '<details>\n<summary class="good">1 of 1 limits hold</summary>' in page
+    assert '<details>\n<summary class="good">1 of 1 limit holds</summary>' in page
     failing = replace(chain, gates=(*chain.gates, replace(chain.gates[0], passed=False)))
     page = html.render_html(msgspec.structs.replace(report, chain=failing, golden=golden, debug=None))
     assert '<details open>\n<summary class="bad">1 of 2 limits hold</summary>' in page

@@ -92,9 +92,7 @@ def test_captions_that_are_cut_are_named(engine: Path, table: Path, capsys: pyte
         csv.writer(stream).writerow(("0.png", "a digit " + "on and on " * 20 + "to its end"))
     assert main(["validate", str(engine), "--limit", "40", "--pairs", str(table), "-q"]) == 0
     out, err = capsys.readouterr()
-    assert (
-        "warning: 1 of 12 captions of captions.csv are longer than the text tower reads, and their end is cut:" in err
-    )
+    assert "warning: 1 of 12 captions of captions.csv is longer than the text tower reads, and its end is cut:" in err
     assert "'a digit on and on" in err
     assert "to its end" not in err
     assert "1 texts are longer than it reads and were cut." in out

@@ -41,7 +41,7 @@ def test_wrong_scales_in_both_graphs_are_refused_by_name(
     path = "encoder.trunk.transformer.resblocks.0.attn.in_proj"
     wrong[path].weight_scale[:] = wrong[path].weight_scale[::-1].copy()
     monkeypatch.setattr("p4q_edge.graph.export.linear_quantizations", lambda _: wrong)
-    with pytest.raises(QualityGateError, match=rf"1 of its linears differ .* first {path}: weight or bias differ"):
+    with pytest.raises(QualityGateError, match=rf"1 of its linears differs .* first {path}: weight or bias differ"):
         export_classifier(model, images)
 
 

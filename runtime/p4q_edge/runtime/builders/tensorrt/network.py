@@ -12,6 +12,7 @@ import numpy.typing as npt
 from p4q_edge.runtime.artifacts import TensorRTOptions
 from p4q_edge.runtime.engines.tensorrt import problems
 from p4q_edge.runtime.errors import ArtifactError, P4QEdgeError, UsageError
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def remove_quantization(trt: Any, network: Any, *, only_convolutions: bool = Fal
             tensor = layer.get_input(index)
             if tensor is not None and tensor.name in replacements:
                 layer.set_input(index, replacements[tensor.name])
-    logger.info("removed %d Q/DQ pairs, %d of them weights", len(replacements), len(weights))
+    logger.info("removed %s, of weights %d", number_of(len(replacements), "Q/DQ pair"), len(weights))
     return weights
 
 

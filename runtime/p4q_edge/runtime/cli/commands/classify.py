@@ -27,6 +27,7 @@ from p4q_edge.runtime.cli.command import (
 )
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import not_fetched
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -358,7 +359,10 @@ def _into_files(
         failed=counts["failed"],
     )
     places = " and ".join(str(place) for place in (request.table, request.sort_into) if place is not None)
-    text = f"{places}  {counts['known']} images known, {counts['unknown']} unknown, {counts['failed']} not usable"
+    text = (
+        f"{places}  {number_of(counts['known'], 'image')} known, {counts['unknown']} unknown, {counts['failed']} "
+        "not usable"
+    )
     output.write(document=document, text=text)
 
 

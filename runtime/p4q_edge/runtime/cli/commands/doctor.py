@@ -19,6 +19,7 @@ from p4q_edge.runtime.machine import (
     examine,
     read_environment,
 )
+from p4q_edge.runtime.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +101,12 @@ def _licences(path: Path | None, output: Output) -> int:
     manifest = None if path is None else read_bundle(path).manifest
     packages = package_licences()
     lines = [f"{package.name} {package.version}  {package.licence}" for package in packages]
-    images = None if manifest is None else len(manifest.data_index.learned)
+    images = 0 if manifest is None else len(manifest.data_index.learned)
     if manifest is not None:
         made_with = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
         lines = [
             f"weights of {manifest.model.name}  {manifest.model.license}",
-            f"learned from {images} images, which the manifest names; their licence is that of their owner",
+            f"learned from {number_of(images, 'image')} that the manifest names; licence: that of the owner",
             f"exported with {made_with or 'packages that were not recorded'}",
             "",
             *lines,

@@ -12,6 +12,7 @@ from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, words_of_failures
 from p4q_edge.runtime.errors import InputError, UsageError
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.bulk import Embeddings
@@ -85,7 +86,10 @@ def _run(request: EmbedRequest, output: Output) -> int:
         dim=embeddings.rows.shape[1],
         failed=failed,
     )
-    text = f"{request.file}  {document.images} embeddings of {document.dim} numbers, head {embeddings.head}"
+    text = (
+        f"{request.file}  {number_of(document.images, 'embedding')} of {number_of(document.dim, 'number')}, head "
+        f"{embeddings.head}"
+    )
     output.write(document=document, text=text)
     if failed:
         logger.error("%s", words_of_failures(failed, len(images), skipped=request.skip_errors))
@@ -119,7 +123,9 @@ def _embeddings_of(request: EmbedRequest, images: list[ImageLike]) -> Embeddings
             paths.append(answer.source or "")
             rows.append(embedding)
         if not rows:
-            raise InputError(f"none of the {len(images)} images could be used. Repair them, or name others.")
+            raise InputError(
+                f"none of the {number_of(len(images), 'image')} could be used. Repair them, or name others."
+            )
         return Embeddings(
             paths=tuple(paths),
             rows=np.stack(rows).astype(np.float32),

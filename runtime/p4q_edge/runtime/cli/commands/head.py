@@ -14,6 +14,7 @@ from p4q_edge.runtime.cli.artifact_words import first_classes, head_line
 from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, add_backend, write_line
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Fit
@@ -219,13 +220,14 @@ def _comparison(fitted: Fit) -> str:
         rows.append((label, f"{before.unknown_rejected:.1%}", f"{after.unknown_rejected:.1%}"))
     lines = [f"{label:<26}{first:>8}{second:>8}" for label, first, second in rows]
     taken = fitted.calibration
-    own = f", {len(taken.class_thresholds)} classes have their own" if taken.class_thresholds else ""
+    own = number_of(len(taken.class_thresholds), "class has its own", "classes have their own")
     return "\n".join(
         [
             f"top-1 {fitted.accuracy:.1%}, n = {fitted.samples} (no calibration changes it)",
             f"{'':<26}{'before':>8}{'after':>8}  after: cross-validated, {fitted.folds} folds",
             *lines,
-            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}{own}",
+            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}"
+            + f", {own}" * bool(taken.class_thresholds),
             *(f"not taken: {reason}" for reason in fitted.refused),
         ]
     )
@@ -265,8 +267,8 @@ def undo(request: UndoRequest, output: Output) -> int:
     names = undo_head(request.engine, request.name).class_names
     left = len(earlier_versions(request.engine, request.name))
     document = HeadUndoDocument(engine=str(request.engine), name=request.name, class_names=names, earlier_versions=left)
-    shown = printable(first_classes(names))
-    text = f"{request.name} is what it was before: {len(names)} classes: {shown} ({left} earlier versions left)"
+    shown = f"{number_of(len(names), 'class')}: {printable(first_classes(names))}"
+    text = f"{request.name} is what it was before: {shown} ({number_of(left, 'earlier version')} left)"
     output.write(document=document, text=text)
     return 0
 
@@ -344,7 +346,7 @@ def _export(request: HeadExportRequest, output: Output) -> int:
     write_head_file(request.output, file, force=output.force)
     head = file.head(source=str(request.output))
     document = HeadExportDocument(output=str(request.output), class_names=head.class_names)
-    output.write(document=document, text=f"{request.output}  {len(head.class_names)} classes")
+    output.write(document=document, text=f"{request.output}  {number_of(len(head.class_names), 'class')}")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from p4q_edge.runtime.cli.command import Command, Output, toolkit_function
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
 from p4q_edge.runtime.errors import QualityGateError
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.cli.inspect_documents import BundleDocument, EngineDocument, HeadDocument, LintRow
@@ -68,7 +69,9 @@ def _lint(artifact: Path, output: Output) -> int:
     output.write(document=document, text="\n".join(lines) or "no rule is broken")
     if not findings:
         return 0
-    logger.error("%s breaks %d rules. Export it again with this version: p4q-edge build", artifact, len(findings))
+    logger.error(
+        "%s breaks %s. Export it again with this version: p4q-edge build", artifact, number_of(len(findings), "rule")
+    )
     return QualityGateError.exit_code
 
 

@@ -16,6 +16,7 @@ from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_place
 from p4q_edge.runtime.cli.commands.head import UndoRequest, sign_hint, undo
 from p4q_edge.runtime.errors import ArtifactError, InputError, UsageError
 from p4q_edge.runtime.storage import printable, sha256_file
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.classification import Taught
@@ -200,9 +201,11 @@ def _document(request: TeachRequest, taught: Taught, path: Path, earlier: int, s
 def _text(request: TeachRequest, taught: Taught, path: Path, earlier: int, seen: int) -> str:
     report = taught.report
     total = sum(report.photographs.values())
-    lines = [f"{path}  {len(taught.head.class_names)} classes, learned from {total} photographs"]
+    lines = [
+        f"{path}  {number_of(len(taught.head.class_names), 'class')}, learned from {number_of(total, 'photograph')}"
+    ]
     if report.repeated:
-        lines.append(f"{report.repeated} photographs were there twice, and were taken once")
+        lines.append(f"{number_of(report.repeated, 'photograph was', 'photographs were')} there twice, and taken once")
     if report.held_out_accuracy is None:
         lines.append("one photograph a class: nothing could be held out, so nothing is known of its accuracy yet")
     else:
@@ -212,7 +215,8 @@ def _text(request: TeachRequest, taught: Taught, path: Path, earlier: int, seen:
         )
     if seen:
         lines.append(
-            f"the engine itself was learned from {seen} of the {total} photographs: these shares and the calibration "
+            f"the engine itself was learned from {seen} of the {number_of(total, 'photograph')}: these shares and "
+            "the calibration "
             "are better than those on new ones; measure it with others: p4q-edge head calibrate "
             f"{shlex.quote(str(request.engine))} OTHERS --name {request.name}"
         )

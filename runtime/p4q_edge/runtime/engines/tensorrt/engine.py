@@ -32,6 +32,7 @@ from p4q_edge.runtime.engines.tensorrt.library import (
 from p4q_edge.runtime.engines.tensorrt.session import EngineIO, Session, SessionPool, read_io
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, InputError, UsageError
 from p4q_edge.runtime.storage import sha256_bytes
+from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card
@@ -214,7 +215,9 @@ class TensorRTEngine:
         """Return the milliseconds of `runs` runs of one batch on the GPU's own clock, copies and padding included."""
         self._check(image, None)
         if len(image) > self._io.max_batch:
-            raise InputError(f"expected at most {self._io.max_batch} images for one GPU run, got {len(image)}.")
+            raise InputError(
+                f"expected at most {number_of(self._io.max_batch, 'image')} for one GPU run, got {len(image)}."
+            )
         padded = self._padded(image)
         with self._cuda.current(), self._pool.lease(len(padded)) as session:
             return session.time_ms(padded, runs)

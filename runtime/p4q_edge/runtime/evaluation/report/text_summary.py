@@ -11,6 +11,7 @@ from p4q_edge.runtime.evaluation.report.document import Baseline, Report
 from p4q_edge.runtime.evaluation.report.trial_rows import trial_tables
 from p4q_edge.runtime.statistics import FULL_BITS, Estimate
 from p4q_edge.runtime.storage import printable
+from p4q_edge.runtime.wording import number_of
 
 WORST_CLASSES = 5
 CONFUSIONS = 5
@@ -124,7 +125,7 @@ def _chain_lines(chain: ChainReport, title: str) -> list[str]:
         return []
     ends = {(hop.reference, hop.candidate): hop for hop in chain.hops}
     hop = ends[chain.stages[0].name, chain.stages[-1].name]
-    held = f"{sum(gate.passed for gate in chain.gates)} of {len(chain.gates)} limits hold"
+    held = f"{sum(gate.passed for gate in chain.gates)} of {number_of(len(chain.gates), 'limit holds', 'limits hold')}"
     line = (
         f"{title}: {' -> '.join(words.stage(stage.name) for stage in chain.stages)}, n = {chain.n}: same answer "
         f"{words.percent(hop.agreement.value)}, least cosine {words.cosine(hop.cosine.min)}, "

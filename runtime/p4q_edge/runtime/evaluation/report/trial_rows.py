@@ -11,6 +11,7 @@ from p4q_edge.runtime.evaluation.report import formatting as words
 from p4q_edge.runtime.evaluation.report.document import Report
 from p4q_edge.runtime.evaluation.trials import ClassGain, CorruptionRow, ModalityReport, RetrievalReport, UnknownReport
 from p4q_edge.runtime.statistics import Estimate
+from p4q_edge.runtime.wording import number_of
 
 
 class Cell(NamedTuple):
@@ -96,7 +97,7 @@ def _modality(found: ModalityReport) -> TrialTable:
         for row in found.rows
     )
     return TrialTable(
-        title=f"Images and class embeddings, n = {found.n}, {found.classes} classes",
+        title=f"Images and class embeddings, n = {found.n}, {number_of(found.classes, 'class')}",
         header=("stage", "modality gap", "cosine with the own class", "with the nearest other class"),
         rows=rows,
         note="Gap: distance of the mean image embedding from the mean class embedding, both of length 1.",
@@ -126,7 +127,7 @@ def _unknown(found: UnknownReport, engine: str) -> TrialTable:
         f"{shlex.quote(engine)} LABELLED --unknown DIR --apply."
     )
     return TrialTable(
-        title=f"Images of no class: {found.n} of {found.source}, beside {found.labelled} labelled ones",
+        title=f"Images of no class: {found.n} of {found.source}, beside {number_of(found.labelled, 'labelled one')}",
         header=("stage", "AUROC of the score", "rejected", "labelled ones rejected", "accepted where 95 % are kept"),
         rows=rows,
         note=f"{limit} AUROC: the chance that an image of a class scores higher; 0.5 is guessing.",
@@ -160,7 +161,7 @@ def _corruptions(rows: tuple[CorruptionRow, ...]) -> TrialTable:
 
 def _of_all(found: RetrievalReport) -> str:
     """Return which columns say little, as so many nearest ones are all that there are."""
-    few = [f"{count} {kind}" for count, kind in ((found.texts, "texts"), (found.images, "images")) if count <= MOST]
+    few = [number_of(count, kind) for count, kind in ((found.texts, "text"), (found.images, "image")) if count <= MOST]
     return f" Of {' and '.join(few)} the nearest {MOST} are all, right or not: name more." if few else ""
 
 
@@ -169,11 +170,12 @@ def _retrieval(found: RetrievalReport) -> TrialTable:
         (Cell(words.stage(row.name)), *(_share(value) for value in (*row.image_to_text, *row.text_to_image)))
         for row in found.rows
     )
+    cut = number_of(found.cut, "text is longer than it reads and was", "texts are longer than it reads and were")
     return TrialTable(
-        title=f"Retrieval: {found.images} images and {found.texts} texts of {found.source}",
+        title=f"Retrieval: {number_of(found.images, 'image')} and {number_of(found.texts, 'text')} of {found.source}",
         header=("stage", *(f"{way} at {k}" for way in ("image to text", "text to image") for k in (1, 5, 10))),
         rows=rows,
         note="Recall with the features in front of the adapter and the float text tower."
-        + (f" {found.cut} texts are longer than it reads and were cut." if found.cut else "")
+        + (f" {cut} cut." if found.cut else "")
         + _of_all(found),
     )

@@ -133,7 +133,7 @@ async def _of_head(service: Service, inference: Inference, head: str) -> Values:
 def _require_count(service: Service, count: int) -> None:
     most = service.options.limits.images
     if not 1 <= count <= most:
-        raise InputError(f"a request may hold 1 to {most} images, got {count}.")
+        raise InputError(f"a request holds an image or more, at most {most}; got {count}.")
 
 
 def _only(inference: Inference, name: str) -> np.ndarray | list[bytes]:

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from p4q_edge.runtime.errors import InputError
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 LENGTH_HEADER = "inference-header-content-length"
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "INT32": np.int32, "BOOL": np.bool_}
@@ -117,11 +118,14 @@ def read_inference(body: bytes, length: str | None) -> Inference:
             tensors[tensor.name] = _from_json(tensor)
             continue
         if not 0 <= size <= len(rest):
-            raise InputError(f"tensor {tensor.name[:100]!r} claims {size} bytes; {len(rest)} are left.")
+            raise InputError(
+                f"tensor {tensor.name[:100]!r} claims {number_of(size, 'byte')}; {len(rest)} "
+                f"{one_or_many(len(rest), 'is', 'are')} left."
+            )
         tensors[tensor.name] = _from_bytes(tensor, rest[:size])
         rest = rest[size:]
     if len(rest):
-        raise InputError(f"{len(rest)} bytes are left that belong to no tensor.")
+        raise InputError(f"{number_of(len(rest), 'byte is', 'bytes are')} left that belong to no tensor.")
     return Inference(request=request, tensors=tensors)
 
 
@@ -176,7 +180,7 @@ def _from_json(tensor: InputTensor) -> np.ndarray | list[bytes]:
         values = np.asarray(tensor.data)
         kind = _dtype(tensor)
         if values.dtype.kind not in "biuf" or values.size != math.prod(tensor.shape):
-            raise ValueError(f"{values.size} values of {values.dtype}")
+            raise ValueError(f"{number_of(values.size, 'value')} of {values.dtype}")
         cast = values.astype(kind)
         if not np.array_equal(cast, values):
             raise ValueError(f"values that {tensor.datatype} cannot hold")
@@ -194,7 +198,8 @@ def _from_bytes(tensor: InputTensor, data: memoryview) -> np.ndarray | list[byte
     kind = _dtype(tensor)
     if len(data) != count * kind.itemsize:
         raise InputError(
-            f"tensor {tensor.name[:100]!r} of shape {list(tensor.shape)[:8]} needs {count * kind.itemsize} bytes, got "
+            f"tensor {tensor.name[:100]!r} of shape {list(tensor.shape)[:8]} needs "
+            f"{number_of(count * kind.itemsize, 'byte')}, got "
             f"{len(data)}."
         )
     return np.frombuffer(data, dtype=kind).reshape(tensor.shape)
@@ -217,7 +222,9 @@ def _texts(name: str, data: memoryview, *, count: int) -> list[bytes]:
         found.append(bytes(data[at : at + size]))
         at += size
     if at != len(data) or len(found) != count:
-        raise InputError(f"tensor {name[:100]!r} should hold {count} elements, each behind its length in four bytes.")
+        raise InputError(
+            f"tensor {name[:100]!r} should hold {number_of(count, 'element')}, each behind its length in four bytes."
+        )
     return found
 
 

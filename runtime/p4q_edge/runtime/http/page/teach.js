@@ -158,7 +158,7 @@ async function learn(event) {
     const { content } = await ask(`/heads/${encodeURIComponent(name)}/teach?${query}`, { method: "POST", body: form });
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     const share = content.held_out_accuracy === null ? ""
-      : ` ${percent(content.held_out_accuracy)} of ${content.held_out} photos that were held out are right.`;
+      : ` Right on photos that were held out: ${percent(content.held_out_accuracy)}, n = ${content.held_out}.`;
     const learned = `Learned “${content.head.name}” with ${content.head.class_names.length} classes in ${seconds} s.`;
     lessonResult(`${learned}${share} It answers now; save it to keep it.`);
     await loadHeads(content.head.name);
