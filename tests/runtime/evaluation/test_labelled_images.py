@@ -112,3 +112,32 @@ def test_a_drawn_subset_keeps_images_with_their_labels() -> None:
     assert part.source == "10 of 50 images"
     assert part.digest != "d"
     assert labelled.subset(images, labelled.draw_subset(50, 0, seed=1)) is images
+
+
+def test_images_and_some_of_them_share_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kept its own copies, up to 512 MiB."""
+    monkeypatch.setattr(labelled, "MAX_CACHED_BYTES", 4 * 12)
+    read: list[int] = []
+
+    def decode(index: int) -> np.ndarray:
+        read.append(index)
+        return np.full((3, 2, 2), index, np.uint8)
+
+    pixels = labelled.Pixels(decode, 10, (3, 2, 2))
+    assert len(pixels[slice(0, 4)]) == 4
+    images = labelled.LabelledImages(pixels=pixels, labels=np.arange(10), digest="d", source="10 images")
+    part = labelled.subset(images, np.array([2, 5, 6, 7]))
+    some = labelled.subset(part, np.array([1, 3]))
+    for _ in range(2):
+        assert part.pixels[slice(0, 4)][:, 0, 0, 0].tolist() == [2, 5, 6, 7]
+        assert some.pixels[slice(0, 2)][:, 0, 0, 0].tolist() == some.labels.tolist() == [5, 7]
+    assert read == [0, 1, 2, 3, 5, 6, 7]  # the others made room, and 2 stayed
+    assert len(pixels._kept) == 4
+    assert pixels[slice(1, 2)][0, 0, 0, 0] == 1
+    assert part.pixels[slice(2, 2)].shape == (0, 3, 2, 2)
+
+
+def test_some_rows_of_an_array() -> None:
+    array = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    images = labelled.LabelledImages(pixels=array, labels=np.arange(10), digest="d", source="10 images")
+    assert labelled.subset(images, np.array([3, 8])).pixels[slice(0, 9)].ravel().tolist() == [3, 8]

@@ -72,6 +72,39 @@ class Pixels:
                 self._kept[index] = kept
         return kept
 
+    def chosen(self, rows: np.ndarray) -> ChosenPixels:
+        """Return some of the images, by their indices; what is kept of them is kept here.
+
+        Where there is no room left, those that are not among them make some.
+        """
+        if len(self._kept) >= self._room:
+            wanted = set(rows.tolist())
+            self._kept = {row: image for row, image in self._kept.items() if row in wanted}
+        return ChosenPixels(self, rows)
+
+
+class ChosenPixels:
+    """Some of other images, which keep what there is room for: nothing lies in memory twice."""
+
+    def __init__(self, images: Images, rows: np.ndarray) -> None:
+        """Take images and the indices of some of them, (n,) int64."""
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        wanted = self._rows[rows].tolist()
+        if not wanted:
+            return self._images[slice(0, 0)]
+        return np.concatenate([self._images[slice(row, row + 1)] for row in wanted])
+
+    def chosen(self, rows: np.ndarray) -> ChosenPixels:
+        """Return some of these again, by their indices here."""
+        if isinstance(self._images, Pixels):
+            return self._images.chosen(self._rows[rows])
+        return ChosenPixels(self._images, self._rows[rows])
+
 
 def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> None:
     """Decode images before the work that would end at the first damaged one; `Pixels` keep those that fit into memory.
@@ -248,11 +281,8 @@ def subset(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
     if len(rows) == len(images.labels):
         return images
     pixels = images.pixels
-    first = pixels[slice(0, 1)]
     return LabelledImages(
-        pixels=Pixels(
-            lambda index: pixels[slice(int(rows[index]), int(rows[index]) + 1)][0], len(rows), first.shape[1:]
-        ),
+        pixels=pixels.chosen(rows) if isinstance(pixels, (Pixels, ChosenPixels)) else ChosenPixels(pixels, rows),
         labels=images.labels[rows],
         digest=sha256_bytes(f"{images.digest} {rows.tolist()}".encode()),
         source=f"{len(rows)} of {images.source}",
