@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -56,8 +57,12 @@ class Web(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", leads[self.path])
             self.end_headers()
+        elif self.path[1:].isdigit():
+            self.send_error(int(self.path[1:]))
         elif self.path == "/gone.png":
             self.send_error(404)
+        elif self.path.startswith("/mute"):
+            self.until.wait()
         else:
             self._bytes()
 
@@ -143,6 +148,9 @@ def test_nothing_is_asked_unless_it_is_allowed(run: Run, tiny_engine: Path, web:
         ("/continues", "took more than 0 s"),
         ("/says.png", "has 1048576 bytes or more. Use a smaller copy of it"),
         ("/words", "404 no no .{280,300}Check the address"),
+        ("/429", "429 Too Many Requests. Try again later"),
+        ("/503", "503 Service Unavailable. Try again later"),
+        ("/403", "403 Forbidden. Check the address"),
     ],
 )
 def test_what_does_not_come_is_told(web: str, path: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +177,57 @@ def test_bytes_that_are_no_text_and_names_in_other_letters(web: str) -> None:
 
 
 def test_a_machine_that_is_not_there(web: str) -> None:
-    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/a\.png cannot be fetched: .*refused"):
+    with pytest.raises(
+        InputError, match=r"http://127\.0\.0\.1:1/a\.png cannot be fetched: .*refused\. Try again later"
+    ):
         FetchedImage("http://127.0.0.1:1/a.png").read(MOST)
+    with pytest.raises(InputError, match=r"cannot be fetched: .*\. Check the address and the network"):
+        FetchedImage("http://no-such-machine.invalid/a.png").read(MOST)
+
+
+def test_a_machine_that_does_not_answer_is_waited_for_once(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a hundred images of a machine that is off would take fifty minutes; others are asked all the same."""
+    monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.1)
+    silent: set[str] = set()
+    images = [FetchedImage(f"{web}/{name}", silent) for name in ("says.png", "mute/1", "mute/2", "a.png")]
+    others = FetchedImage(f"{web.replace('127.0.0.1', 'localhost')}/a.png", silent)
+    with pytest.raises(InputError, match="has 1048576 bytes or more"):  # an answer, if a bad one
+        images[0].read(MOST)
+    with pytest.raises(
+        InputError, match=r"mute/1 cannot be fetched: (timed out|The read operation timed out)\. Try again"
+    ):
+        images[1].read(MOST)
+    for image in images[2:]:
+        with pytest.raises(
+            InputError, match=rf"{web[7:]} did not answer before, and is not asked again\. Try again later"
+        ):
+            image.read(MOST)
+    assert others.read(MOST) == png()
+    assert Web.asked == ["/says.png", "/mute/1", "/a.png"]
+
+
+def test_all_addresses_of_a_name_have_the_time_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may stand for many addresses, none of which answers."""
+    given: list[float] = []
+
+    class Dead(socket.socket):
+        def connect(self, place: object) -> None:
+            given.append(self.gettimeout() or 0)
+            raise TimeoutError(f"{place} timed out")
+
+    entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", 80))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry] * 10)
+    monkeypatch.setattr(socket, "socket", Dead)
+    with pytest.raises(InputError, match="timed out. Try again later"):
+        FetchedImage("http://many.example/a.png").read(MOST)
+    assert given[0] == pytest.approx(fetching.WAIT_SECONDS / 10, rel=0.01)
+    assert len(given) == 10
+
+
+def test_a_command_shares_what_it_learned_of_machines(run: Run, tiny_engine: Path, web: str) -> None:
+    code, _, err = run("classify", tiny_engine, "http://127.0.0.1:1/a.png", "http://127.0.0.1:1/b.png", "--allow-url")
+    assert code == 1
+    assert "127.0.0.1:1 did not answer before" in err
 
 
 @pytest.mark.parametrize(

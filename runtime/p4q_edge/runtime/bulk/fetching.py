@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,15 +18,17 @@ from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.storage import not_fetched, one_line
 
 if TYPE_CHECKING:
-    import socket
-
     from _typeshed import WriteableBuffer
 
 WAIT_SECONDS = 30.0
-"""For a machine to answer, and to go on where it stopped."""
+"""For a machine to answer, under all addresses that its name has together, and to go on where it stopped."""
 WHOLE_SECONDS = 120.0
 """For all that a machine says: a file, or what comes before it, that comes byte by byte ends too."""
 _SCHEMES = ("http", "https")
+_BUSY = frozenset({408, 425, 429})
+"""What a machine answers besides 5xx that has more to do than it can, or had to wait too long."""
+_NOT_THERE = (TimeoutError, ConnectionRefusedError, socket.gaierror)
+_NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH})
 _BLOCK_BYTES = 1 << 16
 _KEPT = "/%:=&?~+!$,;'@()*[]#"
 """Characters of an address that stay as they are; others, as umlauts, are written as HTTP wants them."""
@@ -33,8 +37,12 @@ _KEPT = "/%:=&?~+!$,;'@()*[]#"
 class FetchedImage:
     """An image file at an address, which is fetched when it is read."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, silent: set[str] | None = None) -> None:
         """Take an address.
+
+        Args:
+            address: of a file.
+            silent: machines that did not answer, with the others that share it: none of them is waited for again.
 
         Raises:
             UsageError: of no machine, with a user name, or of another kind than `http://` and `https://`.
@@ -51,7 +59,7 @@ class FetchedImage:
             raise UsageError(f"expected an address http://MACHINE/... or https://MACHINE/..., got {address}")
         if "@" in parts.netloc:
             raise UsageError(f"an address with a user name is not asked, of {host}. Fetch the image first: curl -u -O")
-        self.address, self._asked = address, asked
+        self.address, self._asked, self._silent = address, asked, set() if silent is None else silent
 
     def read(self, size: int) -> bytes:
         """Return the bytes of the file.
@@ -64,21 +72,30 @@ class FetchedImage:
         """
         asked = request.Request(self._asked, headers={"User-Agent": "p4q-edge"})
         try:
-            with _opener(until=time.monotonic() + WHOLE_SECONDS).open(asked, timeout=WAIT_SECONDS) as answer:
+            until = time.monotonic() + WHOLE_SECONDS
+            with _opener(until=until, silent=self._silent).open(asked, timeout=WAIT_SECONDS) as answer:
                 said: int | None = answer.length
-                data = b"".join(self._blocks(answer, size=size, said=said or 0))
+                try:
+                    data = b"".join(self._blocks(answer, size=size, said=said or 0))
+                except TimeoutError:
+                    self._silent.add(urlsplit(answer.url).netloc)
+                    raise
         except HTTPError as error:
             error.close()
-            raise InputError(f"{self.address}: {error.code} {one_line(error.reason)}. Check the address") from error
+            advice = "Try again later" if error.code >= 500 or error.code in _BUSY else "Check the address"
+            raise InputError(f"{self.address}: {error.code} {one_line(error.reason)}. {advice}") from error
         except _TooLateError as error:
             raise InputError(
                 f"{self.address} took more than {WHOLE_SECONDS:.0f} s. Fetch it first, and name it"
             ) from error
         except (OSError, HTTPException, ValueError) as error:
-            why = one_line(error.reason) if isinstance(error, URLError) else one_line(error)
-            raise InputError(f"{self.address} cannot be fetched: {why or type(error).__name__}") from error
+            reason = error.reason if isinstance(error, URLError) else error
+            why = one_line(reason) or type(error).__name__
+            unknown = isinstance(reason, socket.gaierror | ValueError)
+            advice = "Check the address and the network" if unknown else "Try again later"
+            raise InputError(f"{self.address} cannot be fetched: {why}. {advice}") from error
         if not data or len(data) < (said or 0):
-            raise InputError(f"{self.address} ended after {len(data)} of {said or 'more'} bytes. Try again")
+            raise InputError(f"{self.address} ended after {len(data)} of {said or 'more'} bytes. Try again later")
         return data
 
     def _blocks(self, answer: Any, *, size: int, said: int) -> Iterator[bytes]:
@@ -93,8 +110,13 @@ class FetchedImage:
             raise InputError(f"{self.address} has {size} bytes or more. Use a smaller copy of it")
 
 
-def image_at(word: str, *, allow_url: bool) -> str | FetchedImage:
+def image_at(word: str, *, allow_url: bool, silent: set[str] | None = None) -> str | FetchedImage:
     """Return what a word of a command line names: a path as it is, or the image at an address.
+
+    Args:
+        word: of a command line.
+        allow_url: whether the web may be asked.
+        silent: machines that did not answer, of all words together; see `FetchedImage`.
 
     Raises:
         UsageError: it is an address, and none may be asked, or not one of this kind.
@@ -103,7 +125,7 @@ def image_at(word: str, *, allow_url: bool) -> str | FetchedImage:
     if not said:
         return word
     if allow_url:
-        return FetchedImage(word)
+        return FetchedImage(word, silent)
     if word.partition("://")[0].lower() in _SCHEMES:
         said += ", or let images be fetched: --allow-url"
     raise UsageError(said)
@@ -174,21 +196,61 @@ class _Answer(HTTPResponse):
 
 
 class _Within(request.AbstractHTTPHandler):
-    """Has connections answer before a moment."""
+    """Has connections answer before a moment, and machines that did not answer left alone."""
 
-    def __init__(self, *, until: float) -> None:
+    def __init__(self, *, until: float, silent: set[str]) -> None:
         super().__init__()
-        self._until = until
+        self._until, self._silent = until, silent
 
     def do_open(self, http_class: Any, req: request.Request, **options: Any) -> HTTPResponse:
-        """Return the answer of the machine that is asked."""
+        """Return the answer of the machine that is asked.
+
+        Raises:
+            URLError: it cannot be reached, or could not be before.
+        """
 
         def connection(*words: Any, **more: Any) -> Any:
             made = http_class(*words, **more)
             made.response_class = partial(_Answer, until=self._until)
+            made._create_connection = _connected
             return made
 
-        return super().do_open(connection, req, **options)
+        if req.host in self._silent:
+            raise URLError(f"{req.host} did not answer before, and is not asked again")
+        try:
+            return super().do_open(connection, req, **options)
+        except (OSError, _TooLateError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            if isinstance(reason, (*_NOT_THERE, _TooLateError)) or getattr(reason, "errno", None) in _NO_WAY:
+                self._silent.add(req.host)
+            raise
+
+
+def _connected(
+    place: tuple[str, int], timeout: float = WAIT_SECONDS, source_address: tuple[str, int] | None = None
+) -> socket.socket:
+    """Return a connection to a machine; all addresses of its name together get the time that one has.
+
+    Raises:
+        OSError: of the last address; none could be reached.
+    """
+    until = time.monotonic() + timeout
+    found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+    failed: OSError = OSError(f"{place[0]} has no address")
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        tried = socket.socket(family, kind, protocol)
+        try:
+            tried.settimeout(max(0.001, (until - time.monotonic()) / (len(found) - number)))
+            if source_address is not None:
+                tried.bind(source_address)
+            tried.connect(address)
+        except OSError as error:
+            tried.close()
+            failed = error
+            continue
+        tried.settimeout(timeout)
+        return tried
+    raise failed
 
 
 class _Http(_Within, request.HTTPHandler):
@@ -199,13 +261,13 @@ class _Https(_Within, request.HTTPSHandler):
     """Of `https://`."""
 
 
-def _opener(*, until: float) -> request.OpenerDirector:
+def _opener(*, until: float, silent: set[str]) -> request.OpenerDirector:
     """Return what opens addresses of the web alone, up to a moment; urllib's own also reads files of this machine."""
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler(),
-        _Http(until=until),
-        _Https(until=until),
+        _Http(until=until, silent=silent),
+        _Https(until=until, silent=silent),
         request.HTTPDefaultErrorHandler(),
         request.HTTPErrorProcessor(),
         request.UnknownHandler(),

@@ -194,7 +194,8 @@ def _run(request: ClassifyRequest, output: Output) -> int:
     source = _film(request)
     if source is not None:
         return _run_film(request, output, source)
-    given = [_opened(image, request) for image in request.images]
+    silent: set[str] = set()
+    given = [_opened(image, request, silent) for image in request.images]
     # Before the engine is loaded: an empty folder, a wrong pattern, or a table that is in the way shows at once.
     images = list(expand(given))
     _require_writable(request, output)
@@ -366,10 +367,10 @@ def _into_files(
     output.write(document=document, text=text)
 
 
-def _opened(image: str, request: ClassifyRequest) -> str | bytes | FetchedImage:
+def _opened(image: str, request: ClassifyRequest, silent: set[str]) -> str | bytes | FetchedImage:
     from p4q_edge.runtime.bulk import FetchedImage, image_at
 
-    found = image_at(image, allow_url=request.allow_url)
+    found = image_at(image, allow_url=request.allow_url, silent=silent)
     if isinstance(found, FetchedImage) and request.sort_into is not None:
         raise UsageError(f"{image} is no file to put into a folder. Fetch it first, or leave out --sort-into.")
     return sys.stdin.buffer.read() if image == "-" else found
