@@ -62,6 +62,9 @@ def test_the_command_goes_on_past_damaged_files(
     assert f"{folder / '4.png'} cannot be decoded" in output.err
     assert "2 of 9 images could not be used. Repair or remove them, or add --skip-errors" in output.err
     assert run_cli(["classify", str(tiny_engine), str(folder), "--skip-errors"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == "warning: 2 of 9 images could not be used"
+    assert not [line for line in told if line.startswith("error:")]
 
 
 def test_a_document_has_error_entries(tiny_engine: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -63,10 +64,16 @@ class Output:
         write_line(as_json(document) if self.json else text.rstrip("\n"))
 
 
-def words_of_failures(failed: int, images: int, *, skipped: bool) -> str:
-    """Return what is said of images that could not be used, and what to do unless they may be skipped."""
+def failure_level(*, skipped: bool) -> int:
+    """Return at which level images are told of that could not be used: no error where they may be skipped."""
+    return logging.WARNING if skipped else logging.ERROR
+
+
+def log_failures(logger: logging.Logger, failed: int, images: int, *, skipped: bool) -> None:
+    """Say how many images could not be used, and what to do unless they may be skipped."""
     advice = "" if skipped else ". Repair or remove them, or add --skip-errors"
-    return f"{failed} of {number_of(images, 'image')} could not be used{advice}"
+    level = failure_level(skipped=skipped)
+    logger.log(level, "%d of %s could not be used%s", failed, number_of(images, "image"), advice)
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,8 @@ from p4q_edge.runtime.cli.command import (
     add_backend,
     add_placement,
     as_json,
-    words_of_failures,
+    failure_level,
+    log_failures,
     write_line,
 )
 from p4q_edge.runtime.errors import UsageError
@@ -211,7 +212,7 @@ def _run(request: ClassifyRequest, output: Output) -> int:
                 if len(images) == 1:
                     raise answer.error
                 failed += 1
-                logger.error("%s", answer.error)
+                logger.log(failure_level(skipped=request.skip_errors), "%s", answer.error)
             yield answer, embedding
 
     with _opened_classifier(request) as classifier:
@@ -221,7 +222,7 @@ def _run(request: ClassifyRequest, output: Output) -> int:
         else:
             _onto_screen(request, output, answers)
     if failed:
-        logger.error("%s", words_of_failures(failed, len(images), skipped=request.skip_errors))
+        log_failures(logger, failed, len(images), skipped=request.skip_errors)
     return 1 if failed and not request.skip_errors else 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
-from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, words_of_failures
+from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, failure_level, log_failures
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.wording import number_of
 
@@ -92,7 +92,7 @@ def _run(request: EmbedRequest, output: Output) -> int:
     )
     output.write(document=document, text=text)
     if failed:
-        logger.error("%s", words_of_failures(failed, len(images), skipped=request.skip_errors))
+        log_failures(logger, failed, len(images), skipped=request.skip_errors)
     return 1 if failed and not request.skip_errors else 0
 
 
@@ -118,7 +118,8 @@ def _embeddings_of(request: EmbedRequest, images: list[ImageLike]) -> Embeddings
         answers = classifier.answers(images, top_k=1, on_error="yield")
         for answer, embedding in tracked(answers, "embed", total=len(images)):
             if isinstance(answer, Failure) or embedding is None:
-                logger.error("%s", answer.error if isinstance(answer, Failure) else answer)
+                problem = answer.error if isinstance(answer, Failure) else answer
+                logger.log(failure_level(skipped=request.skip_errors), "%s", problem)
                 continue
             paths.append(answer.source or "")
             rows.append(embedding)
