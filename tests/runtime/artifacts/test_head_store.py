@@ -190,6 +190,12 @@ def test_wrong_exports(
         (["export", "a.onnx"], "the following arguments are required: -o/--output. Run: p4q-edge head export --help"),
         (["list", "a.onnx", "--name", "b"], "unrecognized arguments: --name b"),
         (["add", "a.onnx", "b.safetensors", "--per-class"], "unrecognized arguments: --per-class"),
+        (
+            ["calibrate", "a.onnx", "--data", "b"],
+            "arguments: --data (named without an option: p4q-edge head calibrate ENGINE DATA). Run: p4q-edge head "
+            "calibrate --help",
+        ),
+        (["calibrate", "a.onnx", "b", "--appply"], "(did you mean --apply?). Run: p4q-edge head calibrate --help"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, run: Callable[..., tuple[int, str, str]]) -> None:

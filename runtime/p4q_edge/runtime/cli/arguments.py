@@ -28,6 +28,18 @@ class Parser(argparse.ArgumentParser):
         self.register("type", float, _number)
         self.register("type", int, _whole_number)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return what arguments say; of words that an action does not know its own parser tells.
+
+        Raises:
+            UsageError: one is wrong, missing or unknown.
+        """
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            asked: Parser = getattr(found, "parser", self)
+            asked.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}{self._nearest(message)}. Run: {self.prog} --help")
 
@@ -36,6 +48,9 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[\w-]{1,60})(?![\w-])", message)
         if unknown is None:
             return ""
+        named = [action.dest for action in self._actions if not action.option_strings]
+        if unknown[1].removeprefix("--") in named:
+            return f" (named without an option: {self.prog} {' '.join(map(str.upper, named))})"
         # Imported here: most commands are typed right.
         import difflib
 

@@ -154,7 +154,7 @@ def build_parser(name: str) -> Parser:
             allow_abbrev=False,
         )
         one.add_arguments(sub)
-        sub.set_defaults(command=one)
+        sub.set_defaults(command=one, parser=sub)
     return parser
 
 
