@@ -169,7 +169,8 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     usable = count_classes(images)
     unusable = [name for name, count in usable.items() if count < MIN_IMAGES]
     few = [f"{name} ({count})" for name, count in usable.items() if MIN_IMAGES <= count < FEW_IMAGES]
-    numbered = [name for name in counts if re.match(r"\d+[\W_]+\D", name)]
+    alone = [name for name in counts if re.fullmatch(r"[\W\d_]+", name)]
+    numbered = [name for name in counts if name not in alone and re.match(r"\d+[\W_]+\D", name)]
     if len(counts) < 2:
         advice.append("one class is told from nothing: add a folder of another, such as 'something else'")
     if unusable:
@@ -177,6 +178,11 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     if numbered:
         advice.append(
             f"names with a number in front go into prompts as they are; give data.class_names: {some_of(numbered)}"
+        )
+    if alone:
+        advice.append(
+            f'names that are numbers say nothing in prompts ("a photo of a {alone[0]}."); say in data.class_names what '
+            f"they show: {some_of(alone)}"
         )
     if few:
         advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on work better: {some_of(few)}")

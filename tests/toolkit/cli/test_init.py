@@ -194,6 +194,16 @@ def test_sound_photographs_can_be_built_at_once_and_numbers_in_names_are_told(
     assert f"advice: {told}" in lines
 
 
+def test_names_that_are_numbers_are_told_to_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("7", "08", "1-2", "b12"):
+        fill(tmp_path / "photos" / name, 9, len(name))
+    assert main(["init", str(tmp_path / "photos"), "-o", str(tmp_path / "p4q.toml")]) == 0
+    told = (
+        'names that are numbers say nothing in prompts ("a photo of a 1-2."); say in data.class_names what they show: '
+    )
+    assert f"advice: {told}1-2, 7, 08" in capsys.readouterr().out.splitlines()
+
+
 def test_a_wrong_folder_is_told_before_an_older_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p4q.toml").write_text("mine")
     assert main(["init", str(tmp_path / "nope"), "-o", str(tmp_path / "p4q.toml")]) == 2
