@@ -121,9 +121,9 @@ def calibrate_encoder(model: LoadedModel, images: PixelSource, scheme: QuantSche
     encoder.requires_grad_(False)
     products = fusable_products(encoder, sample) if scheme.quantize_attention else []
     add_products(encoder, products, scheme)
-    observe(encoder, lambda: _run(encoder, batches), Phase.RANGING)
+    observe(encoder, lambda: _run(encoder, batches, "calibrate, channels"), Phase.RANGING)
     folded = fold_channels(encoder, scheme, sample)
-    observe(encoder, lambda: _run(encoder, batches), Phase.CALIBRATING)
+    observe(encoder, lambda: _run(encoder, batches, "calibrate, ranges"), Phase.CALIBRATING)
     unreached = [*fix_scales(encoder), *fix_conv_scales(encoder, grids)]
     wider = spread_weight_bits(encoder, batches, scheme.mean_weight_bits)
     if convolutions:
@@ -264,9 +264,9 @@ def fix_scales(module: nn.Module) -> list[str]:
     return unreached
 
 
-def _run(encoder: nn.Module, batches: Batches) -> None:
+def _run(encoder: nn.Module, batches: Batches, name: str) -> None:
     def see(batch: Tensor) -> None:
         encoder(batch)
 
     # Ranges may see an image twice, histograms may not.
-    run_batches(see, batches, "calibrate, ranges", restart=lambda: forget_magnitudes(encoder))
+    run_batches(see, batches, name, restart=lambda: forget_magnitudes(encoder))
