@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from p4q_edge.cli.common import choose_recipe, told_already
+from p4q_edge.cli.common import choose_recipe
 from p4q_edge.cli.zero_shot import costs
-from p4q_edge.data import read_split
+from p4q_edge.data import read_split, told_already
 from p4q_edge.runtime.artifacts import Bundle, Card, CrossValidated, RecordedResults, read_bundle, read_card
 from p4q_edge.runtime.builders import BuildRequest
 from p4q_edge.runtime.cli import BuildSummary, SummaryRow

@@ -2,8 +2,6 @@
 
 import argparse
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -38,18 +36,6 @@ def choose_recipe(request: RecipeRequest) -> Recipe:
     for problem in without_effect(recipe):
         logger.warning("%s", problem)
     return recipe
-
-
-@contextmanager
-def told_already() -> Iterator[None]:
-    """Open what this command has opened before, without its warnings a second time; errors are raised as ever."""
-    ours = logging.getLogger("p4q_edge")
-    before = ours.level
-    ours.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ours.setLevel(before)
 
 
 def _base_recipe(request: RecipeRequest) -> Recipe | None:

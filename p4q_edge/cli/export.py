@@ -7,6 +7,7 @@ from pathlib import Path
 
 from p4q_edge.cli.documents import ExportDocument
 from p4q_edge.cli.from_recipe import run_stages
+from p4q_edge.data import read_split_again
 from p4q_edge.recipe import on_device, run_recipe_of
 from p4q_edge.runtime.artifacts import SUFFIX
 from p4q_edge.runtime.cli import Command, Output
@@ -41,7 +42,8 @@ def _run(request: ExportRequest, output: Output) -> int:
     require_writable(request.bundle, force=output.force)
     recipe = run_recipe_of(request.run_folder)
     recipe = recipe if request.device is None else on_device(recipe, request.device)
-    learned = run_stages(recipe, request.run_folder)
+    split = read_split_again(recipe.data, seed=recipe.seed)
+    learned = run_stages(recipe, request.run_folder, split=split)
     bundle = export_bundle(learned, request.bundle, force=output.force)
     manifest = bundle.manifest
     size = request.bundle.stat().st_size

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p4q_edge.cli.common import DEFAULT_RECIPE, choose_recipe
-from p4q_edge.cli.preflight import build_problems, check_build, in_one_list
-from p4q_edge.data import Split
+from p4q_edge.cli.preflight import build_problems, check_build
+from p4q_edge.data import Split, in_one_list
 from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, read_right_keys, to_document, to_toml
 from p4q_edge.runtime.artifacts import RecipeDocument

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from p4q_edge.data import Split, check_data
+from p4q_edge.data import Split, check_data, in_one_list
 from p4q_edge.learning import CURVE_TABLE
 from p4q_edge.recipe import Recipe, run_recipe_of
 from p4q_edge.runtime.artifacts import card_path
@@ -129,11 +129,3 @@ def _weights_bytes(recipe: Recipe) -> int:
         return max((path.stat().st_size for path in folder.glob("*") if path.suffix in CHECKPOINT_SUFFIXES), default=0)
     path = Path(section.pretrained)
     return path.stat().st_size if section.pretrained.endswith(CHECKPOINT_SUFFIXES) and path.is_file() else 0
-
-
-def in_one_list(problems: list[str]) -> str:
-    """Return problems as one text, numbered if there are several."""
-    if len(problems) == 1:
-        return problems[0]
-    numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
-    return f"{len(problems)} problems were found before anything was run: {numbered}"

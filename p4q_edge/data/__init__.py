@@ -16,10 +16,19 @@ if TYPE_CHECKING:
         check_data,
         find_copies,
         in_few_lines,
+        in_one_list,
         unreadable_by_index,
         unreadable_images,
     )
-    from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
+    from p4q_edge.data.readers import (
+        read_class_prompts,
+        read_images,
+        read_split,
+        read_split_again,
+        read_unlabelled,
+        read_words,
+        told_already,
+    )
 
 __all__ = [
     "FOLDS",
@@ -34,14 +43,17 @@ __all__ = [
     "folds",
     "images_in_both",
     "in_few_lines",
+    "in_one_list",
     "pixels",
     "read_captions",
     "read_class_prompts",
     "read_images",
     "read_split",
+    "read_split_again",
     "read_unlabelled",
     "read_words",
     "some_of",
+    "told_already",
     "unreadable_by_index",
     "unreadable_images",
 ]
@@ -55,13 +67,22 @@ if not TYPE_CHECKING:
             "cross_validation": ("FOLDS", "folds"),
             "few_shot": ("Split", "draw_by_class", "images_in_both", "some_of"),
             "image_set": ("ImageStream", "pixels"),
-            "preflight": ("check_data", "find_copies", "in_few_lines", "unreadable_by_index", "unreadable_images"),
+            "preflight": (
+                "check_data",
+                "find_copies",
+                "in_few_lines",
+                "in_one_list",
+                "unreadable_by_index",
+                "unreadable_images",
+            ),
             "readers": (
                 "read_class_prompts",
                 "read_images",
                 "read_split",
+                "read_split_again",
                 "read_unlabelled",
                 "read_words",
+                "told_already",
             ),
         },
     )

@@ -105,6 +105,14 @@ def in_few_lines(problems: Iterable[str]) -> list[str]:
     return found[:SHOWN_IMAGES] + ([f"and {number_of(more, 'more image')} cannot be read"] if more > 0 else [])
 
 
+def in_one_list(problems: list[str]) -> str:
+    """Return problems as one text, numbered if there are several."""
+    if len(problems) == 1:
+        return problems[0]
+    numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return f"{len(problems)} problems were found before anything was run: {numbered}"
+
+
 def find_copies(images: ImageSet) -> list[tuple[str, str]]:
     """Return names of images with the same bytes in different classes."""
     first: dict[str, int] = {}

@@ -2,7 +2,8 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -84,6 +85,17 @@ def read_images(source: str, *, key: str = "--data", known: Sequence[str] = ()) 
     return readers[suffix](path)
 
 
+def read_split_again(section: DataSection, *, seed: int) -> Split:
+    """Return the images of a run that is there; what there is to say of them was said when they were learned from.
+
+    Raises:
+        UsageError: as `read_split` and `read_unlabelled`.
+    """
+    with told_already():
+        split = read_split(section, seed=seed)
+        return replace(split, unlabelled=read_unlabelled(section, split))
+
+
 def read_unlabelled(section: DataSection, split: Split) -> ImageSet | None:
     """Open `data.unlabelled`: images whose labels, if there are any, are not read; None where the recipe names none.
 
@@ -153,6 +165,18 @@ def _without_labels(source: str, *, key: str, others: str = "") -> ImageSet:
     if not files:
         raise InputError(f"{key}: {source} has no images; name a folder with some, at any depth")
     return from_paths(files, [0] * len(files), ("",), path)
+
+
+@contextmanager
+def told_already() -> Iterator[None]:
+    """Open what was opened before, without its warnings a second time; errors are raised as ever."""
+    ours = logging.getLogger("p4q_edge")
+    before = ours.level
+    ours.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 def class_names_of(words: Sequence[str]) -> tuple[str, ...]:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from p4q_edge.data import read_images
+from p4q_edge.data import read_split_again
 from p4q_edge.evaluation.captioned import read_captioned
+from p4q_edge.evaluation.preflight import check_before_learning, data_of, labelled
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
-from p4q_edge.models import FoldedClassifier, run_folded
+from p4q_edge.models import FoldedClassifier, choose_device, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.recipe import on_device, read_recipe, run_recipe_of, to_toml
-from p4q_edge.runtime.artifacts import SUFFIX, Bundle, Card
+from p4q_edge.runtime.artifacts import SUFFIX, Bundle
 from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, UsageError
 from p4q_edge.runtime.evaluation import (
     GateResult,
@@ -31,7 +32,7 @@ from p4q_edge.runtime.evaluation import (
     learned_digests,
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
-from p4q_edge.runtime.images import ImageSet, LabelledImages, images_to_test, warn_of_classes
+from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, OUTPUT_NAMES, Outputs, Stage
 from p4q_edge.runtime.storage import one_line, sha256_bytes
 from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
@@ -46,11 +47,16 @@ RUN = ".run"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TorchReference:
-    """What a run folder gives: the folded classifier and the images it was not learned from."""
+    """What a run folder gives: the folded classifier, and what it was learned from.
+
+    Attributes:
+        images: what `--data` names, where it was opened before the reference was learned.
+    """
 
     source: Source
     classifier: FoldedClassifier
     folder: Path
+    images: LabelledImages | None = None
 
 
 def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: bool = False) -> Stage:
@@ -64,13 +70,14 @@ def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: boo
     return run
 
 
-def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference | None:
+def open_torch_reference(request: ValidateRequest, subject: Subject) -> TorchReference | None:
     """Restore what is in the run folder that an engine came from, or run its stages; None if there is none.
 
-    A finished run is compared as it lies there, also where this version would make it otherwise.
+    A finished run is compared as it lies there, also where this version would make it otherwise. Before anything is
+    learned, all images of the validation are decoded once.
 
     Raises:
-        UsageError: `--reference` names something else.
+        UsageError: `--reference` names something else, or images cannot be used: every problem in one list.
         IncompatibleEngineError: the run is of another model or of other classes.
     """
     named = request.reference
@@ -82,7 +89,12 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
         return None
     files = RunFiles(folder=folder)
     opened = recipe or run_recipe_of(folder)
-    source = open_source(opened if request.device == "auto" else on_device(opened, request.device))
+    opened = opened if request.device == "auto" else on_device(opened, request.device)
+    if opened.compute.device.startswith("cuda"):
+        choose_device(opened.compute.device)  # a device that is not here is told of before anything is read
+    checked = None if recipe is None else check_before_learning(request, subject, opened)
+    source = open_source(opened, read_split_again(opened.data, seed=opened.seed) if checked is None else checked.split)
+    card = subject.card
     if source.class_names != card.class_names or source.model.info.weights_sha256 != card.model.weights_sha256:
         raise IncompatibleEngineError(
             f"{request.engine} was not built from {named or folder}: its model or its classes differ. Name the run "
@@ -90,8 +102,10 @@ def open_torch_reference(request: ValidateRequest, card: Card) -> TorchReference
         )
     classifier = restore_classifier(source, files) if recipe is None else None
     if classifier is None:
+        checked = checked or check_before_learning(request, subject, opened)
         classifier = learn_stage(prepare(source, files), files).classifier
-    return TorchReference(source=source, classifier=classifier, folder=folder)
+    images = None if checked is None else checked.images
+    return TorchReference(source=source, classifier=classifier, folder=folder, images=images)
 
 
 def _run_folder(engine: Path, named: Path | None) -> Path:
@@ -110,13 +124,14 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
     images = None
     if found is None:
         if request.data is not None:
-            images = _data_of(request.data, card, learned_from, known)
+            images = data_of(request.data, card, learned_from, known)
         missing = f"PyTorch itself: no run folder {_run_folder(request.engine, request.reference)}"
         return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
     source = found.source
     learned_from |= frozenset(source.train_digests)
     if request.data is not None:
-        images = _data_of(request.data, card, learned_from, known or source.split.train.found_names)
+        known = known or source.split.train.found_names
+        images = found.images or data_of(request.data, card, learned_from, known)
     elif len(source.split.test):
         name = source.recipe.data.test or source.recipe.data.train
         images = labelled(source.split.test, card, learned_from=learned_from, source=f"{name}, not learned from")
@@ -158,31 +173,6 @@ def compare_linears(bundle: Bundle | None, classifier: FoldedClassifier) -> tupl
     return (GateResult(name=name, passed=not differing, value=len(differing), limit=0, unit="linears"),)
 
 
-def _data_of(data: str, card: Card, learned_from: frozenset[str], other_names: tuple[str, ...]) -> LabelledImages:
-    found = read_images(data, known=(*card.class_names, *other_names))
-    images = labelled(found, card, learned_from=learned_from, source=data, other_names=other_names)
-    warn_of_classes(images.labels.tolist(), card.class_names, source=f"--data {data}")
-    return images
-
-
-def labelled(
-    images: ImageSet, card: Card, *, learned_from: frozenset[str], source: str, other_names: tuple[str, ...] = ()
-) -> LabelledImages:
-    """Return the images of a data set that the model was not learned from, as the engine takes them.
-
-    Raises:
-        InputError: none is left, or the classes do not fit.
-    """
-    return images_to_test(
-        images,
-        class_names=card.class_names,
-        spec=card.preprocess,
-        learned=learned_from,
-        source=source,
-        other_names=other_names,
-    )
-
-
 def read_baselines(folder: Path) -> tuple[Baseline, ...]:
     """Return the comparison of methods that a run folder holds, if it holds one.
 
@@ -221,7 +211,7 @@ def html_renderer() -> Renderer:
 
 def reference_for(request: ValidateRequest, subject: Subject) -> Reference:
     """Return everything that PyTorch can add to a validation: the toolkit's half of `p4q-edge validate`."""
-    found = open_torch_reference(request, subject.card)
+    found = open_torch_reference(request, subject)
     reference = reference_of(request, subject, found)
     if request.pairs is not None:
         captioned = read_captioned(request, request.pairs, None if found is None else found.source)

@@ -85,7 +85,7 @@ def test_an_export_may_run_elsewhere_than_its_run(here: Path, monkeypatch: pytes
     (here / "run" / "recipe.toml").write_text(to_toml(on_device(demo_recipe(), "cuda:3")))
     seen: list[Recipe] = []
 
-    def stages(recipe: Recipe, folder: Path) -> None:
+    def stages(recipe: Recipe, folder: Path, *, split: object) -> None:
         seen.append(recipe)
         raise UsageError("enough")
 
@@ -104,11 +104,12 @@ def test_the_reference_of_a_validation_follows_its_device(
     (here / "x.run" / "recipe.toml").write_text(to_toml(on_device(demo_recipe(), "cuda:3")))
     seen: list[str] = []
 
-    def opened(recipe: Recipe) -> None:
+    def opened(recipe: Recipe, split: object) -> None:
         seen.append(recipe.compute.device)
         raise UsageError("enough")
 
     monkeypatch.setattr(torch_reference, "open_source", opened)
+    monkeypatch.setattr(torch_reference, "choose_device", lambda _: None)
     with pytest.raises(UsageError, match="enough"):
         torch_reference.open_torch_reference(ValidateRequest(engine=here / "x.onnx", device=device), None)  # type: ignore[arg-type]
     assert seen == [expected]

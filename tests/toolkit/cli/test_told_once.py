@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from p4q_edge.cli import build_summary
-from p4q_edge.cli.common import choose_recipe, told_already
+from p4q_edge.cli.common import choose_recipe
 from p4q_edge.cli.preflight import check_build
+from p4q_edge.data import read_split, read_split_again, told_already
 from p4q_edge.recipe.schema import DataSection, LearnSection, ModelSection, Recipe
 from p4q_edge.runtime.builders import BuildOptions, BuildRequest, RecipeRequest
 from p4q_edge.stages.source import open_source
@@ -51,6 +52,14 @@ def test_the_summary_of_a_build_warns_of_nothing_again(
 
     assert summary.n == 0
     assert caplog.text.count(IDLE) == caplog.text.count(FEWER) == 1
+
+
+def test_images_of_a_run_are_opened_again_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    section = DataSection(train="demo:digits", shots=1000)
+    again = read_split_again(section, seed=0)
+    assert not caplog.messages
+    assert again.train.names == read_split(section, seed=0).train.names
+    assert caplog.text.count(FEWER) == 1
 
 
 def test_images_without_labels_are_spoken_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

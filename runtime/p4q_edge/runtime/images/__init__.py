@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         require_decodable,
         require_of_no_class,
         subset,
+        undecodable,
     )
     from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
     from p4q_edge.runtime.images.preprocessing import PreprocessSpec, draft_size, preprocess
@@ -69,6 +70,7 @@ __all__ = [
     "same_form",
     "source_of",
     "subset",
+    "undecodable",
     "video",
     "warn_of_classes",
 ]
@@ -114,6 +116,7 @@ if not TYPE_CHECKING:
                 "require_decodable",
                 "require_of_no_class",
                 "subset",
+                "undecodable",
             ),
             "listing": (
                 "LeftOut",

@@ -118,20 +118,25 @@ def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> No
         InputError: some cannot be read; the message names the first few, and how many there are.
     """
     wanted = list(rows)
-    problems: list[str] = []
-    for row in tracked(wanted, "check images"):
-        try:
-            pixels[slice(row, row + 1)]
-        except InputError as error:
-            problems.append(str(error).rstrip("."))
+    problems = undecodable(pixels, wanted)
     if problems:
         shown = "; ".join(problems[:MAX_NAMED])
         more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise InputError(
             f"{source}: {len(problems)} of {number_of(len(wanted), 'image')} cannot be read: {shown}{more}. Replace "
-            "them, or take "
-            "them out."
+            "them, or take them out."
         )
+
+
+def undecodable(pixels: Images, rows: Sequence[int]) -> list[str]:
+    """Return what is wrong with each image that cannot be decoded, without a full stop; `Pixels` keep the others."""
+    problems: list[str] = []
+    for row in tracked(rows, "check images"):
+        try:
+            pixels[slice(row, row + 1)]
+        except InputError as error:
+            problems.append(str(error).rstrip("."))
+    return problems
 
 
 def read_class_folders(
