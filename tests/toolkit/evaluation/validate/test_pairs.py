@@ -95,7 +95,7 @@ def test_captions_that_are_cut_are_named(engine: Path, table: Path, capsys: pyte
     assert "warning: 1 of 12 captions of captions.csv is longer than the text tower reads, and its end is cut:" in err
     assert "'a digit on and on" in err
     assert "to its end" not in err
-    assert "1 texts are longer than it reads and were cut." in out
+    assert "1 text is longer than it reads and was cut." in out
     report = read_report(engine.with_name("demo.report.json"))
     assert report.retrieval is not None
     assert report.retrieval.cut == 1
