@@ -6,7 +6,7 @@
 # Run: tools/arm_check.sh model.p4q [IMAGE...]
 # On Debian or Ubuntu, x86_64, without root. ARM_FOLDER (default: build/arm) keeps what is downloaded: Debian's
 # qemu-user-static, an arm64 Python of this release, and aarch64 wheels of the runtime's requirements (250 MB).
-# ARM_CPU (default: max) is the processor that is emulated; `cortex-a57` is one without int8 dot products.
+# ARM_CPU (default: max) is the processor that is emulated: `max`, or `cortex-a57`, which has no int8 dot products.
 set -euo pipefail
 
 (($#)) || { echo "usage: tools/arm_check.sh model.p4q [IMAGE...]" >&2; exit 2; }
@@ -47,17 +47,24 @@ if [[ ! -e $system/usr/bin/python3 ]]; then
   rm -rf "$folder/apt"
 fi
 
-# Libraries look their processor up in files that qemu takes from this machine: they get those of an Arm Neoverse N1.
+# Libraries look their processor up in files that qemu takes from this machine: they get those of an Arm Neoverse N1, or
+# of the processor without the instructions that qemu would end them for.
+features="fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+case ${ARM_CPU:-max} in
+  max) part=0xd0c features="$features atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp i8mm" ;;
+  cortex-a57) part=0xd07 ;;
+  *) fail "expected ARM_CPU=max or cortex-a57, got $ARM_CPU" ;;
+esac
 mkdir -p "$system/proc" "$system/sys/devices/system/cpu"
 echo 0 | tee "$system"/sys/devices/system/cpu/{possible,present} >/dev/null
-cat >"$system/proc/cpuinfo" <<'END'
+cat >"$system/proc/cpuinfo" <<END
 processor	: 0
 BogoMIPS	: 100.00
-Features	: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp i8mm
+Features	: $features
 CPU implementer	: 0x41
 CPU architecture: 8
 CPU variant	: 0x1
-CPU part	: 0xd0c
+CPU part	: $part
 CPU revision	: 1
 
 END
