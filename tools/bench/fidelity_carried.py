@@ -13,6 +13,8 @@ from p4q_edge.runtime.storage import quoted, read_bounded
 
 logger = logging.getLogger("fidelity")
 MOST_BYTES = 16 << 20
+FIRST_WIDTH = "W8A8"
+"""Of results from before the width was written down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,11 @@ def read_older(path: Path, *, width: str) -> Older:
     data = read_bounded(path, limit_bytes=MOST_BYTES, kind="older results")
     try:
         document = json.loads(data)
-        found = document["width"], document["models"], document["versions"], document["commit"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"expected the JSON that fidelity.py writes in {quoted(path)}; name one of results/fidelity-*.json"
-        ) from error
-    if found[0] != width:
-        raise InputError(f"expected older results of {width} in {quoted(path)}, got those of {found[0]}; name others")
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not document.keys() >= {"models", "versions", "commit"}:
+        raise InputError(f"expected the JSON that fidelity.py writes in {quoted(path)}; name a results/fidelity-*.json")
+    found = document.get("width", FIRST_WIDTH)
+    if found != width:
+        raise InputError(f"expected older results of {width} in {quoted(path)}, got those of {found}; name others")
     return Older(name=path.name, document=document)

@@ -206,6 +206,10 @@ def test_rows_are_carried_over_for_the_same_model_and_say_so(bench: dict[str, Mo
     assert line.startswith("| NNCF * | 0.50000 |")
     text = "\n".join(bench["fidelity"]._commits([{"method": "NNCF", **row[1]}]))
     assert f"carried over from {older.name}" in text
+    document = json.loads(older.read_text())
+    del document["width"]  # as it was before there were others
+    older.write_text(json.dumps(document))
+    assert bench["fidelity_carried"].read_older(older, width="W8A8").document == document
     chosen = bench["fidelity"]._figure
     assert chosen({"missing": "not installed"}, row[1]) == row[1]
     assert chosen({"cosine_mean": 1.0}, row[1]) == {"cosine_mean": 1.0}
