@@ -11,6 +11,7 @@ from p4q_edge.recipe import Recipe, run_recipe_of
 from p4q_edge.runtime.artifacts import card_path
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import is_outdated, not_fetched, require_writable
+from p4q_edge.runtime.wording import one_or_many
 from p4q_edge.stages import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ def output_problems(recipe: Recipe, engine: Path, *, force: bool) -> list[str]:
     if not same and not force:
         there = [str(path) for path in (engine, card_path(engine), bundle, run) if path.exists()]
         if there:
+            exist = one_or_many(len(there), "exists already and is", "exist already and are")
+            them = one_or_many(len(there), "it", "them")
             problems.append(
-                f"{', '.join(there)} exist already and are of another recipe; add --force to replace them, or name "
-                "another --engine"
+                f"{', '.join(there)} {exist} of another recipe; add --force to replace {them}, or name another --engine"
             )
     return problems
 

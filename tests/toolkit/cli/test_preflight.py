@@ -32,7 +32,7 @@ def test_a_sound_build_gets_its_images(recipe: Recipe, tmp_path: Path) -> None:
 def test_files_of_another_recipe_are_named_before_anything_is_run(recipe: Recipe, tmp_path: Path) -> None:
     engine = tmp_path / "out.onnx"
     (tmp_path / "out.p4q").touch()
-    with pytest.raises(UsageError, match=r"out\.p4q exist already and are of another recipe; add --force"):
+    with pytest.raises(UsageError, match=r"out\.p4q exists already and is of another recipe; add --force"):
         check_build(recipe, engine, force=False)
     check_build(recipe, engine, force=True)
     (tmp_path / "out.run").mkdir()
@@ -56,7 +56,7 @@ def test_all_problems_stand_in_one_list(recipe: Recipe, tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith("3 problems were found before anything was run: (1) ")
     for part in (
-        "out.onnx exist already",
+        "out.onnx exists already",
         f"(2) model.pretrained: {tmp_path / 'w.pt'} does not exist",
         "(3) ",
         "1.png",
@@ -106,5 +106,5 @@ def test_wrong_keys_hide_nothing_else(recipe: Recipe, tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert "3 problems were found before anything was run: (1)" in said
     assert "unknown key 'learn.stepz'; did you mean 'learn.steps'?; (2)" in said
-    assert "out.p4q exist already and are of another recipe; add --force to replace them" in said
+    assert "out.p4q exists already and is of another recipe; add --force to replace it" in said
     assert "dog/0.png is empty (0 bytes)" in said
