@@ -117,9 +117,10 @@ class _Reader(pickle.Unpickler):
         dtype = _DTYPES[storage.name]
         raw = self._archive.read(f"{self._prefix}/data/{name}")
         if len(raw) != int(count) * dtype.itemsize:
+            announced = int(count) * dtype.itemsize
             raise ValueError(
-                f"storage {name} has {number_of(len(raw), 'byte')}, announced "
-                f"{one_or_many(count, 'was', 'were')} {int(count) * dtype.itemsize}"
+                f"storage {name} has {number_of(len(raw), 'byte')}, {announced} "
+                f"{one_or_many(announced, 'was', 'were')} announced"
             )
         return torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(dtype)
 

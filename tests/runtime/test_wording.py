@@ -18,6 +18,7 @@ from p4q_edge.runtime.wording import number_of, one_or_many
         (number_of(2, "image"), "2 images"),
         (number_of(2, "class"), "2 classes"),
         (number_of(3, "branch"), "3 branches"),
+        (number_of(3, "epoch"), "3 epochs"),
         (number_of("1", "step"), "1 step"),
         (number_of("1.5", "step"), "1.5 steps"),
         (number_of("1,637", "image"), "1,637 images"),

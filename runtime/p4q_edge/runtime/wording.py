@@ -24,4 +24,5 @@ def one_or_many(count: int | str, one: str, many: str = "") -> str:
     """
     if str(count) == "1":
         return one
-    return many or one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
+    hissing = one.endswith(("s", "x", "ch", "sh")) and not one.endswith("epoch")
+    return many or one + ("es" if hissing else "s")

@@ -180,7 +180,7 @@ def test_embed_goes_past_a_damaged_image(run: Run, tiny_engine: Path, pictures: 
     file = tmp_path / "e.npz"
     code, out, err = run("embed", tiny_engine, pictures, "-o", file, "--json")
     assert code == 1
-    assert "1 of 8 images could not be used" in err
+    assert "1 of 8 images could not be used. Repair or remove it, or add --skip-errors" in err
     document = read_document(out, EmbedDocument)
     assert (document.images, document.failed) == (7, 1)
     code, _, err = run("embed", tiny_engine, pictures, "-o", file, "--force", "--skip-errors")

@@ -98,6 +98,11 @@ def test_of_many_damaged_images_the_first_few_are_named() -> None:
         "photos: 15 of 30 images cannot be read: 1.png is damaged. Save it again; 3.png"
     )
     assert str(caught.value).endswith("19.png is damaged. Save it again; and 5 more. Replace them, or take them out.")
+    with pytest.raises(InputError) as caught:
+        labelled.require_decodable(pixels, [1, 2], source="photos")
+    assert str(caught.value).endswith(
+        "1 of 2 images cannot be read: 1.png is damaged. Save it again. Replace it, or take it out."
+    )
 
 
 def test_a_drawn_subset_keeps_images_with_their_labels() -> None:

@@ -51,3 +51,8 @@ def test_the_command(tiny_bundle: Path, run: Callable[..., tuple[int, str, str]]
     code, out, _ = run("doctor", "--licenses")
     assert code == 0
     assert f"numpy {version('numpy')}" in out
+
+
+def test_without_a_bundle_no_number_of_images_is_told(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run("doctor", "--licenses", "--json")
+    assert (code, json.loads(out)["learned_from"]) == (0, None)

@@ -17,7 +17,7 @@ from p4q_edge.runtime.classification.score_calibration import MIN_SAMPLES, Fit, 
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import ImageLike, expand, same_form
 from p4q_edge.runtime.storage import sha256_bytes
-from p4q_edge.runtime.wording import number_of
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
 
@@ -332,5 +332,6 @@ def _unreadable(failures: Sequence[Failure]) -> str:
     reasons = [str(failure.error).removesuffix(".") for failure in failures[:_SHOWN_FAILURES]]
     more = f"; and {len(failures) - _SHOWN_FAILURES} more" if len(failures) > _SHOWN_FAILURES else ""
     return (
-        f"{number_of(len(failures), 'photograph')} cannot be read: {'; '.join(reasons)}{more}. Repair or remove them."
+        f"{number_of(len(failures), 'photograph')} cannot be read: {'; '.join(reasons)}{more}. Repair or remove "
+        f"{one_or_many(len(failures), 'it', 'them')}."
     )

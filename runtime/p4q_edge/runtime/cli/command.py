@@ -21,7 +21,7 @@ from p4q_edge.runtime.choices import CPU_BACKENDS
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, P4QEdgeError
 from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import printable
-from p4q_edge.runtime.wording import number_of
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -71,7 +71,7 @@ def failure_level(*, skipped: bool) -> int:
 
 def log_failures(logger: logging.Logger, failed: int, images: int, *, skipped: bool) -> None:
     """Say how many images could not be used, and what to do unless they may be skipped."""
-    advice = "" if skipped else ". Repair or remove them, or add --skip-errors"
+    advice = "" if skipped else f". Repair or remove {one_or_many(failed, 'it', 'them')}, or add --skip-errors"
     level = failure_level(skipped=skipped)
     logger.log(level, "%d of %s could not be used%s", failed, number_of(images, "image"), advice)
 

@@ -120,11 +120,11 @@ def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> No
     wanted = list(rows)
     problems = undecodable(pixels, wanted)
     if problems:
-        shown = "; ".join(problems[:MAX_NAMED])
+        shown, them = "; ".join(problems[:MAX_NAMED]), one_or_many(len(problems), "it", "them")
         more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise InputError(
             f"{source}: {len(problems)} of {number_of(len(wanted), 'image')} cannot be read: {shown}{more}. Replace "
-            "them, or take them out."
+            f"{them}, or take {them} out."
         )
 
 

@@ -101,8 +101,8 @@ def _licences(path: Path | None, output: Output) -> int:
     manifest = None if path is None else read_bundle(path).manifest
     packages = package_licences()
     lines = [f"{package.name} {package.version}  {package.licence}" for package in packages]
-    images = 0 if manifest is None else len(manifest.data_index.learned)
-    if manifest is not None:
+    images = None if manifest is None else len(manifest.data_index.learned)
+    if manifest is not None and images is not None:
         made_with = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
         lines = [
             f"weights of {manifest.model.name}  {manifest.model.license}",

@@ -12,7 +12,7 @@ from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.cli.arguments import name_or_path
 from p4q_edge.runtime.cli.command import Command, Output, add_backend, add_placement, failure_level, log_failures
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.wording import number_of
+from p4q_edge.runtime.wording import number_of, one_or_many
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.bulk import Embeddings
@@ -124,9 +124,9 @@ def _embeddings_of(request: EmbedRequest, images: list[ImageLike]) -> Embeddings
             paths.append(answer.source or "")
             rows.append(embedding)
         if not rows:
-            raise InputError(
-                f"none of the {number_of(len(images), 'image')} could be used. Repair them, or name others."
-            )
+            count = len(images)
+            none = one_or_many(count, "the one image could not", f"none of the {number_of(count, 'image')} could")
+            raise InputError(f"{none} be used. Repair {one_or_many(count, 'it', 'them')}, or name others.")
         return Embeddings(
             paths=tuple(paths),
             rows=np.stack(rows).astype(np.float32),
