@@ -61,7 +61,7 @@ class Web(BaseHTTPRequestHandler):
             self.send_error(int(self.path[1:]))
         elif self.path == "/gone.png":
             self.send_error(404)
-        elif self.path.startswith("/mute"):
+        elif "/mute" in self.path:
             self.until.wait()
         else:
             self._bytes()
@@ -188,7 +188,7 @@ def test_a_machine_that_is_not_there(web: str) -> None:
 def test_a_machine_that_does_not_answer_is_waited_for_once(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a hundred images of a machine that is off would take fifty minutes; others are asked all the same."""
     monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.1)
-    silent: set[str] = set()
+    silent: dict[str, OSError | None] = {}
     images = [FetchedImage(f"{web}/{name}", silent) for name in ("says.png", "mute/1", "mute/2", "a.png")]
     others = FetchedImage(f"{web.replace('127.0.0.1', 'localhost')}/a.png", silent)
     with pytest.raises(InputError, match="has 1048576 bytes or more"):  # an answer, if a bad one
@@ -204,6 +204,27 @@ def test_a_machine_that_does_not_answer_is_waited_for_once(web: str, monkeypatch
             image.read(MOST)
     assert others.read(MOST) == png()
     assert Web.asked == ["/says.png", "/mute/1", "/a.png"]
+
+
+def test_a_name_that_is_unknown_is_told_of_each_of_its_images_with_the_same_advice() -> None:
+    silent: dict[str, OSError | None] = {}
+    for name in ("a.png", "b.png"):
+        with pytest.raises(InputError, match=r"cannot be fetched: .*(?<!again)\. Check the address and the network"):
+            FetchedImage(f"http://no-such-machine.invalid/{name}", silent).read(MOST)
+    assert [*silent] == ["no-such-machine.invalid"]
+
+
+def test_a_proxy_is_asked_for_other_machines_after_one_did_not_answer(
+    web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.1)
+    monkeypatch.setenv("http_proxy", web)
+    monkeypatch.delenv("no_proxy", raising=False)
+    silent: dict[str, OSError | None] = {}
+    for asked, said in (("mute", "timed out"), ("a.png", "one.invalid did not answer before")):
+        with pytest.raises(InputError, match=said):
+            FetchedImage(f"http://one.invalid/{asked}", silent).read(MOST)
+    assert FetchedImage("http://two.invalid/a.png", silent).read(MOST) == png()
 
 
 def test_all_addresses_of_a_name_have_the_time_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

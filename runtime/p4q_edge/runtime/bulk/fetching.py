@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from typing import IO, TYPE_CHECKING, Any
 from urllib import request
 from urllib.error import HTTPError, URLError
@@ -24,6 +24,8 @@ WAIT_SECONDS = 30.0
 """For a machine to answer, under all addresses that its name has together, and to go on where it stopped."""
 WHOLE_SECONDS = 120.0
 """For all that a machine says: a file, or what comes before it, that comes byte by byte ends too."""
+Silent = dict[str, OSError | None]
+"""Machines that did not answer; with the reason where it is the name that is unknown."""
 _SCHEMES = ("http", "https")
 _BUSY = frozenset({408, 425, 429})
 """What a machine answers besides 5xx that has more to do than it can, or had to wait too long."""
@@ -37,7 +39,7 @@ _KEPT = "/%:=&?~+!$,;'@()*[]#"
 class FetchedImage:
     """An image file at an address, which is fetched when it is read."""
 
-    def __init__(self, address: str, silent: set[str] | None = None) -> None:
+    def __init__(self, address: str, silent: Silent | None = None) -> None:
         """Take an address.
 
         Args:
@@ -59,7 +61,7 @@ class FetchedImage:
             raise UsageError(f"expected an address http://MACHINE/... or https://MACHINE/..., got {address}")
         if "@" in parts.netloc:
             raise UsageError(f"an address with a user name is not asked, of {host}. Fetch the image first: curl -u -O")
-        self.address, self._asked, self._silent = address, asked, set() if silent is None else silent
+        self.address, self._asked, self._silent = address, asked, {} if silent is None else silent
 
     def read(self, size: int) -> bytes:
         """Return the bytes of the file.
@@ -78,12 +80,13 @@ class FetchedImage:
                 try:
                     data = b"".join(self._blocks(answer, size=size, said=said or 0))
                 except TimeoutError:
-                    self._silent.add(urlsplit(answer.url).netloc)
+                    self._silent[urlsplit(answer.url).netloc] = None
                     raise
         except HTTPError as error:
             error.close()
             advice = "Try again later" if error.code >= 500 or error.code in _BUSY else "Check the address"
-            raise InputError(f"{self.address}: {error.code} {one_line(error.reason)}. {advice}") from error
+            said_why = f"{error.code} {one_line(error.reason)}".rstrip()
+            raise InputError(f"{self.address}: {said_why}. {advice}") from error
         except _TooLateError as error:
             raise InputError(
                 f"{self.address} took more than {WHOLE_SECONDS:.0f} s. Fetch it first, and name it"
@@ -91,7 +94,7 @@ class FetchedImage:
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             why = one_line(reason) or type(error).__name__
-            unknown = isinstance(reason, socket.gaierror | ValueError)
+            unknown = isinstance(reason, socket.gaierror | ValueError | InvalidURL)
             advice = "Check the address and the network" if unknown else "Try again later"
             raise InputError(f"{self.address} cannot be fetched: {why}. {advice}") from error
         if not data or len(data) < (said or 0):
@@ -110,7 +113,7 @@ class FetchedImage:
             raise InputError(f"{self.address} has {size} bytes or more. Use a smaller copy of it")
 
 
-def image_at(word: str, *, allow_url: bool, silent: set[str] | None = None) -> str | FetchedImage:
+def image_at(word: str, *, allow_url: bool, silent: Silent | None = None) -> str | FetchedImage:
     """Return what a word of a command line names: a path as it is, or the image at an address.
 
     Args:
@@ -198,7 +201,7 @@ class _Answer(HTTPResponse):
 class _Within(request.AbstractHTTPHandler):
     """Has connections answer before a moment, and machines that did not answer left alone."""
 
-    def __init__(self, *, until: float, silent: set[str]) -> None:
+    def __init__(self, *, until: float, silent: Silent) -> None:
         super().__init__()
         self._until, self._silent = until, silent
 
@@ -215,14 +218,15 @@ class _Within(request.AbstractHTTPHandler):
             made._create_connection = _connected
             return made
 
-        if req.host in self._silent:
-            raise URLError(f"{req.host} did not answer before, and is not asked again")
+        machine = urlsplit(req.full_url).netloc  # and not `req.host`, which is the proxy's where there is one
+        if machine in self._silent:
+            raise URLError(self._silent[machine] or f"{machine} did not answer before, and is not asked again")
         try:
             return super().do_open(connection, req, **options)
         except (OSError, _TooLateError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(reason, (*_NOT_THERE, _TooLateError)) or getattr(reason, "errno", None) in _NO_WAY:
-                self._silent.add(req.host)
+                self._silent[machine] = reason if isinstance(reason, socket.gaierror) else None
             raise
 
 
@@ -261,7 +265,7 @@ class _Https(_Within, request.HTTPSHandler):
     """Of `https://`."""
 
 
-def _opener(*, until: float, silent: set[str]) -> request.OpenerDirector:
+def _opener(*, until: float, silent: Silent) -> request.OpenerDirector:
     """Return what opens addresses of the web alone, up to a moment; urllib's own also reads files of this machine."""
     opener = request.OpenerDirector()
     for handler in (
