@@ -58,7 +58,9 @@ def check_before_learning(request: ValidateRequest, subject: Subject, recipe: Re
         if request.data is not None:
             images = data_of(request.data, subject.card, frozenset(learned), found)
             drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
-            problems += in_few_lines(undecodable(images.pixels, drawn.tolist()))
+            told = _digests(split) if problems else frozenset()  # they were decoded, and what is damaged was told of
+            rows = [row for row in drawn.tolist() if images.digests[row] not in told]
+            problems += in_few_lines(undecodable(images.pixels, rows))
     except P4QEdgeError as error:
         problems.append(str(error))
     if images is not None:
@@ -70,6 +72,11 @@ def check_before_learning(request: ValidateRequest, subject: Subject, recipe: Re
     if split is None or problems:
         raise UsageError(in_one_list(problems))
     return Checked(split=split, images=images)
+
+
+def _digests(split: Split | None) -> frozenset[str]:
+    used = () if split is None else (split.train, split.test, split.unlabelled)
+    return frozenset(digest for images in used if images is not None for digest in images.digests())
 
 
 def _problems_of(path: Path | None, open_images: Callable[[Path], ImageSet]) -> Iterable[str]:

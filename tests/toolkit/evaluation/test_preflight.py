@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def referred(*, limit: int = 0) -> None:
+def referred(*, limit: int = 0, data: str = "data") -> None:
     """Open PyTorch's reference for an engine of these classes."""
     card = SimpleNamespace(
         class_names=("a", "b"), preprocess=PreprocessSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -38,7 +38,7 @@ def referred(*, limit: int = 0) -> None:
     request = ValidateRequest(
         engine=Path("out.onnx"),
         reference=Path("recipe.toml"),
-        data="data",
+        data=data,
         ood=Path("other"),
         pairs=Path("pairs.csv"),
         limit=limit,
@@ -67,6 +67,17 @@ def test_every_damaged_image_is_told_of_before_a_model_is_loaded(here: Path, loa
         referred()
     assert str(raised.value).startswith(f"4 problems were found before anything was run: (1) {here / 'photos/a/1.png'}")
     assert [str(raised.value).count(name) for name in ("data/b/0.png", "other/2.png")] == [1, 2]
+    assert not loaded
+
+
+def test_an_image_of_the_recipe_and_of_data_is_told_of_once(here: Path, loaded: list[Recipe]) -> None:
+    Path("recipe.toml").write_text(f'{RECIPE}test = "data"\n')
+    Path("data/b/0.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"^[^;]*data/b/0\.png[^;]*$"):
+        referred()
+    Path("data/a/0.png").write_bytes(b"no image either")
+    with pytest.raises(UsageError, match=r"^2 problems were found before anything was run: \(1\) [^;]*data/a/0\.png"):
+        referred()
     assert not loaded
 
 
