@@ -1,15 +1,16 @@
 """What can be said about a recipe's data before anything is run: all problems at once, without torch."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from p4q_edge.data.few_shot import Split, make_split, split_problems
 from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
 from p4q_edge.recipe import DataSection, template_problems
 from p4q_edge.runtime.errors import P4QEdgeError
-from p4q_edge.runtime.images import ImageSet
+from p4q_edge.runtime.images import ImageSet, class_folders, from_paths, image_files
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.wording import number_of
 
@@ -30,8 +31,8 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
         return _check_without_labels(section, seed=seed)
     of_names: list[str] = []
     names = _tried(of_names, lambda: read_words(section.class_names, key="data.class_names")) or ()
-    train = _tried(problems, lambda: read_images(section.train, key="data.train", known=names))
-    test = _tried(problems, lambda: read_images(section.test, key="data.test", known=names)) if section.test else None
+    train = _opened(problems, section.train, key="data.train", known=names)
+    test = _opened(problems, section.test, key="data.test", known=names) if section.test else None
     problems += of_names
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
     if templates is not None and (templates or not section.class_prompts):
@@ -86,6 +87,18 @@ def _tried(problems: list[str], step: Callable[[], T]) -> T | None:
     except P4QEdgeError as error:
         problems.append(str(error))
         return None
+
+
+def _opened(problems: list[str], source: str, *, key: str, known: Sequence[str]) -> ImageSet | None:
+    """Return images, or add why there are none; beside an empty class folder also the damaged images of others."""
+    found = _tried(problems, lambda: read_images(source, key=key, known=known))
+    if found is None and Path(source).is_dir():
+        folders = _tried([], lambda: class_folders(Path(source), known=known)) or []
+        files = [image_files(folder) for folder in folders]
+        if not all(files):
+            every = [file for some in files for file in some]
+            problems += unreadable_images(from_paths(every, [0] * len(every), ("",), Path(source)))
+    return found
 
 
 def unreadable_images(images: ImageSet) -> list[str]:

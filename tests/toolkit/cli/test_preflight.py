@@ -64,6 +64,20 @@ def test_all_problems_stand_in_one_list(recipe: Recipe, tmp_path: Path) -> None:
         assert part in message
 
 
+def test_beside_empty_class_folders_the_damaged_images_of_the_others_are_named(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir()
+    (tmp_path / "photos" / "dog" / "1.png").write_bytes(b"no image")
+    with pytest.raises(UsageError) as caught:
+        check_build(recipe, tmp_path / "out.onnx", force=False)
+    message = str(caught.value)
+    assert message.startswith(
+        f"2 problems were found before anything was run: (1) class folder {tmp_path / 'photos' / 'ant'} has no images"
+    )
+    assert f"; class folder {tmp_path / 'photos' / 'bee'} has no images" in message
+    assert f"; (2) {tmp_path / 'photos' / 'dog' / '1.png'} " in message
+
+
 def test_a_full_disk_is_a_problem(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "w.pt"
     weights.write_bytes(bytes(1 << 20))

@@ -153,19 +153,19 @@ def labelled_files(root: Path, *, known: Iterable[str] = (), advice: str = "") -
         advice: how the caller is told such names.
 
     Raises:
-        InputError: no class folder, or one without images.
+        InputError: no class folder, or some without images: all of them are named at the end.
     """
-    left_out = LeftOut()
+    left_out, empty = LeftOut(), []
     for folder in class_folders(root, left_out, known=known, advice=advice):
         files = image_files(folder, left_out)
         if not files:
             here = LeftOut()
             image_files(folder, here)
             why = f"; left out: {here}" if here.reasons else ""
-            raise InputError(
-                f"class folder {folder} has no images ({', '.join(sorted(SUFFIXES))}){why}; fill or remove it"
-            )
+            empty.append(f"class folder {folder} has no images ({', '.join(sorted(SUFFIXES))}){why}; fill or remove it")
         yield folder, files
+    if empty:
+        raise InputError("; ".join(empty))
     left_out.log(str(root))
 
 
