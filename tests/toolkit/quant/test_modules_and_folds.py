@@ -16,7 +16,6 @@ from p4q_edge.quant.linear import Phase, QuantLinear, quant_linears, running_in
 from p4q_edge.quant.observers import ChannelRange, MagnitudeHistogram, weight_scale
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.quant.swap import quantize_modules
-from p4q_edge.runtime.progress import listening
 
 
 def _encoder(toy: LoadedModel) -> ImageEncoder:
@@ -297,19 +296,3 @@ def test_schemes_check_themselves(wrong: dict[str, float], message: str) -> None
 def test_narrow_grids_are_carried(bits: tuple[int, int, int | None], execution: str, label: str) -> None:
     scheme = QuantScheme(weight_bits=bits[0], activation_bits=bits[1], attention_bits=bits[2])
     assert (scheme.execution, scheme.label) == (execution, label)
-
-
-def test_no_two_parts_of_a_calibration_have_one_name(toy_clip: LoadedModel, toy_pixels: Tensor) -> None:
-    """Two bars of one name look like work that is done twice."""
-    ended: list[str] = []
-
-    class Names:
-        def update(self, name: str, fraction: float, detail: str = "") -> None: ...
-
-        def finish(self, name: str) -> None:
-            ended.append(name)
-
-    with listening(Names()):
-        calibrate_encoder(toy_clip, toy_pixels[:4], QuantScheme())
-    assert {"calibrate, channels", "calibrate, ranges", "calibrate, linears"} <= set(ended)
-    assert len(ended) == len(set(ended))
