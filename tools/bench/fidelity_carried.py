@@ -37,12 +37,12 @@ class Older:
                 logger.warning("%s: weights or images of %s are others; no row is carried over", self.name, model)
                 return {}
             return {
-                row["method"]: {key: row[key] for key in row if key != "method"}
-                | {
+                row["method"]: {
                     "carried_from": self.name,
                     "carried_versions": self.document["versions"],
-                    "commit": row.get("commit", self.document["commit"]),
+                    "commit": self.document["commit"],
                 }
+                | {key: row[key] for key in row if key != "method"}  # one that was carried there keeps where it is from
                 for row in found["rows"]
                 if "missing" not in row
             }

@@ -207,6 +207,9 @@ def test_rows_are_carried_over_for_the_same_model_and_say_so(bench: dict[str, Mo
     text = "\n".join(bench["fidelity"]._commits([{"method": "NNCF", **row[1]}]))
     assert f"carried over from {older.name}" in text
     document = json.loads(older.read_text())
+    again = {"name": "newer.json", "document": document | {"versions": {"nncf": "4"}, "commit": "d"}}
+    again["document"]["models"] = [document["models"][0] | {"rows": [{"method": "NNCF", **row[1]}]}]
+    assert bench["fidelity_carried"].Older(**again).rows_of("demo", weights="w", images="i") == {"NNCF": row[1]}
     del document["width"]  # as it was before there were others
     older.write_text(json.dumps(document))
     assert bench["fidelity_carried"].read_older(older, width="W8A8").document == document
