@@ -164,7 +164,7 @@ def test_a_rotation_that_moves_the_mean_is_refused(
 ) -> None:
     monkeypatch.setattr(rotation, "mean_keeping_rotation", lambda size, seed: hartley(size))
     encoder = ImageEncoder(pre_norm.clip.visual)
-    with pytest.raises(RuntimeError, match=r"rotating 1 residual streams changed .* set rotation = false"):
+    with pytest.raises(RuntimeError, match=r"rotating 1 residual stream changed .* set rotation = false"):
         rotate_streams(encoder, _batch(pre_norm, toy_pixels))
 
 
