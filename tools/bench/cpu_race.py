@@ -173,16 +173,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
-    folder = tempfile.TemporaryDirectory()
+    kinds = tuple(listed(args.kinds, (*PEERS, *OURS), option="--kinds"))
+    with tempfile.TemporaryDirectory() as folder:
+        document = results(args, kinds, Path(folder))
+    if args.output:
+        atomic_write(args.output, json.dumps(document, indent=1).encode() + b"\n", force=True)
+    print(table(document))
+    return 0
+
+
+def results(args: argparse.Namespace, kinds: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """Race in every setting; `folder` is for other tools' graphs."""
     racers = Racers(
-        bundle=args.bundle,
-        folder=Path(folder.name),
-        kinds=tuple(listed(args.kinds, (*PEERS, *OURS), option="--kinds")),
-        model=args.model,
-        baselines_python=args.baselines_python,
+        bundle=args.bundle, folder=folder, kinds=kinds, model=args.model, baselines_python=args.baselines_python
     )
     settings = [tuple(int(number) for number in one.split("x")) for one in args.settings.split(",")]
-    document: dict[str, Any] = {
+    return {
         "schema_version": 1,
         "bundle_sha256": read_bundle(args.bundle).sha256(),
         "model": read_bundle(args.bundle).manifest.model.name,
@@ -195,11 +201,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings": [race(racers, batch=b, threads=t, rounds=args.rounds) for b, t in settings],
         "load_average_after": os.getloadavg(),
     }
-    folder.cleanup()
-    if args.output:
-        atomic_write(args.output, json.dumps(document, indent=1).encode() + b"\n", force=True)
-    print(table(document))
-    return 0
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ X = {"name": "x", "shape": [2], "datatype": "UINT8"}
         ({**X, "parameters": {"binary_data_size": 3}}, b"ab", "tensor 'x' claims 3 bytes; 2 are left."),
         ({**X, "parameters": {"binary_data_size": -1}}, b"ab", "claims -1 bytes"),
         ({**X, "parameters": {"binary_data_size": 1}}, b"a", "of shape [2] needs 2 bytes, got 1."),
-        ({**X, "parameters": {"binary_data_size": 2}}, b"abc", "1 byte is left that belong to no tensor."),
+        ({**X, "parameters": {"binary_data_size": 2}}, b"abc", "1 byte belongs to no tensor."),
         ({**X, "data": [1, 2, 3]}, b"", "tensor 'x' is not UINT8 of shape [2]: 3 values"),
         ({**X, "data": [1, 256]}, b"", "values that UINT8 cannot hold"),
         ({**X, "data": [1, 1.5]}, b"", "values that UINT8 cannot hold"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         use_plain,
         write_embeddings,
     )
-    from p4q_edge.runtime.bulk.fetching import FetchedImage, image_at
+    from p4q_edge.runtime.bulk.fetching import FetchedImage, Silent, image_at
     from p4q_edge.runtime.bulk.sorting import Sorter, SortMode
     from p4q_edge.runtime.bulk.tables import Row, require_table, write_table
 
@@ -30,6 +30,7 @@ __all__ = [
     "FetchedImage",
     "Found",
     "Row",
+    "Silent",
     "SortMode",
     "Sorter",
     "adapter_digest",
@@ -60,7 +61,7 @@ if not TYPE_CHECKING:
                 "use_plain",
                 "write_embeddings",
             ),
-            "fetching": ("FetchedImage", "image_at"),
+            "fetching": ("FetchedImage", "Silent", "image_at"),
             "sorting": ("SortMode", "Sorter"),
             "tables": ("Row", "require_table", "write_table"),
         },

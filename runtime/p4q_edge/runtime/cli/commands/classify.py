@@ -33,7 +33,7 @@ from p4q_edge.runtime.wording import number_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from p4q_edge.runtime.bulk import FetchedImage, SortMode
+    from p4q_edge.runtime.bulk import FetchedImage, Silent, SortMode
     from p4q_edge.runtime.classification import Failure, Prediction, ZeroShotClassifier
 
     Answer = tuple[Prediction | Failure, np.ndarray | None]
@@ -195,7 +195,7 @@ def _run(request: ClassifyRequest, output: Output) -> int:
     source = _film(request)
     if source is not None:
         return _run_film(request, output, source)
-    silent: dict[str, OSError | None] = {}
+    silent: Silent = {}
     given = [_opened(image, request, silent) for image in request.images]
     # Before the engine is loaded: an empty folder, a wrong pattern, or a table that is in the way shows at once.
     images = list(expand(given))
@@ -368,7 +368,7 @@ def _into_files(
     output.write(document=document, text=text)
 
 
-def _opened(image: str, request: ClassifyRequest, silent: dict[str, OSError | None]) -> str | bytes | FetchedImage:
+def _opened(image: str, request: ClassifyRequest, silent: Silent) -> str | bytes | FetchedImage:
     from p4q_edge.runtime.bulk import FetchedImage, image_at
 
     found = image_at(image, allow_url=request.allow_url, silent=silent)

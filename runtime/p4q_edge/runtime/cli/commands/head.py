@@ -220,14 +220,14 @@ def _comparison(fitted: Fit) -> str:
         rows.append((label, f"{before.unknown_rejected:.1%}", f"{after.unknown_rejected:.1%}"))
     lines = [f"{label:<26}{first:>8}{second:>8}" for label, first, second in rows]
     taken = fitted.calibration
-    own = number_of(len(taken.class_thresholds), "class has its own", "classes have their own")
+    own = len(taken.class_thresholds)
+    of_classes = f", {number_of(own, 'class has its own', 'classes have their own')}" if own else ""
     return "\n".join(
         [
             f"top-1 {fitted.accuracy:.1%}, n = {fitted.samples} (no calibration changes it)",
             f"{'':<26}{'before':>8}{'after':>8}  after: cross-validated, {fitted.folds} folds",
             *lines,
-            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}"
-            + f", {own}" * bool(taken.class_thresholds),
+            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}{of_classes}",
             *(f"not taken: {reason}" for reason in fitted.refused),
         ]
     )

@@ -125,7 +125,7 @@ def read_inference(body: bytes, length: str | None) -> Inference:
         tensors[tensor.name] = _from_bytes(tensor, rest[:size])
         rest = rest[size:]
     if len(rest):
-        raise InputError(f"{number_of(len(rest), 'byte is', 'bytes are')} left that belong to no tensor.")
+        raise InputError(f"{number_of(len(rest), 'byte belongs', 'bytes belong')} to no tensor.")
     return Inference(request=request, tensors=tensors)
 
 
