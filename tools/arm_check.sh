@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does the runtime compute on 64-bit Arm what it computes here? Builds a bundle's CPU engine under qemu-user, tests it on
 # its golden samples and classifies images. For correctness only: an emulator says nothing about speed, and nothing here
-# ran on an Arm processor. With the demo's bundle it takes 5 minutes, most of them to start (2026-11-28, 2 cores of an EPYC).
+# ran on an Arm processor. With the demo's bundle it takes about a minute once all is downloaded (2 cores of an EPYC).
 #
 # Run: tools/arm_check.sh model.p4q [IMAGE...]
 # On Debian or Ubuntu, x86_64, without root. ARM_FOLDER (default: build/arm) keeps what is downloaded: Debian's
