@@ -20,7 +20,7 @@ from p4q_edge.data import Split
 from p4q_edge.models import Team, claim, joined_team, memory_in_words, post, posted, present_team
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime import errors
-from p4q_edge.runtime.cli import GRACE_SECONDS, end_process, on_signals
+from p4q_edge.runtime.cli import GRACE_SECONDS, Interruption, end_process, on_signals
 from p4q_edge.runtime.errors import P4QEdgeError, ProcessLostError
 from p4q_edge.runtime.progress import listening
 from p4q_edge.stages import RunFiles, learn_stage, open_source, prepare
@@ -127,11 +127,17 @@ def _end_at_once() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    end_process(ProcessLostError.exit_code, silent=True)
+    end_process(ProcessLostError.exit_code, word=None)
+
+
+def _last_word() -> str | None:
+    """Return what the one of all processes says that is asked for its last word first."""
+    return f"error: {ENDED}" if claim(TELLER) else None
 
 
 def _lead(team: Team, run: Callable[[], int]) -> int:
     """Run the command, then let the others end."""
+    Interruption.last_word = staticmethod(_last_word)
     try:
         code = run()
         team.tell()
@@ -203,7 +209,7 @@ class _Farewell:
         if self._left.wait(GRACE_SECONDS):
             return
         # What the first process computes may keep it from saying so for longer.
-        end_process(128 + number, silent=_told_within(FIRST_SPEAKS_S) or not claim(TELLER))
+        end_process(128 + number, word=None if _told_within(FIRST_SPEAKS_S) else _last_word())
 
 
 def _take_part(team: Team, work: Work) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from p4q_edge.cli import team_work
 from p4q_edge.models import Team
+from p4q_edge.runtime.cli import Interruption
 from p4q_edge.runtime.errors import InputError, ProcessLostError, UsageError
 
 
@@ -47,6 +48,7 @@ def test_the_first_process_says_why(
     kept = _Notes(notes)
     monkeypatch.setattr(team_work, "post", kept.post)
     monkeypatch.setattr(team_work, "posted", kept.posted)
+    monkeypatch.setattr(Interruption, "last_word", Interruption.last_word)
 
     def run() -> Any:
         raise raised
@@ -101,7 +103,7 @@ else:
 @pytest.mark.parametrize(
     ("told", "leaves", "code", "said"),
     [
-        (0, 0, 143, "interrupted\n"),
+        (0, 0, 143, f"error: {team_work.ENDED}\n"),
         pytest.param(1, 0, 143, "", marks=pytest.mark.slow),
         pytest.param(0, 1, 0, "gone\n", marks=pytest.mark.slow),
     ],
@@ -112,6 +114,45 @@ def test_a_signal_before_the_first_is_known_to_be_gone_does_not_end_in_silence(
     command = [sys.executable, "-c", SIGNALLED, str(told), str(leaves)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (code, said)
+
+
+BUSY = """
+import os, signal, sys, time
+from p4q_edge.cli import team_work
+from p4q_edge.models import Team
+from p4q_edge.runtime.cli import Interruption
+
+team_work.claim = lambda key: key == team_work.TELLER and sys.argv[1] == "first"
+Interruption().watch()
+
+def run():
+    while True:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass  # as native code, which does not listen
+
+team_work._lead(Team(size=2), run)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("asked", "said"), [("first", f"error: {team_work.ENDED}\n"), ("second", "")])
+def test_of_a_first_process_that_is_ended_where_it_is_one_process_tells(asked: str, said: str) -> None:
+    command = [sys.executable, "-c", BUSY, asked]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (143, said)
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_the_last_word_of_a_team_is_that_of_one_process(claimed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team_work, "claim", lambda key: claimed and key == team_work.TELLER)
+    monkeypatch.setattr(Interruption, "last_word", Interruption.last_word)
+    monkeypatch.setattr(Team, "tell", lambda team, message=b"": message)
+    assert Interruption.last_word() == "interrupted"
+    assert team_work._lead(Team(size=2), lambda: 0) == 0
+    assert Interruption.last_word() == (f"error: {team_work.ENDED}" if claimed else None)
 
 
 class _Others(Team):
@@ -164,12 +205,12 @@ def test_a_lost_team_ends_without_the_interpreters_end(monkeypatch: pytest.Monke
     ended: list[Any] = []
     monkeypatch.setattr(team_work, "joined_team", nobody)
     monkeypatch.setattr(team_work.atexit, "register", registered.append)
-    monkeypatch.setattr(team_work, "end_process", lambda code, *, silent: ended.append((code, silent)))
+    monkeypatch.setattr(team_work, "end_process", lambda code, *, word: ended.append((code, word)))
     with pytest.raises(ProcessLostError, match="nobody came"):
         team_work.run_in_team(["learn"], lambda: 0)
     (at_exit,) = registered
     at_exit()
-    assert ended == [(1, True)]
+    assert ended == [(1, None)]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.cli.command import LOADING, Command, Output
     from p4q_edge.runtime.cli.documents import BuildSummary, SummaryRow
     from p4q_edge.runtime.cli.inspect_documents import LintRow
-    from p4q_edge.runtime.cli.interruption import GRACE_SECONDS, end_process, on_signals
+    from p4q_edge.runtime.cli.interruption import GRACE_SECONDS, Interruption, end_process, on_signals
     from p4q_edge.runtime.cli.main import parse
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LOADING",
     "BuildSummary",
     "Command",
+    "Interruption",
     "LintRow",
     "Output",
     "SummaryRow",
@@ -42,6 +43,7 @@ if not TYPE_CHECKING:
             "inspect_documents": ("LintRow",),
             "interruption": (
                 "GRACE_SECONDS",
+                "Interruption",
                 "end_process",
                 "on_signals",
             ),

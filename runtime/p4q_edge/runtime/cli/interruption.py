@@ -13,7 +13,7 @@ from typing import NoReturn
 
 GRACE_SECONDS = 1.5
 """After which the process ends where it is: native code does not listen to Python's exceptions."""
-_LAST_WORD = b"interrupted\n"
+LAST_WORD = "interrupted"
 _CLEAR_LINE = b"\r\033[K"
 """Of a terminal, on which a bar may stand."""
 _AGAIN_SECONDS = 0.02
@@ -54,6 +54,9 @@ class Interruption:
         signal: number of the first signal that arrived; None so far.
     """
 
+    last_word: Callable[[], str | None] = staticmethod(lambda: LAST_WORD)
+    """Line of a process that is ended where it is; None: it says nothing. It is asked in another thread."""
+
     def __init__(self) -> None:
         self.signal: int | None = None
         self._raised = False
@@ -86,14 +89,15 @@ class Interruption:
                 break
             time.sleep(_AGAIN_SECONDS)
             signal.pthread_kill(threading.main_thread().ident or 0, number)
-        end_process(self.exit_code)
+        end_process(self.exit_code, word=Interruption.last_word())
 
 
-def end_process(exit_code: int, *, silent: bool = False) -> NoReturn:
+def end_process(exit_code: int, *, word: str | None = LAST_WORD) -> NoReturn:
     """End the process where it is, with a last line where stderr takes one: a full pipe would hold it for ever."""
     try:
-        if not silent and select.select((), (2,), (), 0)[1]:
-            os.write(2, _CLEAR_LINE + _LAST_WORD if os.isatty(2) else _LAST_WORD)
+        if word is not None and select.select((), (2,), (), 0)[1]:
+            line = f"{word}\n".encode()
+            os.write(2, _CLEAR_LINE + line if os.isatty(2) else line)
     finally:  # whatever stderr is, as a pipe whose reader is gone
         os._exit(exit_code)
 
