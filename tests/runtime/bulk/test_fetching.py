@@ -251,7 +251,7 @@ def test_a_command_shares_what_it_learned_of_machines(run: Run, tiny_engine: Pat
     threads = RuntimeOptions().decode_threads
     addresses = [f"http://127.0.0.1:1/{number}.png" for number in range(threads + 1)]
     code, _, err = run("classify", tiny_engine, *addresses, "--allow-url")
-    assert code == 1
+    assert code == 2
     assert 1 <= err.count("Connection refused") <= threads
     assert f"{addresses[-1]} cannot be fetched: 127.0.0.1:1 did not answer before, and is not asked again" in err
 

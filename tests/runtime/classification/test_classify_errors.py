@@ -95,6 +95,26 @@ def test_one_image_that_cannot_be_used_is_a_wrong_input(
     assert "nothing is fetched from networks" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [("4.png",), ("4.png", "6.png")])
+def test_one_image_and_several_of_which_none_can_be_used_end_alike(
+    tiny_engine: Path, folder: Path, names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["classify", str(tiny_engine), *(str(folder / name) for name in names)]
+    count = f"{len(names)} of {len(names)} image{'s'[: len(names) - 1]} could not be used"
+    assert run_cli(words) == 2
+    assert capsys.readouterr().err.count(f"error: {count}. Repair or remove ") == 1
+    assert run_cli([*words, "--skip-errors"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"warning: {count}"
+    assert run_cli([*words, "--skip-errors", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["predictions"]
+    assert [(Path(entry["source"]).name, entry["error"]["type"]) for entry in entries] == [
+        (name, "InputError") for name in names
+    ]
+    table = tmp_path / "answers.csv"
+    assert run_cli([*words, "--output", str(table)]) == 2
+    assert len(table.read_text().splitlines()) == 1 + len(names)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict", "utf-8:surrogateescape"])
 def test_names_that_stdout_cannot_encode_lose_no_answer(tiny_engine: Path, folder: Path, encoding: str) -> None:
     name = os.fsencode(folder) + b"/caf\xe9 \xc3\xa9.png"

@@ -26,7 +26,7 @@ from p4q_edge.runtime.cli.command import (
     log_failures,
     write_line,
 )
-from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
 from p4q_edge.runtime.storage import not_fetched
 from p4q_edge.runtime.wording import number_of
 
@@ -104,7 +104,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="turn images as their EXIF orientation says, or leave them (default: as the card says)",
     )
-    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 even if some images could not be used")
+    parser.add_argument("--skip-errors", action="store_true", help="exit with 0 even if images could not be used")
     parser.add_argument(
         "--trusted-key",
         type=Path,
@@ -209,8 +209,6 @@ def _run(request: ClassifyRequest, output: Output) -> int:
         for image, (found, embedding) in zip(images, answers, strict=True):
             answer = with_address(image, found)
             if isinstance(answer, Failure):
-                if len(images) == 1:
-                    raise answer.error
                 failed += 1
                 logger.log(failure_level(skipped=request.skip_errors), "%s", answer.error)
             yield answer, embedding
@@ -221,9 +219,12 @@ def _run(request: ClassifyRequest, output: Output) -> int:
             _into_files(request, output, answers, classifier.class_names)
         else:
             _onto_screen(request, output, answers)
-    if failed:
-        log_failures(logger, failed, len(images), skipped=request.skip_errors)
-    return 1 if failed and not request.skip_errors else 0
+    if not failed:
+        return 0
+    log_failures(logger, failed, len(images), skipped=request.skip_errors)
+    if request.skip_errors:
+        return 0
+    return InputError.exit_code if failed == len(images) else P4QEdgeError.exit_code
 
 
 def _opened_classifier(request: ClassifyRequest) -> ZeroShotClassifier:
