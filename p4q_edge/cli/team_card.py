@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p4q_edge.cli.common import DEFAULT_RECIPE
-from p4q_edge.models import Team, difference_in_words
+from p4q_edge.models import Team, difference_in_words, naming_process
 from p4q_edge.runtime import errors
 from p4q_edge.runtime.errors import P4QEdgeError, UsageError
 from p4q_edge.runtime.storage import LIBRARIES, encode_json, sha256_bytes, sha256_file
@@ -82,9 +82,10 @@ def require_same(team: Team, opened: "Source | P4QEdgeError") -> None:
     every = [msgspec.json.decode(text, type=_Opened) for text in team.gather(msgspec.json.encode(own))]
     failed = next((rank for rank, found in enumerate(every) if found.problem), None)
     if failed is not None:
-        error = getattr(errors, every[failed].kind, P4QEdgeError)
-        where = "" if all(found.problem == every[0].problem for found in every) else f" (in process {failed})"
-        raise error(f"{every[failed].problem}{where}")
+        kind, why = getattr(errors, every[failed].kind, P4QEdgeError), every[failed].problem
+        if all(found.problem == why for found in every):
+            raise kind(why)
+        raise naming_process(kind(f"{why} (in process {failed})"))
     cards = [found.card for found in every]
     if problem := difference_in_words(cards, advice="Let all processes read the same folders and model"):
-        raise UsageError(problem)
+        raise naming_process(UsageError(problem))

@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import re
 import signal
 import sys
 import threading
@@ -38,8 +37,6 @@ ENDED = (
     "torchrun ended this process: another one ended, which its table below then names, or it was itself asked to. What "
     "was computed is kept: run the same command again to go on"
 )
-_NAMED = re.compile(r"\bprocess \d")
-"""Of a message that tells of which process it is."""
 TOLD_WITHIN_S = 3.0
 """How long another process leaves it to the first to say what happened."""
 FIRST_SPEAKS_S = 10.0
@@ -182,7 +179,8 @@ def _follow(team: Team) -> int:
     except Exception as error:  # whatever it is, the first process tells it
         farewell.leave_to_caller()
         what = str(error) if isinstance(error, P4QEdgeError) else f"{type(error).__name__}: {error}"
-        message = what if _NAMED.search(what) else f"{what} (in process {team.rank})"
+        names_process = isinstance(error, P4QEdgeError) and error.names_process
+        message = what if names_process else f"{what} (in process {team.rank})"
         post(FAILED, msgspec.json.encode(_Failure(kind=type(error).__name__, message=message)).decode())
         raise SystemExit(error.exit_code if isinstance(error, P4QEdgeError) else 1) from error
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         initial_context,
         template_embeddings,
     )
-    from p4q_edge.models.team import ALONE, Team, claim, joined_team, post, posted, present_team
+    from p4q_edge.models.team import ALONE, Team, claim, joined_team, naming_process, post, posted, present_team
     from p4q_edge.models.team_meeting import difference_in_words
     from p4q_edge.models.text_side import TextSide
     from p4q_edge.models.text_tower import TextTower, encoder_of, make_text_side
@@ -89,6 +89,7 @@ __all__ = [
     "load_model",
     "make_text_side",
     "memory_in_words",
+    "naming_process",
     "post",
     "posted",
     "preprocess_spec",
@@ -163,7 +164,7 @@ if not TYPE_CHECKING:
                 "initial_context",
                 "template_embeddings",
             ),
-            "team": ("ALONE", "Team", "claim", "joined_team", "post", "posted", "present_team"),
+            "team": ("ALONE", "Team", "claim", "joined_team", "naming_process", "post", "posted", "present_team"),
             "team_meeting": ("difference_in_words",),
             "text_side": ("TextSide",),
             "text_tower": (

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from p4q_edge.models.team_meeting import LONGEST_WAIT, Meeting, meet, whole_number
 from p4q_edge.runtime.choices import TORCHRUN_VARIABLES
-from p4q_edge.runtime.errors import ProcessLostError, UsageError
+from p4q_edge.runtime.errors import P4QEdgeError, ProcessLostError, UsageError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=P4QEdgeError)
 
 MAX_PROCESSES = 1 << 16
 LOST = (
@@ -142,6 +143,12 @@ class Team:
         found = [torch.zeros_like(own) for _ in range(self.size)]
         _collective(dist.all_gather, found, own)
         return [data.numpy().tobytes()[: int(length)] for data, length in zip(found, lengths, strict=True)]
+
+
+def naming_process(error: E) -> E:
+    """Mark an error whose message says which process it is of, and return it."""
+    error.names_process = True
+    return error
 
 
 ALONE = Team()

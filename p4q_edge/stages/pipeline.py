@@ -27,7 +27,7 @@ from p4q_edge.learning import (
     read_tensors,
     write_tensors,
 )
-from p4q_edge.models import ALONE, Batches, FoldedClassifier, Team
+from p4q_edge.models import ALONE, Batches, FoldedClassifier, Team, naming_process
 from p4q_edge.quant import forget_restored_weights
 from p4q_edge.recipe import to_toml
 from p4q_edge.runtime.errors import UsageError
@@ -122,9 +122,11 @@ def calibrated_in(files: RunFiles, source: Source, *, key: str) -> CalibratedEnc
         logger.info("calibrate: unchanged, taken from %s", files.folder)
         return calibrated
     if not source.team.first:
-        raise UsageError(
-            f"expected the run folder {files.folder} to be the same for all processes; process {source.team.rank} "
-            "finds no calibrated encoder of this run there. Name a folder on a file system that they share"
+        raise naming_process(
+            UsageError(
+                f"expected the run folder {files.folder} to be the same for all processes; process {source.team.rank} "
+                "finds no calibrated encoder of this run there. Name a folder on a file system that they share"
+            )
         )
     calibrated = calibrate_stage(source, files)
     save_encoder(calibrated, files.encoder, key=key)

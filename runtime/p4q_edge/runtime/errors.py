@@ -17,9 +17,14 @@ Programming errors stay builtin (TypeError, ValueError, AssertionError).
 
 
 class P4QEdgeError(Exception):
-    """Root of all errors that P4Q Edge raises on purpose."""
+    """Root of all errors that P4Q Edge raises on purpose.
+
+    Attributes:
+        names_process: whether the message says which of several processes it is of.
+    """
 
     exit_code = 1
+    names_process = False
 
 
 class UsageError(P4QEdgeError):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from p4q_edge.cli import team_work
-from p4q_edge.models import Team
+from p4q_edge.models import Team, naming_process
 from p4q_edge.runtime.cli import Interruption
 from p4q_edge.runtime.errors import InputError, ProcessLostError, UsageError
 
@@ -179,6 +179,32 @@ def test_another_process_ends_with_what_happened(
     assert [record.message for record in caplog.records] == told
     failures = [json.loads(text)["kind"] for text in kept.notes.values()]
     assert failures == ([] if gone else ["DecodeError"])
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        (UsageError("of process 1: no folder"), "of process 1: no folder (in process 1)"),
+        (naming_process(UsageError("the folder of process 1 is another")), "the folder of process 1 is another"),
+        (ValueError("process 7"), "ValueError: process 7 (in process 1)"),
+    ],
+)
+def test_whether_a_message_names_its_process_is_a_mark_and_no_word_of_it(
+    failed: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path of the user may hold any words."""
+    kept = _Notes({})
+    monkeypatch.setattr(team_work, "post", kept.post)
+    monkeypatch.setattr(team_work.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(team_work._Farewell, "watch", lambda _: None)
+
+    class _Asking(Team):
+        def tell(self, message: bytes = b"") -> bytes:
+            raise failed
+
+    with pytest.raises(SystemExit):
+        team_work._follow(_Asking(rank=1, size=2))
+    assert json.loads(kept.notes[team_work.FAILED])["message"] == told
 
 
 LOST = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from p4q_edge.cli.team_card import command_card, require_same
 from p4q_edge.models import Team, difference_in_words, team_meeting
 from p4q_edge.models.team_meeting import Meeting, meet
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, ProcessLostError, UsageError
+from p4q_edge.stages import RunFiles, pipeline
 
 
 class _Store:
@@ -150,8 +152,10 @@ def test_data_that_one_process_lacks_ends_all_with_its_name(monkeypatch: pytest.
     error = _told(InputError("photos: no such folder"), [found], monkeypatch)
     assert type(error) is InputError
     assert str(error) == "photos: no such folder (in process 1)"
+    assert error.names_process
     same = _told(InputError("photos: no such folder"), [InputError("photos: no such folder")], monkeypatch)
     assert str(same) == "photos: no such folder"
+    assert not same.names_process
 
 
 def test_other_images_are_told_of_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +165,16 @@ def test_other_images_are_told_of_before_anything_is_computed(monkeypatch: pytes
         "process 1 of 2 does not belong to the others: labelled images expected '3 sha256 aa', as in process 0, got "
         "'2 sha256 bb'. Let all processes read the same folders and model"
     )
+    assert error.names_process
+
+
+def test_a_run_folder_that_one_process_does_not_see_is_told_with_its_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "restore_encoder", lambda *_, **__: None)
+    source = SimpleNamespace(
+        team=Team(rank=1, size=2), model=None, recipe=SimpleNamespace(quantization=SimpleNamespace(scheme=object))
+    )
+    with pytest.raises(UsageError, match="; process 1 finds no calibrated encoder of this run there") as raised:
+        pipeline.calibrated_in(RunFiles(folder=tmp_path), source, key="")  # type: ignore[arg-type]
+    assert raised.value.names_process
