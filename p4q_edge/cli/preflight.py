@@ -99,9 +99,9 @@ def check_device(recipe: Recipe) -> None:
         EnvironmentNotAbleError: it is not there.
     """
     if recipe.compute.device.startswith("cuda"):
-        from p4q_edge.models import choose_device
+        from p4q_edge.models import require_device
 
-        choose_device(recipe.compute.device)
+        require_device(recipe.compute.device)
 
 
 def _is_of(run: Path, recipe: Recipe) -> bool:

@@ -16,7 +16,7 @@ from p4q_edge.data import read_split_again
 from p4q_edge.evaluation.captioned import read_captioned
 from p4q_edge.evaluation.preflight import check_before_learning, data_of, labelled
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
-from p4q_edge.models import FoldedClassifier, choose_device, run_folded
+from p4q_edge.models import FoldedClassifier, require_device, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.recipe import on_device, read_recipe, run_recipe_of, to_toml
 from p4q_edge.runtime.artifacts import SUFFIX, Bundle
@@ -91,7 +91,7 @@ def open_torch_reference(request: ValidateRequest, subject: Subject) -> TorchRef
     opened = recipe or run_recipe_of(folder)
     opened = opened if request.device == "auto" else on_device(opened, request.device)
     if opened.compute.device.startswith("cuda"):
-        choose_device(opened.compute.device)  # a device that is not here is told of before anything is read
+        require_device(opened.compute.device)  # a device that is not here is told of before anything is read
     checked = None if recipe is None else check_before_learning(request, subject, opened)
     source = open_source(opened, read_split_again(opened.data, seed=opened.seed) if checked is None else checked.split)
     card = subject.card

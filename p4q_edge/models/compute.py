@@ -96,10 +96,23 @@ ON_CPU = Compute()
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name, `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is a GPU where there is one.
+    """Return the device of a name, see `require_device`, to compute on it; the log names a GPU.
 
     From here on, float32 is multiplied as such on it: TF32, which torch allows convolutions by itself, would move
     values to other points of the integer grids than on a CPU.
+
+    Raises:
+        EnvironmentNotAbleError: this machine has no such device, or torch cannot use it.
+    """
+    device = require_device(name)
+    if device.type == "cuda":
+        _allow_tf32(False)
+        logger.info("PyTorch computes on %s (%s)", device, torch.cuda.get_device_name(device))
+    return device
+
+
+def require_device(name: str) -> torch.device:
+    """Return the device of a name, `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is a GPU where there is one.
 
     Raises:
         EnvironmentNotAbleError: this machine has no such device, or torch cannot use it.
@@ -113,10 +126,7 @@ def choose_device(name: str) -> torch.device:
             f"expected the device {name!r}, and PyTorch {torch.__version__} finds here: {devices_in_words(there)}. "
             "Name one of these with --device or compute.device, or `auto` for the best of them"
         )
-    _allow_tf32(False)
-    device = torch.device("cuda", index)
-    logger.info("PyTorch computes on %s (%s)", device, torch.cuda.get_device_name(device))
-    return device
+    return torch.device("cuda", index)
 
 
 def decoding_workers(section: ComputeSection, device: torch.device, *, processes: int = 1) -> int:
@@ -134,7 +144,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def devices_in_words(count: int) -> str:
-    """Return what `choose_device` can be asked for on a machine with this number of GPUs."""
+    """Return what `require_device` can be asked for on a machine with this number of GPUs."""
     names = ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count))]
     hint = "" if count or torch.version.cuda else " (this PyTorch is built for CPUs only)"
     return ", ".join(names) + hint

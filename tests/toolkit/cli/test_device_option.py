@@ -109,7 +109,7 @@ def test_the_reference_of_a_validation_follows_its_device(
         raise UsageError("enough")
 
     monkeypatch.setattr(torch_reference, "open_source", opened)
-    monkeypatch.setattr(torch_reference, "choose_device", lambda _: None)
+    monkeypatch.setattr(torch_reference, "require_device", lambda _: None)
     with pytest.raises(UsageError, match="enough"):
         torch_reference.open_torch_reference(ValidateRequest(engine=here / "x.onnx", device=device), None)  # type: ignore[arg-type]
     assert seen == [expected]

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from p4q_edge.cli.preflight import check_device
 from p4q_edge.models.batches import LARGEST_BATCH, Batches, encode_batches, run_batches
 from p4q_edge.models.compute import Compute, CudaMemory, choose_device, decoding_workers, teacher_precision
 from p4q_edge.models.load import LoadedModel, to_batch
 from p4q_edge.quant.observers import MagnitudeHistogram
+from p4q_edge.recipe import on_device
+from p4q_edge.recipe.defaults import demo_recipe
 from p4q_edge.recipe.schema import ComputeSection
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
@@ -49,6 +52,18 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(gpus: Callabl
     gpus(0)
     with pytest.raises(EnvironmentNotAbleError, match=r"'cuda'.*finds here: cpu.*--device or compute.device"):
         choose_device("cuda")
+
+
+def test_a_gpu_that_is_looked_for_first_is_logged_where_it_is_taken_alone(
+    gpus: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before a build or a validation reads anything, it looks whether the device is there."""
+    gpus(2)
+    caplog.set_level("INFO", "p4q_edge")
+    check_device(on_device(demo_recipe(), "cuda:1"))
+    assert [record.message for record in caplog.records] == []
+    Compute.of(ComputeSection(device="cuda:1"))
+    assert [record.message for record in caplog.records] == ["PyTorch computes on cuda:1 (Toy GPU)"]
 
 
 def test_float32_is_multiplied_as_such_but_for_the_teacher_that_may_be_coarser(gpus: Callable[[int], None]) -> None:
