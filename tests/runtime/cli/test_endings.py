@@ -67,6 +67,42 @@ def test_a_signal_ends_the_command_with_its_code_and_one_line(
     assert errors.splitlines() in (["interrupted"], ["error: interrupted"]), errors
 
 
+COUNTING = """
+import os, signal, sys, threading, time
+import p4q_edge.runtime.cli.main as cli
+from p4q_edge.runtime.cli import progress_bar
+from p4q_edge.runtime.progress import task
+progress_bar.SHOWN_AFTER_S = progress_bar.LINE_EVERY_S = 0.0
+progress_bar.PULSE_S = 0.01
+stop = progress_bar.ProgressBar.stop
+def stopped(bar):
+    stop(bar)
+    with bar._lock:  # a line that the pulse has begun comes to its end
+        print("stopped", file=sys.stderr, flush=True)
+progress_bar.ProgressBar.stop = stopped
+def deaf(arguments):
+    with task("learn", total=1):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            time.sleep(0.1)
+            if "deaf" in sys.argv:
+                time.sleep(60)
+cli._dispatch = deaf
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("how", "last"), [("soon", "error: interrupted"), ("deaf", "interrupted")])
+def test_a_command_that_a_signal_ends_counts_no_further(how: str, last: str) -> None:
+    code, errors = _ended(how, program=COUNTING)
+    assert code == 130
+    lines = errors.splitlines()
+    after = lines[lines.index("stopped") :]
+    assert [line for line in after if line != "stopped"] == [last], errors[-1000:]
+
+
 def test_the_last_word_takes_the_place_of_a_bar_on_a_terminal() -> None:
     terminal, end = pty.openpty()
     program = (

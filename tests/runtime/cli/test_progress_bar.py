@@ -168,6 +168,29 @@ def test_work_goes_on_where_nobody_reads_the_stream_any_more() -> None:
     assert stream.tries == 1
 
 
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_after_a_signal_nothing_counts_on(stream: io.StringIO) -> None:
+    """A library may take a while to end; neither does a task that is left then look as if it were done."""
+    clock = Clock()
+    bar = ProgressBar(stream, clock=clock)
+    with bar.shown():
+        with task("learn", total=10) as advance:
+            clock.now += 20.0
+            advance(1)
+            before = stream.getvalue()
+            assert "10 %" in before
+            bar.stop()
+            for _ in range(3):
+                clock.now += 20.0
+                bar.pulse()
+                advance(1)
+            assert stream.getvalue() == before
+        with bar.aside():
+            print("error: interrupted", file=stream)
+    cleared = CLEAR if stream.isatty() else ""
+    assert stream.getvalue().removeprefix(before) == f"{cleared}error: interrupted\n"
+
+
 def test_an_error_ends_the_bar(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)

@@ -60,28 +60,39 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._raised = False
+        self._arrived: Callable[[], None] | None = None
 
     @property
     def exit_code(self) -> int:
         """130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + (self.signal or signal.SIGINT)
 
-    def watch(self) -> None:
-        """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and end the process if that does not end it."""
+    def watch(self, arrived: Callable[[], None] | None = None) -> None:
+        """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and end the process if that does not end it.
+
+        Args:
+            arrived: called as soon as one of them arrives, in the main thread and in another; it must not wait.
+        """
+        self._arrived = arrived
         if threading.current_thread() is not threading.main_thread() or os.name != "posix":
             return
         on_signals((signal.SIGINT, signal.SIGTERM), self._raise, self._end)
 
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        # The thread may have seen the signal before this handler ran, so that it does not decide who is first.
+    def _see(self, number: int) -> None:
+        # The thread may see a signal before its handler runs, or after, so that neither decides who is first.
         self.signal = self.signal or number
+        if self._arrived is not None:
+            self._arrived()
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self._see(number)
         # Libraries in native code do not survive that an import of theirs is broken off: they crash when they are used.
         if not self._raised and not _is_import(frame):
             self._raised = True
             raise KeyboardInterrupt
 
     def _end(self, number: int) -> None:
-        self.signal = self.signal or number
+        self._see(number)
         end = time.monotonic() + GRACE_SECONDS
         while (left := end - time.monotonic()) > 0:
             if self._raised:

@@ -60,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     interruption = Interruption()
     if argv is None:
         _open_streams()
-        interruption.watch()
     bar = ProgressBar(sys.stderr)
+    if argv is None:
+        interruption.watch(bar.stop)
     _configure_logging(quiet=flags.quiet, verbose=flags.verbose, bar=bar)
     try:
         several = _started_by_torchrun()

@@ -57,6 +57,7 @@ class ProgressBar:
         self._task: _Shown | None = None
         self._open = False
         self._unread = False
+        self._stopped = False
         # The pulse is another thread; a log line may come while the bar is drawn, in the same one.
         self._lock = threading.RLock()
         _BARS.add(self)
@@ -76,11 +77,18 @@ class ProgressBar:
             if self._task is not None:
                 self._write_if_due(self._task)
 
+    def stop(self) -> None:
+        """Draw nothing from here on, as the program was asked to end; what stands there is cleared with the next line.
+
+        Any thread may call it: it waits for no other, which may hang on a stream that nobody reads.
+        """
+        self._stopped = True
+
     def finish(self, name: str) -> None:
         """End a task: its bar is replaced by a line with the time that it took."""
         with self._lock:
             task, self._task = self._task, None
-            if task is None or task.written is None:
+            if task is None or task.written is None or self._stopped:
                 return
             text = f"{name}: {_seconds(self._clock() - task.started)}"
             self._put(f"{CLEAR}{text}\n" if self._terminal else f"{text}\n")
@@ -94,7 +102,8 @@ class ProgressBar:
                 self._put(CLEAR)
                 self._open = False
             yield
-            if self._terminal and self._task is not None and self._task.written is not None:
+            shown = self._task is not None and self._task.written is not None and not self._stopped
+            if self._terminal and self._task is not None and shown:
                 self._write(self._task, self._clock())
 
     @contextmanager
@@ -118,6 +127,8 @@ class ProgressBar:
             self.pulse()
 
     def _write_if_due(self, task: _Shown) -> None:
+        if self._stopped:
+            return
         now = self._clock()
         wait = BAR_EVERY_S if self._terminal else LINE_EVERY_S
         due = task.started + SHOWN_AFTER_S if task.written is None else task.written + wait
