@@ -22,8 +22,10 @@ from p4q_edge.graph.analysis import differing_linears, linear_nodes
 from p4q_edge.models import device_of
 from p4q_edge.quant import Phase, QuantLinear, quant_linears, running_as_cpu_graph, running_in
 from p4q_edge.runtime.artifacts import Card
-from p4q_edge.runtime.engines.onnxruntime import session_options, seven_bit_weights
+from p4q_edge.runtime.choices import SEVEN_BIT_PROFILES
+from p4q_edge.runtime.engines.onnxruntime import session_options
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.evaluation import seven_bits
 from p4q_edge.runtime.evaluation.report import DebugReport, LayerFinding
 from p4q_edge.runtime.statistics import metrics
 from p4q_edge.runtime.storage import quoted
@@ -179,7 +181,7 @@ def find_difference(
     batch = images[:MAX_IMAGES]
     findings = [
         (step.name, step.tolerance, compare_layers(step.reference, step.candidate, tuple(nodes)))
-        for step in _steps(built, batch, fast=card.cpu_profile == "fast", graph=graph, module=module)
+        for step in _steps(built, batch, card, graph=graph, module=module)
     ]
     parted = [step for step in findings if first_difference(step[2], step[1]) is not None]
     name, limit, layers = parted[0] if parted else findings[0]
@@ -213,15 +215,16 @@ class _Step:
 
 
 def _steps(
-    built: onnx.ModelProto, batch: NDArray[np.uint8], *, fast: bool, graph: bytes | None, module: nn.Module | None
+    built: onnx.ModelProto, batch: NDArray[np.uint8], card: Card, *, graph: bytes | None, module: nn.Module | None
 ) -> list[_Step]:
     """Return the comparisons in the order in which the first that finds something is the answer."""
     plain = run_graph(built, batch)
     steps = []
     if graph is not None:
-        exported = run_graph(onnx.load_model_from_string(seven_bit_weights(graph) if fast else graph), batch)
+        fast = card.cpu_profile in SEVEN_BIT_PROFILES
+        exported = run_graph(onnx.load_model_from_string(seven_bits(card, graph) if fast else graph), batch)
         steps.append(_Step(name=BUNDLE_GRAPH, reference=exported, candidate=plain, tolerance=SAME_RUNTIME))
-    kernels = run_graph(built, batch, session_options("fast" if fast else "exact"))
+    kernels = run_graph(built, batch, session_options(card.cpu_profile or "exact"))
     steps.append(_Step(name=OWN_GRAPH, reference=plain, candidate=kernels, tolerance=OTHER_KERNELS))
     if module is not None:
         values = run_linears(module, batch)

@@ -28,6 +28,7 @@ from p4q_edge.runtime.evaluation import (
     Renderer,
     Subject,
     ValidateRequest,
+    bundle_graph,
     found_names,
     learned_digests,
 )
@@ -138,7 +139,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
     return Reference(
         stages={
             FLOAT: torch_stage(found.classifier, Phase.FLOAT),
-            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.on_cpu),
+            FAKE_QUANT: torch_stage(found.classifier, Phase.QUANTIZED, as_cpu_graph=card.as_cpu_graph),
         },
         images=images,
         baselines=read_baselines(found.folder),
@@ -235,14 +236,10 @@ def _debug(
         half = bundle.model("fp16")
         save = None if request.save_repro is None else save_plan_repro(request.save_repro, half)
         return compare_with_onnxruntime(half, images, on_difference=save)
-    graph = None if bundle is None else bundle.model("fp32")
-    report = find_difference(
-        subject.engine,
-        card,
-        images,
-        graph=graph,
-        module=None if found is None else found.classifier,
-    )
+    graph = None if bundle is None else bundle_graph(card, bundle)
+    # In the graph with quantized convolutions layers are arranged otherwise than PyTorch's.
+    module = found.classifier if found is not None and card.as_cpu_graph else None
+    report = find_difference(subject.engine, card, images, graph=graph, module=module)
     if request.save_repro is not None:
         save_engine_repro(request.save_repro, subject.engine, report, graph=graph, images=images[:MAX_IMAGES])
     return report

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from p4q_edge.runtime.builders import candidates
 from p4q_edge.runtime.choices import CpuProfile
-from p4q_edge.runtime.machine.cpu import saturates
+from p4q_edge.runtime.machine import cpu
 from p4q_edge.runtime.machine.findings import Environment
 from p4q_edge.runtime.machine.host import Host, PowerMode
 from p4q_edge.runtime.machine.library_probe import Probe
@@ -15,7 +18,20 @@ GIB = 1 << 30
 
 def openvino_profile() -> CpuProfile:
     """Return the profile with integers that OpenVINO computes rightly on the processor of these tests."""
-    return "fast" if saturates() else "exact"
+    return "fast" if cpu.saturates() else "exact"
+
+
+OVERFLOWS = {"openvino_is": True, "bf16": False, "saturates": True}
+"""A processor on which OpenVINO computes 8-bit weights wrongly, see `processor`."""
+
+
+def processor(
+    monkeypatch: pytest.MonkeyPatch, *, openvino_is: bool, bf16: bool = True, saturates: bool = False
+) -> None:
+    """Make builds of engines for CPUs believe that they run on another processor, with OpenVINO or without it."""
+    monkeypatch.setattr(candidates, "installed", lambda: openvino_is)
+    monkeypatch.setattr(candidates, "remainders", lambda: ("f32", "bf16") if bf16 else ("f32",))
+    monkeypatch.setattr(cpu, "saturates", lambda: saturates)
 
 
 ABSENT = Probe(problem="ModuleNotFoundError: No module named 'it'")

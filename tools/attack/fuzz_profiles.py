@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +68,23 @@ def use_profiles(data: bytes, folder: Path) -> None:
     """Rewrite the graph as every backend and profile does, each whatever the others say of it."""
     from p4q_edge.runtime.artifacts import check_exported
     from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of, with_fp16_weights
-    from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
+    from p4q_edge.runtime.engines.onnxruntime import (
+        float_weights,
+        integer_convolutions,
+        seven_bit_weights,
+        without_overflow,
+    )
     from p4q_edge.runtime.errors import P4QEdgeError
 
     check_exported(data, name="graph")
     errors = []
     if flavour_of(data) != "int8":
         check_exported(with_fp16_weights(data), name="graph")
-    for rewrite in (seven_bit_weights, float_weights):
+    rewrites = (seven_bit_weights, float_weights, partial(integer_convolutions, single=data), without_overflow)
+    for rewrite in rewrites:
         try:
             rewrite(data)
         except P4QEdgeError as error:
             errors.append(error)
-    if len(errors) == 2:
+    if len(errors) == len(rewrites):
         raise errors[0]

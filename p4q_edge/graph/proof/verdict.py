@@ -237,6 +237,10 @@ def prove_graphs(
         noise, typical = (runs.half, runs.half) if candidate.half else (runs.on_cpu, runs.fine)
         if candidate.name == candidate.kind:
             floors[candidate.kind] = noise.floor(typical)
+        if candidate.name == "placed":
+            # It is what a CPU engine with quantized convolutions computes.
+            floors["convolutions"] = noise.floor(typical)
+            floors["seven_bit_convolutions"] = runs.seven_bit.and_(noise).floor(runs.seven_bit)
         if candidate.as_cpu_graph:
             # What the other profiles of a CPU engine may differ by.
             floors["seven_bit"] = runs.seven_bit.and_(noise).floor(runs.seven_bit)

@@ -17,11 +17,16 @@ Remainder = Literal["f32", "bf16"]
 RemainderChoice = Literal["f32", "bf16", "auto"]
 """A remainder, or `auto`: `bf16` where this processor has such instructions and it is faster here."""
 
-CpuProfile = Literal["exact", "fast", "float"]
+CpuProfile = Literal["exact", "fast", "float", "convolutions", "fast-convolutions"]
 """`exact`: 8-bit weights. `fast`: 7-bit weights, which x86 processors without VNNI add without saturation. `float`:
-FP32 with the quantized weights' values."""
+FP32 with the quantized weights' values. In these convolutions compute in FP32; in `convolutions` they are quantized as
+for GPUs, and in `fast-convolutions` too, with 7-bit weights where 8-bit ones could overflow there."""
 
-CpuChoice = Literal["exact", "fast", "float", "auto"]
+CONVOLUTION_PROFILES: tuple[CpuProfile, ...] = ("convolutions", "fast-convolutions")
+"""Profiles whose convolutions are quantized; OpenVINO alone is faster with them."""
+SEVEN_BIT_PROFILES: tuple[CpuProfile, ...] = ("fast", "fast-convolutions")
+
+CpuChoice = Literal["exact", "fast", "float", "convolutions", "fast-convolutions", "auto"]
 """A profile, or `auto`: what is faster here of those that compute what the reference computes, see `builders.cpu`."""
 
 Fast = Literal["reducing_gap", "draft"]

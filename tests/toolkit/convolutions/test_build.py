@@ -1,6 +1,7 @@
 """A model of convolutions from a recipe to a CPU engine, validated against the module quantized as its graph is."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import open_clip
@@ -54,6 +55,32 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def _convolutions_in_int8(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Build and validate an engine whose convolutions OpenVINO multiplies in INT8, where it is installed."""
+    if find_spec("openvino") is None:
+        return
+    bundle, engine = read_bundle(path), path.with_name("int8.onnx")
+    arguments = ["--engine", str(engine), "--cpu-profile", "fast-convolutions", "-q"]
+    assert main(["build", str(path), *arguments]) == 0
+    card, stored = read_card(engine), bundle.manifest.precision
+    assert card.backend == "openvino"
+    assert (card.golden_samples().logits == bundle.golden().logits).all()
+    assert card.noise == bundle.manifest.parity.noise["seven_bit_convolutions"]
+    assert card.precision.int8_mac_share == stored.int8_mac_share
+    assert card.precision.label == "W7A8 carried"
+    assert card.build.inspection.kernels["Convolution u8"] == stored.quantized_convolutions
+    capsys.readouterr()
+    reference = str(path.with_suffix(".run"))
+    assert main(["validate", str(engine), "--json", "--debug", "--reference", reference]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert all(gate["passed"] for gate in report["chain"]["gates"])
+    assert {gate["name"]: gate["value"] for gate in report["files"]} == {
+        "tensors of the engine that differ from the bundle's graph": 0,
+        "linears of the bundle's graph that differ from the PyTorch model": 0,
+    }
+    assert report["debug"]["first"] is None
+
+
 def test_from_recipe_to_validated_engine(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = recipe.with_name("model.onnx")
     assert main(["build", "--recipe", str(recipe), "--engine", str(engine), "--cpu-profile", "exact", "-q"]) == 0
@@ -73,6 +100,7 @@ def test_from_recipe_to_validated_engine(recipe: Path, capsys: pytest.CaptureFix
     report = json.loads(capsys.readouterr().out)
     assert all(gate["passed"] for gate in report["chain"]["gates"])
     assert report["debug"]["first"] is None
+    _convolutions_in_int8(engine.with_suffix(".p4q"), capsys)
     # Without the run folder the bundle's own results are the reference, and they are the CPU's too.
     engine.with_suffix(".run").rename(recipe.with_name("elsewhere"))
     assert main(["validate", str(engine), "--data", "demo:digits", "--force"]) == 0

@@ -22,12 +22,15 @@ from p4q_edge.graph.export import (
 )
 from p4q_edge.graph.lint_rules import lint
 from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
+from p4q_edge.graph.proof.noise import signed_convolutions, weights_of_seven_bits
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
-from p4q_edge.quant.conv import quant_convs
-from p4q_edge.quant.linear import quant_linears
+from p4q_edge.quant.conv import quant_convs, running_as_cpu_graph
+from p4q_edge.quant.linear import Phase, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.artifacts import check_exported
+from p4q_edge.runtime.engines.onnxruntime import integer_convolutions, without_overflow
+from p4q_edge.runtime.statistics import NOISE_FACTOR
 from p4q_edge.stages.encoder_file import restore_encoder, save_encoder
 
 Tower = Callable[[str], nn.Module]
@@ -119,6 +122,45 @@ def test_the_cpu_graph_computes_the_module_quantized_as_it_is(export: Export, ph
     alike = compare_outputs(reference_outputs(model, photos.numpy(), as_cpu_graph=True), found)
     other = compare_outputs(reference_outputs(model, photos.numpy()), found)
     assert 1 - alike["cosine_embedding"] < 1e-5 < 1 - other["cosine_embedding"]
+
+
+def test_a_cpu_with_quantized_convolutions_computes_the_module_quantized_as_for_gpus(
+    export: Export, photos: Tensor
+) -> None:
+    graphs, model = export("resnet")
+    made = integer_convolutions(graphs.fp16 + graphs.weights, graphs.fp32 + graphs.weights)
+    reference = reference_outputs(model, photos.numpy())
+    alike = compare_outputs(reference, run_in_onnxruntime(made, photos.numpy(), optimized=False))
+    # As near as the same graph before it was stored in FP16, and nearer than that.
+    placed, half = (graphs.parity.agreement[name].cosine_embedding for name in ("placed", "fp16"))
+    assert placed is not None
+    assert half is not None
+    assert 1 - alike["cosine_embedding"] < min(2 * (1 - placed) + 1e-7, 1 - half)
+    layers = conv_layers(onnx.load_from_string(made))
+    assert {layer.path for layer in layers} == {layer.path for layer in conv_layers(complete(graphs)[0])}
+    noise = graphs.parity.noise
+    assert noise["convolutions"].median_loss <= noise["fp16"].median_loss
+    assert noise["seven_bit_convolutions"].worst_loss > noise["convolutions"].worst_loss
+    narrow = without_overflow(made)
+    seven = compare_outputs(reference, run_in_onnxruntime(narrow, photos.numpy(), optimized=False))
+    assert 1 - seven["cosine_embedding"] < NOISE_FACTOR**2 * noise["seven_bit_convolutions"].worst_loss
+    integers = [
+        one for one in onnx.load_from_string(narrow).graph.initializer if one.name.endswith("conv2.weight_int8")
+    ]
+    assert {np.abs(numpy_helper.to_array(one)).max() > 63 for one in integers} == {True}  # behind a ReLU
+
+
+def test_convolutions_with_signed_inputs_are_those_behind_no_relu(export: Export, photos: Tensor) -> None:
+    _, model = export("resnet")
+    images = photos.numpy()
+    with running_in(model, Phase.QUANTIZED):
+        assert signed_convolutions(model, images) == []
+        first = next(iter(quant_convs(model).values()))
+        with weights_of_seven_bits(model, signed=[first]):
+            assert int(first.integer_weight().abs().max()) == 63
+        assert int(first.integer_weight().abs().max()) > 63
+    with running_as_cpu_graph(model):
+        assert signed_convolutions(model, images) == []
 
 
 def readers_of(model: onnx.ModelProto, name: str) -> Counter[str]:

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         write_head,
     )
     from p4q_edge.runtime.artifacts.manifest import (
+        NOISE_OF_PROFILE,
         Agreement,
         CalibratedOn,
         CrossValidated,
@@ -116,6 +117,7 @@ __all__ = [
     "LEAST_MAC_SHARE",
     "MAX_DRIFT",
     "MAX_FOLDED_HEAD_BYTES",
+    "NOISE_OF_PROFILE",
     "OPERATORS",
     "REFERENCE",
     "SUFFIX",
@@ -270,6 +272,7 @@ if not TYPE_CHECKING:
                 "Manifest",
                 "Member",
                 "ModelInfo",
+                "NOISE_OF_PROFILE",
                 "NoiseKind",
                 "agreement_of",
             ),

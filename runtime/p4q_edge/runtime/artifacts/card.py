@@ -17,7 +17,7 @@ from p4q_edge.runtime.artifacts.manifest import ModelInfo
 from p4q_edge.runtime.artifacts.precision import Precision
 from p4q_edge.runtime.artifacts.schema_one import card_of_schema_1
 from p4q_edge.runtime.artifacts.signature import Keys, require_signed
-from p4q_edge.runtime.choices import BackendName, CpuProfile
+from p4q_edge.runtime.choices import CONVOLUTION_PROFILES, BackendName, CpuProfile
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, InputError, UsageError
 from p4q_edge.runtime.images import PreprocessSpec
 from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, RoundingLimits, rounding_limits_of, with_remainder
@@ -121,6 +121,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def on_cpu(self) -> bool:
         """Whether the engine runs on a CPU, from the graph with FP32 remainder."""
         return self.cpu_profile is not None
+
+    @property
+    def as_cpu_graph(self) -> bool:
+        """Whether the engine is quantized as the graph for CPUs, whose convolutions compute in float."""
+        return self.on_cpu and self.cpu_profile not in CONVOLUTION_PROFILES
 
     @property
     def head(self) -> BuiltInHead:

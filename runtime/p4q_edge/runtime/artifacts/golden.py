@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 
+from p4q_edge.runtime.choices import CONVOLUTION_PROFILES, CpuProfile
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.statistics import FULL_BITS, least_cosine
 from p4q_edge.runtime.storage import load_tensors, save_tensors
@@ -50,6 +51,10 @@ class Golden:
     def for_cpu(self) -> Golden:
         """Return the samples that the graph for CPUs is compared with."""
         return replace(self, **self.on_cpu, on_cpu={})
+
+    def for_profile(self, profile: CpuProfile) -> Golden:
+        """Return the samples that a profile of a CPU engine is compared with."""
+        return replace(self, on_cpu={}) if profile in CONVOLUTION_PROFILES else self.for_cpu()
 
     def to_bytes(self) -> bytes:
         """Return the samples as safetensors."""

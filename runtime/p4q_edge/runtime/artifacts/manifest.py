@@ -16,10 +16,17 @@ from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, require_loss, wit
 
 GraphRun: TypeAlias = Literal["fp32", "fp32_unoptimized", "fp16", "placed"]
 """A graph as it was run to compare it; `placed` is `fp16` before its remainder turned into FP16."""
-NoiseKind: TypeAlias = Literal["fp32", "fp16", "seven_bit", "float", "bf16"]
+NoiseKind: TypeAlias = Literal["fp32", "fp16", "seven_bit", "float", "bf16", "convolutions", "seven_bit_convolutions"]
 """What a module differs by from itself: as a graph may, with weights of 7 bits, with no activation on a grid, and with
-bfloat16 for what is not quantized."""
-NOISE_OF_PROFILE: Mapping[CpuProfile, NoiseKind] = {"exact": "fp32", "fast": "seven_bit", "float": "float"}
+bfloat16 for what is not quantized; with quantized convolutions as the graph for GPUs may in FP32, and with weights of 7
+bits where these have signed inputs."""
+NOISE_OF_PROFILE: Mapping[CpuProfile, NoiseKind] = {
+    "exact": "fp32",
+    "fast": "seven_bit",
+    "float": "float",
+    "convolutions": "convolutions",
+    "fast-convolutions": "seven_bit_convolutions",
+}
 """What the weights of a CPU engine may differ by."""
 
 

@@ -29,10 +29,10 @@ from p4q_edge.runtime.artifacts import (
     read_bundle,
     write_deployment,
 )
-from p4q_edge.runtime.builders.candidates import PROFILE_VARIABLE, CpuRequest, cpu_candidates, default_choice
+from p4q_edge.runtime.builders.candidates import PROFILE_VARIABLE, CpuRequest, default_choice
 from p4q_edge.runtime.builders.card_parts import card_of, precision_on
 from p4q_edge.runtime.builders.consistency import check_consistent, check_folded_head
-from p4q_edge.runtime.builders.cpu_engine import make_cpu_engine
+from p4q_edge.runtime.builders.cpu_engine import candidates_of, make_cpu_engine
 from p4q_edge.runtime.builders.dry_run import CpuDryRun, RtxDryRun, TensorRTDryRun
 from p4q_edge.runtime.choices import CPU_BACKENDS, BackendName, CpuBackend, CpuChoice, GraphKind, RemainderChoice
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
@@ -72,9 +72,8 @@ class BuildOptions:
     """How an engine is built.
 
     Attributes:
-        cpu_profile: `exact` (8-bit weights), `fast` (7-bit weights, for x86 without VNNI), `float` (FP32), or `auto`
-            (the fastest here of these, in ONNX Runtime and, where it is installed, in OpenVINO); None: see
-            `builders.candidates.default_choice`; CPU engines.
+        cpu_profile: a `CpuProfile`, or `auto` (the fastest here of these, in ONNX Runtime and, where it is installed,
+            in OpenVINO); None: see `builders.candidates.default_choice`; CPU engines.
         remainder: precision of what is not quantized, in OpenVINO: `f32`, `bf16`, or `auto` (the faster one here).
         threads: threads of the CPU engine while it is checked and measured; None takes one a core.
         batch: images of a run that candidates of `auto` are measured with, and OpenVINO's fixed shape is made for.
@@ -158,7 +157,8 @@ def build_engine(
     _require_writable(engine, force=force)
     opened = read_bundle(bundle)
     check_consistent(opened)
-    _warn_of_small_share(opened, precision_on(chosen, opened.manifest.precision))
+    if chosen not in CPU_BACKENDS:
+        _warn_of_small_share(opened, precision_on(chosen, opened.manifest.precision))
     if chosen == "tensorrt":
         return _build_tensorrt(opened, engine, force=force, options=options, progress=progress)
     if chosen == "tensorrt-rtx":
@@ -191,6 +191,7 @@ def _build_cpu(bundle: Bundle, engine: Path, *, backend: CpuBackend | None, forc
     refuse_unsound(bundle, "fp32", engine=engine)
     asked = options.cpu_request(backend, has_forms=bundle.manifest.precision.has_forms_on_cpus)
     made = make_cpu_engine(bundle, engine, asked, deadline_s=options.deadline_s)
+    _warn_of_small_share(bundle, made.card.precision)
     card = _compared(made.card, made.outputs, made.golden, engine=engine)
     _require_writable(engine, force=force)
     write_deployment(engine, card, made.files)
@@ -384,7 +385,7 @@ def describe_build(
         describe = tensorrt_builder.describe_plan
         return describe(size, engine=engine, options=gated, convolutions=convolutions, quantized=quantized)
     request = options.cpu_request(cpu_backend(backend), has_forms=precision.has_forms_on_cpus)
-    candidates = cpu_candidates(opened.model("fp32"), request)
+    candidates = candidates_of(opened, request)
     return CpuDryRun(
         engine=str(engine),
         exists=engine.exists(),

@@ -5,13 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast, get_args
 
 import msgspec
 
 from p4q_edge.runtime.builders.tensorrt.narrow_weights import flavour_of
-from p4q_edge.runtime.choices import MAX_BATCH, CpuBackend, CpuChoice, CpuProfile, Remainder, RemainderChoice
-from p4q_edge.runtime.engines.onnxruntime import float_weights, seven_bit_weights
+from p4q_edge.runtime.choices import (
+    CONVOLUTION_PROFILES,
+    MAX_BATCH,
+    CpuBackend,
+    CpuChoice,
+    CpuProfile,
+    Remainder,
+    RemainderChoice,
+)
+from p4q_edge.runtime.engines.onnxruntime import (
+    float_weights,
+    integer_convolutions,
+    seven_bit_weights,
+    without_overflow,
+)
 from p4q_edge.runtime.engines.openvino import import_openvino, installed, remainders
 from p4q_edge.runtime.errors import ArtifactError, CorruptArtifactError, EnvironmentNotAbleError, UsageError
 from p4q_edge.runtime.machine import advice
@@ -104,8 +118,19 @@ def require_cpu_libraries(request: CpuRequest) -> None:
             weights need.
     """
     libraries = _libraries(request)
-    if request.backend == "openvino":
+    if request.choice in CONVOLUTION_PROFILES and request.backend == "onnxruntime":
+        raise UsageError(
+            f"--cpu-profile {request.choice} is OpenVINO's: in ONNX Runtime convolutions in INT8 are slower than in "
+            "FP32. Leave --backend out, or name --backend openvino."
+        )
+    if request.choice in CONVOLUTION_PROFILES and request.remainder == "bf16":
+        raise UsageError(
+            f"--cpu-profile {request.choice} computes what is not quantized in f32 alone. Leave --remainder out."
+        )
+    if libraries == ("openvino",):
         import_openvino()
+        if request.choice == "convolutions" and machine.saturates():
+            raise EnvironmentNotAbleError(f"{advice.OVERFLOW_IN_OPENVINO}. Take `--cpu-profile fast-convolutions`.")
         if request.choice == "exact" and machine.saturates():
             raise EnvironmentNotAbleError(
                 f"{advice.OVERFLOW_IN_OPENVINO}. Take `--cpu-profile fast` (7-bit weights), `--cpu-profile float` (of "
@@ -125,13 +150,19 @@ def require_cpu_libraries(request: CpuRequest) -> None:
         )
 
 
-def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
+def cpu_candidates(model: bytes, request: CpuRequest, *, half: bytes | None = None) -> Candidates:
     """Return the candidates that a request leaves open, with the Q/DQ model of a bundle as each profile keeps it.
 
     Of two that are equally fast the first is kept: the reference's own weights before narrower ones, and a remainder in
     32 bits before one in 16.
 
+    Args:
+        model: the bundle's graph with FP32 remainder.
+        request: what is asked for.
+        half: that with FP16 remainder, where convolutions are quantized in it and what they may differ by is known.
+
     Raises:
+        ArtifactError: a profile was asked for that the model does not have.
         EnvironmentNotAbleError: what was asked for needs a package that is not installed.
         CorruptArtifactError: a weight of the model is not as the exporter writes it.
     """
@@ -145,7 +176,7 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
     left_out: list[str] = []
     if request.choice == "auto" and "openvino" not in libraries and request.backend is None:
         left_out.append("OpenVINO: it is not installed")
-    models, missing = _models(model, request)
+    models, missing = _models(model, request, half)
     left_out += missing
     tried: list[CpuCandidate] = []
     if "openvino" in libraries:
@@ -156,9 +187,11 @@ def cpu_candidates(model: bytes, request: CpuRequest) -> Candidates:
             for remainder in remainders()
             if request.remainder in ("auto", remainder)
             for profile in profiles
+            # What bfloat16 may do beside quantized convolutions is not measured.
+            if remainder == "f32" or profile not in CONVOLUTION_PROFILES
         ]
     if "onnxruntime" in libraries:
-        tried += [CpuCandidate(profile=profile) for profile in models]
+        tried += [CpuCandidate(profile=profile) for profile in models if profile not in CONVOLUTION_PROFILES]
     if not tried:
         raise EnvironmentNotAbleError(
             f"nothing can be built for OpenVINO here: {'; '.join(left_out)}. Install the package onnx, or take "
@@ -178,7 +211,7 @@ def without_bf16(candidates: Candidates, reason: str) -> Candidates:
 def _rank(candidate: CpuCandidate) -> tuple[bool, int, bool]:
     return (
         candidate.remainder == "bf16",
-        ("exact", "float", "fast").index(candidate.profile),
+        ("exact", "float", "convolutions", "fast", "fast-convolutions").index(candidate.profile),
         candidate.backend == "openvino",
     )
 
@@ -186,6 +219,8 @@ def _rank(candidate: CpuCandidate) -> tuple[bool, int, bool]:
 def _libraries(request: CpuRequest) -> tuple[CpuBackend, ...]:
     if request.backend is not None:
         return (request.backend,)
+    if request.choice in CONVOLUTION_PROFILES:
+        return ("openvino",)
     if request.choice == "auto" and installed():
         return ("onnxruntime", "openvino")
     return ("onnxruntime",)
@@ -199,25 +234,37 @@ def _openvino_profiles(
         reasons = (f"openvino-exact: {advice.FP8_IN_OPENVINO}",) if "exact" in models else ()
         return tuple(name for name in models if name == "float"), reasons
     if not machine.saturates():
-        return tuple(name for name in models if name == "exact" or request.backend == "openvino"), ()
+        own = ("exact", *CONVOLUTION_PROFILES)
+        return tuple(name for name in models if name in own or request.backend == "openvino"), ()
     reasons = (f"openvino-exact: {advice.OVERFLOW_IN_OPENVINO}",) if "exact" in models else ()
     # Its kernels for integers are slower there than ONNX Runtime's for the same weights: 1.4 to 2.3 times.
     wanted = ("float", "fast") if request.backend == "openvino" else ("float",)
-    return tuple(name for name in models if name in wanted), reasons
+    return tuple(name for name in models if name in (*wanted, "fast-convolutions")), reasons
 
 
-def _models(model: bytes, request: CpuRequest) -> tuple[dict[CpuProfile, bytes], list[str]]:
+def _models(model: bytes, request: CpuRequest, half: bytes | None) -> tuple[dict[CpuProfile, bytes], list[str]]:
     """Return the model of each profile that is open, and what could not be made."""
+    changes: dict[CpuProfile, Callable[[bytes], bytes]] = dict(_CHANGE)
+    if half is not None:
+        changes["convolutions"] = partial(integer_convolutions, half)
+        changes["fast-convolutions"] = lambda single: without_overflow(integer_convolutions(half, single))
     if request.choice != "auto":
-        change = _CHANGE.get(request.choice)
+        if request.choice in CONVOLUTION_PROFILES and half is None:
+            raise ArtifactError(
+                f"--cpu-profile {request.choice} needs a bundle with quantized convolutions and a sound graph for "
+                "GPUs, and this one has none. Leave it out for the fastest profile that the bundle has."
+            )
+        change = changes.get(request.choice)
         return {request.choice: model if change is None else change(model)}, []
     models: dict[CpuProfile, bytes] = {"exact": model}
     # Narrower weights are faster only where sums of full ones would overflow.
-    profiles: tuple[CpuProfile, ...] = ("float", "fast") if machine.saturates() else ("float",)
+    profiles: list[CpuProfile] = ["float", "fast"] if machine.saturates() else ["float"]
+    if half is not None and "openvino" in _libraries(request):
+        profiles.append("fast-convolutions" if machine.saturates() else "convolutions")
     missing = []
     for profile in profiles:
         try:
-            models[profile] = _CHANGE[profile](model)
+            models[profile] = changes[profile](model)
         except CorruptArtifactError:
             raise
         except ArtifactError:

@@ -167,7 +167,8 @@ def _with_compiled(kept: _Tried, *, batch: int) -> CpuModel:
 def _compare(
     outputs: dict[str, np.ndarray], golden: Golden, profile: CpuProfile, setting: ProofSetting
 ) -> GoldenResult:
-    return compare_golden(outputs, golden, logit_scale=setting.logit_scale, limits=setting.limits.get(profile))
+    expected = golden.for_profile(profile)
+    return compare_golden(outputs, expected, logit_scale=setting.logit_scale, limits=setting.limits.get(profile))
 
 
 def _repeated(images: np.ndarray, batch: int) -> np.ndarray:

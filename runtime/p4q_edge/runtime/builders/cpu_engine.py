@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -13,6 +13,7 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import (
     GRAPH_FP32,
+    NOISE_OF_PROFILE,
     WEIGHTS,
     Build,
     Bundle,
@@ -27,12 +28,24 @@ from p4q_edge.runtime.artifacts import (
     OptimizedCopy,
     Precision,
 )
-from p4q_edge.runtime.builders.candidates import CpuCandidate, CpuRequest, cpu_candidates, without_bf16
+from p4q_edge.runtime.builders.candidates import (
+    Candidates,
+    CpuCandidate,
+    CpuRequest,
+    cpu_candidates,
+    without_bf16,
+)
 from p4q_edge.runtime.builders.card_parts import card_of, part_of
 from p4q_edge.runtime.builders.consistency import check_outputs
 from p4q_edge.runtime.builders.cpu import ProofSetting, ProvedModel
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
-from p4q_edge.runtime.choices import CpuProfile, Remainder, RemainderChoice
+from p4q_edge.runtime.choices import (
+    CONVOLUTION_PROFILES,
+    SEVEN_BIT_PROFILES,
+    CpuProfile,
+    Remainder,
+    RemainderChoice,
+)
 from p4q_edge.runtime.engines.onnxruntime import OPTIMIZED, import_onnxruntime
 from p4q_edge.runtime.engines.onnxruntime import fingerprint as of_onnxruntime
 from p4q_edge.runtime.engines.openvino import COMPILED
@@ -74,12 +87,10 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         EnvironmentNotAbleError: a library that was asked for is not installed.
         CorruptArtifactError: the graph of the bundle is not what its manifest says.
     """
-    golden = bundle.golden().for_cpu()
-    if request.backend != "openvino":
+    golden = bundle.golden()
+    if request.backend != "openvino" and request.choice not in CONVOLUTION_PROFILES:
         import_onnxruntime()
-    candidates = cpu_candidates(bundle.model("fp32"), request)
-    if request.remainder == "auto" and "bf16" not in bundle.manifest.parity.noise:
-        candidates = without_bf16(candidates, "the bundle does not record what it may differ by; export it again")
+    candidates = candidates_of(bundle, request)
     give_back_memory()  # of the graphs that candidates were made of, before they are loaded beside it
     setting = ProofSetting(
         threads=request.threads,
@@ -95,13 +106,14 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
         proved = prove_apart(candidates, golden, setting, deadline_s=deadline_s)
     check_outputs(bundle, proved.outputs, input_shape=proved.input_shape)
     built, profile, parity = proved.built, proved.built.profile, bundle.manifest.parity
+    golden = golden.for_profile(profile)
     card = card_of(bundle, _build(proved, request))
     card = msgspec.structs.replace(
         card,
         engine_sha256=sha256_bytes(built.model),
         engine_size_bytes=len(built.model),
         parts=tuple(part_of(bundle, name) for name in (GRAPH_FP32, WEIGHTS)) if profile == "exact" else (),
-        precision=_precision(card.precision, built.candidate),
+        precision=_precision(card.precision, bundle.manifest.precision, built.candidate),
         rounding_bits=_rounding_bits(card.rounding_bits, profile),
         noise=parity.noise_of(profile, remainder="f32"),
         noise_bf16=parity.of_remainder(built.candidate.remainder),
@@ -110,6 +122,30 @@ def make_cpu_engine(bundle: Bundle, engine: Path, request: CpuRequest, *, deadli
     suffix = COMPILED if built.candidate.backend == "openvino" else OPTIMIZED
     files = {"": built.model, suffix: built.optimized}
     return CpuEngine(card=card, outputs=proved.outputs, golden=golden, files=files)
+
+
+def candidates_of(bundle: Bundle, request: CpuRequest) -> Candidates:
+    """Return the candidates that a request leaves open for a bundle.
+
+    Raises:
+        EnvironmentNotAbleError, ArtifactError: as `cpu_candidates`.
+    """
+    noise, unknown = bundle.manifest.parity.noise, "the bundle does not record what it may differ by; export it again"
+    precision = bundle.manifest.precision
+    half, reason = None, ""
+    if precision.quantized_convolutions and precision.plan_flavour == "int8":
+        if bundle.manifest.problem("fp16") is not None:
+            reason = "the bundle's graph for GPUs is not sound"
+        elif request.choice == "auto" and not {NOISE_OF_PROFILE[name] for name in CONVOLUTION_PROFILES} <= noise.keys():
+            reason = unknown
+        else:
+            half = bundle.model("fp16")
+    candidates = cpu_candidates(bundle.model("fp32"), request, half=half)
+    if reason and any(one.backend == "openvino" for one in candidates.tried):
+        candidates = replace(candidates, not_measured=(*candidates.not_measured, f"convolutions in INT8: {reason}"))
+    if request.remainder == "auto" and "bf16" not in noise:
+        candidates = without_bf16(candidates, unknown)
+    return candidates
 
 
 def _build(proved: ProvedModel, request: CpuRequest) -> Build:
@@ -148,11 +184,14 @@ def _limits(bundle: Bundle, profile: CpuProfile, asked: RemainderChoice) -> Roun
 
 
 def _rounding_bits(bits: int, profile: CpuProfile) -> int:
-    return min(bits, FAST_BITS) if profile == "fast" else bits
+    return min(bits, FAST_BITS) if profile in SEVEN_BIT_PROFILES else bits
 
 
-def _precision(precision: Precision, kept: CpuCandidate) -> Precision:
-    if kept.profile == "fast":
+def _precision(precision: Precision, of_bundle: Precision, kept: CpuCandidate) -> Precision:
+    """Return what an engine computes in, from that of the graph for CPUs and that of the bundle."""
+    if kept.profile in CONVOLUTION_PROFILES:
+        precision = msgspec.structs.replace(of_bundle, remainder="fp32")
+    if kept.profile in SEVEN_BIT_PROFILES:
         narrowed = min(precision.weight_bits, FAST_BITS)
         precision = msgspec.structs.replace(precision, weight_bits=narrowed, execution="carried")
     elif kept.profile == "float":

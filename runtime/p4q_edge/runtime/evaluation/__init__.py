@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation.gates import GateResult, Gates, judge
     from p4q_edge.runtime.evaluation.request import ValidateRequest
     from p4q_edge.runtime.evaluation.stage_comparison import StageComparison, StageReport
-    from p4q_edge.runtime.evaluation.subject import Subject, find_bundle
+    from p4q_edge.runtime.evaluation.subject import Subject, bundle_graph, find_bundle, seven_bits
     from p4q_edge.runtime.evaluation.validation import (
         RENDERERS,
         Outcome,
@@ -39,6 +39,7 @@ __all__ = [
     "StageReport",
     "Subject",
     "ValidateRequest",
+    "bundle_graph",
     "check_report_paths",
     "find_bundle",
     "found_names",
@@ -46,6 +47,7 @@ __all__ = [
     "learned_digests",
     "report_paths",
     "run_validation",
+    "seven_bits",
     "write_reports",
 ]
 
@@ -64,7 +66,7 @@ if not TYPE_CHECKING:
                 "StageComparison",
                 "StageReport",
             ),
-            "subject": ("Subject", "find_bundle"),
+            "subject": ("Subject", "bundle_graph", "find_bundle", "seven_bits"),
             "validation": (
                 "Outcome",
                 "RENDERERS",

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from p4q_edge.runtime.artifacts import Bundle, Card, NoiseKind, on_backend, read_bundle, read_card
-from p4q_edge.runtime.choices import GraphKind
+from p4q_edge.runtime.artifacts import NOISE_OF_PROFILE, Bundle, Card, NoiseKind, on_backend, read_bundle, read_card
+from p4q_edge.runtime.choices import CONVOLUTION_PROFILES, SEVEN_BIT_PROFILES, GraphKind
 from p4q_edge.runtime.engines import load_engine
-from p4q_edge.runtime.engines.onnxruntime import differing_tensors, float_weights, import_onnxruntime, seven_bit_weights
+from p4q_edge.runtime.engines.onnxruntime import (
+    differing_tensors,
+    float_weights,
+    import_onnxruntime,
+    integer_convolutions,
+    seven_bit_weights,
+    without_overflow,
+)
 from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError
 from p4q_edge.runtime.evaluation.comparison import ChainOptions, ChainReport, validate_chain
 from p4q_edge.runtime.evaluation.gates import GateResult, Gates, Grid
@@ -64,16 +71,18 @@ def open_subject(request: ValidateRequest) -> Subject:
     if bundle is None:
         not_checked.append(f"the ONNX graph: no bundle beside {request.engine} is its own; name it with --reference")
     else:
-        graph = bundle.model(graph_of(card, bundle))
+        graph: bytes | None = None
         try:
+            graph = bundle_graph(card, bundle)
             if card.on_cpu:
                 files = (compare_file(request.engine, card, graph),)
             if grid == "seven_bit":
-                graph, grids[ONNX] = seven_bit_weights(graph), grid
+                graph, grids[ONNX] = seven_bits(card, graph), grid
         except EnvironmentNotAbleError:
             not_checked.append("the engine's file against the bundle: the package onnx is not installed")
         try:
-            stages[ONNX] = graph_stage(graph, threads=request.threads)
+            if graph is not None:
+                stages[ONNX] = graph_stage(graph, threads=request.threads)
         except EnvironmentNotAbleError:
             not_checked.append("the ONNX graph: ONNX Runtime is not installed")
         # On another grid than the reference's there is no such limit in any case.
@@ -103,7 +112,7 @@ def _grid(card: Card) -> Grid:
     """Return the grid that an engine computes on, as its card states it."""
     if card.precision.activation_bits > FULL_BITS and card.precision.weight_block is None:
         return "none"
-    return "seven_bit" if card.cpu_profile == "fast" else "reference"
+    return "seven_bit" if card.cpu_profile in SEVEN_BIT_PROFILES else "reference"
 
 
 def graph_of(card: Card, bundle: Bundle) -> GraphKind:
@@ -112,7 +121,23 @@ def graph_of(card: Card, bundle: Bundle) -> GraphKind:
     That with FP32 remainder, whose numbers differ least from PyTorch's; but where convolutions compute in float on CPUs
     only the other graph is quantized as a TensorRT engine.
     """
-    return "fp16" if not card.on_cpu and bundle.golden().on_cpu else "fp32"
+    return "fp16" if not card.as_cpu_graph and bundle.golden().on_cpu else "fp32"
+
+
+def bundle_graph(card: Card, bundle: Bundle) -> bytes:
+    """Return the graph of a bundle that is compared with an engine; for a CPU its remainder is FP32.
+
+    Raises:
+        EnvironmentNotAbleError: convolutions are quantized on a CPU, and the package onnx is not installed.
+    """
+    if card.cpu_profile in CONVOLUTION_PROFILES:
+        return integer_convolutions(bundle.model("fp16"), bundle.model("fp32"))
+    return bundle.model(graph_of(card, bundle))
+
+
+def seven_bits(card: Card, graph: bytes) -> bytes:
+    """Return `bundle_graph` as the profile of an engine narrows its weights."""
+    return without_overflow(graph) if card.cpu_profile in CONVOLUTION_PROFILES else seven_bit_weights(graph)
 
 
 def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
@@ -120,7 +145,7 @@ def _expected_loss(card: Card, bundle: Bundle | None) -> dict[str, float]:
     if bundle is None:
         return {}
     parity = bundle.manifest.parity
-    built_from: GraphKind = "fp16" if not card.on_cpu else "fp32"
+    built_from: GraphKind = "fp32" if card.as_cpu_graph else "fp16"
     kinds = {ONNX: graph_of(card, bundle), ENGINE: built_from}
     expected = {stage: parity.median_loss[kind] for stage, kind in kinds.items() if kind in parity.median_loss}
     if card.precision.remainder == "bf16":
@@ -136,7 +161,9 @@ def _noise(card: Card, bundle: Bundle | None, grids: Mapping[str, Grid]) -> dict
     found = {ENGINE: card.noise_with_remainder}
     if bundle is not None:
         noise = bundle.manifest.parity.noise
-        of_graph: NoiseKind = "seven_bit" if grids.get(ONNX) == "seven_bit" else graph_of(card, bundle)
+        profile = card.cpu_profile
+        own = profile in CONVOLUTION_PROFILES or grids.get(ONNX) == "seven_bit"
+        of_graph: NoiseKind = NOISE_OF_PROFILE[profile] if own and profile is not None else graph_of(card, bundle)
         found[ONNX] = noise.get(of_graph)
         if grids[ENGINE] == "none":
             found[ENGINE] = with_remainder(noise.get("fp32" if card.on_cpu else "fp16"), card.noise_bf16)
@@ -155,7 +182,8 @@ def compare_file(engine: Path, card: Card, graph: bytes) -> GateResult:
     if profile == "exact":
         unit, value = "bytes", differing_bytes(data, graph)
     else:
-        made = seven_bit_weights(graph) if profile == "fast" else float_weights(graph)
+        made = seven_bits(card, graph) if profile in SEVEN_BIT_PROFILES else graph
+        made = float_weights(graph) if profile == "float" else made
         unit, value = "tensors", differing_tensors(data, made)
     name = f"{unit} of the engine that differ from the bundle's graph"
     return GateResult(name=name, passed=value == 0, value=value, limit=0, unit=unit)
@@ -188,7 +216,7 @@ def golden_chain(subject: Subject, options: ChainOptions) -> ChainReport:
     """Run the golden samples: the recorded PyTorch stages against the graph and the engine here."""
     # The card of an engine that kept FP16 has that engine's own results in the place of the reference's.
     golden = subject.card.golden_samples() if subject.bundle is None else subject.bundle.golden()
-    if subject.card.on_cpu:
+    if subject.card.as_cpu_graph:
         golden = golden.for_cpu()
     recorded = {
         FLOAT: Recorded({"logits": golden.float_logits, "embedding": golden.float_embedding}),

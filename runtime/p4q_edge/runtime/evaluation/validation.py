@@ -247,7 +247,7 @@ def with_recorded(
     if found is None or subject.bundle is None:
         missing = "no bundle" if subject.bundle is None else "the bundle has no results of it (export.reference_images)"
         return _without(reference, missing), images
-    if subject.card.on_cpu:
+    if subject.card.as_cpu_graph:
         found = found.for_cpu()
     # In the order in which a limit draws: as many as it allows are looked for, not looked for among so many.
     order = np.random.default_rng(request.seed).permutation(len(images.labels))

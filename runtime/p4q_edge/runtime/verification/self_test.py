@@ -71,7 +71,7 @@ def _doubt(card: Card) -> str | None:
     """Return what is known of wrong values of an engine's library, on this processor or at all."""
     if card.backend == "tensorrt":
         return advice.wrong_transformers(card.built_with["tensorrt"])
-    if card.backend == "openvino" and card.cpu_profile == "exact" and cpu.saturates():
+    if card.backend == "openvino" and card.cpu_profile in ("exact", "convolutions") and cpu.saturates():
         return advice.OVERFLOW_IN_OPENVINO
     return None
 

@@ -112,9 +112,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     cpu.add_argument(
         "--cpu-profile",
         choices=get_args(CpuChoice),
-        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; auto: the fastest of these "
-        "and of OpenVINO where it is installed, measured here (default: auto where OpenVINO is installed or "
-        "convolutions are quantized, elsewhere exact)",
+        help="exact: 8-bit weights; fast: 7-bit weights, for x86 without VNNI; float: FP32; convolutions and "
+        "fast-convolutions: convolutions in INT8 too, in OpenVINO; auto: the fastest of these and of OpenVINO where it "
+        "is installed, measured here (default: auto where OpenVINO is installed or convolutions are quantized, "
+        "elsewhere exact)",
     )
     cpu.add_argument(
         "--remainder",

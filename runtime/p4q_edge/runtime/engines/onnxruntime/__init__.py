@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from p4q_edge.runtime.engines.onnxruntime.convolutions import integer_convolutions, without_overflow
     from p4q_edge.runtime.engines.onnxruntime.engine import (
         FLOAT_ACTIVATIONS,
         OPTIMIZED,
@@ -36,6 +37,7 @@ __all__ = [
     "fingerprint",
     "float_weights",
     "import_onnxruntime",
+    "integer_convolutions",
     "load_error",
     "narrowed",
     "open_session",
@@ -43,12 +45,14 @@ __all__ = [
     "session_errors",
     "session_options",
     "seven_bit_weights",
+    "without_overflow",
 ]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "convolutions": ("integer_convolutions", "without_overflow"),
             "engine": (
                 "FLOAT_ACTIVATIONS",
                 "OPTIMIZED",

@@ -190,7 +190,7 @@ def session_options(profile: CpuProfile, *, threads: int | None = None, optimize
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     machine.check_threads(threads)
     options.intra_op_num_threads = machine.usable_cores() if threads is None else threads
-    if profile == "exact" and machine.saturates():
+    if profile in ("exact", "convolutions") and machine.saturates():
         # Makes the weights unsigned, whose kernels do not saturate. Where VNNI is, it would only halve the speed.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options

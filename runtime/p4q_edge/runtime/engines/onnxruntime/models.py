@@ -1,4 +1,4 @@
-"""Variants of a Q/DQ model for a CPU: 7-bit weights, or no quantization. The only module here that needs `onnx`."""
+"""Variants of a Q/DQ model for a CPU: 7-bit weights, or no quantization. They need the package `onnx`."""
 
 from __future__ import annotations
 
@@ -44,19 +44,23 @@ class Narrowed:
         return after
 
 
-def seven_bit_weights(model: bytes) -> bytes:
+def seven_bit_weights(model: bytes, *, kept: frozenset[str] = frozenset()) -> bytes:
     """Return a model whose int8 weights lie within [-63, 63]; their scales grow accordingly.
 
     Each output channel is rounded to the finer of its grids: q' = rint(q * 63 / max|q|). Where a constant is added to
     the input, as it is behind a GELU to use the whole grid, the bias takes up what the rounding makes of that constant.
+
+    Args:
+        model: the model.
+        kept: names of restored weights that stay as they are.
 
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
         ArtifactError: the model has INT4 or FP8 weights or no int8 ones, or one with a shifted input has no bias.
         CorruptArtifactError: a weight is not as the exporter writes it.
     """
-    onnx = _import_onnx("--cpu-profile fast")
-    graph = _parsed(onnx, model)
+    onnx = import_onnx("--cpu-profile fast")
+    graph = graph_of_bundle(onnx, model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     kinds = {tensor.data_type for tensor in graph.graph.initializer}
     for kind, name in ((onnx.TensorProto.INT4, "INT4 weights"), (onnx.TensorProto.FLOAT8E4M3FN, "FP8 weights")):
@@ -65,17 +69,17 @@ def seven_bit_weights(model: bytes) -> bytes:
                 f"the model has {name}, whose products are in FP32, so that it has no fast profile. Build it as exact "
                 "or float, or leave --cpu-profile and P4Q_EDGE_CPU_PROFILE out for the faster one here."
             )
-    with _weights_as_exported():
-        narrow = _narrow_weights(onnx, graph, tensors)
-    if not narrow:
+    with weights_as_exported():
+        narrow = _narrow_weights(onnx, graph, tensors, kept=kept)
+    if not narrow and not kept:
         raise ArtifactError("the model has no int8 weights, so that it has no fast profile. Build it as exact.")
-    with _weights_as_exported():
+    with weights_as_exported():
         _correct_biases(onnx, graph, tensors, narrow)
     return bytes(graph.SerializeToString(deterministic=True))
 
 
 @contextmanager
-def _weights_as_exported() -> Iterator[None]:
+def weights_as_exported() -> Iterator[None]:
     """Tell of constants whose shapes, sizes or axes contradict each other; a bundle may come from a stranger."""
     try:
         yield
@@ -86,7 +90,7 @@ def _weights_as_exported() -> Iterator[None]:
         ) from error
 
 
-def _parsed(onnx: Any, model: bytes) -> Any:
+def graph_of_bundle(onnx: Any, model: bytes) -> Any:
     """Return a model as the package `onnx` reads it, which is stricter than our own reader."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -98,13 +102,16 @@ def _parsed(onnx: Any, model: bytes) -> Any:
         ) from error
 
 
-def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any]) -> dict[str, Narrowed]:
+def _narrow_weights(onnx: Any, graph: Any, tensors: dict[str, Any], *, kept: frozenset[str]) -> dict[str, Narrowed]:
     """Replace weights and scales in place; return the weights by the values that restore them."""
     narrow: dict[str, Narrowed] = {}
     originals: dict[str, np.ndarray] = {}
+    for node in graph.graph.node:
+        if node.output[0] in kept and (weight := _weight(onnx, node, tensors)) is not None:
+            originals[node.input[0]] = weight
     done: dict[tuple[str, str, int], tuple[str, str, Narrowed]] = {}
     for node in graph.graph.node:
-        weight = _weight(onnx, node, tensors)
+        weight = None if node.output[0] in kept else _weight(onnx, node, tensors)
         if weight is None:
             continue
         name, axis = node.input[0], _axis(node)
@@ -202,10 +209,10 @@ def float_weights(model: bytes) -> bytes:
         EnvironmentNotAbleError: the package `onnx` is not installed.
         CorruptArtifactError: a weight is not as the exporter writes it.
     """
-    onnx = _import_onnx("--cpu-profile float or auto")
-    graph = _parsed(onnx, model)
+    onnx = import_onnx("--cpu-profile float or auto")
+    graph = graph_of_bundle(onnx, model)
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    with _weights_as_exported():
+    with weights_as_exported():
         kept = _without_quantization(onnx, graph, tensors)
     del graph.graph.node[:]
     graph.graph.node.extend(kept)
@@ -256,8 +263,8 @@ def differing_tensors(first: bytes, second: bytes) -> int:
     Raises:
         EnvironmentNotAbleError: the package `onnx` is not installed.
     """
-    onnx = _import_onnx("comparing this profile with its bundle")
-    graphs = [_parsed(onnx, model).graph for model in (first, second)]
+    onnx = import_onnx("comparing this profile with its bundle")
+    graphs = [graph_of_bundle(onnx, model).graph for model in (first, second)]
     tensors = [{tensor.name: tensor for tensor in graph.initializer} for graph in graphs]
     names = tensors[0].keys() | tensors[1].keys()
     if list(graphs[0].node) != list(graphs[1].node):
@@ -265,8 +272,8 @@ def differing_tensors(first: bytes, second: bytes) -> int:
     return sum(tensors[0].get(name) != tensors[1].get(name) for name in names)
 
 
-def _import_onnx(purpose: str) -> Any:
-    # Imported here: only these variants need it, and a device that builds the exact profile has none.
+def import_onnx(purpose: str) -> Any:
+    # Imported here: only such variants need it, and a device that builds the exact profile has none.
     try:
         import onnx
         import onnx.numpy_helper
