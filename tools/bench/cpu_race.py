@@ -31,7 +31,7 @@ from p4q_edge.runtime.machine import cpu, provenance
 from p4q_edge.runtime.statistics import paired_ratio, summarize
 from p4q_edge.runtime.storage import atomic_write
 
-OURS = ("ort-int8", "ort-int7", "openvino-float", "openvino-f32", "openvino-bf16")
+OURS = ("ort-int8", "ort-int7", "openvino-float", "openvino-f32", "openvino-bf16", "openvino-convolutions")
 PEERS = ("ort-fp32", "ort-int4", "torch-eager", "torch-compile", "torchao-int8", "nncf-openvino", "modelopt-ort")
 OF_BASELINES = ("torchao-int8", "nncf-openvino", "modelopt-ort")
 BASELINE = "ort-fp32"

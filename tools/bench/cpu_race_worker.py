@@ -56,12 +56,13 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
 
         run = OnnxRuntimeEngine(onnxruntime_model(kind, model), threads=threads).run
     elif kind.startswith("openvino"):
-        from p4q_edge.runtime.engines.onnxruntime import float_weights
         from p4q_edge.runtime.engines.openvino import OpenVINOEngine, model_source
 
-        remainder = kind.rpartition("-")[2]
-        graph = float_weights(model) if remainder == "float" else model
-        remainder = remainder.replace("float", "f32")
+        form = kind.rpartition("-")[2]
+        if form == "convolutions":
+            golden = bundle.golden()
+        graph = openvino_model(form, bundle, model)
+        remainder = "bf16" if form == "bf16" else "f32"
         engine = OpenVINOEngine(model_source(graph), remainder=remainder, threads=threads, batch=request["batch"])
         run = engine.run
     elif kind == "modelopt-ort":
@@ -72,6 +73,19 @@ def load(request: dict[str, Any]) -> tuple[Any, Call]:
     else:
         return golden, torch_call(kind, request["model"], bundle.preprocess(), threads=threads)
     return golden, lambda images: run(images, ("logits", "embedding"))
+
+
+def openvino_model(form: str, bundle: Any, model: bytes) -> bytes:
+    """The bundle's graph, or that with float32 weights, or that with quantized convolutions, as this processor can."""
+    from p4q_edge.runtime.engines.onnxruntime import float_weights, integer_convolutions, without_overflow
+    from p4q_edge.runtime.machine.cpu import saturates
+
+    if form == "float":
+        return float_weights(model)
+    if form != "convolutions":
+        return model
+    graph = integer_convolutions(bundle.model("fp16"), model)
+    return without_overflow(graph) if saturates() else graph
 
 
 def onnxruntime_model(kind: str, model: bytes) -> bytes:
