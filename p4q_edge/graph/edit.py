@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+POOLS = frozenset({"AveragePool", "MaxPool"})
+"""Pools that TensorRT has for integers."""
 
 
 def module_path(node: ir.Node) -> str:

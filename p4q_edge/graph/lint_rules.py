@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import constant, input_of, nodes_of, only_user
+from p4q_edge.graph.edit import POOLS, constant, input_of, nodes_of, only_user
 from p4q_edge.graph.passes.to_fp16 import image_region, norm_region, small_scale_region
 from p4q_edge.graph.quantization import E4M3, OPSET_OF_BLOCKS
 from p4q_edge.quant import affine, fuses_in_int8
@@ -21,7 +21,6 @@ OPSETS = range(17, 21)
 OPSETS_OF_FP8 = range(19, 21)
 MAX_IR_VERSION = 10
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
-_POOLS = frozenset({"AveragePool", "MaxPool"})
 _GRID = frozenset({"Clip", "QuantizeLinear", "DequantizeLinear", "Cast"})
 _NEWER = frozenset({"Gelu", "Attention", "RMSNormalization", "RotaryEmbedding", "Swish"})
 _WIDE = frozenset({"MatMul", "Gemm", "Conv", "LayerNormalization", "Softmax", "Gelu", "Erf", "Sigmoid", "Tanh"})
@@ -201,7 +200,7 @@ def _placement(subject: LintedModel) -> Iterator[Violation]:
         for user in _readers(node):
             if user.op_type == "Add" and not _adds_to_convolution(user):
                 yield str(node.name), f"expected {user.name} to add a convolution's result to the quantized tensor"
-            elif user.op_type not in _PRODUCTS | _POOLS | {"Add"}:
+            elif user.op_type not in _PRODUCTS | POOLS | {"Add"}:
                 yield (
                     str(node.name),
                     f"expected a linear layer, convolution, residual or pool behind Q/DQ, got {user.op_type}",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import add_constant, input_of, module_path, name_of, nodes_of, operation
+from p4q_edge.graph.edit import POOLS, add_constant, input_of, module_path, name_of, nodes_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.graph.passes.insert_qdq import quantize_operand
 from p4q_edge.graph.quantization import INT8_WEIGHT, ConvQuantization, GridQuantization
@@ -30,7 +30,7 @@ class QuantizeConvolutions(GraphPass):
             found = nodes.get(grid.conv, [])
             if len(found) == 1 and grid.via == "pooled":
                 pool = input_of(found[0], 0).producer()
-                if pool is None or pool.op_type not in {"AveragePool", "MaxPool"}:
+                if pool is None or pool.op_type not in POOLS:
                     yield f"the convolution {grid.conv} reads {pool and pool.op_type}, expected a pool"
 
     def apply(self, model: ir.Model) -> bool:

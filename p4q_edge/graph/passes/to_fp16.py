@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from p4q_edge.graph.edit import FLOATS, add_constant, constant, input_of, name_of, nodes_of, operation
+from p4q_edge.graph.edit import FLOATS, POOLS, add_constant, constant, input_of, name_of, nodes_of, operation
 from p4q_edge.graph.passes.base import GraphPass
 from p4q_edge.quant import affine
 
@@ -17,9 +17,10 @@ class ToFp16(GraphPass):
     """Compute in FP16, except where float32 costs no kernel and FP16 would lose digits.
 
     Float32 stay: the normalization of the uint8 image (it fuses with the Cast), the L2 norm (its sum of
-    squares can leave the FP16 range), the graph outputs, and a MatMul whose input has a scale below 2**-14,
+    squares can leave the FP16 range), the graph outputs, and a MatMul or pool whose input has a scale below 2**-14,
     the smallest normal FP16 number. TensorRT wants a scale of the type of its tensor, and NVIDIA's compiler both
-    scales of a MatMul of one type, so such a one stands between two Casts, which cost no kernel.
+    scales of a MatMul of one type, so such a one stands between two Casts, which cost no kernel; between pairs of two
+    types it pools in FP16, in a kernel more.
     """
 
     def obstacles(self, model: ir.Model) -> Iterable[str]:
@@ -69,7 +70,7 @@ def norm_region(graph: ir.Graph) -> set[ir.Node]:
 
 
 def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
-    """Return Clip, Q and DQ nodes whose scale is no normal number of FP16, with the products of weights behind them."""
+    """Return Clip, Q and DQ nodes whose scale is no normal number of FP16, with pools and weighted products behind."""
     region: set[ir.Node] = set()
     for node in nodes_of(graph, "QuantizeLinear", "DequantizeLinear"):
         scale = constant(node.inputs[1])
@@ -82,7 +83,8 @@ def small_scale_region(graph: ir.Graph) -> set[ir.Node]:
         weight = _restored_weight(product)
         assert weight is not None  # or it were no such product
         region |= {product, weight}
-    return region
+    restored = [node.outputs[0] for node in region if node.op_type == "DequantizeLinear"]
+    return region | {reader for value in restored for reader in value.consumers() if reader.op_type in POOLS}
 
 
 def _products(node: ir.Node) -> list[ir.Node]:

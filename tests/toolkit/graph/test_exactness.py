@@ -79,6 +79,27 @@ def test_the_clip_before_a_small_scale_stays_float32(scale: float, kept: bool) -
     assert bounds == pytest.approx(exact, rel=1e-7 if kept else 1e-3)
 
 
+@pytest.mark.parametrize("kind", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize(("scale", "kept"), [(2.0**-22, True), (0.03, False)])
+def test_a_pool_of_values_near_zero_stays_float32(kind: str, scale: float, kept: bool) -> None:
+    """Their means are no numbers of FP16, and NVIDIA's compiler pools no integers where a Cast stands between."""
+    pool = f"{kind} <kernel_shape = [2, 2], strides = [2, 2]> (restored)"
+    model = model_of(
+        f"g (float[n,3,4,4] x) => (float[n,3,2,2] y) {{ q = QuantizeLinear(x, s, zero)  restored = DequantizeLinear"
+        f"(q, s, zero)  pooled = {pool}  p = QuantizeLinear(pooled, s, zero)  y = DequantizeLinear(p, s, zero) }}",
+        s=np.float32(scale),
+        zero=np.int8(0),
+    )
+    x = 40 * scale * floats(2, 3, 4, 4)
+    before = run(model, x)
+    ToFp16()(model)
+    (node,) = (node for node in model.graph if node.op_type == kind)
+    wanted = ir.DataType.FLOAT if kept else ir.DataType.FLOAT16
+    assert [value.dtype for value in (*node.inputs, *node.outputs)] == [wanted] * 2
+    if kept:
+        np.testing.assert_array_equal(run(model, x), before)
+
+
 @pytest.mark.parametrize(("change", "pairs"), [({}, 1), ({"input_bits": 4}, 2), ({"input_scale": 0.05}, 2)])
 def test_linears_share_a_pair_only_on_one_grid(change: dict[str, float], pairs: int) -> None:
     weights = {"a": floats(3, 4), "b": floats(2, 4)}
