@@ -10,13 +10,13 @@ import msgspec
 
 from p4q_edge.cli.documents import InitDocument
 from p4q_edge.data import (
+    all_images,
+    damaged,
     find_copies,
     images_in_both,
     in_few_lines,
     read_images,
     some_of,
-    unreadable_by_index,
-    unreadable_images,
 )
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError, UsageError
@@ -74,10 +74,10 @@ def _run(request: InitRequest, output: Output) -> int:
     images = read_images(str(train), key="PHOTOS")
     tested = None if test is None else read_images(str(test), key="PHOTOS")
     counts = count_classes(images)
-    damaged = unreadable_by_index(images)
-    usable = images.subset(index for index in range(len(images)) if index not in damaged)
+    broken, *of_test = damaged(*(all_images(some) for some in (images, tested) if some is not None))
+    usable = images.subset(index for index in range(len(images)) if index not in broken)
     left = count_classes(usable)
-    unusable = in_few_lines(damaged.values()) + ([] if tested is None else unreadable_images(tested))
+    unusable = [line for problems in (broken, *of_test) for line in in_few_lines(problems.values())]
     refused = [] if tested is None else advise_test(usable, tested, source=str(test))
     advice = advise(usable, counts) + refused
     atomic_write(request.output, recipe_text(request.output, train, test, counts).encode(), force=output.force)

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from p4q_edge.data.few_shot import Split, draw_by_class, images_in_both, some_of
     from p4q_edge.data.image_set import ImageStream, pixels
     from p4q_edge.data.preflight import (
+        ImagesToDecode,
+        OpenedData,
+        all_images,
         check_data,
+        damaged,
         find_copies,
         in_few_lines,
         in_one_list,
-        unreadable_by_index,
-        unreadable_images,
+        open_data,
     )
     from p4q_edge.data.readers import (
         read_class_prompts,
@@ -34,16 +37,21 @@ __all__ = [
     "FOLDS",
     "Captions",
     "ImageStream",
+    "ImagesToDecode",
     "Moves",
+    "OpenedData",
     "Split",
+    "all_images",
     "augment",
     "check_data",
+    "damaged",
     "draw_by_class",
     "find_copies",
     "folds",
     "images_in_both",
     "in_few_lines",
     "in_one_list",
+    "open_data",
     "pixels",
     "read_captions",
     "read_class_prompts",
@@ -54,8 +62,6 @@ __all__ = [
     "read_words",
     "some_of",
     "told_already",
-    "unreadable_by_index",
-    "unreadable_images",
 ]
 
 if not TYPE_CHECKING:
@@ -68,12 +74,15 @@ if not TYPE_CHECKING:
             "few_shot": ("Split", "draw_by_class", "images_in_both", "some_of"),
             "image_set": ("ImageStream", "pixels"),
             "preflight": (
+                "ImagesToDecode",
+                "OpenedData",
                 "check_data",
+                "damaged",
                 "find_copies",
                 "in_few_lines",
                 "in_one_list",
-                "unreadable_by_index",
-                "unreadable_images",
+                "all_images",
+                "open_data",
             ),
             "readers": (
                 "read_class_prompts",

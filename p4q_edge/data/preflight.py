@@ -1,8 +1,8 @@
 """What can be said about a recipe's data before anything is run: all problems at once, without torch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,19 +20,41 @@ SHOWN_IMAGES = 10
 THREADS = 2
 
 
+@dataclass(kw_only=True, eq=False)
+class OpenedData:
+    """What a recipe's [data] names, of which no image is decoded yet.
+
+    Attributes:
+        split: None where it cannot be made.
+        problems: so far, in words, each with what to do.
+        used: the sets whose images will be used, as far as that is known.
+    """
+
+    split: Split | None = None
+    problems: list[str] = field(default_factory=list)
+    used: list[ImageSet] = field(default_factory=list)
+
+
 def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
     """Open what a recipe's [data] names, and decode every image that will be used.
 
     Returns:
         The split, None where it cannot be made; and the problems in words, each with what to do.
     """
-    problems: list[str] = []
+    found = open_data(section, seed=seed)
+    return found.split, [*found.problems, *unreadable_images(*found.used)]
+
+
+def open_data(section: DataSection, *, seed: int) -> OpenedData:
+    """Open what a recipe's [data] names, without a look at what an image shows."""
     if not section.train:
-        return _check_without_labels(section, seed=seed)
+        return _open_without_labels(section, seed=seed)
+    found = OpenedData()
+    problems = found.problems
     of_names: list[str] = []
     names = _tried(of_names, lambda: read_words(section.class_names, key="data.class_names")) or ()
-    train = _opened(problems, section.train, key="data.train", known=names)
-    test = _opened(problems, section.test, key="data.test", known=names) if section.test else None
+    train = _opened(found, section.train, key="data.train", known=names)
+    test = _opened(found, section.test, key="data.test", known=names) if section.test else None
     problems += of_names
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
     if templates is not None and (templates or not section.class_prompts):
@@ -44,16 +66,14 @@ def check_data(section: DataSection, *, seed: int) -> tuple[Split | None, list[s
     if train is not None:
         known = train.class_names
         _tried(problems, lambda: read_class_prompts(section.class_prompts, known))
-    split = _split(problems, train, test, section, seed=seed)
-    if split is None:  # which images will be used is not known
+    drawn = _split(problems, train, test, section, seed=seed)
+    if drawn is None:  # which images will be used is not known
         used = [opened, test]
     else:
-        drawn = split
         split = replace(drawn, unlabelled=_tried(problems, lambda: read_unlabelled(section, drawn)))
-        used = [split.train, split.test, split.unlabelled]
-    for images in used:
-        problems += unreadable_images(images) if images is not None else []
-    return split, problems
+        found.split, used = split, [split.train, split.test, split.unlabelled]
+    found.used += [images for images in used if images is not None]
+    return found
 
 
 def _split(
@@ -69,16 +89,17 @@ def _split(
         return None
 
 
-def _check_without_labels(section: DataSection, *, seed: int) -> tuple[Split | None, list[str]]:
-    problems: list[str] = []
+def _open_without_labels(section: DataSection, *, seed: int) -> OpenedData:
+    found = OpenedData()
+    problems = found.problems
     templates = _tried(problems, lambda: read_words(section.templates, key="data.templates"))
     problems += [] if templates is None else template_problems(templates)
     split = _tried(problems, lambda: read_split(section, seed=seed))
     if split is not None:
         _tried(problems, lambda: read_class_prompts(section.class_prompts, split.train.class_names))
-        for images in (split.calibration, split.held_out, split.test):
-            problems += [] if images is None else unreadable_images(images)
-    return split, problems
+        used = (split.calibration, split.held_out, split.test)
+        found.split, found.used = split, [images for images in used if images is not None]
+    return found
 
 
 def _tried(problems: list[str], step: Callable[[], T]) -> T | None:
@@ -89,26 +110,48 @@ def _tried(problems: list[str], step: Callable[[], T]) -> T | None:
         return None
 
 
-def _opened(problems: list[str], source: str, *, key: str, known: Sequence[str]) -> ImageSet | None:
-    """Return images, or add why there are none; beside an empty class folder also the damaged images of others."""
-    found = _tried(problems, lambda: read_images(source, key=key, known=known))
+def _opened(data: OpenedData, source: str, *, key: str, known: Sequence[str]) -> ImageSet | None:
+    """Return images, or add why there are none; beside an empty class folder the images of others are looked at."""
+    found = _tried(data.problems, lambda: read_images(source, key=key, known=known))
     if found is None and Path(source).is_dir():
         folders = _tried([], lambda: class_folders(Path(source), known=known)) or []
         files = [image_files(folder) for folder in folders]
         if not all(files):
             every = [file for some in files for file in some]
-            problems += unreadable_images(from_paths(every, [0] * len(every), ("",), Path(source)))
+            data.used.append(from_paths(every, [0] * len(every), ("",), Path(source)))
     return found
 
 
-def unreadable_images(images: ImageSet) -> list[str]:
-    """Return what is wrong with each image that cannot be decoded; of many the first few, and how many there are."""
-    return in_few_lines(unreadable_by_index(images).values())
+def unreadable_images(*sets: ImageSet) -> list[str]:
+    """Return what is wrong with each image that cannot be decoded; of many in a set the first few, and how many."""
+    found = damaged(*map(all_images, sets))
+    return [line for problems in found for line in in_few_lines(problems.values())]
 
 
-def unreadable_by_index(images: ImageSet) -> dict[int, str]:
-    """Return what is wrong with each image that cannot be decoded."""
-    return {index: problem for index, problem in enumerate(_decoded(images)) if problem}
+ImagesToDecode = tuple[Sequence[int], Callable[[int], object]]
+"""Indices of images, and what decodes the one of an index or raises why it cannot."""
+
+
+def all_images(images: ImageSet) -> ImagesToDecode:
+    """Return all images of a set as `damaged` takes them."""
+    return range(len(images)), images.open_image
+
+
+def damaged(*sets: ImagesToDecode) -> list[dict[int, str]]:
+    """Return of each set, by the index, what is wrong with its images that cannot be decoded; one bar is for all."""
+
+    def problem(image: tuple[Callable[[int], object], int]) -> str:
+        decode, index = image
+        try:
+            decode(index)
+        except P4QEdgeError as error:
+            return str(error)
+        return ""
+
+    every = [(decode, index) for indices, decode in sets for index in indices]
+    with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="p4q-edge-check") as pool:
+        found = iter([*tracked(pool.map(problem, every), "check images", total=len(every))])
+    return [{index: said for index, said in zip(indices, found, strict=False) if said} for indices, _ in sets]
 
 
 def in_few_lines(problems: Iterable[str]) -> list[str]:
@@ -135,15 +178,3 @@ def find_copies(images: ImageSet) -> list[tuple[str, str]]:
         if images.labels[other] != images.labels[index]:
             found.append((images.names[other], images.names[index]))
     return found
-
-
-def _decoded(images: ImageSet) -> Iterator[str]:
-    def problem(index: int) -> str:
-        try:
-            images.open_image(index)
-        except P4QEdgeError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="p4q-edge-check") as pool:
-        yield from tracked(pool.map(problem, range(len(images))), "check images", total=len(images))

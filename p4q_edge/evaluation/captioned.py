@@ -2,18 +2,27 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from p4q_edge.data import read_captions
+from p4q_edge.data import Captions, read_captions
 from p4q_edge.models import cut_texts, encode_texts, encoder_of
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CaptionedImages
-from p4q_edge.runtime.images import Pixels, digest_of, draw_subset, preprocess, require_decodable
+from p4q_edge.runtime.images import (
+    Pixels,
+    PreprocessSpec,
+    ToDecode,
+    digest_of,
+    draw_subset,
+    preprocess,
+    require_decodable,
+)
 from p4q_edge.runtime.storage import printable, sha256_bytes
 from p4q_edge.runtime.wording import number_of, one_or_many
 from p4q_edge.stages import Source
@@ -25,14 +34,56 @@ _SHOWN, _LETTERS = 3, 60
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedCaptions:
+    """Captions and their images, which are decoded when they are first asked for, as `spec` says."""
+
+    captions: Captions
+    pixels: Pixels
+    spec: PreprocessSpec
+
+
+def open_captions(request: ValidateRequest, table: Path, spec: PreprocessSpec) -> OpenedCaptions:
+    """Open a table of images and captions; no image is decoded yet.
+
+    Args:
+        request: its limit is the most images, its seed draws them.
+        table: see `read_captions`.
+        spec: how the model wants its pixels.
+
+    Raises:
+        UsageError: there is no such table.
+        InputError: the table cannot be used or is too large.
+    """
+    captions = _drawn_captions(request, table)
+    images = captions.images
+    pixels = Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
+    return OpenedCaptions(captions=captions, pixels=pixels, spec=spec)
+
+
+def _drawn_captions(request: ValidateRequest, table: Path) -> Captions:
+    captions = read_captions(table)
+    captions = captions.of_images(draw_subset(len(captions.images), request.limit, seed=request.seed))
+    count = len({*captions.texts})
+    if len(captions.images) * count > MAX_COMPARED:
+        raise InputError(
+            f"--pairs {table}: expected at most {MAX_COMPARED} comparisons of an image with a caption, got "
+            f"{len(captions.images)} images and {count} captions. Take fewer images with --limit"
+        )
+    return captions
+
+
 @torch.no_grad()
-def read_captioned(request: ValidateRequest, table: Path, source: Source | None) -> CaptionedImages:
+def read_captioned(
+    request: ValidateRequest, table: Path, source: Source | None, checked: OpenedCaptions | None = None
+) -> CaptionedImages:
     """Return the images and captions of a table as the model of a run takes them.
 
     Args:
         request: its limit is the most images, its seed draws them.
         table: see `read_captions`.
         source: what the engine's recipe names, opened; None where there is no recipe.
+        checked: the same table, whose images were decoded before; taken where the model wants its pixels so.
 
     Raises:
         UsageError: there is no recipe, or no such table.
@@ -43,17 +94,13 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
             f"--pairs needs the text tower of the model, and no run folder {request.engine.with_suffix('.run')} says "
             "which it is; name the run folder or the recipe that the engine was built from with --reference"
         )
-    captions = read_captions(table)
-    captions = captions.of_images(draw_subset(len(captions.images), request.limit, seed=request.seed))
+    spec = source.model.preprocess
+    if checked is None or checked.spec != spec:
+        checked = open_captions(request, table, spec)
+        rows = range(len(checked.pixels))
+        require_decodable(ToDecode(pixels=checked.pixels, rows=rows, source=f"--pairs {table}"))
+    captions, images = checked.captions, checked.captions.images
     places = {text: place for place, text in enumerate(dict.fromkeys(captions.texts))}
-    if len(captions.images) * len(places) > MAX_COMPARED:
-        raise InputError(
-            f"--pairs {table}: expected at most {MAX_COMPARED} comparisons of an image with a caption, got "
-            f"{len(captions.images)} images and {len(places)} captions. Take fewer images with --limit"
-        )
-    spec, images = source.model.preprocess, captions.images
-    pixels = Pixels(lambda index: preprocess(images.open_image(index), spec), len(images), (3, *spec.size))
-    require_decodable(pixels, range(len(images)), source=f"--pairs {table}")
     texts = list(places)
     cut = [texts[index] for index in cut_texts(source.model.tokenizer, texts)]
     _warn_of_cut(cut, len(texts), table)
@@ -61,7 +108,7 @@ def read_captioned(request: ValidateRequest, table: Path, source: Source | None)
     text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, texts), dim=-1)
     digests = digest_of(images.digests(), [0] * len(images))
     return CaptionedImages(
-        pixels=pixels,
+        pixels=checked.pixels,
         text_embedding=text.cpu().numpy().astype(np.float32),
         pairs=np.array(pairs, np.int64),
         digest=sha256_bytes("\n".join([digests, *places, *map(str, pairs)]).encode()),

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from p4q_edge.data import read_split_again
 from p4q_edge.evaluation.captioned import read_captioned
-from p4q_edge.evaluation.preflight import check_before_learning, data_of, labelled
+from p4q_edge.evaluation.preflight import Checked, check_before_learning, data_of, left_to_test, not_its_origin
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
 from p4q_edge.models import FoldedClassifier, require_device, run_folded
 from p4q_edge.quant import Phase
 from p4q_edge.recipe import on_device, read_recipe, run_recipe_of, to_toml
 from p4q_edge.runtime.artifacts import SUFFIX, Bundle
-from p4q_edge.runtime.errors import CorruptArtifactError, IncompatibleEngineError, UsageError
+from p4q_edge.runtime.errors import CorruptArtifactError, UsageError
 from p4q_edge.runtime.evaluation import (
     GateResult,
     Outcome,
@@ -33,7 +33,6 @@ from p4q_edge.runtime.evaluation import (
     learned_digests,
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
-from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, OUTPUT_NAMES, Outputs, Stage
 from p4q_edge.runtime.storage import one_line, sha256_bytes
 from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
@@ -51,13 +50,13 @@ class TorchReference:
     """What a run folder gives: the folded classifier, and what it was learned from.
 
     Attributes:
-        images: what `--data` names, where it was opened before the reference was learned.
+        checked: the images of the validation, where they were decoded before the reference was learned.
     """
 
     source: Source
     classifier: FoldedClassifier
     folder: Path
-    images: LabelledImages | None = None
+    checked: Checked | None = None
 
 
 def torch_stage(classifier: FoldedClassifier, phase: Phase, *, as_cpu_graph: bool = False) -> Stage:
@@ -93,20 +92,18 @@ def open_torch_reference(request: ValidateRequest, subject: Subject) -> TorchRef
     opened = opened if request.device == "auto" else on_device(opened, request.device)
     if opened.compute.device.startswith("cuda"):
         require_device(opened.compute.device)  # a device that is not here is told of before anything is read
-    checked = None if recipe is None else check_before_learning(request, subject, opened)
+    origin = named or folder
+    checked = None if recipe is None else check_before_learning(request, subject, opened, origin)
     source = open_source(opened, read_split_again(opened.data, seed=opened.seed) if checked is None else checked.split)
     card = subject.card
     if source.class_names != card.class_names or source.model.info.weights_sha256 != card.model.weights_sha256:
-        raise IncompatibleEngineError(
-            f"{request.engine} was not built from {named or folder}: its model or its classes differ. Name the run "
-            "folder that it came from with --reference"
-        )
+        raise not_its_origin(request, origin)
     classifier = restore_classifier(source, files) if recipe is None else None
     if classifier is None:
-        checked = checked or check_before_learning(request, subject, opened)
+        checked = checked or check_before_learning(request, subject, opened, origin)
         classifier = learn_stage(prepare(source, files), files).classifier
-    images = None if checked is None else checked.images
-    return TorchReference(source=source, classifier=classifier, folder=folder, images=images)
+        checked.keep_decoded()
+    return TorchReference(source=source, classifier=classifier, folder=folder, checked=checked)
 
 
 def _run_folder(engine: Path, named: Path | None) -> Path:
@@ -128,14 +125,14 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
             images = data_of(request.data, card, learned_from, known)
         missing = f"PyTorch itself: no run folder {_run_folder(request.engine, request.reference)}"
         return Reference(images=images, not_checked=(f"{missing}; name one, or a recipe, with --reference",))
-    source = found.source
+    source, checked = found.source, found.checked
     learned_from |= frozenset(source.train_digests)
-    if request.data is not None:
-        known = known or source.split.train.found_names
-        images = found.images or data_of(request.data, card, learned_from, known)
-    elif len(source.split.test):
-        name = source.recipe.data.test or source.recipe.data.train
-        images = labelled(source.split.test, card, learned_from=learned_from, source=f"{name}, not learned from")
+    if checked is not None:
+        images = checked.images
+    elif request.data is not None:
+        images = data_of(request.data, card, learned_from, known or source.split.train.found_names)
+    else:
+        images = left_to_test(source.split, card, source.recipe, learned_from)
     return Reference(
         stages={
             FLOAT: torch_stage(found.classifier, Phase.FLOAT),
@@ -152,6 +149,7 @@ def reference_of(request: ValidateRequest, subject: Subject, found: TorchReferen
             "images learned from": sha256_bytes("\n".join(source.train_digests).encode()),
         },
         seeds={"recipe": source.recipe.seed},
+        of_no_class=None if checked is None else checked.of_no_class,
         files=compare_linears(subject.bundle, found.classifier),
     )
 
@@ -215,7 +213,9 @@ def reference_for(request: ValidateRequest, subject: Subject) -> Reference:
     found = open_torch_reference(request, subject)
     reference = reference_of(request, subject, found)
     if request.pairs is not None:
-        captioned = read_captioned(request, request.pairs, None if found is None else found.source)
+        source = None if found is None else found.source
+        checked = None if found is None else found.checked
+        captioned = read_captioned(request, request.pairs, source, None if checked is None else checked.captions)
         reference = replace(reference, captioned=captioned)
     return replace(reference, debug=_debug(request, subject, found, reference)) if request.debug else reference
 

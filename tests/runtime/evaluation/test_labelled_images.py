@@ -1,5 +1,6 @@
 """Labelled images of a device: how folders are matched, what is left out, and when pixels are kept."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,17 +92,27 @@ def test_of_many_damaged_images_the_first_few_are_named() -> None:
         return np.zeros((3, 2, 2), np.uint8)
 
     pixels = labelled.Pixels(decode, 50, (3, 2, 2))
-    labelled.require_decodable(pixels, range(0, 50, 2), source="photos")
+
+    def of(rows: Sequence[int], source: str = "photos") -> labelled.ToDecode:
+        return labelled.ToDecode(pixels=pixels, rows=rows, source=source)
+
+    labelled.require_decodable(of(range(0, 50, 2)))
     with pytest.raises(InputError) as caught:
-        labelled.require_decodable(pixels, range(30), source="photos")
+        labelled.require_decodable(of(range(30)))
     assert str(caught.value).startswith(
         "photos: 15 of 30 images cannot be read: 1.png is damaged. Save it again; 3.png"
     )
     assert str(caught.value).endswith("19.png is damaged. Save it again; and 5 more. Replace them, or take them out.")
     with pytest.raises(InputError) as caught:
-        labelled.require_decodable(pixels, [1, 2], source="photos")
+        labelled.require_decodable(of([1, 2]))
     assert str(caught.value).endswith(
         "1 of 2 images cannot be read: 1.png is damaged. Save it again. Replace it, or take it out."
+    )
+    with pytest.raises(InputError) as caught:
+        labelled.require_decodable(of([1]), of([2]), of([3], "others"))
+    assert str(caught.value) == (
+        "photos: 1 of 1 image cannot be read: 1.png is damaged. Save it again. Replace it, or take it out. "
+        "others: 1 of 1 image cannot be read: 3.png is damaged. Save it again. Replace it, or take it out."
     )
 
 

@@ -23,12 +23,13 @@ def test_a_table_that_no_memory_holds_is_refused_before_the_work(
     table = tmp_path / "pairs.csv"
     table.write_text("\n".join(lines))
     monkeypatch.setattr(captioned, "MAX_COMPARED", 47)
-    no_model: Any = object()
+    spec = PreprocessSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+    no_model: Any = SimpleNamespace(model=SimpleNamespace(preprocess=spec))
     request = ValidateRequest(engine=tmp_path / "out.onnx", pairs=table)
     with pytest.raises(InputError, match="at most 47 comparisons .* got 4 images and 12 captions.*with --limit"):
         captioned.read_captioned(request, table, no_model)
     monkeypatch.setattr(captioned, "MAX_COMPARED", 48)
-    with pytest.raises(AttributeError, match="model"):
+    with pytest.raises(AttributeError, match="tokenizer"):
         captioned.read_captioned(request, table, no_model)
 
 

@@ -1,17 +1,24 @@
 """Images of a validation are decoded before its reference is learned: what is wrong with them is one list."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from p4q_edge.evaluation import torch_reference
-from p4q_edge.recipe import Recipe
-from p4q_edge.runtime.errors import UsageError
-from p4q_edge.runtime.evaluation import ValidateRequest
-from p4q_edge.runtime.images import PreprocessSpec, draw_subset
+from p4q_edge.data import Split
+from p4q_edge.evaluation import captioned, preflight, torch_reference
+from p4q_edge.recipe import Recipe, read_recipe
+from p4q_edge.runtime.errors import IncompatibleEngineError, UsageError
+from p4q_edge.runtime.evaluation import Reference, ValidateRequest
+from p4q_edge.runtime.evaluation.trials import check_trials
+from p4q_edge.runtime.images import PreprocessSpec, draw_subset, image_set
+from p4q_edge.runtime.progress import listening
+from p4q_edge.runtime.storage import sha256_file
 
 RECIPE = 'schema_version = 1\n[model]\nname = "demo"\n[data]\ntrain = "photos"\nshots = 2\n'
 
@@ -29,21 +36,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def referred(*, limit: int = 0, data: str = "data") -> None:
+SPEC = PreprocessSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+ASKED = ValidateRequest(
+    engine=Path("out.onnx"), reference=Path("recipe.toml"), data="data", ood=Path("other"), pairs=Path("pairs.csv")
+)
+
+
+def referred(request: ValidateRequest = ASKED, *, classes: tuple[str, ...] = ("a", "b")) -> Reference:
     """Open PyTorch's reference for an engine of these classes."""
-    card = SimpleNamespace(
-        class_names=("a", "b"), preprocess=PreprocessSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-    )
-    subject: Any = SimpleNamespace(card=card, bundle=None)
-    request = ValidateRequest(
-        engine=Path("out.onnx"),
-        reference=Path("recipe.toml"),
-        data=data,
-        ood=Path("other"),
-        pairs=Path("pairs.csv"),
-        limit=limit,
-    )
-    torch_reference.reference_for(request, subject)
+    subject: Any = SimpleNamespace(card=SimpleNamespace(class_names=classes, preprocess=SPEC), bundle=None)
+    return torch_reference.reference_for(request, subject)
 
 
 @pytest.fixture
@@ -107,7 +109,146 @@ def test_images_that_a_limit_leaves_out_are_not_decoded(here: Path, loaded: list
         if index != drawn:
             file.write_bytes(f"no image {index}".encode())
     with pytest.raises(UsageError, match=r"^enough$"):
-        referred(limit=1)
+        referred(replace(ASKED, limit=1))
     files[drawn].write_bytes(b"no image")
     with pytest.raises(UsageError, match=rf"^{files[drawn]} "):
-        referred(limit=1)
+        referred(replace(ASKED, limit=1))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ood": Path("other")}, "--ood compares with labelled images, and there are none. Name some with --data"),
+        ({"corruptions": True}, "--corruptions compares with labelled images, and there are none"),
+        ({"max_top1_drop": 1.0}, "--max-top1-drop compares with the full-precision model on labelled images"),
+    ],
+)
+def test_what_needs_images_to_test_on_is_refused_where_all_are_learned_from(
+    here: Path, loaded: list[Recipe], asked: dict[str, Any], said: str
+) -> None:
+    Path("recipe.toml").write_text(RECIPE.replace("shots = 2", "shots = 0"))
+    request = ValidateRequest(engine=Path("out.onnx"), reference=Path("recipe.toml"))
+    with pytest.raises(UsageError, match=f"^{said}"):
+        referred(replace(request, **asked))
+    assert not loaded
+    with pytest.raises(UsageError, match=r"^enough$"):
+        referred(request)
+
+
+def test_a_model_that_was_learned_from_all_that_is_left_to_test_on_is_told_first(
+    here: Path, loaded: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a bundle that was learned with more shots than this recipe says."""
+    every = frozenset(sha256_file(file) for file in Path("photos").rglob("*.png"))
+    monkeypatch.setattr(preflight, "learned_digests", lambda _: every)
+    with pytest.raises(UsageError, match="the model was learned from all of .*photos, not learned from, 2 images"):
+        referred(ValidateRequest(engine=Path("out.onnx"), reference=Path("recipe.toml")))
+    assert not loaded
+
+
+def test_too_many_captions_are_refused_before_anything_is_learned(
+    here: Path, loaded: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioned, "MAX_COMPARED", 3)
+    with pytest.raises(UsageError, match="--pairs pairs.csv: expected at most 3 comparisons"):
+        referred()
+    assert not loaded
+
+
+def test_a_recipe_of_other_classes_is_refused_before_an_image_is_decoded(
+    here: Path, loaded: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(image_set, "load_image", lambda path: opened.append(path))
+    with pytest.raises(
+        IncompatibleEngineError, match=r"out\.onnx was not built from recipe\.toml: its model or its cl"
+    ):
+        referred(classes=("a", "c"))
+    assert not opened
+    assert not loaded
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Stands for the model and what is learned; counts how often each file is decoded."""
+    count: Counter[str] = Counter()
+    load = image_set.load_image
+
+    def counted(path: Path) -> Image.Image:
+        count[str(path.relative_to(Path.cwd()) if path.is_absolute() else path)] += 1
+        return load(path)
+
+    def opened(recipe: Recipe, split: Split) -> Any:
+        model = SimpleNamespace(
+            preprocess=SPEC, info=SimpleNamespace(weights_sha256=""), tokenizer=None, clip=SimpleNamespace()
+        )
+        return SimpleNamespace(recipe=recipe, split=split, class_names=("a", "b"), model=model, train_digests=())
+
+    monkeypatch.setattr(image_set, "load_image", counted)
+    monkeypatch.setattr(torch_reference, "open_source", opened)
+    monkeypatch.setattr(torch_reference, "prepare", lambda *_: None)
+    monkeypatch.setattr(torch_reference, "learn_stage", lambda *_: SimpleNamespace(classifier=None))
+    monkeypatch.setattr(torch_reference, "compare_linears", lambda *_: ())
+    monkeypatch.setattr(captioned, "cut_texts", lambda *_: ())
+    monkeypatch.setattr(captioned, "encoder_of", lambda _: None)
+    monkeypatch.setattr(captioned, "encode_texts", lambda _, __, texts: torch.eye(len(texts)))
+    return count
+
+
+def _all(images: Any) -> Any:
+    return images[slice(0, len(images))]
+
+
+def test_images_of_data_ood_and_pairs_are_decoded_once(here: Path, learned: Counter[str]) -> None:
+    card: Any = SimpleNamespace(
+        class_names=("a", "b"), preprocess=SPEC, model=SimpleNamespace(weights_sha256=""), on_cpu=True
+    )
+    subject: Any = SimpleNamespace(card=card, bundle=None)
+    found = torch_reference.reference_for(ASKED, subject)
+    of_no_class = check_trials(ASKED, found.images, spec=SPEC, checked=found.of_no_class)
+    assert of_no_class is not None
+    assert found.images is not None
+    assert found.captioned is not None
+    for _ in range(2):
+        assert [len(_all(images)) for images in (found.images.pixels, of_no_class.pixels)] == [6, 3]
+        assert len(_all(found.captioned.pixels)) == 2
+    assert {name: times for name, times in learned.items() if name.startswith("data")} == {
+        f"data/{name}/{shade}.png": 1 for name in "ab" for shade in range(3)
+    }
+    # Two of them are images of both, which are kept for each.
+    assert [learned[f"other/{shade}.png"] for shade in range(3)] == [2, 1, 2]
+
+
+def test_what_is_kept_beside_learning_has_the_room_of_one_set(
+    here: Path, learned: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "MAX_CACHED_BYTES", 8 * 3 * 8 * 8)
+    subject: Any = SimpleNamespace(card=SimpleNamespace(class_names=("a", "b"), preprocess=SPEC), bundle=None)
+    recipe = read_recipe(Path("recipe.toml"))
+    checked = preflight.check_before_learning(ASKED, subject, recipe, Path("recipe.toml"))
+    assert checked.images is not None
+    assert checked.of_no_class is not None
+    assert checked.captions is not None
+    sets = (checked.images.pixels, checked.of_no_class.pixels, checked.captions.pixels)
+    assert [len(one._kept) for one in sets] == [6, 2, 0]  # type: ignore[attr-defined]
+    checked.keep_decoded()
+    for one in sets:
+        _all(one)
+    assert [len(one._kept) for one in sets] == [6, 3, 2]  # type: ignore[attr-defined]
+
+
+def test_one_bar_is_for_all_images_that_are_looked_at(here: Path, loaded: list[Recipe]) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Heard:
+        def update(self, name: str, fraction: float, detail: str = "") -> None:
+            told.append((name, fraction))
+
+        def finish(self, name: str) -> None:
+            told.append((f"{name}: done", 1.0))
+
+    with listening(Heard()), pytest.raises(UsageError, match=r"^enough$"):
+        referred()
+    bars = [name for name, _ in told if name.startswith("check images")]
+    assert bars.count("check images: done") == 1
+    assert bars.count("check images") == 1 + 6 + 6 + 3 + 2

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.evaluation.gates import GateResult, Gates, judge
     from p4q_edge.runtime.evaluation.request import ValidateRequest
     from p4q_edge.runtime.evaluation.stage_comparison import StageComparison, StageReport
-    from p4q_edge.runtime.evaluation.subject import Subject, bundle_graph, find_bundle, seven_bits
+    from p4q_edge.runtime.evaluation.subject import (
+        Subject,
+        bundle_graph,
+        find_bundle,
+        nothing_to_compare_with,
+        seven_bits,
+    )
     from p4q_edge.runtime.evaluation.validation import (
         RENDERERS,
         Outcome,
@@ -45,6 +51,7 @@ __all__ = [
     "found_names",
     "judge",
     "learned_digests",
+    "nothing_to_compare_with",
     "report_paths",
     "run_validation",
     "seven_bits",
@@ -66,7 +73,7 @@ if not TYPE_CHECKING:
                 "StageComparison",
                 "StageReport",
             ),
-            "subject": ("Subject", "bundle_graph", "find_bundle", "seven_bits"),
+            "subject": ("Subject", "bundle_graph", "find_bundle", "nothing_to_compare_with", "seven_bits"),
             "validation": (
                 "Outcome",
                 "RENDERERS",

@@ -29,6 +29,7 @@ from p4q_edge.runtime.images import LabelledImages
 from p4q_edge.runtime.stage import ENGINE, FAKE_QUANT, FLOAT, ONNX, OUTPUT_NAMES, STAGE_ORDER, Outputs, Stage
 from p4q_edge.runtime.statistics import FULL_BITS, NoiseFloor, with_remainder
 from p4q_edge.runtime.storage import quoted, sha256_file
+from p4q_edge.runtime.wording import number_of
 
 BUNDLE_SUFFIX = ".p4q"
 
@@ -289,4 +290,14 @@ def find_bundle(engine: Path, card: Card, *, named: Path | None = None) -> Bundl
         f"{engine} was not built from {own}: the card names another bundle "
         f"({card.bundle_sha256[:12]}...). Build it again: p4q-edge build {quoted(own)} --engine "
         f"{quoted(engine)} --force"
+    )
+
+
+def nothing_to_compare_with(subject: Subject) -> str:
+    """Return what to say where `--max-top1-drop` finds no labelled images, or no full-precision model."""
+    found = None if subject.bundle is None else subject.bundle.reference()
+    here = "" if found is None else f", some of the {number_of(len(found), 'image')} that the bundle has results for"
+    return (
+        f"--max-top1-drop compares with the full-precision model on labelled images, and one of them is missing; "
+        f"add --data{here}, or with the toolkit --reference with a recipe or a run folder"
     )

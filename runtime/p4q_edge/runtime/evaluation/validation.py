@@ -36,12 +36,14 @@ from p4q_edge.runtime.evaluation.subject import (
     built_of,
     golden_chain,
     in_order,
+    nothing_to_compare_with,
     open_subject,
     recorded_zero_shot,
 )
 from p4q_edge.runtime.evaluation.trials import (
     CaptionedImages,
     ClassGain,
+    OfNoClass,
     Tested,
     Trials,
     called_unknown,
@@ -72,6 +74,7 @@ class Reference:
         files: whether the bundle's graph is what the PyTorch model gives.
         debug: what the comparison of layers found, if it was asked for.
         captioned: images with captions, if they were asked for.
+        of_no_class: images of none of the classes, where they were decoded before the reference was learned.
         not_checked: what could not be added, and why.
     """
 
@@ -84,6 +87,7 @@ class Reference:
     files: tuple[GateResult, ...] = ()
     debug: DebugReport | None = None
     captioned: CaptionedImages | None = None
+    of_no_class: OfNoClass | None = None
     not_checked: tuple[str, ...] = ()
 
 
@@ -142,13 +146,19 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
     any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
     captioned = reference.captioned
     images = _images(request, subject, reference)
-    of_no_class = check_trials(request, images, spec=subject.card.preprocess, learned=learned_digests(subject.bundle))
+    of_no_class = check_trials(
+        request,
+        images,
+        spec=subject.card.preprocess,
+        learned=learned_digests(subject.bundle),
+        checked=reference.of_no_class,
+    )
     if images is not None and FAKE_QUANT not in reference.stages:
         reference, images = with_recorded(reference, images, subject, request)
     if images is not None:
         images = subset(images, draw_subset(len(images.labels), request.limit, seed=request.seed))
     if request.max_top1_drop is not None and (images is None or FLOAT not in reference.stages):
-        raise UsageError(_nothing_to_compare_with(subject))
+        raise UsageError(nothing_to_compare_with(subject))
     options = ChainOptions(batch_size=request.batch_size, seed=request.seed, gates=subject.gates)
     golden = golden_chain(subject, options)
     chain = None
@@ -276,15 +286,6 @@ def with_recorded(
 
 def _without(reference: Reference, why: str) -> Reference:
     return replace(reference, not_checked=(*reference.not_checked, f"float and fake-quantized model: {why}"))
-
-
-def _nothing_to_compare_with(subject: Subject) -> str:
-    found = None if subject.bundle is None else subject.bundle.reference()
-    here = "" if found is None else f", some of the {number_of(len(found), 'image')} that the bundle has results for"
-    return (
-        f"--max-top1-drop compares with the full-precision model on labelled images, and one of them is missing; "
-        f"add --data{here}, or with the toolkit --reference with a recipe or a run folder"
-    )
 
 
 def _faulty(debug: DebugReport | None) -> bool:

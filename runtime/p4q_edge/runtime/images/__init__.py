@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
     from p4q_edge.runtime.images.inputs import batched, expand, is_single, mapped_ahead, source_of
     from p4q_edge.runtime.images.labelled import (
+        MAX_CACHED_BYTES,
         LabelledImages,
         Pixels,
+        ToDecode,
         digest_of,
         draw_subset,
         images_to_test,
@@ -30,12 +32,12 @@ if TYPE_CHECKING:
         require_decodable,
         require_of_no_class,
         subset,
-        undecodable,
     )
     from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
     from p4q_edge.runtime.images.preprocessing import PreprocessSpec, draft_size, preprocess
 
 __all__ = [
+    "MAX_CACHED_BYTES",
     "SUFFIXES",
     "ColorOrder",
     "ImageLike",
@@ -44,6 +46,7 @@ __all__ = [
     "LeftOut",
     "Pixels",
     "PreprocessSpec",
+    "ToDecode",
     "batched",
     "class_folders",
     "digest_of",
@@ -70,7 +73,6 @@ __all__ = [
     "same_form",
     "source_of",
     "subset",
-    "undecodable",
     "video",
     "warn_of_classes",
 ]
@@ -107,7 +109,9 @@ if not TYPE_CHECKING:
             ),
             "labelled": (
                 "LabelledImages",
+                "MAX_CACHED_BYTES",
                 "Pixels",
+                "ToDecode",
                 "digest_of",
                 "draw_subset",
                 "images_to_test",
@@ -116,7 +120,6 @@ if not TYPE_CHECKING:
                 "require_decodable",
                 "require_of_no_class",
                 "subset",
-                "undecodable",
             ),
             "listing": (
                 "LeftOut",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +53,21 @@ class Pixels:
         """Take a function from an index to uint8 (3, H, W)."""
         self._read = read
         self._shape = (count, *shape)
-        self._room = MAX_CACHED_BYTES // max(1, int(np.prod(shape)))
         self._kept: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self.keep_at_most(MAX_CACHED_BYTES)
 
     def __len__(self) -> int:
         return self._shape[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """What all of them need."""
+        return int(np.prod(self._shape))
+
+    def keep_at_most(self, size_bytes: int) -> None:
+        """Keep no more from here on than fits into so many bytes; what is kept already stays."""
+        self._room = size_bytes // max(1, int(np.prod(self._shape[1:])))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         wanted = range(*rows.indices(len(self)))
@@ -68,8 +79,9 @@ class Pixels:
         kept = self._kept.get(index)
         if kept is None:
             kept = self._read(index)
-            if len(self._kept) < self._room:
-                self._kept[index] = kept
+            with self._lock:  # several threads may decode
+                if len(self._kept) < self._room:
+                    self._kept[index] = kept
         return kept
 
     def chosen(self, rows: np.ndarray) -> ChosenPixels:
@@ -106,37 +118,40 @@ class ChosenPixels:
         return ChosenPixels(self._images, self._rows[rows])
 
 
-def require_decodable(pixels: Images, rows: Iterable[int], *, source: str) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ToDecode:
+    """Images, which of them are wanted, and what messages call them."""
+
+    pixels: Images
+    rows: Sequence[int]
+    source: str
+
+
+def require_decodable(*sets: ToDecode) -> None:
     """Decode images before the work that would end at the first damaged one; `Pixels` keep those that fit into memory.
 
-    Args:
-        pixels: what is decoded.
-        rows: which of them.
-        source: what messages call them.
-
     Raises:
-        InputError: some cannot be read; the message names the first few, and how many there are.
+        InputError: some cannot be read; the message names the first few of each set, and how many there are.
     """
-    wanted = list(rows)
-    problems = undecodable(pixels, wanted)
-    if problems:
-        shown, them = "; ".join(problems[:MAX_NAMED]), one_or_many(len(problems), "it", "them")
-        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-        raise InputError(
-            f"{source}: {len(problems)} of {number_of(len(wanted), 'image')} cannot be read: {shown}{more}. Replace "
-            f"{them}, or take {them} out."
-        )
-
-
-def undecodable(pixels: Images, rows: Sequence[int]) -> list[str]:
-    """Return what is wrong with each image that cannot be decoded, without a full stop; `Pixels` keep the others."""
-    problems: list[str] = []
-    for row in tracked(rows, "check images"):
+    problems: list[list[str]] = [[] for _ in sets]
+    every = [(number, row) for number, some in enumerate(sets) for row in some.rows]
+    for number, row in tracked(every, "check images"):
         try:
-            pixels[slice(row, row + 1)]
+            sets[number].pixels[slice(row, row + 1)]
         except InputError as error:
-            problems.append(str(error).rstrip("."))
-    return problems
+            problems[number].append(str(error).rstrip("."))
+    told = [_cannot_be_read(some, found) for some, found in zip(sets, problems, strict=True) if found]
+    if told:
+        raise InputError(" ".join(told))
+
+
+def _cannot_be_read(images: ToDecode, problems: Sequence[str]) -> str:
+    shown, them = "; ".join(problems[:MAX_NAMED]), one_or_many(len(problems), "it", "them")
+    more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+    return (
+        f"{images.source}: {len(problems)} of {number_of(len(images.rows), 'image')} cannot be read: {shown}{more}. "
+        f"Replace {them}, or take {them} out."
+    )
 
 
 def read_class_folders(

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.evaluation.trials.all_trials import Tested, Trials, check_sources, check_trials, run_trials
+    from p4q_edge.runtime.evaluation.trials.all_trials import (
+        OfNoClass,
+        Tested,
+        Trials,
+        check_sources,
+        check_trials,
+        missing_labelled,
+        open_of_no_class,
+        run_trials,
+    )
     from p4q_edge.runtime.evaluation.trials.corruptions import CorruptionRow
     from p4q_edge.runtime.evaluation.trials.hand_written import ClassGain, class_gains
     from p4q_edge.runtime.evaluation.trials.modality import ModalityReport, ModalityRow
@@ -20,6 +29,7 @@ __all__ = [
     "CorruptionRow",
     "ModalityReport",
     "ModalityRow",
+    "OfNoClass",
     "RetrievalReport",
     "RetrievalRow",
     "Tested",
@@ -30,6 +40,8 @@ __all__ = [
     "check_sources",
     "check_trials",
     "class_gains",
+    "missing_labelled",
+    "open_of_no_class",
     "run_trials",
 ]
 
@@ -37,7 +49,16 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "all_trials": ("Tested", "Trials", "check_sources", "check_trials", "run_trials"),
+            "all_trials": (
+                "OfNoClass",
+                "Tested",
+                "Trials",
+                "check_sources",
+                "check_trials",
+                "missing_labelled",
+                "open_of_no_class",
+                "run_trials",
+            ),
             "corruptions": ("CorruptionRow",),
             "hand_written": ("ClassGain", "class_gains"),
             "modality": ("ModalityReport", "ModalityRow"),

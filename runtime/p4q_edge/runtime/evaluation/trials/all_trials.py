@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,9 @@ from p4q_edge.runtime.evaluation.trials.retrieval import CaptionedImages, Retrie
 from p4q_edge.runtime.evaluation.trials.unknown_images import UnknownReport, unknown_report
 from p4q_edge.runtime.images import (
     LabelledImages,
+    Pixels,
     PreprocessSpec,
+    ToDecode,
     draw_subset,
     image_files,
     read_unlabelled_folder,
@@ -50,7 +53,7 @@ class Trials:
 class OfNoClass:
     """Images that show none of the classes: slices are uint8 (n, 3, H, W); and the SHA-256 over their files."""
 
-    pixels: Images
+    pixels: Pixels
     digest: str
 
 
@@ -103,6 +106,7 @@ def check_trials(
     *,
     spec: PreprocessSpec,
     learned: frozenset[str] = frozenset(),
+    checked: OfNoClass | None = None,
 ) -> OfNoClass | None:
     """Refuse what cannot be answered, before anything runs; return the images of no class, decoded.
 
@@ -111,25 +115,51 @@ def check_trials(
         images: labelled; None without any.
         spec: how the engine wants its pixels.
         learned: SHA-256 of the images that the model was learned from.
+        checked: the images of no class, where they were decoded before.
 
     Raises:
         UsageError: it needs labelled images, and there are none.
         InputError: images of no class are among those of the classes, or some cannot be read.
     """
-    if images is None and (request.ood is not None or request.corruptions):
-        option = "--ood" if request.ood is not None else "--corruptions"
-        raise UsageError(f"{option} compares with labelled images, and there are none. Name some with --data.")
+    if images is None:
+        if missing := missing_labelled(request):
+            raise UsageError(missing)
+        return None
 
-    found = None
-    if images is not None and request.ood is not None:
-        require_of_no_class(request.ood, learned.union(images.digests), option="--ood")
-        others, digest = read_unlabelled_folder(request.ood, spec=spec, limit=request.limit, seed=request.seed)
-        require_decodable(others, range(len(others)), source=f"--ood {request.ood}")
-        found = OfNoClass(pixels=others, digest=digest)
-    if images is not None:
-        drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
-        require_decodable(images.pixels, drawn.tolist(), source=images.source)
+    found, wanted = checked, []
+    if request.ood is not None and found is None:
+        found = open_of_no_class(request, request.ood, known=learned.union(images.digests), spec=spec)
+        wanted.append(ToDecode(pixels=found.pixels, rows=range(len(found.pixels)), source=f"--ood {request.ood}"))
+    drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
+    require_decodable(*wanted, ToDecode(pixels=images.pixels, rows=drawn.tolist(), source=images.source))
     return found
+
+
+def missing_labelled(request: ValidateRequest) -> str | None:
+    """Return what to say of a request without labelled images that compares with some; None of one that does not."""
+    if request.ood is None and not request.corruptions:
+        return None
+    option = "--ood" if request.ood is not None else "--corruptions"
+    return f"{option} compares with labelled images, and there are none. Name some with --data."
+
+
+def open_of_no_class(
+    request: ValidateRequest, folder: Path, *, known: Collection[str], spec: PreprocessSpec
+) -> OfNoClass:
+    """Return the images of none of the classes, of which none is decoded yet.
+
+    Args:
+        request: its limit is the most images, its seed draws them.
+        folder: with the images.
+        known: SHA-256 of images with a class.
+        spec: how the engine wants its pixels.
+
+    Raises:
+        InputError: there are none, or some are among those of the classes.
+    """
+    require_of_no_class(folder, known, option="--ood")
+    pixels, digest = read_unlabelled_folder(folder, spec=spec, limit=request.limit, seed=request.seed)
+    return OfNoClass(pixels=pixels, digest=digest)
 
 
 def run_trials(request: ValidateRequest, tested: Tested) -> Trials:
