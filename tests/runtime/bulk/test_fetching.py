@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -48,10 +49,13 @@ class Web(BaseHTTPRequestHandler):
 
     asked: ClassVar[list[str]] = []
     until: ClassVar[threading.Event]
+    muted: ClassVar[threading.Event]
+    dead: ClassVar[str] = ""
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
         leads = {"/moved": "/a%20b.png", "/file": "file:///etc/hostname", "/ftp": "ftp://a/b", "/loop": "/loop"}
+        leads |= {"/to/dead": f"{self.dead}/a.png?key=secret", "/to/gone": "/gone.png", "/to/page": "/page.png"}
         if self.path in RAW:
             self._raw(*RAW[self.path])
         elif self.path in leads:
@@ -63,6 +67,7 @@ class Web(BaseHTTPRequestHandler):
         elif self.path == "/gone.png":
             self.send_error(404)
         elif "/mute" in self.path:
+            self.muted.set()
             self.until.wait()
         else:
             self._bytes()
@@ -89,10 +94,42 @@ class Web(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy_and_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy of this user is asked, nor whoever answers for names that nobody has."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    found = socket.getaddrinfo
+
+    def known(host: str, *words: Any, **options: Any) -> Any:
+        if host.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found(host, *words, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+
+
+@pytest.fixture
+def dead() -> Iterator[str]:
+    """The address of a machine where nobody listens: the port is taken, so that no other program may."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@contextmanager
+def impatient(seconds: float = 0.1) -> Iterator[None]:
+    """Wait no longer for a machine that says nothing; one that answers has the time of every day."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetching, "WAIT_SECONDS", seconds)
+        yield
+
+
 @pytest.fixture
 def web() -> Iterator[str]:
     """The address of a server on this machine."""
-    Web.asked, Web.until = [], threading.Event()
+    Web.asked, Web.until, Web.muted = [], threading.Event(), threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -177,27 +214,24 @@ def test_bytes_that_are_no_text_and_names_in_other_letters(web: str) -> None:
     assert FetchedImage("http://bücher.example:80/ü.png")._asked == "http://xn--bcher-kva.example:80/%C3%BC.png"
 
 
-def test_a_machine_that_is_not_there(web: str) -> None:
-    with pytest.raises(
-        InputError, match=r"http://127\.0\.0\.1:1/a\.png cannot be fetched: .*refused\. Try again later"
-    ):
-        FetchedImage("http://127.0.0.1:1/a.png").read(MOST)
+def test_a_machine_that_is_not_there(dead: str) -> None:
+    with pytest.raises(InputError, match=rf"^{dead}/a\.png cannot be fetched: .*refused\. Try again later"):
+        FetchedImage(f"{dead}/a.png").read(MOST)
     with pytest.raises(InputError, match=r"cannot be fetched: .*\. Check the address and the network"):
         FetchedImage("http://no-such-machine.invalid/a.png").read(MOST)
 
 
-def test_a_machine_that_does_not_answer_is_waited_for_once(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_does_not_answer_is_waited_for_once(web: str) -> None:
     """Else a hundred images of a machine that is off would take fifty minutes; others are asked all the same."""
-    monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.1)
     silent: dict[str, OSError | None] = {}
     images = [FetchedImage(f"{web}/{name}", silent) for name in ("says.png", "mute/1", "mute/2", "a.png")]
     others = FetchedImage(f"{web.replace('127.0.0.1', 'localhost')}/a.png", silent)
     with pytest.raises(InputError, match="has 1048576 bytes or more"):  # an answer, if a bad one
         images[0].read(MOST)
-    with pytest.raises(
-        InputError, match=r"mute/1 cannot be fetched: (timed out|The read operation timed out)\. Try again"
-    ):
+    said = r"mute/1 cannot be fetched: (timed out|The read operation timed out)\. Try again"
+    with impatient(), pytest.raises(InputError, match=said):
         images[1].read(MOST)
+    assert Web.muted.wait(120)
     for image in images[2:]:
         with pytest.raises(
             InputError, match=rf"{web[7:]} did not answer before, and is not asked again\. Try again later"
@@ -205,6 +239,25 @@ def test_a_machine_that_does_not_answer_is_waited_for_once(web: str, monkeypatch
             image.read(MOST)
     assert others.read(MOST) == png()
     assert Web.asked == ["/says.png", "/mute/1", "/a.png"]
+
+
+def test_where_an_address_leads_is_told_with_what_is_wrong_there(
+    run: Run, tiny_engine: Path, web: str, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that does not answer is not the one that was named."""
+    silent: fetching.Silent = {}
+    monkeypatch.setattr(Web, "dead", dead)
+    led = rf"^{web}/to/dead, which leads to {dead}/a\.png"
+    for said in ("cannot be fetched: .*refused", f"cannot be fetched: {dead[7:]} did not answer before"):
+        with pytest.raises(InputError, match=f"{led} {said}") as raised:
+            FetchedImage(f"{web}/to/dead", silent).read(MOST)
+        assert "secret" not in str(raised.value)
+    with pytest.raises(InputError, match=rf"^{web}/to/gone, which leads to {web}/gone\.png: 404 Not Found\. Check"):
+        FetchedImage(f"{web}/to/gone", silent).read(MOST)
+    code, out, _ = run("classify", tiny_engine, f"{web}/to/page", "--allow-url", "--json", "--skip-errors")
+    (answer,) = json.loads(out)["predictions"]
+    assert (code, answer["source"]) == (0, f"{web}/to/page")
+    assert answer["error"]["message"].startswith(f"{web}/to/page, which leads to {web}/page.png: image of 6 bytes")
 
 
 def test_a_name_that_is_unknown_is_told_of_each_of_its_images_with_the_same_advice() -> None:
@@ -218,12 +271,10 @@ def test_a_name_that_is_unknown_is_told_of_each_of_its_images_with_the_same_advi
 def test_a_proxy_is_asked_for_other_machines_after_one_did_not_answer(
     web: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "WAIT_SECONDS", 0.1)
     monkeypatch.setenv("http_proxy", web)
-    monkeypatch.delenv("no_proxy", raising=False)
     silent: dict[str, OSError | None] = {}
     for asked, said in (("mute", "timed out"), ("a.png", "one.invalid did not answer before")):
-        with pytest.raises(InputError, match=said):
+        with impatient(), pytest.raises(InputError, match=said):
             FetchedImage(f"http://one.invalid/{asked}", silent).read(MOST)
     assert FetchedImage("http://two.invalid/a.png", silent).read(MOST) == png()
 
@@ -246,14 +297,14 @@ def test_all_addresses_of_a_name_have_the_time_of_one(monkeypatch: pytest.Monkey
     assert len(given) == 10
 
 
-def test_a_command_shares_what_it_learned_of_machines(run: Run, tiny_engine: Path) -> None:
+def test_a_command_shares_what_it_learned_of_machines(run: Run, tiny_engine: Path, dead: str) -> None:
     """Each thread that decodes may ask the machine once, and the image after theirs asks nobody."""
     threads = RuntimeOptions().decode_threads
-    addresses = [f"http://127.0.0.1:1/{number}.png" for number in range(threads + 1)]
+    addresses = [f"{dead}/{number}.png" for number in range(threads + 1)]
     code, _, err = run("classify", tiny_engine, *addresses, "--allow-url")
     assert code == 2
     assert 1 <= err.count("Connection refused") <= threads
-    assert f"{addresses[-1]} cannot be fetched: 127.0.0.1:1 did not answer before, and is not asked again" in err
+    assert f"{addresses[-1]} cannot be fetched: {dead[7:]} did not answer before, and is not asked again" in err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage import not_fetched, one_line
+from p4q_edge.runtime.storage import not_fetched, one_line, printable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -62,6 +62,13 @@ class FetchedImage:
         if "@" in parts.netloc:
             raise UsageError(f"an address with a user name is not asked, of {host}. Fetch the image first: curl -u -O")
         self.address, self._asked, self._silent = address, asked, {} if silent is None else silent
+        self._redirects = _Redirects()
+
+    @property
+    def told(self) -> str:
+        """What messages call it: its address, and the one that it led to when it was read."""
+        led = self._redirects.target
+        return f"{self.address}, which leads to {led}" if led else self.address
 
     def read(self, size: int) -> bytes:
         """Return the bytes of the file.
@@ -75,7 +82,8 @@ class FetchedImage:
         asked = request.Request(self._asked, headers={"User-Agent": "p4q-edge"})
         try:
             until = time.monotonic() + WHOLE_SECONDS
-            with _opener(until=until, silent=self._silent).open(asked, timeout=WAIT_SECONDS) as answer:
+            opener = _opener(self._redirects, until=until, silent=self._silent)
+            with opener.open(asked, timeout=WAIT_SECONDS) as answer:
                 said: int | None = answer.length
                 try:
                     data = b"".join(self._blocks(answer, size=size, said=said or 0))
@@ -86,19 +94,19 @@ class FetchedImage:
             error.close()
             advice = "Try again later" if error.code >= 500 or error.code in _BUSY else "Check the address"
             said_why = f"{error.code} {one_line(error.reason)}".rstrip()
-            raise InputError(f"{self.address}: {said_why}. {advice}") from error
+            raise InputError(f"{self.told}: {said_why}. {advice}") from error
         except _TooLateError as error:
             raise InputError(
-                f"{self.address} took more than {WHOLE_SECONDS:.0f} s. Fetch it first, and name it"
+                f"{self.told} took more than {WHOLE_SECONDS:.0f} s. Fetch it first, and name it"
             ) from error
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             why = one_line(reason) or type(error).__name__
             unknown = isinstance(reason, socket.gaierror | ValueError | InvalidURL)
             advice = "Check the address and the network" if unknown else "Try again later"
-            raise InputError(f"{self.address} cannot be fetched: {why}. {advice}") from error
+            raise InputError(f"{self.told} cannot be fetched: {why}. {advice}") from error
         if not data or len(data) < (said or 0):
-            raise InputError(f"{self.address} ended after {len(data)} of {said or 'more'} bytes. Try again later")
+            raise InputError(f"{self.told} ended after {len(data)} of {said or 'more'} bytes. Try again later")
         return data
 
     def _blocks(self, answer: Any, *, size: int, said: int) -> Iterator[bytes]:
@@ -110,7 +118,7 @@ class FetchedImage:
                 break
             yield block
         if max(count, said) >= size:
-            raise InputError(f"{self.address} has {size} bytes or more. Use a smaller copy of it")
+            raise InputError(f"{self.told} has {size} bytes or more. Use a smaller copy of it")
 
 
 def image_at(word: str, *, allow_url: bool, silent: Silent | None = None) -> str | FetchedImage:
@@ -135,9 +143,14 @@ def image_at(word: str, *, allow_url: bool, silent: Silent | None = None) -> str
 
 
 class _Redirects(request.HTTPRedirectHandler):
-    """Follows to other addresses of the web, and never from an encrypted one to an open one."""
+    """Follows to other addresses of the web, and never from an encrypted one to an open one.
+
+    Attributes:
+        target: where it went last, without what may be secret behind a question mark; empty where it went nowhere.
+    """
 
     max_redirections = 5
+    target = ""
 
     def redirect_request(
         self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -152,6 +165,7 @@ class _Redirects(request.HTTPRedirectHandler):
         if target.scheme not in _SCHEMES or "@" in target.netloc or (req.type, target.scheme) == ("https", "http"):
             reason = f"it leads to {target.scheme}://{target.hostname}, where nothing is fetched from"
             raise HTTPError(req.full_url, code, reason, headers, fp)
+        self.target = printable(one_line(urlunsplit((target.scheme, target.netloc, target.path, "", ""))))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -265,7 +279,7 @@ class _Https(_Within, request.HTTPSHandler):
     """Of `https://`."""
 
 
-def _opener(*, until: float, silent: Silent) -> request.OpenerDirector:
+def _opener(redirects: _Redirects, *, until: float, silent: Silent) -> request.OpenerDirector:
     """Return what opens addresses of the web alone, up to a moment; urllib's own also reads files of this machine."""
     opener = request.OpenerDirector()
     for handler in (
@@ -275,7 +289,7 @@ def _opener(*, until: float, silent: Silent) -> request.OpenerDirector:
         request.HTTPDefaultErrorHandler(),
         request.HTTPErrorProcessor(),
         request.UnknownHandler(),
-        _Redirects(),
+        redirects,
     ):
         opener.add_handler(handler)
     return opener

@@ -47,7 +47,7 @@ def with_address(image: object, answer: Prediction | Failure) -> Prediction | Fa
         return answer
     if isinstance(answer, Failure):
         said = str(answer.error)
-        if not said.startswith(image.address):
-            said = f"{image.address}: {said}"
+        if not said.startswith(image.told):
+            said = f"{image.told}: {said}"
         return Failure(error=InputError(said), source=image.address)
     return dataclasses.replace(answer, source=image.address)
