@@ -206,7 +206,7 @@ class DyingProbe:
 def test_a_run_whose_watcher_died_is_invalid() -> None:
     probe = DyingProbe()
     with watch.Watcher(probe, interval_s=0.001) as watcher:
-        assert probe.dead.wait(10)
+        assert probe.dead.wait(120)
     assert watcher.record().invalid == ("the watcher died: OSError: no such device",)
 
 

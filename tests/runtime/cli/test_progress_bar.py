@@ -144,7 +144,7 @@ def test_the_pulse_goes_on_while_the_program_is_silent(monkeypatch: pytest.Monke
                 shown.set()
 
     with Seen(stream).shown(), task("export", total=1):
-        assert shown.wait(10)
+        assert shown.wait(120)
     assert "p4q-edge-progress" not in {thread.name for thread in threading.enumerate()}
     assert stream.getvalue().split("\n")[-1] == ""
 
@@ -230,14 +230,14 @@ def test_a_process_that_is_forked_while_the_bar_is_drawn_can_log() -> None:
     def draw() -> None:
         with bar.aside():
             drawing.set()
-            drawn.wait(60)
+            drawn.wait(240)
 
     pulse = threading.Thread(target=draw)
     pulse.start()
-    assert drawing.wait(10)
+    assert drawing.wait(120)
     child = multiprocessing.get_context("fork").Process(target=_log_aside, args=(bar,))
     child.start()
-    child.join(10)
+    child.join(120)
     ended = child.exitcode
     child.kill()
     drawn.set()
