@@ -58,7 +58,10 @@ def test_an_open_file_is_an_image(tmp_path: Path) -> None:
     ("image", "message"),
     [
         (io.StringIO("text"), 'the StringIO gives str, not bytes. Open the file with mode "rb"'),
-        (io.BytesIO(), r"the BytesIO gives no bytes. Rewind it first: `file.seek\(0\)`"),
+        (
+            io.BytesIO(),
+            r"gives no bytes. Rewind it first: `file.seek\(0\)`; one that nobody read is empty, as of a form that",
+        ),
         (AsyncUpload(), r"the AsyncUpload can only be read with await. Pass `upload.file`, or `await upload.read\(\)`"),
         (io.BytesIO(b"hello"), "image of 5 bytes is not one of JPEG, PNG"),
         (bytearray(b"hello"), "image of 5 bytes is not one of JPEG, PNG"),

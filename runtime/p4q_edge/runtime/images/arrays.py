@@ -49,7 +49,10 @@ def encoded_bytes(image: Any, *, limit: int) -> bytes:
     if not isinstance(data, bytes):
         raise InputError(f'the {kind} gives {type(data).__name__}, not bytes. Open the file with mode "rb".')
     if not data:
-        raise InputError(f"the {kind} gives no bytes. Rewind it first: `file.seek(0)`.")
+        raise InputError(
+            f"the {kind} gives no bytes. Rewind it first: `file.seek(0)`; one that nobody read is empty, as of a form "
+            "that was sent without a file."
+        )
     if len(data) > limit:
         raise InputError(f"the {kind} gives more than {limit} bytes. Use a smaller copy of the image.")
     return data
