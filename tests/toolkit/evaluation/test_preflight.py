@@ -201,7 +201,7 @@ def _all(images: Any) -> Any:
 
 def test_images_of_data_ood_and_pairs_are_decoded_once(here: Path, learned: Counter[str]) -> None:
     card: Any = SimpleNamespace(
-        class_names=("a", "b"), preprocess=SPEC, model=SimpleNamespace(weights_sha256=""), on_cpu=True
+        class_names=("a", "b"), preprocess=SPEC, model=SimpleNamespace(weights_sha256=""), as_cpu_graph=True
     )
     subject: Any = SimpleNamespace(card=card, bundle=None)
     found = torch_reference.reference_for(ASKED, subject)
