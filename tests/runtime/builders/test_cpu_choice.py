@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from p4q_edge.runtime.builders.candidates import (
 from p4q_edge.runtime.builders.cpu import TIE, ProofSetting, fastest, prove_candidates
 from p4q_edge.runtime.choices import CpuBackend
 from p4q_edge.runtime.engines.openvino import OpenVINOEngine
-from p4q_edge.runtime.errors import EnvironmentNotAbleError, UsageError
+from p4q_edge.runtime.errors import EnvironmentNotAbleError, IncompatibleEngineError, UsageError
 from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.machine.advice import OVERFLOW_IN_OPENVINO
 from p4q_edge.runtime.statistics import Rounds, rounding_limits_of
@@ -76,6 +77,26 @@ def test_what_is_tried(
     if kind is OVERFLOWS:
         left_out.append(f"openvino-exact: {OVERFLOW_IN_OPENVINO}")
     assert found.not_measured == tuple(left_out)
+
+
+def test_a_graph_that_openvino_cannot_load_is_left_out_where_others_are(
+    model: bytes, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise IncompatibleEngineError("OpenVINO cannot load it")
+
+    monkeypatch.setattr(OpenVINOEngine, "__init__", refuses)
+    refused = CpuCandidate(profile="float", backend="openvino", remainder="f32")
+    golden = read_bundle(tiny_bundle).golden()
+    tried = (CpuCandidate(profile="exact"), refused)
+    candidates = Candidates(models={"exact": model, "float": model}, tried=tried, not_measured=("another",))
+    proved = prove_candidates(candidates, golden, ProofSetting(threads=1, batch=1, logit_scale=100.0))
+    assert proved.built.candidate == tried[0]
+    assert proved.inspection.not_measured == ("another", f"{refused.name}: OpenVINO cannot load it")
+    with pytest.raises(IncompatibleEngineError, match="OpenVINO cannot load it"):
+        prove_candidates(
+            replace(candidates, tried=(refused,)), golden, ProofSetting(threads=1, batch=1, logit_scale=100.0)
+        )
 
 
 def test_weights_that_overflow_in_openvino_are_refused_before_anything_is_built(

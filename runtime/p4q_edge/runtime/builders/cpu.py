@@ -17,6 +17,7 @@ from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines import Engine
 from p4q_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from p4q_edge.runtime.engines.openvino import OpenVINOEngine, model_source
+from p4q_edge.runtime.errors import P4QEdgeError
 from p4q_edge.runtime.statistics import (
     Estimate,
     RoundingLimits,
@@ -103,9 +104,10 @@ def prove_candidates(candidates: Candidates, golden: Golden, setting: ProofSetti
         setting: threads, batch and limits.
 
     Raises:
-        CorruptArtifactError, IncompatibleEngineError, P4QEdgeError: no library can read or run a model.
+        CorruptArtifactError, IncompatibleEngineError, P4QEdgeError: no library can read or run a model, or ONNX Runtime
+            cannot; what OpenVINO cannot is left out where others are.
     """
-    tried = [_try(candidate, candidates.models[candidate.profile], golden, setting) for candidate in candidates.tried]
+    tried, not_measured = _run_all(candidates, golden, setting)
     try:
         kept, chosen = _chosen(tried, golden.image, setting)
         built = _with_compiled(kept, batch=setting.batch)
@@ -123,8 +125,24 @@ def prove_candidates(candidates: Candidates, golden: Golden, setting: ProofSetti
             float_over_exact_time=chosen.float_over_exact_time,
             faster_than=chosen.faster_than,
         )
-    inspection = msgspec.structs.replace(inspection, not_measured=candidates.not_measured)
+    inspection = msgspec.structs.replace(inspection, not_measured=not_measured)
     return ProvedModel(built=built, outputs=kept.outputs, input_shape=shape, inspection=inspection)
+
+
+def _run_all(candidates: Candidates, golden: Golden, setting: ProofSetting) -> tuple[list[_Tried], tuple[str, ...]]:
+    """Return the candidates that could be run, and in words what was not measured."""
+    tried: list[_Tried] = []
+    failed: dict[str, P4QEdgeError] = {}
+    for candidate in candidates.tried:
+        try:
+            tried.append(_try(candidate, candidates.models[candidate.profile], golden, setting))
+        except P4QEdgeError as error:
+            if candidate.backend != "openvino":
+                raise
+            failed[candidate.name] = error
+    if not tried:
+        raise next(iter(failed.values()))
+    return tried, (*candidates.not_measured, *(f"{name}: {error}" for name, error in failed.items()))
 
 
 def _try(candidate: CpuCandidate, model: bytes, golden: Golden, setting: ProofSetting) -> _Tried:
