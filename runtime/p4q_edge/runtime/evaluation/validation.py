@@ -144,14 +144,10 @@ class _Found:
 def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _Found:
     speed = () if request.bench is None else read_bench(request.bench, engine_sha256=subject.card.engine_sha256)
     any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
-    captioned = reference.captioned
     images = _images(request, subject, reference)
+    learned = learned_digests(subject.bundle)
     of_no_class = check_trials(
-        request,
-        images,
-        spec=subject.card.preprocess,
-        learned=learned_digests(subject.bundle),
-        checked=reference.of_no_class,
+        request, images, spec=subject.card.preprocess, learned=learned, checked=reference.of_no_class
     )
     if images is not None and FAKE_QUANT not in reference.stages:
         reference, images = with_recorded(reference, images, subject, request)
@@ -169,15 +165,8 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
         logits[name], embeddings[name] = outputs["logits"], outputs["embedding"]
 
     if images is not None:
-        stages = in_order({**reference.stages, **subject.stages})
-        chain = validate_chain(
-            stages,
-            images.pixels,
-            images.labels,
-            subject.card.class_names,
-            options=options,
-            see=see,
-        )
+        stages, names = in_order({**reference.stages, **subject.stages}), subject.card.class_names
+        chain = validate_chain(stages, images.pixels, images.labels, names, options=options, see=see)
     tested = Tested(
         card=subject.card,
         stages=any_image,
@@ -185,7 +174,7 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
         logits=logits,
         embeddings=embeddings,
         class_rows=_class_rows(subject),
-        captioned=captioned,
+        captioned=reference.captioned,
         of_no_class=of_no_class,
     )
     trials = run_trials(request, tested)
