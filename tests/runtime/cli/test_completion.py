@@ -25,7 +25,7 @@ ASKED = [
     ("bui", "build"),
     ("doct", "doctor"),
     ("build --cpu-p", "--cpu-profile"),
-    ("build --cpu-profile fas", "fast"),
+    ("build --cpu-profile fast-", "fast-convolutions"),
     ("head calib", "calibrate"),
     ("head calibrate --app", "--apply"),
     ("completion fi", "fish"),
@@ -145,7 +145,7 @@ def test_all_commands_options_and_actions_are_known(script: dict[str, Path], no_
     assert {"--ood", "--json", "-h", "--device"} <= options
     assert set(offered(script["bash"], "validate", "-")) == options
     profiles = next(option for option in known["build",].options if "--cpu-profile" in option.names)
-    assert profiles.choices == ("exact", "fast", "float", "auto")
+    assert profiles.choices == ("exact", "fast", "float", "convolutions", "fast-convolutions", "auto")
     assert "elsewhere exact)" in profiles.help
     takes = {name: option.takes for one in known.values() for option in one.options for name in option.names}
     assert {takes[name] for name in ("--name", "--device", "--host", "--add", "--search") if name in takes} == {"text"}
