@@ -1,6 +1,6 @@
 """How far a fake-quantized module differs from itself when nothing but roundings of its sums differ."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -144,8 +144,18 @@ class ModuleRuns:
         return self.fine.and_(self.half)
 
 
-def run_quantized(model: nn.Module, images: NDArray[np.uint8], *, running: Running, logit_scale: float) -> ModuleRuns:
-    """Run a module in its phase on uint8 (n, 3, H, W), plainly and in every other arithmetic."""
+def run_quantized(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    running: Running,
+    logit_scale: float,
+    narrow: Collection[str] = (),
+) -> ModuleRuns:
+    """Run a module in its phase on uint8 (n, 3, H, W), plainly and in every other arithmetic.
+
+    `narrow` are the paths of convolutions whose weights get 7 bits with those of linears.
+    """
     with running():
         reference = run_module(model, images)
 
@@ -154,7 +164,7 @@ def run_quantized(model: nn.Module, images: NDArray[np.uint8], *, running: Runni
             return difference(reference, *runs, logit_scale=logit_scale)
 
         fine, half = noise(_FINE), noise(_HALF)
-        with weights_of_seven_bits(model, signed=signed_convolutions(model, images)):
+        with weights_of_seven_bits(model, narrow=narrow):
             coarse = noise(_SEVEN_BIT)
     with running_in(model, Phase.WEIGHTS):
         unquantized = difference(reference, run_module(model, images), logit_scale=logit_scale)
@@ -191,39 +201,18 @@ def bfloat16_noise(
     return difference(reference, *runs, logit_scale=logit_scale)
 
 
-def signed_convolutions(model: nn.Module, images: NDArray[np.uint8]) -> list[QuantConv2d]:
-    """Return the convolutions that are quantized in the module's phase and have an input below zero.
-
-    A CPU engine with quantized convolutions narrows the weights of these alone: behind a ReLU nothing overflows.
-    """
-    found: dict[QuantConv2d, None] = {}
-
-    def note(conv: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        if isinstance(conv, QuantConv2d) and bool((arguments[0] < 0).any()):
-            found[conv] = None
-
-    layers = [conv for conv in quant_convs(model).values() if conv.calibrated and conv.phase is Phase.QUANTIZED]
-    hooks = [conv.register_forward_pre_hook(note) for conv in layers]
-    try:
-        if layers:
-            run_module(model, images[:_BATCH])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(found)
-
-
 @contextmanager
-def weights_of_seven_bits(model: nn.Module, *, signed: Sequence[QuantConv2d] = ()) -> Iterator[None]:
+def weights_of_seven_bits(model: nn.Module, *, narrow: Collection[str] = ()) -> Iterator[None]:
     """Run a module with the weights of the CPU profile `fast`, and the biases that it has beside them.
 
     Args:
         model: the module.
-        signed: convolutions whose weights are narrowed too, as in `fast-convolutions`.
+        narrow: paths of convolutions whose weights are narrowed too, as in `fast-convolutions`.
     """
     # No CPU narrows weights in blocks or in FP8: their products are no sums of integers.
     linears = [linear for linear in quant_linears(model).values() if linear.calibrated and linear.sums_integers]
-    layers: list[QuantLinear | QuantConv2d] = [*linears, *signed]
+    convs = [conv for path, conv in quant_convs(model).items() if path in narrow]
+    layers: list[QuantLinear | QuantConv2d] = [*linears, *convs]
     before = [(layer, layer.integers, layer.weight_scale, layer.bias) for layer in layers]
     try:
         for layer, _, scale, bias in before:

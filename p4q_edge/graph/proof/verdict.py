@@ -28,10 +28,11 @@ from p4q_edge.graph.proof.noise import (
     run_module,
     run_quantized,
 )
-from p4q_edge.graph.quantization import ConvQuantization, LinearQuantization
+from p4q_edge.graph.quantization import INT8_WEIGHT, ConvQuantization, LinearQuantization, weight_path
 from p4q_edge.quant import Phase, quant_linears, running_as_cpu_graph, running_in, set_phase
 from p4q_edge.runtime.artifacts import Agreement, GraphParity, GraphRun, NoiseKind, agreement_of
 from p4q_edge.runtime.choices import GraphKind
+from p4q_edge.runtime.engines.onnxruntime import integer_convolutions, overflowing_weights
 from p4q_edge.runtime.machine import give_back_memory
 from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.statistics import NOISE_FACTOR, SMALLEST_LOSS, NoiseFloor
@@ -232,7 +233,8 @@ def prove_graphs(
         # Only in a model with quantized convolutions the graph for CPUs is quantized otherwise.
         on_cpu = candidate.as_cpu_graph and bool(subject.convs)
         if on_cpu not in runs_of:
-            runs_of[on_cpu] = _runs(subject, as_cpu_graph=on_cpu)
+            narrow = () if on_cpu or not subject.convs else narrow_convolutions(candidates)
+            runs_of[on_cpu] = _runs(subject, as_cpu_graph=on_cpu, narrow=narrow)
         runs = runs_of[on_cpu]
         noise, typical = (runs.half, runs.half) if candidate.half else (runs.on_cpu, runs.fine)
         if candidate.name == candidate.kind:
@@ -277,9 +279,21 @@ def _running(subject: SourceModule, *, as_cpu_graph: bool) -> Running:
     return running
 
 
-def _runs(subject: SourceModule, *, as_cpu_graph: bool) -> ModuleRuns:
+def narrow_convolutions(candidates: Sequence[CandidateGraph]) -> Collection[str]:
+    """Return the paths of the convolutions whose weights a CPU engine narrows where 8 bits overflow.
+
+    The graph decides, as it does for that engine, and not what the module's images give: a tensor may be never negative
+    in a way that the graph does not show.
+    """
+    graph = next((candidate.model for candidate in candidates if candidate.name == "placed"), None)
+    stored = () if graph is None else overflowing_weights(integer_convolutions(graph, graph))
+    return {path for name in stored if (path := weight_path(name, (INT8_WEIGHT,))) is not None}
+
+
+def _runs(subject: SourceModule, *, as_cpu_graph: bool, narrow: Collection[str]) -> ModuleRuns:
     running = _running(subject, as_cpu_graph=as_cpu_graph)
-    return run_quantized(subject.model, subject.images, running=running, logit_scale=subject.logit_scale)
+    scale = subject.logit_scale
+    return run_quantized(subject.model, subject.images, running=running, logit_scale=scale, narrow=narrow)
 
 
 def _bfloat16(subject: SourceModule, runs: ModuleRuns, *, on_cpu: bool) -> Noise:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p4q_edge.runtime.engines.onnxruntime import integer_convolutions, without_overflow
+from p4q_edge.runtime.engines.onnxruntime import integer_convolutions, overflowing_weights, without_overflow
 from p4q_edge.runtime.errors import CorruptArtifactError
 
 onnx = pytest.importorskip("onnx")
@@ -108,6 +108,52 @@ def test_weights_are_narrow_where_their_input_is_signed_alone() -> None:
     assert (narrow["b.weight"] == _weights(made)["b.weight"]).all()
     assert np.abs(narrow["a.weight"]).max() == 63
     np.testing.assert_allclose(_run(without_overflow(made), IMAGE), _run(made, IMAGE), atol=2.0)
+
+
+Step = tuple[str, dict[str, float], dict[str, int]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "unsigned"),
+    [
+        # As values of fewer than 8 bits are cut off in front of their grid.
+        ([("Relu", {}, {}), ("Clip", {"low": -4.0, "high": 4.0}, {})], True),
+        # As a scale that is no number of FP16 stands between two.
+        ([("Relu", {}, {}), ("Cast", {}, {"to": 1})], True),
+        ([("Clip", {"low": 0.0, "high": 6.0}, {})], True),  # a ReLU6
+        ([("Clip", {"low": -4.0, "high": 4.0}, {})], False),
+        ([("Relu", {}, {}), ("Clip", {"low": -4.0, "high": -1.0}, {})], False),
+        ([("Relu", {}, {}), ("Clip", {"low": 0.0}, {}), ("Neg", {}, {})], False),
+    ],
+)
+def test_what_is_never_negative_is_unsigned_and_keeps_its_weights(steps: list[Step], unsigned: bool) -> None:
+    half, single = _graphs()
+    model = onnx.load_from_string(half)
+    (relu,) = (node for node in model.graph.node if node.op_type == "Relu")
+    at, source = list(model.graph.node).index(relu), relu.input[0]
+    model.graph.node.remove(relu)
+    for number, (kind, bounds, settings) in enumerate(steps):
+        names = [f"{number}.{end}" for end in bounds]
+        values = dict(zip(names, map(np.float16, bounds.values()), strict=True))
+        model.graph.initializer.extend(_constants(values))
+        target = "y.relu" if number == len(steps) - 1 else f"{number}.out"
+        model.graph.node.insert(at + number, onnx.helper.make_node(kind, [source, *names], [target], **settings))
+        source = target
+    made = integer_convolutions(model.SerializeToString(), single)
+    assert overflowing_weights(made) == ({"a.weight"} if unsigned else {"a.weight", "b.weight"})
+    narrow = _weights(without_overflow(made))
+    assert (np.abs(narrow["b.weight"]).max() > 63) == unsigned
+    assert np.abs(narrow["a.weight"]).max() == 63
+    signed = onnx.load_from_string(made)
+    clips = {node.output[0]: node.input[0] for node in signed.graph.node if node.name.endswith(".kept/Clip")}
+    assert len(clips) == 2 * unsigned
+    zeros = [one for one in signed.graph.initializer if one.name == "unsigned_zero_point"]
+    for one in zeros:
+        one.CopyFrom(onnx.numpy_helper.from_array(np.int8(0), one.name))
+    for node in signed.graph.node:
+        if node.op_type == "QuantizeLinear":
+            node.input[0] = clips.get(node.input[0], node.input[0])
+    np.testing.assert_array_equal(_run(made, IMAGE), _run(signed.SerializeToString(), IMAGE))
 
 
 def test_a_weight_that_a_signed_input_meets_too_is_narrow() -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx
@@ -22,10 +22,11 @@ from p4q_edge.graph.export import (
 )
 from p4q_edge.graph.lint_rules import lint
 from p4q_edge.graph.parity import compare_outputs, run_in_onnxruntime
-from p4q_edge.graph.proof.noise import signed_convolutions, weights_of_seven_bits
+from p4q_edge.graph.proof.noise import weights_of_seven_bits
+from p4q_edge.graph.proof.verdict import CandidateGraph, narrow_convolutions
 from p4q_edge.models.folded_classifier import FoldedClassifier
 from p4q_edge.models.load import LoadedModel
-from p4q_edge.quant.conv import quant_convs, running_as_cpu_graph
+from p4q_edge.quant.conv import quant_convs
 from p4q_edge.quant.linear import Phase, quant_linears, running_in
 from p4q_edge.quant.scheme import QuantScheme
 from p4q_edge.runtime.artifacts import check_exported
@@ -150,17 +151,24 @@ def test_a_cpu_with_quantized_convolutions_computes_the_module_quantized_as_for_
     assert {np.abs(numpy_helper.to_array(one)).max() > 63 for one in integers} == {True}  # behind a ReLU
 
 
-def test_convolutions_with_signed_inputs_are_those_behind_no_relu(export: Export, photos: Tensor) -> None:
-    _, model = export("resnet")
-    images = photos.numpy()
+def test_weights_of_seven_bits_are_those_that_the_graph_does_not_show_to_be_safe(export: Export) -> None:
+    graphs, model = export("resnet")
+    half, _ = complete(graphs)
+
+    def narrow() -> Collection[str]:
+        return narrow_convolutions([CandidateGraph(name="placed", kind="fp16", model=half.SerializeToString())])
+
+    assert not narrow()
+    for node in half.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Tanh"
+    assert narrow() == set(quant_convs(model))
+    assert not narrow_convolutions([])
+    path, first = next(iter(quant_convs(model).items()))
     with running_in(model, Phase.QUANTIZED):
-        assert signed_convolutions(model, images) == []
-        first = next(iter(quant_convs(model).values()))
-        with weights_of_seven_bits(model, signed=[first]):
+        with weights_of_seven_bits(model, narrow={path}):
             assert int(first.integer_weight().abs().max()) == 63
         assert int(first.integer_weight().abs().max()) > 63
-    with running_as_cpu_graph(model):
-        assert signed_convolutions(model, images) == []
 
 
 def readers_of(model: onnx.ModelProto, name: str) -> Counter[str]:

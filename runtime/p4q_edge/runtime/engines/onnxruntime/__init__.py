@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 from p4q_edge.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from p4q_edge.runtime.engines.onnxruntime.convolutions import integer_convolutions, without_overflow
+    from p4q_edge.runtime.engines.onnxruntime.convolutions import (
+        integer_convolutions,
+        overflowing_weights,
+        without_overflow,
+    )
     from p4q_edge.runtime.engines.onnxruntime.engine import (
         FLOAT_ACTIVATIONS,
         OPTIMIZED,
@@ -42,6 +46,7 @@ __all__ = [
     "narrowed",
     "open_session",
     "optimized_path",
+    "overflowing_weights",
     "session_errors",
     "session_options",
     "seven_bit_weights",
@@ -52,7 +57,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "convolutions": ("integer_convolutions", "without_overflow"),
+            "convolutions": ("integer_convolutions", "overflowing_weights", "without_overflow"),
             "engine": (
                 "FLOAT_ACTIVATIONS",
                 "OPTIMIZED",

@@ -18,8 +18,10 @@ _LARGEST = 127
 _HALF = ".fp16"
 _PURPOSE = "--cpu-profile auto, for convolutions in INT8,"
 _LEAST, _ZERO = "unsigned_least", "unsigned_zero_point"
-_KEEPS_SIGN = frozenset({"AveragePool", "MaxPool", "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose"})
-"""What gives no negative numbers where it is given none."""
+_KEEPS_SIGN = frozenset(
+    {"AveragePool", "Cast", "Clip", "DequantizeLinear", "MaxPool", "QuantizeLinear", "Reshape", "Transpose"}
+)
+"""What gives no negative numbers where it is given none; `Clip` as long as its upper bound is none."""
 
 
 def integer_convolutions(half: bytes, single: bytes) -> bytes:
@@ -52,11 +54,25 @@ def without_overflow(model: bytes) -> bytes:
         EnvironmentNotAbleError, ArtifactError, CorruptArtifactError: as `seven_bit_weights`.
     """
     graph = graph_of_bundle(import_onnx(_PURPOSE), model).graph
-    steps = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     with weights_as_exported():
-        unsigned = {node.output[0] for node in steps if list(node.input[2:]) == [_ZERO]}
-        kept = _weights_of_convolutions(graph, unsigned)
+        kept = _weights_of_convolutions(graph)
     return seven_bit_weights(model, kept=kept)
+
+
+def overflowing_weights(model: bytes) -> frozenset[str]:
+    """Return the names of the integers that convolutions of a model of `integer_convolutions` multiply by signed ones.
+
+    `without_overflow` narrows them.
+
+    Raises:
+        EnvironmentNotAbleError, CorruptArtifactError: as `without_overflow`.
+    """
+    graph = graph_of_bundle(import_onnx(_PURPOSE), model).graph
+    with weights_as_exported():
+        kept = _weights_of_convolutions(graph)
+        read = {node.input[1] for node in graph.node if node.op_type == "Conv"} - kept
+        steps = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+        return frozenset(node.input[0] for node in steps if node.output[0] in read)
 
 
 def _widen(onnx: Any, graph: Any, single: Any) -> None:
@@ -117,7 +133,7 @@ def _steps_behind_relu(onnx: Any, graph: Any, tensors: dict[str, Any]) -> set[st
         and _is_zero(onnx, tensors, node.input[2])
         and node.input[1] in tensors
         and readers.get(node.output[0]) == {"DequantizeLinear"}
-        and _never_negative(node.input[0], producers)
+        and _never_negative(onnx, node.input[0], producers, tensors)
     }
 
 
@@ -130,18 +146,30 @@ def _is_zero(onnx: Any, tensors: dict[str, Any], name: str) -> bool:
     return bool(values.size == 1 and not values.any())
 
 
-def _never_negative(name: str, producers: dict[str, Any]) -> bool:
-    """Return whether a tensor comes from a ReLU through nothing that makes it negative."""
+def _never_negative(onnx: Any, name: str, producers: dict[str, Any], tensors: dict[str, Any]) -> bool:
+    """Return whether a tensor comes from a ReLU, or a `Clip` from zero on, through nothing that makes it negative."""
     for _ in range(len(producers)):  # a graph of a stranger may lead back to where it came from
         node = producers.get(name)
         if node is None or node.op_type not in _KEEPS_SIGN:
             return node is not None and node.op_type == "Relu"
+        if node.op_type == "Clip":
+            low, high = (_bound(onnx, node, index, tensors) for index in (1, 2))
+            if high is None or high < 0 or (low is not None and low >= 0):
+                return high is not None and high >= 0
         name = node.input[0]
     return False
 
 
-def _weights_of_convolutions(graph: Any, unsigned: set[str]) -> frozenset[str]:
+def _bound(onnx: Any, node: Any, index: int, tensors: dict[str, Any]) -> float | None:
+    """Return a bound of a `Clip`, or None where it has none or one that is no constant."""
+    tensor = tensors.get(node.input[index]) if len(node.input) > index else None
+    return None if tensor is None else float(onnx.numpy_helper.to_array(tensor).reshape(()))
+
+
+def _weights_of_convolutions(graph: Any) -> frozenset[str]:
     """Return the names of the restored weights that convolutions of unsigned integers read, and nothing else."""
+    steps = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    unsigned = {node.output[0] for node in steps if list(node.input[2:]) == [_ZERO]}
     safe: dict[str, bool] = {}
     for node in graph.node:
         for name in node.input:
