@@ -15,11 +15,12 @@ import pytest
 
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
-from p4q_edge.runtime.builders import cpu_worker
+from p4q_edge.runtime.builders import cpu_worker, cpu_worker_process
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
 from p4q_edge.runtime.builders.cpu import ProofSetting, ProvedModel, prove_candidates
 from p4q_edge.runtime.builders.cpu_worker_process import prove_apart
+from p4q_edge.runtime.engines.openvino import OpenVINOEngine
 from p4q_edge.runtime.errors import IncompatibleEngineError, P4QEdgeError, UsageError
 
 READ = "import json, os, signal, sys, time\nrequest = json.loads(sys.stdin.readline())\n"
@@ -98,6 +99,24 @@ def test_a_library_that_crashes_is_left_out_of_several(
     alone = Candidates(tried=(other,), models={"exact": model})
     with pytest.raises(P4QEdgeError, match="ended with signal SIGSEGV"):
         prove_apart(alone, golden, setting, deadline_s=60.0, command=command)
+
+
+def test_what_openvino_cannot_load_is_told_of_here_as_well(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise IncompatibleEngineError("OpenVINO cannot load it")
+
+    monkeypatch.setattr(OpenVINOEngine, "__init__", refuses)
+    monkeypatch.setattr(cpu_worker, "_limit_memory", lambda _: None)
+    monkeypatch.setattr(cpu_worker_process, "_ask", lambda request, **_: cpu_worker.answer_request(request))
+    opened = read_bundle(tiny_bundle)
+    tried = (CpuCandidate(profile="exact"), CpuCandidate(profile="exact", backend="openvino"))
+    both = Candidates(tried=tried, models={"exact": opened.model("fp32")}, not_measured=("another",))
+    proved = prove_apart(both, opened.golden(), ProofSetting(threads=1, name="x"), deadline_s=60.0)
+    reason = "openvino-f32: OpenVINO cannot load it"
+    assert proved.inspection.not_measured == ("another", reason)
+    assert f"left out: {reason}" in caplog.messages
 
 
 def test_the_childs_error_is_raised_with_its_class(rebundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -60,9 +60,11 @@ def prove_apart(
         optimized = (folder / OPTIMIZED).read_bytes()
         outputs, _ = load_tensors((folder / OUTPUTS).read_bytes(), source="the outputs of the golden samples")
     kept = msgspec.convert(answer["candidate"], CpuCandidate)
-    inspection = msgspec.structs.replace(
-        msgspec.convert(answer["inspection"], CpuInspection), not_measured=candidates.not_measured
-    )
+    inspection = msgspec.convert(answer["inspection"], CpuInspection)
+    for reason in inspection.not_measured:  # of what could not be run there
+        logger.warning("left out: %s", reason)
+    not_measured = (*candidates.not_measured, *inspection.not_measured)
+    inspection = msgspec.structs.replace(inspection, not_measured=not_measured)
     _tell(kept, inspection)
     return ProvedModel(
         built=CpuModel(candidate=kept, model=candidates.models[kept.profile], optimized=optimized),
