@@ -15,7 +15,7 @@ import pytest
 
 from p4q_edge.runtime.artifacts import bundle as bundles
 from p4q_edge.runtime.artifacts.bundle import read_bundle
-from p4q_edge.runtime.builders import cpu_worker, cpu_worker_process
+from p4q_edge.runtime.builders import cpu, cpu_worker, cpu_worker_process
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.builders.candidates import Candidates, CpuCandidate
 from p4q_edge.runtime.builders.cpu import ProofSetting, ProvedModel, prove_candidates
@@ -117,6 +117,30 @@ def test_what_openvino_cannot_load_is_told_of_here_as_well(
     reason = "openvino-f32: OpenVINO cannot load it"
     assert proved.inspection.not_measured == ("another", reason)
     assert f"left out: {reason}" in caplog.messages
+
+
+def test_an_engine_that_cannot_run_is_closed_before_others_are_timed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Breaks:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def run(self, *_: object) -> None:
+            raise P4QEdgeError("it failed in OpenVINO")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(cpu, "OpenVINOEngine", Breaks)
+    tried = (CpuCandidate(profile="exact"), CpuCandidate(profile="exact", backend="openvino"))
+    opened, setting = read_bundle(tiny_bundle), ProofSetting(threads=1, logit_scale=100.0)
+    candidates = Candidates(models={"exact": opened.model("fp32")}, tried=tried)
+    proved = prove_candidates(candidates, opened.golden(), setting)
+    assert proved.inspection.not_measured == ("openvino-f32: it failed in OpenVINO",)
+    assert closed == [True]
 
 
 def test_the_childs_error_is_raised_with_its_class(rebundle: Callable[..., Path], tmp_path: Path) -> None:

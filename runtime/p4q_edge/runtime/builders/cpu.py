@@ -163,14 +163,22 @@ def _try(candidate: CpuCandidate, model: bytes, golden: Golden, setting: ProofSe
         engine = OnnxRuntimeEngine(
             optimized, profile=candidate.profile, threads=setting.threads, optimized=True, name=setting.name
         )
-    built = CpuModel(candidate=candidate, model=model, optimized=optimized)
-    outputs = run_golden(engine, golden)
-    results = [_compare(outputs, golden, candidate.profile, setting)]
+    try:
+        return _answered(CpuModel(candidate=candidate, model=model, optimized=optimized), engine, golden, setting)
+    except BaseException:
+        engine.close()  # others are timed beside it
+        raise
+
+
+def _answered(built: CpuModel, engine: Engine, golden: Golden, setting: ProofSetting) -> _Tried:
+    """Run the golden samples."""
+    profile, outputs = built.profile, run_golden(engine, golden)
+    results = [_compare(outputs, golden, profile, setting)]
     if setting.batch > 1:
         # What runs several images at once may be another program than what runs one.
         several = engine.run(_repeated(golden.image, setting.batch), None)
         together = {name: values[: len(golden.image)] for name, values in several.items()}
-        results.append(_compare(together, golden, candidate.profile, setting))
+        results.append(_compare(together, golden, profile, setting))
     problem = next((found for result in results if (found := result.problem()) is not None), None)
     return _Tried(built=built, engine=engine, outputs=outputs, result=results[0], problem=problem)
 
