@@ -11,7 +11,7 @@ import pytest
 from machines import OVERFLOWS, processor
 
 from p4q_edge.runtime.artifacts import NOISE_OF_PROFILE, GraphParity, Precision
-from p4q_edge.runtime.artifacts.bundle import read_bundle
+from p4q_edge.runtime.artifacts.bundle import Bundle, read_bundle
 from p4q_edge.runtime.builders import candidates as candidates_module
 from p4q_edge.runtime.builders import cpu_engine
 from p4q_edge.runtime.builders.candidates import Candidates, CpuRequest, cpu_candidates, require_cpu_libraries
@@ -99,6 +99,37 @@ def test_a_bundle_that_does_not_tell_their_noise_leaves_them_out(
     without = tried(known, bundle.manifest.precision)
     assert name not in {one.name for one in without.tried}
     assert not any("convolutions" in one for one in without.not_measured)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize(
+    ("openvino_is", "asked", "read"),
+    [
+        (True, CpuRequest(choice="auto"), ["fp16", "fp32"]),
+        (True, CpuRequest(choice="convolutions"), ["fp16", "fp32"]),
+        (True, CpuRequest(choice="exact"), ["fp32"]),
+        (True, CpuRequest(choice="float", backend="openvino"), ["fp32"]),
+        (True, CpuRequest(choice="auto", backend="onnxruntime"), ["fp32"]),
+        (False, CpuRequest(choice="auto"), ["fp32"]),
+    ],
+)
+def test_the_graph_for_gpus_is_read_where_it_is_tried_alone(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, openvino_is: bool, asked: CpuRequest, read: list[str]
+) -> None:
+    processor(monkeypatch, openvino_is=openvino_is)
+    bundle = read_bundle(tiny_bundle)
+    seen: list[str] = []
+
+    def model(_: Bundle, remainder: str) -> bytes:
+        seen.append(remainder)
+        return b"graph"
+
+    monkeypatch.setattr(Bundle, "model", model)
+    noise = dict.fromkeys(NOISE_OF_PROFILE.values(), NoiseFloor(worst_loss=1e-4, median_loss=1e-5, margin=1e-3))
+    stored = msgspec.structs.replace(bundle.manifest.precision, quantized_convolutions=2)
+    manifest = msgspec.structs.replace(bundle.manifest, parity=GraphParity(noise=noise), precision=stored)
+    candidates_of(replace(bundle, manifest=manifest), asked)
+    assert seen == read
 
 
 def test_each_profile_is_compared_with_the_module_quantized_as_it_is(tiny_bundle: Path) -> None:

@@ -200,6 +200,11 @@ def cpu_candidates(model: bytes, request: CpuRequest, *, half: bytes | None = No
     return Candidates(tried=tuple(sorted(tried, key=_rank)), models=models, not_measured=tuple(left_out))
 
 
+def tries_convolutions(request: CpuRequest) -> bool:
+    """Return whether a request leaves engines open whose convolutions are quantized, where a bundle has such."""
+    return "openvino" in _libraries(request) and request.choice in ("auto", *CONVOLUTION_PROFILES)
+
+
 def without_bf16(candidates: Candidates, reason: str) -> Candidates:
     """Return the candidates that compute in 32 bits what is not quantized."""
     tried = tuple(one for one in candidates.tried if one.remainder != "bf16")
@@ -259,7 +264,7 @@ def _models(model: bytes, request: CpuRequest, half: bytes | None) -> tuple[dict
     models: dict[CpuProfile, bytes] = {"exact": model}
     # Narrower weights are faster only where sums of full ones would overflow.
     profiles: list[CpuProfile] = ["float", "fast"] if machine.saturates() else ["float"]
-    if half is not None and "openvino" in _libraries(request):
+    if half is not None and tries_convolutions(request):
         profiles.append("fast-convolutions" if machine.saturates() else "convolutions")
     missing = []
     for profile in profiles:

@@ -33,6 +33,7 @@ from p4q_edge.runtime.builders.candidates import (
     CpuCandidate,
     CpuRequest,
     cpu_candidates,
+    tries_convolutions,
     without_bf16,
 )
 from p4q_edge.runtime.builders.card_parts import card_of, part_of
@@ -133,7 +134,7 @@ def candidates_of(bundle: Bundle, request: CpuRequest) -> Candidates:
     noise, unknown = bundle.manifest.parity.noise, "the bundle does not record what it may differ by; export it again"
     precision = bundle.manifest.precision
     half, reason = None, ""
-    if precision.quantized_convolutions and precision.plan_flavour == "int8":
+    if tries_convolutions(request) and precision.quantized_convolutions and precision.plan_flavour == "int8":
         if bundle.manifest.problem("fp16") is not None:
             reason = "the bundle's graph for GPUs is not sound"
         elif request.choice == "auto" and not {NOISE_OF_PROFILE[name] for name in CONVOLUTION_PROFILES} <= noise.keys():
