@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from p4q_edge.runtime.artifacts.card import read_card, write_card
+from p4q_edge.runtime.cli import interruption
 from p4q_edge.runtime.cli.interruption import Interruption
 
 MAIN = "import sys; from p4q_edge.runtime.cli.main import main; sys.exit(main())"
@@ -194,12 +195,25 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 
 def test_a_signal_that_the_thread_saw_first_is_raised_once() -> None:
-    interruption = Interruption()
-    interruption.signal = signal.SIGTERM
+    first = Interruption()
+    first.signal = signal.SIGTERM
     with pytest.raises(KeyboardInterrupt):
-        interruption._raise(signal.SIGTERM, None)
-    interruption._raise(signal.SIGINT, None)  # the second waits for the end that the first brings
-    assert interruption.exit_code == 143
+        first._raise(signal.SIGTERM, None)
+    first._raise(signal.SIGINT, None)  # the second waits for the end that the first brings
+    assert first.exit_code == 143
+
+
+def test_whatever_befalls_who_is_asked_for_the_last_word_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> str:
+        raise OSError("nobody keeps the notes any more")
+
+    ended: list[tuple[int, str | None]] = []
+    monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(interruption, "end_process", lambda code, *, word: ended.append((code, word)))
+    monkeypatch.setattr(Interruption, "last_word", staticmethod(fails))
+    with pytest.raises(OSError, match="nobody keeps"):
+        Interruption()._end(signal.SIGTERM)
+    assert ended == [(143, "interrupted")]
 
 
 def test_a_full_stdout_is_one_line(tiny_engine: Path) -> None:

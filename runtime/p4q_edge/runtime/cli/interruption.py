@@ -100,7 +100,11 @@ class Interruption:
                 break
             time.sleep(_AGAIN_SECONDS)
             signal.pthread_kill(threading.main_thread().ident or 0, number)
-        end_process(self.exit_code, word=Interruption.last_word())
+        word: str | None = LAST_WORD
+        try:
+            word = Interruption.last_word()
+        finally:  # whatever it met: nobody else ends the process
+            end_process(self.exit_code, word=word)
 
 
 def end_process(exit_code: int, *, word: str | None = LAST_WORD) -> NoReturn:
