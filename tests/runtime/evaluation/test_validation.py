@@ -13,7 +13,8 @@ from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle
 from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.cli.main import main
-from p4q_edge.runtime.evaluation import validation
+from p4q_edge.runtime.errors import EnvironmentNotAbleError
+from p4q_edge.runtime.evaluation import ValidateRequest, subject, validation
 from p4q_edge.runtime.evaluation.report.document import read_report
 from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage.files import sha256_file
@@ -275,3 +276,19 @@ def test_measurements_stand_in_the_report(engine: Path, photos: Path, capsys: py
         assert main([*arguments, "--bench", str(bench)]) == 4
         assert "is not a document of `p4q-edge bench`" in capsys.readouterr().err
     assert main([*arguments, "--bench", "missing.json"]) == 2
+
+
+def test_what_needs_a_package_is_told_of_where_it_is_missing(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> bytes:
+        raise EnvironmentNotAbleError("no onnx")
+
+    request = ValidateRequest(engine=engine, threads=1)
+    told = {"compare_file": "the engine's file against the bundle", "bundle_graph": ""}
+    told["bundle_graph"] = f"{told['compare_file']}, and the ONNX graph"
+    for name, what in told.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(subject, name, missing)
+            opened = subject.open_subject(request)
+        opened.close()
+        assert opened.not_checked == (f"{what}: the package onnx is not installed",)
+        assert ("onnx" in opened.stages) == (name == "compare_file")

@@ -80,7 +80,8 @@ def open_subject(request: ValidateRequest) -> Subject:
             if grid == "seven_bit":
                 graph, grids[ONNX] = seven_bits(card, graph), grid
         except EnvironmentNotAbleError:
-            not_checked.append("the engine's file against the bundle: the package onnx is not installed")
+            both = "" if graph is not None else ", and the ONNX graph"  # which is made of two of the bundle
+            not_checked.append(f"the engine's file against the bundle{both}: the package onnx is not installed")
         try:
             if graph is not None:
                 stages[ONNX] = graph_stage(graph, threads=request.threads)
