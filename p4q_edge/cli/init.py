@@ -10,8 +10,6 @@ import msgspec
 
 from p4q_edge.cli.documents import InitDocument
 from p4q_edge.data import (
-    all_images,
-    damaged,
     find_copies,
     images_in_both,
     in_few_lines,
@@ -20,7 +18,7 @@ from p4q_edge.data import (
 )
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images import ImageSet
+from p4q_edge.runtime.images import ImageSet, ToDecode, damaged
 from p4q_edge.runtime.storage import atomic_write, printable, require_writable
 from p4q_edge.runtime.wording import number_of
 
@@ -74,7 +72,7 @@ def _run(request: InitRequest, output: Output) -> int:
     images = read_images(str(train), key="PHOTOS")
     tested = None if test is None else read_images(str(test), key="PHOTOS")
     counts = count_classes(images)
-    broken, *of_test = damaged(*(all_images(some) for some in (images, tested) if some is not None))
+    broken, *of_test = damaged(*(ToDecode.of_set(some) for some in (images, tested) if some is not None))
     usable = images.subset(index for index in range(len(images)) if index not in broken)
     left = count_classes(usable)
     unusable = [line for problems in (broken, *of_test) for line in in_few_lines(problems.values())]

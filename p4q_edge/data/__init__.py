@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from p4q_edge.data.few_shot import Split, draw_by_class, images_in_both, some_of
     from p4q_edge.data.image_set import ImageStream, pixels
     from p4q_edge.data.preflight import (
-        ImagesToDecode,
         OpenedData,
-        all_images,
         check_data,
-        damaged,
         find_copies,
         in_few_lines,
         in_one_list,
@@ -37,14 +34,11 @@ __all__ = [
     "FOLDS",
     "Captions",
     "ImageStream",
-    "ImagesToDecode",
     "Moves",
     "OpenedData",
     "Split",
-    "all_images",
     "augment",
     "check_data",
-    "damaged",
     "draw_by_class",
     "find_copies",
     "folds",
@@ -74,14 +68,11 @@ if not TYPE_CHECKING:
             "few_shot": ("Split", "draw_by_class", "images_in_both", "some_of"),
             "image_set": ("ImageStream", "pixels"),
             "preflight": (
-                "ImagesToDecode",
                 "OpenedData",
                 "check_data",
-                "damaged",
                 "find_copies",
                 "in_few_lines",
                 "in_one_list",
-                "all_images",
                 "open_data",
             ),
             "readers": (

@@ -1,7 +1,6 @@
 """What can be said about a recipe's data before anything is run: all problems at once, without torch."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -10,14 +9,12 @@ from p4q_edge.data.few_shot import Split, make_split, split_problems
 from p4q_edge.data.readers import read_class_prompts, read_images, read_split, read_unlabelled, read_words
 from p4q_edge.recipe import DataSection, template_problems
 from p4q_edge.runtime.errors import P4QEdgeError
-from p4q_edge.runtime.images import ImageSet, class_folders, from_paths, image_files
-from p4q_edge.runtime.progress import tracked
+from p4q_edge.runtime.images import ImageSet, ToDecode, class_folders, damaged, from_paths, image_files
 from p4q_edge.runtime.wording import number_of
 
 T = TypeVar("T")
 
 SHOWN_IMAGES = 10
-THREADS = 2
 
 
 @dataclass(kw_only=True, eq=False)
@@ -124,34 +121,8 @@ def _opened(data: OpenedData, source: str, *, key: str, known: Sequence[str]) ->
 
 def unreadable_images(*sets: ImageSet) -> list[str]:
     """Return what is wrong with each image that cannot be decoded; of many in a set the first few, and how many."""
-    found = damaged(*map(all_images, sets))
+    found = damaged(*map(ToDecode.of_set, sets))
     return [line for problems in found for line in in_few_lines(problems.values())]
-
-
-ImagesToDecode = tuple[Sequence[int], Callable[[int], object]]
-"""Indices of images, and what decodes the one of an index or raises why it cannot."""
-
-
-def all_images(images: ImageSet) -> ImagesToDecode:
-    """Return all images of a set as `damaged` takes them."""
-    return range(len(images)), images.open_image
-
-
-def damaged(*sets: ImagesToDecode) -> list[dict[int, str]]:
-    """Return of each set, by the index, what is wrong with its images that cannot be decoded; one bar is for all."""
-
-    def problem(image: tuple[Callable[[int], object], int]) -> str:
-        decode, index = image
-        try:
-            decode(index)
-        except P4QEdgeError as error:
-            return str(error)
-        return ""
-
-    every = [(decode, index) for indices, decode in sets for index in indices]
-    with ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="p4q-edge-check") as pool:
-        found = iter([*tracked(pool.map(problem, every), "check images", total=len(every))])
-    return [{index: said for index, said in zip(indices, found, strict=False) if said} for indices, _ in sets]
 
 
 def in_few_lines(problems: Iterable[str]) -> list[str]:

@@ -97,8 +97,7 @@ def read_captioned(
     spec = source.model.preprocess
     if checked is None or checked.spec != spec:
         checked = open_captions(request, table, spec)
-        rows = range(len(checked.pixels))
-        require_decodable(ToDecode(pixels=checked.pixels, rows=rows, source=f"--pairs {table}"))
+        require_decodable(ToDecode.of_pixels(checked.pixels, source=f"--pairs {table}"))
     captions, images = checked.captions, checked.captions.images
     places = {text: place for place, text in enumerate(dict.fromkeys(captions.texts))}
     texts = list(places)

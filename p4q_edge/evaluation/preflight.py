@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from p4q_edge.data import (
-    ImagesToDecode,
     OpenedData,
     Split,
-    all_images,
-    damaged,
     in_few_lines,
     in_one_list,
     open_data,
@@ -33,11 +30,12 @@ from p4q_edge.runtime.images import (
     ImageSet,
     LabelledImages,
     PreprocessSpec,
+    ToDecode,
+    damaged,
     draw_subset,
     images_to_test,
     warn_of_classes,
 )
-from p4q_edge.runtime.stage import Images
 
 T = TypeVar("T")
 
@@ -84,7 +82,7 @@ def check_before_learning(request: ValidateRequest, subject: Subject, recipe: Re
         raise not_its_origin(request, reference)
     opened = _open(request, subject, recipe, data)
     _share_room(opened, subject.card.preprocess)
-    found = damaged(*map(all_images, data.used), *opened.to_decode())
+    found = damaged(*map(ToDecode.of_set, data.used), *opened.to_decode())
     if opened.drawn:
         found[len(data.used)] = _not_told_yet(found[len(data.used)], opened, data.used)
     problems += [line for of_one_set in found for line in in_few_lines(of_one_set.values())]
@@ -102,17 +100,13 @@ class _Opened:
     of_no_class: OfNoClass | None
     captions: OpenedCaptions | None
 
-    def to_decode(self) -> Iterator[ImagesToDecode]:
+    def to_decode(self) -> Iterator[ToDecode]:
         """Yield what is decoded beside the recipe's own images: that of `--data` first, if there is any."""
         if self.labelled is not None and self.drawn:
-            yield self.drawn, _opening(self.labelled.pixels)
+            yield ToDecode.of_pixels(self.labelled.pixels, self.drawn)
         for others in (self.of_no_class, self.captions):
             if others is not None:
-                yield range(len(others.pixels)), _opening(others.pixels)
-
-
-def _opening(pixels: Images) -> Callable[[int], object]:
-    return lambda row: pixels[slice(row, row + 1)]
+                yield ToDecode.of_pixels(others.pixels)
 
 
 def _open(request: ValidateRequest, subject: Subject, recipe: Recipe, data: OpenedData) -> _Opened:

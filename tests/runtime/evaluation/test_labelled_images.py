@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images import labelled
+from p4q_edge.runtime.images import ToDecode, labelled, require_decodable
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec
 from p4q_edge.runtime.storage.files import sha256_file
 
@@ -93,23 +93,23 @@ def test_of_many_damaged_images_the_first_few_are_named() -> None:
 
     pixels = labelled.Pixels(decode, 50, (3, 2, 2))
 
-    def of(rows: Sequence[int], source: str = "photos") -> labelled.ToDecode:
-        return labelled.ToDecode(pixels=pixels, rows=rows, source=source)
+    def of(rows: Sequence[int], source: str = "photos") -> ToDecode:
+        return ToDecode.of_pixels(pixels, rows, source=source)
 
-    labelled.require_decodable(of(range(0, 50, 2)))
+    require_decodable(of(range(0, 50, 2)))
     with pytest.raises(InputError) as caught:
-        labelled.require_decodable(of(range(30)))
+        require_decodable(of(range(30)))
     assert str(caught.value).startswith(
         "photos: 15 of 30 images cannot be read: 1.png is damaged. Save it again; 3.png"
     )
     assert str(caught.value).endswith("19.png is damaged. Save it again; and 5 more. Replace them, or take them out.")
     with pytest.raises(InputError) as caught:
-        labelled.require_decodable(of([1, 2]))
+        require_decodable(of([1, 2]))
     assert str(caught.value).endswith(
         "1 of 2 images cannot be read: 1.png is damaged. Save it again. Replace it, or take it out."
     )
     with pytest.raises(InputError) as caught:
-        labelled.require_decodable(of([1]), of([2]), of([3], "others"))
+        require_decodable(of([1]), of([2]), of([3], "others"))
     assert str(caught.value) == (
         "photos: 1 of 1 image cannot be read: 1.png is damaged. Save it again. Replace it, or take it out. "
         "others: 1 of 1 image cannot be read: 3.png is damaged. Save it again. Replace it, or take it out."

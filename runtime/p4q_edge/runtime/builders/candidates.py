@@ -264,7 +264,7 @@ def _models(model: bytes, request: CpuRequest, half: bytes | None) -> tuple[dict
     models: dict[CpuProfile, bytes] = {"exact": model}
     # Narrower weights are faster only where sums of full ones would overflow.
     profiles: list[CpuProfile] = ["float", "fast"] if machine.saturates() else ["float"]
-    if half is not None and tries_convolutions(request):
+    if half is not None:
         profiles.append("fast-convolutions" if machine.saturates() else "convolutions")
     missing = []
     for profile in profiles:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         same_form,
         warn_of_classes,
     )
+    from p4q_edge.runtime.images.decodable import ToDecode, damaged, require_decodable
     from p4q_edge.runtime.images.decode import SUFFIXES, ColorOrder, ImageLike, load_image
     from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
     from p4q_edge.runtime.images.inputs import batched, expand, is_single, mapped_ahead, source_of
@@ -23,13 +24,11 @@ if TYPE_CHECKING:
         MAX_CACHED_BYTES,
         LabelledImages,
         Pixels,
-        ToDecode,
         digest_of,
         draw_subset,
         images_to_test,
         read_class_folders,
         read_unlabelled_folder,
-        require_decodable,
         require_of_no_class,
         subset,
     )
@@ -49,6 +48,7 @@ __all__ = [
     "ToDecode",
     "batched",
     "class_folders",
+    "damaged",
     "digest_of",
     "draft_size",
     "draw_subset",
@@ -89,6 +89,7 @@ if not TYPE_CHECKING:
                 "same_form",
                 "warn_of_classes",
             ),
+            "decodable": ("ToDecode", "damaged", "require_decodable"),
             "decode": (
                 "ColorOrder",
                 "ImageLike",
@@ -111,13 +112,11 @@ if not TYPE_CHECKING:
                 "LabelledImages",
                 "MAX_CACHED_BYTES",
                 "Pixels",
-                "ToDecode",
                 "digest_of",
                 "draw_subset",
                 "images_to_test",
                 "read_class_folders",
                 "read_unlabelled_folder",
-                "require_decodable",
                 "require_of_no_class",
                 "subset",
             ),

@@ -14,15 +14,12 @@ from p4q_edge.runtime.images.class_names import match_classes, warn_of_classes
 from p4q_edge.runtime.images.image_set import ImageSet, from_class_folders, from_paths
 from p4q_edge.runtime.images.listing import LeftOut, image_files
 from p4q_edge.runtime.images.preprocessing import PreprocessSpec, preprocess
-from p4q_edge.runtime.progress import tracked
 from p4q_edge.runtime.stage import Images
 from p4q_edge.runtime.storage import sha256_bytes, sha256_file
 from p4q_edge.runtime.wording import number_of, one_or_many
 
 # Pixels of a test set of a few thousand images; those of a larger one beyond that are decoded again for every stage.
 MAX_CACHED_BYTES = 512 << 20
-MAX_NAMED = 10
-"""Of many images that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,42 +113,6 @@ class ChosenPixels:
         if isinstance(self._images, Pixels):
             return self._images.chosen(self._rows[rows])
         return ChosenPixels(self._images, self._rows[rows])
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ToDecode:
-    """Images, which of them are wanted, and what messages call them."""
-
-    pixels: Images
-    rows: Sequence[int]
-    source: str
-
-
-def require_decodable(*sets: ToDecode) -> None:
-    """Decode images before the work that would end at the first damaged one; `Pixels` keep those that fit into memory.
-
-    Raises:
-        InputError: some cannot be read; the message names the first few of each set, and how many there are.
-    """
-    problems: list[list[str]] = [[] for _ in sets]
-    every = [(number, row) for number, some in enumerate(sets) for row in some.rows]
-    for number, row in tracked(every, "check images"):
-        try:
-            sets[number].pixels[slice(row, row + 1)]
-        except InputError as error:
-            problems[number].append(str(error).rstrip("."))
-    told = [_cannot_be_read(some, found) for some, found in zip(sets, problems, strict=True) if found]
-    if told:
-        raise InputError(" ".join(told))
-
-
-def _cannot_be_read(images: ToDecode, problems: Sequence[str]) -> str:
-    shown, them = "; ".join(problems[:MAX_NAMED]), one_or_many(len(problems), "it", "them")
-    more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-    return (
-        f"{images.source}: {len(problems)} of {number_of(len(images.rows), 'image')} cannot be read: {shown}{more}. "
-        f"Replace {them}, or take {them} out."
-    )
 
 
 def read_class_folders(

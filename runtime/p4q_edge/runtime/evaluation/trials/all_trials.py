@@ -129,9 +129,9 @@ def check_trials(
     found, wanted = checked, []
     if request.ood is not None and found is None:
         found = open_of_no_class(request, request.ood, known=learned.union(images.digests), spec=spec)
-        wanted.append(ToDecode(pixels=found.pixels, rows=range(len(found.pixels)), source=f"--ood {request.ood}"))
+        wanted.append(ToDecode.of_pixels(found.pixels, source=f"--ood {request.ood}"))
     drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
-    require_decodable(*wanted, ToDecode(pixels=images.pixels, rows=drawn.tolist(), source=images.source))
+    require_decodable(*wanted, ToDecode.of_pixels(images.pixels, drawn.tolist(), source=images.source))
     return found
 
 
