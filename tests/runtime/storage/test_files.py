@@ -18,6 +18,7 @@ from p4q_edge.runtime.storage.files import (
     atomic_write,
     locked,
     read_bounded,
+    read_buffer,
     require_writable,
     sha256_bytes,
     sha256_file,
@@ -91,6 +92,21 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
         read_bounded(path, limit_bytes=4, kind="card")
     with pytest.raises(InputError, match="cannot read the card .*absent: No such file"):
         read_bounded(tmp_path / "absent", limit_bytes=4, kind="card")
+
+
+def test_a_buffer_holds_the_file_may_be_written_to_and_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"12345")
+    buffer = read_buffer(path, limit_bytes=5, kind="copy")
+    assert buffer == b"12345"
+    buffer[0] = ord("x")
+    assert path.read_bytes() == b"12345"
+    with pytest.raises(InputError, match="expected at most 4 bytes in the copy .*/data, got 5. Check that this is the"):
+        read_buffer(path, limit_bytes=4, kind="copy")
+    with pytest.raises(InputError, match="cannot read the copy .*absent: No such file"):
+        read_buffer(tmp_path / "absent", limit_bytes=4, kind="copy")
+    with pytest.raises(InputError, match="cannot read the copy .*: Is a directory"):
+        read_buffer(tmp_path, limit_bytes=4, kind="copy")
 
 
 def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ _REFUSED = {
 }
 
 
-def check_model(data: bytes, *, name: str) -> dict[Operator, int]:
+def check_model(data: bytes | memoryview, *, name: str) -> dict[Operator, int]:
     """Return how often each operator is in a model that is complete in itself, and has no loops, branches or functions.
 
     Args:
@@ -158,7 +158,7 @@ def check_exported(data: bytes, *, name: str) -> None:
 class _Reader:
     """Walks through one model, counts, and refuses."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data = data
         self._nodes = self._tensors = 0
         self._operators: dict[Operator, int] = {}
@@ -187,9 +187,9 @@ class _Reader:
                 attributes += 1
                 self._attribute(at, end)
             elif number == _OPERATOR_OF_NODE:
-                operator = self._data[at:end]
+                operator = bytes(self._data[at:end])
             elif number == _DOMAIN_OF_NODE:
-                domain = self._data[at:end]
+                domain = bytes(self._data[at:end])
         if attributes > MAX_ATTRIBUTES:
             raise WireError(f"a node has {attributes} attributes; at most {MAX_ATTRIBUTES} are read")
         key = ("" if domain == b"ai.onnx" else domain.decode(errors="replace"), operator.decode(errors="replace"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.artifacts import verify_engine
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import quoted, read_bounded, sha256_bytes
+from p4q_edge.runtime.storage import quoted, read_buffer, sha256_bytes
 
 if TYPE_CHECKING:
     from p4q_edge.runtime.artifacts import Card, OptimizedCopy
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def read_kept_copy(
     copy: Path, engine: Path, card: Card, recorded: OptimizedCopy, *, limit_bytes: int, kind: str
-) -> bytes:
-    """Return the bytes of a copy of an engine, which are those that were hashed.
+) -> memoryview:
+    """Return the bytes of a copy of an engine, which are those that were hashed, as memory that may be written to.
 
     Args:
         copy: its file.
@@ -34,7 +34,7 @@ def read_kept_copy(
     # Both files are as large as the weights: they are hashed side by side.
     with ThreadPoolExecutor(max_workers=1) as other:
         verified = other.submit(verify_engine, engine, card)
-        data = read_bounded(copy, limit_bytes=limit_bytes, kind=kind)
+        data = read_buffer(copy, limit_bytes=limit_bytes, kind=kind)
         digest = sha256_bytes(data)
         verified.result()
     if recorded.engine_sha256 != card.engine_sha256 or digest != recorded.sha256:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.storage.files import atomic_write, read_bounded, sha256_bytes
+from p4q_edge.runtime.storage.files import atomic_write, read_buffer, sha256_bytes
 
 CACHE_VARIABLE = "P4Q_EDGE_CACHE"
 _DIGEST_BYTES = 64  # of a SHA-256 in hexadecimal, in front of the data
@@ -53,7 +53,7 @@ def kept_path(folder: str, suffix: str, **facts: object) -> Path | None:
     return base / folder / f"{sha256_bytes(msgspec.json.encode(facts, order='sorted'))}{suffix}"
 
 
-def read_kept(path: Path | None, *, limit_bytes: int) -> bytes | None:
+def read_kept(path: Path | None, *, limit_bytes: int) -> memoryview | None:
     """Return what `write_kept` left in a file; None where there is nothing that can be believed, which is logged."""
     if path is None or not path.is_file():
         return None
@@ -61,12 +61,12 @@ def read_kept(path: Path | None, *, limit_bytes: int) -> bytes | None:
         logger.warning("%s is not used: other users can write to it. Delete it", path)
         return None
     try:
-        data = read_bounded(path, limit_bytes=limit_bytes, kind="compiled file")
+        data = read_buffer(path, limit_bytes=limit_bytes, kind="compiled file")
     except InputError as error:
         logger.info("%s is not used: %s", path, error)
         return None
     digest, contents = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-    if digest.decode("ascii", "replace") != sha256_bytes(contents):
+    if digest != sha256_bytes(contents).encode():
         logger.info("%s is damaged, and is rebuilt", path)
         return None
     return contents

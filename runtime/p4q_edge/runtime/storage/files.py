@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -92,28 +93,55 @@ def read_bounded(path: Path, *, limit_bytes: int, kind: str) -> bytes:
     Raises:
         InputError: the file is missing, no regular file, not readable, or larger than a file of this kind can be.
     """
+    with _readable(path, kind=kind) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        # Python reserves what it is asked for, so that it is not asked for the limit.
+        data = stream.read(size + 1) if size <= limit_bytes else b""
+        while size < len(data) <= limit_bytes:  # the file grows, or tells no size
+            size = len(data)
+            data += stream.read(size + 1)
+    _require_bounded(path, max(size, len(data)), limit_bytes=limit_bytes, kind=kind)
+    return data
+
+
+def read_buffer(path: Path, *, limit_bytes: int, kind: str) -> memoryview:
+    """Return the bytes of a large regular file as memory that may be written to, so that libraries use it in place.
+
+    What is appended while it is read is left out.
+
+    Raises:
+        InputError: the file is missing, no regular file, not readable, or larger than a file of this kind can be.
+    """
+    # Imported here so that who only looks at files does without it.
+    import numpy as np
+
+    with _readable(path, kind=kind) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _require_bounded(path, size, limit_bytes=limit_bytes, kind=kind)
+        # Unlike `bytearray`, NumPy asks for large pages and does not fill the memory first.
+        buffer = np.empty(size, np.uint8).data
+        return buffer[: stream.readinto(buffer)]
+
+
+@contextlib.contextmanager
+def _readable(path: Path, *, kind: str) -> Iterator[io.BufferedReader]:
     try:
         with open_regular(path) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            # Python reserves what it is asked for, so that it is not asked for the limit.
-            data = stream.read(size + 1) if size <= limit_bytes else b""
-            while size < len(data) <= limit_bytes:  # the file grows, or tells no size
-                size = len(data)
-                data += stream.read(size + 1)
+            yield stream
     except OSError as error:
         raise InputError(
             f"cannot read the {kind} {path}: {error.strerror}. Check the path and its permissions."
         ) from error
-    if max(size, len(data)) > limit_bytes:
+
+
+def _require_bounded(path: Path, size: int, *, limit_bytes: int, kind: str) -> None:
+    if size > limit_bytes:
         raise InputError(
-            f"expected at most {limit_bytes} bytes in the {kind} {path}, got {max(size, len(data))}. Check that this "
-            "is "
-            "the right file."
+            f"expected at most {limit_bytes} bytes in the {kind} {path}, got {size}. Check that this is the right file."
         )
-    return data
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; a pipe or a device would let the reader wait or read without end.
 
     Raises:

@@ -18,7 +18,7 @@ class WireError(ValueError):
     """Bytes that are no message, or one that has a second reading."""
 
 
-def wire_fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+def wire_fields(data: bytes | memoryview, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield the fields of the message `data[start:stop]` in order.
 
     Yields:
@@ -56,7 +56,7 @@ def wire_fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, 
             raise WireError(f"field {number} has wire type {wire}")
 
 
-def packed_varints(data: bytes, start: int, stop: int) -> Iterator[int]:
+def packed_varints(data: bytes | memoryview, start: int, stop: int) -> Iterator[int]:
     """Yield the numbers of a packed repeated field that lies at `data[start:stop]`.
 
     Raises:
@@ -86,7 +86,7 @@ def wire_header(number: int, size: int) -> bytes:
     return wire_varint(number << 3 | WIRE_BYTES) + wire_varint(size)
 
 
-def _varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int, stop: int) -> tuple[int, int]:
     """Return a number and where it stops."""
     value = shift = 0
     for index in range(at, min(stop, at + _MAX_VARINT_BYTES)):

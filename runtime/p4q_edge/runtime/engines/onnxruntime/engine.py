@@ -13,6 +13,7 @@ from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_dig
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines.contract import INPUT, MAX_MODEL_BYTES, not_an_engine, require_batch, require_outputs
 from p4q_edge.runtime.engines.kept_copies import read_kept_copy
+from p4q_edge.runtime.engines.onnxruntime.shared_weights import split_weights
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
     EnvironmentNotAbleError,
@@ -40,7 +41,7 @@ class OnnxRuntimeEngine:
 
     def __init__(
         self,
-        model: Path | bytes,
+        model: Path | bytes | memoryview,
         *,
         profile: CpuProfile = "exact",
         threads: int | None = None,
@@ -50,7 +51,7 @@ class OnnxRuntimeEngine:
         """Load a model.
 
         Args:
-            model: the model's file or bytes.
+            model: the model's file or bytes. The memory of an optimized one is used in place, and must not change.
             profile: `exact` makes x86 processors without VNNI add without saturation.
             threads: threads of one run; None takes one a physical core that this process may keep busy.
             optimized: the model was rewritten for this processor before, and is loaded as it is.
@@ -64,11 +65,12 @@ class OnnxRuntimeEngine:
         import_onnxruntime()
         self._name = name or str(model)
         self._errors = session_errors()
-        data = model if isinstance(model, bytes) else read_model(model)
+        data = read_model(model) if isinstance(model, Path) else model
         check_model(data, name=self._name)
         options = session_options(profile, threads=threads, optimized=optimized)
         try:
-            self._session: Any = open_session(data, options)
+            # Where the library still rewrites the model, it must find the weights in it.
+            self._session: Any = open_shared(data, options) if optimized else open_session(bytes(data), options)
         except self._errors as error:
             raise load_error(error, name=self._name) from error
         self._outputs = tuple(output.name for output in self._session.get_outputs())
@@ -147,6 +149,14 @@ def open_session(model: bytes, options: Any) -> Any:
         # Else it prints to stdout that it tries the same once more.
         enable_fallback=0,
     )
+
+
+def open_shared(model: bytes | memoryview, options: Any) -> Any:
+    """Return an inference session of a model that is loaded as it is, which uses its large weights in place."""
+    small, weights = split_weights(model)
+    values = import_onnxruntime().OrtValue
+    options.add_external_initializers(list(weights), [values.ortvalue_from_numpy(each) for each in weights.values()])
+    return open_session(small, options)
 
 
 def read_model(path: Path) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from p4q_edge.runtime.engines.openvino.kept_models import (
     from_cache,
     keep_in_cache,
     kept_model_path,
+    made_here,
     recorded_copy,
     verified_bytes,
 )
@@ -49,7 +51,7 @@ class ModelSource:
 
     model: Callable[[], bytes]
     engine_sha256: str = ""
-    compiled: bytes | None = None
+    compiled: memoryview | None = None
 
 
 class OpenVINOEngine:
@@ -85,13 +87,14 @@ class OpenVINOEngine:
             IncompatibleEngineError: this version of OpenVINO cannot run it.
         """
         library.import_openvino()
-        self._name, self._source, self._remainder = name, source, remainder
+        # Without the memory of what was compiled, which is held as long as its requests are.
+        self._name, self._source, self._remainder = name, replace(source, compiled=None), remainder
         self._options = library.compile_options(remainder, threads=threads)
         self._options["PERF_COUNT"] = profiling
         self._lock = threading.Lock()
         self._sizes = (1, batch) if batch > 1 else (1, SEVERAL)
         self._models: dict[int, _Requests] | None = {}
-        self._models[batch] = _Requests(self._load(batch, source.compiled))
+        self._models[batch] = self._load(batch, source.compiled)
         first = self._models[batch].compiled
         self._outputs = OUTPUT_NAMES
         self._widths = {name: first.output(name).get_shape()[1] for name in self._outputs}
@@ -113,9 +116,13 @@ class OpenVINOEngine:
                 f"the card of {path} describes a {card.backend} engine; expected one of OpenVINO. "
                 f"Build again: p4q-edge build model.p4q --engine {quoted(path)} --backend openvino --force"
             )
-        # Without a version the card is of an engine that `--backend` takes to another library.
-        library.import_openvino(str(path) if build.built_with.openvino else "")
-        options, kept = build.options, recorded_copy(path, card)
+        options = build.options
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            # Importing the library takes about as long as reading and hashing a compiled model.
+            copy = reader.submit(recorded_copy, path, card)
+            # Without a version the card is of an engine that `--backend` takes to another library.
+            library.import_openvino(str(path) if build.built_with.openvino else "")
+            kept = copy.result() if made_here(card) else None
         if kept is None:
             # Also where a compiled model of the cache spares reading it: the file must be the card's.
             verified_bytes(path, card)
@@ -179,14 +186,14 @@ class OpenVINOEngine:
         # Two calls that need the same new size compile it once.
         with self._lock:
             if batch not in models:
-                models[batch] = _Requests(self._load(batch, None))
+                models[batch] = self._load(batch, None)
         return models[batch]
 
-    def _load(self, batch: int, compiled: bytes | None) -> Any:
+    def _load(self, batch: int, compiled: memoryview | None) -> _Requests:
         """Return the model compiled for `batch` images: kept beside the engine, kept in the cache, or compiled now."""
         if compiled is not None:
             try:
-                return library.import_compiled(compiled, self._options)
+                return _Requests(library.import_compiled(compiled, self._options), memory=compiled)
             except library.ERRORS as error:
                 raise CorruptArtifactError(
                     f"the compiled model of {self._name} cannot be read: {one_line(error)}. Delete it, or "
@@ -196,7 +203,7 @@ class OpenVINOEngine:
         path = kept_model_path(digest, remainder=self._remainder, batch=batch) if digest else None
         if (kept := from_cache(path)) is not None:
             try:
-                return library.import_compiled(kept, self._options)
+                return _Requests(library.import_compiled(kept, self._options), memory=kept)
             except library.ERRORS as error:
                 logger.info("%s cannot be read, and is rebuilt: %s", path, one_line(error))
         data = self._source.model()
@@ -204,14 +211,15 @@ class OpenVINOEngine:
         made = library.compile_model(data, self._options, batch=batch, name=self._name)
         if digest:
             keep_in_cache(path, made)
-        return made
+        return _Requests(made)
 
 
 class _Requests:
     """A compiled model with the requests that threads take turns with: one runs one call at a time."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, *, memory: memoryview | None = None) -> None:
         self.compiled = compiled
+        self._memory = memory  # of its weights
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(self, image: np.ndarray, names: tuple[str, ...], *, name: str) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from p4q_edge.runtime.engines.contract import MAX_MODEL_BYTES
 from p4q_edge.runtime.engines.kept_copies import read_kept_copy
 from p4q_edge.runtime.engines.openvino import library
 from p4q_edge.runtime.errors import UsageError
+from p4q_edge.runtime.machine import cpu as machine
 from p4q_edge.runtime.storage import kept_path, read_bounded, read_kept, sha256_bytes, write_kept
 
 COMPILED = ".openvino"
@@ -27,23 +28,27 @@ def compiled_path(engine: Path) -> Path:
     return engine.with_name(engine.name + COMPILED)
 
 
-def recorded_copy(engine: Path, card: Card) -> bytes | None:
-    """Return the compiled model beside an engine, or None where none was made by this library on this processor.
+def recorded_copy(engine: Path, card: Card) -> memoryview | None:
+    """Return the compiled model beside an engine, or None where none was made on this processor.
 
-    The bytes that are hashed are those that are returned.
+    The bytes that are hashed are those that are returned. Whether this version of the library made it says `made_here`.
 
     Raises:
         CorruptArtifactError: the engine, or the compiled model beside it, is not the one of the card.
     """
     build = card.build
     path = compiled_path(engine)
-    here = isinstance(build, OpenVINOBuild) and library.fingerprint().items() <= card.built_with.items()
-    if not isinstance(build, OpenVINOBuild) or not here or build.optimized is None:
+    if not isinstance(build, OpenVINOBuild) or card.built_with.get("cpu") != machine.cpu() or build.optimized is None:
         return None
     if not path.is_file():
         logger.info("%s is missing; loading %s takes longer without it", path, engine)
         return None
     return read_kept_copy(path, engine, card, build.optimized, limit_bytes=_MAX_BYTES, kind="compiled model")
+
+
+def made_here(card: Card) -> bool:
+    """Return whether this version of the library made what lies beside a card's engine, on this processor."""
+    return library.fingerprint().items() <= card.built_with.items()
 
 
 def verified_bytes(engine: Path, card: Card) -> bytes:
@@ -66,7 +71,7 @@ def kept_model_path(engine_sha256: str, *, remainder: Remainder, batch: int) -> 
     return kept_path("openvino", COMPILED, **{**facts, **library.fingerprint()})
 
 
-def from_cache(path: Path | None) -> bytes | None:
+def from_cache(path: Path | None) -> memoryview | None:
     """Return the compiled model in a file of the cache folder; None where there is none that can be believed.
 
     OpenVINO parses it in native code: a file that somebody else could have written is left alone.

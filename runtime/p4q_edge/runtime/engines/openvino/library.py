@@ -144,10 +144,13 @@ def _targets(operator: Any) -> list[Any]:
     return list(operator.output(0).get_target_inputs()) if operator.get_output_size() else []
 
 
-def import_compiled(data: bytes, options: Mapping[str, Any]) -> Any:
-    """Return a compiled model from the bytes of `exported`; raises what OpenVINO does where it cannot."""
-    # A tensor of its own memory: a stream would be read through Python, which takes longer and a copy more.
-    whole = import_openvino().Tensor(np.frombuffer(data, np.uint8))
+def import_compiled(data: memoryview, options: Mapping[str, Any]) -> Any:
+    """Return a compiled model from the bytes of `exported`; raises what OpenVINO does where it cannot.
+
+    The model reads its weights where they lie: `data` must be kept as long as the model.
+    """
+    # A stream would be read through Python, which takes longer and a copy more.
+    whole = import_openvino().Tensor(np.frombuffer(data, np.uint8), shared_memory=True)
     return core().import_model(whole, _CPU, dict(options))
 
 

@@ -46,7 +46,7 @@ class CachedContexts:
         # A session captures copies and engine together.
         self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         self._cache = self._config.create_runtime_cache()
-        self._known = read_kept(path, limit_bytes=MAX_CACHE_BYTES) or b""
+        self._known = bytes(read_kept(path, limit_bytes=MAX_CACHE_BYTES) or b"")
         if self._known and not self._cache.deserialize(self._known):
             logger.info("%s is of another GPU, driver or library; the kernels are compiled again", path)
         self._config.set_runtime_cache(self._cache)
