@@ -18,7 +18,8 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 def encode_sealed(value: msgspec.Struct) -> bytes:
     """Return a structure as JSON, with a digest of all that it says."""
-    document = msgspec.to_builtins(value)
+    # As a reader finds it, numbers too.
+    document = msgspec.json.decode(msgspec.json.encode(value))
     return encode_json({**document, SEAL: _digest(document)})
 
 
@@ -48,5 +49,5 @@ def decode_sealed(data: bytes, struct: type[_T], *, source: str, upgrade: Upgrad
 
 
 def _digest(document: dict[str, Any]) -> str:
-    # Decoded once more, so that numbers are those that a reader finds.
-    return sha256_bytes(msgspec.json.encode(msgspec.json.decode(msgspec.json.encode(document)), order="sorted"))
+    """Return the digest of a document that was decoded from JSON."""
+    return sha256_bytes(msgspec.json.encode(document, order="sorted"))

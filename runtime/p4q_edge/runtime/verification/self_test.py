@@ -113,7 +113,8 @@ def _proves(path: Path, key: str) -> bool:
 
 
 def _key(card: Card, *, device: str) -> str:
-    parts = {"card": msgspec.json.encode(card, order="sorted").decode(), "here": fingerprint(card, device=device)}
+    said = sha256_bytes(msgspec.json.encode(card, order="sorted"))
+    parts = {"card": said, "here": fingerprint(card, device=device)}
     return sha256_bytes(msgspec.json.encode(parts, order="sorted"))
 
 
