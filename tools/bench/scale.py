@@ -15,6 +15,7 @@ it and the processes that decode, the largest sum of their proportional shares (
 | overlap | decoding alone, encoding alone, and both as a run does them; interleaved, median of the rounds' ratios |
 | pauses | the same with a decoder and an encoder that pause instead of computing: what the stream itself overlaps |
 | learn | all of ``learn`` and ``export`` with 1,000 classes of 16 images |
+| build | the command ``build`` from such images to an engine, with the processes that it starts |
 | validate | ``validate`` of that run on 50,000 other images: PyTorch in float and quantized, graph, engine |
 
 Results go to ``results/scale-<model>-<date>.json`` and ``.md`` beside it; with ``--skip`` the name tells the parts.
@@ -45,7 +46,7 @@ from p4q_edge.runtime.machine import provenance
 from p4q_edge.runtime.storage import atomic_write
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("features", "overlap", "pauses", "learn", "validate")
+PARTS = ("features", "overlap", "pauses", "learn", "build", "validate")
 CLASSES = 100
 SAMPLED_EVERY_S = 0.2
 
@@ -155,8 +156,8 @@ def _gpu_peak() -> dict[str, float]:
     return {"gpu_peak_mib": torch.cuda.max_memory_reserved() / 2**20} if torch.cuda.is_initialized() else {}
 
 
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+def _peak_mib(pid: int | str = "self") -> float:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
@@ -237,18 +238,26 @@ def _validate(task: dict[str, Any]) -> dict[str, Any]:
 def measured(task: dict[str, Any]) -> dict[str, Any]:
     """Run a part in a process of its own and watch its memory."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(task)]
-    print(f"{task['part']} ...", file=sys.stderr, flush=True)
-    tree = 0.0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            tree = max(tree, _tree_mib(process.pid))
-            time.sleep(SAMPLED_EVERY_S)
-        text = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise SystemExit(f"{task['part']} ended with {process.returncode}")
+    text, _, tree = _watched(task["part"], command)
     found: dict[str, Any] = json.loads(text.splitlines()[-1]) | {"tree_peak_mib": round(tree, 1)}
     print(f"{task['part']}: {json.dumps(found)}", file=sys.stderr, flush=True)
     return found
+
+
+def _watched(part: str, command: list[str]) -> tuple[str, float, float]:
+    """Run a command; return what it prints, its own peak and that of its tree, both in MiB."""
+    print(f"{part} ...", file=sys.stderr, flush=True)
+    own = tree = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            tree = max(tree, _tree_mib(process.pid))
+            with contextlib.suppress(OSError, StopIteration):  # it ends meanwhile
+                own = _peak_mib(process.pid)
+            time.sleep(SAMPLED_EVERY_S)
+        text = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(f"{part} ended with {process.returncode}")
+    return text, own, tree
 
 
 def _tree_mib(pid: int) -> float:
@@ -279,9 +288,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 rows.setdefault(name, []).append(measured(task))
     if "pauses" not in skipped:
         rows["pauses"] = [measured({"part": "pauses", "images": args.overlap_images, "repeats": args.rounds})]
+    if "build" not in skipped:
+        rows["build"] = _built(args)
     if "learn" not in skipped:
         rows |= _learned(args, validated="validate" not in skipped)
     return rows
+
+
+def _built(args: argparse.Namespace) -> dict[str, Any]:
+    """Watch the command that users run, with its bars and its answer left out."""
+    classes, each = (int(word) for word in args.learned.split(","))
+    with _recipe(args, classes=classes, count=classes * each, tested=True) as recipe:
+        engine = recipe.with_name("out.onnx")
+        command = [str(Path(sys.executable).with_name("p4q-edge")), "build", "--json"]
+        begin = time.perf_counter()
+        _, own, tree = _watched("build", [*command, "--recipe", str(recipe), "--engine", str(engine)])
+        seconds = {"build": time.perf_counter() - begin}
+        return {
+            "n": classes * each,
+            "classes": classes,
+            "seconds": seconds,
+            "peak_mib": own,
+            "tree_peak_mib": round(tree, 1),
+        }
 
 
 def _learned(args: argparse.Namespace, *, validated: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"`{' '.join(document['command'])}`",
         "",
-        "| part | images | peak of the process, MiB | with the processes that decode, MiB | seconds | ms an image | "
+        "| part | images | peak of the process, MiB | with the processes beside it, MiB | seconds | ms an image | "
         "ms of processors an image |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
@@ -82,7 +82,7 @@ def bars(rows: dict[str, Any]) -> list[str]:
             share = row["share_of_the_slower_alone"]
             interval = " [{:.2f}, {:.2f}]".format(*row["interval"]) if "interval" in row else ""
             found.append((f"{words}, 0.9 of the slower alone", f"{share:.2f}{interval}", share >= OVERLAPPED))
-    for part in ("learn", "validate"):
+    for part in ("learn", "build", "validate"):
         if part in rows:
             row = rows[part]
             peak = max(row["peak_mib"], row["tree_peak_mib"])
