@@ -9,6 +9,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -18,7 +21,7 @@ from p4q_edge.runtime.builders import cpu as cpu_builder
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.builders.candidates import CpuRequest, cpu_candidates
 from p4q_edge.runtime.builders.cpu import ProofSetting, prove_candidates
-from p4q_edge.runtime.engines.onnxruntime.models import float_weights, seven_bit_weights
+from p4q_edge.runtime.engines.onnxruntime.models import SEVEN_BIT_MAX, float_weights, narrowed, seven_bit_weights
 from p4q_edge.runtime.errors import ArtifactError
 from p4q_edge.runtime.machine.cpu import saturates
 from p4q_edge.runtime.statistics.timing import Rounds
@@ -107,6 +110,26 @@ def test_what_weights_share_is_narrowed_for_each() -> None:
         ReferenceEvaluator(one).run(None, {"x": x})[0] for one in (onnx.ModelProto.FromString(model), changed)
     )
     assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@given(
+    weight=arrays(np.int8, (3, 5), elements=st.integers(-127, 127)),
+    largest=st.sampled_from([7, 31, 63, 127]),
+    per_channel=st.booleans(),
+)
+def test_a_channel_is_rounded_only_where_seven_bits_do_not_hold_it(
+    weight: np.ndarray, largest: int, per_channel: bool
+) -> None:
+    weight = np.clip(weight, -largest, largest)
+    scale = np.array([0.5, 0.25, 0.125], np.float32) if per_channel else np.array(0.5, np.float32)
+    found = narrowed(weight, scale, axis=0)
+    channels = np.abs(weight.astype(int)).max(axis=1 if per_channel else None, initial=0)
+    held = np.broadcast_to(channels <= SEVEN_BIT_MAX, scale.shape)
+    np.testing.assert_array_equal(found.wider[held], scale[held])
+    assert (found.wider[~held] > scale[~held]).all()
+    assert np.abs(found.after.astype(int)).max(initial=0) <= SEVEN_BIT_MAX
+    steps = found.wider[:, None] if per_channel else found.wider
+    assert (np.abs(found.change()) <= np.where(held[:, None] if per_channel else held, 0, 0.5001 * steps)).all()
 
 
 @pytest.mark.parametrize(

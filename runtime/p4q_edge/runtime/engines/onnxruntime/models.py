@@ -47,8 +47,9 @@ class Narrowed:
 def seven_bit_weights(model: bytes, *, kept: frozenset[str] = frozenset()) -> bytes:
     """Return a model whose int8 weights lie within [-63, 63]; their scales grow accordingly.
 
-    Each output channel is rounded to the finer of its grids: q' = rint(q * 63 / max|q|). Where a constant is added to
-    the input, as it is behind a GELU to use the whole grid, the bias takes up what the rounding makes of that constant.
+    An output channel that goes beyond is rounded to a coarser grid, q' = rint(q * 63 / max|q|); others, as those of 6
+    or 4 bits, stay as they are. Where a constant is added to the input, as it is behind a GELU to use the whole grid,
+    the bias takes up what the rounding makes of that constant.
 
     Args:
         model: the model.
@@ -196,7 +197,7 @@ def narrowed(weight: np.ndarray, scale: np.ndarray, *, axis: int) -> Narrowed:
     """Return int8 weights within [-63, 63] and their scale; a scale has one value, or one for each index of `axis`."""
     others = tuple(index for index in range(weight.ndim) if index != axis) if scale.ndim else None
     largest = np.abs(weight.astype(np.int16)).max(axis=others, keepdims=True)
-    factor = np.maximum(largest, 1) / SEVEN_BIT_MAX
+    factor = np.maximum(largest, SEVEN_BIT_MAX) / SEVEN_BIT_MAX
     rounded = np.ascontiguousarray(np.rint(weight / factor).astype(np.int8))
     wider = (scale.astype(np.float64) * factor.reshape(scale.shape)).astype(scale.dtype)
     return Narrowed(before=weight, scale=scale, after=rounded, wider=wider, axis=axis)
