@@ -60,6 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="only these, divided by semicolons; default: all")
     parser.add_argument("--shots", type=int, default=0, help="labelled images of each class; 0: 16, of Caltech-101 15")
     parser.add_argument("--limit", type=int, default=0, help="at most so many test images; 0: all")
+    parser.add_argument("--no-corruptions", action="store_true", help="leave corrupted images out of new features")
     parser.add_argument("--steps", type=int, default=0, help="of all learning, for a quick look; 0: the rows' own")
     parser.add_argument("--device", default="cpu", help="of encoders and learning (%(default)s)")
     parser.add_argument("--on-cpu", default="digits", help="sets that stay on the CPU (%(default)s)")
@@ -74,7 +75,8 @@ def place_of(args: argparse.Namespace, name: str) -> Place:
     """Where a data set lies and runs."""
     device = "cpu" if name in args.on_cpu.split(",") else args.device
     places = {"data": args.data, "models": args.models_folder, "work": args.work}
-    return Place(**places, device=device, shots=args.shots, limit=args.limit, steps=args.steps)
+    less = {"shots": args.shots, "limit": args.limit, "steps": args.steps, "corrupted": not args.no_corruptions}
+    return Place(**places, device=device, **less)
 
 
 def work_of(args: argparse.Namespace) -> Path:
@@ -102,12 +104,13 @@ def encode_scene(name: str, seed: int, place: Place, width: str) -> dict[str, An
 
 
 def measure(kind: str, row: str, name: str, seed: int, place: Place, width: str) -> dict[str, Any]:
-    """One cell: whether each image is named rightly, as a text of 0 and 1, and the seconds that it took."""
+    """One cell: whether each image is named rightly, as a text of 0 and 1, other figures, and the seconds it took."""
     start = time.monotonic()
     scene, features = open_scene(name, seed, place), features_of(name, seed, place, width)
     found = KINDS[kind](scene, BY_NAME[row], width, features)
-    right = {part: "".join(map(str, values.int().tolist())) for part, values in found.items()}
-    return {"right": right, "seconds": round(time.monotonic() - start, 2)}
+    right = {part: "".join(map(str, values.int().tolist())) for part, values in found.items() if values.ndim}
+    others = {part: round(float(value), 6) for part, value in found.items() if not value.ndim}
+    return {"right": right, "others": others, "seconds": round(time.monotonic() - start, 2)}
 
 
 _REPEATED = (

@@ -17,6 +17,7 @@ from p4q_edge.data import folds
 from p4q_edge.evaluation import COOP, PROMPTS_ALONE, PTQ
 from p4q_edge.learning import CachedFeatures, Student
 from p4q_edge.recipe import LearnSection
+from p4q_edge.runtime.statistics import auroc
 from p4q_edge.stages import Source, hand_written_embeddings, learn_student, new_student
 
 Group = Literal["rivals", "parts", "teachers", "prompts", "schedule"]
@@ -178,7 +179,11 @@ def cross_validated(scene: Scene, row: Row, width: str, features: Features) -> d
 
 
 def base_to_new(scene: Scene, row: Row, width: str, features: Features) -> dict[str, Tensor]:
-    """Learn the first half of the classes; right answers on tested images among each half, and among all classes."""
+    """Learn the first half of the classes; right answers on tested images among each half, and among all classes.
+
+    Where only the first half is asked about, images of the others are unknown: `AUROC` is the chance that the largest
+    probability of an image of the first half is above that of one of the others.
+    """
     source = scene.at(width)
     section = section_of(source, row, scene.place.steps)
     source = replace(source, recipe=msgspec.structs.replace(source.recipe, learn=section))
@@ -192,7 +197,10 @@ def base_to_new(scene: Scene, row: Row, width: str, features: Features) -> dict[
     with torch.no_grad():
         logits = _head(whole)(rows.to(source.model.compute.device)).cpu()
     old = labels < half
+    scale = source.model.logit_scale
+    best = (scale * logits[:, :half]).softmax(-1).amax(-1).double().numpy()
     return {
+        "AUROC": torch.tensor(auroc(best[old.numpy()], best[~old.numpy()]).value),
         "base": logits[old, :half].argmax(-1) == labels[old],
         "new": logits[~old, half:].argmax(-1) + half == labels[~old],
         "base among all": logits[old].argmax(-1) == labels[old],

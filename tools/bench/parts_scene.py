@@ -48,6 +48,7 @@ class Place:
     shots: int = 0
     limit: int = 0
     steps: int = 0
+    corrupted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,9 @@ def encode(scene: Scene, width: str) -> Path:
         "unlabelled": features(source.unlabelled),
         "test clean": features(source.split.test),
     }
+    kinds = CORRUPTIONS if scene.place.corrupted else ()
     shown = pixels(source.split.test.subset(range(min(CORRUPTED_IMAGES, len(source.split.test)))), model.preprocess)
-    for kind in CORRUPTIONS:
+    for kind in kinds:
         tensors[f"test {kind}"] = features(corrupted(shown, kind, seed=scene.seed))
     write_tensors(path, tensors, key=width)
     return path

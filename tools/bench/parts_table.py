@@ -65,6 +65,12 @@ class Answers:
         found = [self.right(kind, part, row, width, name, seed) for seed in self.seeds(kind, row, width, name)]
         return float(100 * np.mean([values.mean() for values in found])) if found else None
 
+    def other(self, kind: str, part: str, row: str, width: str, name: str) -> float | None:
+        """A figure that is no share of images, the mean over seeds; None where none was measured."""
+        every = [self.figures[f"{kind}|{row}|{width}|{name}|{seed}"] for seed in self.seeds(kind, row, width, name)]
+        found = [figure["others"][part] for figure in every if part in figure.get("others", {})]
+        return float(np.mean(found)) if found else None
+
     def summary(self) -> list[dict[str, Any]]:
         """Shares of right answers of every cell by seed, and the gain over the default on the same images."""
         found: dict[tuple[str, str, str, str, str], dict[str, float]] = {}
@@ -202,6 +208,18 @@ def new_classes(answers: Answers, name: str) -> list[str]:
     return table(["row", "width", "base", "new", "harmonic mean", *parts[2:]], rows())
 
 
+def unknown_classes(answers: Answers, name: str) -> list[str]:
+    """Half of the classes learned and asked about: whether images of the others are told by their scores."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for row in ROWS:
+            found = [answers.other("base-to-new", "AUROC", row.name, width, name) for width in WIDTHS]
+            if any(value is not None for value in found):
+                yield row.name, *("-" if value is None else f"{value:.3f}" for value in found)
+
+    return table(["AUROC", *WIDTHS], rows())
+
+
 def corruptions(answers: Answers, name: str) -> list[str]:
     """The first tested images as a worse camera takes them."""
     chosen = ("zero-shot", "prompts (CoOp)", DEFAULT, "P4Q, learned teacher, unlabelled images")
@@ -239,6 +257,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         ("tested", lambda name: shares(answers, "tested", "clean", name)),
         ("loss by quantization and what is recovered, tested", lambda name: recovered(answers, name)),
         ("half of the classes learned", lambda name: new_classes(answers, name)),
+        (
+            "half of the classes learned, images of the others told by their scores",
+            lambda name: unknown_classes(answers, name),
+        ),
         ("corrupted images", lambda name: corruptions(answers, name)),
     )
     for name in answers.sets():
