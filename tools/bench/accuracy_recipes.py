@@ -47,7 +47,8 @@ def recipe_of(choice: Choice, name: str) -> Recipe:
     if choice.data == "digits":
         demo = demo_recipe()
         data = msgspec.structs.replace(demo.data, shots=choice.shots, test_limit=choice.limit)
-        learned = recipe.learn if recipe.method == "as-released" else demo.learn
+        own = recipe.method == "as-released" or name.startswith("paper")
+        learned = recipe.learn if own else demo.learn
         return msgspec.structs.replace(recipe, model=demo.model, data=data, learn=learned)
     if choice.data == "caltech101":
         data = caltech_section(choice.folder, shots=choice.shots, templates=CLIP_TEMPLATES)

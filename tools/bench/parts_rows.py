@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 from accuracy_recipes import FLOAT
-from parts_scene import Features, Scene
+from parts_scene import PAPER, Features, Scene
 from rivals import Head, Labelled, linear_probe, lp_plus_plus, tip_adapter
 from torch import Tensor
 
@@ -67,6 +67,8 @@ def _lp_plus_plus(data: Labelled, _: int) -> Head:
 
 
 DEFAULT = "P4Q"
+NO_TEACHER = "P4Q, no teacher"
+"""It differs from the default where a recipe has a teacher: at the paper's settings."""
 MOVED = "P4Q of full precision, moved"
 """The same head learned where nothing is quantized: what it loses at a width is the loss by quantization."""
 ROWS: tuple[Row, ...] = (
@@ -85,6 +87,7 @@ ROWS: tuple[Row, ...] = (
     Row(name="LP++", group="rivals", rival=_lp_plus_plus, judged=False),
     Row(name="P4Q, learned teacher, unlabelled images", group="teachers", learn={"teacher": "learned"}),
     Row(name="P4Q, learned teacher", group="teachers", learn={"teacher": "learned"}),
+    Row(name=NO_TEACHER, group="teachers", learn={"teacher": "none"}),
     Row(name="P4Q, zero-shot teacher", group="teachers", learn={"teacher": "zero-shot"}),
     Row(name="P4Q, zero-shot teacher, unlabelled images", group="teachers", learn={"teacher": "zero-shot"}),
     Row(name="strict, zero-shot teacher", group="teachers", learn=STRICT | {"teacher": "zero-shot"}),
@@ -253,5 +256,7 @@ def _skipped(kind: str, row: Row, width: str) -> bool:
     if kind == "cross-validated" and not row.judged:
         return True
     if kind == "base-to-new" and not row.new_classes:
+        return True
+    if row.name == NO_TEACHER and width not in PAPER:
         return True
     return width == FLOAT and (row.in_float or "learned teacher" in row.name)

@@ -29,6 +29,8 @@ CALIBRATED_ON = {"cifar100": 400, "caltech101": 204}
 """At most so many labelled images, four of each class; of the digits all."""
 MEMORY_GIB = 3.0
 """Of a GPU, for the batches of each process: several share it."""
+PAPER = {"8-8-8": "paper-8-8-8", "4-4-8": "paper-4-4-8"}
+"""Recipes of the paper's bit settings (weights, activations, attention), both towers quantized while it learns."""
 CORRUPTED_IMAGES = 1000
 CORRUPTIONS = ("noise", "blur", "JPEG", "dark")
 NOISE_LEVEL = 25.0
@@ -89,7 +91,7 @@ def scene_recipe(name: str, seed: int, place: Place, width: str) -> Recipe:
     """Our shipped recipe of a width on a data set."""
     shots = place.shots or SHOTS[name]
     choice = Choice(data=name, folder=place.data, models=place.models, shots=shots, limit=place.limit)
-    recipe = msgspec.structs.replace(on_device(recipe_of(choice, WIDTHS[width]), place.device), seed=seed)
+    recipe = msgspec.structs.replace(on_device(recipe_of(choice, (WIDTHS | PAPER)[width]), place.device), seed=seed)
     if place.device != "cpu":
         compute = msgspec.structs.replace(recipe.compute, memory_gib=MEMORY_GIB)
         recipe = msgspec.structs.replace(recipe, compute=compute)

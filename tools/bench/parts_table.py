@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 from parts_rows import DEFAULT, MOVED, ROWS
-from parts_scene import CORRUPTIONS
+from parts_scene import CORRUPTIONS, PAPER
 
 from p4q_edge.runtime.statistics import Estimate, metrics
 from p4q_edge.runtime.storage import atomic_write
 from p4q_edge.runtime.wording import number_of
 
 HEADINGS = {"digits": "digits", "cifar100": "CIFAR-100", "caltech101": "Caltech-101"}
-WIDTHS = ("FP32", "W8A8", "W4A8", "W4A4")
+WIDTHS = ("FP32", "W8A8", "W4A8", "W4A4", *PAPER)
 SEEDS = 3
 """Of a cell that was measured whole."""
 PARTS: tuple[tuple[str, str, str], ...] = (
@@ -49,6 +49,11 @@ class Answers:
     def sets(self) -> list[str]:
         """Data sets with figures."""
         return [name for name in HEADINGS if any(f"names|FP32|{name}|" in figure for figure in self.figures)]
+
+    def widths(self) -> list[str]:
+        """Widths with figures, and those that every table has."""
+        known = {figure.split("|")[2] for figure in self.figures if not figure.startswith("names|")}
+        return [width for width in WIDTHS if width in known or width not in PAPER]
 
     def seeds(self, kind: str, row: str, width: str, name: str) -> list[str]:
         """Seeds that a cell was measured under."""
@@ -143,11 +148,12 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
 
 def shares(answers: Answers, kind: str, part: str, name: str) -> list[str]:
     """All rows of a data set: mean top-1, and the gain over the default at the same width."""
+    widths = answers.widths()
 
     def rows() -> Iterator[Sequence[str]]:
         for row in ROWS:
-            cells = [answers.share(kind, part, row.name, width, name) for width in WIDTHS]
-            gains = [answers.gain(kind, part, (row.name, DEFAULT), (width, width), name) for width in WIDTHS]
+            cells = [answers.share(kind, part, row.name, width, name) for width in widths]
+            gains = [answers.gain(kind, part, (row.name, DEFAULT), (width, width), name) for width in widths]
             if any(cell is not None for cell in cells):
                 yield (
                     row.name,
@@ -155,16 +161,16 @@ def shares(answers: Answers, kind: str, part: str, name: str) -> list[str]:
                         told(
                             cell, gain if row.name != DEFAULT else None, len(answers.seeds(kind, row.name, width, name))
                         )
-                        for cell, gain, width in zip(cells, gains, WIDTHS, strict=True)
+                        for cell, gain, width in zip(cells, gains, widths, strict=True)
                     ),
                 )
 
-    return table(["top-1, %", *WIDTHS], rows())
+    return table(["top-1, %", *widths], rows())
 
 
 def brought(answers: Answers, kind: str, part: str) -> list[str]:
     """What each part brings on every data set and width."""
-    columns = [(name, width) for name in answers.sets() for width in WIDTHS]
+    columns = [(name, width) for name in answers.sets() for width in answers.widths()]
 
     def rows() -> Iterator[Sequence[str]]:
         for label, with_it, without in PARTS:
@@ -213,11 +219,11 @@ def unknown_classes(answers: Answers, name: str) -> list[str]:
 
     def rows() -> Iterator[Sequence[str]]:
         for row in ROWS:
-            found = [answers.other("base-to-new", "AUROC", row.name, width, name) for width in WIDTHS]
+            found = [answers.other("base-to-new", "AUROC", row.name, width, name) for width in answers.widths()]
             if any(value is not None for value in found):
                 yield row.name, *("-" if value is None else f"{value:.3f}" for value in found)
 
-    return table(["AUROC", *WIDTHS], rows())
+    return table(["AUROC", *answers.widths()], rows())
 
 
 def corruptions(answers: Answers, name: str) -> list[str]:
