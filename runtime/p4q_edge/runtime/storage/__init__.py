@@ -127,7 +127,6 @@ if not TYPE_CHECKING:
                 "open_regular",
                 "read_bounded",
                 "read_buffer",
-                "read_buffer",
                 "require_writable",
                 "remove_leftovers",
                 "sha256_bytes",

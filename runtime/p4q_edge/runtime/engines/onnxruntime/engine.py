@@ -51,7 +51,7 @@ class OnnxRuntimeEngine:
         """Load a model.
 
         Args:
-            model: the model's file or bytes. The memory of an optimized one is used in place, and must not change.
+            model: the model's file or bytes. That of an optimized one must not change while it is loaded.
             profile: `exact` makes x86 processors without VNNI add without saturation.
             threads: threads of one run; None takes one a physical core that this process may keep busy.
             optimized: the model was rewritten for this processor before, and is loaded as it is.
@@ -152,10 +152,11 @@ def open_session(model: bytes, options: Any) -> Any:
 
 
 def open_shared(model: bytes | memoryview, options: Any) -> Any:
-    """Return an inference session of a model that is loaded as it is, which uses its large weights in place."""
+    """Return an inference session of a model that is loaded as it is; its large weights are copied once, into it."""
     small, weights = split_weights(model)
     values = import_onnxruntime().OrtValue
     options.add_external_initializers(list(weights), [values.ortvalue_from_numpy(each) for each in weights.values()])
+    # Whose memory the session does not hold: `weights` lives until it has its own.
     return open_session(small, options)
 
 

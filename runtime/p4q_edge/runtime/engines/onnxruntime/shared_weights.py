@@ -1,4 +1,4 @@
-"""Large weights of a model in memory that ONNX Runtime uses in place: parsing the model would copy them twice."""
+"""Large weights of a model beside it, which ONNX Runtime copies once: within the model it would copy them twice."""
 
 from __future__ import annotations
 
