@@ -15,13 +15,11 @@ from p4q_edge.runtime.artifacts.card import read_card, write_card
 from p4q_edge.runtime.engines.openvino import kept_models, library
 from p4q_edge.runtime.engines.openvino.engine import ModelSource, OpenVINOEngine
 from p4q_edge.runtime.engines.openvino.kept_models import compiled_path
-from p4q_edge.runtime.errors import (
-    CorruptArtifactError,
-)
+from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import sha256_bytes
 from p4q_edge.runtime.verification.self_test import selftest
 
-from doubles.cards import of_another_cpu
+from doubles.cards import of_another_cpu, of_another_openvino
 
 # Looked for and not imported: its import by others than the runtime is reported to its makers.
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="pip install './runtime[openvino]'")
@@ -83,6 +81,22 @@ def test_another_compiled_model_is_refused(openvino_built: Path) -> None:
         selftest(openvino_built)
     copy.unlink()
     assert selftest(openvino_built, threads=1).drift == 0.0
+
+
+def test_what_another_version_compiled_is_left_alone(
+    openvino_built: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
+) -> None:
+    monkeypatch.setattr(library, "import_compiled", lambda *_: pytest.fail("it was believed"))
+    card = of_another_openvino(read_card(openvino_built))
+    OpenVINOEngine.from_card(openvino_built, card, threads=1)
+    (kept,) = (cache_folder / "openvino").iterdir()
+    kept.unlink()
+    # Damaged or not.
+    compiled_path(openvino_built).write_bytes(b"x")
+    OpenVINOEngine.from_card(openvino_built, card, threads=1)
+    openvino_built.write_bytes(openvino_built.read_bytes() + b"\x12\x01x")
+    with pytest.raises(CorruptArtifactError, match="their digests differ"):
+        OpenVINOEngine.from_card(openvino_built, card, threads=1)
 
 
 def test_another_engine_is_refused_also_where_a_compiled_model_is_kept(openvino_built: Path) -> None:

@@ -19,8 +19,17 @@ def card_of(double: Any, **changes: Any) -> Any:
 
 
 def of_another_cpu(card: Card) -> Card:
-    """Return the card of an engine for ONNX Runtime as if another processor had built it."""
-    machine: Any = msgspec.structs.replace(card.build.built_with, cpu="another")
+    """Return the card of an engine for a CPU as if another processor had built it."""
+    return _built_with(card, cpu="another")
+
+
+def of_another_openvino(card: Card) -> Card:
+    """Return the card of an engine for OpenVINO as if another version of it had built it."""
+    return _built_with(card, openvino="1")
+
+
+def _built_with(card: Card, **facts: str) -> Card:
+    machine: Any = msgspec.structs.replace(card.build.built_with, **facts)
     build: Any = msgspec.structs.replace(card.build, built_with=machine)
     changed: Card = msgspec.structs.replace(card, build=build)
     return changed

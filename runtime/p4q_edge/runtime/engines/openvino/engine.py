@@ -219,8 +219,8 @@ class _Requests:
 
     def __init__(self, compiled: Any, *, memory: memoryview | None = None) -> None:
         self.compiled = compiled
-        self._memory = memory  # of its weights
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._memory = memory  # of its weights: last, so that it is freed after what reads it
 
     def run(self, image: np.ndarray, names: tuple[str, ...], *, name: str) -> dict[str, np.ndarray]:
         try:
