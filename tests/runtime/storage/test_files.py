@@ -14,6 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from p4q_edge.runtime.errors import InputError, P4QEdgeError, UsageError
+from p4q_edge.runtime.storage import files
 from p4q_edge.runtime.storage.files import (
     atomic_write,
     locked,
@@ -107,6 +108,18 @@ def test_a_buffer_holds_the_file_may_be_written_to_and_is_bounded(tmp_path: Path
         read_buffer(tmp_path / "absent", limit_bytes=4, kind="copy")
     with pytest.raises(InputError, match="cannot read the copy .*: Is a directory"):
         read_buffer(tmp_path, limit_bytes=4, kind="copy")
+
+
+def test_a_file_that_is_cut_while_it_is_read_gives_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"")
+    assert read_buffer(path, limit_bytes=5, kind="copy") == b""
+    path.write_bytes(b"12345")
+    # Between asking for the size and reading.
+    monkeypatch.setattr(files, "_require_bounded", lambda path, size, **_: os.truncate(path, size - 3))
+    assert read_buffer(path, limit_bytes=5, kind="copy") == b"12"
 
 
 def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
