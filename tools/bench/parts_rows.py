@@ -201,7 +201,7 @@ def base_to_new(scene: Scene, row: Row, width: str, features: Features) -> dict[
         logits = _head(whole)(rows.to(source.model.compute.device)).cpu()
     old = labels < half
     scale = source.model.logit_scale
-    best = (scale * logits[:, :half]).softmax(-1).amax(-1).double().numpy()
+    best = (scale * logits[:, :half].double()).softmax(-1).amax(-1).numpy()
     return {
         "AUROC": torch.tensor(auroc(best[old.numpy()], best[~old.numpy()]).value),
         "base": logits[old, :half].argmax(-1) == labels[old],

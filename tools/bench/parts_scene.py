@@ -142,10 +142,9 @@ def encode(scene: Scene, width: str) -> Path:
         "unlabelled": features(source.unlabelled),
         "test clean": features(source.split.test),
     }
-    kinds = CORRUPTIONS if scene.place.corrupted else ()
-    shown = pixels(source.split.test.subset(range(min(CORRUPTED_IMAGES, len(source.split.test)))), model.preprocess)
-    for kind in kinds:
-        tensors[f"test {kind}"] = features(corrupted(shown, kind, seed=scene.seed))
+    if scene.place.corrupted:
+        shown = pixels(source.split.test.subset(range(min(CORRUPTED_IMAGES, len(source.split.test)))), model.preprocess)
+        tensors |= {f"test {kind}": features(corrupted(shown, kind, seed=scene.seed)) for kind in CORRUPTIONS}
     write_tensors(path, tensors, key=width)
     return path
 
