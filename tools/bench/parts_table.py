@@ -67,7 +67,11 @@ class Answers:
 
     def share(self, kind: str, part: str, row: str, width: str, name: str) -> float | None:
         """Of right answers in percent, the mean over seeds; None where none was measured."""
-        found = [self.right(kind, part, row, width, name, seed) for seed in self.seeds(kind, row, width, name)]
+        found = [
+            self.right(kind, part, row, width, name, seed)
+            for seed in self.seeds(kind, row, width, name)
+            if part in self.figures[f"{kind}|{row}|{width}|{name}|{seed}"]["right"]
+        ]
         return float(100 * np.mean([values.mean() for values in found])) if found else None
 
     def other(self, kind: str, part: str, row: str, width: str, name: str) -> float | None:
