@@ -184,8 +184,9 @@ def test_wrong_exports(
         ([], "the following arguments are required: ACTION. Run: p4q-edge head --help"),
         (["swap", "a.onnx"], "invalid choice: 'swap'"),
         (["remove", "a.onnx"], "the following arguments are required: name. Run: p4q-edge head remove --help"),
+        (["undo", "a.onnx"], "the following arguments are required: name. Run: p4q-edge head undo --help"),
         (["add", "a.onnx"], "the following arguments are required: source. Run: p4q-edge head add --help"),
-        (["list", "a.onnx", "b.safetensors"], "unrecognized arguments: b.safetensors"),
+        (["list", "a.onnx", "b.safetensors"], "unrecognized arguments: b.safetensors (takes ENGINE alone). Run: "),
         (["list", "a.onnx", "-o", "b.safetensors"], "unrecognized arguments: -o b.safetensors"),
         (["export", "a.onnx"], "the following arguments are required: -o/--output. Run: p4q-edge head export --help"),
         (["list", "a.onnx", "--name", "b"], "unrecognized arguments: --name b"),
@@ -195,6 +196,19 @@ def test_wrong_exports(
             "arguments: --data (named without an option: p4q-edge head calibrate ENGINE DATA). Run: p4q-edge head "
             "calibrate --help",
         ),
+        (
+            ["calibrate", "a.onnx", "b", "night"],
+            "arguments: night (takes ENGINE DATA alone; did you mean --name night?). Run: p4q-edge head calibrate --help",
+        ),
+        (["add", "a.onnx", "b.p4q", "night"], "(takes ENGINE SOURCE alone; did you mean --name night?)"),
+        (["remove", "a.onnx", "night", "other"], "unrecognized arguments: other (takes ENGINE [NAME] alone). Run: "),
+        (["reset", "a.onnx", "--head", "night"], "unrecognized arguments: --head night (did you mean --name?)"),
+        (
+            ["reset", "a.onnx", "night", "--name", "other"],
+            "expected the name of one head, got 'night' and --name 'other'. Leave one out. Run: p4q-edge head reset --help",
+        ),
+        (["reset", "a.onnx", "night"], "a.onnx does not exist. Build it from a bundle: p4q-edge build model.p4q"),
+        (["remove", "a.onnx", "night"], "a.onnx does not exist. Build it from a bundle: p4q-edge build model.p4q"),
         (["calibrate", "a.onnx", "b", "--appply"], "(did you mean --apply?). Run: p4q-edge head calibrate --help"),
     ],
 )
@@ -202,6 +216,36 @@ def test_wrong_arguments(arguments: list[str], message: str, run: Callable[..., 
     code, _, err = run("head", *arguments)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("named", [("night",), ("--name", "night")])
+def test_every_action_takes_a_name_in_the_same_way(
+    tiny_engine: Path, night: Path, tmp_path: Path, named: tuple[str, ...], run: Callable[..., tuple[int, str, str]]
+) -> None:
+    add_head(tiny_engine, night)
+    head = dataclasses.replace(find_head(tiny_engine, "night"), class_names=("sun", "cloud", "rain"))
+    write_head(tiny_engine, "night", head)
+    copied = tmp_path / "copied.safetensors"
+    done = {
+        "reset": "night: temperature ",
+        "export": f"{copied}  3 classes",
+        "undo": "night is what it was before: 3 classes: moon, star, comet",
+        "remove": f"removed {heads_folder(tiny_engine) / 'night.safetensors'}",
+    }
+    for action, line in done.items():
+        options = ["-o", copied] if action == "export" else []
+        code, out, err = run("head", action, tiny_engine, *named, *options)
+        assert (code, out.startswith(line)) == (0, True), (action, out, err)
+    assert list(stored_heads(tiny_engine)) == []
+
+
+def test_a_path_in_place_of_a_name_removes_no_other_signature(tiny_engine: Path, tmp_path: Path) -> None:
+    signature = tmp_path / "other.safetensors.sig"
+    signature.write_bytes(b"of another head")
+    for name in (tmp_path / "other", "../other"):
+        with pytest.raises(UsageError, match="has no head"):
+            remove_head(tiny_engine, str(name))
+    assert signature.read_bytes() == b"of another head"
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])

@@ -210,7 +210,7 @@ def test_the_command_writes_with_apply_alone(
     code, out, _ = run("head", "calibrate", tiny_engine, labelled, "--name", "other", "--per-class", "--apply")
     assert code == 0
     assert "n = 24" in out
-    assert f"written. Undo it: p4q-edge head reset {tiny_engine} --name other" in out
+    assert f"written. Undo it: p4q-edge head reset {tiny_engine} other" in out
     assert find_head(tiny_engine, "other").calibration.temperature == pytest.approx(
         document["calibration"]["temperature"], rel=1e-3
     )

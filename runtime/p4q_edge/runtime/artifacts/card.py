@@ -196,7 +196,8 @@ def read_card(engine: str | Path, *, trusted: Keys = None) -> Card:
     return read_card_bytes(engine, trusted=trusted)[1]
 
 
-def _no_engine(engine: Path) -> InputError:
+def no_engine(engine: Path) -> InputError:
+    """Return the error of a path where no engine is."""
     if engine.is_dir():
         return InputError(f"{engine} is a directory; expected an engine: a file ending in .onnx, .plan or .rtx.")
     from_bundle, from_recipe = (f"p4q-edge build {source} --engine" for source in ("model.p4q", "--recipe p4q.toml"))
@@ -211,7 +212,7 @@ def read_card_bytes(engine: str | Path, *, trusted: Keys = None) -> tuple[bytes,
     path = card_path(engine)
     complete_switch(Path(engine))
     if not Path(engine).is_file():
-        raise _no_engine(Path(engine))
+        raise no_engine(Path(engine))
     if not path.is_file():
         raise InputError(
             f"{path} is missing; `p4q-edge build` writes it beside the engine. Copy both files, or build again."

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from p4q_edge.runtime.artifacts.bundle import SUFFIX, read_bundle
-from p4q_edge.runtime.artifacts.card import Card, read_card, read_card_bytes, verify_engine
+from p4q_edge.runtime.artifacts.card import Card, no_engine, read_card, read_card_bytes, verify_engine
 from p4q_edge.runtime.artifacts.head import MAX_HEAD_BYTES, EngineHead, Head, load_head, read_head
 from p4q_edge.runtime.artifacts.head_files import (
     HeadFile,
@@ -210,12 +210,13 @@ def remove_head(engine: str | Path, name: str) -> Path:
 
     Raises:
         UsageError: there is none of this name, or it is the one folded into the engine.
+        InputError: there is neither a head of this name nor an engine.
     """
     stored = stored_heads(engine)
     if name == BUILT_IN:
         raise UsageError(f"the built-in head is part of {engine} and cannot be removed. Others: {_listed(stored)}.")
-    if name not in stored:
-        # Of a removal that was killed.
+    if name not in stored and _NAME.fullmatch(name):
+        # Of a removal that was killed; what no head can be called is the path of another file.
         signature_path(heads_folder(engine) / f"{name}.safetensors").unlink(missing_ok=True)
     _require_stored(engine, name, stored)
     for path in (*earlier_versions(engine, name), stored[name]):
@@ -275,6 +276,7 @@ def find_head(engine: str | Path, name: str) -> Head:
 
     Raises:
         UsageError: there is none of this name, or it is the one folded into the engine.
+        InputError: there is neither a head of this name nor an engine.
     """
     return load_head(stored_head(engine, name))
 
@@ -290,6 +292,8 @@ def stored_head(engine: str | Path, name: str) -> Path:
 
 def _require_stored(engine: str | Path, name: str, stored: dict[str, Path]) -> None:
     if name not in stored:
+        if not Path(engine).is_file():
+            raise no_engine(Path(engine))
         raise UsageError(f"{engine} has no head {name!r}; it has {', '.join([BUILT_IN, *stored])}.")
 
 

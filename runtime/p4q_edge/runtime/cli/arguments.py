@@ -6,7 +6,8 @@ import argparse
 import math
 import os
 import re
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from p4q_edge.runtime.errors import UsageError
@@ -15,6 +16,10 @@ from p4q_edge.runtime.storage import not_fetched
 MAX_WHOLE_NUMBER = (1 << 31) - 1
 """Of 32 bits with a sign, which native libraries take."""
 _SHOWN = 60
+_SHORT = 5
+"""Letters of an option, with its dashes, that longer words begin with by chance."""
+_OF_HEADS = {"--head": "--name", "--name": "--head"}
+"""The option for a head, where a command makes or changes one and where it runs one."""
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of one name and of a whole path, beyond which Linux's file systems have none."""
 
@@ -37,25 +42,63 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             asked: Parser = getattr(found, "parser", self)
-            asked.error(f"unrecognized arguments: {' '.join(unknown)}")
+            asked.error(f"unrecognized arguments: {shlex.join(unknown)}{asked.nearest(unknown[0])}")
         return found
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}{self._nearest(message)}. Run: {self.prog} --help")
+        raise UsageError(f"{message}. Run: {self.prog} --help")
 
-    def _nearest(self, message: str) -> str:
-        """Return which option an unknown one may mean."""
-        unknown = re.match(r"unrecognized arguments: (--[\w-]{1,60})(?![\w-])", message)
-        if unknown is None:
+    def nearest(self, word: str) -> str:
+        """Return what a word that is not known may mean: another option, or the value of one; else an empty text."""
+        if len(word) > LONGEST_NAME:
             return ""
-        named = [action.dest for action in self._actions if not action.option_strings]
-        if unknown[1].removeprefix("--") in named:
-            return f" (named without an option: {self.prog} {' '.join(map(str.upper, named))})"
+        return self._nearest_option(word.partition("=")[0]) if word.startswith("-") else self._nearest_value(word)
+
+    def _nearest_option(self, word: str) -> str:
+        if word.removeprefix("--") in (action.dest for action in self._places()):
+            return f" (named without an option: {self.prog} {self._typed_places()})"
+        options = {option: action for option, action in self._option_string_actions.items() if option[:2] == "--"}
         # Imported here: most commands are typed right.
         import difflib
 
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1, cutoff=0.8)
+        bare = word.lower().replace("_", "").replace("-", "")
+        near = difflib.get_close_matches(word, options, n=1, cutoff=0.8)
+        near += [option for option in options if len(option) > _SHORT and bare.startswith(option.replace("-", ""))]
+        other = _OF_HEADS.get(word)
+        near += [other] if other in options and "head" in (options[other].help or "") else []
         return f" (did you mean {near[0]}?)" if near else ""
+
+    def _nearest_value(self, word: str) -> str:
+        alone = f"takes {self._typed_places()} alone" if self._places() else "takes options alone"
+        places = {f"--{action.dest}" for action in self._places()}
+        options = [action.option_strings[-1] for action in self._actions if _takes(action, word)]
+        option = next((option for option in options if option not in places), None)
+        return f" ({alone}; did you mean {option} {shlex.quote(word)}?)" if option else f" ({alone})"
+
+    def _places(self) -> list[argparse.Action]:
+        """Return what stands without an option."""
+        return [action for action in self._actions if not action.option_strings]
+
+    def _typed_places(self) -> str:
+        shown = [str(action.metavar or action.dest).upper() for action in self._places()]
+        return " ".join(f"[{one}]" if action.nargs == "?" else one for one, action in zip(shown, self._places()))
+
+
+def _takes(action: argparse.Action, word: str) -> bool:
+    """Return whether an option may be the one that a value without its option is of."""
+    if not action.option_strings or action.nargs == 0 or action.choices is not None:
+        return False
+    if re.fullmatch("[0-9.,]+", word):
+        # Several numbers are a text, such as 1,8,32.
+        return action.type in (int, float) or str(action.default).isdigit()
+    if os.sep in word or "." in word or os.path.lexists(word):
+        return takes_path(action.type)
+    return action.type in (None, str, name_or_path) and not action.default
+
+
+def takes_path(kind: Any) -> bool:
+    """Return whether a value of this type, as `add_argument` is given one, can be a path."""
+    return kind is name_or_path or (isinstance(kind, type) and issubclass(kind, PurePath))
 
 
 def name_or_path(text: str) -> str:

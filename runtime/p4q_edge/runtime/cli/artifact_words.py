@@ -12,6 +12,7 @@ from p4q_edge.runtime.storage import printable
 from p4q_edge.runtime.wording import number_of
 
 if TYPE_CHECKING:
+    from p4q_edge.runtime.classification import Fit
     from p4q_edge.runtime.cli.documents import NamedClasses
 
 WIDTH = 100
@@ -194,6 +195,32 @@ def head_line(engine: Path, head: NamedClasses) -> str:
     kept, back = head.earlier_versions, f"p4q-edge head undo {shlex.quote(str(engine))} {head.name}"
     earlier = f"  ({kept} earlier, the last back by: {back})" if kept else ""
     return f"{head.name}  {number_of(len(head.class_names), 'class')}: {first_classes(head.class_names)}{earlier}"
+
+
+def calibration_table(fitted: Fit) -> str:
+    """Return what the head's calibration and the new one do, as a table."""
+    before, after = fitted.before, fitted.after
+    rows = [
+        ("calibration error (ECE)", f"{before.ece:.3f}", f"{after.ece:.3f}"),
+        ("unknown", f"{before.unknown:.1%}", f"{after.unknown:.1%}"),
+        ("right among the known", f"{before.accepted_accuracy:.1%}", f"{after.accepted_accuracy:.1%}"),
+    ]
+    if before.unknown_rejected is not None and after.unknown_rejected is not None:
+        label = f"rejected of {fitted.unknown_samples} unknown"
+        rows.append((label, f"{before.unknown_rejected:.1%}", f"{after.unknown_rejected:.1%}"))
+    lines = [f"{label:<26}{first:>8}{second:>8}" for label, first, second in rows]
+    taken = fitted.calibration
+    own = len(taken.class_thresholds)
+    of_classes = f", {number_of(own, 'class has its own', 'classes have their own')}" if own else ""
+    return "\n".join(
+        [
+            f"top-1 {fitted.accuracy:.1%}, n = {fitted.samples} (no calibration changes it)",
+            f"{'':<26}{'before':>8}{'after':>8}  after: cross-validated, {fitted.folds} folds",
+            *lines,
+            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}{of_classes}",
+            *(f"not taken: {reason}" for reason in fitted.refused),
+        ]
+    )
 
 
 def _some(items: Sequence[str], count: int) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
-from p4q_edge.runtime.cli.arguments import name_or_path
+from p4q_edge.runtime.cli.arguments import takes_path
 from p4q_edge.runtime.cli.main import build_parser
 from p4q_edge.runtime.cli.registry import ALL_HELP
 from p4q_edge.runtime.errors import EnvironmentNotAbleError
@@ -104,9 +103,7 @@ def _option(action: argparse.Action) -> Option:
 def _kind(kind: Any) -> str:
     if kind in NUMBERS:
         return "number"
-    if kind is name_or_path:
-        return "path"
-    return "path" if isinstance(kind, type) and issubclass(kind, PurePath) else "text"
+    return "path" if takes_path(kind) else "text"
 
 
 def _choices(choices: Iterable[Any] | None) -> tuple[str, ...]:

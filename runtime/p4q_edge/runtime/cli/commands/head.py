@@ -7,20 +7,18 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from p4q_edge.runtime.choices import CpuBackend
-from p4q_edge.runtime.cli.artifact_words import first_classes, head_line
+from p4q_edge.runtime.cli.artifact_words import calibration_table, first_classes, head_line
 from p4q_edge.runtime.cli.command import Command, CommandGroup, Output, add_backend, write_line
 from p4q_edge.runtime.cli.from_hub import add_bundle, local_bundle
+from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import printable
 from p4q_edge.runtime.wording import number_of
 
-if TYPE_CHECKING:
-    from p4q_edge.runtime.classification import Fit
-
 _ENGINE = "engine (.onnx, .plan)"
 _NAME = "name of the head (default: the built-in one)"
+_NEEDED_NAME = "name of the head, see `head list`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +96,42 @@ class ResetRequest:
     name: str | None = None
 
 
+def _add_name(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add the name of a head, which every action takes as `--name`; those of an engine alone take it without, too."""
+    parser.add_argument("name", nargs="?", help=about)
+    parser.add_argument("--name", dest="named", metavar="NAME", help="name of the head, as other actions take it")
+
+
 def _add_remove(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help=_ENGINE)
-    parser.add_argument("name", help="name of the head, see `head list`")
+    _add_name(parser, _NEEDED_NAME)
 
 
 def _add_reset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", type=Path, help=_ENGINE)
-    parser.add_argument("--name", help=_NAME)
+    _add_name(parser, _NAME)
+
+
+def _name(args: argparse.Namespace) -> str | None:
+    """Return the name of the head, however it was given.
+
+    Raises:
+        UsageError: two were given.
+    """
+    given: set[str] = {name for name in (args.name, args.named) if name is not None}
+    if len(given) > 1:
+        raise UsageError(
+            f"expected the name of one head, got {args.name!r} and --name {args.named!r}. Leave one out. "
+            f"Run: {args.parser.prog} --help"
+        )
+    return given.pop() if given else None
+
+
+def _needed_name(args: argparse.Namespace) -> str:
+    name = _name(args)
+    if name is None:
+        args.parser.error("the following arguments are required: name")
+    return name
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +146,8 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser, "artifact", about=f"{_ENGINE} or bundle (.p4q)")
+    _add_name(parser, _NAME)
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
-    parser.add_argument("--name", help=_NAME)
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +192,7 @@ def _calibrate(request: HeadCalibrateRequest, output: Output) -> int:
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
     fitted = calibrate_head(wanted, FitOptions(**given))
     old = engine_head(request.engine, wanted.head).calibration
-    better, text = fitted.calibration != old, _comparison(fitted)
+    better, text = fitted.calibration != old, calibration_table(fitted)
     asked = better and request.apply and not (output.force or output.json) and _is_terminal()
     if asked:
         write_line(text)
@@ -207,39 +233,13 @@ def sign_hint(artifact: Path) -> str:
     return ""
 
 
-def _comparison(fitted: Fit) -> str:
-    """Return what the head's calibration and the new one do, as a table."""
-    before, after = fitted.before, fitted.after
-    rows = [
-        ("calibration error (ECE)", f"{before.ece:.3f}", f"{after.ece:.3f}"),
-        ("unknown", f"{before.unknown:.1%}", f"{after.unknown:.1%}"),
-        ("right among the known", f"{before.accepted_accuracy:.1%}", f"{after.accepted_accuracy:.1%}"),
-    ]
-    if before.unknown_rejected is not None and after.unknown_rejected is not None:
-        label = f"rejected of {fitted.unknown_samples} unknown"
-        rows.append((label, f"{before.unknown_rejected:.1%}", f"{after.unknown_rejected:.1%}"))
-    lines = [f"{label:<26}{first:>8}{second:>8}" for label, first, second in rows]
-    taken = fitted.calibration
-    own = len(taken.class_thresholds)
-    of_classes = f", {number_of(own, 'class has its own', 'classes have their own')}" if own else ""
-    return "\n".join(
-        [
-            f"top-1 {fitted.accuracy:.1%}, n = {fitted.samples} (no calibration changes it)",
-            f"{'':<26}{'before':>8}{'after':>8}  after: cross-validated, {fitted.folds} folds",
-            *lines,
-            f"temperature {taken.temperature:.3g}, threshold {taken.threshold:.3f}{of_classes}",
-            *(f"not taken: {reason}" for reason in fitted.refused),
-        ]
-    )
-
-
 def _ending(request: HeadCalibrateRequest, *, better: bool, applied: bool) -> str:
     from p4q_edge.runtime.artifacts import BUILT_IN, stored_head
 
     if not better:
         return "nothing better was found; the head stays as it is"
     if applied:
-        named = "" if request.name is None else f" --name {request.name}"
+        named = "" if request.name is None else f" {request.name}"
         head = request.name or BUILT_IN
         artifact = request.engine if head == BUILT_IN else stored_head(request.engine, head)
         undo = f"p4q-edge head reset {shlex.quote(str(request.engine))}{named}"
@@ -332,7 +332,6 @@ def _export(request: HeadExportRequest, output: Output) -> int:
         write_head_file,
     )
     from p4q_edge.runtime.cli.documents import HeadExportDocument
-    from p4q_edge.runtime.errors import UsageError
 
     if request.output.suffix != ".safetensors":
         raise UsageError(f"--output {request.output} must end in .safetensors")
@@ -360,7 +359,7 @@ COMMAND = CommandGroup(
         ),
         "export": Command(
             add_arguments=_add_export,
-            request=lambda args: HeadExportRequest(artifact=args.artifact, output=args.output, name=args.name),
+            request=lambda args: HeadExportRequest(artifact=args.artifact, output=args.output, name=_name(args)),
             run=_export,
         ),
         "calibrate": Command(
@@ -381,17 +380,17 @@ COMMAND = CommandGroup(
         ),
         "remove": Command(
             add_arguments=_add_remove,
-            request=lambda args: RemoveRequest(engine=args.engine, name=args.name),
+            request=lambda args: RemoveRequest(engine=args.engine, name=_needed_name(args)),
             run=_remove,
         ),
         "undo": Command(
             add_arguments=_add_remove,
-            request=lambda args: UndoRequest(engine=args.engine, name=args.name),
+            request=lambda args: UndoRequest(engine=args.engine, name=_needed_name(args)),
             run=undo,
         ),
         "reset": Command(
             add_arguments=_add_reset,
-            request=lambda args: ResetRequest(engine=args.engine, name=args.name),
+            request=lambda args: ResetRequest(engine=args.engine, name=_name(args)),
             run=_reset,
         ),
     }
