@@ -10,18 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from p4q_edge.data import Captions, read_captions
-from p4q_edge.models import cut_texts, encode_texts, encoder_of
+from p4q_edge.models import LoadedModel, cut_texts, encode_texts, encoder_of
 from p4q_edge.runtime.errors import InputError, UsageError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.trials import CaptionedImages
 from p4q_edge.runtime.images import (
     Pixels,
     PreprocessSpec,
-    ToDecode,
     digest_of,
     draw_subset,
     preprocess,
-    require_decodable,
 )
 from p4q_edge.runtime.storage import printable, sha256_bytes
 from p4q_edge.runtime.wording import number_of, one_or_many
@@ -73,41 +71,33 @@ def _drawn_captions(request: ValidateRequest, table: Path) -> Captions:
     return captions
 
 
-@torch.no_grad()
-def read_captioned(
-    request: ValidateRequest, table: Path, source: Source | None, checked: OpenedCaptions | None = None
-) -> CaptionedImages:
-    """Return the images and captions of a table as the model of a run takes them.
-
-    Args:
-        request: its limit is the most images, its seed draws them.
-        table: see `read_captions`.
-        source: what the engine's recipe names, opened; None where there is no recipe.
-        checked: the same table, whose images were decoded before; taken where the model wants its pixels so.
+def captioned_model(request: ValidateRequest, source: Source | None) -> LoadedModel:
+    """Return the model of an engine's recipe, whose text tower reads captions; `source` is that recipe, opened.
 
     Raises:
-        UsageError: there is no recipe, or no such table.
-        InputError: the table cannot be used or is too large, or some of its images cannot be read.
+        UsageError: there is no recipe.
     """
     if source is None:
         raise UsageError(
             f"--pairs needs the text tower of the model, and no run folder {request.engine.with_suffix('.run')} says "
             "which it is; name the run folder or the recipe that the engine was built from with --reference"
         )
-    spec = source.model.preprocess
-    if checked is None or checked.spec != spec:
-        checked = open_captions(request, table, spec)
-        require_decodable(ToDecode.of_pixels(checked.pixels, source=f"--pairs {table}"))
-    captions, images = checked.captions, checked.captions.images
+    return source.model
+
+
+@torch.no_grad()
+def read_captioned(opened: OpenedCaptions, model: LoadedModel, table: Path) -> CaptionedImages:
+    """Return the images and captions of a table as a model takes them; images that cannot be read are not told of."""
+    captions, images = opened.captions, opened.captions.images
     places = {text: place for place, text in enumerate(dict.fromkeys(captions.texts))}
     texts = list(places)
-    cut = [texts[index] for index in cut_texts(source.model.tokenizer, texts)]
+    cut = [texts[index] for index in cut_texts(model.tokenizer, texts)]
     _warn_of_cut(cut, len(texts), table)
     pairs = [(image, places[text]) for image, text in zip(captions.image_of.tolist(), captions.texts, strict=True)]
-    text = F.normalize(encode_texts(encoder_of(source.model.clip), source.model.tokenizer, texts), dim=-1)
+    text = F.normalize(encode_texts(encoder_of(model.clip), model.tokenizer, texts), dim=-1)
     digests = digest_of(images.digests(), [0] * len(images))
     return CaptionedImages(
-        pixels=checked.pixels,
+        pixels=opened.pixels,
         text_embedding=text.cpu().numpy().astype(np.float32),
         pairs=np.array(pairs, np.int64),
         digest=sha256_bytes("\n".join([digests, *places, *map(str, pairs)]).encode()),

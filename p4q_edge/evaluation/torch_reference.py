@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from p4q_edge.data import read_split_again
-from p4q_edge.evaluation.captioned import read_captioned
+from p4q_edge.evaluation.captioned import captioned_model, open_captions, read_captioned
 from p4q_edge.evaluation.preflight import Checked, check_before_learning, data_of, left_to_test, not_its_origin
 from p4q_edge.evaluation.report.html import make_thumbnails, render_html, require_libraries, shown_images
 from p4q_edge.models import FoldedClassifier, require_device, run_folded
@@ -33,6 +33,8 @@ from p4q_edge.runtime.evaluation import (
     learned_digests,
 )
 from p4q_edge.runtime.evaluation.report import Baseline, DebugReport, LearningPoint
+from p4q_edge.runtime.evaluation.trials import check_trials
+from p4q_edge.runtime.images import ToDecode, require_decodable
 from p4q_edge.runtime.stage import FAKE_QUANT, FLOAT, OUTPUT_NAMES, Outputs, Stage
 from p4q_edge.runtime.storage import one_line, sha256_bytes
 from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare, read_curve, restore_classifier
@@ -213,11 +215,26 @@ def reference_for(request: ValidateRequest, subject: Subject) -> Reference:
     found = open_torch_reference(request, subject)
     reference = reference_of(request, subject, found)
     if request.pairs is not None:
-        source = None if found is None else found.source
-        checked = None if found is None else found.checked
-        captioned = read_captioned(request, request.pairs, source, None if checked is None else checked.captions)
-        reference = replace(reference, captioned=captioned)
+        reference = _with_captions(request, request.pairs, subject, found, reference)
     return replace(reference, debug=_debug(request, subject, found, reference)) if request.debug else reference
+
+
+def _with_captions(
+    request: ValidateRequest, table: Path, subject: Subject, found: TorchReference | None, reference: Reference
+) -> Reference:
+    """Add images with captions; where none of the validation's was decoded yet, all are, before a text is read."""
+    model = captioned_model(request, None if found is None else found.source)
+    captions = None if found is None or found.checked is None else found.checked.captions
+    if captions is None or captions.spec != model.preprocess:
+        captions = open_captions(request, table, model.preprocess)
+        others = [ToDecode.of_pixels(captions.pixels, source=f"--pairs {table}")]
+        if found is not None and found.checked is not None:
+            require_decodable(*others)
+        else:
+            spec, learned = subject.card.preprocess, learned_digests(subject.bundle)
+            of_no_class = check_trials(request, reference.images, spec=spec, learned=learned, others=others)
+            reference = replace(reference, decoded=True, of_no_class=of_no_class)
+    return replace(reference, captioned=read_captioned(captions, model, table))
 
 
 def _debug(

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from heard import Heard
 from PIL import Image
 
 from p4q_edge.data import Split
 from p4q_edge.evaluation import captioned, preflight, torch_reference
 from p4q_edge.recipe import Recipe, read_recipe
-from p4q_edge.runtime.errors import IncompatibleEngineError, UsageError
+from p4q_edge.runtime.errors import IncompatibleEngineError, InputError, UsageError
 from p4q_edge.runtime.evaluation import Reference, ValidateRequest
 from p4q_edge.runtime.evaluation.trials import check_trials
 from p4q_edge.runtime.images import PreprocessSpec, draw_subset, image_set
@@ -199,12 +200,15 @@ def _all(images: Any) -> Any:
     return images[slice(0, len(images))]
 
 
+def subject_of() -> Any:
+    """The engine of the model that stands for one in `learned`."""
+    model = SimpleNamespace(weights_sha256="")
+    card = SimpleNamespace(class_names=("a", "b"), preprocess=SPEC, model=model, as_cpu_graph=True)
+    return SimpleNamespace(card=card, bundle=None)
+
+
 def test_images_of_data_ood_and_pairs_are_decoded_once(here: Path, learned: Counter[str]) -> None:
-    card: Any = SimpleNamespace(
-        class_names=("a", "b"), preprocess=SPEC, model=SimpleNamespace(weights_sha256=""), as_cpu_graph=True
-    )
-    subject: Any = SimpleNamespace(card=card, bundle=None)
-    found = torch_reference.reference_for(ASKED, subject)
+    found = torch_reference.reference_for(ASKED, subject_of())
     of_no_class = check_trials(ASKED, found.images, spec=SPEC, checked=found.of_no_class)
     assert of_no_class is not None
     assert found.images is not None
@@ -217,6 +221,46 @@ def test_images_of_data_ood_and_pairs_are_decoded_once(here: Path, learned: Coun
     }
     # Two of them are images of both, which are kept for each.
     assert [learned[f"other/{shade}.png"] for shade in range(3)] == [2, 1, 2]
+
+
+@pytest.fixture
+def finished(learned: Counter[str], monkeypatch: pytest.MonkeyPatch) -> ValidateRequest:
+    """Asks for a validation beside a finished run."""
+    Path("out.run").mkdir()
+    (Path("out.run") / "recipe.toml").write_text(RECIPE.replace("photos", "../photos"))
+    monkeypatch.setattr(torch_reference, "restore_classifier", lambda *_: SimpleNamespace())
+    return replace(ASKED, reference=None)
+
+
+@pytest.mark.usefixtures("here")
+def test_one_bar_is_for_all_images_beside_a_finished_run_too(finished: ValidateRequest) -> None:
+    heard = Heard()
+    with listening(heard):
+        found = torch_reference.reference_for(finished, subject_of())
+    assert heard.finished == ["check images"]
+    assert len(heard.updates) == 1 + 6 + 3 + 2
+    assert found.decoded
+    assert found.of_no_class is not None
+    assert found.captioned is not None
+
+
+@pytest.mark.parametrize(("name", "option"), [("other/2.png", "--pairs pairs.csv"), ("data/a/0.png", "data")])
+@pytest.mark.usefixtures("here")
+def test_damaged_images_beside_a_finished_run_are_named_before_the_text_tower_runs(
+    finished: ValidateRequest, monkeypatch: pytest.MonkeyPatch, name: str, option: str
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(captioned, "encode_texts", lambda *_: read.append("texts"))
+    Path(name).write_bytes(b"no image")
+    with pytest.raises(InputError, match=rf"{option}: 1 of . images cannot be read: .*{name}"):
+        torch_reference.reference_for(finished, subject_of())
+    assert not read
+
+
+@pytest.mark.usefixtures("here", "learned")
+def test_captions_without_a_run_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--pairs needs the text tower of the model, and no run folder out\.run says"):
+        torch_reference.reference_for(replace(ASKED, reference=None), subject_of())
 
 
 def test_what_is_kept_beside_learning_has_the_room_of_one_set(
@@ -238,17 +282,8 @@ def test_what_is_kept_beside_learning_has_the_room_of_one_set(
 
 
 def test_one_bar_is_for_all_images_that_are_looked_at(here: Path, loaded: list[Recipe]) -> None:
-    told: list[tuple[str, float]] = []
-
-    class Heard:
-        def update(self, name: str, fraction: float, detail: str = "") -> None:
-            told.append((name, fraction))
-
-        def finish(self, name: str) -> None:
-            told.append((f"{name}: done", 1.0))
-
-    with listening(Heard()), pytest.raises(UsageError, match=r"^enough$"):
+    heard = Heard()
+    with listening(heard), pytest.raises(UsageError, match=r"^enough$"):
         referred()
-    bars = [name for name, _ in told if name.startswith("check images")]
-    assert bars.count("check images: done") == 1
-    assert bars.count("check images") == 1 + 6 + 6 + 3 + 2
+    assert heard.finished.count("check images") == 1
+    assert [name for name, _ in heard.updates].count("check images") == 1 + 6 + 6 + 3 + 2

@@ -80,8 +80,8 @@ class Parser(argparse.ArgumentParser):
         return [action for action in self._actions if not action.option_strings]
 
     def _typed_places(self) -> str:
-        shown = [str(action.metavar or action.dest).upper() for action in self._places()]
-        return " ".join(f"[{one}]" if action.nargs == "?" else one for one, action in zip(shown, self._places()))
+        shown = ((str(action.metavar or action.dest).upper(), action.nargs == "?") for action in self._places())
+        return " ".join(f"[{name}]" if may_be_left_out else name for name, may_be_left_out in shown)
 
 
 def _takes(action: argparse.Action, word: str) -> bool:

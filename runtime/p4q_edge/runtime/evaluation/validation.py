@@ -74,7 +74,8 @@ class Reference:
         files: whether the bundle's graph is what the PyTorch model gives.
         debug: what the comparison of layers found, if it was asked for.
         captioned: images with captions, if they were asked for.
-        of_no_class: images of none of the classes, where they were decoded before the reference was learned.
+        of_no_class: images of none of the classes, where they were decoded before.
+        decoded: whether `check_trials` was called already.
         not_checked: what could not be added, and why.
     """
 
@@ -88,6 +89,7 @@ class Reference:
     debug: DebugReport | None = None
     captioned: CaptionedImages | None = None
     of_no_class: OfNoClass | None = None
+    decoded: bool = False
     not_checked: tuple[str, ...] = ()
 
 
@@ -145,10 +147,12 @@ def _run(request: ValidateRequest, subject: Subject, reference: Reference) -> _F
     speed = () if request.bench is None else read_bench(request.bench, engine_sha256=subject.card.engine_sha256)
     any_image = in_order({**reference.stages, **subject.stages})  # results that were recorded are of some images alone
     images = _images(request, subject, reference)
-    learned = learned_digests(subject.bundle)
-    of_no_class = check_trials(
-        request, images, spec=subject.card.preprocess, learned=learned, checked=reference.of_no_class
-    )
+    of_no_class = reference.of_no_class
+    if not reference.decoded:
+        learned = learned_digests(subject.bundle)
+        of_no_class = check_trials(
+            request, images, spec=subject.card.preprocess, learned=learned, checked=reference.of_no_class
+        )
     if images is not None and FAKE_QUANT not in reference.stages:
         reference, images = with_recorded(reference, images, subject, request)
     if images is not None:

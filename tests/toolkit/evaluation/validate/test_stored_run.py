@@ -1,5 +1,6 @@
 """What `validate` compares an engine with: the run that it was built from, as it lies there."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unchanged, "library_versions", lambda names: dict.fromkeys(names, "another"))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as the run was learned with: with others its sums have another order, and other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.usefixtures("other_versions")
 def test_a_run_of_other_versions_is_compared_as_it_is_and_left_alone(engine: Path) -> None:
     folder = engine.with_suffix(".run")
@@ -37,6 +47,7 @@ def test_a_run_of_other_versions_is_compared_as_it_is_and_left_alone(engine: Pat
     assert any(gate.name.startswith("linears of the bundle") and gate.value == 0 for gate in report.files)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_what_was_learned_on_another_encoder_is_made_again(engine: Path) -> None:
     files = RunFiles(folder=engine.with_suffix(".run"))
     stored = read_tensors(files.learned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +107,7 @@ def check_trials(
     spec: PreprocessSpec,
     learned: frozenset[str] = frozenset(),
     checked: OfNoClass | None = None,
+    others: Sequence[ToDecode] = (),
 ) -> OfNoClass | None:
     """Refuse what cannot be answered, before anything runs; return the images of no class, decoded.
 
@@ -116,22 +117,23 @@ def check_trials(
         spec: how the engine wants its pixels.
         learned: SHA-256 of the images that the model was learned from.
         checked: the images of no class, where they were decoded before.
+        others: what else is decoded beforehand, under the same bar.
 
     Raises:
         UsageError: it needs labelled images, and there are none.
         InputError: images of no class are among those of the classes, or some cannot be read.
     """
+    found, wanted = checked, [*others]
     if images is None:
         if missing := missing_labelled(request):
             raise UsageError(missing)
-        return None
-
-    found, wanted = checked, []
-    if request.ood is not None and found is None:
-        found = open_of_no_class(request, request.ood, known=learned.union(images.digests), spec=spec)
-        wanted.append(ToDecode.of_pixels(found.pixels, source=f"--ood {request.ood}"))
-    drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
-    require_decodable(*wanted, ToDecode.of_pixels(images.pixels, drawn.tolist(), source=images.source))
+    else:
+        if request.ood is not None and found is None:
+            found = open_of_no_class(request, request.ood, known=learned.union(images.digests), spec=spec)
+            wanted.append(ToDecode.of_pixels(found.pixels, source=f"--ood {request.ood}"))
+        drawn = draw_subset(len(images.labels), request.limit, seed=request.seed)
+        wanted.append(ToDecode.of_pixels(images.pixels, drawn.tolist(), source=images.source))
+    require_decodable(*wanted)
     return found
 
 
