@@ -5,10 +5,12 @@ writes; whatever all of them call, they call in the same order.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +25,8 @@ T = TypeVar("T")
 E = TypeVar("E", bound=P4QEdgeError)
 
 MAX_PROCESSES = 1 << 16
+ANSWER_SECONDS = 5.0
+"""For a note: far more than an answer takes, and less than torchrun gives a process to end."""
 LOST = (
     "another process of this run ended ({reason}). What was computed is kept: run the same command again to go on. "
     "The table of torchrun below names the process that ended first"
@@ -227,18 +231,33 @@ def post(key: str, text: str) -> None:
 
 def posted(key: str) -> str | None:
     """Return a note that any process left; None where there is none, or nobody left who keeps it."""
-    try:
-        return _notes().get(key).decode() if _notes().check([key]) else None
-    except (RuntimeError, ValueError):
-        return None
+    return _answered(lambda: _notes().get(key).decode() if _notes().check([key]) else None, otherwise=None)
 
 
 def claim(key: str) -> bool:
-    """Return whether this process is the first that asks for what only one does; so is one with nobody to ask."""
+    """Return whether this process is the first that asks for what only one does; so is one that nobody answers."""
+    return _answered(lambda: int(_notes().add(key, 1)) == 1, otherwise=True)
+
+
+def _answered(ask: Callable[[], T], *, otherwise: T) -> T:
+    """Return what the notes say, or something else where nobody answers: whoever asks is about to end.
+
+    A process that stands still does not answer and closes no connection, and torch waits for it for many minutes; so it
+    does behind a question of another thread.
+    """
+    answers: SimpleQueue[T] = SimpleQueue()
+
+    def put() -> None:
+        with suppress(RuntimeError, ValueError):
+            answers.put(ask())
+            return
+        answers.put(otherwise)
+
     try:
-        return int(_notes().add(key, 1)) == 1
-    except (RuntimeError, ValueError):
-        return True
+        threading.Thread(target=put, daemon=True, name="p4q-edge-notes").start()
+        return answers.get(timeout=ANSWER_SECONDS)
+    except (Empty, RuntimeError):  # the latter of an interpreter that ends, and starts no thread
+        return otherwise
 
 
 def _notes() -> Any:

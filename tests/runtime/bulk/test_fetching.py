@@ -55,6 +55,8 @@ class Web(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         leads = {"/moved": "/a%20b.png", "/file": "file:///etc/hostname", "/ftp": "ftp://a/b", "/loop": "/loop"}
+        if self.path == "/once" and self.asked.count("/once") == 1:
+            leads["/once"] = "/gone.png"
         leads |= {"/to/dead": f"{self.dead}/a.png?key=secret", "/to/gone": "/gone.png", "/to/page": "/page.png"}
         if self.path in RAW:
             self._raw(*RAW[self.path])
@@ -196,6 +198,14 @@ def test_what_does_not_come_is_told(web: str, path: str, said: str, monkeypatch:
         monkeypatch.setattr(fetching, "WHOLE_SECONDS", 0.2)
     with pytest.raises(InputError, match=said):
         FetchedImage(web + path).read(MOST)
+
+
+def test_a_second_read_tells_nothing_of_where_the_first_one_led(web: str) -> None:
+    image = FetchedImage(f"{web}/once")
+    with pytest.raises(InputError, match=rf"^{web}/once, which leads to {web}/gone\.png: 404"):
+        image.read(MOST)
+    assert image.read(MOST) == png()
+    assert image.told == f"{web}/once"
 
 
 def test_what_comes_with_a_redirect_is_not_read(web: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from team_processes import start_team
 from p4q_edge.models import team as teams
 from p4q_edge.models import team_meeting
 from p4q_edge.models.compute import Compute
-from p4q_edge.models.team import ALONE, Team, joined_team, present_team
+from p4q_edge.models.team import ALONE, Team, claim, joined_team, posted, present_team
 from p4q_edge.recipe import ComputeSection
 from p4q_edge.runtime.errors import ProcessLostError, UsageError
 
@@ -107,6 +108,37 @@ def test_a_process_that_is_gone_is_told_of() -> None:
     text = str(caught.value)
     assert text.startswith("another process of this run ended (Connection closed by peer [127.0.0.1]:81). What was")
     assert "run the same command again to go on" in text
+
+
+def test_notes_that_nobody_answers_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the process that keeps them stands still: torch would wait for it for many minutes."""
+    woken = threading.Event()
+
+    class Still:
+        def add(self, key: str, amount: int) -> int:
+            woken.wait()
+            return 2
+
+        def check(self, keys: list[str]) -> bool:
+            woken.wait()
+            return False
+
+    monkeypatch.setattr(teams, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(teams, "_notes", Still)
+    try:
+        assert claim("teller")
+        assert posted("told") is None
+    finally:
+        woken.set()
+
+
+def test_notes_are_answered_by_those_who_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(teams, "_notes", lambda: store)
+    assert [claim("teller"), claim("teller")] == [True, False]
+    assert posted("told") is None
+    store.set("told", "yes")
+    assert posted("told") == "yes"
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

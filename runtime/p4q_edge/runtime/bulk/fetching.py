@@ -6,7 +6,7 @@ import errno
 import io
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from typing import IO, TYPE_CHECKING, Any
@@ -62,13 +62,15 @@ class FetchedImage:
         if "@" in parts.netloc:
             raise UsageError(f"an address with a user name is not asked, of {host}. Fetch the image first: curl -u -O")
         self.address, self._asked, self._silent = address, asked, {} if silent is None else silent
-        self._redirects = _Redirects()
+        self._led = ""
 
     @property
     def told(self) -> str:
-        """What messages call it: its address, and the one that it led to when it was read."""
-        led = self._redirects.target
-        return f"{self.address}, which leads to {led}" if led else self.address
+        """What messages call it: its address, and the one that it led to when it was last read."""
+        return f"{self.address}, which leads to {self._led}" if self._led else self.address
+
+    def _lead(self, target: str) -> None:
+        self._led = target
 
     def read(self, size: int) -> bytes:
         """Return the bytes of the file.
@@ -80,9 +82,10 @@ class FetchedImage:
             InputError: nothing or too much came, or not all of it, or not in time.
         """
         asked = request.Request(self._asked, headers={"User-Agent": "p4q-edge"})
+        self._led = ""
         try:
             until = time.monotonic() + WHOLE_SECONDS
-            opener = _opener(self._redirects, until=until, silent=self._silent)
+            opener = _opener(_Redirects(self._lead), until=until, silent=self._silent)
             with opener.open(asked, timeout=WAIT_SECONDS) as answer:
                 said: int | None = answer.length
                 try:
@@ -143,14 +146,13 @@ def image_at(word: str, *, allow_url: bool, silent: Silent | None = None) -> str
 
 
 class _Redirects(request.HTTPRedirectHandler):
-    """Follows to other addresses of the web, and never from an encrypted one to an open one.
-
-    Attributes:
-        target: where it went last, without what may be secret behind a question mark; empty where it went nowhere.
-    """
+    """Follows to other addresses of the web, and never from an encrypted one to an open one."""
 
     max_redirections = 5
-    target = ""
+
+    def __init__(self, lead: Callable[[str], None]) -> None:
+        """Tell `lead` of each address that it goes to, without what may be secret behind a question mark."""
+        self._lead = lead
 
     def redirect_request(
         self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -165,7 +167,7 @@ class _Redirects(request.HTTPRedirectHandler):
         if target.scheme not in _SCHEMES or "@" in target.netloc or (req.type, target.scheme) == ("https", "http"):
             reason = f"it leads to {target.scheme}://{target.hostname}, where nothing is fetched from"
             raise HTTPError(req.full_url, code, reason, headers, fp)
-        self.target = printable(one_line(urlunsplit((target.scheme, target.netloc, target.path, "", ""))))
+        self._lead(printable(one_line(urlunsplit((target.scheme, target.netloc, target.path, "", "")))))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
