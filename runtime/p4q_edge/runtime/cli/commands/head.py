@@ -130,7 +130,7 @@ def _name(args: argparse.Namespace) -> str | None:
 def _needed_name(args: argparse.Namespace) -> str:
     name = _name(args)
     if name is None:
-        args.parser.error("the following arguments are required: name")
+        raise UsageError(f"the following arguments are required: name. Run: {args.parser.prog} --help")
     return name
 
 
