@@ -178,46 +178,6 @@ def test_wrong_exports(
     assert message in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the following arguments are required: ACTION. Run: p4q-edge head --help"),
-        (["swap", "a.onnx"], "invalid choice: 'swap'"),
-        (["remove", "a.onnx"], "the following arguments are required: name. Run: p4q-edge head remove --help"),
-        (["undo", "a.onnx"], "the following arguments are required: name. Run: p4q-edge head undo --help"),
-        (["add", "a.onnx"], "the following arguments are required: source. Run: p4q-edge head add --help"),
-        (["list", "a.onnx", "b.safetensors"], "unrecognized arguments: b.safetensors (takes ENGINE alone). Run: "),
-        (["list", "a.onnx", "-o", "b.safetensors"], "unrecognized arguments: -o b.safetensors"),
-        (["export", "a.onnx"], "the following arguments are required: -o/--output. Run: p4q-edge head export --help"),
-        (["list", "a.onnx", "--name", "b"], "unrecognized arguments: --name b"),
-        (["add", "a.onnx", "b.safetensors", "--per-class"], "unrecognized arguments: --per-class"),
-        (
-            ["calibrate", "a.onnx", "--data", "b"],
-            "arguments: --data (named without an option: p4q-edge head calibrate ENGINE DATA). Run: p4q-edge head "
-            "calibrate --help",
-        ),
-        (
-            ["calibrate", "a.onnx", "b", "night"],
-            "arguments: night (takes ENGINE DATA alone; did you mean --name night?). Run: p4q-edge head calibrate ",
-        ),
-        (["add", "a.onnx", "b.p4q", "night"], "(takes ENGINE SOURCE alone; did you mean --name night?)"),
-        (["remove", "a.onnx", "night", "other"], "unrecognized arguments: other (takes ENGINE [NAME] alone). Run: "),
-        (["reset", "a.onnx", "--head", "night"], "unrecognized arguments: --head night (did you mean --name?)"),
-        (
-            ["reset", "a.onnx", "night", "--name", "other"],
-            "expected the name of one head, got 'night' and --name 'other'. Leave one out. Run: p4q-edge head reset",
-        ),
-        (["reset", "a.onnx", "night"], "a.onnx does not exist. Build it from a bundle: p4q-edge build model.p4q"),
-        (["remove", "a.onnx", "night"], "a.onnx does not exist. Build it from a bundle: p4q-edge build model.p4q"),
-        (["calibrate", "a.onnx", "b", "--appply"], "(did you mean --apply?). Run: p4q-edge head calibrate --help"),
-    ],
-)
-def test_wrong_arguments(arguments: list[str], message: str, run: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, err = run("head", *arguments)
-    assert code == 2
-    assert message in err
-
-
 @pytest.mark.parametrize("named", [("night",), ("--name", "night")])
 def test_every_action_takes_a_name_in_the_same_way(
     tiny_engine: Path, night: Path, tmp_path: Path, named: tuple[str, ...], run: Callable[..., tuple[int, str, str]]

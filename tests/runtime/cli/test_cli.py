@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,31 +165,6 @@ def test_wrong_usage(
     subcommand(lambda path, output: 0)
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err == line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ("validate e.onnx labelled/", "labelled/ (takes ENGINE alone; did you mean --data labelled/?)"),
-        ("validate e.onnx 'my photos/'", "'my photos/' (takes ENGINE alone; did you mean --data 'my photos/'?)"),
-        ("serve e.onnx 8000", "8000 (takes ENGINE alone; did you mean --port 8000?)"),
-        ("bench e.onnx 1,8", "1,8 (takes ENGINE alone; did you mean --batch 1,8?)"),
-        ("bench e.onnx --batchsize 8", "--batchsize 8 (did you mean --batch?)"),
-        ("classify e.onnx a.png --top_k=3", "--top_k=3 (did you mean --top-k?)"),
-        ("classify e.onnx a.png --name night", "--name night (did you mean --head?)"),
-        ("build m.p4q e.onnx --engine e", "e.onnx (takes [BUNDLE] alone; did you mean --engine e.onnx?)"),
-        ("doctor m.p4q", "m.p4q (takes options alone; did you mean --bundle m.p4q?)"),
-        ("selftest e.onnx m.p4q", "m.p4q (takes ENGINE alone)"),
-        ("export-triton e.onnx models --head night", "--head night"),
-    ],
-)
-def test_a_word_too_many_is_told_with_what_it_may_mean(
-    capsys: pytest.CaptureFixture[str], arguments: str, line: str
-) -> None:
-    words = shlex.split(arguments)
-    assert cli.main(words) == 2
-    expected = f"error: unrecognized arguments: {line}. Run: p4q-edge {words[0]} --help\n"
-    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(
