@@ -240,7 +240,7 @@ def command(args: argparse.Namespace) -> list[str]:
     for name in _REPEATED:
         if value := getattr(args, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
+    return [*words, "--no-corruptions"] if args.no_corruptions else words
 
 
 if __name__ == "__main__":
