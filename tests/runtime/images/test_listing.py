@@ -16,6 +16,7 @@ from PIL import Image, features
 from p4q_edge.runtime.errors import InputError
 from p4q_edge.runtime.images import decode, listing
 from p4q_edge.runtime.images.decode import load_image
+from p4q_edge.runtime.images.image_set import from_class_folders
 from p4q_edge.runtime.images.inputs import expand
 from p4q_edge.runtime.images.listing import LeftOut, class_folders, image_files, labelled_files
 
@@ -164,6 +165,17 @@ def test_a_class_cannot_have_a_name_that_is_no_text(tmp_path: Path) -> None:
         class_folders(tmp_path)
     (tmp_path / os.fsdecode(b"caf\xe9")).rmdir()
     assert [folder.name for folder in class_folders(tmp_path)] == ["th\u00e9"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no such names")
+def test_a_photograph_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """What a bundle records of it is text all the same: a build ended when it was written, after learning."""
+    write(tmp_path / "cup" / os.fsdecode(b"caf\xe9.png"))
+    images = from_class_folders(tmp_path)
+    assert images.names == ("cup/caf\\udce9.png",)
+    assert images.names[0].isascii()
+    assert images.open_image(0).size == (8, 8)
+    assert len(images.digests()) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names whatever the locale")
