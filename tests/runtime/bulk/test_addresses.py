@@ -43,5 +43,6 @@ def test_an_address_that_is_none(address: str) -> None:
 
 def test_an_encrypted_address_leads_to_no_open_one() -> None:
     asked = fetching.request.Request("https://a/b.png")
+    handler = fetching._Redirects(lambda target: pytest.fail(f"it leads to {target}"))
     with pytest.raises(fetching.HTTPError, match="leads to http://a"):
-        fetching._Redirects().redirect_request(asked, io.BytesIO(), 302, "Found", {}, "http://a/b.png")
+        handler.redirect_request(asked, io.BytesIO(), 302, "Found", {}, "http://a/b.png")
