@@ -98,6 +98,8 @@ def scene_recipe(name: str, seed: int, place: Place, width: str) -> Recipe:
     if name not in CALIBRATED_ON:
         return recipe
     section = msgspec.structs.replace(recipe.quantization, calibration_images=CALIBRATED_ON[name])
+    if name == "caltech101":  # its image tower has no attentions
+        section = msgspec.structs.replace(section, quantize_attention=False)
     return msgspec.structs.replace(recipe, quantization=section)
 
 
