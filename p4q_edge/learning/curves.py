@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from p4q_edge.runtime.storage import atomic_write, wire_header, wire_varint
+from p4q_edge.runtime.storage import atomic_write, wire_message, wire_varint
 
 CURVE_TABLE = "learning.csv"
 EVENTS_NAME = "events.out.tfevents.0.p4q-edge"
@@ -93,7 +93,7 @@ def _scalars(point: CurvePoint) -> Iterator[tuple[str, float]]:
 
 def _field(number: int, data: bytes) -> bytes:
     """Return a field of a message that holds bytes."""
-    return wire_header(number, len(data)) + data
+    return b"".join(wire_message(number, data))
 
 
 def _record(data: bytes) -> bytes:

@@ -48,7 +48,7 @@ def test_notes_of_kernels_that_end_early_are_told_by_their_reason(
     notes = tmp_path / "notes.json"
     notes.write_text('[{"cat": "Node", ')
     session = SimpleNamespace(run=lambda *_: None, end_profiling=lambda: str(notes))
-    monkeypatch.setattr(builder, "open_session", lambda *_: session)
+    monkeypatch.setattr(builder, "open_optimized", lambda *_: session)
     model, image = read_bundle(tiny_bundle).model("fp32"), np.zeros((1, 3, 8, 8), np.uint8)
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
         inspect_kernels(model, "exact", image)

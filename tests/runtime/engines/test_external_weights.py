@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p4q_edge.runtime.artifacts import check_model
-from p4q_edge.runtime.engines.onnxruntime import engine, shared_weights
+from p4q_edge.runtime.engines.onnxruntime import engine, external_weights
 from p4q_edge.runtime.engines.onnxruntime.engine import (
     OnnxRuntimeEngine,
     open_session,
     optimized_path,
     session_options,
 )
-from p4q_edge.runtime.engines.onnxruntime.shared_weights import LEAST_BYTES, split_weights
+from p4q_edge.runtime.engines.onnxruntime.external_weights import LEAST_BYTES, split_weights
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import read_buffer
 
@@ -71,8 +71,8 @@ def test_what_is_not_plain_stays_in_the_model(case: str) -> None:
     assert list(weights) == (["w"] if case == "named twice" else [])
 
 
-def test_an_engine_computes_the_same_from_shared_weights(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_weights, "LEAST_BYTES", 1)
+def test_an_engine_computes_the_same_from_weights_beside_it(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_weights, "LEAST_BYTES", 1)
     copy = optimized_path(tiny_engine)
     buffer = read_buffer(copy, limit_bytes=1 << 30, kind="copy")
     _, weights = split_weights(buffer)
@@ -98,7 +98,7 @@ def test_an_engine_computes_the_same_from_shared_weights(tiny_engine: Path, monk
         np.testing.assert_array_equal(left, right)
 
 
-def test_weights_in_other_files_are_refused_before_any_are_shared(tiny_engine: Path) -> None:
+def test_weights_in_other_files_are_refused_before_any_are_split_off(tiny_engine: Path) -> None:
     model = optimized_path(tiny_engine).read_bytes()
     elsewhere, _ = split_weights(model_of(tensor("w", np.ones((64, 256), np.int8), INT8)))
     for given_model in (elsewhere, memoryview(model + elsewhere)):

@@ -14,7 +14,7 @@ from p4q_edge.runtime.storage.protobuf import (
     WireError,
     packed_varints,
     wire_fields,
-    wire_header,
+    wire_message,
     wire_varint,
 )
 
@@ -48,7 +48,7 @@ def test_numbers_are_written_as_they_are_read(values: list[int], number: int) ->
     packed = b"".join(map(wire_varint, values))
     assert packed == b"".join(map(varint, values))
     assert list(packed_varints(b"\x80" + packed + b"\x80", 1, 1 + len(packed))) == values
-    message = wire_header(number, len(packed)) + packed
+    message = b"".join(wire_message(number, packed))
     assert list(wire_fields(message, 0, len(message))) == [
         (number, WIRE_BYTES, len(message) - len(packed), len(message))
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from p4q_edge.runtime.artifacts.onnx_parts import GRAPH_OF_MODEL, NODE_OF_GRAPH, TENSOR_OF_GRAPH
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import (
     WIRE_BYTES,
@@ -107,7 +108,7 @@ _TENSOR: _Kinds = {
     14: _NUMBER,
     16: _TEXT,
 }
-_GRAPH_OF_MODEL, _NODE_OF_GRAPH, _TENSOR_OF_GRAPH, _ATTRIBUTE_OF_NODE, _TENSOR_OF_ATTRIBUTE = 7, 1, 5, 5, 5
+_ATTRIBUTE_OF_NODE, _TENSOR_OF_ATTRIBUTE = 5, 5
 _OPERATOR_OF_NODE, _DOMAIN_OF_NODE = 4, 7
 _LOCATION_OF_TENSOR = 14
 # What is most worth a word of its own, by message and field.
@@ -165,15 +166,15 @@ class _Reader:
 
     def model(self) -> dict[Operator, int]:
         for number, start, stop in self._fields(_MODEL, 0, len(self._data)):
-            if number == _GRAPH_OF_MODEL:
+            if number == GRAPH_OF_MODEL:
                 self._graph(start, stop)
         return self._operators
 
     def _graph(self, start: int, stop: int) -> None:
         for number, at, end in self._fields(_GRAPH, start, stop):
-            if number == _NODE_OF_GRAPH:
+            if number == NODE_OF_GRAPH:
                 self._node(at, end)
-            elif number == _TENSOR_OF_GRAPH:
+            elif number == TENSOR_OF_GRAPH:
                 self._tensor(at, end)
 
     def _node(self, start: int, stop: int) -> None:

@@ -14,7 +14,13 @@ import numpy as np
 
 from p4q_edge.runtime.artifacts import CpuInspection, check_model
 from p4q_edge.runtime.choices import CpuProfile
-from p4q_edge.runtime.engines.onnxruntime import load_error, open_session, session_errors, session_options
+from p4q_edge.runtime.engines.onnxruntime import (
+    load_error,
+    open_optimized,
+    open_session,
+    session_errors,
+    session_options,
+)
 from p4q_edge.runtime.errors import CorruptArtifactError
 from p4q_edge.runtime.storage import write_error
 
@@ -66,7 +72,7 @@ def inspect_kernels(model: bytes, profile: CpuProfile, image: np.ndarray) -> Cpu
     with tempfile.TemporaryDirectory(prefix="p4q-edge-") as folder:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = open_session(model, options)
+        session = open_optimized(model, options)
         session.run(None, {"image": image})
         profile_file = Path(session.end_profiling())
         text = profile_file.read_text(encoding="utf-8", errors="replace")

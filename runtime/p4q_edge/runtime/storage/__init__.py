@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         WireError,
         packed_varints,
         wire_fields,
-        wire_header,
+        wire_message,
         wire_varint,
     )
     from p4q_edge.runtime.storage.scratch import scratch_folder
@@ -108,7 +108,7 @@ __all__ = [
     "temporary_path",
     "what_is_at",
     "wire_fields",
-    "wire_header",
+    "wire_message",
     "wire_varint",
     "write_error",
     "write_kept",
@@ -144,7 +144,7 @@ if not TYPE_CHECKING:
                 "WireError",
                 "packed_varints",
                 "wire_fields",
-                "wire_header",
+                "wire_message",
                 "wire_varint",
             ),
             "scratch": ("scratch_folder",),

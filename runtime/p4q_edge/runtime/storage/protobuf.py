@@ -81,9 +81,9 @@ def wire_varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def wire_header(number: int, size: int) -> bytes:
-    """Return what stands before a field of `size` bytes: its number, wire type and size."""
-    return wire_varint(number << 3 | WIRE_BYTES) + wire_varint(size)
+def wire_message(number: int, payload: bytes) -> tuple[bytes, bytes]:
+    """Return a field that holds bytes as its header and the bytes, which may be too large to be copied."""
+    return wire_varint(number << 3 | WIRE_BYTES) + wire_varint(len(payload)), payload
 
 
 def _varint(data: bytes | memoryview, at: int, stop: int) -> tuple[int, int]:

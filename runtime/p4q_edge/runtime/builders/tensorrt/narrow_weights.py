@@ -11,31 +11,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from p4q_edge.runtime.artifacts import (
+    GRAPH_OF_MODEL,
+    NODE_OF_GRAPH,
+    RAW_OF_TENSOR,
+    TENSOR_OF_GRAPH,
+    StoredTensor,
+    places_in_graph,
+    tensor_head,
+    with_graphs,
+)
 from p4q_edge.runtime.choices import QuantizedFlavour
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import (
-    WIRE_BYTES,
-    WIRE_VARINT,
-    WireError,
-    packed_varints,
-    wire_fields,
-    wire_header,
-    wire_varint,
-)
+from p4q_edge.runtime.storage import WireError, wire_fields, wire_message
 
-# Of onnx.proto: fields of a ModelProto, GraphProto, NodeProto, AttributeProto and TensorProto, and three of its types.
-_GRAPH = 7
-_NODE, _TENSOR = 1, 5
+# Of onnx.proto: fields of a NodeProto and an AttributeProto, and three types of a TensorProto.
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
-_DIMS, _TYPE, _NAME, _RAW = 1, 2, 8, 9
 _INT4, _E4M3, _FLOAT16 = 22, 17, 10
 
 
 def flavour_of(model: bytes) -> QuantizedFlavour:
     """Return what the linears of a model are quantized to, by its constants; of what is no model the parser tells."""
     try:
-        tensors = [_Tensor.read(model, *place) for place in _places(model, _TENSOR)]
+        tensors = list(_tensors(memoryview(model)))
     except (WireError, UnicodeError):
         return "int8"
     if any(tensor.kind == _INT4 for tensor in tensors):
@@ -54,16 +53,20 @@ def with_fp16_weights(model: bytes) -> bytes:
         CorruptArtifactError: it is no model, or such a weight is not as the exporter writes it.
     """
     try:
-        return _with_values(model)
+        return _with_values(memoryview(model))
     except (WireError, UnicodeError) as error:
         raise CorruptArtifactError(f"the bundle's graph is no model: {error}. Export the bundle again.") from error
 
 
-def _with_values(model: bytes) -> bytes:
-    tensors = {tensor.name: tensor for tensor in (_Tensor.read(model, *place) for place in _places(model, _TENSOR))}
+def _tensors(model: memoryview) -> Iterator[StoredTensor]:
+    return (StoredTensor.read(model, *place) for place in places_in_graph(model, TENSOR_OF_GRAPH))
+
+
+def _with_values(model: memoryview) -> bytes:
+    tensors = {tensor.name: tensor for tensor in _tensors(model)}
     restored: list[bytes] = []
     dropped: set[tuple[int, int]] = set()
-    for place in _places(model, _NODE):
+    for place in places_in_graph(model, NODE_OF_GRAPH):
         node = _Node.read(model, *place)
         weight = tensors.get(node.inputs[0]) if node.inputs else None
         if node.operator == "DequantizeLinear" and weight is not None and weight.kind in (_INT4, _E4M3):
@@ -76,33 +79,6 @@ def _with_values(model: bytes) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tensor:
-    name: str
-    kind: int
-    dims: tuple[int, ...]
-    raw: bytes
-    place: tuple[int, int]
-
-    @classmethod
-    def read(cls, data: bytes, start: int, stop: int) -> _Tensor:
-        name, kind, raw, dims = "", 0, (0, 0), []
-        for number, wire, at, end in wire_fields(data, start, stop):
-            if number == _DIMS and wire == WIRE_VARINT:
-                dims.append(at)
-            elif number == _DIMS:
-                dims += packed_varints(data, at, end)
-            elif number == _TYPE:
-                kind = at
-            elif number == _NAME:
-                name = data[at:end].decode()
-            elif number == _RAW:
-                raw = at, end
-        # Other types may keep their values elsewhere; they are not read.
-        kept = data[slice(*raw)] if kind in (_INT4, _E4M3, _FLOAT16) else b""
-        return cls(name=name, kind=kind, dims=tuple(dims), raw=kept, place=(start, stop))
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Node:
     operator: str = ""
     inputs: tuple[str, ...] = ()
@@ -110,23 +86,23 @@ class _Node:
     numbers: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, data: bytes, start: int, stop: int) -> _Node:
+    def read(cls, data: memoryview, start: int, stop: int) -> _Node:
         texts: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _OPERATOR: [""]}
         numbers = {}
         for number, _, at, end in wire_fields(data, start, stop):
             if number in texts:
-                texts[number].append(data[at:end].decode())
+                texts[number].append(bytes(data[at:end]).decode())
             elif number == _ATTRIBUTE:
                 name, value = "", 0
                 for inner, _, a, b in wire_fields(data, at, end):
-                    name = data[a:b].decode() if inner == _ATTRIBUTE_NAME else name
+                    name = bytes(data[a:b]).decode() if inner == _ATTRIBUTE_NAME else name
                     value = a if inner == _ATTRIBUTE_INT else value
                 numbers[name] = value
         inputs, outputs = tuple(texts[_INPUT]), tuple(texts[_OUTPUT])
         return cls(operator=texts[_OPERATOR][-1], inputs=inputs, outputs=outputs, numbers=numbers)
 
 
-def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
+def _values(node: _Node, weight: StoredTensor, tensors: Mapping[str, StoredTensor]) -> np.ndarray:
     """Return the FP16 values `(in, out)` of a weight: computed in float32, and rounded once."""
     if weight.kind == _E4M3:
         return _values_of_e4m3(node, weight, tensors)
@@ -144,7 +120,7 @@ def _values(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.
     return values.astype(np.float16)
 
 
-def _values_of_e4m3(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor]) -> np.ndarray:
+def _values_of_e4m3(node: _Node, weight: StoredTensor, tensors: Mapping[str, StoredTensor]) -> np.ndarray:
     rows, columns = weight.dims if len(weight.dims) == 2 else (0, 0)
     form = _Form(operands=3, axis=1, scales=(columns,), weight_bytes=rows * columns)
     steps = _steps(node, weight, tensors, form)
@@ -167,7 +143,7 @@ class _Form:
     weight_bytes: int
 
 
-def _steps(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor], form: _Form) -> np.ndarray | None:
+def _steps(node: _Node, weight: StoredTensor, tensors: Mapping[str, StoredTensor], form: _Form) -> np.ndarray | None:
     """Return the scales of a weight (in, out) in float32; None where it has another form."""
     scale = tensors.get(node.inputs[1]) if len(node.inputs) == form.operands else None
     fits = (
@@ -186,7 +162,7 @@ def _steps(node: _Node, weight: _Tensor, tensors: Mapping[str, _Tensor], form: _
     return steps
 
 
-def e4m3_values(raw: bytes) -> np.ndarray:
+def e4m3_values(raw: bytes | memoryview) -> np.ndarray:
     """Return the float32 values of E4M3 numbers, a byte each: sign, 4 bits of exponent (bias 7), 3 of mantissa.
 
     >>> e4m3_values(bytes([0x00, 0x01, 0x38, 0xFE])).tolist()
@@ -201,7 +177,7 @@ def e4m3_values(raw: bytes) -> np.ndarray:
     return values
 
 
-def unpacked(raw: bytes, count: int) -> np.ndarray:
+def unpacked(raw: bytes | memoryview, count: int) -> np.ndarray:
     """Return `count` signed integers of 4 bits, int8: of each byte the lower half comes first.
 
     >>> unpacked(bytes([0x9F, 0x07]), 3).tolist()
@@ -213,30 +189,15 @@ def unpacked(raw: bytes, count: int) -> np.ndarray:
     return signed
 
 
-def _places(model: bytes, field_number: int) -> Iterator[tuple[int, int]]:
-    """Yield where the nodes or tensors of a model's graph lie, of all parts of the graph."""
-    for number, wire, start, stop in wire_fields(model, 0, len(model)):
-        if number == _GRAPH and wire == WIRE_BYTES:
-            for inner, kind, at, end in wire_fields(model, start, stop):
-                if inner == field_number and kind == WIRE_BYTES:
-                    yield at, end
-
-
-def _rewritten(model: bytes, dropped: set[tuple[int, int]], tensors: list[bytes]) -> Iterator[bytes]:
+def _rewritten(model: memoryview, dropped: set[tuple[int, int]], tensors: list[bytes]) -> Iterator[bytes | memoryview]:
     """Yield a model without what lies at some places of its graph, followed by one with the tensors alone."""
-    at = 0
-    for number, wire, start, stop in wire_fields(model, 0, len(model)):
-        end = stop
-        if number == _GRAPH and wire == WIRE_BYTES:
-            yield from _message(_GRAPH, b"".join(_kept(model, start, stop, dropped)))
-        else:
-            yield model[at:end]
-        at = end
+    yield from with_graphs(model, lambda start, stop: _kept(model, start, stop, dropped))
     # Messages of one model that follow one another merge, and repeated fields append.
-    yield from _message(_GRAPH, b"".join(b"".join(_message(_TENSOR, tensor)) for tensor in tensors))
+    added = b"".join(part for tensor in tensors for part in wire_message(TENSOR_OF_GRAPH, tensor))
+    yield from wire_message(GRAPH_OF_MODEL, added)
 
 
-def _kept(model: bytes, start: int, stop: int, dropped: set[tuple[int, int]]) -> Iterator[bytes]:
+def _kept(model: memoryview, start: int, stop: int, dropped: set[tuple[int, int]]) -> Iterator[memoryview]:
     at = start
     for _, _, first, end in wire_fields(model, start, stop):
         if (first, end) not in dropped:
@@ -246,13 +207,5 @@ def _kept(model: bytes, start: int, stop: int, dropped: set[tuple[int, int]]) ->
 
 def _constant(name: str, values: np.ndarray) -> bytes:
     """Return a TensorProto of FP16."""
-    parts = [wire_varint(_DIMS << 3) + wire_varint(size) for size in values.shape]
-    parts.append(wire_varint(_TYPE << 3) + wire_varint(_FLOAT16))
-    parts += _message(_NAME, name.encode())
-    parts += _message(_RAW, values.astype("<f2").tobytes())
-    return b"".join(parts)
-
-
-def _message(number: int, payload: bytes) -> Iterator[bytes]:
-    yield wire_header(number, len(payload))
-    yield payload
+    head = tensor_head(name, _FLOAT16, values.shape)
+    return b"".join([head, *wire_message(RAW_OF_TENSOR, values.astype("<f2").tobytes())])

@@ -13,7 +13,7 @@ from p4q_edge.runtime.artifacts import OnnxRuntimeBuild, check_model, verify_dig
 from p4q_edge.runtime.choices import CpuProfile
 from p4q_edge.runtime.engines.contract import INPUT, MAX_MODEL_BYTES, not_an_engine, require_batch, require_outputs
 from p4q_edge.runtime.engines.kept_copies import read_kept_copy
-from p4q_edge.runtime.engines.onnxruntime.shared_weights import split_weights
+from p4q_edge.runtime.engines.onnxruntime.external_weights import split_weights
 from p4q_edge.runtime.errors import (
     CorruptArtifactError,
     EnvironmentNotAbleError,
@@ -70,7 +70,7 @@ class OnnxRuntimeEngine:
         options = session_options(profile, threads=threads, optimized=optimized)
         try:
             # Where the library still rewrites the model, it must find the weights in it.
-            self._session: Any = open_shared(data, options) if optimized else open_session(bytes(data), options)
+            self._session: Any = open_optimized(data, options) if optimized else open_session(bytes(data), options)
         except self._errors as error:
             raise load_error(error, name=self._name) from error
         self._outputs = tuple(output.name for output in self._session.get_outputs())
@@ -151,7 +151,7 @@ def open_session(model: bytes, options: Any) -> Any:
     )
 
 
-def open_shared(model: bytes | memoryview, options: Any) -> Any:
+def open_optimized(model: bytes | memoryview, options: Any) -> Any:
     """Return an inference session of a model that is loaded as it is; its large weights are copied once, into it."""
     small, weights = split_weights(model)
     values = import_onnxruntime().OrtValue
