@@ -69,8 +69,10 @@ def _request(args: argparse.Namespace) -> InitRequest:
 def _run(request: InitRequest, output: Output) -> int:
     train, test = find_sets(request.photos)
     require_writable(request.output, force=output.force)
-    images = read_images(str(train), key="PHOTOS")
-    tested = None if test is None else read_images(str(test), key="PHOTOS")
+    images = read_images(str(train), key="PHOTOS", keep_empty=True)
+    if not len(images):
+        raise InputError(f"{train} has no images in its class folders; put the photographs of each class into its own")
+    tested = None if test is None else read_images(str(test), key="PHOTOS", keep_empty=True)
     counts = count_classes(images)
     broken, *of_test = damaged(*(ToDecode.of_set(some) for some in (images, tested) if some is not None))
     usable = images.subset(index for index in range(len(images)) if index not in broken)
@@ -88,7 +90,7 @@ def _run(request: InitRequest, output: Output) -> int:
         advice=tuple(advice),
     )
     width = max(map(len, counts))
-    lines = [f"{name:<{width}}  {count:>5}" for name, count in counts.items()]
+    lines = [f"{name:<{width}}  {count:>5}{_without(count - left[name])}" for name, count in counts.items()]
     lines += [f"cannot be used: {problem}" for problem in unusable]
     lines += [f"advice: {line}" for line in advice]
     lines += [
@@ -97,6 +99,10 @@ def _run(request: InitRequest, output: Output) -> int:
     ]
     output.write(document=document, text="\n".join(lines))
     return 0
+
+
+def _without(unusable: int) -> str:
+    return f"  ({unusable} cannot be used)" if unusable else ""
 
 
 def find_sets(photos: Path) -> tuple[Path, Path | None]:
@@ -144,8 +150,11 @@ def count_classes(images: ImageSet) -> dict[str, int]:
 
 
 def advise_test(learned: ImageSet, tested: ImageSet, *, source: str) -> list[str]:
-    """Return what `build` would refuse of the images to test on: other classes, and images that are learned from."""
+    """Return what `build` would refuse of the images to test on: empty or other classes, and copies of learned ones."""
     advice = []
+    empty = [name for name, count in count_classes(tested).items() if not count]
+    if empty:
+        advice.append(f"no images to test on in class folders of {source}; fill or remove them: {some_of(empty)}")
     try:
         tested.with_classes_of(learned, source=source)
     except InputError as error:
@@ -185,7 +194,7 @@ def advise(images: ImageSet, counts: dict[str, int]) -> list[str]:
     if few:
         advice.append(f"fewer than {FEW_IMAGES} images; 16 and some to test on work better: {some_of(few)}")
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
-    if counts[most] >= UNEQUAL * counts[least]:
+    if counts[most] >= UNEQUAL * counts[least] > 0:
         advice.append(
             f"very unequal: {most} has {counts[most]}, {least} {counts[least]}; data.shots takes the same number of "
             "each"

@@ -48,13 +48,18 @@ def read_split(section: DataSection, *, seed: int) -> Split:
     return make_split(train, test, shots=section.shots, seed=seed, test_limit=section.test_limit)
 
 
-def read_images(source: str, *, key: str = "--data", known: Sequence[str] = ()) -> ImageSet:
+def read_images(source: str, *, key: str = "--data", known: Sequence[str] = (), keep_empty: bool = False) -> ImageSet:
     """Open a set of labelled images by the kind of its path.
 
     Args:
         source: where they are.
         key: what messages call it.
         known: names of classes; folders of these names are classes, whatever they sound like.
+        keep_empty: a class folder without images is a class that has none, and not refused.
+
+    Raises:
+        UsageError: the path does not exist or has an unknown kind.
+        InputError: it holds no classes, or a class folder without images.
     """
     if source == DEMO_DATA:
         return _read_demo()
@@ -73,7 +78,7 @@ def read_images(source: str, *, key: str = "--data", known: Sequence[str] = ()) 
             return read_dataset_folder(path)
         # The classes of an engine, for `--data`, are what they are.
         advice = "name them in data.class_names" if key.startswith("data.") else ""
-        return from_class_folders(path, known=known, advice=advice)
+        return from_class_folders(path, known=known, advice=advice, keep_empty=keep_empty)
     readers: dict[str, Callable[[Path], ImageSet]] = {".npz": read_npz, ".tar": read_tar, ".parquet": read_parquet}
     readers |= dict.fromkeys(DELIMITERS, read_table)
     suffix = path.suffix.lower()

@@ -58,7 +58,7 @@ def test_the_recipe_is_commented_and_can_be_read(
     monkeypatch.chdir(tmp_path)
     assert main(["init", "my photos"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["cat 9            1", "cat 10           4", "grand_piano     30"]
+    assert lines[:3] == ["cat 9            1", "cat 10           4", "grand_piano     30  (1 cannot be used)"]
     assert lines[-2:] == [
         "p4q.toml  34 usable images of 3 classes",
         "next: repair or remove the files that cannot be used and give each class at least 2 images or remove it, "
@@ -129,7 +129,7 @@ def test_damaged_images_count_for_nothing(
     (tmp_path / "photos" / "eel" / "0.png").write_bytes(b"")  # the bytes of damaged dogs, and no copy of a photograph
     assert main(["init", "photos"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["cat     20", "dog     20", "eel      2"]
+    assert lines[:3] == ["cat     20", "dog     20  (14 cannot be used)", "eel      2  (1 cannot be used)"]
     assert lines[3] == "cannot be used: photos/dog/0.png is empty (0 bytes). Copy it again, or remove it."
     assert lines[13] == "cannot be used: and 5 more images cannot be read"
     assert lines[14:17] == [
@@ -139,6 +139,39 @@ def test_damaged_images_count_for_nothing(
     ]
     assert lines[17] == "p4q.toml  27 usable images of 3 classes"
     assert "give each class at least 2 images or remove it" in lines[18]
+
+
+def test_an_empty_class_folder_is_told_of_beside_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shade, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "photos" / "train" / name, 9, shade)
+        fill(tmp_path / "photos" / "test" / name, 2, 7 + shade)
+    for part, name in (("train", "eel"), ("test", "fox")):
+        (tmp_path / "photos" / part / name).mkdir()
+    assert main(["init", "photos"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "cat      9",
+        "dog      9",
+        "eel      0",
+        "advice: a class needs at least 2 images; add some or remove the folder: eel",
+        "advice: no images to test on in class folders of photos/test; fill or remove them: fox",
+        "advice: photos/test has the class 'fox', which is not one of the 3 known classes (cat, dog, eel); classes are "
+        "matched by name: rename it, or remove it from the data",
+        "p4q.toml  18 usable images of 3 classes",
+        "next: give each class at least 2 images or remove it and follow the advice about the images to test on, then: "
+        "p4q-edge build --recipe p4q.toml --engine out.onnx",
+    ]
+
+
+def test_class_folders_that_are_all_empty_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    assert main(["init", str(tmp_path), "-o", str(tmp_path / "p4q.toml")]) == 2
+    assert "has no images in its class folders" in capsys.readouterr().err
+    assert not (tmp_path / "p4q.toml").exists()
 
 
 def test_names_that_steer_a_terminal_make_no_other_recipe(

@@ -134,13 +134,16 @@ def from_paths(paths: Iterable[Path], labels: Sequence[int], class_names: Sequen
     )
 
 
-def from_class_folders(root: Path, *, known: Iterable[str] = (), advice: str = "") -> ImageSet:
+def from_class_folders(
+    root: Path, *, known: Iterable[str] = (), advice: str = "", keep_empty: bool = False
+) -> ImageSet:
     """Return the images in `root/CLASS/IMAGE`; the folders name the classes.
 
     Args:
         root: holds the folders.
         known: names of classes, whatever they sound like.
         advice: how the caller is told such names.
+        keep_empty: a folder without images is a class that has none.
 
     Raises:
         InputError: no class folders, or an empty one.
@@ -149,7 +152,7 @@ def from_class_folders(root: Path, *, known: Iterable[str] = (), advice: str = "
     labels: list[int] = []
 
     def walked() -> Iterator[Path]:  # fills the two lists while its paths become texts, a class at a time
-        for folder, files in labelled_files(root, known=known, advice=advice):
+        for folder, files in labelled_files(root, known=known, advice=advice, keep_empty=keep_empty):
             labels.extend([len(class_names)] * len(files))
             class_names.append(same_form(folder.name))
             yield from files

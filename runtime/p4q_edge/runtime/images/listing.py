@@ -144,13 +144,16 @@ def _has_folders_alone(folder: Path) -> bool:
     return any(_is_folder(entry) for entry in here) and not any(_is_taken(entry, LeftOut()) for entry in here)
 
 
-def labelled_files(root: Path, *, known: Iterable[str] = (), advice: str = "") -> Iterator[tuple[Path, list[Path]]]:
+def labelled_files(
+    root: Path, *, known: Iterable[str] = (), advice: str = "", keep_empty: bool = False
+) -> Iterator[tuple[Path, list[Path]]]:
     """Yield each class folder in label order with its image files, and say at the end what was left out.
 
     Args:
         root: holds the folders.
         known: names of classes, whatever they sound like.
         advice: how the caller is told such names.
+        keep_empty: yield folders without images too, and do not raise for them.
 
     Raises:
         InputError: no class folder, or some without images: all of them are named at the end.
@@ -158,7 +161,7 @@ def labelled_files(root: Path, *, known: Iterable[str] = (), advice: str = "") -
     left_out, empty = LeftOut(), []
     for folder in class_folders(root, left_out, known=known, advice=advice):
         files = image_files(folder, left_out)
-        if not files:
+        if not files and not keep_empty:
             here = LeftOut()
             image_files(folder, here)
             why = f"; left out: {here}" if here.reasons else ""
