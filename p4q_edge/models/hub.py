@@ -83,7 +83,8 @@ def fetching_failed(name: str, pretrained: str, error: BaseException) -> P4QEdge
         instead = "the weights here and set model.pretrained to their path"
     return EnvironmentNotAbleError(
         f"{weights} are not on this machine and could not be fetched: {first_line(error)}. Try again with a network, "
-        f"or copy {instead}"
+        f'or copy {instead}. The small model in this package needs none, to try the commands: model.name = "demo" '
+        "without model.pretrained"
     )
 
 

@@ -167,8 +167,11 @@ def test_weights_that_cannot_be_fetched_are_the_fault_of_the_machine(
             raise RuntimeError("could not download") from cause
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(EnvironmentNotAbleError, match="could not be fetched: could not download. .* model.pretrained"):
+    with pytest.raises(
+        EnvironmentNotAbleError, match="could not be fetched: could not download. .* model.pretrained"
+    ) as found:
         load_model("ViT-B-32", "openai")
+    assert 'model.name = "demo" without model.pretrained' in str(found.value)
 
 
 COCA = CONFIG | {
