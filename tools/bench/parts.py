@@ -8,8 +8,9 @@ real weights that ``real_models.py`` makes; the digits come with the demo. Each 
 ones (16 of each class; 15 of Caltech-101), some without labels, and tested ones. The encoder of each width is
 calibrated on the labelled images alone; its features are computed once and kept under ``--work``.
 
-Three kinds of figures: `cross-validated` on the labelled images, by which alone a default may be chosen; `tested`; and
-`base-to-new`, where half of the classes are learned. Results go to ``results/parts-<date>.json`` and ``.md`` beside it.
+Four kinds of figures: `cross-validated` on the labelled images and, where these are too few for that, `held-out` on the
+images without labels, by which alone a default may be chosen; `tested`; and `base-to-new`, where half of the classes
+are learned. Results go to ``results/parts-<date>.json`` and ``.md`` beside it.
 Every answer stays under ``--work``; a
 figure that is there already is not measured again. With ``--minutes`` what is not finished by then is left
 out, and the tables say so.
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", default=",".join(SHOTS), help="default: %(default)s")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--widths", default=",".join(WIDTHS), help="default: %(default)s")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="default: %(default)s")
+    parser.add_argument("--kinds", default="tested,cross-validated,base-to-new", help="default: %(default)s")
     parser.add_argument("--rows", default="", help="only these, divided by semicolons; default: all")
     parser.add_argument("--shots", type=int, default=0, help="labelled images of each class; 0: 16, of Caltech-101 15")
     parser.add_argument("--limit", type=int, default=0, help="at most so many test images; 0: all")
@@ -99,6 +100,7 @@ def encode_scene(name: str, seed: int, place: Place, width: str) -> dict[str, An
     return {
         "tested": list(split.test.names),
         "labelled": list(split.train.names),
+        "held out": list(scene.source.unlabelled.names) if scene.source.unlabelled is not None else [],
         "classes": len(split.train.class_names),
     }
 

@@ -69,6 +69,8 @@ def _lp_plus_plus(data: Labelled, _: int) -> Head:
 DEFAULT = "P4Q"
 NO_TEACHER = "P4Q, no teacher"
 """It differs from the default where a recipe has a teacher: at the paper's settings."""
+WITHOUT_LABELS = "unlabelled images"
+"""Ends the names of rows that learn from images without labels too."""
 MOVED = "P4Q of full precision, moved"
 """The same head learned where nothing is quantized: what it loses at a width is the loss by quantization."""
 ROWS: tuple[Row, ...] = (
@@ -125,7 +127,7 @@ def section_of(source: Source, row: Row, steps: int) -> LearnSection:
 
 def fit(source: Source, row: Row, features: CachedFeatures, steps: int = 0) -> Head:
     """Learn a row's head on features."""
-    if not row.name.endswith("unlabelled images"):
+    if not row.name.endswith(WITHOUT_LABELS):
         features = replace(features, unlabelled=None)
     features = features.in_full_precision() if row.in_float else features
     section = section_of(source, row, steps)
@@ -181,6 +183,18 @@ def cross_validated(scene: Scene, row: Row, width: str, features: Features) -> d
     return {"cross-validated": right}
 
 
+def held_out(scene: Scene, row: Row, width: str, features: Features) -> dict[str, Tensor]:
+    """Whether images are named rightly that are neither labelled for learning nor tested.
+
+    By these a default may be chosen where labelled images are too few to be shared out into folds.
+    """
+    source = scene.at(width)
+    unlabelled = features.learned.unlabelled
+    assert unlabelled is not None
+    head = fit(source, row, features.learned, scene.place.steps)
+    return {"held out": answers(head, unlabelled.student, source) == scene.known}
+
+
 def base_to_new(scene: Scene, row: Row, width: str, features: Features) -> dict[str, Tensor]:
     """Learn the first half of the classes; right answers on tested images among each half, and among all classes.
 
@@ -234,6 +248,7 @@ KINDS: dict[str, Callable[[Scene, Row, str, Features], dict[str, Tensor]]] = {
     "tested": tested,
     "cross-validated": cross_validated,
     "base-to-new": base_to_new,
+    "held-out": held_out,
 }
 
 
@@ -244,6 +259,7 @@ def cells(widths: Sequence[str]) -> list[tuple[str, Row, str]]:
         ("tested", [width for width in (FLOAT, "W8A8", "W4A4") if width in widths]),
         ("cross-validated", judged),
         ("base-to-new", [width for width in (FLOAT, "W8A8", "W4A4") if width in widths]),
+        ("held-out", list(widths)),
         ("tested", [width for width in widths if width not in (FLOAT, *judged)]),
         ("cross-validated", [width for width in widths if width not in (FLOAT, *judged)]),
     ]
@@ -256,6 +272,8 @@ def _skipped(kind: str, row: Row, width: str) -> bool:
     if kind == "cross-validated" and not row.judged:
         return True
     if kind == "base-to-new" and not row.new_classes:
+        return True
+    if kind == "held-out" and row.name.endswith(WITHOUT_LABELS):
         return True
     if row.name == NO_TEACHER and width not in PAPER:
         return True

@@ -16,7 +16,7 @@ from real_photos import CALTECH_SHOTS
 from torch import Tensor, nn
 
 from p4q_edge.calibration import calibrate_encoder
-from p4q_edge.data import draw_by_class, pixels, read_unlabelled
+from p4q_edge.data import draw_by_class, pixels, read_images, read_unlabelled
 from p4q_edge.learning import CachedFeatures, Unlabelled, read_tensors, write_tensors
 from p4q_edge.recipe import Recipe, on_device
 from p4q_edge.runtime.images import ImageSet
@@ -55,12 +55,17 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One data set under one seed, its images shared out into labelled ones, ones without labels, and tested ones."""
+    """One data set under one seed, its images shared out into labelled ones, ones without labels, and tested ones.
+
+    Attributes:
+        known: ``(images,)`` int64, the labels of those without, which no learning sees.
+    """
 
     name: str
     seed: int
     place: Place
     source: Source
+    known: Tensor
 
     def at(self, width: str) -> Source:
         """The source with the recipe of a width."""
@@ -113,11 +118,16 @@ def open_scene(name: str, seed: int, place: Place) -> Scene:
         unlabelled = read_unlabelled(more, split)
         assert unlabelled is not None
         unlabelled = unlabelled.subset(draw_by_class(unlabelled.labels, wanted, seed=seed))
+        every = read_images(source.recipe.data.train)
+        label_of = dict(zip(every.names, every.labels, strict=True))
+        known = torch.tensor([int(label_of[one]) for one in unlabelled.names])
     else:
         drawn = draw_by_class(split.test.labels, min(wanted, len(split.test) // 3), seed=seed)
         unlabelled = split.test.subset(drawn)
+        known = torch.from_numpy(unlabelled.labels)
         split = replace(split, test=split.test.subset(np.setdiff1d(np.arange(len(split.test)), drawn)))
-    return Scene(name=name, seed=seed, place=place, source=replace(source, split=split, unlabelled=unlabelled))
+    source = replace(source, split=split, unlabelled=unlabelled)
+    return Scene(name=name, seed=seed, place=place, source=source, known=known)
 
 
 def encode(scene: Scene, width: str) -> Path:

@@ -23,6 +23,8 @@ from p4q_edge.runtime.wording import number_of
 
 HEADINGS = {"digits": "digits", "cifar100": "CIFAR-100", "caltech101": "Caltech-101"}
 WIDTHS = ("FP32", "W8A8", "W4A8", "W4A4", *PAPER)
+ASKED_OF = {"cross-validated": "labelled", "held-out": "held out"}
+"""Which images a kind of figures is about, where it is not those that are tested on."""
 SEEDS = 3
 """Of a cell that was measured whole."""
 PARTS: tuple[tuple[str, str, str], ...] = (
@@ -92,7 +94,7 @@ class Answers:
         for (kind, part, row, width, name), seeds in sorted(found.items()):
             entry: dict[str, Any] = {"kind": kind, "part": part, "row": row, "width": width, "data": name}
             entry["top1"] = seeds
-            if part in ("clean", "cross-validated") and row != DEFAULT:
+            if part in ("clean", "cross-validated", "held out") and row != DEFAULT:
                 gain = self.gain(kind, part, (row, DEFAULT), (width, width), name)
                 if gain is not None:
                     entry["over_default"] = [round(value, 3) for value in (gain[0].value, gain[0].low, gain[0].high)]
@@ -112,7 +114,7 @@ class Answers:
         if not seeds:
             return None
         differences: dict[str, list[float]] = {}
-        group = "labelled" if kind == "cross-validated" else "tested"
+        group = ASKED_OF.get(kind, "tested")
         for seed in seeds:
             first, second = (
                 self.right(kind, part, row, width, name, seed).astype(float)
@@ -260,10 +262,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"{document.get('note', '')}".rstrip(),
         "",
     ]
-    for kind, part in (("cross-validated", "cross-validated"), ("tested", "clean")):
+    for kind, part in (("cross-validated", "cross-validated"), ("held-out", "held out"), ("tested", "clean")):
         lines += [f"## What each part brings, {kind}", "", *brought(answers, kind, part)]
     each: tuple[tuple[str, Callable[[str], list[str]]], ...] = (
         ("cross-validated", lambda name: shares(answers, "cross-validated", "cross-validated", name)),
+        ("held out", lambda name: shares(answers, "held-out", "held out", name)),
         ("tested", lambda name: shares(answers, "tested", "clean", name)),
         ("loss by quantization and what is recovered, tested", lambda name: recovered(answers, name)),
         ("half of the classes learned", lambda name: new_classes(answers, name)),

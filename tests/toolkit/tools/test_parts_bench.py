@@ -46,7 +46,18 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     rows = ["zero-shot", "P4Q", "adapter and residual", "residual (TaskRes)", "linear probe", "strict, anchored"]
     rows += ["P4Q, learned teacher, unlabelled images", "P4Q of full precision, moved"]
     words = ["--data", str(data), "--sets", "cifar100", "--seeds", "0", "--widths", "FP32,W8A8", "--steps", "2"]
-    words += ["--jobs", "0", "--rows", ";".join(rows), "--work", str(tmp_path / "work"), "--output", str(tmp_path)]
+    words += [
+        "--kinds",
+        "tested,cross-validated,base-to-new,held-out",
+        "--jobs",
+        "0",
+        "--rows",
+        ";".join(rows),
+        "--work",
+        str(tmp_path / "work"),
+        "--output",
+        str(tmp_path),
+    ]
     assert bench["parts"].main(words) == 0
     (path,) = tmp_path.glob("parts-*.json")
     document = json.loads((tmp_path / "work" / "document.json").read_text())
@@ -69,6 +80,10 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
         ("clean", "noise", "blur", "JPEG", "dark"), 20
     )
     assert len(figures["cross-validated|P4Q|W8A8|cifar100|0"]["right"]["cross-validated"]) == 64
+    held_out = figures["held-out|P4Q|W8A8|cifar100|0"]["right"]["held out"]
+    assert len(held_out) == len(figures["names|FP32|cifar100|0"]["held out"]) == 16
+    assert held_out.count("1") / 16 > 0.5  # the true labels: four classes that differ in colour
+    assert ("held-out", "P4Q, learned teacher, unlabelled images", "W8A8") not in measured
     assert [len(text) for text in figures["base-to-new|P4Q|FP32|cifar100|0"]["right"].values()] == [10] * 4
     assert "### CIFAR-100: half of the classes learned" in path.with_suffix(".md").read_text()
     before = (tmp_path / "work" / "figures.jsonl").read_text()
