@@ -15,15 +15,17 @@ from torch import Tensor
 
 from p4q_edge.data import folds
 from p4q_edge.evaluation import COOP, PROMPTS_ALONE, PTQ
-from p4q_edge.learning import CachedFeatures, Student
+from p4q_edge.learning import CachedFeatures, LearningRun, Student
 from p4q_edge.recipe import LearnSection
 from p4q_edge.runtime.statistics import auroc
 from p4q_edge.stages import Source, hand_written_embeddings, learn_student, new_student
+from p4q_edge.stages.students import measure_text, teach
 
 Group = Literal["rivals", "parts", "teachers", "prompts", "schedule"]
 Rival = Callable[[Labelled, int], Head]
 """Another head, from labelled images and a number of steps."""
 
+NOISY_VIEWS = 7
 ALONE_FIRST = {"context_init": "", "num_context_tokens": 16, "prompt_steps": 1000, "prompt_rate": 1e-2}
 STRICT = {"class_residual": False}
 NO_PROMPTS = {"prompts": False}
@@ -39,6 +41,8 @@ class Row:
         judged: by cross-validation on the labelled images too.
         in_float: learned on full-precision features, and asked with those of the width.
         new_classes: what it learns on half of the classes is asked about the others too.
+        noise: on the features that it learns from, as a share of their root mean square; 0 leaves them.
+        averaged: its values are the means over the last half of the epochs.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Row:
     judged: bool = True
     in_float: bool = False
     new_classes: bool = False
+    noise: float = 0.0
+    averaged: bool = False
 
 
 def _tip_adapter(data: Labelled, steps: int) -> Head:
@@ -113,6 +119,8 @@ ROWS: tuple[Row, ...] = (
     Row(
         name="adapter and residual, label smoothing 0.1", group="schedule", learn=NO_PROMPTS | {"label_smoothing": 0.1}
     ),
+    Row(name="P4Q, features with noise 0.3", group="schedule", noise=0.3),
+    Row(name="P4Q, averaged over epochs", group="schedule", averaged=True),
 )
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -134,8 +142,9 @@ def fit(source: Source, row: Row, features: CachedFeatures, steps: int = 0) -> H
     source = replace(source, recipe=msgspec.structs.replace(source.recipe, learn=section))
     device = source.model.compute.device
     if row.rival is None:
-        student = learn_student(source, features.first_views(section.views))
-        return _head(student)
+        seen = features.first_views(section.views)
+        seen = with_noise(seen, row.noise, seed=source.recipe.seed) if row.noise else seen
+        return _head(learn_averaged(source, seen) if row.averaged else learn_student(source, seen))
     data = Labelled(
         features=features.student[0].to(device),
         labels=features.labels.to(device),
@@ -144,6 +153,38 @@ def fit(source: Source, row: Row, features: CachedFeatures, steps: int = 0) -> H
         seed=source.recipe.seed,
     )
     return row.rival(data, section.steps)
+
+
+def with_noise(features: CachedFeatures, share: float, *, seed: int) -> CachedFeatures:
+    """Add views of each image whose features have normal noise of a share of their root mean square."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(some: Tensor) -> Tensor:
+        others = some[:1].expand(NOISY_VIEWS, -1, -1)
+        noise = torch.randn(others.shape, generator=generator) * (share * some.square().mean().sqrt())
+        return torch.cat([some, others + noise])
+
+    return replace(features, student=noisy(features.student), teacher=noisy(features.teacher))
+
+
+def learn_averaged(source: Source, features: CachedFeatures) -> Student:
+    """Learn the student of a recipe, and take the means of its values over the last half of the epochs."""
+    student, tower = new_student(source)
+    learned = dict(student.named_parameters())
+    sums = {name: torch.zeros_like(value) for name, value in learned.items()}
+    epochs = source.recipe.learn.passes(len(features.labels))
+    first = epochs // 2 + 1
+
+    @torch.no_grad()
+    def after(epoch: int, _: float) -> None:
+        for name, value in learned.items() if epoch >= first else ():
+            sums[name] += value
+        for name, value in learned.items() if epoch == epochs else ():
+            value.copy_(sums[name] / (epochs - first + 1))
+
+    teach(source, student, features, LearningRun(progress=after))
+    measure_text(source, student, tower)
+    return student
 
 
 def _head(student: Student) -> Head:

@@ -9,12 +9,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from bench_modules import bench_modules
 from torch import Tensor
+
+from p4q_edge.learning import CachedFeatures, LearningRun
+from p4q_edge.recipe import demo_recipe
+from p4q_edge.stages import hand_written_embeddings, new_student, open_source
+from p4q_edge.stages.students import teach
 
 MODULES = ("parts", "parts_rows", "parts_scene", "parts_table", "rivals")
 COLOURS = {"orange": (240, 140, 30), "sea": (60, 120, 190), "forest": (30, 90, 40), "rose": (230, 120, 150)}
@@ -45,6 +51,7 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
 ) -> None:
     rows = ["zero-shot", "P4Q", "adapter and residual", "residual (TaskRes)", "linear probe", "strict, anchored"]
     rows += ["P4Q, learned teacher, unlabelled images", "P4Q of full precision, moved"]
+    rows += ["P4Q, features with noise 0.3", "P4Q, averaged over epochs"]
     words = ["--data", str(data), "--sets", "cifar100", "--seeds", "0", "--widths", "FP32,W8A8", "--steps", "2"]
     words += [
         "--kinds",
@@ -102,6 +109,34 @@ def test_a_cell_that_fails_is_left_out_and_told_of(
     assert list(figures.found) == ["good"]
     assert "bad failed: ValueError" in caplog.text
     assert bench["parts"].Figures(tmp_path / "figures.jsonl").found == figures.found
+
+
+def test_noise_is_a_share_of_the_features_and_leaves_the_first_view(bench: dict[str, ModuleType]) -> None:
+    seen = torch.full((1, 500, 40), 2.0)
+    features = CachedFeatures(student=seen, teacher=3 * seen, labels=torch.zeros(500, dtype=torch.int64))
+    noisy = bench["parts_rows"].with_noise(features, 0.3, seed=0)
+    assert noisy.student.shape == noisy.teacher.shape == (8, 500, 40)
+    assert torch.equal(noisy.student[:1], seen)
+    assert float((noisy.student[1:] - 2).std()) == pytest.approx(0.6, rel=0.01)
+    assert float((noisy.teacher[1:] - 3 * 2).std()) == pytest.approx(1.8, rel=0.01)
+
+
+@pytest.mark.slow
+def test_an_averaged_head_is_the_mean_over_the_last_half_of_its_epochs(bench: dict[str, ModuleType]) -> None:
+    recipe = demo_recipe()
+    learn = msgspec.structs.replace(recipe.learn, prompts=False, prompt_steps=0, epochs=4)
+    source = open_source(msgspec.structs.replace(recipe, learn=learn))
+    count = len(source.split.train.labels)
+    seen = torch.randn(1, count, hand_written_embeddings(source).shape[1], generator=torch.Generator().manual_seed(0))
+    features = CachedFeatures(student=seen, teacher=seen, labels=torch.from_numpy(source.split.train.labels))
+    values: list[Tensor] = []
+    student, _ = new_student(source)
+    assert student.class_residual is not None
+    run = LearningRun(progress=lambda *_: values.append(student.class_residual.detach().clone()))  # type: ignore[union-attr]
+    teach(source, student, features, run)
+    averaged = bench["parts_rows"].learn_averaged(source, features)
+    torch.testing.assert_close(averaged.class_residual, (values[2] + values[3]) / 2)
+    assert not torch.allclose(averaged.class_residual, student.class_residual)
 
 
 @pytest.fixture
