@@ -14,7 +14,6 @@ from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.cli.commands import add_torch_device
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.storage import require_writable
-from p4q_edge.stages import export_bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ def _run(request: ExportRequest, output: Output) -> int:
     recipe = recipe if request.device is None else on_device(recipe, request.device)
     split = read_split_again(recipe.data, seed=recipe.seed)
     learned = run_stages(recipe, request.run_folder, split=split)
+    from p4q_edge.stages import export_bundle  # needs torch, which is loaded by now
+
     bundle = export_bundle(learned, request.bundle, force=output.force)
     manifest = bundle.manifest
     size = request.bundle.stat().st_size

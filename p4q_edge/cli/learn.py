@@ -9,21 +9,18 @@ from typing import Literal, get_args
 
 import msgspec
 
-from p4q_edge.cli import team_work
 from p4q_edge.cli.common import add_recipe_arguments, choose_recipe
 from p4q_edge.cli.documents import AblateDocument, CalibrateDocument, LearnDocument
 from p4q_edge.cli.from_recipe import run_stages
-from p4q_edge.evaluation import BASELINES, lever_variants, quantization_variants, variants_of
-from p4q_edge.evaluation import ablation as ablate
-from p4q_edge.models import memory_in_words
-from p4q_edge.quant import quant_linears
+from p4q_edge.evaluation import lever_variants, quantization_variants, variants_of
 from p4q_edge.recipe import Recipe
 from p4q_edge.runtime.artifacts import quantized_parts
 from p4q_edge.runtime.builders import RecipeRequest
-from p4q_edge.runtime.cli import Command, Output
+from p4q_edge.runtime.cli import LOADING, Command, Output
 from p4q_edge.runtime.cli.commands import add_log_dir, recipe_request
 from p4q_edge.runtime.errors import UsageError
 from p4q_edge.runtime.evaluation.report import Baseline, baseline, baseline_table
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.storage import atomic_write, is_unchanged, write_record
 from p4q_edge.runtime.wording import number_of
 from p4q_edge.stages import RunFiles
@@ -72,8 +69,8 @@ def _add_learn_arguments(parser: argparse.ArgumentParser) -> None:
         "--ablate",
         choices=get_args(Ablation),
         help="in place of one run, compare methods on the test images, or the levers of [learn] or [quantization] by "
-        f"cross-validation on the labelled ones; writes {BASELINES}, levers.json or quantization.json and a .md beside "
-        "it",
+        "cross-validation on the labelled ones; writes baselines.json, levers.json or quantization.json and a .md "
+        "beside it",
     )
     parser.add_argument("--seeds", help=f"of --ablate (default: {SEEDS})")
 
@@ -95,6 +92,12 @@ def _recipe_of(request: CalibrateRequest | LearnRequest) -> Recipe:
 
 def _calibrate(request: CalibrateRequest, output: Output) -> int:
     recipe = _recipe_of(request)
+    with task(LOADING, total=1):
+        # Imported here: they need torch, and everything cheap is checked before.
+        from p4q_edge.cli import team_work
+        from p4q_edge.models import memory_in_words
+        from p4q_edge.quant import quant_linears
+
     with memory_in_words():
         prepared = team_work.calibrated(recipe, request.run_folder)
     calibrated = prepared.calibrated
@@ -162,7 +165,10 @@ def _ablate(request: LearnRequest, kind: Ablation, recipe: Recipe, output: Outpu
         "levers": lambda: lever_variants(recipe.learn),
         "quantization": lambda: quantization_variants(recipe.quantization),
     }[kind]()
-    target = request.run_folder / (BASELINES if methods else f"{kind}.json")
+    with task(LOADING, total=1):
+        from p4q_edge.evaluation import ablation as ablate  # needs torch
+
+    target = RunFiles(folder=request.run_folder).baselines if methods else request.run_folder / f"{kind}.json"
     scored: ablate.Scored = "tested" if methods else "cross_validated"
     record, key = target.with_suffix(".record.json"), ablate.ablation_key(recipe, seeds, variants, scored)
     if is_unchanged(record, key, [target]) and not output.force:

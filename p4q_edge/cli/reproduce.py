@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 
 from p4q_edge.cli.documents import ComparedFigure, ReproduceDocument
-from p4q_edge.evaluation import compare_reports, repeat
-from p4q_edge.runtime.cli import Command, Output, parse
+from p4q_edge.runtime.cli import LOADING, Command, Output, parse
 from p4q_edge.runtime.errors import CorruptArtifactError, QualityGateError
 from p4q_edge.runtime.evaluation import ValidateRequest
 from p4q_edge.runtime.evaluation.report import Report, columns, read_report
+from p4q_edge.runtime.progress import task
 from p4q_edge.runtime.wording import number_of, one_or_many
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,11 @@ def request_of(report: Report, *, source: str) -> ValidateRequest:
 
 def _run(request: ReproduceRequest, output: Output) -> int:
     before, source = read_report(request.report), str(request.report)
-    figures = compare_reports(before, repeat(before, request_of(before, source=source), source=source))
+    asked = request_of(before, source=source)
+    with task(LOADING, total=1):
+        from p4q_edge.evaluation import compare_reports, repeat  # needs torch
+
+    figures = compare_reports(before, repeat(before, asked, source=source))
     different = [figure for figure in figures if not figure.same]
     rows = [(f.name, f"{f.before:.6f}", f"{f.now:.6f}", "same" if f.same else "DIFFERS") for f in figures]
     compared = tuple(ComparedFigure(**msgspec.to_builtins(figure), same=figure.same) for figure in figures)

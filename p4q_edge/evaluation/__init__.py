@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         quantization_section,
     )
     from p4q_edge.evaluation.reproduce import compare_reports, repeat
-    from p4q_edge.evaluation.torch_reference import BASELINES, reference_for
+    from p4q_edge.evaluation.torch_reference import reference_for
     from p4q_edge.evaluation.variants import (
         COOP,
         PROMPTS_ALONE,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "BASELINES",
     "COOP",
     "PROMPTS_ALONE",
     "PTQ",
@@ -80,9 +79,6 @@ if not TYPE_CHECKING:
                 "quantization_variants",
                 "variants_of",
             ),
-            "torch_reference": (
-                "BASELINES",
-                "reference_for",
-            ),
+            "torch_reference": ("reference_for",),
         },
     )

@@ -41,10 +41,8 @@ from p4q_edge.stages import RunFiles, Source, learn_stage, open_source, prepare,
 
 logger = logging.getLogger(__name__)
 
-BASELINES = "baselines.json"
 RUN = ".run"
 """What stands for the suffix of an engine, or of its bundle, in the name of the run folder beside it."""
-"""In a run folder: a JSON list of `Baseline`, the comparison of methods that the report shows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,7 +178,7 @@ def read_baselines(folder: Path) -> tuple[Baseline, ...]:
     Raises:
         CorruptArtifactError: the file is not a list of rows.
     """
-    path = folder / BASELINES
+    path = RunFiles(folder=folder).baselines
     if not path.is_file():
         return ()
     try:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+BASELINES = "baselines.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
@@ -26,6 +28,11 @@ class RunFiles:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "learning.safetensors"
+
+    @property
+    def baselines(self) -> Path:
+        """A JSON list of `Baseline`: the comparison of methods that the report shows."""
+        return self.folder / BASELINES
 
     @property
     def bundle_record(self) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from p4q_edge.calibration import calibrate_encoder
-from p4q_edge.cli import learn
+from p4q_edge.cli import learn, team_work
 from p4q_edge.models import LoadedModel
 from p4q_edge.quant import quant_linears
 from p4q_edge.recipe import demo_recipe, to_toml
@@ -53,7 +53,7 @@ def test_calibrate_counts_what_a_limit_put_back_into_float(
     assert made.in_float
     linears = len(quant_linears(made.encoder)) - len(made.in_float)
     monkeypatch.setattr(learn, "_recipe_of", lambda _: msgspec.structs.replace(recipe, quantization=grid))
-    monkeypatch.setattr(learn.team_work, "calibrated", lambda *_: SimpleNamespace(calibrated=made))
+    monkeypatch.setattr(team_work, "calibrated", lambda *_: SimpleNamespace(calibrated=made))
     request = learn.CalibrateRequest(recipe=RecipeRequest(), run_folder=tmp_path)
     for form in (False, True):
         assert learn._calibrate(request, Output(json=form, force=False, quiet=False, verbose=False)) == 0

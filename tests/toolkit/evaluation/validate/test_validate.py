@@ -13,13 +13,13 @@ from PIL import Image
 from read_documents import read_document
 
 from p4q_edge.cli.documents import DOCUMENTS
-from p4q_edge.evaluation.torch_reference import BASELINES
 from p4q_edge.runtime.artifacts.bundle import GRAPH_FP32, read_bundle, write_bundle
 from p4q_edge.runtime.builders.build import BuildOptions, build_engine
 from p4q_edge.runtime.cli.documents import DOCUMENTS as OF_RUNTIME
 from p4q_edge.runtime.cli.main import main
 from p4q_edge.runtime.cli.registry import TOOLKIT_HELP
 from p4q_edge.runtime.evaluation.report.document import baseline, encode, read_report
+from p4q_edge.stages.run_files import RunFiles
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def report(engine: Path) -> Path:
 
 def test_the_whole_chain_agrees(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [baseline("P4Q", [0.8, 0.9], n=120, precision="W8A8 executed")]
-    (engine.with_suffix(".run") / BASELINES).write_bytes(msgspec.json.encode(rows))
+    RunFiles(folder=engine.with_suffix(".run")).baselines.write_bytes(msgspec.json.encode(rows))
     page = engine.with_name("demo.html")
     assert main(["validate", str(engine), "--max-top1-drop", "20", "--report", str(page)]) == 0
     out = capsys.readouterr().out
