@@ -49,6 +49,8 @@ RESULTS = Path(__file__).with_name("results")
 PARTS = ("features", "overlap", "pauses", "learn", "build", "validate")
 CLASSES = 100
 SAMPLED_EVERY_S = 0.2
+RESTED = 9.0
+"""How many times as long as a look took nothing is looked at: it walks all pages of large processes."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -250,10 +252,11 @@ def _watched(part: str, command: list[str]) -> tuple[str, float, float]:
     own = tree = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
+            begin = time.perf_counter()
             tree = max(tree, _tree_mib(process.pid))
             with contextlib.suppress(OSError, StopIteration):  # it ends meanwhile
                 own = _peak_mib(process.pid)
-            time.sleep(SAMPLED_EVERY_S)
+            time.sleep(max(SAMPLED_EVERY_S, RESTED * (time.perf_counter() - begin)))
         text = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(f"{part} ended with {process.returncode}")
