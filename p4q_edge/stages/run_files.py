@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-BASELINES = "baselines.json"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
@@ -32,7 +30,7 @@ class RunFiles:
     @property
     def baselines(self) -> Path:
         """A JSON list of `Baseline`: the comparison of methods that the report shows."""
-        return self.folder / BASELINES
+        return self.folder / "baselines.json"
 
     @property
     def bundle_record(self) -> Path:
