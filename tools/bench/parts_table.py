@@ -263,7 +263,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
     ]
     for kind, part in (("cross-validated", "cross-validated"), ("held-out", "held out"), ("tested", "clean")):
-        lines += [f"## What each part brings, {kind}", "", *brought(answers, kind, part)]
+        found = brought(answers, kind, part)
+        lines += [f"## What each part brings, {kind}", "", *found] if len(found) > 3 else []
     each: tuple[tuple[str, Callable[[str], list[str]]], ...] = (
         ("cross-validated", lambda name: shares(answers, "cross-validated", "cross-validated", name)),
         ("held out", lambda name: shares(answers, "held-out", "held out", name)),
@@ -279,8 +280,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     for name in answers.sets():
         lines += [f"## {HEADINGS[name]}", "", counts(answers, name), ""]
         for label, make in each:
-            found = make(name)
-            lines += [f"### {HEADINGS[name]}: {label}", "", *found] if len(found) > 3 else []
+            rows = make(name)
+            lines += [f"### {HEADINGS[name]}: {label}", "", *rows] if len(rows) > 3 else []
     return "\n".join(lines).rstrip() + "\n"
 
 
