@@ -18,7 +18,7 @@ from p4q_edge.data import (
 )
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images import ImageSet, ToDecode, damaged
+from p4q_edge.runtime.images import ImageSet, LeftOut, ToDecode, class_folders, damaged, image_files, same_form
 from p4q_edge.runtime.storage import atomic_write, printable, require_writable
 from p4q_edge.runtime.wording import number_of
 
@@ -71,7 +71,8 @@ def _run(request: InitRequest, output: Output) -> int:
     require_writable(request.output, force=output.force)
     images = read_images(str(train), key="PHOTOS", keep_empty=True)
     if not len(images):
-        raise InputError(f"{train} has no images in its class folders; put the photographs of each class into its own")
+        read_images(str(train), key="PHOTOS")  # tells of each folder why it has none
+        raise InputError(f"{train} has no images; put the photographs of each class into a folder of its name")
     tested = None if test is None else read_images(str(test), key="PHOTOS", keep_empty=True)
     counts = count_classes(images)
     broken, *of_test = damaged(*(ToDecode.of_set(some) for some in (images, tested) if some is not None))
@@ -79,7 +80,7 @@ def _run(request: InitRequest, output: Output) -> int:
     left = count_classes(usable)
     unusable = [line for problems in (broken, *of_test) for line in in_few_lines(problems.values())]
     refused = [] if tested is None else advise_test(usable, tested, source=str(test))
-    advice = advise(usable, counts) + refused
+    advice = advise(usable, counts) + left_out_of_empty(train, counts) + refused
     atomic_write(request.output, recipe_text(request.output, train, test, counts).encode(), force=output.force)
     document = InitDocument(
         recipe=str(request.output),
@@ -147,6 +148,18 @@ def next_step(recipe: Path, unusable: list[str], counts: dict[str, int], *, refu
 def count_classes(images: ImageSet) -> dict[str, int]:
     """Return how many images each class has."""
     return {name: int((images.labels == label).sum()) for label, name in enumerate(images.class_names)}
+
+
+def left_out_of_empty(folder: Path, counts: dict[str, int]) -> list[str]:
+    """Return of each class without images which files its folder holds that are none, such as those of HEIC."""
+    advice: list[str] = []
+    if all(counts.values()):
+        return advice
+    for path in class_folders(folder):
+        name, others = same_form(path.name), LeftOut()
+        if not counts[name] and not image_files(path, others) and others.reasons:
+            advice.append(f"left out of {name}, which has no other files: {others}")
+    return advice
 
 
 def advise_test(learned: ImageSet, tested: ImageSet, *, source: str) -> list[str]:

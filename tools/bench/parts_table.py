@@ -254,8 +254,9 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         "Means over seeds, in percent. In brackets the points above P4Q's default at the same width, and in tables of "
         "gains the points of a row with a part above that without, both on the same images with a paired bootstrap "
-        "interval of 95 % over images; bold where it excludes 0. Defaults are chosen by the cross-validated figures "
-        "alone: 4 folds of the labelled images, on an encoder calibrated on all of them without their labels. What was "
+        "interval of 95 % over images; bold where it excludes 0. Defaults are chosen by the cross-validated figures: "
+        "4 folds of the labelled images, on an encoder calibrated on all of them without their labels; where these are "
+        "too few, by images that are held out. What was "
         "not measured is '-'; cells of fewer than 3 seeds say so.",
         "",
         f"{document['created'][:10]}, commit {document['commit']}: `{shlex.join(document['command'])}`. "
@@ -288,10 +289,13 @@ def markdown(document: Mapping[str, Any]) -> str:
 def counts(answers: Answers, name: str) -> str:
     """How many images a data set's figures are about."""
     every = [answers.figures[key] for key in answers.figures if key.startswith(f"names|FP32|{name}|")]
-    tested, labelled = ([len(figure[part]) for figure in every] for part in ("tested", "labelled"))
+    tested, labelled, held_out = (
+        [len(figure.get(part, ())) for figure in every] for part in ("tested", "labelled", "held out")
+    )
+    kept = f"{min(held_out)} held out of both, " if any(held_out) else ""
     return (
         f"{every[0]['classes']} classes, {number_of(len(every), 'seed')}, {min(labelled)} labelled images (n of "
-        "cross-validation), "
+        f"cross-validation), {kept}"
         f"n = {min(tested)} tested images for each seed."
     )
 

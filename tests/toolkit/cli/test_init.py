@@ -166,11 +166,38 @@ def test_an_empty_class_folder_is_told_of_beside_the_rest(
     ]
 
 
+def test_files_that_keep_a_class_empty_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "photos" / "cat", 9, 1)
+    (tmp_path / "photos" / "dog").mkdir()
+    for name in ("a.gif9", "b.gif9"):
+        (tmp_path / "photos" / "dog" / name).write_bytes(b"x")
+    assert main(["init", "photos"]) == 0
+    out = capsys.readouterr().out
+    assert "advice: left out of dog, which has no other files: 2 .gif9 files" in out
+
+
+def test_one_name_stored_in_two_ways_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for shade, name in enumerate(("caf\u00e9", "cafe\u0301", "dog")):
+        fill(tmp_path / name, 3, shade)
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system takes both for one")
+    assert main(["init", str(tmp_path), "-o", str(tmp_path / "p4q.toml")]) == 2
+    err = capsys.readouterr().err
+    assert "have one name" in err
+    assert "'caf\\xe9'" in err
+    assert "'cafe\\u0301'" in err
+
+
 def test_class_folders_that_are_all_empty_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
     assert main(["init", str(tmp_path), "-o", str(tmp_path / "p4q.toml")]) == 2
-    assert "has no images in its class folders" in capsys.readouterr().err
+    assert "class folder " in (err := capsys.readouterr().err)
+    assert "cat has no images" in err
+    assert "dog has no images" in err
     assert not (tmp_path / "p4q.toml").exists()
 
 

@@ -97,6 +97,12 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     monkeypatch.setattr(bench["parts"], "measure", lambda *_: pytest.fail("measured again"))
     assert bench["parts"].main(words) == 0
     assert (tmp_path / "work" / "figures.jsonl").read_text() == before
+    older = [json.loads(line) for line in before.splitlines()]
+    for figure in older:
+        figure.pop("held out", None)
+    (tmp_path / "work" / "figures.jsonl").write_text("".join(json.dumps(figure) + "\n" for figure in older))
+    assert bench["parts"].main(words) == 0  # what it kept before images were held out is told again
+    assert len(bench["parts"].Figures(tmp_path / "work" / "figures.jsonl").found) == len(figures)
 
 
 def test_a_cell_that_fails_is_left_out_and_told_of(

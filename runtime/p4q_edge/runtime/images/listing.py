@@ -90,8 +90,8 @@ def class_folders(
         advice: how the caller is told such names, as `name them in KEY`; empty where it cannot be.
 
     Raises:
-        InputError: there is none, one has a name that is no text, or the folders are parts of a data set, such as
-            `train` and `test`.
+        InputError: there is none, one has a name that is no text, two have one name, or the folders are parts of a
+            data set, such as `train` and `test`.
     """
     counted = LeftOut() if left_out is None else left_out
     found = {}
@@ -109,7 +109,20 @@ def class_folders(
     for name in found:
         if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
             raise InputError(_no_text(root / name))
+    _refuse_one_name_twice(root, found)
     return [found[name] for name in in_label_order(found)]
+
+
+def _refuse_one_name_twice(root: Path, names: Iterable[str]) -> None:
+    """Raise `InputError` where folders differ in how their accents are stored alone: both would be the same class."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(same_form(name), name)
+        if other != name:
+            raise InputError(
+                f"two class folders of {root} have one name, {same_form(name)}, with its accents stored in two ways "
+                f"({other!a} and {name!a}). Move the images of one into the other"
+            )
 
 
 def _no_text(folder: Path) -> str:
