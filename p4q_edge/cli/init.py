@@ -18,7 +18,7 @@ from p4q_edge.data import (
 )
 from p4q_edge.runtime.cli import Command, Output
 from p4q_edge.runtime.errors import InputError, UsageError
-from p4q_edge.runtime.images import ImageSet, LeftOut, ToDecode, class_folders, damaged, image_files, same_form
+from p4q_edge.runtime.images import ImageSet, LeftOut, ToDecode, damaged, image_files, same_form
 from p4q_edge.runtime.storage import atomic_write, printable, require_writable
 from p4q_edge.runtime.wording import number_of
 
@@ -90,10 +90,10 @@ def _run(request: InitRequest, output: Output) -> int:
         unusable=tuple(unusable),
         advice=tuple(advice),
     )
-    width = max(map(len, counts))
-    lines = [f"{name:<{width}}  {count:>5}{_without(count - left[name])}" for name, count in counts.items()]
-    lines += [f"cannot be used: {problem}" for problem in unusable]
-    lines += [f"advice: {line}" for line in advice]
+    width = max(len(printable(name)) for name in counts)
+    lines = [f"{printable(name):<{width}}  {count:>5}{_without(count - left[name])}" for name, count in counts.items()]
+    lines += [f"cannot be used: {printable(problem)}" for problem in unusable]
+    lines += [f"advice: {printable(line)}" for line in advice]
     lines += [
         f"{request.output}  {number_of(len(usable), 'usable image')} of {number_of(len(counts), 'class')}",
         next_step(request.output, unusable, left, refused=bool(refused)),
@@ -153,11 +153,13 @@ def count_classes(images: ImageSet) -> dict[str, int]:
 def left_out_of_empty(folder: Path, counts: dict[str, int]) -> list[str]:
     """Return of each class without images which files its folder holds that are none, such as those of HEIC."""
     advice: list[str] = []
-    if all(counts.values()):
+    empty = [name for name, count in counts.items() if not count]
+    if not empty:
         return advice
-    for path in class_folders(folder):
-        name, others = same_form(path.name), LeftOut()
-        if not counts[name] and not image_files(path, others) and others.reasons:
+    folders = {same_form(path.name): path for path in folder.iterdir() if path.is_dir()}
+    for name in empty:  # a saved data set names classes that have no folder
+        others = LeftOut()
+        if name in folders and not image_files(folders[name], others) and others.reasons:
             advice.append(f"left out of {name}, which has no other files: {others}")
     return advice
 

@@ -169,18 +169,20 @@ def with_noise(features: CachedFeatures, share: float, *, seed: int) -> CachedFe
 
 def learn_averaged(source: Source, features: CachedFeatures) -> Student:
     """Learn the student of a recipe, and take the means of its values over the last half of the epochs."""
+    section, count = source.recipe.learn, len(features.labels)
     student, tower = new_student(source)
     learned = dict(student.named_parameters())
     sums = {name: torch.zeros_like(value) for name, value in learned.items()}
-    epochs = source.recipe.learn.passes(len(features.labels))
-    first = epochs // 2 + 1
+    alone = section.prompt_passes(count) if student.prompts is not None else 0
+    last = alone + section.passes(count)
+    first = alone + section.passes(count) // 2 + 1
 
     @torch.no_grad()
     def after(epoch: int, _: float) -> None:
         for name, value in learned.items() if epoch >= first else ():
             sums[name] += value
-        for name, value in learned.items() if epoch == epochs else ():
-            value.copy_(sums[name] / (epochs - first + 1))
+        for name, value in learned.items() if epoch == last else ():
+            value.copy_(sums[name] / (last - first + 1))
 
     teach(source, student, features, LearningRun(progress=after))
     measure_text(source, student, tower)

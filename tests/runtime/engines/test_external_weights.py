@@ -54,7 +54,18 @@ def test_the_parts_are_the_model(kind: int, rows: int, packed: bool, shift: int)
         assert len(rest) < LEAST_BYTES
 
 
-@pytest.mark.parametrize("case", ["another type", "other values", "too few", "a field more", "named twice"])
+CASES = (
+    "another type",
+    "other values",
+    "too few",
+    "none at all",
+    "dimensions without end",
+    "a field more",
+    "named twice",
+)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_is_not_plain_stays_in_the_model(case: str) -> None:
     values = np.ones((64, 256), np.int8)
     plain = tensor("w", values, INT8)
@@ -62,6 +73,8 @@ def test_what_is_not_plain_stays_in_the_model(case: str) -> None:
         "another type": tensor("w", np.ones((64, 64), np.int32), INT32),
         "other values": tensor("w", values[:0], INT8) + field(5, b"\1" * values.size),
         "too few": plain.replace(field(1, 64), field(1, 65), 1),
+        "none at all": plain.replace(field(1, 64), field(1, 0), 1),
+        "dimensions without end": field(1, (1 << 63) - 1) * 20_000 + plain,  # a product of 380,000 digits
         "a field more": plain + field(12, b"words"),
         "named twice": plain,
     }[case]

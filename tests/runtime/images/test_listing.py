@@ -168,6 +168,18 @@ def test_a_class_cannot_have_a_name_that_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no such names")
+def test_one_name_stored_in_two_ways_is_refused(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for name in (composed, apart, "dog"):
+        write(tmp_path / name / "0.png")
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system takes both for one")
+    with pytest.raises(InputError, match="two class folders of .* have one name, caf\u00e9, with") as found:
+        from_class_folders(tmp_path)
+    assert f"{composed!a}" in str(found.value)
+    assert f"{apart!a}" in str(found.value)
+
+
 def test_a_photograph_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
     """What a bundle records of it is text all the same: a build ended when it was written, after learning."""
     write(tmp_path / "cup" / os.fsdecode(b"caf\xe9.png"))

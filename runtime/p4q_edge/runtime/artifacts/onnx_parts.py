@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from p4q_edge.runtime.storage import WIRE_BYTES, packed_varints, wire_fields, wire_message, wire_varint
+from p4q_edge.runtime.storage import (
+    WIRE_BYTES,
+    WIRE_VARINT,
+    expect_wire,
+    packed_varints,
+    wire_fields,
+    wire_message,
+    wire_varint,
+)
 
 GRAPH_OF_MODEL, NODE_OF_GRAPH, TENSOR_OF_GRAPH = 7, 1, 5
 """Fields of onnx.proto."""
 RAW_OF_TENSOR = 9
 _DIMS, _TYPE, _NAME = 1, 2, 8
+_WIRES = {
+    _DIMS: (WIRE_VARINT, WIRE_BYTES),
+    _TYPE: (WIRE_VARINT,),
+    _NAME: (WIRE_BYTES,),
+    RAW_OF_TENSOR: (WIRE_BYTES,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,7 @@ class StoredTensor:
         name, kind, raw, plain = "", 0, (0, 0), True
         dims: list[int] = []
         for number, wire, at, end in wire_fields(model, start, stop):
+            expect_wire(number, wire, *_WIRES.get(number, (wire,)))
             if number == _DIMS:
                 dims += packed_varints(model, at, end) if wire == WIRE_BYTES else [at]
             elif number == _TYPE:

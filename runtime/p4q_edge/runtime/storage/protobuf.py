@@ -56,6 +56,16 @@ def wire_fields(data: bytes | memoryview, start: int, stop: int) -> Iterator[tup
             raise WireError(f"field {number} has wire type {wire}")
 
 
+def expect_wire(number: int, wire: int, *expected: int) -> None:
+    """Refuse a field of another wire type than its own: its value would be taken for a place, or a place for its value.
+
+    Raises:
+        WireError: it is none of the expected ones.
+    """
+    if wire not in expected:
+        raise WireError(f"field {number} has wire type {wire}")
+
+
 def packed_varints(data: bytes | memoryview, start: int, stop: int) -> Iterator[int]:
     """Yield the numbers of a packed repeated field that lies at `data[start:stop]`.
 

@@ -23,7 +23,7 @@ from p4q_edge.runtime.artifacts import (
 )
 from p4q_edge.runtime.choices import QuantizedFlavour
 from p4q_edge.runtime.errors import CorruptArtifactError
-from p4q_edge.runtime.storage import WireError, wire_fields, wire_message
+from p4q_edge.runtime.storage import WIRE_BYTES, WIRE_VARINT, WireError, expect_wire, wire_fields, wire_message
 
 # Of onnx.proto: fields of a NodeProto and an AttributeProto, and three types of a TensorProto.
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
@@ -89,14 +89,20 @@ class _Node:
     def read(cls, data: memoryview, start: int, stop: int) -> _Node:
         texts: dict[int, list[str]] = {_INPUT: [], _OUTPUT: [], _OPERATOR: [""]}
         numbers = {}
-        for number, _, at, end in wire_fields(data, start, stop):
+        for number, wire, at, end in wire_fields(data, start, stop):
+            if number in (*texts, _ATTRIBUTE):
+                expect_wire(number, wire, WIRE_BYTES)
             if number in texts:
                 texts[number].append(bytes(data[at:end]).decode())
             elif number == _ATTRIBUTE:
                 name, value = "", 0
-                for inner, _, a, b in wire_fields(data, at, end):
-                    name = bytes(data[a:b]).decode() if inner == _ATTRIBUTE_NAME else name
-                    value = a if inner == _ATTRIBUTE_INT else value
+                for inner, wire_of_inner, a, b in wire_fields(data, at, end):
+                    if inner == _ATTRIBUTE_NAME:
+                        expect_wire(inner, wire_of_inner, WIRE_BYTES)
+                        name = bytes(data[a:b]).decode()
+                    elif inner == _ATTRIBUTE_INT:
+                        expect_wire(inner, wire_of_inner, WIRE_VARINT)
+                        value = a
                 numbers[name] = value
         inputs, outputs = tuple(texts[_INPUT]), tuple(texts[_OUTPUT])
         return cls(operator=texts[_OPERATOR][-1], inputs=inputs, outputs=outputs, numbers=numbers)

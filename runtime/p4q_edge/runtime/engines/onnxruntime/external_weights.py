@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -65,7 +64,12 @@ def _large(tensor: StoredTensor) -> np.ndarray | None:
     dtype = _TYPES.get(tensor.kind)
     if not tensor.plain or dtype is None or len(tensor.raw) < LEAST_BYTES:
         return None
-    if math.prod(tensor.dims) * dtype.itemsize != len(tensor.raw):
+    claimed = dtype.itemsize
+    for size in tensor.dims:
+        claimed *= size
+        if not 0 < claimed <= len(tensor.raw):  # a product of all could have any number of digits
+            return None
+    if claimed != len(tensor.raw):
         return None
     return np.require(np.frombuffer(tensor.raw, dtype).reshape(tensor.dims), requirements="A")
 
